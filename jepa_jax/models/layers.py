@@ -1,0 +1,118 @@
+"""Linear, LayerNorm, MLPs, self-attention, block: the parts all transformers of the family share."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jepa_jax.models.attention import attend
+from jepa_jax.models.rope import rotate
+
+INIT_STD = 0.02  # the original truncates at +-2, a hundred deviations out: a plain normal (reference: vjepa2 §1.5)
+
+
+def Linear(d_in: int, d_out: int, *, dtype, rngs: nnx.Rngs, shrink: jax.Array | float = 1.0) -> nnx.Linear:
+    """y = x W + b with inputs of type `dtype`; W from a normal of deviation 0.02 / shrink, b zero, both float32."""
+
+    def kernel_init(key, shape, param_dtype):
+        return jax.random.normal(key, shape, param_dtype) * INIT_STD / shrink
+
+    # float32 means float32 on accelerators too, where the default would be a faster, coarser product
+    precision = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+    return nnx.Linear(
+        d_in, d_out, dtype=dtype, precision=precision, kernel_init=kernel_init, rngs=rngs
+    )
+
+
+def LayerNorm(width: int, *, eps: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """Affine LayerNorm over the last axis; statistics and output in float32."""
+    return nnx.LayerNorm(
+        width, epsilon=eps, dtype=jnp.float32, use_fast_variance=False, rngs=rngs
+    )
+
+
+def standardise(x: jax.Array, eps: float = 1e-5) -> jax.Array:
+    """LayerNorm without affine over the last axis, in float32."""
+    x = x.astype(jnp.float32)
+    mean = x.mean(-1, keepdims=True)
+    variance = jnp.square(x - mean).mean(-1, keepdims=True)
+    return (x - mean) * jax.lax.rsqrt(variance + eps)
+
+
+class GeluMLP(nnx.Module):
+    """fc2(gelu(fc1 x)), exact (erf) GELU."""
+
+    def __init__(self, width: int, hidden: int, *, dtype, rngs: nnx.Rngs, shrink=1.0):
+        self.fc1 = Linear(width, hidden, dtype=dtype, rngs=rngs)
+        self.fc2 = Linear(hidden, width, dtype=dtype, rngs=rngs, shrink=shrink)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+
+
+class SwiGLU(nnx.Module):
+    """fc3(silu(fc1 x) * fc2 x).
+
+    The depth rescale of the initialisation falls on fc2, which here is no output projection, as in the original
+    (reference: vjepa2 §1.5, quirk 14).
+    """
+
+    def __init__(self, width: int, hidden: int, *, dtype, rngs: nnx.Rngs, shrink=1.0):
+        self.fc1 = Linear(width, hidden, dtype=dtype, rngs=rngs)
+        self.fc2 = Linear(width, hidden, dtype=dtype, rngs=rngs, shrink=shrink)
+        self.fc3 = Linear(hidden, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.fc3(jax.nn.silu(self.fc1(x)) * self.fc2(x))
+
+
+# name -> (module, its hidden width from width * ratio)
+MLPS = {
+    'gelu': (GeluMLP, lambda hidden: hidden),
+    'swiglu': (SwiGLU, lambda hidden: (2 * hidden // 3 + 7) // 8 * 8),
+    'swiglu_full': (SwiGLU, lambda hidden: hidden),
+}
+
+
+def make_mlp(kind: str, width: int, ratio: float, *, dtype, rngs: nnx.Rngs, shrink=1.0) -> nnx.Module:
+    if kind not in MLPS:
+        raise ValueError(f"mlp '{kind}': allowed are {', '.join(MLPS)}")
+    module, hidden = MLPS[kind]
+    return module(width, hidden(int(width * ratio)), dtype=dtype, rngs=rngs, shrink=shrink)
+
+
+class SelfAttention(nnx.Module):
+    """Multi-head self-attention; the fused projection holds q, k, v one after the other, head by head."""
+
+    def __init__(self, width: int, heads: int, *, dtype, rngs: nnx.Rngs, shrink=1.0):
+        if width % heads:
+            raise ValueError(f'width {width} is not a multiple of heads {heads}')
+        self.heads = heads
+        self.qkv = Linear(width, 3 * width, dtype=dtype, rngs=rngs)
+        self.proj = Linear(width, width, dtype=dtype, rngs=rngs, shrink=shrink)
+
+    def __call__(self, x: jax.Array, rope=None, lengths: jax.Array | None = None) -> jax.Array:
+        """x [B, N, D] -> [B, N, D]; rope: tables from rope.angles or None; lengths [B]: valid tokens."""
+        B, N, D = x.shape
+        q, k, v = jnp.moveaxis(self.qkv(x).reshape(B, N, 3, self.heads, D // self.heads), 2, 0)
+        if rope is not None:
+            q, k = rotate(q, rope), rotate(k, rope)
+        return self.proj(attend(q, k, v, lengths).reshape(B, N, D))
+
+
+class Block(nnx.Module):
+    """Pre-norm transformer block. `layer` counts from 0 and sets how much the output projections start smaller."""
+
+    def __init__(
+        self, width: int, heads: int, mlp_ratio: float, mlp: str, eps: float, *, dtype, layer, rngs: nnx.Rngs
+    ):
+        shrink = jnp.sqrt(2.0 * (layer + 1))
+        self.norm1 = LayerNorm(width, eps=eps, rngs=rngs)
+        self.attn = SelfAttention(width, heads, dtype=dtype, rngs=rngs, shrink=shrink)
+        self.norm2 = LayerNorm(width, eps=eps, rngs=rngs)
+        self.mlp = make_mlp(mlp, width, mlp_ratio, dtype=dtype, rngs=rngs, shrink=shrink)
+
+    def __call__(self, x: jax.Array, rope=None, lengths: jax.Array | None = None) -> jax.Array:
+        x = x + self.attn(self.norm1(x), rope, lengths).astype(x.dtype)
+        return x + self.mlp(self.norm2(x)).astype(x.dtype)

@@ -1,0 +1,96 @@
+"""The predictor: a narrow transformer that fills in the features of tokens the encoder has not seen."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jepa_jax.models import tokens
+from jepa_jax.models.layers import INIT_STD, Block, LayerNorm, Linear
+from jepa_jax.models.rope import angles
+from jepa_jax.models.vit import EPS, pick_rows
+from jepa_jax.nets import fold, stack
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictorConfig:
+    """All that shapes a predictor. (reference: vjepa2 §2)"""
+
+    encoder_width: int
+    width: int = 384
+    depth: int = 12
+    heads: int = 12
+    mlp_ratio: float = 4.0
+    mask_tokens: int = 10
+    zero_init_mask_tokens: bool = True
+    mlp: str = 'gelu'  # a key of layers.MLPS
+    position: str = 'rope'  # rope | sincos
+    rope: str = 'tiled'
+    uniform_power: bool = True
+    grid: tuple[int, int, int] = (8, 16, 16)  # (t, h, w) of the clips; rope needs h and w, sincos all
+    dtype: jnp.dtype = jnp.bfloat16  # of matmul inputs; the residual stream is float32, as in the original
+    remat: str = 'full'  # a key of nets.REMAT
+
+
+class Predictor(nnx.Module):
+    """Context features and the ids of targets -> features of the targets."""
+
+    def __init__(self, config: PredictorConfig, *, rngs: nnx.Rngs):
+        c = self.config = config
+        if c.position not in ('rope', 'sincos'):
+            raise ValueError(f"position '{c.position}': allowed are rope, sincos")
+        self.embed = Linear(c.encoder_width, c.width, dtype=c.dtype, rngs=rngs)
+        std = 0.0 if c.zero_init_mask_tokens else INIT_STD
+        # leaves of their own: a token that no group of a run uses is not decayed
+        self.mask_tokens = nnx.Dict(
+            {
+                str(i): nnx.Param(std * jax.random.normal(rngs.params(), (1, 1, c.width)))
+                for i in range(c.mask_tokens)
+            }
+        )
+        self.blocks = stack(
+            lambda r, layer: Block(
+                c.width, c.heads, c.mlp_ratio, c.mlp, EPS, dtype=c.dtype, layer=layer, rngs=r
+            ),
+            c.depth,
+            rngs,
+        )
+        self.norm = LayerNorm(c.width, eps=EPS, rngs=rngs)
+        self.proj = Linear(c.width, c.encoder_width, dtype=c.dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        context: jax.Array,
+        context_ids: jax.Array,
+        target_ids: jax.Array,
+        mask_index: int = 1,
+        return_all: bool = False,
+    ) -> jax.Array:
+        """context [B, K, D], context_ids [B, K], target_ids [B, M] -> [B, M, D] float32, in the order of target_ids.
+
+        mask_index selects the mask token, modulo their number: pretraining uses the position of the clip's frame-count group
+        in the batch; 1 is the original's default elsewhere (reference: vjepa2 §3). Ids count on the grid of the config,
+        also for clips of another size. return_all: all K + M tokens, ordered by id.
+        """
+        c = self.config
+        B, M = target_ids.shape
+        x = self.embed(context).astype(jnp.float32)
+        token = self.mask_tokens[str(mask_index % c.mask_tokens)][...]
+        # attention knows no order, so the original's sorting by id and back is left out
+        queries = jnp.zeros_like(x, shape=(B, M, c.width)) + token
+        x = jnp.concatenate([x, queries], axis=1)
+        ids = jnp.concatenate([context_ids, target_ids], axis=1)
+        rope = None
+        if c.position == 'rope':
+            rope = angles(tokens.coordinates(ids, *c.grid[1:]), c.width // c.heads, c.rope)
+        else:
+            x = x + pick_rows(tokens.sincos_table(c.grid, c.width, c.uniform_power), ids, x)
+        x = self.norm(fold(self.blocks, x, rope, remat=c.remat))
+        if return_all:
+            x = jnp.take_along_axis(x, jnp.argsort(ids, axis=1)[..., None], axis=1)
+        else:
+            x = x[:, -M:]
+        return self.proj(x).astype(jnp.float32)

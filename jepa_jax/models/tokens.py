@@ -1,0 +1,106 @@
+"""From pixels to tokens and where they lie: tubelets, pixel scale, token coordinates, sin-cos tables."""
+
+import einops
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+MEAN = (0.485, 0.456, 0.406)  # of RGB in [0, 1] over ImageNet
+STD = (0.229, 0.224, 0.225)
+
+
+def cut(video: jax.Array, tubelet: int, patch: int) -> jax.Array:
+    """Video [B, T, H, W, 3] -> tubelets [B, N, tubelet * patch * patch * 3], values in (frame, y, x, colour) order.
+
+    Frames and pixels that do not fill a tubelet are dropped, as a strided convolution does.
+    """
+    _, T, H, W, _ = video.shape
+    video = video[:, : T // tubelet * tubelet, : H // patch * patch, : W // patch * patch]
+    pattern = '(t a) (h b) (w c) rgb -> (t h w) (a b c rgb)'
+    # under vmap, since a reshape that involves a sharded batch axis is refused on an explicit mesh
+    return jax.vmap(lambda v: einops.rearrange(v, pattern, a=tubelet, b=patch, c=patch))(video)
+
+
+def normalise(tubelets: jax.Array) -> jax.Array:
+    """uint8 tubelets [..., P] -> float32 with ImageNet mean 0 and standard deviation 1; floats pass: they are normalised."""
+    if tubelets.dtype != jnp.uint8:
+        return tubelets.astype(jnp.float32)
+    repeats = tubelets.shape[-1] // 3
+    mean = jnp.asarray(np.tile(np.float32(MEAN) * 255, repeats))
+    std = jnp.asarray(np.tile(np.float32(STD) * 255, repeats))
+    return (tubelets.astype(jnp.float32) - mean) / std
+
+
+def coordinates(ids: jax.Array, h: int, w: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Token ids of any shape -> their (t, y, x) indices, the same shape."""
+    return ids // (h * w), ids // w % h, ids % w
+
+
+def _sincos(positions: np.ndarray, width: int) -> np.ndarray:
+    angle = positions[:, None] * 10000.0 ** (-np.arange(width // 2) / (width / 2))
+    return np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
+
+
+def sincos_table(grid: tuple[int, int, int], width: int, uniform: bool) -> np.ndarray:
+    """Fixed position embedding [N, D] float32 of a (t, h, w) grid (reference: vjepa2 §1.6).
+
+    uniform: equal shares of the width for t, y and x, cut off at D; else half for t and a quarter each for y and x. A grid
+    with t = 0 is an image: half of the width each for y and x.
+    """
+    t, h, w = grid
+    ids = np.arange(max(t, 1) * h * w)
+    axes = [ids // (h * w), ids // w % h, ids % w]
+    if t == 0:
+        axes, widths = axes[1:], [width // 2] * 2
+    elif uniform:
+        widths = [2 * -(-width // 6)] * 3
+    else:
+        widths = [width // 2, width // 4, width // 4]
+    table = np.concatenate([_sincos(a.astype(np.float64), m) for a, m in zip(axes, widths)], axis=1)
+    return table[:, :width].astype(np.float32)
+
+
+def _linear(distance: np.ndarray) -> np.ndarray:
+    return np.maximum(0, 1 - np.abs(distance))
+
+
+def _cubic(distance: np.ndarray, a: float = -0.75) -> np.ndarray:
+    x = np.abs(distance)
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((x - 5) * x + 8) * x * a - 4 * a
+    return np.where(x <= 1, near, np.where(x < 2, far, 0))
+
+
+def _resize_matrix(size: int, new: int, kernel, reach: int) -> np.ndarray:
+    """[new, size] weights of a resize without antialias whose samples lie at pixel centres, edges repeated."""
+    source = (np.arange(new) + 0.5) * size / new - 0.5
+    if kernel is _linear:
+        source = np.maximum(source, 0)
+    matrix = np.zeros((new, size))
+    for tap in range(-reach + 1, reach + 1):
+        index = np.floor(source).astype(int) + tap
+        np.add.at(matrix, (np.arange(new), index.clip(0, size - 1)), kernel(source - index))
+    return matrix
+
+
+def resize_table(table: np.ndarray, grid: tuple[int, int, int], new: tuple[int, int, int]) -> np.ndarray:
+    """A sin-cos table [N, D] made for `grid`, interpolated to the grid `new`.
+
+    Video: the first rows if only the clip is shorter, else trilinear. Image (t = 0): bicubic (a = -0.75) with one scale for
+    both axes, so `new` must be square. (reference: vjepa2 §1.6)
+    """
+    if new == grid:
+        return table
+    if grid[0] == 0:
+        if new[1] != new[2] or grid[1] != grid[2]:
+            raise ValueError(f'sin-cos embedding of an image: grid {new[1:]} is not square, and must be')
+        axes, kernel, reach = (1, 2), _cubic, 2
+    elif new[1:] == grid[1:] and new[0] < grid[0]:
+        return table[: new[0] * new[1] * new[2]]
+    else:
+        axes, kernel, reach = (0, 1, 2), _linear, 1
+    cells = table.astype(np.float64).reshape(max(grid[0], 1), grid[1], grid[2], -1)
+    for axis in axes:
+        matrix = _resize_matrix(grid[axis], new[axis], kernel, reach)
+        cells = np.moveaxis(np.tensordot(matrix, cells, (1, axis)), 0, axis)
+    return cells.reshape(-1, table.shape[-1]).astype(np.float32)

@@ -1,0 +1,76 @@
+"""Flax modules as pure functions over plain dicts. The only file that knows NNX state."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jepa_jax.sharding import gather
+
+# what the backward pass may keep from a block's forward pass instead of computing it again
+REMAT = {
+    'full': jax.checkpoint_policies.nothing_saveable,
+    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    'none': jax.checkpoint_policies.everything_saveable,
+}
+
+
+class Net:
+    """A module as two pure functions: `init(key) -> params` and `net(params, *inputs)`.
+
+    params is a nested dict of arrays. Trees with other names than the module's are refused, because NNX matches leaves by
+    their order alone.
+    """
+
+    def __init__(self, make: Callable[[nnx.Rngs], nnx.Module]):
+        self._make = make
+        module = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+        self._graph = nnx.graphdef(module)
+        self.abstract = nnx.to_pure_dict(nnx.state(module, nnx.Param))
+        self._tree = jax.tree.structure(self.abstract)
+
+    def init(self, key: jax.Array) -> dict:
+        return nnx.to_pure_dict(nnx.state(self._make(nnx.Rngs(key)), nnx.Param))
+
+    def __call__(self, params: dict, *args, **kwargs):
+        found = jax.tree.structure(params)
+        if found != self._tree:
+            raise ValueError(f'parameters do not fit the module: found {found}, expected {self._tree}')
+        return nnx.merge(self._graph, params)(*args, **kwargs)
+
+
+def stack(make: Callable[[nnx.Rngs, jax.Array], nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:
+    """`depth` modules as one whose parameters have a leading layer axis; make(rngs, index from 0)."""
+    keys = jax.random.split(rngs.params(), depth)
+    return jax.vmap(lambda key, index: make(nnx.Rngs(key), index))(keys, jnp.arange(depth))
+
+
+def fold(
+    blocks: nnx.Module, x: jax.Array, *args, remat: str = 'full', levels: Sequence[int] = ()
+) -> jax.Array | list[jax.Array]:
+    """Runs stacked blocks one after the other: x = block(x, *args).
+
+    Compiled once whatever the depth; parameters sharded over `fsdp` are gathered for one layer at a time, again in the
+    backward pass. levels: block indices, ascending, after which x is wanted; then a list of those is returned.
+    """
+
+    @functools.partial(jax.checkpoint, prevent_cse=False, policy=REMAT[remat])
+    def body(x, block):
+        return gather(block)(x, *args), None
+
+    depth = jax.tree.leaves(blocks)[0].shape[0]
+    if not levels:
+        return jax.lax.scan(body, x, blocks)[0]
+    if list(levels) != sorted(set(levels)) or levels[0] < 0 or levels[-1] >= depth:
+        raise ValueError(f'levels {tuple(levels)}: must ascend within 0..{depth - 1}')
+    found, start = [], 0
+    for level in levels:
+        part = jax.tree.map(lambda a, s=start, e=level + 1: a[s:e], blocks)
+        x = jax.lax.scan(body, x, part)[0]
+        found.append(x)
+        start = level + 1
+    return found

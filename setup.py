@@ -1,0 +1,56 @@
+"""Install with `pip install .`; extras: torch hf robot sim tpu cuda tensorboard bench test."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(r"__version__ = '(.+)'", (ROOT / 'jepa_jax/__init__.py').read_text()).group(1)
+
+setup(
+    name='jepa_jax',
+    version=VERSION,
+    description='V-JEPA 2 in JAX: pretrain, probe, plan, and carry weights to PyTorch and back',
+    long_description=(ROOT / 'README.md').read_text(),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    packages=find_packages(include=['jepa_jax', 'jepa_jax.*']),
+    python_requires='>=3.11',
+    install_requires=[
+        'jax>=0.10,<0.12',
+        'flax>=0.12.8',
+        'optax>=0.2.8',
+        'orbax-checkpoint>=0.12.8',
+        'grain>=0.2.18',
+        'einops',
+        'tensorflow-datasets>=4.9.9',
+        'ml_collections>=1.1',
+        'numpy>=2',
+        'absl-py',
+        'av>=14',
+        'scipy',
+        'scikit-learn',
+        'matplotlib',
+        'tqdm',
+    ],
+    extras_require={
+        'tpu': ['jax[tpu]'],
+        'cuda': ['jax[cuda13]'],
+        'tensorboard': ['tensorboardX'],
+        'bench': ['eva-decord'],
+        'test': [
+            # 2.13.0 resolves to a CPU build where one is offered; other releases bring CUDA packages of several GB
+            'torch==2.13.0',
+            'transformers',
+            'safetensors',
+            'opencv-python-headless',
+            'h5py',
+            'tensorboardX',
+            'pytest',
+            'ruff',
+        ],
+    },
+    entry_points={'console_scripts': ['jepa-train=jepa_jax.train:main']},
+    license_files=['LICENSE'],
+)

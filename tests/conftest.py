@@ -1,0 +1,29 @@
+"""Eight CPU devices for every test, flags parsed as grain's workers want them, and the golden arrays."""
+
+import os
+import pathlib
+import sys
+
+os.environ['JAX_PLATFORMS'] = 'cpu'  # before jax is imported anywhere
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from absl import flags  # noqa: E402
+
+HERE = pathlib.Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]  # torch_fill; configs and tools, which are not installed
+
+jax.config.update('jax_num_cpu_devices', 8)
+if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(scope='session')
+def golden_models() -> dict[str, np.ndarray]:
+    return dict(np.load(HERE / 'golden/models.npz'))
+
+
+@pytest.fixture(scope='session')
+def golden_step() -> dict[str, np.ndarray]:
+    return dict(np.load(HERE / 'golden/step.npz'))
