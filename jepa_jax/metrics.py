@@ -1,0 +1,252 @@
+"""What a run writes about itself: metrics.jsonl, TensorBoard events, a bar or lines on the screen.
+
+A row is one JSON object a line, `{"step": 20, "loss": 0.51, ...}`. JSON has no NaN or infinity: a
+value that is not finite is the string "nan", "inf" or "-inf", which `read` turns back.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import pathlib
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from jepa_jax import workdir as files
+
+log = logging.getLogger(__name__)
+
+FILE = 'metrics.jsonl'
+# What the clock decides; all other values of two equal runs are equal bit for bit.
+TIMING_KEYS = ('clips_per_s', 'data_wait_s', 'step_s')
+
+_NOT_FINITE = {'nan': math.nan, 'inf': math.inf, '-inf': -math.inf}
+
+
+class Metrics:
+    """Writes rows; in processes other than 0 it does nothing."""
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        *,
+        start_step: int,
+        total_steps: int,
+        terminal: bool | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        """Cuts the file back to the step that the run goes on from.
+
+        Args:
+          workdir: the run's folder, which exists.
+          start_step: updates made so far; rows of later steps are removed, to be made again.
+          total_steps: updates at the end of the run.
+          terminal: a bar (True) or lines (False); None: whether standard output is a terminal.
+          clock: seconds, for the time left and the spacing of lines.
+
+        Raises:
+          OSError: the file cannot be read or written.
+        """
+        self._step, self._start, self._total = start_step, start_step, total_steps
+        self._clock = clock
+        self._began = self._printed = clock()
+        self._unwritten = b''
+        self._file = self._events = self._bar = None
+        if jax.process_index() != 0:
+            return
+        path = pathlib.Path(workdir) / FILE
+        _cut_back(path, start_step)
+        self._file = path.open('ab', buffering=0)
+        self._events = _Events.open(pathlib.Path(workdir) / 'tensorboard', start_step)
+        if sys.stdout.isatty() if terminal is None else terminal:
+            self._bar = tqdm(
+                total=total_steps,
+                initial=start_step,
+                unit='step',
+                file=sys.stdout,
+                dynamic_ncols=True,
+            )
+
+    def __enter__(self) -> Metrics:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds a row, flushed; a full disk is logged and what is missing written with a later row.
+
+        Args:
+          step: updates made, more than in the row before.
+          values: anything that `float` takes; `loss` is shown on the screen.
+
+        Raises:
+          ValueError: `step` does not increase.
+        """
+        if step <= self._step:
+            raise ValueError(f'row of step {step} after step {self._step}: steps must increase')
+        self._step = step
+        if self._file is None:
+            return
+        row = {name: float(value) for name, value in values.items()}
+        shown = {name: v if math.isfinite(v) else str(v) for name, v in row.items()}
+        self._append(json.dumps({'step': step, **shown}, allow_nan=False) + '\n')
+        if self._events is not None and not self._events.write(step, row):
+            self._events = None
+        self._show(step, row)
+
+    def note(self, text: str) -> None:
+        """Shows a line of text, above the bar if there is one."""
+        if self._file is not None:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def close(self) -> None:
+        """Ends the bar and closes the files."""
+        if self._bar is not None:
+            self._bar.close()
+        if self._events is not None:
+            self._events.close()
+        if self._file is not None:
+            self._append('')
+            if self._unwritten:
+                log.error('the last %d bytes of %s are lost', len(self._unwritten), FILE)
+            self._file.close()
+        self._bar = self._events = self._file = None
+
+    def _append(self, line: str) -> None:
+        waiting = bool(self._unwritten)
+        self._unwritten += line.encode()
+        try:
+            while (
+                self._unwritten
+            ):  # a write may end in the middle of a line; the next goes on there
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+        except OSError as error:
+            if not waiting:
+                log.error('%s cannot be written, trying again: %s', FILE, error.strerror)
+
+    def _show(self, step: int, row: Mapping[str, float]) -> None:
+        loss = {'loss': f'{row["loss"]:.4f}'} if 'loss' in row else {}
+        if self._bar is not None:
+            self._bar.set_postfix(loss, refresh=False)
+            self._bar.update(step - self._bar.n)
+            return
+        now = self._clock()
+        elapsed = now - self._began
+        # often at first, when one wants to know whether it works; a line a minute in the long run
+        due = now - self._printed >= min(60.0, max(2.0, elapsed / 20))
+        if not due and step < self._total and self._printed != self._began:
+            return
+        self._printed = now
+        words = [f'step {step:,}/{self._total:,}', *(f'{k} {v}' for k, v in loss.items())]
+        if 'clips_per_s' in row:
+            words.append(f'{row["clips_per_s"]:.1f} clips/s')
+        left = elapsed / (step - self._start) * (self._total - step)
+        words.append(f'{tqdm.format_interval(max(left, 0))} left')
+        print('  '.join(words), flush=True)
+
+
+class _Events:
+    """TensorBoard events, written at once.
+
+    tensorboardX's own SummaryWriter hands them to a thread: on a full disk that thread dies, its
+    queue fills, and the run stands still.
+    """
+
+    def __init__(self, folder: pathlib.Path, start_step: int):
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.record_writer import RecordWriter
+        from tensorboardX.summary import scalar
+
+        self._event, self._scalar = Event, scalar
+        folder.mkdir(exist_ok=True)
+        host, now = socket.gethostname(), time.time_ns()
+        name = f'events.out.tfevents.{now // 10**9}.{host}.{now}'  # TensorBoard reads in this order
+        self._records = RecordWriter(str(folder / name))
+        self._put(file_version='brain.Event:2')
+        # TensorBoard drops what an earlier start wrote for this step and later ones
+        self._put(step=start_step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    @classmethod
+    def open(cls, folder: pathlib.Path, start_step: int) -> _Events | None:
+        try:
+            return cls(folder, start_step)
+        except ModuleNotFoundError as error:
+            log.info('no TensorBoard events: %s (pip install tensorboardX)', error)
+        except OSError as error:
+            log.error('no TensorBoard events: %s', error)
+        return None
+
+    def write(self, step: int, row: Mapping[str, float]) -> bool:
+        """Whether it worked; if not, the file may be torn and takes no more."""
+        try:
+            for name, value in row.items():
+                self._put(step=step, summary=self._scalar(name, value))
+            self._records.flush()
+        except OSError as error:
+            log.error('no more TensorBoard events until the next start: %s', error.strerror)
+            self.close()
+            return False
+        return True
+
+    def _put(self, **fields: Any) -> None:
+        self._records.write(self._event(wall_time=time.time(), **fields).SerializeToString())
+
+    def close(self) -> None:
+        try:
+            self._records.close()
+        except OSError as error:  # all rows were flushed, but for one whose failure is logged
+            log.debug('TensorBoard events: %s', error.strerror)
+
+
+def read(workdir: str | os.PathLike) -> list[dict[str, float]]:
+    """The rows of a run, `step` an int; of a run at work, all but the line it is writing.
+
+    Raises:
+      OSError: there is no such file, or it cannot be read.
+      ValueError: a line before the last one is not JSON.
+    """
+    path = pathlib.Path(workdir) / FILE
+    parsed = _parse(path)
+    for number, (_, row) in enumerate(parsed[:-1], 1):
+        if row is None:
+            raise ValueError(f'{path}, line {number}: not a row of metrics')
+    rows = [row for _, row in parsed if row is not None]
+    return [{k: _NOT_FINITE.get(v, v) for k, v in row.items()} for row in rows]
+
+
+def _parse(path: pathlib.Path) -> list[tuple[str, dict[str, Any] | None]]:
+    """Lines and what they hold; None for one that is torn or damaged."""
+    lines = path.read_text(encoding='utf-8', errors='replace').splitlines(keepends=True)
+    return [(line, _row(line)) for line in lines]
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    whole = line.endswith('\n') and isinstance(row, dict) and isinstance(row.get('step'), int)
+    return row if whole else None
+
+
+def _cut_back(path: pathlib.Path, start_step: int) -> None:
+    if not path.exists():
+        return
+    parsed = _parse(path)
+    broken = sum(row is None for _, row in parsed[:-1])
+    if broken:
+        log.warning('%s: %d damaged lines removed', path, broken)
+    kept = [line for line, row in parsed if row is not None and row['step'] <= start_step]
+    if len(kept) < len(parsed):
+        log.info('%s: cut back to step %d, %d lines go', path, start_step, len(parsed) - len(kept))
+        files.write_text(path, ''.join(kept))

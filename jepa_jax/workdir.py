@@ -1,0 +1,177 @@
+"""A run's folder: one run at a time, files that are whole or absent, the config it began with."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import fcntl
+import fnmatch
+import json
+import logging
+import os
+import pathlib
+import socket
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from jepa_jax.config import ConfigError, TrainConfig, differences
+
+log = logging.getLogger(__name__)
+
+# Fields that may differ when a run goes on, and why it is the same run (to rounding where so said).
+FREE = {
+    'name': 'a label',
+    'data.workers': 'the order of records does not depend on who decodes them',
+    'data.prefetch': 'only how early batches are ready',
+    'data.attempts': 'only when a run gives up; a replacement is a function of its attempt',
+    'data.max_failure_share': 'only when a run gives up',
+    'data.worker_timeout': 'only when a run gives up',
+    'data.cache': 'holds what decoding gives',
+    'data.cache_gib': 'holds what decoding gives',
+    'optim.accumulate': 'the same update to rounding',
+    'mesh.*': 'checkpoints restore onto any mesh; the same values to rounding',
+    'checkpoints.*': 'when to save, and where a run without a checkpoint starts',
+    'logging.*': 'what is written down',
+    'probe.*': 'runs on the finished features',
+}
+
+_held: set[int] = set()  # descriptors of this process's locks
+
+
+def _let_go() -> None:
+    for fd in _held:
+        os.close(fd)
+    _held.clear()
+
+
+# flock belongs to the open file, which a forked child shares: a data worker that outlives a killed
+# run would hold the lock for it. Closing the child's copy leaves the parent's lock alone; spawned
+# children never get the descriptor (O_CLOEXEC).
+os.register_at_fork(after_in_child=_let_go)
+
+
+@contextlib.contextmanager
+def lock(workdir: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Makes the folder if need be and holds it; the kernel lets go when this process dies.
+
+    Yields:
+      The absolute path.
+
+    Raises:
+      ConfigError: another run holds the folder, or it cannot be made, read or written.
+    """
+    path = pathlib.Path(workdir).absolute()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        os.listdir(path)
+        fd = os.open(path / '.lock', os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        reason = 'a file is in its place' if path.is_file() else error.strerror
+        allowed = 'must be a folder that this user can read and write'
+        raise ConfigError(f'workdir {path}: {reason}; {allowed}') from error
+    _held.add(fd)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            advice = 'stop that run or choose another workdir'
+            raise ConfigError(f'workdir {path} is in use by {_holder(fd)}; {advice}') from None
+        except OSError as error:
+            reason = f'its file system cannot lock files ({error.strerror})'
+            raise ConfigError(f'workdir {path}: {reason}') from error
+        since = datetime.datetime.now().astimezone().isoformat(' ', 'seconds')
+        _sign(fd, {'pid': os.getpid(), 'host': socket.gethostname(), 'since': since})
+        yield path
+    finally:
+        if fd in _held:  # in a forked child it is closed already
+            _held.remove(fd)
+            os.close(fd)
+
+
+def _sign(fd: int, who: dict[str, Any]) -> None:
+    try:
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, json.dumps(who).encode(), 0)
+    except OSError as error:  # a full disk: the lock holds all the same
+        log.warning('the lock of this run cannot name its owner: %s', error.strerror)
+
+
+def _holder(fd: int) -> str:
+    try:
+        who = json.loads(os.pread(fd, 4096, 0))
+        return f'process {who["pid"]} on {who["host"]} since {who["since"]}'
+    except (ValueError, KeyError, TypeError):  # between its lock and its signature
+        return 'another process, which has not signed yet'
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes indented JSON as `write_text` does.
+
+    Raises:
+      OSError: as `write_text`.
+      ValueError: `value` holds NaN or an infinity, which JSON does not have.
+    """
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + '\n')
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a file at once: a reader sees the old one or the whole new one, whatever dies.
+
+    Raises:
+      OSError: it cannot be written; what was there before is untouched.
+    """
+    path = pathlib.Path(path)
+    fd, temporary = tempfile.mkstemp(prefix=f'.{path.name}.', dir=path.parent)
+    try:
+        with os.fdopen(fd, 'w', encoding='utf-8') as file:
+            os.fchmod(fd, 0o644)  # mkstemp's own is 0o600
+            file.write(text)
+            file.flush()
+            os.fsync(fd)
+        os.replace(temporary, path)
+    except BaseException:
+        pathlib.Path(temporary).unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(path: pathlib.Path) -> None:
+    """Makes renames inside a folder survive a power cut."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def check_config(stored: dict[str, Any], new: TrainConfig | dict[str, Any], allow: bool) -> None:
+    """Refuses to go on with a config that would make this another run; logs what changed.
+
+    Args:
+      stored: the config of the run so far, from JSON.
+      new: the config asked for now.
+      allow: go on all the same (`checkpoints.allow_config_change`).
+
+    Raises:
+      ConfigError: fields outside `FREE` differ; one line, each as `field: old -> new`.
+    """
+    if dataclasses.is_dataclass(new):
+        new = dataclasses.asdict(new)
+    lines = differences(stored, json.loads(json.dumps(new)))  # tuples become lists, as in `stored`
+    free = [line for line in lines if _is_free(line)]
+    bound = [line for line in lines if not _is_free(line)]
+    if free:
+        log.info('the config changed where the run stays the same: %s', '; '.join(free))
+    if bound and not allow:
+        raise ConfigError(
+            f'the run in this workdir has another config: {"; ".join(bound)}. Take the old values, '
+            'another workdir, or --config.checkpoints.allow_config_change=True'
+        )
+    if bound:
+        log.warning('going on with another config, as allowed: %s', '; '.join(bound))
+
+
+def _is_free(line: str) -> bool:
+    return any(fnmatch.fnmatchcase(line.split(':', 1)[0], pattern) for pattern in FREE)
