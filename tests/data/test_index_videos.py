@@ -1,0 +1,108 @@
+"""The manifest of a folder of good and bad files, made by the command."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def make(path, count=30, size=(64, 48)):
+    rng = np.random.default_rng(0)
+    with av.open(path, 'w') as container:
+        stream = container.add_stream('libx264', rate=30)
+        stream.width, stream.height, stream.pix_fmt = *size, 'yuv420p'
+        for _ in range(count):
+            image = rng.integers(0, 256, (*size[::-1], 3), np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format='rgb24')))
+        container.mux(stream.encode(None))
+    return path
+
+
+def index(*arguments, status=0):
+    command = [sys.executable, '-m', 'tools.index_videos', *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text('utf-8').splitlines()]
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('videos')
+    make(folder / 'a good one.mp4')
+    (folder / 'deeper').mkdir()
+    make(folder / 'deeper/b.mkv', 20, (96, 64))
+    (folder / 'empty.mp4').touch()
+    (folder / 'text.avi').write_text('no video ' * 100)
+    data = bytearray(make(folder / 'damaged.mp4').read_bytes())
+    with av.open(folder / 'damaged.mp4') as container:
+        entry = container.streams.video[0].index_entries[15]
+    data[entry.pos : entry.pos + 20] = b'\xff' * 20  # a length of 4 GB
+    (folder / 'damaged.mp4').write_bytes(data)
+    (folder / 'cut.mp4').write_bytes((folder / 'a good one.mp4').read_bytes()[:3000])
+    (folder / 'list.txt').write_text(
+        'a good one.mp4 3\ndeeper/b.mkv\n\ngone.mp4 4\na good one.mp4 3\n'
+    )
+    return folder
+
+
+def test_folder(folder, tmp_path):
+    done = index(folder, '--out', tmp_path / 'm.jsonl', '--workers', 2, '--decode')
+    found = {Path(row['path']).name: row for row in rows(tmp_path / 'm.jsonl')}
+    assert {name: row['problem'] for name, row in found.items()} == {
+        'a good one.mp4': None,
+        'b.mkv': None,
+        'empty.mp4': 'empty',
+        'text.avi': 'not_video',
+        'damaged.mp4': 'corrupt',
+        'cut.mp4': 'truncated',
+    }
+    good = found['b.mkv']
+    assert (good['frames'], good['width'], good['height'], good['codec']) == (20, 96, 64, 'h264')
+    assert (good['fps'], good['seconds'], good['variable']) == (30, 0.6667, False)
+    assert good['label'] is None
+    assert all(row['detail'] for row in found.values() if row['problem'])
+    assert '2 of 6 files are fine' in done.stdout and '1 truncated' in done.stdout
+    assert '6/6' in done.stderr  # the progress bar
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['m.jsonl']
+
+
+def test_list_and_headers_only(folder, tmp_path):
+    out = tmp_path / 'm.jsonl'
+    index(folder / 'list.txt', folder / 'damaged.mp4', '--out', out, '--workers', 1)
+    found = rows(out)
+    seen = [(Path(row['path']).name, row['label'], row['problem']) for row in found]
+    assert seen == [
+        ('a good one.mp4', 3, None),
+        ('b.mkv', None, None),
+        ('gone.mp4', 4, 'missing'),
+        ('damaged.mp4', None, None),
+    ]
+    assert all(Path(row['path']).is_absolute() for row in found)
+
+
+def test_refusals(folder, tmp_path):
+    old = tmp_path / 'm.jsonl'
+    old.write_text('before')
+    for arguments, text in [
+        ((tmp_path / 'none.txt', '--out', old), 'none.txt'),
+        ((folder / 'deeper', '--out', tmp_path / 'no/m.jsonl'), 'there is no folder'),
+        ((folder / 'deeper', '--out', old, '--workers', 0), 'at least 1'),
+        ((tmp_path, '--out', old), 'no videos in'),
+    ]:
+        error = index(*arguments, status=2).stderr.splitlines()[-1]
+        assert text in error
+    assert old.read_text() == 'before'
+
+
+def test_help():
+    assert '--decode' in index('--help').stdout
