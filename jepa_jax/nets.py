@@ -22,8 +22,8 @@ REMAT = {
 class Net:
     """A module as two pure functions: `init(key) -> params` and `net(params, *inputs)`.
 
-    params is a nested dict of arrays. Trees with other names than the module's are refused, because NNX matches leaves by
-    their order alone.
+    params is a nested dict of arrays. Trees with other names than the module's are refused, because
+    NNX matches leaves by their order alone.
     """
 
     def __init__(self, make: Callable[[nnx.Rngs], nnx.Module]):
@@ -39,12 +39,17 @@ class Net:
     def __call__(self, params: dict, *args, **kwargs):
         found = jax.tree.structure(params)
         if found != self._tree:
-            raise ValueError(f'parameters do not fit the module: found {found}, expected {self._tree}')
+            raise ValueError(
+                f'parameters do not fit the module: found {found}, expected {self._tree}'
+            )
         return nnx.merge(self._graph, params)(*args, **kwargs)
 
 
-def stack(make: Callable[[nnx.Rngs, jax.Array], nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:
-    """`depth` modules as one whose parameters have a leading layer axis; make(rngs, index from 0)."""
+def stack(
+    make: Callable[[nnx.Rngs, jax.Array], nnx.Module], depth: int, rngs: nnx.Rngs
+) -> nnx.Module:
+    """`depth` modules as one whose parameters have a leading layer axis; make(rngs, index from
+    0)."""
     keys = jax.random.split(rngs.params(), depth)
     return jax.vmap(lambda key, index: make(nnx.Rngs(key), index))(keys, jnp.arange(depth))
 
@@ -54,8 +59,9 @@ def fold(
 ) -> jax.Array | list[jax.Array]:
     """Runs stacked blocks one after the other: x = block(x, *args).
 
-    Compiled once whatever the depth; parameters sharded over `fsdp` are gathered for one layer at a time, again in the
-    backward pass. levels: block indices, ascending, after which x is wanted; then a list of those is returned.
+    Compiled once whatever the depth; parameters sharded over `fsdp` are gathered for one layer at a
+    time, again in the backward pass. levels: block indices, ascending, after which x is wanted;
+    then a list of those is returned.
     """
 
     @functools.partial(jax.checkpoint, prevent_cse=False, policy=REMAT[remat])

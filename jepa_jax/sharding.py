@@ -1,8 +1,8 @@
 """Where arrays live: the mesh, one strict table of parameter specs, and the gather before use.
 
-Parameters are stored sharded over `fsdp` along the model's width and gathered layer by layer inside the scanned block; the
-batch is sharded over both axes. On an explicit mesh the sharding is part of an array's type, so moments and moving averages
-inherit it.
+Parameters are stored sharded over `fsdp` along the model's width and gathered layer by layer inside
+the scanned block; the batch is sharded over both axes. On an explicit mesh the sharding is part of
+an array's type, so moments and moving averages inherit it.
 """
 
 import re
@@ -14,8 +14,9 @@ AXES = ('data', 'fsdp')
 BATCH = jax.P(AXES)
 MAX_FSDP = 128  # every width of the family divides by 128, and uneven shards are refused
 
-# path -> spec, first match wins; every parameter must match and every row must be used by some model of the package. Block
-# parameters have a leading layer axis. Vectors are small and stay replicated.
+# path -> spec, first match wins; every parameter must match and every row must be used by some
+# model of the package. Block parameters have a leading layer axis. Vectors are small and stay
+# replicated.
 PARAM_RULES = (
     (r'(.*/)?blocks/(attn/qkv|mlp/fc1)/kernel', jax.P(None, 'fsdp', None)),
     (r'(.*/)?blocks/(attn/proj|mlp/fc2)/kernel', jax.P(None, None, 'fsdp')),
@@ -76,7 +77,8 @@ def gather(tree):
 
 
 def concrete(tree, mesh: jax.sharding.Mesh):
-    """The result of jax.eval_shape under a mesh, with shardings on real devices, as restoring wants them."""
+    """The result of jax.eval_shape under a mesh, with shardings on real devices, as restoring wants
+    them."""
 
     def one(s):
         sharding = jax.NamedSharding(mesh, s.sharding.spec if s.sharding else jax.P())

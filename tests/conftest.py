@@ -1,4 +1,5 @@
-"""Eight CPU devices for every test, flags parsed as grain's workers want them, and the golden arrays."""
+"""Eight CPU devices for every test, flags parsed as grain's workers want them, and the golden
+arrays."""
 
 import os
 import pathlib
@@ -12,7 +13,10 @@ import pytest  # noqa: E402
 from absl import flags  # noqa: E402
 
 HERE = pathlib.Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]  # torch_fill; configs and tools, which are not installed
+sys.path[:0] = [
+    str(HERE),
+    str(HERE.parent),
+]  # torch_fill; configs and tools, which are not installed
 
 jax.config.update('jax_num_cpu_devices', 8)
 if not flags.FLAGS.is_parsed():

@@ -1,7 +1,8 @@
 """Weights of the original's state dicts, filled by formula, in our layout.
 
-Every tensor of the original with name k holds `RandomState(crc32(k)).standard_normal(shape) * sigma`, plus 1 for norm weights
-(reference: vjepa2 §13), so golden outputs can be checked without any weight file.
+Every tensor of the original with name k holds `RandomState(crc32(k)).standard_normal(shape) *
+sigma`, plus 1 for norm weights (reference: vjepa2 §13), so golden outputs can be checked without
+any weight file.
 """
 
 import re

@@ -1,7 +1,8 @@
 """Networks. Letters used in every shape:
 
-B batch, T H W frames and pixels, t h w token grid, N tokens (t*h*w, row-major), K context tokens, M target tokens, D width,
-F MLP width, A heads, C head dim, L layers, G masks, P values in a patch. Video is channels last, [B, T, H, W, 3].
+B batch, T H W frames and pixels, t h w token grid, N tokens (t*h*w, row-major), K context tokens, M
+target tokens, D width, F MLP width, A heads, C head dim, L layers, G masks, P values in a patch.
+Video is channels last, [B, T, H, W, 3].
 """
 
 import dataclasses
@@ -17,8 +18,9 @@ class Size:
     mlp_ratio: float = 4.0
 
 
-# vitg is the original's vit_giant_xformers: 22 heads of 64. giant and gigantic are its siblings with other head counts; the
-# original's gigantic asks for an MLP ratio of 64/13 by a misspelt keyword and really has 4.
+# vitg is the original's vit_giant_xformers: 22 heads of 64. giant and gigantic are its siblings
+# with other head counts; the original's gigantic asks for an MLP ratio of 64/13 by a misspelt
+# keyword and really has 4.
 SIZES = {
     'tiny': Size(192, 12, 3),
     'small': Size(384, 12, 6),

@@ -1,4 +1,5 @@
-"""Linear, LayerNorm, MLPs, self-attention, block: the parts all transformers of the family share."""
+"""Linear, LayerNorm, MLPs, self-attention, block: the parts all transformers of the family
+share."""
 
 from __future__ import annotations
 
@@ -12,13 +13,17 @@ from jepa_jax.models.rope import rotate
 INIT_STD = 0.02  # the original truncates at +-2, a hundred deviations out: a plain normal (reference: vjepa2 §1.5)
 
 
-def Linear(d_in: int, d_out: int, *, dtype, rngs: nnx.Rngs, shrink: jax.Array | float = 1.0) -> nnx.Linear:
-    """y = x W + b with inputs of type `dtype`; W from a normal of deviation 0.02 / shrink, b zero, both float32."""
+def Linear(
+    d_in: int, d_out: int, *, dtype, rngs: nnx.Rngs, shrink: jax.Array | float = 1.0
+) -> nnx.Linear:
+    """y = x W + b with inputs of type `dtype`; W from a normal of deviation 0.02 / shrink, b zero,
+    both float32."""
 
     def kernel_init(key, shape, param_dtype):
         return jax.random.normal(key, shape, param_dtype) * INIT_STD / shrink
 
-    # float32 means float32 on accelerators too, where the default would be a faster, coarser product
+    # float32 means float32 on accelerators too, where the default would be a faster, coarser
+    # product
     precision = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
     return nnx.Linear(
         d_in, d_out, dtype=dtype, precision=precision, kernel_init=kernel_init, rngs=rngs
@@ -27,9 +32,7 @@ def Linear(d_in: int, d_out: int, *, dtype, rngs: nnx.Rngs, shrink: jax.Array | 
 
 def LayerNorm(width: int, *, eps: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """Affine LayerNorm over the last axis; statistics and output in float32."""
-    return nnx.LayerNorm(
-        width, epsilon=eps, dtype=jnp.float32, use_fast_variance=False, rngs=rngs
-    )
+    return nnx.LayerNorm(width, epsilon=eps, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
 
 
 def standardise(x: jax.Array, eps: float = 1e-5) -> jax.Array:
@@ -54,8 +57,8 @@ class GeluMLP(nnx.Module):
 class SwiGLU(nnx.Module):
     """fc3(silu(fc1 x) * fc2 x).
 
-    The depth rescale of the initialisation falls on fc2, which here is no output projection, as in the original
-    (reference: vjepa2 §1.5, quirk 14).
+    The depth rescale of the initialisation falls on fc2, which here is no output projection, as in
+    the original (reference: vjepa2 §1.5, quirk 14).
     """
 
     def __init__(self, width: int, hidden: int, *, dtype, rngs: nnx.Rngs, shrink=1.0):
@@ -75,7 +78,9 @@ MLPS = {
 }
 
 
-def make_mlp(kind: str, width: int, ratio: float, *, dtype, rngs: nnx.Rngs, shrink=1.0) -> nnx.Module:
+def make_mlp(
+    kind: str, width: int, ratio: float, *, dtype, rngs: nnx.Rngs, shrink=1.0
+) -> nnx.Module:
     if kind not in MLPS:
         raise ValueError(f"mlp '{kind}': allowed are {', '.join(MLPS)}")
     module, hidden = MLPS[kind]
@@ -83,7 +88,8 @@ def make_mlp(kind: str, width: int, ratio: float, *, dtype, rngs: nnx.Rngs, shri
 
 
 class SelfAttention(nnx.Module):
-    """Multi-head self-attention; the fused projection holds q, k, v one after the other, head by head."""
+    """Multi-head self-attention; the fused projection holds q, k, v one after the other, head by
+    head."""
 
     def __init__(self, width: int, heads: int, *, dtype, rngs: nnx.Rngs, shrink=1.0):
         if width % heads:
@@ -93,7 +99,8 @@ class SelfAttention(nnx.Module):
         self.proj = Linear(width, width, dtype=dtype, rngs=rngs, shrink=shrink)
 
     def __call__(self, x: jax.Array, rope=None, lengths: jax.Array | None = None) -> jax.Array:
-        """x [B, N, D] -> [B, N, D]; rope: tables from rope.angles or None; lengths [B]: valid tokens."""
+        """x [B, N, D] -> [B, N, D]; rope: tables from rope.angles or None; lengths [B]: valid
+        tokens."""
         B, N, D = x.shape
         q, k, v = jnp.moveaxis(self.qkv(x).reshape(B, N, 3, self.heads, D // self.heads), 2, 0)
         if rope is not None:
@@ -102,10 +109,20 @@ class SelfAttention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Pre-norm transformer block. `layer` counts from 0 and sets how much the output projections start smaller."""
+    """Pre-norm transformer block. `layer` counts from 0 and sets how much the output projections
+    start smaller."""
 
     def __init__(
-        self, width: int, heads: int, mlp_ratio: float, mlp: str, eps: float, *, dtype, layer, rngs: nnx.Rngs
+        self,
+        width: int,
+        heads: int,
+        mlp_ratio: float,
+        mlp: str,
+        eps: float,
+        *,
+        dtype,
+        layer,
+        rngs: nnx.Rngs,
     ):
         shrink = jnp.sqrt(2.0 * (layer + 1))
         self.norm1 = LayerNorm(width, eps=eps, rngs=rngs)

@@ -1,4 +1,5 @@
-"""The predictor: a narrow transformer that fills in the features of tokens the encoder has not seen."""
+"""The predictor: a narrow transformer that fills in the features of tokens the encoder has not
+seen."""
 
 from __future__ import annotations
 
@@ -30,8 +31,14 @@ class PredictorConfig:
     position: str = 'rope'  # rope | sincos
     rope: str = 'tiled'
     uniform_power: bool = True
-    grid: tuple[int, int, int] = (8, 16, 16)  # (t, h, w) of the clips; rope needs h and w, sincos all
-    dtype: jnp.dtype = jnp.bfloat16  # of matmul inputs; the residual stream is float32, as in the original
+    grid: tuple[int, int, int] = (
+        8,
+        16,
+        16,
+    )  # (t, h, w) of the clips; rope needs h and w, sincos all
+    dtype: jnp.dtype = (
+        jnp.bfloat16
+    )  # of matmul inputs; the residual stream is float32, as in the original
     remat: str = 'full'  # a key of nets.REMAT
 
 
@@ -69,11 +76,13 @@ class Predictor(nnx.Module):
         mask_index: int = 1,
         return_all: bool = False,
     ) -> jax.Array:
-        """context [B, K, D], context_ids [B, K], target_ids [B, M] -> [B, M, D] float32, in the order of target_ids.
+        """context [B, K, D], context_ids [B, K], target_ids [B, M] -> [B, M, D] float32, in the
+        order of target_ids.
 
-        mask_index selects the mask token, modulo their number: pretraining uses the position of the clip's frame-count group
-        in the batch; 1 is the original's default elsewhere (reference: vjepa2 §3). Ids count on the grid of the config,
-        also for clips of another size. return_all: all K + M tokens, ordered by id.
+        mask_index selects the mask token, modulo their number: pretraining uses the position of the
+        clip's frame-count group in the batch; 1 is the original's default elsewhere (reference:
+        vjepa2 §3). Ids count on the grid of the config, also for clips of another size. return_all:
+        all K + M tokens, ordered by id.
         """
         c = self.config
         B, M = target_ids.shape

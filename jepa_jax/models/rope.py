@@ -1,14 +1,17 @@
 """Three-axis rotary position embedding.
 
-A head's channels are cut into [t | y | x | rest]; the first three parts, d = 2 * (C // 3 // 2) channels each, are turned by an
-angle that grows with the token's index along that axis, the rest is left alone.
+A head's channels are cut into [t | y | x | rest]; the first three parts, d = 2 * (C // 3 // 2)
+channels each, are turned by an angle that grows with the token's index along that axis, the rest is
+left alone.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-MIN_HEAD_DIM = 12  # below, a part has a single frequency and the original fails (reference: vjepa2 §1.3)
+MIN_HEAD_DIM = (
+    12  # below, a part has a single frequency and the original fails (reference: vjepa2 §1.3)
+)
 
 
 def part(head_dim: int) -> int:
@@ -16,19 +19,25 @@ def part(head_dim: int) -> int:
     return 2 * (head_dim // 3 // 2)
 
 
-def angles(positions: tuple[jax.Array, ...], head_dim: int, flavour: str) -> tuple[jax.Array, jax.Array]:
+def angles(
+    positions: tuple[jax.Array, ...], head_dim: int, flavour: str
+) -> tuple[jax.Array, jax.Array]:
     """Cosine and signed sine tables, float32.
 
-    positions: (t, y, x), each [..., N] of any number type; flavour 'tiled': as released with V-JEPA 2, where channel c of a
-    part of d has the frequency of index c mod d/2 although neighbouring channels form the pairs; the two members of a pair
-    then turn by different angles, so this is no rotation, and released weights depend on it (reference: vjepa2 §1.3, quirk 1).
-    Returns cos, sin [..., N, C]; the sine of even channels carries the minus sign of the pair's rotation.
+    positions: (t, y, x), each [..., N] of any number type; flavour 'tiled': as released with V-JEPA
+    2, where channel c of a part of d has the frequency of index c mod d/2 although neighbouring
+    channels form the pairs; the two members of a pair then turn by different angles, so this is no
+    rotation, and released weights depend on it (reference: vjepa2 §1.3, quirk 1).
+    Returns cos, sin [..., N, C]; the sine of even channels carries the minus sign of the pair's
+    rotation.
     """
     d = part(head_dim)
     if flavour != 'tiled':
         raise ValueError(f"rope flavour '{flavour}': allowed is 'tiled'")
     if head_dim < MIN_HEAD_DIM or head_dim % 2:
-        raise ValueError(f'head dim {head_dim}: rope needs an even number of at least {MIN_HEAD_DIM}')
+        raise ValueError(
+            f'head dim {head_dim}: rope needs an even number of at least {MIN_HEAD_DIM}'
+        )
     omega = 10000.0 ** (-np.arange(d // 2) / (d / 2))
     omega = jnp.asarray(np.concatenate([omega, omega]), jnp.float32)
     theta = jnp.concatenate([p.astype(jnp.float32)[..., None] * omega for p in positions], axis=-1)
@@ -39,7 +48,8 @@ def angles(positions: tuple[jax.Array, ...], head_dim: int, flavour: str) -> tup
 
 
 def rotate(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Turns x [B, N, A, C] by tables of shape [N, C] or [B, N, C]; computed in float32, returned in x's type."""
+    """Turns x [B, N, A, C] by tables of shape [N, C] or [B, N, C]; computed in float32, returned in
+    x's type."""
     cos, sin = (table[..., None, :] for table in tables)
     pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
     swapped = pairs[..., ::-1].reshape(x.shape)

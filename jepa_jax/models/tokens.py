@@ -1,6 +1,6 @@
-"""From pixels to tokens and where they lie: tubelets, pixel scale, token coordinates, sin-cos tables."""
+"""From pixels to tokens and where they lie: tubelets, pixel scale, token coordinates, sin-cos
+tables."""
 
-import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,19 +10,27 @@ STD = (0.229, 0.224, 0.225)
 
 
 def cut(video: jax.Array, tubelet: int, patch: int) -> jax.Array:
-    """Video [B, T, H, W, 3] -> tubelets [B, N, tubelet * patch * patch * 3], values in (frame, y, x, colour) order.
+    """Video [B, T, H, W, 3] -> tubelets [B, N, tubelet * patch * patch * 3], values in (frame, y,
+    x, colour) order.
 
     Frames and pixels that do not fill a tubelet are dropped, as a strided convolution does.
     """
-    _, T, H, W, _ = video.shape
-    video = video[:, : T // tubelet * tubelet, : H // patch * patch, : W // patch * patch]
-    pattern = '(t a) (h b) (w c) rgb -> (t h w) (a b c rgb)'
-    # under vmap, since a reshape that involves a sharded batch axis is refused on an explicit mesh
-    return jax.vmap(lambda v: einops.rearrange(v, pattern, a=tubelet, b=patch, c=patch))(video)
+    B, T, H, W, _ = video.shape
+    t, h, w = T // tubelet, H // patch, W // patch
+    # a reshape of several axes at once leaves an explicit mesh no way to tell where the batch went:
+    # say it
+    spec = None
+    if not jax.sharding.get_abstract_mesh().empty:
+        spec = jax.P(jax.typeof(video).sharding.spec[0])
+    x = video[:, : t * tubelet, : h * patch, : w * patch]
+    x = jnp.reshape(x, (B, t, tubelet, h, patch, w, patch * 3), out_sharding=spec)
+    x = x.transpose(0, 1, 3, 5, 2, 4, 6)
+    return jnp.reshape(x, (B, t * h * w, tubelet * patch * patch * 3), out_sharding=spec)
 
 
 def normalise(tubelets: jax.Array) -> jax.Array:
-    """uint8 tubelets [..., P] -> float32 with ImageNet mean 0 and standard deviation 1; floats pass: they are normalised."""
+    """uint8 tubelets [..., P] -> float32 with ImageNet mean 0 and standard deviation 1; floats
+    pass: they are normalised."""
     if tubelets.dtype != jnp.uint8:
         return tubelets.astype(jnp.float32)
     repeats = tubelets.shape[-1] // 3
@@ -44,8 +52,8 @@ def _sincos(positions: np.ndarray, width: int) -> np.ndarray:
 def sincos_table(grid: tuple[int, int, int], width: int, uniform: bool) -> np.ndarray:
     """Fixed position embedding [N, D] float32 of a (t, h, w) grid (reference: vjepa2 §1.6).
 
-    uniform: equal shares of the width for t, y and x, cut off at D; else half for t and a quarter each for y and x. A grid
-    with t = 0 is an image: half of the width each for y and x.
+    uniform: equal shares of the width for t, y and x, cut off at D; else half for t and a quarter
+    each for y and x. A grid with t = 0 is an image: half of the width each for y and x.
     """
     t, h, w = grid
     ids = np.arange(max(t, 1) * h * w)
@@ -72,7 +80,8 @@ def _cubic(distance: np.ndarray, a: float = -0.75) -> np.ndarray:
 
 
 def _resize_matrix(size: int, new: int, kernel, reach: int) -> np.ndarray:
-    """[new, size] weights of a resize without antialias whose samples lie at pixel centres, edges repeated."""
+    """[new, size] weights of a resize without antialias whose samples lie at pixel centres, edges
+    repeated."""
     source = (np.arange(new) + 0.5) * size / new - 0.5
     if kernel is _linear:
         source = np.maximum(source, 0)
@@ -83,17 +92,21 @@ def _resize_matrix(size: int, new: int, kernel, reach: int) -> np.ndarray:
     return matrix
 
 
-def resize_table(table: np.ndarray, grid: tuple[int, int, int], new: tuple[int, int, int]) -> np.ndarray:
+def resize_table(
+    table: np.ndarray, grid: tuple[int, int, int], new: tuple[int, int, int]
+) -> np.ndarray:
     """A sin-cos table [N, D] made for `grid`, interpolated to the grid `new`.
 
-    Video: the first rows if only the clip is shorter, else trilinear. Image (t = 0): bicubic (a = -0.75) with one scale for
-    both axes, so `new` must be square. (reference: vjepa2 §1.6)
+    Video: the first rows if only the clip is shorter, else trilinear. Image (t = 0): bicubic (a =
+    -0.75) with one scale for both axes, so `new` must be square. (reference: vjepa2 §1.6)
     """
     if new == grid:
         return table
     if grid[0] == 0:
         if new[1] != new[2] or grid[1] != grid[2]:
-            raise ValueError(f'sin-cos embedding of an image: grid {new[1:]} is not square, and must be')
+            raise ValueError(
+                f'sin-cos embedding of an image: grid {new[1:]} is not square, and must be'
+            )
         axes, kernel, reach = (1, 2), _cubic, 2
     elif new[1:] == grid[1:] and new[0] < grid[0]:
         return table[: new[0] * new[1] * new[2]]

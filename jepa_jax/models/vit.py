@@ -62,10 +62,12 @@ class ViT(nnx.Module):
     def __call__(
         self, video: jax.Array, keep: jax.Array | None = None, levels: tuple[int, ...] = ()
     ) -> jax.Array | list[jax.Array]:
-        """video [B, T, H, W, 3], uint8 or normalised float; keep [B, K] token ids or None for all N.
+        """video [B, T, H, W, 3], uint8 or normalised float; keep [B, K] token ids or None for all
+        N.
 
-        Returns [B, N or K, D] float32. levels: block indices (from 0); then a list, the features after each of those blocks,
-        all through the same final norm. Positions are indices on the clip's own grid, whatever its size.
+        Returns [B, N or K, D] float32. levels: block indices (from 0); then a list, the features
+        after each of those blocks, all through the same final norm. Positions are indices on the
+        clip's own grid, whatever its size.
         """
         c = self.config
         t, h, w = grid = c.grid(*video.shape[1:4])
@@ -96,7 +98,8 @@ class ViT(nnx.Module):
 
 
 def pick_rows(table, ids: jax.Array, like: jax.Array) -> jax.Array:
-    """Rows of a constant table [N, D] at ids [N] or [B, K], sharded as `like` [B, K, D] where ids are per clip."""
+    """Rows of a constant table [N, D] at ids [N] or [B, K], sharded as `like` [B, K, D] where ids
+    are per clip."""
     table = jnp.asarray(table)
     if ids.ndim == 1:
         return table[ids]

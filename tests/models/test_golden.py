@@ -118,7 +118,9 @@ def test_full_size_predictor():
     params = fill(net.abstract, sigma=0.02, predictor=True)
     ids = np.random.RandomState(1).permutation(32).astype(np.int32)
     context, target = np.sort(ids[:12])[None], np.sort(ids[12:])[None]
-    out = net(params, jnp.asarray(normal(3, 1, 12, 1024)), jnp.asarray(context), jnp.asarray(target), 0)
+    out = net(
+        params, jnp.asarray(normal(3, 1, 12, 1024)), jnp.asarray(context), jnp.asarray(target), 0
+    )
     assert_summary(
         out,
         (-0.00355882, 0.3119929, 3.541118, (0.0339277, 0.34024, 0.118802), (-0.14369, -0.442514)),

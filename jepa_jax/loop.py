@@ -1,0 +1,194 @@
+"""The only training loop. An objective brings nets and loss, a pipeline batches; the rest is the
+same for all."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import pathlib
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from jepa_jax import health, optim
+from jepa_jax.checkpoint import Checkpoints
+from jepa_jax.cli import Interrupted
+from jepa_jax.config import TrainConfig
+from jepa_jax.data import Batch
+from jepa_jax.data.pipeline import FailureLog, Pipeline
+from jepa_jax.metrics import Metrics
+from jepa_jax.sharding import put_batch
+from jepa_jax.state import TrainState
+from jepa_jax.step import first_nonfinite, make_step
+
+log = logging.getLogger(__name__)
+
+
+class TrainingError(RuntimeError):
+    """The run cannot go on: names the step and what was found."""
+
+
+@dataclasses.dataclass
+class Clock:
+    """What wall time was spent on, seconds."""
+
+    data: float = 0.0  # devices waiting for a batch
+    step: float = 0.0  # devices at work, compilations apart
+    steps: int = 0  # counted in `step`
+    compile: float = 0.0  # first steps of their shapes
+
+    def add(self, step: float, wait: float, compiled: bool) -> None:
+        self.data += wait
+        if compiled:
+            self.compile += step
+        else:
+            self.step, self.steps = self.step + step, self.steps + 1
+
+    def merge(self, other: Clock) -> None:
+        for field in dataclasses.fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+
+    def rates(self, clips: int) -> dict[str, float]:
+        """Per-step means as metrics, for steps of so many clips; only the wait if every step
+        compiled."""
+        if not self.steps:
+            return {'data_wait_s': self.data}
+        step, wait = self.step / self.steps, self.data / self.steps
+        return {'step_s': step, 'data_wait_s': wait, 'clips_per_s': clips / (step + wait)}
+
+    def verdict(self) -> str:
+        """Which part of the machine a faster run would need."""
+        share = self.data / max(self.data + self.step, 1e-9)
+        word = 'data-bound' if share > 0.1 else 'compute-bound'
+        return f'{word}: devices waited for batches {share:.0%} of the time'
+
+
+@contextlib.contextmanager
+def _termination() -> Iterator[list[int]]:
+    """A list that a SIGTERM adds to, in place of ending the process."""
+    received: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _lag(params: dict, target: dict) -> jax.Array:
+    """Distance between a net and its moving average, relative to the average's size."""
+    gap = optax.tree.norm(optax.tree.sub(params, target))
+    return gap / optax.tree.norm(target)
+
+
+def _finished(values: dict[str, jax.Array]) -> tuple[dict[str, Any], float]:
+    """A step's metrics on the host, and when they were there."""
+    return jax.device_get(values), time.perf_counter()
+
+
+def _explain(objective, state: TrainState, batch, host: Batch, n: int, path: pathlib.Path) -> str:
+    """Stores the batch of a step that is not finite and says which tensor went first."""
+    named = jax.tree_util.tree_leaves_with_path(host)
+    np.savez(path, **{jax.tree_util.keystr(p).strip('.'): np.asarray(a) for p, a in named})
+    return (
+        f'step {n + 1} is not finite; first tensor that is not: '
+        f'{first_nonfinite(objective, state, batch)}. The state before it is saved as step {n}, '
+        f'its batch as {path}'
+    )
+
+
+def fit(
+    objective,
+    state: TrainState,
+    pipeline: Pipeline,
+    config: TrainConfig,
+    *,
+    mesh: jax.sharding.Mesh,
+    workdir: pathlib.Path,
+    checkpoints: Checkpoints,
+    metrics: Metrics,
+    failures: FailureLog,
+) -> tuple[TrainState, Clock]:
+    """Trains from state.step to config.optim.steps; the position in the data is the step itself.
+
+    Each round: save if due, step, check, log, measure health if due. A checkpoint holds no batch
+    that was not trained on, and needs no state of the data. The next batch is fetched while the
+    devices compute; data_wait_s is the time that they had nothing to do because it was not there.
+
+    Raises:
+      TrainingError: loss or gradient is not finite. The state before that step is saved, the batch
+      stored in the workdir.
+      Interrupted: SIGTERM came; the state is saved.
+      DataError: too many files cannot be read.
+    """
+    mask = optim.decay_mask(state.params, objective.unused)
+    step = jax.jit(
+        make_step(objective, optim.optimizer(config.optim, mask), config.optim), donate_argnums=0
+    )
+    features, lag = jax.jit(objective.health), jax.jit(_lag)
+    stored = dataclasses.asdict(config)
+    every, total = config.logging, config.optim.steps
+    first = n = int(jax.device_get(state.step))
+    clock, interval, compiled = Clock(), Clock(), set()
+
+    def save() -> None:
+        checkpoints.save(n, state, {'config': stored, 'failures': failures.state()})
+
+    def save_last() -> None:
+        save()
+        checkpoints.wait()
+        if checkpoints.last_error:
+            raise TrainingError(f'step {n} could not be saved: {checkpoints.last_error}')
+
+    with (
+        _termination() as received,
+        pipeline.batches(first) as batches,
+        ThreadPoolExecutor(1) as watcher,
+    ):
+        mark = time.perf_counter()
+        host = next(batches) if n < total else None
+        interval.data = time.perf_counter() - mark
+        while n < total:
+            if n > first and n % config.checkpoints.every == 0:
+                save()
+            batch = put_batch(host.batch, mesh)
+            if new := pipeline.shapes(n) not in compiled:
+                compiled.add(pipeline.shapes(n))
+                log.info('program %d: token counts %s', len(compiled), pipeline.shapes(n))
+            mark = time.perf_counter()
+            state, values = step(state, batch)  # returns before the devices are done
+            done = watcher.submit(_finished, values)
+            current, host = host, next(batches) if n + 1 < total else None
+            fetched = time.perf_counter()
+            values, ended = done.result()
+            failures.add(current)
+            if not values.pop('finite'):
+                save_last()
+                path = workdir / f'nonfinite_step_{n + 1}.npz'
+                raise TrainingError(_explain(objective, state, batch, current.batch, n, path))
+            n += 1
+            interval.add(ended - mark, max(0.0, fetched - ended), new)
+            measured = every.health_every and (n % every.health_every == 0 or n == total)
+            if n % every.every == 0 or measured or n == total:
+                line = {k: float(v) for k, v in values.items()}
+                line |= failures.counts() | interval.rates(config.optim.batch)
+                if measured:
+                    line |= health.measure(features(state.params, state.target, batch))
+                    if objective.averaged:
+                        gap = lag(state.params[objective.averaged], state.target)
+                        line['health/ema_lag'] = float(jax.device_get(gap))
+                metrics.write(n, line)
+                clock.merge(interval)
+                interval = Clock()
+            if received:
+                save_last()
+                raise Interrupted(f'SIGTERM at step {n} of {total}, which is saved')
+        if n > first:
+            save_last()
+    return state, clock

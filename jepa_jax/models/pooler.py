@@ -1,0 +1,131 @@
+"""The attentive probe: learned queries read a clip's features, linear heads name what they saw."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jepa_jax.models.attention import attend
+from jepa_jax.models.layers import INIT_STD, Block, GeluMLP, LayerNorm, Linear
+from jepa_jax.nets import fold, stack
+
+EPS = 1e-5  # of every LayerNorm here; encoder and predictors have 1e-6
+MLP_RATIO = 4.0  # whatever the encoder's ratio is
+
+
+@dataclasses.dataclass(frozen=True)
+class PoolerConfig:
+    """All that shapes a pooler. The defaults are the released probes' (reference: vjepa2 §9.1)."""
+
+    width: int  # of the features
+    heads: int = 16  # also for ViT-g, whose encoder has 22
+    depth: int = 4  # self-attention blocks and, last, one of cross-attention
+    queries: int = 1
+    dtype: jnp.dtype = jnp.bfloat16  # of matmul inputs
+    remat: str = 'full'  # a key of nets.REMAT
+
+
+class CrossAttention(nnx.Module):
+    """Queries attend to tokens. There is no output projection: the heads' values are the result, as
+    in the original.
+    """
+
+    def __init__(self, width: int, heads: int, *, dtype, rngs: nnx.Rngs):
+        if width % heads:
+            raise ValueError(f'width {width} is not a multiple of heads {heads}')
+        self.heads = heads
+        self.q = Linear(width, width, dtype=dtype, rngs=rngs)
+        self.kv = Linear(width, 2 * width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, queries: jax.Array, x: jax.Array) -> jax.Array:
+        """queries [B, Q, D], x [B, N, D] -> [B, Q, D]."""
+        B, Q, D = queries.shape
+        q = self.q(queries).reshape(B, Q, self.heads, D // self.heads)
+        k, v = jnp.moveaxis(self.kv(x).reshape(B, x.shape[1], 2, *q.shape[2:]), 2, 0)
+        return attend(q, k, v).reshape(B, Q, D)
+
+
+class CrossBlock(nnx.Module):
+    """Pre-norm in the tokens but not in the queries, an oddity of the released probes."""
+
+    def __init__(self, config: PoolerConfig, *, rngs: nnx.Rngs):
+        c = config
+        self.norm1 = LayerNorm(c.width, eps=EPS, rngs=rngs)
+        self.xattn = CrossAttention(c.width, c.heads, dtype=c.dtype, rngs=rngs)
+        self.norm2 = LayerNorm(c.width, eps=EPS, rngs=rngs)
+        # the original rescales by the number of blocks before this one, as if this were the last of
+        # those
+        shrink = (2.0 * max(1, c.depth - 1)) ** 0.5
+        hidden = int(c.width * MLP_RATIO)
+        self.mlp = GeluMLP(c.width, hidden, dtype=c.dtype, rngs=rngs, shrink=shrink)
+
+    def __call__(self, queries: jax.Array, x: jax.Array) -> jax.Array:
+        q = queries + self.xattn(queries, self.norm1(x)).astype(queries.dtype)
+        return q + self.mlp(self.norm2(q)).astype(q.dtype)
+
+
+class AttentivePooler(nnx.Module):
+    """Features of all tokens -> one vector a query. Knows no positions: what the tokens say of them
+    must suffice.
+    """
+
+    def __init__(self, config: PoolerConfig, *, rngs: nnx.Rngs):
+        c = self.config = config
+        if c.depth < 1 or c.queries < 1:
+            raise ValueError(f'pooler: depth {c.depth} and queries {c.queries} must be at least 1')
+        self.query_tokens = nnx.Param(
+            INIT_STD * jax.random.normal(rngs.params(), (1, c.queries, c.width))
+        )
+        if c.depth > 1:
+            self.blocks = stack(
+                lambda r, layer: Block(
+                    c.width, c.heads, MLP_RATIO, 'gelu', EPS, dtype=c.dtype, layer=layer, rngs=r
+                ),
+                c.depth - 1,
+                rngs,
+            )
+        self.cross_attention_block = CrossBlock(c, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [B, N, D], any N -> [B, queries, D] float32."""
+        x = x.astype(jnp.float32)
+        if self.config.depth > 1:
+            x = fold(self.blocks, x, remat=self.config.remat)
+        query = jnp.broadcast_to(self.query_tokens[...], (len(x), *self.query_tokens.shape[1:]))
+        return self.cross_attention_block(query, x)
+
+
+class AttentiveClassifier(nnx.Module):
+    """A pooler with one linear head a query; anticipation has three (verb, noun, action), a plain
+    label has one.
+    """
+
+    def __init__(self, config: PoolerConfig, classes: dict[str, int], *, rngs: nnx.Rngs):
+        if config.queries != len(classes):
+            raise ValueError(f'{config.queries} queries for {len(classes)} heads {tuple(classes)}')
+        self.pooler = AttentivePooler(config, rngs=rngs)
+        self.heads = nnx.Dict({name: _head(config, count, rngs) for name, count in classes.items()})
+
+    def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
+        """x [B, N, D] -> for each head logits [B, classes] float32."""
+        pooled = self.pooler(x)
+        heads = self.heads.items()
+        return {
+            name: head(pooled[:, i]).astype(jnp.float32) for i, (name, head) in enumerate(heads)
+        }
+
+
+def _head(config: PoolerConfig, classes: int, rngs: nnx.Rngs) -> nnx.Linear:
+    """A linear layer that starts as PyTorch's does: weight and bias from U(+-1 / sqrt(D))."""
+    bound = config.width**-0.5
+
+    def uniform(key, shape, dtype):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return nnx.Linear(
+        config.width, classes, dtype=config.dtype, kernel_init=uniform, bias_init=uniform,
+        precision=jax.lax.Precision.HIGHEST if config.dtype == jnp.float32 else None, rngs=rngs,
+    )  # fmt: skip

@@ -1,0 +1,107 @@
+"""How a run ends: probe, verdicts, pictures, report.json."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jepa_jax import health
+from jepa_jax.config import TrainConfig
+from jepa_jax.data import synthetic
+from jepa_jax.evals import pictures, video
+from jepa_jax.loop import Clock
+from jepa_jax.state import TrainState
+from jepa_jax.workdir import write_json
+
+log = logging.getLogger(__name__)
+FILE = 'report.json'
+
+
+def finished(workdir: Path, config: TrainConfig) -> bool:
+    """Whether the run in `workdir` has its report and goes no further under this config; says
+    so."""
+    path = workdir / FILE
+    if not path.exists():
+        return False
+    report = json.loads(path.read_text())
+    if report['steps'] < config.optim.steps:
+        return False
+    log.info('%s is finished: %s', workdir, report['verdict'])
+    return True
+
+
+def write(
+    workdir: Path,
+    config: TrainConfig,
+    objective,
+    state: TrainState,
+    records: Sequence[Mapping[str, float]],
+    clock: Clock,
+    begun: float,
+) -> None:
+    """Probes the target encoder if the config says so, draws the pictures, writes report.json and
+    says in words how the run went.
+
+    records: the rows of metrics.jsonl; begun: time.monotonic() at the start of this process's run.
+    """
+    word, facts = health.verdict(records)
+    sentences = [f'{word}: {facts}', clock.verdict()]
+    probes: dict[str, dict] = {}
+    pictures.plot_run(records, workdir / 'run.png', title=config.name)
+    if config.probe.enabled:
+        train, test = _labelled(config)
+        encode = jax.jit(objective.encoder)
+        seeds = jax.random.split(jax.random.key(config.seed + 1), config.probe.seeds)
+        probes = video.measure(
+            functools.partial(encode, state.target),
+            [functools.partial(encode, objective.encoder.init(seed)) for seed in seeds],
+            train,
+            test,
+            config.probe,
+            say=log.info,
+        )
+        sentences += [video.verdict(label, rows) for label, rows in probes.items()]
+        clip = test.clips[:1]
+        tokens = np.asarray(encode(state.target, clip))[0]
+        grid = objective.config.grid(*clip.shape[1:4])
+        pictures.plot_features(
+            clip[0],
+            tokens.reshape(*grid, -1),
+            workdir / 'features.png',
+            title='target features of one test clip',
+        )
+    report = {
+        'steps': int(jax.device_get(state.step)),
+        'processes': jax.process_count(),
+        'devices': jax.device_count(),
+        'seconds': round(time.monotonic() - begun, 1),
+        'verdict': word,
+        'sentences': sentences,
+        'probes': probes,
+        'tasks': {},
+    }
+    write_json(workdir / FILE, report)
+    for line in sentences:
+        log.info('%s', line)
+    log.info('report: %s', workdir / FILE)
+
+
+def _labelled(config: TrainConfig) -> tuple[video.LabelledClips, video.LabelledClips]:
+    """Training and test clips of the self-made videos, with their labels."""
+    path = next(entry.path for entry in config.data.lists if entry.kind == 'synthetic')
+    folder = Path(path) if path else synthetic.default_folder()
+    labels = synthetic.load_labels(folder)
+    parts = []
+    for split in ('train', 'test'):
+        names = sorted(name for name in labels if name.startswith(f'videos/{split}'))
+        clips = video.read_clips([folder / name for name in names], config.data)
+        columns = {k: np.array([labels[n][k] for n in names]) for k in labels[names[0]]}
+        parts.append(video.LabelledClips(clips, columns))
+    return parts[0], parts[1]

@@ -1,0 +1,125 @@
+"""How a run begins: logging, compilation cache, and the ladder to its first state."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+from tqdm import tqdm
+
+from jepa_jax import optim
+from jepa_jax.checkpoint import Checkpoints, find, read_manifest, restore
+from jepa_jax.config import TrainConfig
+from jepa_jax.config import describe as describe_config
+from jepa_jax.data.pipeline import Pipeline
+from jepa_jax.sharding import concrete
+from jepa_jax.state import TrainState, init_state
+from jepa_jax.workdir import check_config
+
+log = logging.getLogger(__name__)
+
+
+def cache_root() -> Path:
+    """Where everything that can be made again lies: $JEPA_JAX_CACHE, or ~/.cache/jepa_jax."""
+    return Path(os.environ.get('JEPA_JAX_CACHE') or Path.home() / '.cache' / 'jepa_jax')
+
+
+class _Terminal(logging.Handler):
+    """Log lines on stderr, above the progress bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def logging_to_terminal() -> None:
+    """Our log lines as they are; those of libraries from warnings up."""
+    # force: importing orbax leaves a handler behind
+    logging.basicConfig(
+        format='%(message)s', level=logging.WARNING, handlers=[_Terminal()], force=True
+    )
+    logging.getLogger('jepa_jax').setLevel(logging.INFO)
+
+
+def compilation_cache() -> None:
+    """Keeps compiled programs between runs in the cache folder; JAX_COMPILATION_CACHE_DIR
+    overrides, empty turns it off."""
+    if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+        jax.config.update('jax_compilation_cache_dir', str(cache_root() / 'xla'))
+
+
+def initial_state(
+    objective, config: TrainConfig, mesh: jax.sharding.Mesh, checkpoints: Checkpoints
+) -> tuple[TrainState, dict[str, Any]]:
+    """The first of: this run's newest intact checkpoint, `resume_from`, `init_from` (weights only),
+    scratch.
+
+    Returns the state and what was saved beside it (empty unless this run goes on). Call under
+    jax.set_mesh(mesh).
+
+    Raises:
+      ConfigError: this run was started with another config and that is not allowed.
+      CheckpointError: a checkpoint is damaged or does not fit the model.
+    """
+    mask = optim.decay_mask(
+        {'encoder': objective.encoder.abstract, 'predictor': objective.predictor.abstract},
+        objective.unused,
+    )
+    tx = optim.optimizer(config.optim, mask)
+
+    def make(key):
+        return init_state(objective, tx, key)
+
+    abstract = concrete(jax.eval_shape(make, jax.random.key(0)), mesh)
+    settings = config.checkpoints
+    if (step := checkpoints.latest()) is not None:
+        stored = read_manifest(checkpoints.directory / str(step))['extra']['config']
+        check_config(stored, config, allow=settings.allow_config_change)
+        state, extra = checkpoints.restore(step, abstract)
+        log.info('goes on from step %d of this workdir', step)
+        return state, extra
+    if settings.resume_from:
+        folder = find(settings.resume_from)
+        state, extra = restore(folder, abstract)
+        log.info('goes on from %s, with its optimizer state', folder)
+        return (restart(state) if settings.restart_schedule else state), {}
+    state = jax.jit(make)(jax.random.key(config.seed))
+    if settings.init_from:
+        folder = find(settings.init_from)
+        only = {'params': abstract.params, 'target': abstract.target}
+        weights, _ = restore(folder, only, only=('params', 'target'))
+        log.info('starts with the weights of %s', folder)
+        return TrainState(state.step, weights['params'], weights['target'], state.opt_state), {}
+    return state, {}
+
+
+def describe(config: TrainConfig, objective, mesh: jax.sharding.Mesh, pipeline: Pipeline) -> None:
+    """Logs what is about to run: devices, model, data, what the batch means."""
+    kinds = {device.device_kind for device in mesh.devices.flat}
+    axes = ' x '.join(f'{name} {size}' for name, size in mesh.shape.items())
+    names = ', '.join(sorted(kinds))
+    log.info('%d devices (%s), mesh %s, %s', mesh.size, names, axes, config.compute_dtype)
+    for name in ('encoder', 'predictor'):
+        count = sum(leaf.size for leaf in jax.tree.leaves(getattr(objective, name).abstract))
+        log.info('%s: %s parameters', name, f'{count:,}')
+    for line in (*pipeline.describe(), *describe_config(config)):
+        log.info('%s', line)
+
+
+def restart(state: TrainState) -> TrainState:
+    """Schedules from their beginning, moments and their bias correction as they are: how the
+    original starts a cooldown (reference: vjepa2 §5.5, quirk 29)."""
+
+    def rewind(node):
+        if isinstance(node, optax.ScaleByAdamState):
+            return node
+        return jax.tree.map(lambda a: a * 0, node)
+
+    opt_state = jax.tree.map(
+        rewind, state.opt_state, is_leaf=lambda node: isinstance(node, optax.ScaleByAdamState)
+    )
+    return TrainState(state.step * 0, state.params, state.target, opt_state)

@@ -1,0 +1,86 @@
+"""Pretrains V-JEPA 2 on video.
+
+    python -m jepa_jax.train --config=configs/tiny.py [--workdir=DIR] [--config.field=value ...]
+
+The workdir gets config.json, metrics.jsonl, checkpoints/, pictures and, at the end, report.json.
+The same command with the same workdir goes on where a killed run was; a finished run is left as it
+is.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from jepa_jax import cli
+from jepa_jax.config import TrainConfig
+
+
+def train(config: TrainConfig, workdir: str) -> None:
+    """Runs `config` in `workdir` to its last step, from wherever its checkpoints are. (reference:
+    vjepa2 §5)"""
+    from jepa_jax.config import validate
+
+    validate(config)  # before the imports that take seconds
+    import dataclasses
+    import time
+
+    import jax
+
+    from jepa_jax import loop, report, sharding, start
+    from jepa_jax.checkpoint import Checkpoints
+    from jepa_jax.data.pipeline import FailureLog, Pipeline
+    from jepa_jax.metrics import Metrics, read
+    from jepa_jax.objectives.masked_video import MaskedVideo
+    from jepa_jax.workdir import lock, write_json
+
+    start.logging_to_terminal()
+    begun = time.monotonic()
+    with lock(workdir) as folder:
+        if report.finished(folder, config):
+            return
+        start.compilation_cache()
+        mesh = sharding.make_mesh(config.mesh.fsdp)
+        objective = MaskedVideo.of(config)
+        with (
+            jax.set_mesh(mesh),
+            Checkpoints(
+                folder / 'checkpoints',
+                keep=config.checkpoints.keep,
+                keep_every=config.checkpoints.keep_every,
+            ) as checkpoints,
+            Pipeline(
+                config,
+                devices=jax.device_count(),
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+            ) as pipeline,
+        ):
+            state, extra = start.initial_state(objective, config, mesh, checkpoints)
+            failures = FailureLog(config.data.max_failure_share)
+            if 'failures' in extra:
+                failures.restore(extra['failures'])
+            write_json(folder / 'config.json', dataclasses.asdict(config))
+            start.describe(config, objective, mesh, pipeline)
+            with Metrics(
+                folder, start_step=int(jax.device_get(state.step)), total_steps=config.optim.steps
+            ) as metrics:
+                state, clock = loop.fit(
+                    objective,
+                    state,
+                    pipeline,
+                    config,
+                    mesh=mesh,
+                    workdir=folder,
+                    checkpoints=checkpoints,
+                    metrics=metrics,
+                    failures=failures,
+                )
+        report.write(folder, config, objective, state, read(folder), clock, begun)
+
+
+def main() -> int:
+    return cli.run(train, doc=__doc__)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,204 @@
+"""The command line as a shell sees it: exit status, one line on stderr, and nothing slow."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+ENTRY = '''"""Train a toy.
+
+    python entry.py --config=configs/toy.py
+"""
+
+import sys
+
+from jepa_jax import cli
+from jepa_jax.config import validate
+
+
+def train(config, workdir, fail):
+    if fail == 'bug':
+        {}['missing']
+    if fail == 'number':  # a ValueError that no code of ours raised
+        int('x')
+    if fail == 'file':
+        open('no/such/file')
+    if fail == 'interrupted':
+        raise cli.Interrupted('SIGTERM at step 3')
+    if fail == 'sharding':
+        from jepa_jax.sharding import spec_for
+
+        spec_for('who/knows')
+    validate(config)
+    o = config.optim
+    print(workdir, o.steps, o.lr, config.data.augment.flip, config.masks[0].spatial_scale)
+
+
+if __name__ == '__main__':
+    sys.exit(cli.run(train, doc=__doc__, options=lambda p: p.add_argument('--fail', default='')))
+'''
+
+TOY = """from jepa_jax.config import DataList, TrainConfig, parse_arg, smoke
+
+
+def get_config(arg=''):
+    phase, small = parse_arg(arg, 'pretrain', 'cooldown')
+    config = TrainConfig(name=f'toy-{phase}')
+    config.data.lists = [DataList(kind='synthetic')]
+    return smoke(config) if small else config
+"""
+
+PLAIN = """import sys
+
+from jepa_jax import cli
+
+
+def main(out):
+    print('wrote', out)
+
+
+sys.exit(cli.run(main, doc='Write.', config=None, options=lambda p: p.add_argument('--out')))
+"""
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('clone')
+    (folder / 'configs').mkdir()
+    (folder / 'entry.py').write_text(ENTRY)
+    (folder / 'plain.py').write_text(PLAIN)
+    (folder / 'configs/toy.py').write_text(TOY)
+    (folder / 'configs/broken.py').write_text('def get_config():\n    return undefined\n')
+    (folder / 'configs/other.py').write_text('def get_config():\n    return {}\n')
+    return folder
+
+
+def call(folder, *argv, script='entry.py', python=()):
+    return subprocess.run(
+        [sys.executable, *python, script, *argv],
+        cwd=folder,
+        env={**os.environ, 'PYTHONPATH': str(ROOT), 'COLUMNS': '100'},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_help_is_quick_and_succeeds(folder):
+    start = time.monotonic()
+    done = call(folder, '--help', python=('-X', 'importtime'))
+    assert time.monotonic() - start < 3
+    assert done.returncode == 0
+    assert 'Train a toy.' in done.stdout and '--config.optim.steps' in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 100
+    imported = {line.split('|')[-1].strip().split('.')[0] for line in done.stderr.splitlines()}
+    assert 'ml_collections' in imported
+    assert not imported & {'jax', 'flax', 'optax', 'orbax', 'grain', 'tensorflow', 'torch', 'av'}
+
+
+def test_help_lists_fields_that_exist():
+    from jepa_jax import cli
+    from jepa_jax.config import TrainConfig, fields
+
+    assert set(cli.USEFUL) <= {name for name, _, _ in fields(TrainConfig())}
+
+
+@pytest.mark.parametrize(
+    ('argv', 'printed'),
+    [
+        (['--config=configs/toy.py'], 'runs/toy-pretrain 240000 0.000525 True (0.15, 0.15)'),
+        (['--config', 'configs/toy.py:smoke', '--workdir', 'here'], 'here 24 0.000525 True'),
+        (
+            [
+                '--config=configs/toy.py',
+                '--config.optim.steps=7',
+                '--config.optim.lr',
+                '1e-3',
+                '--noconfig.data.augment.flip',
+                '--config.masks[0].spatial_scale=(0.1, 0.2)',
+                '--config.name=mine',
+            ],
+            'runs/mine 7 0.001 False (0.1, 0.2)',
+        ),
+        (['--config=configs/toy.py', '--config.data.augment.flip=false'], 'False (0.15, 0.15)'),
+    ],
+)
+def test_good_command_lines(folder, argv, printed):
+    done = call(folder, *argv)
+    assert (done.returncode, done.stderr) == (0, '')
+    assert printed in done.stdout
+
+
+CONFIG = '--config=configs/toy.py'
+
+
+@pytest.mark.parametrize(
+    ('argv', 'status', 'words'),
+    [
+        ([], 2, ['--config is missing', 'configs/toy.py']),
+        (
+            ['--config=configs/toi.py'],
+            2,
+            ['no file configs/toi.py', 'did you mean configs/toy.py?'],
+        ),
+        (['--config=configs/broken.py'], 2, ['configs/broken.py', "NameError: name 'undefined'"]),
+        (['--config=configs/other.py'], 2, ['returned dict, must be TrainConfig']),
+        ([CONFIG + ':cooldwn'], 2, ["'cooldwn'", 'pretrain, cooldown, smoke', 'mean cooldown?']),
+        ([CONFIG, '--config.optim.step=3'], 2, ['no field optim.step', 'mean optim.steps?']),
+        ([CONFIG, '--config.steps=3'], 2, ['no field steps', 'did you mean optim.steps?']),
+        ([CONFIG, '--config.masks[9].max_keep=3'], 2, ['no field masks[9].max_keep']),
+        ([CONFIG, '--config.optim.steps=many'], 2, ["optim.steps = 'many'", 'a whole number']),
+        ([CONFIG, '--config.optim.steps=1.5'], 2, ["optim.steps = '1.5'", 'a whole number']),
+        ([CONFIG, '--config.optim.lr=fast'], 2, ["optim.lr = 'fast'", 'must be a number']),
+        ([CONFIG, '--config.data.augment.flip=2'], 2, ["flip = '2'", 'true or false']),
+        ([CONFIG, '--config.optim.steps'], 2, ['--config.optim.steps']),
+        (['--config.optim.steps=3', CONFIG], 2, ['steps=3 stands before --config']),
+        ([CONFIG, '--wrokdir=x'], 2, ['unknown flag --wrokdir', 'did you mean --workdir?']),
+        ([CONFIG, 'stray'], 2, ["'stray' follows no flag"]),
+        ([CONFIG, '--workdir'], 2, ['--workdir', 'expected one argument']),
+        ([CONFIG, '--config.optim.lr=-1'], 1, ['optim.lr = -1.0', 'more than 0']),
+        ([CONFIG, '--config.optim.lr', '-1e-3'], 1, ['optim.lr = -0.001', 'more than 0']),
+        ([CONFIG, '--config.masks[0].spatial_scale=3'], 1, ['spatial_scale = (3,)', '2 values']),
+        ([CONFIG, '--fail=file'], 1, ['no/such/file: No such file or directory']),
+        ([CONFIG, '--fail=sharding'], 1, ["'who/knows' matches no row"]),
+        ([CONFIG, '--fail=interrupted'], 75, ['SIGTERM at step 3', 'start the same command again']),
+    ],
+    ids=lambda value: ' '.join(value[-1:]) if isinstance(value, list) else None,
+)
+def test_bad_command_lines_are_one_line(folder, argv, status, words):
+    done = call(folder, *argv)
+    assert done.returncode == status
+    assert done.stdout == ''
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith('interrupted: ' if status == 75 else 'error: ')
+    for word in words:
+        assert word in done.stderr
+
+
+@pytest.mark.parametrize(
+    ('argv', 'words'),
+    [
+        ([CONFIG, '--fail=bug'], "KeyError: 'missing'"),
+        ([CONFIG, '--fail=number'], 'ValueError: invalid literal'),
+        ([CONFIG, '--fail=file', '--debug'], 'FileNotFoundError'),
+        (['--config=configs/broken.py', '--debug'], 'return undefined'),
+    ],
+)
+def test_bugs_and_debug_show_the_traceback(folder, argv, words):
+    done = call(folder, *argv)
+    assert done.returncode in (1, 2)
+    assert 'Traceback (most recent call last)' in done.stderr and words in done.stderr
+
+
+def test_a_command_without_config(folder):
+    done = call(folder, '--out', 'x.npz', script='plain.py')
+    assert (done.returncode, done.stdout, done.stderr) == (0, 'wrote x.npz\n', '')
+    done = call(folder, '--oot=x', script='plain.py')
+    assert (done.returncode, done.stdout) == (2, '')
+    assert done.stderr == 'error: unknown flag --oot; did you mean --out?\n'
+    assert '--config' not in call(folder, '--help', script='plain.py').stdout

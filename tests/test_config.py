@@ -1,0 +1,280 @@
+"""Bad settings are refused in one clear line, and the schema's tables agree with the code's."""
+
+import copy
+import json
+import math
+import typing
+
+import pytest
+
+from jepa_jax import config as C
+from jepa_jax.config import ConfigError, DataList, Encoder, Optim, TrainConfig, validate
+
+
+def good() -> TrainConfig:
+    return TrainConfig(name='good', data=C.Data(lists=[DataList(path='clips.txt')]))
+
+
+def put(config, name: str, value) -> None:
+    """Sets `a.b[0].c`."""
+    *parents, last = name.replace(']', '').replace('[', '.').split('.')
+    for part in parents:
+        config = config[int(part)] if part.isdigit() else getattr(config, part)
+    setattr(config, last, value)
+
+
+def test_good_configs_pass():
+    validate(good())
+    config = good()
+    config.optim.steps = 3000  # the public ViT-L file: the run ends inside its warm-up
+    validate(config)
+    config.masks[0].max_keep = 2047
+    config.data.lists.append(DataList(path='b', frames=64, weight=0.1))
+    validate(config)
+
+
+BAD = [
+    # one field; words, types
+    ({'encoder.size': 'vit_l'}, "encoder.size = 'vit_l'", 'allowed are tiny, small'),
+    ({'encoder.size': 'vitgg'}, 'did you mean vitg?'),
+    ({'encoder.position': 'learned'}, "encoder.position = 'learned'", 'rope, sincos'),
+    ({'encoder.mlp': 'relu'}, "encoder.mlp = 'relu'", 'gelu, swiglu, swiglu_full'),
+    ({'predictor.mlp': ''}, "predictor.mlp = ''", 'gelu'),
+    ({'compute_dtype': 'float16'}, "compute_dtype = 'float16'", 'bfloat16, float32'),
+    ({'mask_sampler': 'random'}, "mask_sampler = 'random'", 'static, reference'),
+    ({'optim.schedule': 'cosine'}, "'cosine'", 'did you mean warmup_cosine?'),
+    ({'mesh.remat': 'half'}, "mesh.remat = 'half'", 'full, dots, none'),
+    ({'name': 'runs/mine'}, "name = 'runs/mine'", 'without slashes'),
+    ({'optim.steps': '10'}, "optim.steps = '10'", 'of type int, found str'),
+    ({'optim.steps': 10.0}, 'optim.steps = 10.0', 'of type int, found float'),
+    ({'optim.batch': True}, 'optim.batch = True', 'of type int, found bool'),
+    ({'probe.enabled': 1}, 'probe.enabled = 1', 'of type bool, found int'),
+    ({'optim.lr': math.nan}, 'optim.lr = nan', 'finite'),
+    ({'optim.lr': math.inf}, 'optim.lr = inf', 'finite'),
+    ({'data.augment.scale': (0.3,)}, 'data.augment.scale = (0.3,)', 'must hold 2 values'),
+    ({'data.augment.scale': 0.3}, 'data.augment.scale = 0.3', 'of type tuple'),
+    ({'masks[0].aspect_ratio': ('a', 1.0)}, "masks[0].aspect_ratio[0] = 'a'", 'of type float'),
+    ({'optim.learning_rate': 1.0}, 'optim.learning_rate: no such field'),
+    ({'optim.warm_up': 1}, 'optim.warm_up: no such field', 'did you mean warmup?'),
+    ({'masks': []}, 'masks = []', 'at least one MaskBlocks'),
+    ({'data.lists': []}, 'data.lists = []', 'at least one DataList'),
+    ({'masks': ['short']}, "masks[0] = 'short'", 'of type MaskBlocks'),
+    # one field; ranges
+    ({'seed': -1}, 'seed = -1', 'from 0 to'),
+    ({'encoder.width': -384}, 'encoder.width = -384', 'at least 0'),
+    ({'encoder.patch': 0}, 'encoder.patch = 0', 'more than 0'),
+    ({'encoder.tubelet': 0}, 'encoder.tubelet = 0', 'more than 0'),
+    ({'predictor.depth': 0}, 'predictor.depth = 0', 'more than 0'),
+    ({'masks[1].num_blocks': 0}, 'masks[1].num_blocks = 0', 'more than 0'),
+    ({'masks[0].spatial_scale': (0.5, 0.2)}, 'masks[0].spatial_scale', 'LOW <= HIGH'),
+    ({'masks[0].spatial_scale': (0.5, 1.2)}, 'masks[0].spatial_scale', 'at most 1'),
+    ({'masks[0].temporal_scale': (0.0, 1.0)}, 'masks[0].temporal_scale', 'above 0'),
+    ({'masks[0].aspect_ratio': (1.5, 0.75)}, 'masks[0].aspect_ratio', 'LOW <= HIGH'),
+    ({'masks[0].max_temporal_keep': 0.0}, 'max_temporal_keep = 0.0', 'above 0'),
+    ({'masks[0].max_keep': -1}, 'max_keep = -1', 'at least 0'),
+    ({'data.lists[0].weight': 0.0}, 'data.lists[0].weight = 0.0', 'more than 0'),
+    ({'data.lists[0].weight': -0.5}, 'data.lists[0].weight = -0.5', 'more than 0'),
+    ({'data.augment.scale': (1.0, 0.3)}, 'data.augment.scale', 'LOW <= HIGH'),
+    ({'data.augment.ratio': (0.0, 1.0)}, 'data.augment.ratio', 'above 0'),
+    ({'data.frames': 0}, 'data.frames = 0', 'more than 0'),
+    ({'data.workers': -1}, 'data.workers = -1', 'at least 0'),
+    ({'data.attempts': 0}, 'data.attempts = 0', 'more than 0'),
+    ({'data.max_failure_share': 1.5}, 'max_failure_share = 1.5', 'from 0 to 1'),
+    ({'optim.batch': 0}, 'optim.batch = 0', 'more than 0'),
+    ({'optim.steps': 0}, 'optim.steps = 0', 'more than 0'),
+    ({'optim.accumulate': 0}, 'optim.accumulate = 0', 'more than 0'),
+    ({'optim.warmup': -1}, 'optim.warmup = -1', 'at least 0'),
+    ({'optim.lr': 0.0}, 'optim.lr = 0.0', 'more than 0'),
+    ({'optim.weight_decay': -0.1}, 'optim.weight_decay = -0.1', 'at least 0'),
+    ({'optim.momentum': 1.0}, 'optim.momentum = 1.0', 'less than 1'),
+    ({'optim.momentum': -0.1}, 'optim.momentum = -0.1', 'less than 1'),
+    ({'optim.final_momentum': 1.1}, 'optim.final_momentum = 1.1', 'from 0 to 1'),
+    ({'optim.beta2': 1.0}, 'optim.beta2 = 1.0', 'less than 1'),
+    ({'optim.stretch': 0.8}, 'optim.stretch = 0.8', 'at least 1'),
+    ({'optim.loss_exponent': 0.5}, 'optim.loss_exponent = 0.5', 'at least 1'),
+    ({'mesh.fsdp': 256}, 'mesh.fsdp = 256', 'from 1 to 128'),
+    ({'mesh.fsdp': 0}, 'mesh.fsdp = 0', 'from 1 to 128'),
+    ({'checkpoints.every': 0}, 'checkpoints.every = 0', 'more than 0'),
+    ({'checkpoints.keep': 0}, 'checkpoints.keep = 0', 'more than 0'),
+    ({'logging.every': 0}, 'logging.every = 0', 'more than 0'),
+    ({'probe.seeds': 0}, 'probe.seeds = 0', 'more than 0'),
+    # several fields
+    ({'encoder.width': 100}, 'encoder.width = 100', 'multiple of encoder.heads = 16'),
+    ({'encoder.width': 128}, 'encoder: 8 channels a head', 'at least 12'),
+    ({'predictor.width': 100}, 'predictor.width = 100', 'multiple of predictor.heads = 12'),
+    ({'predictor.width': 96}, 'predictor: 8 channels a head', 'at least 12'),
+    (
+        {
+            'encoder.position': 'sincos',
+            'encoder.uniform_power': False,
+            'encoder.width': 100,
+            'encoder.heads': 4,
+        },
+        'encoder.width = 100',
+        'multiple of 8',
+    ),
+    ({'encoder.size': 'tiny', 'mesh.fsdp': 128}, 'mesh.fsdp = 128', 'divide encoder.width = 192'),
+    ({'probe.enabled': True, 'probe.heads': 7}, 'probe.heads = 7', 'divide encoder.width = 1024'),
+    ({'data.crop': 250}, 'data.crop = 250', 'multiple of encoder.patch = 16'),
+    ({'data.frames': 15}, 'data.frames = 15', 'multiple of encoder.tubelet = 2'),
+    ({'data.lists[0].frames': 7}, 'data.lists[0].frames = 7', 'multiple of encoder.tubelet'),
+    ({'data.lists[0].path': ''}, 'data.lists[0].path is empty', '--config.data.lists[0].path='),
+    ({'data.frame_step': 4}, 'exactly one of fps, frame_step, duration', 'fps = 4, frame_step = 4'),
+    ({'data.fps': 0}, 'exactly one of fps, frame_step, duration', 'fps = 0'),
+    ({'masks[1].max_keep': 2048}, 'masks[1].max_keep = 2048', 'less than the 2048 tokens'),
+    (
+        {'masks[1].full_complement': True, 'masks[1].pred_full_complement': True},
+        'masks[1]',
+        'exclude each other',
+    ),
+    ({'optim.accumulate': 7}, 'optim.batch = 3072', 'multiple of optim.accumulate = 7'),
+    ({'optim.schedule': 'linear_decay'}, 'optim.warmup = 12000', 'must be 0'),
+    ({'optim.anneal': 10}, 'optim.anneal = 10', 'must be 0'),
+    (
+        {'optim.schedule': 'wsd', 'optim.anneal': 300_000},
+        'optim.warmup + optim.anneal = 312000',
+        'at most stretch * steps = 300000',
+    ),
+    (
+        {'checkpoints.resume_from': 'a', 'checkpoints.init_from': 'b'},
+        'resume_from and checkpoints.init_from are both set',
+    ),
+    ({'checkpoints.restart_schedule': True}, 'checkpoints.resume_from is empty', 'WORKDIR'),
+]
+
+
+@pytest.mark.parametrize('case', BAD, ids=lambda case: ','.join(case[0]))
+def test_bad_settings_are_refused_in_one_line(case):
+    changes, *words = case
+    config = good()
+    for name, value in changes.items():
+        put(config, name, value)
+    with pytest.raises(ConfigError) as caught:
+        validate(config)
+    message = str(caught.value)
+    assert '\n' not in message
+    for word in words:
+        assert word in message
+
+
+def test_more_frame_counts_than_mask_tokens():
+    config = good()
+    config.predictor.mask_tokens = 1
+    config.data.lists.append(DataList(path='b', frames=32))
+    with pytest.raises(ConfigError, match=r'mask_tokens = 1: must be at least 2.*16, 32'):
+        validate(config)
+
+
+def test_every_number_and_pair_has_a_rule_and_every_rule_a_field():
+    names = {C._row(name): kind for name, kind, _ in C.fields(good())}
+    assert set(C.RULES) <= set(names)
+    need = {n for n, k in names.items() if k in (int, float) or typing.get_origin(k) is tuple}
+    assert need <= set(C.RULES)
+
+
+def test_allowed_words_are_those_of_the_code():
+    from jepa_jax import nets, optim, sharding
+    from jepa_jax.models import layers
+
+    assert C.RULES['optim.schedule'].words == tuple(optim.SCHEDULES)
+    assert C.RULES['mesh.remat'].words == tuple(nets.REMAT)
+    assert C.RULES['encoder.mlp'].words == tuple(layers.MLPS)
+    assert C.MAX_FSDP == sharding.MAX_FSDP
+
+
+def test_encoder_shape_takes_what_is_set_and_the_rest_from_the_size():
+    shape = C.encoder_shape(Encoder(size='vitg', depth=3))
+    assert (shape.width, shape.depth, shape.heads) == (1408, 3, 22)
+    assert int(shape.width * shape.mlp_ratio) == 6144
+    with pytest.raises(ConfigError, match='did you mean vitl?'):
+        C.encoder_shape(Encoder(size='vitk'))
+
+
+def test_json_round_trip_and_differences():
+    old, new = good(), good()
+    assert C.differences(json.loads(C.to_json(old)), json.loads(C.to_json(new))) == []
+    new.optim.lr = 1e-3
+    new.masks[1].num_blocks = 3
+    new.data.lists.append(DataList(path='more.txt'))
+    lines = C.differences(json.loads(C.to_json(old)), json.loads(C.to_json(new)))
+    assert [line.split(':')[0] for line in lines] == [
+        'data.lists',
+        'masks[1].num_blocks',
+        'optim.lr',
+    ]
+    assert lines[2] == 'optim.lr: 0.000525 -> 0.001'
+
+
+@pytest.mark.parametrize(
+    ('arg', 'expected'),
+    [
+        ('', ('pretrain', False)),
+        ('smoke', ('pretrain', True)),
+        ('cooldown', ('cooldown', False)),
+        ('cooldown,smoke', ('cooldown', True)),
+        ('smoke, pretrain', ('pretrain', True)),
+    ],
+)
+def test_parse_arg(arg, expected):
+    assert C.parse_arg(arg, 'pretrain', 'cooldown') == expected
+
+
+@pytest.mark.parametrize(
+    ('arg', 'words'),
+    [
+        ('cooldwn', "argument 'cooldwn': allowed are pretrain, cooldown, smoke; did you mean"),
+        ('pretrain,cooldown', 'choose one of pretrain, cooldown'),
+    ],
+)
+def test_parse_arg_refuses(arg, words):
+    with pytest.raises(ConfigError, match=words):
+        C.parse_arg(arg, 'pretrain', 'cooldown')
+
+
+def test_smoke_keeps_the_form_of_a_run():
+    config = good()
+    config.data.lists = [
+        DataList(path='a', weight=0.7, frames=16),
+        DataList(path='b', weight=0.3, frames=64),
+    ]
+    config.optim.accumulate = 4
+    config.masks[0].max_keep = 512  # a quarter of the 2,048 tokens
+    before = copy.deepcopy(config)
+    C.smoke(config)
+    validate(config)
+    assert [item.weight for item in config.data.lists] == [0.7, 0.3]
+    assert [item.frames for item in config.data.lists] == [4, 16]
+    assert {item.kind for item in config.data.lists} == {'synthetic'}
+    assert (config.data.crop, config.data.workers) == (64, 2)
+    assert config.masks[0].max_keep == 8  # a quarter of 32
+    assert config.masks[1] == before.masks[1]
+    assert config.optim.schedule == before.optim.schedule
+    assert config.optim.warmup / config.optim.steps == pytest.approx(0.05, abs=0.04)
+    assert config.optim.accumulate == 2 and config.optim.batch % 16 == 0
+    assert config.checkpoints.every < config.optim.steps <= 48
+
+
+def test_describe_speaks_of_clips():
+    config = good()
+    config.optim = Optim(batch=256, accumulate=8, steps=60_000, warmup=3_000)
+    text = '\n'.join(C.describe(config))
+    assert 'batch 256 clips in 8 parts of 32, 60,000 steps = 15,360,000 clips' in text
+    assert 'warm-up 3,000 steps = 768,000 clips (released: 36,864,000)' in text
+    assert 'do not advise scaling' in text
+    # 0.99925 ** 923.85 = 1/2; times 256 clips; over 60,000 steps
+    assert 'half-life 924 steps = 236,506 clips = 1.5% of the run' in text
+    assert 0.99925 ** (236_506 / 256) == pytest.approx(0.5, rel=1e-5)
+    # and the momentum under which 2,838,066 clips halve it
+    assert 'takes momentum 0.99993748' in text
+    assert 0.99993748 ** (2_838_066 / 256) == pytest.approx(0.5, rel=1e-4)
+
+
+def test_describe_of_the_released_recipe_compares_nothing():
+    text = '\n'.join(C.describe(good()))
+    assert 'do not advise' not in text and 'as released' not in text
+    config = good()
+    config.optim.steps, config.optim.final_momentum = 3000, 1.0
+    text = '\n'.join(C.describe(config))
+    assert 'ends inside its warm-up' in text
+    assert '0.000206 at the last' in text  # 2.0625e-4, reference: vjepa2 §5.3
+    assert 'EMA momentum 1 at the end: half-life inf steps' in text

@@ -1,0 +1,225 @@
+"""The training step against two steps of the original (J rows), and what must hold besides."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from torch_fill import checksum, fill, mask_pair, normal
+
+from jepa_jax import optim
+from jepa_jax.config import Optim
+from jepa_jax.data import Batch, Group
+from jepa_jax.masks import Mask
+from jepa_jax.models.predictor import PredictorConfig
+from jepa_jax.models.vit import ViTConfig
+from jepa_jax.objectives.masked_video import MaskedVideo
+from jepa_jax.sharding import make_mesh, path_name, place, put_batch
+from jepa_jax.state import TrainState
+from jepa_jax.step import first_nonfinite, gradients, make_step
+
+LOSS = 1e-5  # design: loss of a step, parameters after two steps
+ENCODER = ViTConfig(96, 3, 4, image_size=64, frames=8, dtype=jnp.float32, remat='none')
+PREDICTOR = PredictorConfig(
+    96, 48, 2, 2, mask_tokens=4, grid=(4, 4, 4), dtype=jnp.float32, remat='none'
+)
+OPTIM = Optim(
+    batch=4, steps=20, warmup=5, start_lr=1e-4, lr=1e-3, final_lr=1e-5, weight_decay=0.04,
+    final_weight_decay=0.4, stretch=1.25, momentum=0.9, final_momentum=1.0,
+)  # fmt: skip
+
+# exponent -> (loss 1, its parts, loss 2, gradient norms by parameter of the first step)
+GOLDEN = {
+    1.0: (
+        0.84101754,
+        (0.83524799, 0.84119433, 0.84675783, 0.84086996),
+        0.83079600,
+        {
+            'encoder': 0.0096218367,
+            'predictor': 0.27395189,
+            'encoder/patch_embed/kernel': 0.0072518207,
+            'encoder/blocks/attn/qkv/kernel/0': 9.2907748e-4,
+            'predictor/embed/kernel': 0.0091033369,
+            'predictor/mask_tokens/0': 0.065188914,
+            'predictor/mask_tokens/1': 0.054279511,
+        },
+    ),
+    2.0: (
+        0.55164522,
+        (0.54953057, 0.55119193, 0.55571687, 0.55014145),
+        0.53873920,
+        {
+            'encoder': 0.011802878,
+            'predictor': 0.34788845,
+            'encoder/patch_embed/kernel': 0.0089895285,
+            'encoder/blocks/attn/qkv/kernel/0': 1.1346256e-3,
+            'predictor/embed/kernel': 0.011272830,
+            'predictor/mask_tokens/0': 0.086335372,
+            'predictor/mask_tokens/1': 0.069745152,
+        },
+    ),
+}
+
+
+def make_batch() -> Batch:
+    def group(x, *pairs):
+        return Group(np.moveaxis(x, 1, -1), tuple(Mask(*pair) for pair in pairs))
+
+    eight = (mask_pair(1, 2, 64, 20, 30), mask_pair(2, 2, 64, 12, 40))
+    four = (mask_pair(3, 3, 32, 10, 15), mask_pair(4, 3, 32, 8, 20))
+    return Batch(
+        (group(normal(0, 2, 3, 8, 64, 64), *eight), group(normal(10, 3, 3, 4, 64, 64), *four))
+    )
+
+
+def make_state(exponent: float, config: Optim = OPTIM, groups: int = 2):
+    objective = MaskedVideo(ENCODER, PREDICTOR, groups=groups, exponent=exponent)
+    encoder = fill(objective.encoder.abstract, sigma=0.05)
+    predictor = fill(objective.predictor.abstract, sigma=0.05, predictor=True)
+    params = jax.tree.map(jnp.asarray, {'encoder': encoder, 'predictor': predictor})
+    tx = optim.optimizer(config, optim.decay_mask(params, objective.unused))
+    target = jax.tree.map(jnp.copy, params['encoder'])
+    return objective, tx, TrainState(jnp.int32(0), params, target, tx.init(params))
+
+
+@pytest.mark.parametrize('exponent', [1.0, 2.0])
+def test_two_steps_of_the_original(exponent, golden_step):
+    loss1, parts, loss2, norms = GOLDEN[exponent]
+    objective, tx, state = make_state(exponent)
+    batch = make_batch()
+
+    @jax.jit  # one program for both: XLA computes the gradients once
+    def step(state, batch):
+        _, grads = gradients(objective, state, batch)
+        return *make_step(objective, tx, OPTIM)(state, batch), grads
+
+    initial = state
+    state, first, grads = step(state, batch)
+    leaves = {path_name(p): np.asarray(g) for p, g in jax.tree_util.tree_leaves_with_path(grads)}
+    for name, expected in norms.items():
+        if name in ('encoder', 'predictor'):
+            found = float(optax.tree.norm(grads[name]))
+        elif name.endswith('kernel/0'):
+            found = np.linalg.norm(leaves[name.removesuffix('/0')][0])
+        else:
+            found = np.linalg.norm(leaves[name])
+        assert found == pytest.approx(expected, rel=2e-5), name
+    for unused in ('predictor/mask_tokens/2', 'predictor/mask_tokens/3'):
+        assert not leaves[unused].any()
+
+    before = np.asarray(initial.params['predictor']['mask_tokens']['2'])
+    state, second, _ = step(state, batch)
+    assert float(first['loss']) == pytest.approx(loss1, abs=LOSS)
+    assert float(second['loss']) == pytest.approx(loss2, abs=LOSS)
+    found = [float(first[f'loss/group{g}_mask{m}']) for g in (0, 1) for m in (0, 1)]
+    np.testing.assert_allclose(found, parts, rtol=0, atol=LOSS)
+    assert float(first['lr']) == pytest.approx(2.8e-4, rel=1e-6)
+    assert float(second['lr']) == pytest.approx(4.6e-4, rel=1e-6)
+    assert float(first['weight_decay']) == pytest.approx(0.041419354, rel=1e-6)
+    assert float(second['weight_decay']) == pytest.approx(0.045655031, rel=1e-6)
+    assert float(first['momentum']) == pytest.approx(0.9, abs=1e-6)
+    assert float(second['momentum']) == pytest.approx(0.904, abs=1e-6)
+    assert float(first['grad_norm/encoder']) == pytest.approx(norms['encoder'], rel=2e-5)
+
+    e, p = state.params['encoder'], state.params['predictor']
+    after = {
+        'enc_backbone.blocks.0.attn.qkv.weight': e['blocks']['attn']['qkv']['kernel'][0].T,
+        'enc_backbone.norm.bias': e['norm']['bias'],
+        'tgt_backbone.blocks.0.attn.qkv.weight': state.target['blocks']['attn']['qkv']['kernel'][0].T,
+        'pred_backbone.mask_tokens.0': p['mask_tokens']['0'],
+        'pred_backbone.mask_tokens.2': p['mask_tokens']['2'],
+        'pred_backbone.predictor_proj.weight': p['proj']['kernel'].T,
+    }  # fmt: skip
+    for name, value in after.items():
+        golden = golden_step[f'J_exp={exponent}_after2_{name}']
+        np.testing.assert_allclose(value, golden, rtol=0, atol=LOSS, err_msg=name)
+    np.testing.assert_array_equal(p['mask_tokens']['2'], before)  # neither moved nor decayed
+    assert checksum(p['mask_tokens']['0']) == pytest.approx(
+        {1.0: 0.09669798, 2.0: 0.09533094}[exponent], abs=1e-4
+    )
+
+
+def test_no_gradient_reaches_the_target():
+    objective, _, state = make_state(1.0)
+    grads = jax.grad(lambda t: objective.loss(state.params, t, make_batch())[0])(state.target)
+    assert all(not np.asarray(g).any() for g in jax.tree.leaves(grads))
+
+
+def even_batch(size: int = 8) -> Batch:
+    """One group of different clips and one mask, to be cut into parts and over devices."""
+    return Batch((Group(normal(5, size, 4, 64, 64, 3), (Mask(*mask_pair(6, size, 32, 10, 15)),)),))
+
+
+def largest_difference(a, b) -> float:
+    return max(
+        float(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64)).max())
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+@pytest.mark.parametrize('accumulate', [2, 4])
+def test_accumulation_is_the_large_batch(accumulate):
+    objective, tx, state = make_state(1.0, groups=1)
+    batch = even_batch()
+    whole, metrics = jax.jit(make_step(objective, tx, OPTIM))(state, batch)
+    config = dataclasses.replace(OPTIM, accumulate=accumulate)
+    cut, cut_metrics = jax.jit(make_step(objective, tx, config))(state, batch)
+    assert float(metrics['loss']) == pytest.approx(float(cut_metrics['loss']), abs=1e-6)
+    (_, _), g1 = jax.jit(functools.partial(gradients, objective))(state, batch)
+    (_, _), g2 = jax.jit(functools.partial(gradients, objective, accumulate=accumulate))(
+        state, batch
+    )
+    assert largest_difference(g1, g2) < 1e-6
+    assert largest_difference(whole.target, cut.target) < 1e-5
+    # and it is no accident: a part alone gives another gradient
+    part = jax.tree.map(lambda a: a[::accumulate], batch)
+    (_, _), g3 = jax.jit(functools.partial(gradients, objective))(state, part)
+    assert largest_difference(g1, g3) > 1e-5
+
+
+@pytest.mark.parametrize('accumulate', [1, 2])
+def test_mesh_of_eight_devices_equals_one(accumulate):
+    config = dataclasses.replace(OPTIM, accumulate=accumulate)
+    objective, tx, state = make_state(1.0, config, groups=1)
+    batch = even_batch(16)
+    single, metrics = jax.jit(make_step(objective, tx, config))(state, batch)
+    mesh = make_mesh(fsdp=2)
+    with jax.set_mesh(mesh):
+        params = jax.device_put(state.params, jax.NamedSharding(mesh, jax.P()))
+        params = jax.jit(place)(params)
+        spread = TrainState(
+            jax.device_put(state.step, jax.NamedSharding(mesh, jax.P())),
+            params,
+            jax.jit(lambda p: jax.tree.map(jnp.copy, p))(params['encoder']),
+            jax.jit(tx.init)(params),
+        )
+        qkv = spread.opt_state[0].mu['encoder']['blocks']['attn']['qkv']['kernel']
+        assert qkv.sharding.spec == jax.P(None, 'fsdp', None)  # moments inherit the sharding
+        many, many_metrics = jax.jit(make_step(objective, tx, config))(
+            spread, put_batch(batch, mesh)
+        )
+    assert float(metrics['loss']) == pytest.approx(float(many_metrics['loss']), abs=1e-6)
+    assert largest_difference(single.target, many.target) < 1e-5
+
+
+def test_non_finite_batch_leaves_the_state_and_is_named():
+    objective, tx, state = make_state(1.0)
+    batch = make_batch()
+    clips = np.array(batch.groups[1].clips)
+    clips[0, 0, 0, 0] = np.nan
+    bad = Batch((batch.groups[0], dataclasses.replace(batch.groups[1], clips=clips)))
+    after, metrics = jax.jit(make_step(objective, tx, OPTIM))(state, bad)
+    assert not bool(metrics['finite'])
+    assert largest_difference(state, after) == 0
+    assert first_nonfinite(objective, state, bad) == 'group1: target encoder block 00'
+    broken = jax.tree.map(lambda a: a, state.params)
+    broken['predictor']['proj']['kernel'] = (
+        broken['predictor']['proj']['kernel'].at[0, 0].set(jnp.inf)
+    )
+    name = first_nonfinite(objective, dataclasses.replace(state, params=broken), batch)
+    assert name == 'params/predictor/proj/kernel'
+    _, metrics = jax.jit(make_step(objective, tx, OPTIM))(state, batch)
+    assert bool(metrics['finite'])

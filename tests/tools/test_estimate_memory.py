@@ -1,0 +1,85 @@
+"""The memory estimate: exact where it can be, and near to what XLA allocates for a small step."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jepa_jax import optim
+from jepa_jax.config import ConfigError, DataList, TrainConfig
+from jepa_jax.data import Batch, Group
+from jepa_jax.masks import Mask
+from jepa_jax.objectives.masked_video import MaskedVideo
+from jepa_jax.state import init_state
+from jepa_jax.step import make_step
+from tools.estimate_memory import GIB, context_share, estimate
+
+
+def recipe(**encoder) -> TrainConfig:
+    config = TrainConfig(name='memory')
+    for key, value in encoder.items():
+        setattr(config.encoder, key, value)
+    config.data.lists = [DataList(kind='synthetic')]
+    return config
+
+
+@pytest.mark.parametrize(
+    ('size', 'encoder', 'predictor'),  # parameters, reference: vjepa2 §1.1, §2
+    [
+        ('vitl', 303_885_312, 22_086_016),
+        ('vith', 631_648_000, 22_282_880),
+        ('vitg', 1_012_173_952, 22_381_312),
+    ],
+)
+def test_state_is_counted_exactly(size, encoder, predictor):
+    config = recipe(size=size)
+    config.mesh.fsdp = 8
+    found = estimate(config, devices=128)
+    state = (4 * encoder + 3 * predictor) * 4 / 8 / GIB
+    assert found['parameters, moments, target'] == pytest.approx(state, rel=1e-9)
+    assert found['total'] == pytest.approx(sum(v for k, v in found.items() if k != 'total'))
+
+
+def test_activations_grow_with_the_clips_at_a_time():
+    config = recipe(size='small')
+    config.optim.batch, config.optim.accumulate = 64, 2
+    one, config.optim.accumulate = estimate(config), 4
+    half = estimate(config)
+    for use in ('kept for the backward pass', 'targets and predictions', 'largest block'):
+        assert half[use] == pytest.approx(one[use] / 2)
+    assert half['gradients, new state'] == one['gradients, new state']
+
+
+@pytest.mark.slow
+def test_near_to_what_xla_allocates():
+    config = recipe(width=96, depth=4, heads=4)
+    config.predictor.width, config.predictor.depth, config.predictor.heads = 48, 4, 4
+    config.compute_dtype = 'float32'
+    config.data.crop, config.data.frames = 64, 8
+    config.optim.batch = rows = 256
+    del config.masks[1]
+    tokens = 4 * 4 * 4
+    clips = jax.ShapeDtypeStruct((rows, 8, 64, 64, 3), jnp.uint8)
+    masks = []
+    for mask in config.masks:
+        kept = int(context_share(mask) * tokens)
+        ids = [jax.ShapeDtypeStruct((rows, n), jnp.int32) for n in (kept, tokens - kept)]
+        masks.append(Mask(*ids))
+    objective = MaskedVideo.of(config)
+    params = jax.eval_shape(objective.init, jax.random.key(0))
+    tx = optim.optimizer(config.optim, optim.decay_mask(params, objective.unused))
+    state = jax.eval_shape(lambda key: init_state(objective, tx, key), jax.random.key(0))
+    step = jax.jit(make_step(objective, tx, config.optim), donate_argnums=0)
+    compiled = step.lower(state, Batch((Group(clips, tuple(masks)),))).compile()
+    allocated = compiled.memory_analysis().temp_size_in_bytes / GIB
+    found = estimate(config)
+    # the CPU stores attention scores, which the estimate leaves out: 64 x 64 a head, small here
+    assert 0.6 < allocated / (found['total'] - found['parameters, moments, target']) < 1.3
+
+
+def test_refuses_what_it_cannot_count():
+    config = recipe(size='small')
+    with pytest.raises(ConfigError, match='optim.batch = 3072: must be a multiple of 100'):
+        estimate(config, devices=100)
+    config.mesh.remat = 'dots'
+    with pytest.raises(ConfigError, match="mesh.remat = 'dots'"):
+        estimate(config)

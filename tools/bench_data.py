@@ -1,0 +1,230 @@
+"""How fast clips come: the whole pipeline against plain decord reading the same frames.
+
+    python -m tools.bench_data                      makes its own 320x240 H.264 clips
+    python -m tools.bench_data --list clips.txt     your own files
+    python -m tools.bench_data --memory             resident memory over 2,000 batches
+
+Both sides read the same frames of the same files, in turns within one run. `clips/s/core` is clips
+over processor seconds, all threads and processes together, so it does not depend on how many cores
+the machine has; `clips/s` is what a training step would see. decord comes with the extra [bench].
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+import psutil  # comes with tensorflow-datasets
+
+from jepa_jax.config import ConfigError, DataList, TrainConfig
+from jepa_jax.data import decode
+from jepa_jax.data.pipeline import DataError, Pipeline
+
+SECONDS, FPS, SIZE = 10, 30, (240, 320)  # of self-made videos: the most common shape of web clips
+
+
+@dataclasses.dataclass
+class Speed:
+    """What one way of reading needed."""
+
+    name: str
+    clips: int = 0
+    wall: float = 0.0  # seconds
+    cpu: float = 0.0  # processor seconds, of all processes
+
+    @property
+    def row(self) -> dict[str, float | str]:
+        per_core = self.clips / self.cpu
+        return {'name': self.name, 'clips/s': self.clips / self.wall, 'clips/s/core': per_core}
+
+
+def make_videos(folder: Path, count: int, seed: int = 0) -> Path:
+    """Moving texture with sensor noise, 10 s of 320x240 at 30 fps each; returns their list."""
+    height, width = SIZE
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    for number in range(count):
+        waves = rng.uniform(10, 60, (3, 2)), rng.uniform(-0.2, 0.2, 3)
+        noise = rng.normal(0, 4, (height + 64, width + 64, 1)).astype(np.float32)
+        with av.open(str(folder / f'{number:03d}.mp4'), 'w') as container:
+            stream = container.add_stream('libx264', rate=FPS)
+            stream.width, stream.height, stream.pix_fmt = width, height, 'yuv420p'
+            stream.options = {'preset': 'veryfast', 'crf': '23'}
+            for t in range(SECONDS * FPS):
+                image = np.stack(
+                    [
+                        127 + 70 * np.sin(x / a + y / b + speed * t)
+                        for (a, b), speed in zip(*waves, strict=True)
+                    ],
+                    axis=-1,
+                )
+                image += noise[t % 64 :, 7 * t % 64 :][:height, :width]
+                image = np.clip(image, 0, 255).astype(np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format='rgb24')))
+            container.mux(stream.encode(None))
+    path = folder / 'list.txt'
+    path.write_text(''.join(f'{number:03d}.mp4\n' for number in range(count)))
+    return path
+
+
+@contextlib.contextmanager
+def timed(speed: Speed, clips: int) -> Iterator[None]:
+    """Adds what happens within to `speed`. Workers must live from before to after."""
+    wall, cpu = time.perf_counter(), _cpu()
+    yield
+    speed.wall += time.perf_counter() - wall
+    speed.cpu += _cpu() - cpu
+    speed.clips += clips
+
+
+def _cpu() -> float:
+    me = psutil.Process()
+    times = [process.cpu_times() for process in [me, *me.children(recursive=True)]]
+    return sum(t.user + t.system for t in times)
+
+
+def requests(config: TrainConfig, steps: int) -> list[tuple[str, np.ndarray]]:
+    """Files and frame numbers that the pipeline reads in its first steps."""
+    seen = []
+    read = decode.read_frames
+
+    def watch(path, choose):
+        def note(timing):
+            seen.append((path, choose(timing)))
+            return seen[-1][1]
+
+        return read(path, note)
+
+    decode.read_frames = watch
+    try:
+        with Pipeline(config) as pipeline, pipeline.batches() as batches:
+            for _ in range(steps):
+                next(batches)
+    finally:
+        decode.read_frames = read
+    return seen
+
+
+def run(config: TrainConfig, workers: list[int], steps: int, rounds: int) -> dict:
+    """Measures; the figures of the table."""
+    import decord
+
+    decord.logging.set_level(decord.logging.QUIET)
+    batch = config.optim.batch
+    wanted = requests(config, steps)[: steps * batch]
+    plain, decoded = Speed('decord, plain'), Speed('decode.read_frames')
+    pipelines = {n: Speed(f'pipeline, {n} workers') for n in workers}
+    ratios: dict[int, list[float]] = {n: [] for n in workers}
+    stages: dict[str, float] = {}
+    for number in range(rounds):
+        here = Speed('')
+        with timed(plain, len(wanted)), timed(here, len(wanted)):
+            for path, frames in wanted:
+                reader = decord.VideoReader(path, num_threads=1)
+                reader.get_batch(frames).asnumpy()
+        with timed(decoded, len(wanted)):
+            for path, frames in wanted:
+                decode.read_frames(path, lambda _, frames=frames: frames)
+        for n in workers:
+            config.data.workers = n
+            with Pipeline(config) as pipeline, pipeline.batches(number * steps) as batches:
+                warm = 1 + max(1, n) * config.data.prefetch  # workers are up, buffers are full
+                for _ in range(warm):
+                    next(batches)
+                mine = Speed('')
+                with timed(pipelines[n], steps * batch), timed(mine, steps * batch):
+                    for _ in range(steps):
+                        for stage, seconds in next(batches).seconds.items():
+                            stages[stage] = stages.get(stage, 0.0) + seconds
+                ratios[n].append(mine.clips / mine.cpu * here.cpu / here.clips)
+    del stages['batch']
+    total = sum(stages.values())
+    return {
+        'speed': [speed.row for speed in (plain, decoded, *pipelines.values())],
+        'against_decord': {n: statistics.median(each) for n, each in ratios.items()},
+        'share': {stage: seconds / total for stage, seconds in stages.items()},
+        'ms_a_clip': {
+            s: 1e3 * x / (rounds * steps * batch * len(workers)) for s, x in stages.items()
+        },
+    }
+
+
+def memory(config: TrainConfig, steps: int) -> dict:
+    """Resident memory of all processes, MiB, as batches go by."""
+    points = []
+    with Pipeline(config) as pipeline, pipeline.batches() as batches:
+        for step in range(steps):
+            next(batches)
+            if (step + 1) % max(1, steps // 20) == 0:
+                me = psutil.Process()
+                processes = [me, *me.children(recursive=True)]
+                used = sum(process.memory_info().rss for process in processes) / 2**20
+                points.append((step + 1, used))
+                print(f'  batch {step + 1:5d}: {used:8.1f} MiB', flush=True)
+    half = points[len(points) // 2 :]
+    slope = np.polyfit(*zip(*half), 1)[0] * 1000
+    print(f'growth over the second half: {slope:+.2f} MiB per 1,000 batches')
+    return {'memory_mib': points, 'growth_mib_per_1000_batches': slope}
+
+
+def show(result: dict) -> None:
+    print(f'{"":28s}{"clips/s":>10s}{"clips/s/core":>14s}')
+    for row in result['speed']:
+        print(f'{row["name"]:28s}{row["clips/s"]:10.1f}{row["clips/s/core"]:14.1f}')
+    for n, ratio in result['against_decord'].items():
+        print(f'{n} workers: {ratio:.2f} times plain decord, per core')
+    for stage, share in result['share'].items():
+        print(f'{stage:10s}{100 * share:5.1f} %{result["ms_a_clip"][stage]:9.2f} ms a clip')
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog='python -m tools.bench_data',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add('--list', metavar='PATH', help='what the list kind `videos` reads; default: self-made')
+    add('--videos', type=int, default=24, metavar='N', help='self-made ones (%(default)s)')
+    add('--workers', type=int, nargs='+', default=[0, 1, 2, 4], metavar='N', help='(%(default)s)')
+    add('--batch', type=int, default=8, metavar='N', help='clips (%(default)s)')
+    add('--steps', type=int, default=6, metavar='N', help='batches a round (%(default)s)')
+    add('--rounds', type=int, default=3, metavar='N', help='(%(default)s)')
+    add('--frames', type=int, default=16, metavar='N', help='a clip (%(default)s)')
+    add('--crop', type=int, default=256, metavar='N', help='pixels (%(default)s)')
+    add('--memory', type=int, nargs='?', const=2000, metavar='BATCHES', help='memory, not speed')
+    add('--json', metavar='FILE', help='write the figures')
+    options = parser.parse_args(argv)
+    config = TrainConfig()
+    config.data.frames, config.data.crop = options.frames, options.crop
+    config.optim.batch = options.batch
+    with tempfile.TemporaryDirectory() as folder:
+        path = options.list or make_videos(Path(folder), options.videos)
+        config.data.lists = [DataList(path=str(path))]
+        try:
+            if options.memory:
+                config.data.workers = options.workers[-1]
+                result = memory(config, options.memory)
+            else:
+                result = run(config, options.workers, options.steps, options.rounds)
+                show(result)
+        except (ConfigError, DataError) as error:
+            print(f'bench_data: {error}', file=sys.stderr)
+            return 1
+    if options.json:
+        Path(options.json).write_text(json.dumps(result, indent=2) + '\n')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
