@@ -579,7 +579,7 @@ def smoke(config: TrainConfig) -> TrainConfig:
     data.workers = 2
     share = data.crop**2 * min(frame_counts(data)) / (before[1] ** 2 * min(before[0]))
     for mask in config.masks:
-        mask.max_keep = mask.max_keep and max(1, int(mask.max_keep * share))
+        mask.max_keep = mask.max_keep and max(2, int(mask.max_keep * share))
 
     share, optim.steps = 24 / optim.steps, 24
     optim.warmup, optim.anneal = math.ceil(optim.warmup * share), math.ceil(optim.anneal * share)

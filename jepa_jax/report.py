@@ -58,9 +58,10 @@ def write(
     if config.probe.enabled:
         train, test = _labelled(config)
         encode = jax.jit(objective.encoder)
+        target = jax.device_get(state.target)  # off the mesh: one device is enough here
         seeds = jax.random.split(jax.random.key(config.seed + 1), config.probe.seeds)
         probes = video.measure(
-            functools.partial(encode, state.target),
+            functools.partial(encode, target),
             [functools.partial(encode, objective.encoder.init(seed)) for seed in seeds],
             train,
             test,
@@ -69,7 +70,7 @@ def write(
         )
         sentences += [video.verdict(label, rows) for label, rows in probes.items()]
         clip = test.clips[:1]
-        tokens = np.asarray(encode(state.target, clip))[0]
+        tokens = np.asarray(encode(target, clip))[0]
         grid = objective.config.grid(*clip.shape[1:4])
         pictures.plot_features(
             clip[0],

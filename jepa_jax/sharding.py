@@ -76,6 +76,16 @@ def gather(tree):
     return jax.tree.map(one, tree)
 
 
+def batch_spec(like: jax.Array) -> jax.P | None:
+    """The spec of an array whose first axis is sharded as that of `like`; None outside a mesh.
+
+    For operations that leave an explicit mesh no way to tell where the batch went.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return None
+    return jax.P(jax.typeof(like).sharding.spec[0])
+
+
 def concrete(tree, mesh: jax.sharding.Mesh):
     """The result of jax.eval_shape under a mesh, with shardings on real devices, as restoring wants
     them."""

@@ -14,6 +14,7 @@ from jepa_jax.models.layers import INIT_STD, Block, LayerNorm, Linear
 from jepa_jax.models.rope import angles
 from jepa_jax.models.vit import EPS, pick_rows
 from jepa_jax.nets import fold, stack
+from jepa_jax.sharding import batch_spec, gather
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,10 +87,10 @@ class Predictor(nnx.Module):
         """
         c = self.config
         B, M = target_ids.shape
-        x = self.embed(context).astype(jnp.float32)
+        x = gather(self.embed)(context).astype(jnp.float32)
         token = self.mask_tokens[str(mask_index % c.mask_tokens)][...]
         # attention knows no order, so the original's sorting by id and back is left out
-        queries = jnp.zeros_like(x, shape=(B, M, c.width)) + token
+        queries = jnp.broadcast_to(token, (B, M, c.width), out_sharding=batch_spec(x))
         x = jnp.concatenate([x, queries], axis=1)
         ids = jnp.concatenate([context_ids, target_ids], axis=1)
         rope = None
@@ -102,4 +103,4 @@ class Predictor(nnx.Module):
             x = jnp.take_along_axis(x, jnp.argsort(ids, axis=1)[..., None], axis=1)
         else:
             x = x[:, -M:]
-        return self.proj(x).astype(jnp.float32)
+        return gather(self.proj)(x).astype(jnp.float32)

@@ -41,8 +41,7 @@ def angles(
     omega = 10000.0 ** (-np.arange(d // 2) / (d / 2))
     omega = jnp.asarray(np.concatenate([omega, omega]), jnp.float32)
     theta = jnp.concatenate([p.astype(jnp.float32)[..., None] * omega for p in positions], axis=-1)
-    rest = jnp.zeros_like(theta, shape=(*theta.shape[:-1], head_dim - 3 * d))
-    theta = jnp.concatenate([theta, rest], axis=-1)
+    theta = jnp.pad(theta, [(0, 0)] * (theta.ndim - 1) + [(0, head_dim - 3 * d)])
     sign = jnp.asarray(np.resize([-1.0, 1.0], head_dim), jnp.float32)
     return jnp.cos(theta), jnp.sin(theta) * sign
 

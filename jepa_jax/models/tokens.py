@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jepa_jax.sharding import batch_spec
+
 MEAN = (0.485, 0.456, 0.406)  # of RGB in [0, 1] over ImageNet
 STD = (0.229, 0.224, 0.225)
 
@@ -17,11 +19,7 @@ def cut(video: jax.Array, tubelet: int, patch: int) -> jax.Array:
     """
     B, T, H, W, _ = video.shape
     t, h, w = T // tubelet, H // patch, W // patch
-    # a reshape of several axes at once leaves an explicit mesh no way to tell where the batch went:
-    # say it
-    spec = None
-    if not jax.sharding.get_abstract_mesh().empty:
-        spec = jax.P(jax.typeof(video).sharding.spec[0])
+    spec = batch_spec(video)
     x = video[:, : t * tubelet, : h * patch, : w * patch]
     x = jnp.reshape(x, (B, t, tubelet, h, patch, w, patch * 3), out_sharding=spec)
     x = x.transpose(0, 1, 3, 5, 2, 4, 6)

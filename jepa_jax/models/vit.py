@@ -12,6 +12,7 @@ from jepa_jax.models import tokens
 from jepa_jax.models.layers import Block, LayerNorm, Linear
 from jepa_jax.models.rope import angles
 from jepa_jax.nets import fold, stack
+from jepa_jax.sharding import batch_spec, gather
 
 EPS = 1e-6  # of every LayerNorm in encoder and predictors
 
@@ -79,7 +80,7 @@ class ViT(nnx.Module):
         x = tokens.cut(video, c.tubelet, c.patch)
         if keep is not None:  # before the projection: what is masked costs nothing
             x = jnp.take_along_axis(x, keep[..., None], axis=1)
-        x = self.patch_embed(tokens.normalise(x))
+        x = gather(self.patch_embed)(tokens.normalise(x))
         ids = jnp.arange(t * h * w) if keep is None else keep
         if c.position == 'rope':
             rope = angles(tokens.coordinates(ids, h, w), c.width // c.heads, c.rope)
@@ -101,8 +102,4 @@ def pick_rows(table, ids: jax.Array, like: jax.Array) -> jax.Array:
     """Rows of a constant table [N, D] at ids [N] or [B, K], sharded as `like` [B, K, D] where ids
     are per clip."""
     table = jnp.asarray(table)
-    if ids.ndim == 1:
-        return table[ids]
-    if jax.sharding.get_abstract_mesh().empty:
-        return table[ids]
-    return table.at[ids].get(out_sharding=jax.typeof(like).sharding.spec)
+    return table[ids] if ids.ndim == 1 else table.at[ids].get(out_sharding=batch_spec(like))
