@@ -39,7 +39,7 @@ setup(
         'tpu': ['jax[tpu]'],
         'cuda': ['jax[cuda13]'],
         'tensorboard': ['tensorboardX'],
-        'bench': ['eva-decord'],
+        'bench': ['eva-decord', 'psutil'],
         'test': [
             # 2.13.0 resolves to a CPU build where one is offered; other releases bring CUDA packages of several GB
             'torch==2.13.0',

@@ -95,7 +95,7 @@ class Data:
     augment: Augment = field(default_factory=Augment)
     workers: int = 0  # processes that decode; 0: decode in threads of the main process
     prefetch: int = 2  # batches that each worker holds ready
-    attempts: int = 8  # records tried in place of an unreadable one before the run stops
+    attempts: int = 16  # records tried in place of an unreadable one before the run stops
     max_failure_share: float = 0.2  # unreadable share of records tried, above which the run stops
     cache: str = ''  # folder for decoded clips; empty: no cache
     cache_gib: float = 20.0  # size at which the cache stops growing, GiB

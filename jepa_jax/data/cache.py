@@ -1,0 +1,179 @@
+"""Decoded videos on disk: `config.data.cache` names the folder, `cache_gib` its bound.
+
+Every clip of a video is a new random window, so what is kept is the whole video, all frames as
+decoded. A hit reads frames from a file instead of running a decoder, and gives the same bytes.
+This pays for sets of short clips that fit the bound; a single video above `LARGEST` is never kept.
+
+The folder only grows, up to the bound; what is not in it is decoded as without a cache. To empty
+it, delete it: nothing else is in there, and no process needs an entry to exist. A changed file
+(size or time of change) is a new entry.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from jepa_jax.data import decode
+from jepa_jax.data.clips import Timing, Unsuitable
+
+LARGEST = 256 * 2**20  # bytes of one decoded video
+VERSION = 1  # part of every key: change it with anything that changes what is decoded
+STALE = 3600.0  # seconds after which a half-written entry belongs to a process that is gone
+
+
+class ClipCache:
+    """Reads through to `decode.read_frames`. Any number of processes; each may be killed.
+
+    Args:
+      folder: made if missing.
+      gib: bound on the bytes of all entries, GiB.
+
+    Raises OSError where the folder cannot be made or written.
+    """
+
+    def __init__(self, folder: str | Path, gib: float) -> None:
+        self._folder = Path(folder).expanduser().absolute()
+        self._bound = int(gib * 2**30)
+        self._refused: set[Path] = set()  # entries that this process found too large or damaged
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with self._total() as total:
+            total.value = self._scan()
+
+    def read_frames(self, path: str, choose: Callable[[Timing], np.ndarray]) -> np.ndarray:
+        """As `decode.read_frames`, which it calls for what it does not have."""
+        entry = self._entry(path)
+        if entry is None:
+            return decode.read_frames(path, choose)  # which says what is wrong with the file
+        with contextlib.suppress(FileNotFoundError):
+            meta = json.loads(entry.with_suffix('.json').read_text())
+            try:
+                wanted = np.asarray(choose(_timing(meta)))
+            except Unsuitable as error:
+                raise decode.BadFile(path, error.reason, error.detail) from error
+            return read_stored(entry, 0, tuple(meta['shape']), wanted)
+        seen = []
+
+        def watch(timing: Timing) -> np.ndarray:
+            seen.append(timing)
+            return choose(timing)
+
+        frames = decode.read_frames(path, watch)
+        size = seen[0].frames * int(np.prod(frames.shape[-3:]))
+        if size <= min(LARGEST, self._bound) and entry not in self._refused:
+            self._keep(entry, path, seen[0], size)
+        return frames
+
+    def _entry(self, path: str) -> Path | None:
+        try:
+            status = os.stat(path)
+        except OSError:
+            return None
+        what = f'{VERSION}\0{os.path.abspath(path)}\0{status.st_size}\0{status.st_mtime_ns}'
+        name = hashlib.sha256(what.encode('utf-8', 'surrogateescape')).hexdigest()[:32]
+        return self._folder / name[:2] / f'{name}.rgb'
+
+    def _keep(self, entry: Path, path: str, timing: Timing, size: int) -> None:
+        """Decodes all frames and stores them, if there is room."""
+        entry.parent.mkdir(exist_ok=True)
+        with self._total() as total:
+            if entry.exists() or total.value + size > self._bound:
+                return
+            # as long as the entry will be, so that whoever counts the folder counts it
+            with tempfile.NamedTemporaryFile(
+                dir=entry.parent, suffix='.part', delete=False
+            ) as part:
+                part.truncate(size)
+            total.value += size
+        try:
+            frames = decode.read_frames(path, lambda timing: np.arange(timing.frames))
+            frames.tofile(part.name)
+            meta = _plain(timing) | {'shape': frames.shape}
+            _write(entry.with_suffix('.json'), json.dumps(meta))
+            with self._total() as total:  # of two processes that made the same entry one wins
+                total.value -= size if entry.exists() else 0
+                os.replace(part.name, entry)
+        except (decode.BadFile, OSError) as error:
+            self._refused.add(entry)
+            if isinstance(error, OSError):
+                logging.warning('data.cache: %s is not kept: %s', path, error)
+            with self._total() as total:
+                total.value -= size
+            os.unlink(part.name)
+
+    @contextlib.contextmanager
+    def _total(self) -> Iterator[_Total]:
+        """The bytes of all entries, half-written ones too; one process at a time has it."""
+        with open(self._folder / 'bytes', 'a+') as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            total = _Total(int(file.read() or 0))
+            before = total.value
+            yield total
+            if total.value != before:
+                file.truncate(0)
+                file.write(str(total.value))
+
+    def _scan(self) -> int:
+        total = 0
+        for parent, _, names in os.walk(self._folder):
+            for name in names:
+                path = os.path.join(parent, name)
+                with contextlib.suppress(FileNotFoundError):  # another process finished it
+                    status = os.stat(path)
+                    if name.endswith('.part') and status.st_mtime < time.time() - STALE:
+                        os.unlink(path)
+                    elif name.endswith(('.part', '.rgb')):
+                        total += status.st_size
+        return total
+
+
+@dataclasses.dataclass
+class _Total:
+    value: int
+
+
+def read_stored(
+    path: str | Path, offset: int, shape: tuple[int, int, int, int], wanted: np.ndarray
+) -> np.ndarray:
+    """Frames `[*wanted.shape, H, W, 3]` of those that a file holds, `shape`, from byte `offset`.
+
+    Reads, and does not map: mapped pages would count as this process's memory. Raises OSError, and
+    BadFile where the file is too short.
+    """
+    frames = np.empty((wanted.size, *shape[1:]), np.uint8)
+    size = int(np.prod(shape[1:]))
+    with open(path, 'rb', buffering=0) as file:
+        for frame, number in zip(frames, wanted.ravel().tolist()):
+            file.seek(offset + number * size)
+            if file.readinto(memoryview(frame).cast('B')) != size:
+                raise decode.BadFile(path, 'truncated', f'frame {number} is not there')
+    return frames.reshape(*wanted.shape, *shape[1:])
+
+
+def _plain(timing: Timing) -> dict:
+    times = None if timing.times is None else timing.times.tolist()
+    return {'frames': timing.frames, 'fps': timing.fps, 'seconds': timing.seconds, 'times': times}
+
+
+def _timing(plain: dict) -> Timing:
+    times = None if plain['times'] is None else np.asarray(plain['times'])
+    return Timing(plain['frames'], plain['fps'], plain['seconds'], times)
+
+
+def _write(path: Path, text: str) -> None:
+    """A whole file or none."""
+    with tempfile.NamedTemporaryFile('w', dir=path.parent, suffix='.tmp', delete=False) as file:
+        file.write(text)
+    os.replace(file.name, path)

@@ -1,0 +1,570 @@
+"""Lists of records -> batches on the host, as a pure function of (seed, step, record position).
+
+Grain decides the order: per list a shuffle that repeats forever, lists of one frame count mixed by
+weight, cut per process and batched while still addressable by index, so that `steps[start:]`
+starts anywhere and neither worker nor process count moves a record. An element is a whole step:
+rows are decoded side by side in threads, straight into the batch.
+
+    with Pipeline(config, devices=8) as pipeline:
+        for host in pipeline.batches(start_step):
+            log.add(host)
+            ...
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import logging
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grain
+import grain.experimental
+import jax
+import numpy as np
+from absl import flags
+
+from jepa_jax.config import ConfigError, MaskBlocks, TrainConfig
+from jepa_jax.data import Batch, Group
+from jepa_jax.data.augment import augment
+from jepa_jax.data.decode import BadFile
+from jepa_jax.data.sources import Source, open_source
+from jepa_jax.masks import Mask, multiblock
+
+STEPS = 2**40  # as many as anyone asks for
+LEAST_TRIED = 64  # records before a share of failures means something
+FRAMES, AUGMENT, REPLACE = range(3)  # streams of random numbers that a record has
+
+
+WORKER = 'grain-process-prefetch'  # how grain names its processes
+_abandoned: list[Iterator] = []  # never to be collected: that would wait for their threads
+
+
+class DataError(RuntimeError):
+    """Data that cannot be had: names the list, file or worker."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """A record that could not be read."""
+
+    path: str
+    reason: str  # a word: corrupt, missing, empty, ...
+    detail: str
+    list: int  # index in config.data.lists
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class HostBatch:
+    """One process's rows of a step, and how it went to read them."""
+
+    batch: Batch  # of numpy arrays
+    failures: tuple[Failure, ...]
+    tried: int  # records, unreadable ones included
+    seconds: dict[str, float]  # read, augment, masks: summed over threads; batch: wall clock
+
+
+@dataclasses.dataclass(frozen=True)
+class _Clips:
+    """Clips of one frame count: which lists, how many rows, in which order."""
+
+    frames: int
+    lists: tuple[int, ...]
+    quota: int  # rows a device and accumulation part
+    rows: int  # rows a step, over all devices
+    order: grain.MapDataset  # step -> (list, record) of this process's rows
+    sampler: multiblock.StaticSampler | _ReferenceMasks
+
+
+class Pipeline:
+    """Batches of one process.
+
+    Args:
+      config: a run.
+      devices: over all processes; each gets the same number of rows of every frame count.
+      process_index, process_count: which share of the rows this process makes.
+
+    Raises ConfigError for lists that cannot be opened and batches that cannot be split.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        devices: int = 1,
+        process_index: int = 0,
+        process_count: int = 1,
+    ) -> None:
+        if devices % process_count:
+            raise ValueError(f'{devices} devices do not spread over {process_count} processes')
+        self._config = config
+        self._process = (process_index, process_count)
+        data = config.data
+        if not data.lists:
+            raise ConfigError('data.lists is empty; at least one list is needed')
+        self.sources = [open_source(entry, data, i) for i, entry in enumerate(data.lists)]
+        parts = devices * config.optim.accumulate
+        if config.optim.batch % parts:
+            raise ConfigError(
+                f'optim.batch: {config.optim.batch} is no multiple of {parts} '
+                f'({devices} devices x optim.accumulate {config.optim.accumulate})'
+            )
+        quotas = split_rows(config, config.optim.batch // parts)
+        self.groups = tuple(
+            self._clips(frames, quota, quota * parts) for frames, quota in quotas.items()
+        )
+        self._open: list[Batches] = []
+
+    def batches(self, start_step: int = 0) -> Batches:
+        """Batches of steps `start_step`, `start_step + 1`, ... without end; to be closed."""
+        batches = Batches(self, start_step)
+        self._open.append(batches)
+        return batches
+
+    def shapes(self, step: int) -> tuple[tuple[tuple[int, int], ...], ...]:
+        """Per frame count and mask the numbers of context and target tokens at a step."""
+        return tuple(group.sampler.shapes(step) for group in self.groups)
+
+    @property
+    def programs(self) -> list[tuple[tuple[tuple[int, int], ...], ...]]:
+        """The values of `shapes`: a program to compile each. Empty if every step has its own."""
+        if self._config.mask_sampler == 'reference':
+            return []
+        # at most four, drawn with equal chance: 256 steps miss one with a chance of 1e-31
+        return sorted({self.shapes(step) for step in range(256)})
+
+    def describe(self) -> list[str]:
+        """Lines for the start of a run's log."""
+        lines = []
+        for i, (entry, source) in enumerate(zip(self._config.data.lists, self.sources)):
+            left_out = ''.join(f', {n} left out: {why}' for why, n in source.skipped.items())
+            frames = entry.frames or self._config.data.frames
+            path = entry.path or '(default folder)'
+            lines.append(
+                f'list {i}: {entry.kind} {path}: {len(source)} records{left_out}; '
+                f'{frames} frames, weight {entry.weight:g}'
+            )
+        for i, group in enumerate(self.groups):
+            lists = ', '.join(map(str, group.lists))
+            lines.append(
+                f'group {i}: {group.frames} frames from list {lists}: {group.quota} rows a device '
+                f'and part, {group.rows} a step'
+            )
+        return lines
+
+    def close(self) -> None:
+        """Ends all iterators and their workers."""
+        while self._open:
+            self._open.pop().close()
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _clips(self, frames: int, quota: int, rows: int) -> _Clips:
+        config = self._config
+        data = config.data
+        lists = [i for i, e in enumerate(data.lists) if (e.frames or data.frames) == frames]
+        order = grain.MapDataset.mix(
+            [
+                grain.MapDataset.range(len(self.sources[i]))
+                .shuffle(seed=_hash(config.seed, i) % 2**32)
+                .map(_Tag(i))
+                .repeat()
+                for i in lists
+            ],
+            [data.lists[i].weight for i in lists],
+        )
+        index, count = self._process
+        order = order[index::count].batch(rows // count)
+        side = data.crop // config.encoder.patch
+        grid = (frames // config.encoder.tubelet, side, side)
+        if config.mask_sampler not in _SAMPLERS:
+            raise ConfigError(
+                f'mask_sampler: {config.mask_sampler!r} is none of {", ".join(_SAMPLERS)}'
+            )
+        sampler = _SAMPLERS[config.mask_sampler](config.masks, grid, config.seed, rows)
+        return _Clips(frames, tuple(lists), quota, rows, order, sampler)
+
+
+class Batches(Iterator[HostBatch]):
+    """Iterator over the steps of a pipeline. Iterate from one thread; close when done."""
+
+    def __init__(self, pipeline: Pipeline, start_step: int) -> None:
+        data = pipeline._config.data
+        self._timeout, self._workers = data.worker_timeout, data.workers
+        self._start = self._step = start_step
+        self._stuck = False
+        steps = grain.MapDataset.range(STEPS)[start_step:].map(_Reader(pipeline))
+        dataset = steps.to_iter_dataset(grain.ReadOptions(0, 0))
+        if self._workers:
+            if not flags.FLAGS.is_parsed():  # grain reads its own absl flags when it starts workers
+                flags.FLAGS.mark_as_parsed()
+            # half of the batches held ready wait in the worker, half in this process
+            options = grain.MultiprocessingOptions(self._workers, max(1, data.prefetch // 2))
+            dataset = dataset.mp_prefetch(options, worker_init_fn=_start_worker)
+        else:  # a daemon thread, unlike those of ReadOptions, which keep a stuck process alive
+            dataset = grain.experimental.ThreadPrefetchIterDataset(
+                dataset, prefetch_buffer_size=max(1, data.prefetch)
+            )
+        self._iterator = iter(dataset)
+
+    def __next__(self) -> HostBatch:
+        """Raises DataError when a worker is gone, silent for too long, or finds nothing to read."""
+        answer: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+        # grain waits without end for a worker that hangs; a thread that may be left behind does not
+        threading.Thread(target=self._fetch, args=(answer,), daemon=True).start()
+        worker = (self._step - self._start) % max(1, self._workers)
+        try:
+            host, error = answer.get(timeout=self._timeout)
+        except queue.Empty:
+            self._stuck = True
+            who = f'data worker {worker} of {self._workers}' if self._workers else 'the data thread'
+            raise DataError(
+                f'{who} gave no batch for step {self._step} within {self._timeout:g} s '
+                '(data.worker_timeout): it hangs, or reading is that slow'
+            ) from None
+        if error is not None:
+            if isinstance(error, RuntimeError) and 'terminated unexpectedly' in str(error):
+                code = str(error).partition('exit code ')[2].partition('.')[0]
+                raise DataError(
+                    f'data worker {worker} of {self._workers} ended with exit code {code} before '
+                    f'step {self._step}{_EXIT_HINTS.get(code, "")}'
+                ) from error
+            raise error
+        self._step += 1
+        return dataclasses.replace(host, batch=jax.tree.map(np.asarray, host.batch))
+
+    def close(self) -> None:
+        """Ends the workers."""
+        if self._iterator is None:
+            return
+        if self._stuck:  # grain would wait for what hangs
+            for process in multiprocessing.active_children():
+                if process.name.startswith(WORKER):
+                    process.kill()
+        if self._stuck and not self._workers:
+            _abandoned.append(self._iterator)  # whose thread nobody can end
+        else:
+            self._iterator.close()
+        self._iterator = None
+
+    def __enter__(self) -> Batches:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _fetch(self, answer: queue.SimpleQueue) -> None:
+        try:
+            answer.put((next(self._iterator), None))
+        except BaseException as error:  # raised again by the thread that asked
+            answer.put((None, error))
+
+
+class FailureLog:
+    """Counts unreadable records over a run, names each once, stops the run at too many.
+
+    Args:
+      max_share: of unreadable records among those tried, above which `add` raises.
+    """
+
+    def __init__(self, max_share: float) -> None:
+        self._max_share = max_share
+        self._tried = 0
+        self._reasons: collections.Counter[str] = collections.Counter()
+        self._named: set[str] = set()
+
+    def add(self, host: HostBatch) -> None:
+        """Counts a batch's failures. Raises DataError."""
+        self._tried += host.tried
+        for failure in host.failures:
+            self._reasons[failure.reason] += 1
+            if failure.path not in self._named:
+                self._named.add(failure.path)
+                logging.warning(
+                    'cannot read %s (%s: %s); replaced',
+                    failure.path,
+                    failure.reason,
+                    failure.detail,
+                )
+        failed = self._reasons.total()
+        if self._tried >= LEAST_TRIED and failed > self._max_share * self._tried:
+            reasons = ', '.join(f'{n} {reason}' for reason, n in self._reasons.most_common())
+            raise DataError(
+                f'{failed} of {self._tried} records could not be read ({reasons}): more than '
+                f'data.max_failure_share {self._max_share:g} allows'
+            )
+
+    def counts(self) -> dict[str, int]:
+        """Metrics: `data/tried`, and `data/failed/REASON` for every reason met so far."""
+        failed = {f'data/failed/{reason}': n for reason, n in sorted(self._reasons.items())}
+        return {'data/tried': self._tried, **failed}
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs, as JSON values."""
+        return {
+            'tried': self._tried,
+            'reasons': dict(sorted(self._reasons.items())),
+            'named': sorted(self._named),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from a `state`."""
+        self._tried = state['tried']
+        self._reasons = collections.Counter(state['reasons'])
+        self._named = set(state['named'])
+
+
+def split_rows(config: TrainConfig, rows: int) -> dict[int, int]:
+    """Rows of each frame count in a device's part of the batch: largest remainder of weights.
+
+    Frame counts come in the order in which the lists name them first: their position selects the
+    mask token. Raises ConfigError when one would get no row.
+    """
+    weights: dict[int, float] = {}
+    for i, entry in enumerate(config.data.lists):
+        if not 0 < entry.weight < float('inf'):
+            raise ConfigError(
+                f'data.lists[{i}].weight: {entry.weight} is not above 0; drop the list instead'
+            )
+        frames = entry.frames or config.data.frames
+        weights[frames] = weights.get(frames, 0.0) + entry.weight
+    total = sum(weights.values())
+    shares = {frames: rows * weight / total for frames, weight in weights.items()}
+    quotas = {frames: int(share) for frames, share in shares.items()}
+    by_remainder = sorted(shares, key=lambda frames: quotas[frames] - shares[frames])
+    for frames in by_remainder[: rows - sum(quotas.values())]:
+        quotas[frames] += 1
+    for frames, quota in quotas.items():
+        if not quota:
+            share = weights[frames] / total
+            raise ConfigError(
+                f'data.lists: clips of {frames} frames weigh {share:.3g} of all, which is no row '
+                f'of the {rows} that a device takes at once; raise their weight or optim.batch, or '
+                'lower optim.accumulate'
+            )
+    return quotas
+
+
+class _Tag(grain.transforms.Map):
+    """Record -> (list, record)."""
+
+    def __init__(self, index: int) -> None:
+        self._index = index
+
+    def map(self, record: int) -> np.ndarray:
+        return np.array((self._index, record), np.int64)
+
+
+class _Reader(grain.transforms.Map):
+    """Step -> HostBatch. Runs wherever grain reads: in a thread of this process, or in a worker."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        config = pipeline._config
+        self._config, self._process = config, pipeline._process
+        self._sources: list[Source] = pipeline.sources
+        self._groups = pipeline.groups
+        self._threads = max(1, _cpus() // max(1, config.data.workers))
+
+    def map(self, step: int) -> HostBatch:
+        begin = time.perf_counter()
+        tasks, groups = [], []
+        for index, group in enumerate(self._groups):
+            arrays, rows = self._group(step, index, group)
+            groups.append(arrays)
+            tasks += rows
+        failures: list[Failure] = []
+        seconds: collections.Counter[str] = collections.Counter()
+        for failed, spent in _side_by_side(self._row, tasks, self._threads):
+            failures += failed
+            seconds.update(spent)
+        seconds['batch'] = time.perf_counter() - begin
+        tried = len(tasks) + len(failures)
+        return HostBatch(Batch(tuple(groups)), tuple(failures), tried, dict(seconds))
+
+    def _group(self, step: int, index: int, group: _Clips) -> tuple[Group, list[tuple]]:
+        """Empty arrays of a group and what fills each of their rows."""
+        order = group.order[step]
+        process, count = self._process
+        crop = self._config.data.crop
+        clips = np.empty((len(order), group.frames, crop, crop, 3), np.uint8)
+        masks = tuple(
+            Mask(np.empty((len(order), k), np.int32), np.empty((len(order), m), np.int32))
+            for k, m in group.sampler.shapes(step)
+        )
+        first = step * group.rows + process
+        rows = [
+            (step, index, first + row * count, *record, clips[row], [(m, row) for m in masks])
+            for row, record in enumerate(order.tolist())
+        ]
+        return Group(clips, masks), rows
+
+    def _row(
+        self,
+        step: int,
+        index: int,
+        position: int,
+        list_index: int,
+        record: int,
+        out: np.ndarray,
+        masks: list[tuple[Mask, int]],
+    ) -> tuple[list[Failure], dict[str, float]]:
+        """Fills one row: reads, cuts, draws masks. A record that cannot be read is replaced."""
+        data, group = self._config.data, self._groups[index]
+        source = self._sources[list_index]
+        failures: list[Failure] = []
+        start = time.perf_counter()
+        for attempt in range(data.attempts + 1):
+            key = (self._config.seed, index, position, attempt)
+            if attempt:
+                record = _hash(*key, REPLACE) % len(source)
+            try:
+                frames = source.read(record, group.frames, _generator(*key, FRAMES))
+                break
+            except BadFile as error:
+                failures.append(Failure(error.path, error.reason, error.detail, list_index))
+            except OSError as error:
+                reason = 'missing' if isinstance(error, FileNotFoundError) else 'unreadable'
+                failures.append(Failure(source.name(record), reason, str(error), list_index))
+        else:
+            path = data.lists[list_index].path
+            last = failures[-1]
+            raise DataError(
+                f'nothing can be read in data.lists[{list_index}] {path!r}: {len(failures)} '
+                f'records tried in a row (data.attempts), the last was {last.path} ({last.reason}: '
+                f'{last.detail})'
+            )
+        read = time.perf_counter()
+        augment(frames, data.augment, _generator(*key, AUGMENT), out)
+        cut = time.perf_counter()
+        drawn = group.sampler.sample(step, position)
+        for (mask, row), (context, target) in zip(masks, drawn):
+            mask.context[row], mask.target[row] = context, target
+        spent = {'read': read - start, 'augment': cut - read, 'masks': time.perf_counter() - cut}
+        return failures, spent
+
+
+def _side_by_side(function: Callable, tasks: list[tuple], threads: int) -> list:
+    """`[function(*task) for task in tasks]` in threads; raises the first error.
+
+    Daemon threads, unlike an executor's: a read that never returns must not keep the process.
+    """
+    results: list[Any] = [None] * len(tasks)
+    errors: list[BaseException] = []
+    left = iter(range(len(tasks)))  # its next() is one step for the interpreter: no number twice
+
+    def work() -> None:
+        for number in left:
+            try:
+                results[number] = function(*tasks[number])
+            except BaseException as error:
+                errors.append(error)
+            if errors:
+                return
+
+    crew = [threading.Thread(target=work, daemon=True) for _ in range(min(threads, len(tasks)))]
+    for thread in crew:
+        thread.start()
+    for thread in crew:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return results
+
+
+def _generator(*key: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+
+
+def _hash(*key: int) -> int:
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+
+
+def _cpus() -> int:
+    if hasattr(os, 'sched_getaffinity'):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _start_worker(index: int, count: int) -> None:
+    """Runs first in a worker: leaves accelerators and Ctrl-C to the parent, and ends with it.
+
+    `prctl(PR_SET_PDEATHSIG)` will not do: it fires when the parent's *thread* that started the
+    worker ends, and grain starts workers from short-lived threads. What `join` waits for is a pipe
+    that the parent holds open; its id also tells, should another process have inherited the pipe.
+    """
+    del index, count
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    jax.config.update('jax_platforms', 'cpu')
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        while os.getppid() == parent.pid and parent.is_alive():
+            parent.join(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, name='parent-watch', daemon=True).start()
+
+
+class _ReferenceMasks:
+    """The original's masks behind the interface of StaticSampler.
+
+    Their shape is the minimum over the global batch, so every process draws all of its rows.
+    """
+
+    def __init__(
+        self, settings: list[MaskBlocks], grid: tuple[int, int, int], seed: int, rows: int
+    ) -> None:
+        self._samplers = [
+            multiblock.ReferenceSampler(each, grid, f'masks[{i}]')
+            for i, each in enumerate(settings)
+        ]
+        self._seed, self._rows = seed, rows
+        self._last: tuple[int, tuple[multiblock.Pair, ...]] = (-1, ())
+
+    def shapes(self, step: int) -> tuple[tuple[int, int], ...]:
+        return tuple((k.shape[1], m.shape[1]) for k, m in self._batch(step))
+
+    def sample(self, step: int, position: int) -> tuple[multiblock.Pair, ...]:
+        row = position % self._rows
+        return tuple((k[row], m[row]) for k, m in self._batch(step))
+
+    def _batch(self, step: int) -> tuple[multiblock.Pair, ...]:
+        known, batch = self._last
+        if known != step:
+            batch = multiblock.reference_batch(self._samplers, self._seed, step, self._rows)
+            self._last = step, batch
+        return batch
+
+
+def _static_masks(
+    settings: list[MaskBlocks], grid: tuple[int, int, int], seed: int, rows: int
+) -> multiblock.StaticSampler:
+    """Shapes must not depend on the devices, so the original's clips a GPU stand for ours."""
+    del rows
+    tokens = int(np.prod(grid))
+    clips = next(clips for most, clips in _CLIPS_A_GPU if tokens <= most)
+    return multiblock.StaticSampler(settings, grid, seed, clips)
+
+
+_SAMPLERS = {'static': _static_masks, 'reference': _ReferenceMasks}
+
+# tokens a clip, clips a GPU: 16 frames at 256 px, 64 frames at 256 px, larger (vjepa2 §11)
+_CLIPS_A_GPU = ((2048, 24), (8192, 12), (float('inf'), 6))
+
+_EXIT_HINTS = {
+    '-7': ' (bus error: shared memory, /dev/shm, may be full; containers need --shm-size)',
+    '-9': ' (killed: the machine may be out of memory)',
+    '-11': ' (a decoder crashed on a file)',
+}

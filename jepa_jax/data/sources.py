@@ -1,0 +1,396 @@
+"""Where records come from: one small random-access class a kind, chosen from `SOURCES`.
+
+A source knows how many records it has, what each is called and how to cut a clip from one. It is
+pickled to every worker process, so names are packed and files are opened in the process that reads
+them.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import os
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from jepa_jax.config import ConfigError, Data, DataList
+from jepa_jax.data import clips, decode
+from jepa_jax.data.cache import ClipCache, read_stored
+
+VIDEOS = frozenset('.mp4 .mkv .mov .avi .webm .m4v .mpg .mpeg .ts .flv .wmv .3gp .ogv'.split())
+IMAGES = frozenset('.jpg .jpeg .png .webp .bmp .tif .tiff'.split())
+SHARD_VERSION = 1  # of what `python -m tools.make_shards` writes
+
+
+class Source(Protocol):
+    """Records of one list. `index` counts from 0."""
+
+    skipped: dict[str, int]  # records left out up front, by reason
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """What messages call the record: a path where it has one."""
+
+    def label(self, index: int) -> int | None: ...
+
+    def read(self, index: int, frames: int, rng: np.random.Generator) -> np.ndarray:
+        """A clip `[frames, H, W, 3]` uint8, cut at random; raises BadFile or OSError."""
+
+
+class Names:
+    """Many strings in two buffers: a million of them pickle in milliseconds."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        parts = [name.encode('utf-8', 'surrogateescape') for name in names]
+        self._text = b''.join(parts)
+        self._ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> str:
+        start = self._ends[index - 1] if index else 0
+        return self._text[start : self._ends[index]].decode('utf-8', 'surrogateescape')
+
+
+class Files:
+    """Videos and images by path; an image is a clip of one repeated frame."""
+
+    def __init__(
+        self,
+        records: list[tuple[str, int | None]],
+        data: Data,
+        skipped: dict[str, int] | None = None,
+    ) -> None:
+        self._names = Names(path for path, _ in records)
+        labels = [-1 if label is None else label for _, label in records]
+        self._labels = np.asarray(labels, np.int64) if any(x >= 0 for x in labels) else None
+        self._choose = functools.partial(_choose, clips.Sampling.from_config(data))
+        self._cache = ClipCache(data.cache, data.cache_gib) if data.cache else None
+        self.skipped = skipped or {}
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def name(self, index: int) -> str:
+        return self._names[index]
+
+    def label(self, index: int) -> int | None:
+        if self._labels is None or self._labels[index] < 0:
+            return None
+        return int(self._labels[index])
+
+    def read(self, index: int, frames: int, rng: np.random.Generator) -> np.ndarray:
+        path = self._names[index]
+        if os.path.splitext(path)[1].lower() in IMAGES:
+            image = decode.read_image(path)
+            return np.broadcast_to(image, (frames, *image.shape))
+        read = self._cache.read_frames if self._cache else decode.read_frames
+        return read(path, functools.partial(self._choose, frames, rng))
+
+
+class Shards:
+    """Decoded clips that `python -m tools.make_shards` wrote: only the frames wanted are read.
+
+    A folder of pairs `shard-00000.rgb`, frames as plain bytes, and `shard-00000.json`, which says
+    where each record lies; written last, so a shard without one is unfinished.
+    """
+
+    def __init__(self, folder: str, data: Data) -> None:
+        self._folder, self._sampling = folder, clips.Sampling.from_config(data)
+        names, rows, self._rates, self.skipped = [], [], [], {}
+        self._files = sorted(Path(folder).glob('shard-*.json'))
+        for number, path in enumerate(self._files):
+            shard = json.loads(path.read_text())
+            if shard['version'] != SHARD_VERSION:
+                raise ConfigError(f'{path} has version {shard["version"]}, not {SHARD_VERSION}')
+            for record in shard['records']:
+                names.append(f'{record["path"]}#{record["first"]}')
+                label = -1 if record['label'] is None else record['label']
+                rows.append((number, label, record['offset'], *record['shape']))
+                self._rates.append(record['fps'])
+            for bad in shard['skipped']:
+                self.skipped[bad['reason']] = self.skipped.get(bad['reason'], 0) + 1
+        self._names, self._rates = Names(names), np.asarray(self._rates, np.float64)
+        self._rows = np.asarray(rows, np.int64).reshape(len(rows), 7)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def name(self, index: int) -> str:
+        return self._names[index]
+
+    def label(self, index: int) -> int | None:
+        label = int(self._rows[index, 1])
+        return None if label < 0 else label
+
+    def read(self, index: int, frames: int, rng: np.random.Generator) -> np.ndarray:
+        shard, _, offset, *shape = self._rows[index].tolist()
+        fps = float(self._rates[index])
+        timing = clips.Timing(shape[0], fps, shape[0] / fps)
+        try:
+            wanted = clips.frame_indices(timing, frames, self._sampling, rng)
+        except clips.Unsuitable as error:
+            raise decode.BadFile(self.name(index), error.reason, error.detail) from error
+        return read_stored(self._files[shard].with_suffix('.rgb'), offset, tuple(shape), wanted)
+
+
+class Tfds:
+    """A tfds dataset prepared as ArrayRecord, without TensorFlow: images or sequences of them.
+
+    A sequence has no clock: with `fps` or `duration` its frames are taken one after the other, with
+    `frame_step` every n-th.
+    """
+
+    skipped: dict[str, int] = {}
+
+    def __init__(self, path: str, data: Data) -> None:
+        match = re.fullmatch(r'([^:]+)(?::(\w+(?:\[[^]]*\])?))?(?::(\w+))?', path)
+        if match is None:
+            raise ConfigError(f'{path!r} is not FOLDER[:SPLIT[:FEATURE]]')
+        folder, split, key = match.groups()
+        self._folder, self._split = _prepared(folder), split or 'train'
+        self._step = data.frame_step or 1
+        features = self._builder().info.features
+        found = {name: depth for name in features if (depth := _image_depth(features[name])) >= 0}
+        if key not in found if key else len(found) != 1:
+            what = f'called {key!r} ' if key else ''
+            have = ', '.join(f'{name} ({type(features[name]).__name__})' for name in features)
+            raise ConfigError(
+                f'{path!r}: {"more than one" if found and not key else "no"} image or sequence of '
+                f'images {what}among {have}; name one: FOLDER:SPLIT:FEATURE'
+            )
+        self._key = key or next(iter(found))
+        self._sequence = bool(found[self._key])
+        self._labelled = 'label' in features and features['label'].np_dtype == np.int64
+        self._length = len(self._records)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name != '_records'}
+
+    def name(self, index: int) -> str:
+        return f'{self._folder}:{self._split}#{index}'
+
+    def label(self, index: int) -> int | None:
+        return int(self._records[index]['label']) if self._labelled else None
+
+    def read(self, index: int, frames: int, rng: np.random.Generator) -> np.ndarray:
+        encoded = self._records[index][self._key]
+        if not self._sequence:
+            image = self._image(index, encoded)
+            return np.broadcast_to(image, (frames, *image.shape))
+        if not len(encoded):
+            raise decode.BadFile(self.name(index), 'no_frames')
+        wanted = clips.clip_indices(len(encoded), frames, self._step, draw=rng.integers)[0]
+        unique, where = np.unique(wanted, return_inverse=True)
+        return np.stack([self._image(index, encoded[i]) for i in unique])[where]
+
+    def _image(self, index: int, encoded: bytes) -> np.ndarray:
+        try:
+            with Image.open(io.BytesIO(encoded)) as image:
+                return np.array(image.convert('RGB'))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise decode.BadFile(self.name(index), 'corrupt', str(error)) from error
+
+    @functools.cached_property
+    def _records(self):
+        import tensorflow_datasets as tfds
+
+        class Encoded(tfds.decode.Decoder):
+            """Leaves images as stored, so that only those wanted are decoded."""
+
+            def decode_example(self, serialized_example):
+                return serialized_example
+
+            decode_example_np = decode_batch_example_np = decode_example
+
+        try:
+            return self._builder().as_data_source(self._split, decoders={self._key: Encoded()})
+        except (ValueError, NotImplementedError) as error:  # split, or not ArrayRecord
+            text = ' '.join(str(error).split())
+            raise ConfigError(f'{self._folder} split {self._split!r}: {text}') from error
+
+    def _builder(self):
+        import tensorflow_datasets as tfds  # takes a second
+
+        return tfds.builder_from_directory(self._folder)
+
+
+def read_list(path: str | Path) -> list[tuple[str, int | None]]:
+    """Records of a text list: `path label` or `path::label` a line, the label optional.
+
+    The label is the last word when that is a whole number, so paths may hold spaces. Relative
+    paths are relative to the list's folder; empty lines and lines that start with `#` are skipped.
+    Raises OSError and UnicodeDecodeError.
+    """
+    path = Path(path)
+    records = []
+    for line in path.read_text('utf-8', errors='surrogateescape').splitlines():
+        line = line.strip()
+        if not line or line.startswith('#'):
+            continue
+        name, _, label = line.rpartition('::') if '::' in line else _cut(line)
+        digits = label.strip().removeprefix('-')
+        if name and digits.isascii() and digits.isdigit():
+            records.append((_absolute(name.strip(), path.parent), int(label)))
+        else:
+            records.append((_absolute(line, path.parent), None))
+    return records
+
+
+def find_videos(folder: str | Path) -> list[str]:
+    """Paths of all videos below a folder, by suffix, sorted. Linked folders are not entered."""
+    return _find(folder, VIDEOS)
+
+
+def open_source(entry: DataList, data: Data, index: int = 0) -> Source:
+    """The source of `data.lists[index]`.
+
+    Raises ConfigError, naming the field, for an unknown kind, a path that cannot be read and a
+    list without records.
+    """
+    field = f'data.lists[{index}]'
+    if entry.kind not in SOURCES:
+        raise ConfigError(f'{field}.kind: {entry.kind!r} is none of {", ".join(SOURCES)}')
+    try:
+        clips.Sampling.from_config(data)
+    except ValueError as error:
+        raise ConfigError(f'data: {error}') from error
+    if not entry.path and entry.kind != 'synthetic':
+        raise ConfigError(f'{field}.path is empty; kind {entry.kind!r} needs a path')
+    try:
+        source = SOURCES[entry.kind](os.path.expanduser(entry.path), data)
+    except ConfigError as error:
+        raise ConfigError(f'{field}.path: {error}') from error
+    except OSError as error:
+        what = error.strerror or str(error)
+        raise ConfigError(f'{field}.path: {entry.path!r} cannot be read: {what}') from error
+    if not len(source):
+        left_out = ', '.join(f'{n} {reason}' for reason, n in source.skipped.items())
+        left_out = f' (left out: {left_out})' if left_out else ''
+        raise ConfigError(f'{field}.path: {entry.path!r} holds no {entry.kind} records{left_out}')
+    return source
+
+
+def _choose(sampling: clips.Sampling, frames: int, rng: np.random.Generator, info) -> np.ndarray:
+    return clips.frame_indices(info, frames, sampling, rng)
+
+
+def _cut(line: str) -> tuple[str, str, str]:
+    name, *label = line.rsplit(maxsplit=1)
+    return name, '', ''.join(label)
+
+
+def _absolute(name: str, folder: Path) -> str:
+    return os.path.normpath(os.path.join(folder, os.path.expanduser(name)))
+
+
+def _find(folder: str | Path, suffixes: frozenset[str]) -> list[str]:
+    def refuse(error: OSError) -> None:
+        raise error
+
+    found = []
+    for parent, _, names in os.walk(folder, onerror=refuse):
+        found += [
+            os.path.join(parent, name)
+            for name in names
+            if os.path.splitext(name)[1].lower() in suffixes
+        ]
+    return sorted(found)
+
+
+def _prepared(folder: str) -> str:
+    """The folder of one version of a dataset, at or below `folder`."""
+    found = sorted(Path(folder).glob('**/dataset_info.json'))
+    if len(found) != 1:
+        what = 'no prepared dataset' if not found else f'{len(found)} prepared datasets'
+        some = ''.join(f' {path.parent}' for path in found[:5])
+        raise ConfigError(f'{folder!r} holds {what}, one is needed{":" if some else ""}{some}')
+    return str(found[0].parent)
+
+
+def _image_depth(feature) -> int:
+    """0 for an image, 1 for a sequence of images, -1 for anything else."""
+    import tensorflow_datasets as tfds
+
+    if isinstance(feature, tfds.features.Image):
+        return 0
+    inner = getattr(feature, 'feature', None)
+    return 1 if isinstance(inner, tfds.features.Image) else -1
+
+
+def _array(path: str) -> list[tuple[str, int | None]]:
+    try:
+        names = np.load(path, allow_pickle=False)
+    except ValueError as error:  # an array of objects, or no array at all
+        raise ConfigError(f'{path!r} is no array of strings that numpy can read safely') from error
+    if names.ndim != 1 or names.dtype.kind not in 'US':
+        raise ConfigError(f'{path!r} holds {names.dtype} {names.shape}; a row of strings is needed')
+    return [(_absolute(os.fsdecode(name), Path(path).parent), None) for name in names.tolist()]
+
+
+def _manifest(path: str) -> tuple[list[tuple[str, int | None]], dict[str, int]]:
+    records, skipped = [], {}
+    for number, line in enumerate(Path(path).read_text('utf-8').splitlines(), 1):
+        try:
+            row = json.loads(line)
+            name, problem = row['path'], row.get('problem')
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ConfigError(f'{path!r} line {number} is no row of a manifest: {error}') from error
+        if problem:
+            skipped[problem] = skipped.get(problem, 0) + 1
+        else:
+            records.append((_absolute(name, Path(path).parent), row.get('label')))
+    return records, skipped
+
+
+def _files(path: str, data: Data, suffixes: frozenset[str]) -> Files:
+    if os.path.isdir(path):
+        return Files([(name, None) for name in _find(path, suffixes)], data)
+    suffix = Path(path).suffix.lower()
+    if suffix in VIDEOS | IMAGES:
+        raise ConfigError(f'{path!r} is one file; give a list of files or a folder')
+    if suffix == '.jsonl':
+        return Files(*_split(_manifest(path), data))
+    return Files(_array(path) if suffix == '.npy' else read_list(path), data)
+
+
+def _split(manifest, data):
+    records, skipped = manifest
+    return records, data, skipped
+
+
+def _videos(path: str, data: Data) -> Files:
+    return _files(path, data, VIDEOS)
+
+
+def _images(path: str, data: Data) -> Files:
+    return _files(path, data, IMAGES)
+
+
+def _synthetic(path: str, data: Data) -> Files:
+    from jepa_jax.data import synthetic
+
+    try:
+        return Files(read_list(synthetic.ensure(path or None)), data)
+    except ValueError as error:  # a folder that holds something else
+        raise ConfigError(str(error)) from error
+
+
+SOURCES: dict[str, Callable[[str, Data], Source]] = {
+    'videos': _videos,  # text list, .npy of paths, manifest .jsonl, folder
+    'images': _images,  # the same, of images
+    'tfds': Tfds,  # FOLDER[:SPLIT[:FEATURE]] of a dataset prepared as ArrayRecord
+    'shards': Shards,  # folder that `python -m tools.make_shards` wrote
+    'synthetic': _synthetic,  # the self-made set, made where it is missing
+}

@@ -1,0 +1,177 @@
+"""The cache of decoded videos: the same bytes, a bound that holds, and nothing half-written."""
+
+import multiprocessing
+import os
+import time
+
+import numpy as np
+import pytest
+
+from jepa_jax.config import Data, DataList
+from jepa_jax.data import cache, clips, decode, synthetic
+from jepa_jax.data.cache import ClipCache
+from jepa_jax.data.sources import open_source
+
+FRAMES, SIDE = 30, 32
+BYTES = FRAMES * SIDE * SIDE * 3  # of one decoded video
+GIB = 2**30
+
+
+@pytest.fixture(scope='module')
+def videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('videos')
+    for i in range(6):
+        frames = np.random.default_rng(i).integers(0, 256, (FRAMES, SIDE, SIDE, 3), dtype=np.uint8)
+        synthetic.write(folder / f'{i}.mp4', frames)
+    return folder
+
+
+def choose(seed):
+    rng = np.random.default_rng(seed)
+    return lambda timing: clips.frame_indices(timing, 4, clips.Sampling(fps=4), rng)
+
+
+def stored(folder):
+    return sum(path.stat().st_size for path in folder.rglob('*') if path.suffix == '.rgb')
+
+
+def forbid(monkeypatch):
+    def read_frames(path, choose):
+        raise AssertionError('decoded')
+
+    monkeypatch.setattr(decode, 'read_frames', read_frames)
+
+
+def test_a_hit_equals_a_miss_and_decodes_nothing(videos, tmp_path, monkeypatch):
+    path = str(videos / '0.mp4')
+    expected = [decode.read_frames(path, choose(seed)) for seed in range(4)]
+    kept = ClipCache(tmp_path / 'c', 1.0)
+    np.testing.assert_array_equal(kept.read_frames(path, choose(0)), expected[0])
+    assert stored(tmp_path / 'c') == BYTES
+    forbid(monkeypatch)
+    for seed in range(4):
+        got = ClipCache(tmp_path / 'c', 1.0).read_frames(path, choose(seed))
+        np.testing.assert_array_equal(got, expected[seed])
+    with pytest.raises(decode.BadFile, match='slow'):
+        kept.read_frames(path, lambda t: clips.frame_indices(t, 4, clips.Sampling(fps=99)))
+
+
+def test_variable_frame_rate_is_remembered(tmp_path, videos, monkeypatch):
+    """The times of the frames decide which are taken, so they are part of an entry."""
+    path = str(videos / '1.mp4')
+    timing = clips.Timing(FRAMES, 8.0, FRAMES / 8, times=np.linspace(0, 1, FRAMES) ** 2 * 3.75)
+    read = decode.read_frames
+    monkeypatch.setattr(decode, 'read_frames', lambda p, pick: read(p, lambda _: pick(timing)))
+    kept = ClipCache(tmp_path / 'c', 1.0)
+    miss = kept.read_frames(path, choose(3))
+    forbid(monkeypatch)
+    np.testing.assert_array_equal(kept.read_frames(path, choose(3)), miss)
+
+
+def test_the_bound_holds_and_the_rest_is_still_read(videos, tmp_path):
+    kept = ClipCache(tmp_path / 'c', 2.5 * BYTES / GIB)
+    for i in range(6):
+        path = str(videos / f'{i}.mp4')
+        np.testing.assert_array_equal(
+            kept.read_frames(path, choose(i)), decode.read_frames(path, choose(i))
+        )
+    assert stored(tmp_path / 'c') == 2 * BYTES
+    assert int((tmp_path / 'c' / 'bytes').read_text()) == 2 * BYTES
+    again = ClipCache(tmp_path / 'c', 3.5 * BYTES / GIB)  # a larger bound: goes on growing
+    for i in range(6):
+        again.read_frames(str(videos / f'{i}.mp4'), choose(i))
+    assert stored(tmp_path / 'c') == 3 * BYTES
+
+
+def test_large_videos_are_not_kept(videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, 'LARGEST', BYTES - 1)
+    ClipCache(tmp_path / 'c', 1.0).read_frames(str(videos / '0.mp4'), choose(0))
+    assert stored(tmp_path / 'c') == 0
+
+
+def test_a_changed_file_is_another_entry(videos, tmp_path):
+    path = tmp_path / 'v.mp4'
+    path.write_bytes((videos / '0.mp4').read_bytes())
+    kept = ClipCache(tmp_path / 'c', 1.0)
+    old = kept.read_frames(str(path), choose(0))
+    path.write_bytes((videos / '1.mp4').read_bytes())
+    os.utime(path, (1, 1))
+    new = kept.read_frames(str(path), choose(0))
+    assert (old != new).any()
+    np.testing.assert_array_equal(new, decode.read_frames(str(path), choose(0)))
+    path.unlink()
+    with pytest.raises(decode.BadFile, match='missing'):
+        kept.read_frames(str(path), choose(0))
+
+
+def test_what_a_killed_process_left(videos, tmp_path):
+    """A fresh half-written entry may be alive and counts; an old one is removed."""
+    folder = tmp_path / 'c'
+    ClipCache(folder, 1.0)
+    (folder / 'ab').mkdir()
+    (folder / 'ab/old.part').write_bytes(b'x' * 5000)
+    (folder / 'ab/new.part').write_bytes(b'x' * 300)
+    then = time.time() - cache.STALE - 60
+    os.utime(folder / 'ab/old.part', (then, then))
+    (folder / 'bytes').write_text('123456789')  # whatever was promised then
+    ClipCache(folder, 1.0)
+    assert not (folder / 'ab/old.part').exists() and (folder / 'ab/new.part').exists()
+    assert (folder / 'bytes').read_text() == '300'
+
+
+def test_a_full_disk_stops_keeping_not_reading(videos, tmp_path, monkeypatch, caplog):
+    kept = ClipCache(tmp_path / 'c', 1.0)
+
+    def full(path, text):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(cache, '_write', full)
+    path = str(videos / '2.mp4')
+    for seed in range(2):
+        np.testing.assert_array_equal(
+            kept.read_frames(path, choose(seed)), decode.read_frames(path, choose(seed))
+        )
+    assert [r.getMessage() for r in caplog.records] == [
+        f'data.cache: {path} is not kept: [Errno 28] No space left on device'
+    ]
+    assert stored(tmp_path / 'c') == 0 and (tmp_path / 'c' / 'bytes').read_text() == '0'
+    assert not list((tmp_path / 'c').rglob('*.part'))
+
+
+def _fill(folder, bound, paths, order):
+    kept = ClipCache(folder, bound)
+    for i in order:
+        kept.read_frames(paths[i], choose(i))
+
+
+def test_processes_share_it(videos, tmp_path):
+    """Three at once, each in its own order: no entry twice, the bound holds, the count is right."""
+    paths = [str(videos / f'{i}.mp4') for i in range(6)]
+    context = multiprocessing.get_context('spawn')
+    orders = ([0, 1, 2, 3, 4, 5], [0, 2, 1, 5, 4, 3], [5, 4, 3, 2, 1, 0])
+    crew = [
+        context.Process(target=_fill, args=(tmp_path / 'c', 4.2 * BYTES / GIB, paths, order))
+        for order in orders
+    ]
+    for process in crew:
+        process.start()
+    for process in crew:
+        process.join()
+    assert [process.exitcode for process in crew] == [0, 0, 0]
+    assert stored(tmp_path / 'c') <= 4 * BYTES
+    assert int((tmp_path / 'c' / 'bytes').read_text()) == stored(tmp_path / 'c')
+    assert not list((tmp_path / 'c').rglob('*.part'))
+
+
+def test_a_source_uses_it(videos, tmp_path, monkeypatch):
+    entry = DataList(path=str(videos))
+    plain = open_source(entry, Data())
+    kept = open_source(entry, Data(cache=str(tmp_path / 'c'), cache_gib=1.0))
+    for _ in range(2):
+        for i in range(3):
+            np.testing.assert_array_equal(
+                kept.read(i, 4, np.random.default_rng(i)),
+                plain.read(i, 4, np.random.default_rng(i)),
+            )
+    forbid(monkeypatch)
+    assert kept.read(0, 4, np.random.default_rng(9)).shape == (4, SIDE, SIDE, 3)

@@ -1,0 +1,350 @@
+"""Kinds of lists: what they accept, what they say about what they do not, and what they read."""
+
+import io
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from jepa_jax.config import ConfigError, Data, DataList
+from jepa_jax.data import clips, decode, synthetic
+from jepa_jax.data.sources import SOURCES, Names, find_videos, open_source, read_list
+from tools import index_videos, make_shards
+
+ROOT = Path(__file__).parents[2]
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+@pytest.fixture(scope='module')
+def videos(tmp_path_factory):
+    """Three videos, one below another folder, an image, and files that are neither."""
+    folder = tmp_path_factory.mktemp('videos')
+    (folder / 'deep/er').mkdir(parents=True)
+    for i, name in enumerate(('b.mp4', 'a b.mkv', 'deep/er/c.MP4')):
+        frames = rng(i).integers(0, 256, (20 + i, 48, 64, 3), dtype=np.uint8)
+        synthetic.write(folder / name, frames)
+    Image.fromarray(rng().integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(folder / 'i.png')
+    (folder / 'notes.txt').write_text('nothing')
+    return folder
+
+
+def open_(path, kind='videos', index=0, **data):
+    return open_source(DataList(path=str(path), kind=kind), Data(**data), index)
+
+
+# --- lists ---------------------------------------------------------------------------------------
+
+
+def test_read_list(tmp_path):
+    (tmp_path / 'list.csv').write_text(
+        'a.mp4 3\n\n# a remark\nsub/b c.mp4 12\n/abs/d.mp4\n  e f.mp4\t0 \ng.mp4::7\n'
+        'h i.mp4 :: 8\nk::l.mp4\nm.mp4 -1\n../n.mp4 x2\n',
+    )
+    here = str(tmp_path)
+    assert read_list(tmp_path / 'list.csv') == [
+        (f'{here}/a.mp4', 3),
+        (f'{here}/sub/b c.mp4', 12),
+        ('/abs/d.mp4', None),
+        (f'{here}/e f.mp4', 0),
+        (f'{here}/g.mp4', 7),
+        (f'{here}/h i.mp4', 8),
+        (f'{here}/k::l.mp4', None),
+        (f'{here}/m.mp4', -1),
+        (str(tmp_path.parent / 'n.mp4 x2'), None),
+    ]
+
+
+def test_find_videos(videos):
+    found = [str(Path(path).relative_to(videos)) for path in find_videos(videos)]
+    assert found == ['a b.mkv', 'b.mp4', 'deep/er/c.MP4']
+
+
+def test_names_pickle_small():
+    names = Names(f'/data/videos/{i:07d}/é\udcff.mp4' for i in range(20_000))
+    copy = pickle.loads(pickle.dumps(names))
+    assert len(copy) == 20_000
+    assert [copy[i] for i in (0, 1, 19_999)] == [
+        f'/data/videos/{i:07d}/é\udcff.mp4' for i in (0, 1, 19_999)
+    ]
+    assert len(pickle.dumps(names)) < 20_000 * (len(names[0].encode('utf8', 'replace')) + 12)
+
+
+@pytest.mark.parametrize('write', ['list', 'array', 'folder', 'manifest'])
+def test_kinds_of_lists_of_videos(videos, tmp_path, write):
+    paths = find_videos(videos)
+    if write == 'list':
+        path = tmp_path / 'l.txt'
+        path.write_text(''.join(f'{p} {i}\n' for i, p in enumerate(paths)))
+    elif write == 'array':
+        path = tmp_path / 'l.npy'
+        np.save(path, np.array(paths))
+    elif write == 'folder':
+        path = videos
+    else:
+        (tmp_path / 'bad.mp4').write_text('no video')
+        (tmp_path / 'l.txt').write_text('\n'.join([*paths, 'bad.mp4', 'gone.mp4']))
+        path = tmp_path / 'm.jsonl'
+        assert not index_videos.main([str(tmp_path / 'l.txt'), '--out', str(path), '--workers=1'])
+    source = open_(path)
+    assert [source.name(i) for i in range(len(source))] == paths
+    assert source.label(1) == (1 if write == 'list' else None)
+    assert source.skipped == ({'not_video': 1, 'missing': 1} if write == 'manifest' else {})
+    clip = pickle.loads(pickle.dumps(source)).read(1, 4, rng(5))
+    expected = decode.read_frames(
+        paths[1], lambda timing: clips.frame_indices(timing, 4, clips.Sampling(fps=4), rng(5))
+    )
+    np.testing.assert_array_equal(clip, expected)
+
+
+def test_images_are_repeated_frames(videos, tmp_path):
+    source = open_(videos, 'images')
+    assert len(source) == 1
+    clip = source.read(0, 6, rng())
+    assert clip.shape == (6, 30, 40, 3) and clip.strides[0] == 0
+    with Image.open(videos / 'i.png') as image:
+        np.testing.assert_array_equal(clip[3], np.asarray(image))
+    (tmp_path / 'l.txt').write_text(f'{videos}/i.png\n{videos}/b.mp4')
+    both = open_(tmp_path / 'l.txt')  # a list of videos may name images, as the original's
+    assert both.read(0, 4, rng()).shape == (4, 30, 40, 3)
+    assert both.read(1, 4, rng()).shape == (4, 48, 64, 3)
+
+
+def test_a_slow_video_is_a_bad_file(videos):
+    source = open_(videos / 'deep', fps=50)
+    with pytest.raises(decode.BadFile, match='slow'):
+        source.read(0, 4, rng())
+
+
+def test_the_self_made_set(tmp_path, monkeypatch):
+    monkeypatch.setattr(synthetic, 'COUNTS', {'train': 80, 'test': 80})
+    source = open_(tmp_path / 'set', 'synthetic')
+    assert len(source) == 80 and source.read(0, 8, rng()).shape[0] == 8
+    assert 0 <= source.label(0) < 10
+    (tmp_path / 'set' / 'train.txt').unlink()
+    with pytest.raises(ConfigError, match=r'data.lists\[0\].path'):
+        open_(tmp_path / 'set', 'synthetic')
+
+
+def bad_lists(folder):
+    (folder / 'empty.txt').write_text('\n# nothing\n')
+    (folder / 'folder').mkdir()
+    np.save(folder / 'numbers.npy', np.arange(3))
+    np.save(folder / 'objects.npy', np.array(['a', None]), allow_pickle=True)
+    (folder / 'm.jsonl').write_text('{"path": "a.mp4", "problem": "empty"}\n')
+    (folder / 'broken.jsonl').write_text('{"path": "a.mp4"}\nnonsense\n')
+    (folder / 'one.mp4').touch()
+
+
+@pytest.mark.parametrize(
+    'path, kind, words',
+    [
+        ('', 'videos', ['.path is empty', "'videos' needs a path"]),
+        ('x', 'films', ["'films'", *SOURCES]),
+        ('absent.txt', 'videos', ['absent.txt', 'No such file']),
+        ('empty.txt', 'videos', ['empty.txt', 'no videos records']),
+        ('folder', 'videos', ['folder', 'no videos records']),
+        ('folder', 'images', ['no images records']),
+        ('folder', 'shards', ['no shards records']),
+        ('folder', 'tfds', ['no prepared dataset']),
+        ('numbers.npy', 'videos', ['int64', 'strings']),
+        ('objects.npy', 'videos', ['objects.npy', 'strings']),
+        ('m.jsonl', 'videos', ['1 empty']),
+        ('broken.jsonl', 'videos', ['line 2']),
+        ('one.mp4', 'videos', ['one file', 'list of files']),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, path, kind, words):
+    bad_lists(tmp_path)
+    with pytest.raises(ConfigError) as error:
+        open_(tmp_path / path if path else '', kind, index=3)
+    text = str(error.value)
+    assert text.startswith('data.lists[3].') and '\n' not in text
+    for word in words:
+        assert word in text
+
+
+# --- tfds ----------------------------------------------------------------------------------------
+
+
+def png(value, size=(20, 30)):
+    """An image as a file, which tfds stores as it is; arrays it would encode with TensorFlow."""
+    file = io.BytesIO()
+    Image.fromarray(np.full((*size, 3), value, np.uint8)).save(file, 'PNG')
+    file.seek(0)
+    return file
+
+
+def image_feature():
+    return tfds.features.Image(shape=(None, None, 3), encoding_format='png')
+
+
+class Pictures(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version('1.0.0')
+    FEATURES = {'image': image_feature(), 'label': tfds.features.ClassLabel(num_classes=5)}
+
+    def _info(self):
+        features = tfds.features.FeaturesDict(self.FEATURES)
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, dl_manager):
+        return {'train': self._generate_examples(), 'test': self._generate_examples(1)}
+
+    def _generate_examples(self, count=5):
+        for i in range(count):
+            yield i, {'image': png(10 * i), 'label': i}
+
+
+class Sequences(Pictures):
+    FEATURES = {
+        'frames': tfds.features.Sequence(image_feature()),
+        'wrist': tfds.features.Sequence(image_feature()),
+        'name': tfds.features.Text(),
+    }
+
+    def _generate_examples(self, count=5):
+        for i in range(count):
+            frames = [png(10 * i + k) for k in range(8)]
+            yield i, {'frames': frames, 'wrist': [png(200)], 'name': str(i)}
+
+
+class Words(Pictures):
+    FEATURES = {'name': tfds.features.Text()}
+
+    def _generate_examples(self, count=5):
+        yield 0, {'name': 'a'}
+
+
+@pytest.fixture(scope='module')
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('tfds')
+    for builder in (Pictures, Sequences, Words):
+        builder(data_dir=folder, file_format='array_record').download_and_prepare()
+    assert 'tensorflow' not in sys.modules
+    return folder
+
+
+def test_tfds_images(prepared):
+    source = pickle.loads(pickle.dumps(open_(prepared / 'pictures', 'tfds')))
+    assert len(source) == 5
+    values = set()
+    for i in range(5):
+        clip = source.read(i, 4, rng())
+        assert clip.shape == (4, 20, 30, 3) and clip.strides[0] == 0
+        assert (clip == 10 * source.label(i)).all()
+        values.add(int(clip[0, 0, 0, 0]))
+    assert values == {0, 10, 20, 30, 40}
+    assert len(open_(f'{prepared}/pictures/1.0.0:test', 'tfds')) == 1
+    assert len(open_(f'{prepared}/pictures:train[:40%]', 'tfds')) == 2
+
+
+def test_tfds_sequences(prepared):
+    source = open_(f'{prepared}/sequences:train:frames', 'tfds')
+    clip = source.read(2, 4, rng(1))
+    numbers = clip[:, 0, 0, 0].astype(int) % 10
+    expected = clips.clip_indices(8, 4, 1, draw=rng(1).integers)[0]
+    np.testing.assert_array_equal(numbers, expected)
+    two = open_(f'{prepared}/sequences:train:frames', 'tfds', fps=0, frame_step=2)
+    # a clip of 4 x 2 is not shorter than 8 frames: the whole of them, 0 2.67 5.33 8 cut to frames
+    assert (two.read(0, 4, rng())[:, 0, 0, 0] % 10).tolist() == [0, 2, 5, 7]
+    assert source.label(0) is None
+    assert (open_(f'{prepared}/sequences:test:wrist', 'tfds').read(0, 3, rng()) == 200).all()
+
+
+@pytest.mark.parametrize(
+    'path, words',
+    [
+        ('', ['3 prepared datasets', 'pictures/1.0.0']),
+        ('sequences', ['more than one image', 'frames (Sequence)', 'wrist', 'name (Text)']),
+        (
+            'sequences:train:name',
+            ["no image or sequence of images called 'name'", 'frames (Sequence)'],
+        ),
+        ('words', ['no image or sequence', 'name (Text)']),
+        ('pictures:valid', ["Unknown split 'valid'", 'train']),
+        ('pictures:a:b:c', ['FOLDER[:SPLIT[:FEATURE]]']),
+    ],
+)
+def test_tfds_errors(prepared, path, words):
+    with pytest.raises(ConfigError) as error:
+        open_(f'{prepared}/{path}', 'tfds')
+    for word in ('data.lists[0].path', *words):
+        assert word in str(error.value)
+    assert '\n' not in str(error.value)
+
+
+# --- shards --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def listed(videos, tmp_path):
+    paths = find_videos(videos)
+    (tmp_path / 'broken.mp4').write_text('no video')
+    lines = [f'{paths[0]} 4', f'{tmp_path}/broken.mp4 1', *paths[1:]]
+    (tmp_path / 'l.txt').write_text('\n'.join(lines))
+    return tmp_path / 'l.txt', paths
+
+
+def test_shards_hold_what_the_videos_do(listed, tmp_path):
+    path, paths = listed
+    out = tmp_path / 'shards'
+    counts = make_shards.make(str(path), str(out), per_shard=2, workers=1)
+    size = (20 + 21 + 22) * 48 * 64 * 3
+    assert counts == {'records': 3, 'bytes': size, 'skipped/not_video': 1}
+    source = pickle.loads(pickle.dumps(open_(out, 'shards')))
+    assert len(source) == 3 and source.skipped == {'not_video': 1}
+    assert [source.label(i) for i in range(3)] == [4, None, None]
+    direct = open_(path)
+    for i, name in enumerate(paths):
+        assert source.name(i) == f'{name}#0'
+        j = next(j for j in range(4) if direct.name(j) == name)
+        np.testing.assert_array_equal(source.read(i, 4, rng(i)), direct.read(j, 4, rng(i)))
+
+
+def test_shards_go_on_and_refuse_a_mixture(listed, tmp_path):
+    path, _ = listed
+    out = tmp_path / 'shards'
+    settings = {'short_side': 24, 'fps': 4, 'frames': 6, 'per_shard': 3, 'workers': 1}
+    first = make_shards.make(str(path), str(out), **settings)
+    source = open_(out, 'shards')
+    # 20, 21 and 22 frames at 8 a second are 10, 10 and 11 at 4: records of 6 and the rest
+    assert [source._rows[i, 3] for i in range(6)] == [6, 4, 6, 4, 6, 5]
+    assert source.read(1, 4, rng()).shape == (4, 24, 32, 3)
+    kept = (out / 'shard-00000.json').stat().st_mtime_ns, (out / 'shard-00001.rgb').read_bytes()
+    (out / 'shard-00001.json').unlink()  # as if killed before the end
+    (out / 'shard-00001.part').write_bytes(b'half')
+    assert make_shards.make(str(path), str(out), **settings) == first
+    assert (
+        (out / 'shard-00000.json').stat().st_mtime_ns,
+        (out / 'shard-00001.rgb').read_bytes(),
+    ) == kept
+    assert not list(out.glob('*.part'))
+    with pytest.raises(ConfigError, match='empty folder'):
+        make_shards.make(str(path), str(out), **settings | {'fps': 8})
+    (out / 'shard-00000.rgb').write_bytes(b'')
+    with pytest.raises(decode.BadFile, match='truncated'):
+        open_(out, 'shards').read(0, 4, rng())
+    index = json.loads((out / 'shard-00000.json').read_text())
+    (out / 'shard-00000.json').write_text(json.dumps(index | {'version': 99}))
+    with pytest.raises(ConfigError, match='version 99'):
+        open_(out, 'shards')
+
+
+def test_make_shards_on_the_command_line(listed, tmp_path):
+    def call(*args):
+        command = [sys.executable, '-m', 'tools.make_shards', *map(str, args)]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    help_ = call('--help')
+    assert help_.returncode == 0 and 'delete the folder' in help_.stdout
+    wrong = call(tmp_path / 'absent', '--out', tmp_path / 'out')
+    assert wrong.returncode == 1 and wrong.stderr.startswith('make_shards: data.lists[0].path')
+    assert call(listed[0], '--out', tmp_path / 'out', '--fps', '-1').returncode == 2
