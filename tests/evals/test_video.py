@@ -16,9 +16,8 @@ from jepa_jax.evals import video
 from jepa_jax.evals.video import LabelledClips
 from jepa_jax.sharding import make_mesh
 
-SETTINGS = Probe(
-    steps=150, batch=32, seeds=2, heads=2, lr=3e-3, bootstrap=500
-)  # one for all: compiled once
+# one for all tests: compiled once
+SETTINGS = Probe(steps=150, batch=32, seeds=2, heads=2, lr=3e-3, bootstrap=500)
 
 
 def planted(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,161 @@
+"""What a run looks like: its loss and health over time, and the features of a clip as colours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+# Panels of the run plot: title, label of the vertical axis, fields of metrics.jsonl and their names
+# in the legend.
+BOTH = {'target': 'target, all tokens', 'context': 'context tokens'}
+PANELS = (
+    ('Loss', 'mean |prediction - target|', {'loss': 'loss'}),
+    ("Error over a constant guess's", '1: nothing is predicted', {'health/loss_share': 'share'}),
+    (
+        'Gradient norm',
+        'L2',
+        {'grad_norm': 'all'} | {f'grad_norm/{net}': net for net in ('encoder', 'predictor')},
+    ),
+    ('Learning rate', 'AdamW step size', {'lr': 'learning rate'}),
+    *(
+        (name, unit, {f'health/{of}_{key}': words for of, words in BOTH.items()})
+        for name, unit, key in (
+            ('Effective rank of features', 'directions', 'rank'),
+            ('Deviation of features', 'std, mean over dimensions', 'std'),
+            ('Share of features that varies', 'share of mean square; 0: constant', 'std_share'),
+            ('Cosine of two tokens', 'mean over pairs', 'cosine'),
+            ('Correlation of two dimensions', 'root mean square', 'covariance'),
+        )
+    ),
+    ('Lag of the target', 'distance to the encoder', {'health/ema_lag': 'lag'}),
+    ('Speed', 'clips per second', {'clips_per_s': 'clips per second'}),
+    ('Time that a step takes', 'seconds', {'step_s': 'step', 'data_wait_s': 'waiting for data'}),
+)  # fmt: skip
+
+
+def plot_run(records: Sequence[dict[str, Any]], path: str | Path, title: str = '') -> None:
+    """Draws the records of metrics.jsonl as PNG: one panel for each row of PANELS that they have
+    numbers for.
+
+    A field is drawn over the steps that have it, so records of different kinds may be mixed; gaps
+    in health are no gaps in the loss. `health/*` numbers that no row knows get panels of their own.
+
+    Raises:
+      ValueError: no record has a step and a loss.
+    """
+    rows = sorted((r for r in records if 'step' in r), key=lambda r: r['step'])
+    if not any('loss' in r for r in rows):
+        raise ValueError('nothing to plot: no record has a step and a loss')
+    drawn = {field for *_, fields in PANELS for field in fields}
+    numbers = {
+        k
+        for r in rows
+        for k, v in r.items()
+        if isinstance(v, (int, float)) and not isinstance(v, bool)
+    }
+    health = sorted(k for k in numbers - drawn if k.startswith('health/'))
+    extra = [(_title(k), 'value', {k: _title(k)}) for k in health]
+    panels = [p for p in (*PANELS, *extra) if numbers & p[2].keys()]
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.2 * columns, 2.9 * lines), layout='constrained')
+    for i, (name, unit, fields) in enumerate(panels):
+        axes = figure.add_subplot(lines, columns, i + 1)
+        for field, label in fields.items():
+            points = [(r['step'], r[field]) for r in rows if isinstance(r.get(field), (int, float))]
+            if points:
+                marker = '.' if len(points) < 60 else None
+                axes.plot(*zip(*points), label=label, linewidth=1.2, marker=marker, markersize=4)
+        axes.set_title(name, fontsize=10)
+        axes.set_xlabel('step')
+        axes.set_ylabel(unit)
+        axes.grid(alpha=0.3)
+        if len(axes.lines) > 1:
+            axes.legend(fontsize=8)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    _save(figure, path)
+
+
+def _title(field: str) -> str:
+    return field.removeprefix('health/').replace('_', ' ').replace('/', ' of ').capitalize()
+
+
+def plot_features(
+    frames: np.ndarray, tokens: np.ndarray, path: str | Path, title: str = ''
+) -> None:
+    """Draws a clip and below each of its times the features as colours, as PNG.
+
+    The three leading principal components of all tokens of the clip become red, green and blue, by
+    one projection and one scale for all times: the same colour is the same feature wherever it
+    appears.
+
+    Args:
+      frames: uint8 `[T, H, W, 3]`.
+      tokens: features `[t, h, w, D]`, D at least 3; T is a multiple of t.
+
+    Raises:
+      ValueError: the numbers of frames and of token times do not fit, or a feature is not finite.
+    """
+    T, (t, h, w, _) = len(frames), tokens.shape
+    if T % t:
+        raise ValueError(f'{T} frames cannot be shown beside {t} token times: not a multiple')
+    colours, shares = feature_colours(tokens)
+    figure = Figure(figsize=(1.5 * t + 0.9, 4.0), layout='constrained')
+    grid = figure.subplots(2, t, squeeze=False)
+    for i in range(t):
+        first, last = i * (T // t), (i + 1) * (T // t) - 1
+        grid[0, i].imshow(frames[first])
+        grid[0, i].set_title(
+            f'frame {first}' if first == last else f'frames {first}-{last}', fontsize=9
+        )
+        grid[1, i].imshow(colours[i], interpolation='nearest')
+        for axes in grid[:, i]:
+            axes.set_xticks([])
+            axes.set_yticks([])
+    grid[0, 0].set_ylabel('first frame of each')
+    grid[1, 0].set_ylabel('features')
+    shown = ', '.join(f'{100 * s:.0f} %' for s in shares)
+    figure.supxlabel(
+        f'{h} x {w} tokens a time; red, green, blue: the first three principal components over\n'
+        f'all tokens of this clip (one projection for all times), {shown} of their variance',
+        fontsize=8,
+    )
+    figure.suptitle(title or 'Features of one clip over time', fontsize=11)
+    _save(figure, path)
+
+
+def feature_colours(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Features `[..., D]` as RGB in 0..1 `[..., 3]`, and the share of the variance `[3]` that each
+    colour holds.
+
+    Components are scaled to two standard deviations each way; their signs make the largest weight
+    positive, so that the picture does not depend on the linear algebra library. Constant features
+    come out grey.
+
+    Raises:
+      ValueError: a feature is not finite.
+    """
+    flat = np.asarray(tokens, np.float64).reshape(-1, tokens.shape[-1])
+    if not np.isfinite(flat).all():
+        raise ValueError('features hold values that are not finite: nothing to show')
+    flat = flat - flat.mean(0)
+    _, size, axes = np.linalg.svd(flat, full_matrices=False)
+    axes = axes[:3] * np.sign(np.take_along_axis(axes[:3], np.abs(axes[:3]).argmax(1)[:, None], 1))
+    total = np.square(size).sum()
+    if total < 1e-12 * flat.size:
+        return np.full((*tokens.shape[:-1], 3), 0.5), np.zeros(3)
+    parts = flat @ axes.T
+    spread = parts.std(0)
+    parts = parts / np.where(spread > 1e-6 * spread[0], 4 * spread, np.inf)
+    return np.clip(0.5 + parts, 0, 1).reshape(*tokens.shape[:-1], 3), np.square(size[:3]) / total
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    FigureCanvasAgg(figure)  # drawn without pyplot: no display, no global state
+    figure.savefig(path, dpi=120, format='png')

@@ -1,0 +1,204 @@
+"""The self-made video set: the same each time, balanced, and honest about what only motion can
+tell.
+"""
+
+import collections
+import multiprocessing
+
+import av
+import numpy as np
+import pytest
+from scipy import ndimage
+from sklearn.datasets import load_digits
+
+from jepa_jax.data import synthetic
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """A set of 80 + 80 clips of few frames, so that building it is a matter of seconds."""
+    monkeypatch.setattr(synthetic, 'COUNTS', {'train': 80, 'test': 80})
+    monkeypatch.setattr(synthetic, 'FRAMES', 4)
+
+
+def decode(path) -> np.ndarray:
+    with av.open(str(path)) as container:
+        return np.stack([f.to_ndarray(format='rgb24') for f in container.decode(video=0)])
+
+
+def test_clip_alone_is_the_clip_of_the_set(tmp_path, few):
+    folder = synthetic.ensure(tmp_path / 'set').parent
+    for split, index in (('train', 3), ('test', 79)):
+        synthetic.write(tmp_path / 'one.mp4', synthetic.video(split, index))
+        stored = folder / f'videos/{split}_{index:04d}.mp4'
+        assert (tmp_path / 'one.mp4').read_bytes() == stored.read_bytes()
+
+
+def test_same_bytes_each_time(tmp_path):
+    """Often enough to catch an encoder that decides differently one time in ten."""
+    clip = synthetic.video('train', 0)
+    np.testing.assert_array_equal(clip, synthetic.video('train', 0))
+    assert not np.array_equal(clip, synthetic.video('train', 80))
+    written = set()
+    for _ in range(30):
+        synthetic.write(tmp_path / 'clip.mp4', clip)
+        written.add((tmp_path / 'clip.mp4').read_bytes())
+    assert len(written) == 1
+
+
+def test_files_are_ordinary_h264(tmp_path):
+    clip = synthetic.video('test', 5)
+    synthetic.write(tmp_path / 'clip.mp4', clip)
+    with av.open(str(tmp_path / 'clip.mp4')) as container:
+        stream = container.streams.video[0]
+        assert stream.codec_context.name == 'h264' and stream.pix_fmt == 'yuv420p'
+        assert stream.average_rate == synthetic.FPS and stream.frames == synthetic.FRAMES
+    error = decode(tmp_path / 'clip.mp4').astype(float) - clip
+    assert 20 * np.log10(255 / np.sqrt(np.mean(error**2))) > 30  # dB: chroma is stored at half size
+
+
+def test_set_on_disk(tmp_path, few, capfd):
+    path = synthetic.ensure(tmp_path / 'deep' / 'set')
+    labels = synthetic.load_labels(path.parent)
+    for split in ('train', 'test'):
+        lines = (path.parent / f'{split}.txt').read_text().splitlines()
+        names = [line.split()[0] for line in lines]
+        assert [int(line.split()[1]) for line in lines] == [labels[n]['digit'] for n in names]
+        assert all((path.parent / name).is_file() for name in names) and len(set(names)) == 80
+        pairs = collections.Counter(tuple(labels[name].values()) for name in names)
+        assert set(pairs.values()) == {4} and len(pairs) == 20
+    assert 'videos' in capfd.readouterr().err  # the progress bar
+    assert sorted(p.name for p in path.parent.parent.iterdir()) == ['set', 'set.lock']
+    before = path.stat().st_mtime_ns
+    assert synthetic.ensure(path.parent) == path and path.stat().st_mtime_ns == before
+
+
+def test_labels_are_balanced_in_the_real_set():
+    for count in synthetic.COUNTS.values():
+        pairs = collections.Counter(tuple(synthetic.labels(i).values()) for i in range(count))
+        assert len(pairs) == 20 and len(set(pairs.values())) == 1
+
+
+def test_splits_share_no_handwriting():
+    train, test = (
+        {image.tobytes() for images in synthetic.handwriting(split) for image in images}
+        for split in ('train', 'test')
+    )
+    assert train.isdisjoint(test)
+    every = load_digits()
+    assert train | test == {(image / 16).tobytes() for image in every.images}
+    for split in ('train', 'test'):
+        for digit, images in enumerate(synthetic.handwriting(split)):
+            originals = {(im / 16).tobytes() for im in every.images[every.target == digit]}
+            assert {im.tobytes() for im in images} <= originals
+
+
+def track(clip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Centre `[T, 2]` and root area `[T]` of the coverage of a digit `[T, S, S]`."""
+    mass = clip.sum((1, 2))
+    return np.array([ndimage.center_of_mass(frame) for frame in clip]), np.sqrt(mass)
+
+
+def swept(centres: np.ndarray) -> float:
+    """Twice the signed area that a path `[T, 2]` (y, x) sweeps: positive if clockwise in sight."""
+    y, x = (centres - centres.mean(0)).T
+    return float(np.sum(x[:-1] * y[1:] - x[1:] * y[:-1]))
+
+
+def test_digit_goes_clockwise_in_sight():
+    for seed in range(20):
+        image = synthetic.handwriting('train')[seed % 10][seed]
+        coverage = synthetic._digit(image, np.random.default_rng(seed))
+        centres = np.array([ndimage.center_of_mass(frame) for frame in coverage])
+        assert swept(centres) > 300 and swept(centres[::-1]) < -300
+        area = coverage.sum((1, 2))
+        assert area.min() > 0.7 * area.max()  # hardly cut off by the frame
+
+
+def test_start_and_direction_tell_nothing():
+    """Start and first step point anywhere: their mean over clips is within four errors of zero."""
+    paths = np.stack([synthetic._orbit(np.random.default_rng(seed)) for seed in range(400)])
+    for points in (paths[:, 0], paths[:, 1] - paths[:, 0]):
+        unit = points / np.linalg.norm(points, axis=1, keepdims=True)
+        assert np.abs(unit.mean(0)).max() < 4 * (0.5 / 400) ** 0.5
+
+
+def test_backwards_is_the_other_motion(monkeypatch):
+    """The very same frames in reverse order carry the other label: only their order tells."""
+    clips = {i: synthetic.video('train', i) for i in (0, 10, 27, 35)}
+    real = synthetic.labels
+    other = dict(zip(synthetic.MOTIONS, synthetic.MOTIONS[::-1]))
+    assert {real(i)['motion'] for i in clips} == set(synthetic.MOTIONS)
+    monkeypatch.setattr(
+        synthetic, 'labels', lambda i: real(i) | {'motion': other[real(i)['motion']]}
+    )
+    for i, clip in clips.items():
+        np.testing.assert_array_equal(synthetic.video('train', i), clip[::-1])
+
+
+def test_shapes_bounce_and_keep_their_energy():
+    for seed in range(5):
+        centres, radii = synthetic._bounce(3, np.random.default_rng(seed))
+        assert np.all(centres > radii[:, None] - 3) and np.all(
+            centres < synthetic.SIZE - radii[:, None] + 3
+        )
+        moved = np.linalg.norm(np.diff(centres, axis=0), axis=-1)
+        assert moved.max() < 3 * 3**0.5 + 0.1  # one shape may take all: three of speed 3 at most
+        assert moved.max() > 0.9
+
+
+def test_incomplete_folder_is_refused(tmp_path, few):
+    folder = synthetic.ensure(tmp_path / 'set').parent
+    next(folder.glob('videos/*.mp4')).unlink()
+    with pytest.raises(ValueError, match='159 of the 160 videos.*delete the folder'):
+        synthetic.ensure(folder)
+    other = tmp_path / 'mine'
+    other.mkdir()
+    (other / 'thesis.txt').write_text('all of it')
+    with pytest.raises(ValueError, match='holds 0 of the 160'):
+        synthetic.ensure(other)
+    assert [p.name for p in other.iterdir()] == ['thesis.txt']
+
+
+def test_failed_build_leaves_nothing(tmp_path, few, monkeypatch):
+    def full(path, frames, fps=8):
+        if 'train_0005' in str(path):
+            raise OSError(28, 'No space left on device')
+        path.touch()
+
+    dead = tmp_path / '.set.partial-dead'
+    dead.mkdir()
+    monkeypatch.setattr(synthetic, 'write', full)
+    with pytest.raises(OSError, match='No space left'):
+        synthetic.ensure(tmp_path / 'set')
+    assert [p.name for p in tmp_path.iterdir()] == ['set.lock']
+
+
+def _ensure_slowly(folder, queue):
+    synthetic.COUNTS, synthetic.FRAMES = {'train': 80, 'test': 80}, 2
+    built, build = [], synthetic._build
+    synthetic._build = lambda f: (built.append(1), build(f))
+    synthetic.ensure(folder)
+    queue.put(len(built))
+
+
+def test_two_processes_build_once(tmp_path):
+    context = multiprocessing.get_context('spawn')
+    queue = context.Queue()
+    processes = [
+        context.Process(target=_ensure_slowly, args=(tmp_path / 'set', queue)) for _ in range(2)
+    ]
+    for process in processes:
+        process.start()
+    assert sorted(queue.get(timeout=60) for _ in processes) == [0, 1]
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+
+
+def test_default_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv('JEPA_JAX_CACHE', str(tmp_path))
+    assert synthetic.default_folder() == tmp_path / f'synthetic-v{synthetic.VERSION}'
+    monkeypatch.delenv('JEPA_JAX_CACHE')
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert synthetic.default_folder().parent == tmp_path / '.cache/jepa_jax'
