@@ -36,9 +36,13 @@ def gradients(objective, state: TrainState, batch, accumulate: int = 1):
     def add(total, part):
         return jax.tree.map(jnp.add, total, grad(state.params, state.target, part)), None
 
+    # from zero, not from the first part: the program then holds the model once
     parts = _parts(batch, accumulate)
-    first = grad(state.params, state.target, jax.tree.map(lambda a: a[0], parts))
-    total, _ = jax.lax.scan(add, first, jax.tree.map(lambda a: a[1:], parts))
+    like = jax.eval_shape(
+        lambda parts: grad(state.params, state.target, jax.tree.map(lambda a: a[0], parts)), parts
+    )
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype, out_sharding=a.sharding), like)
+    total, _ = jax.lax.scan(add, zeros, parts)
     return jax.tree.map(lambda a: a / accumulate, total)
 
 
@@ -54,21 +58,26 @@ def make_step(
     lr, wd = optim.learning_rate(config), optim.weight_decay(config)
     ema_rate = optim.ema_rate(config)
 
+    def update(state: TrainState, grads: dict) -> TrainState:
+        with jax.named_scope('adamw'):
+            updates, opt_state = tx.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+        target = state.target
+        if objective.averaged:
+            with jax.named_scope('ema'):
+                net = params[objective.averaged]
+                target = optax.incremental_update(net, target, ema_rate(state.step))
+        return TrainState(state.step + 1, params, target, opt_state)
+
     def step(state: TrainState, batch) -> tuple[TrainState, dict]:
         with jax.named_scope('gradients'):
             (loss, metrics), grads = gradients(objective, state, batch, config.accumulate)
         norms = {name: optax.tree.norm(g) for name, g in grads.items()}
         norm = optax.tree.norm(list(norms.values()))
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        with jax.named_scope('adamw'):
-            updates, opt_state = tx.update(grads, state.opt_state, state.params)
-            params = optax.apply_updates(state.params, updates)
-        rate, target = ema_rate(state.step), state.target
-        if objective.averaged:
-            with jax.named_scope('ema'):
-                target = optax.incremental_update(params[objective.averaged], target, rate)
-        new = TrainState(state.step + 1, params, target, opt_state)
-        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+        # a branch, not a choice between two states: XLA then updates the donated one in place and
+        # needs no memory for another (0.1 instead of 2.7 times the parameters beside the gradients)
+        new = jax.lax.cond(finite, update, lambda state, grads: state, state, grads)
         metrics = {
             **metrics,
             'loss': loss,
@@ -76,7 +85,7 @@ def make_step(
             **{f'grad_norm/{name}': n for name, n in norms.items()},
             'lr': lr(state.step),
             'weight_decay': wd(state.step),
-            'momentum': 1 - rate,
+            'momentum': 1 - ema_rate(state.step),
             'finite': finite,
         }
         return new, metrics

@@ -68,9 +68,8 @@ def estimate(config: TrainConfig, devices: int = 1) -> dict[str, float]:
             )
     sizes = {
         'parameters, moments, target': (3 * trained + params['encoder']) * FLOAT / config.mesh.fsdp,
-        # gradients, updates, new parameters and moments; the old ones stay until all proved finite.
-        # Adding up parts takes two more sets of gradients.
-        'gradients, new state': (7 if c.accumulate > 1 else 5) * trained * FLOAT / config.mesh.fsdp,
+        # the update happens in place; adding up parts takes a sum besides
+        'gradients': (2 if c.accumulate > 1 else 1) * trained * FLOAT / config.mesh.fsdp,
         'clips': inputs,
         'kept for the backward pass': saved,
         'targets and predictions': features,

@@ -187,14 +187,7 @@ class Pipeline:
         )
         index, count = self._process
         order = order[index::count].batch(rows // count)
-        side = data.crop // config.encoder.patch
-        grid = (frames // config.encoder.tubelet, side, side)
-        if config.mask_sampler not in _SAMPLERS:
-            raise ConfigError(
-                f'mask_sampler: {config.mask_sampler!r} is none of {", ".join(_SAMPLERS)}'
-            )
-        sampler = _SAMPLERS[config.mask_sampler](config.masks, grid, config.seed, rows)
-        return _Clips(frames, tuple(lists), quota, rows, order, sampler)
+        return _Clips(frames, tuple(lists), quota, rows, order, mask_sampler(config, frames, rows))
 
 
 class Batches(Iterator[HostBatch]):
@@ -243,7 +236,9 @@ class Batches(Iterator[HostBatch]):
                 ) from error
             raise error
         self._step += 1
-        return dataclasses.replace(host, batch=jax.tree.map(np.asarray, host.batch))
+        # a copy of a worker's: its shared memory would leak if it were in use when the run ends
+        own = np.array if self._workers else np.asarray
+        return dataclasses.replace(host, batch=jax.tree.map(own, host.batch))
 
     def close(self) -> None:
         """Ends the workers."""
@@ -355,6 +350,23 @@ def split_rows(config: TrainConfig, rows: int) -> dict[int, int]:
                 'lower optim.accumulate'
             )
     return quotas
+
+
+def mask_sampler(
+    config: TrainConfig, frames: int, rows: int
+) -> multiblock.StaticSampler | _ReferenceMasks:
+    """What draws the masks of a run's clips of `frames` frames, `rows` of them in a global batch.
+
+    Raises:
+      ConfigError: no such sampler, or masks that cannot work on the clips' grid.
+    """
+    side = config.data.crop // config.encoder.patch
+    grid = (frames // config.encoder.tubelet, side, side)
+    if config.mask_sampler not in _SAMPLERS:
+        raise ConfigError(
+            f'mask_sampler: {config.mask_sampler!r} is none of {", ".join(_SAMPLERS)}'
+        )
+    return _SAMPLERS[config.mask_sampler](config.masks, grid, config.seed, rows)
 
 
 class _Tag(grain.transforms.Map):

@@ -1,0 +1,78 @@
+"""FLOPs that a training step is worth, counted from the models' shapes.
+
+A product of [m, k] and [k, n] counts 2 m n k; everything else (norms, softmax, GELU, the update) is
+left out, as is usual for MFU. The backward pass counts a product for every gradient it needs. What
+is computed again to save memory is no use to the model and does not count.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from jepa_jax.models.layers import MLPS
+from jepa_jax.models.predictor import PredictorConfig
+from jepa_jax.models.vit import ViTConfig
+
+MLP_PRODUCTS = {'gelu': 2, 'swiglu': 3, 'swiglu_full': 3}
+TRAINED = 3  # forward; backward: gradients of the weights (or of q, k, v) and of the input
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupShape:
+    """Clips of one frame count and how many tokens each of them has."""
+
+    clips: int  # B
+    tokens: int  # N
+    masks: tuple[tuple[int, int], ...]  # (K context, M target) of every mask
+
+
+@dataclasses.dataclass(frozen=True)
+class StepFlops:
+    """FLOPs of one step over all devices, by what they are spent on."""
+
+    target: int  # encoder on all tokens, forward
+    context: int  # encoder on context tokens, forward and backward
+    predictor: int  # forward and backward
+
+    @property
+    def total(self) -> int:
+        return self.target + self.context + self.predictor
+
+
+def blocks(config: ViTConfig | PredictorConfig, tokens: int) -> int:
+    """Forward FLOPs of all transformer blocks on one sequence of `tokens` tokens."""
+    c = config
+    hidden = MLPS[c.mlp][1](int(c.width * c.mlp_ratio))
+    attention = 4 * c.width * c.width + 2 * tokens * c.width  # qkv, proj; scores, values
+    return 2 * tokens * c.depth * (attention + MLP_PRODUCTS[c.mlp] * c.width * hidden)
+
+
+def patch_embed(config: ViTConfig, tokens: int) -> int:
+    """Forward FLOPs of the patch embedding of `tokens` tokens."""
+    return 2 * tokens * config.tubelet * config.patch**2 * 3 * config.width
+
+
+def encoder(config: ViTConfig, tokens: int) -> int:
+    """Forward FLOPs of the encoder on `tokens` tokens of one clip."""
+    return patch_embed(config, tokens) + blocks(config, tokens)
+
+
+def predictor(config: PredictorConfig, context: int, target: int) -> int:
+    """Forward FLOPs of the predictor on one clip's `context` tokens, predicting `target`."""
+    embed = 2 * (context + target) * config.encoder_width * config.width  # in, out
+    return embed + blocks(config, context + target)
+
+
+def pretraining_step(
+    encoder_config: ViTConfig, predictor_config: PredictorConfig, groups: Sequence[GroupShape]
+) -> StepFlops:
+    """FLOPs of one step of objectives.masked_video."""
+    target = context = predicted = 0
+    for group in groups:
+        target += group.clips * encoder(encoder_config, group.tokens)
+        for kept, wanted in group.masks:
+            once = TRAINED * encoder(encoder_config, kept) - patch_embed(encoder_config, kept)
+            context += group.clips * once  # pixels need no gradient
+            predicted += group.clips * TRAINED * predictor(predictor_config, kept, wanted)
+    return StepFlops(target, context, predicted)
