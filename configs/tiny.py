@@ -2,8 +2,10 @@
 
     python -m jepa_jax.train --config=configs/tiny.py
 
-Makes its videos the first time, trains on two CPU cores in minutes, and ends with a probe of frozen
-features against those of a random encoder and against pixels. Own videos instead:
+Makes its videos the first time, trains on two CPU cores in about ten minutes, and ends with a probe
+of frozen features against those of a random encoder and against pixels. Expected: which way the
+digit circles is read far better from the trained features than from a random encoder's; see the
+README for the figures. Own videos instead:
 
     python -m jepa_jax.train --config=configs/tiny.py --config.probe.enabled=false \\
         --config.data.lists[0].kind=videos --config.data.lists[0].path=clips.txt
@@ -11,7 +13,7 @@ features against those of a random encoder and against pixels. Own videos instea
 `tiny.py:smoke` is a minute.
 """
 
-from jepa_jax.config import DataList, TrainConfig, parse_arg, smoke
+from jepa_jax.config import DataList, TrainConfig, cache_root, parse_arg, smoke
 
 
 def get_config(arg: str = '') -> TrainConfig:
@@ -20,20 +22,25 @@ def get_config(arg: str = '') -> TrainConfig:
     c.compute_dtype = 'float32'
     c.encoder.size = 'tiny'
     c.encoder.width, c.encoder.depth, c.encoder.heads = 96, 4, 4
-    c.encoder.patch = 16
+    c.encoder.patch = 8
     c.predictor.width, c.predictor.depth, c.predictor.heads = 48, 2, 2
+    c.mesh.remat = 'none'  # memory is no concern at this size
     c.data.lists = [DataList(kind='synthetic')]
-    c.data.crop = 64
+    c.data.cache = str(cache_root() / 'clips')  # 0.4 GB; decoding would take a third of the time
+    c.data.crop = 32
     c.data.frames = 8
-    c.data.fps = 4
-    c.data.workers = 1
-    c.optim.batch = 64
-    c.optim.steps = 1500
-    c.optim.warmup = 75
-    c.optim.start_lr = 2e-4
-    c.optim.lr = c.optim.final_lr = 1e-3
-    c.optim.momentum = c.optim.final_momentum = 0.99
-    c.checkpoints.every = 250
-    c.logging.health_every = 50
+    c.data.fps = 8
+    c.data.augment.scale = (0.5, 1.0)
+    c.data.augment.flip = False  # a mirrored circle turns the other way
+    c.optim.batch = 32
+    c.optim.steps = 3000
+    c.optim.warmup = 100
+    c.optim.start_lr, c.optim.lr, c.optim.final_lr = 2e-4, 1e-3, 1e-5
+    c.optim.stretch = 1.0  # to the end of the cosine: annealed features read better
+    # a faster average forgets the inputs within the first few hundred steps
+    c.optim.momentum = c.optim.final_momentum = 0.998
+    c.checkpoints.every = 500
+    c.logging.health_every = 100
     c.probe.enabled = True
+    c.probe.lr = 3e-3
     return smoke(c) if small else c

@@ -10,6 +10,8 @@ import dataclasses
 import difflib
 import json
 import math
+import os
+import pathlib
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -192,6 +194,11 @@ class TrainConfig:
 
 class ConfigError(ValueError):
     """A setting that cannot work: names the field, what was found and what is allowed."""
+
+
+def cache_root() -> pathlib.Path:
+    """Where everything that can be made again lies: $JEPA_JAX_CACHE, or ~/.cache/jepa_jax."""
+    return pathlib.Path(os.environ.get('JEPA_JAX_CACHE') or pathlib.Path.home() / '.cache/jepa_jax')
 
 
 def to_json(config: TrainConfig) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ from tqdm import tqdm
 
 from jepa_jax import optim
 from jepa_jax.checkpoint import Checkpoints, find, read_manifest, restore
-from jepa_jax.config import TrainConfig
+from jepa_jax.config import TrainConfig, cache_root
 from jepa_jax.config import describe as describe_config
 from jepa_jax.data.pipeline import Pipeline
 from jepa_jax.sharding import concrete
@@ -22,11 +21,6 @@ from jepa_jax.state import TrainState, init_state
 from jepa_jax.workdir import check_config
 
 log = logging.getLogger(__name__)
-
-
-def cache_root() -> Path:
-    """Where everything that can be made again lies: $JEPA_JAX_CACHE, or ~/.cache/jepa_jax."""
-    return Path(os.environ.get('JEPA_JAX_CACHE') or Path.home() / '.cache' / 'jepa_jax')
 
 
 class _Terminal(logging.Handler):

@@ -18,7 +18,6 @@ import fcntl
 import functools
 import json
 import logging
-import os
 import shutil
 import sys
 import tempfile
@@ -28,6 +27,8 @@ import av
 import numpy as np
 from scipy import ndimage
 from tqdm import tqdm
+
+from jepa_jax.config import cache_root
 
 VERSION = 3  # in the folder's name and in every seed: change it with anything that changes a pixel
 SIZE = 80  # pixels, square
@@ -45,9 +46,8 @@ log = logging.getLogger(__name__)
 
 
 def default_folder() -> Path:
-    """The set's place in `$JEPA_JAX_CACHE` or else `~/.cache/jepa_jax`; safe to delete."""
-    root = os.environ.get('JEPA_JAX_CACHE') or Path.home() / '.cache' / 'jepa_jax'
-    return Path(root) / f'synthetic-v{VERSION}'
+    """Where the set lies unless told otherwise."""
+    return cache_root() / f'synthetic-v{VERSION}'
 
 
 def ensure(folder: str | Path | None = None) -> Path:
