@@ -41,7 +41,7 @@ setup(
         'tensorboard': ['tensorboardX'],
         'bench': ['eva-decord', 'psutil'],
         'test': [
-            # 2.13.0 resolves to a CPU build where one is offered; other releases bring CUDA packages of several GB
+            # a CPU build where one is offered; other releases bring CUDA packages of several GB
             'torch==2.13.0',
             'transformers',
             'safetensors',

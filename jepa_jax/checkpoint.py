@@ -366,6 +366,7 @@ class Checkpoints:
         self._verified: set[int] = set()
         self._pending: Future[None] | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix='checkpoint')
+        self._made = not self.directory.exists()
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             if jax.process_index() == 0:
@@ -449,9 +450,12 @@ class Checkpoints:
             self._pending = None
 
     def close(self) -> None:
-        """Waits for the save under way and ends the background thread."""
+        """Waits for the save under way and ends the background thread; a folder made for nothing
+        goes."""
         self.wait()
         self._pool.shutdown()
+        if self._made and jax.process_index() == 0 and not any(self.directory.iterdir()):
+            self.directory.rmdir()
 
     def _finish(
         self, folder: pathlib.Path, manifest: dict[str, Any], response: ocp.AsyncResponse[None]

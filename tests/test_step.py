@@ -124,15 +124,15 @@ def test_two_steps_of_the_original(exponent, golden_step):
     assert float(second['momentum']) == pytest.approx(0.904, abs=1e-6)
     assert float(first['grad_norm/encoder']) == pytest.approx(norms['encoder'], rel=2e-5)
 
-    e, p = state.params['encoder'], state.params['predictor']
+    e, p, target = state.params['encoder'], state.params['predictor'], state.target
     after = {
         'enc_backbone.blocks.0.attn.qkv.weight': e['blocks']['attn']['qkv']['kernel'][0].T,
         'enc_backbone.norm.bias': e['norm']['bias'],
-        'tgt_backbone.blocks.0.attn.qkv.weight': state.target['blocks']['attn']['qkv']['kernel'][0].T,
+        'tgt_backbone.blocks.0.attn.qkv.weight': target['blocks']['attn']['qkv']['kernel'][0].T,
         'pred_backbone.mask_tokens.0': p['mask_tokens']['0'],
         'pred_backbone.mask_tokens.2': p['mask_tokens']['2'],
         'pred_backbone.predictor_proj.weight': p['proj']['kernel'].T,
-    }  # fmt: skip
+    }
     for name, value in after.items():
         golden = golden_step[f'J_exp={exponent}_after2_{name}']
         np.testing.assert_allclose(value, golden, rtol=0, atol=LOSS, err_msg=name)

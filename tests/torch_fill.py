@@ -30,10 +30,8 @@ PREDICTOR = (
 
 
 def original_name(path: str, predictor: bool) -> tuple[str, str | None]:
-    for pattern, name, layout in NAMES:
-        if re.fullmatch(pattern, path):
-            path = re.sub(f'^{pattern}$', name, path).replace('/', '.')
-            break
+    pattern, name, layout = next(row for row in NAMES if re.fullmatch(row[0], path))
+    path = re.sub(f'^{pattern}$', name, path).replace('/', '.')
     if predictor:
         for pattern, name in PREDICTOR:
             if re.fullmatch(pattern, path):

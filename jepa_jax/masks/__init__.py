@@ -9,7 +9,8 @@ import numpy as np
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Mask:
-    """One mask of a batch. Ids count tokens `t * (h * w) + y * w + x`, ascending in each row, int32."""
+    """One mask of a batch. Ids count tokens `t * (h * w) + y * w + x`, ascending in each row,
+    int32."""
 
     context: jax.Array | np.ndarray  # [B, K]
     target: jax.Array | np.ndarray  # [B, M]

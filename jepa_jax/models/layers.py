@@ -10,7 +10,8 @@ from flax import nnx
 from jepa_jax.models.attention import attend
 from jepa_jax.models.rope import rotate
 
-INIT_STD = 0.02  # the original truncates at +-2, a hundred deviations out: a plain normal (reference: vjepa2 §1.5)
+# the original truncates at +-2, a hundred deviations out: a plain normal (reference: vjepa2 §1.5)
+INIT_STD = 0.02
 
 
 def Linear(
