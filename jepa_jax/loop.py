@@ -22,7 +22,7 @@ from jepa_jax.checkpoint import Checkpoints
 from jepa_jax.cli import Interrupted
 from jepa_jax.config import TrainConfig
 from jepa_jax.data import Batch
-from jepa_jax.data.pipeline import FailureLog, Pipeline
+from jepa_jax.data.pipeline import DataError, FailureLog, HostBatch, Pipeline
 from jepa_jax.metrics import Metrics
 from jepa_jax.sharding import put_batch
 from jepa_jax.state import TrainState
@@ -43,11 +43,12 @@ class Clock:
     step: float = 0.0  # devices at work, compilations apart
     steps: int = 0  # counted in `step`
     compile: float = 0.0  # first steps of their shapes
+    compiled: int = 0  # counted in `compile`
 
     def add(self, step: float, wait: float, compiled: bool) -> None:
         self.data += wait
         if compiled:
-            self.compile += step
+            self.compile, self.compiled = self.compile + step, self.compiled + 1
         else:
             self.step, self.steps = self.step + step, self.steps + 1
 
@@ -56,11 +57,10 @@ class Clock:
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
 
     def rates(self, clips: int) -> dict[str, float]:
-        """Per-step means as metrics, for steps of so many clips; only the wait if every step
-        compiled."""
-        if not self.steps:
-            return {'data_wait_s': self.data}
-        step, wait = self.step / self.steps, self.data / self.steps
+        """Per-step means as metrics, for steps of so many clips; compiling counts only if every
+        step compiled."""
+        seconds, steps = (self.step, self.steps) if self.steps else (self.compile, self.compiled)
+        step, wait = seconds / steps, self.data / steps
         return {'step_s': step, 'data_wait_s': wait, 'clips_per_s': clips / (step + wait)}
 
     def verdict(self) -> str:
@@ -85,6 +85,17 @@ def _lag(params: dict, target: dict) -> jax.Array:
     """Distance between a net and its moving average, relative to the average's size."""
     gap = optax.tree.norm(optax.tree.sub(params, target))
     return gap / optax.tree.norm(target)
+
+
+def _features(objective, parts: int):
+    """objective.health of one of the parts in which a step takes its batch: what fits there fits
+    here."""
+
+    def features(params: dict, target: dict, batch: Batch) -> dict:
+        part = jax.tree.map(lambda a: a.reshape(-1, parts, *a.shape[1:])[:, 0], batch)
+        return objective.health(params, target, part)
+
+    return features
 
 
 def _finished(values: dict[str, jax.Array]) -> tuple[dict[str, Any], float]:
@@ -131,7 +142,7 @@ def fit(
     step = jax.jit(
         make_step(objective, optim.optimizer(config.optim, mask), config.optim), donate_argnums=0
     )
-    features, lag = jax.jit(objective.health), jax.jit(_lag)
+    features, lag = jax.jit(_features(objective, config.optim.accumulate)), jax.jit(_lag)
     stored = dataclasses.asdict(config)
     every, total = config.logging, config.optim.steps
     first = n = int(jax.device_get(state.step))
@@ -146,15 +157,28 @@ def fit(
         if checkpoints.last_error:
             raise TrainingError(f'step {n} could not be saved: {checkpoints.last_error}')
 
+    def fetch(step: int) -> HostBatch | None:
+        if step == total:
+            return None
+        try:
+            return next(batches)
+        except DataError:
+            if not received:  # a scheduler's SIGTERM ends the workers too
+                raise
+            return None
+
     with (
         _termination() as received,
         pipeline.batches(first) as batches,
         ThreadPoolExecutor(1) as watcher,
     ):
         mark = time.perf_counter()
-        host = next(batches) if n < total else None
+        host = fetch(n)
         interval.data = time.perf_counter() - mark
         while n < total:
+            if received:
+                save_last()
+                raise Interrupted(f'SIGTERM at step {n} of {total}, which is saved')
             if n > first and n % config.checkpoints.every == 0:
                 save()
             batch = put_batch(host.batch, mesh)
@@ -164,15 +188,15 @@ def fit(
             mark = time.perf_counter()
             state, values = step(state, batch)  # returns before the devices are done
             done = watcher.submit(_finished, values)
-            current, host = host, next(batches) if n + 1 < total else None
+            current, host = host, fetch(n + 1)
             fetched = time.perf_counter()
             values, ended = done.result()
-            failures.add(current)
             if not values.pop('finite'):
                 save_last()
                 path = workdir / f'nonfinite_step_{n + 1}.npz'
                 raise TrainingError(_explain(objective, state, batch, current.batch, n, path))
             n += 1
+            failures.add(current)
             interval.add(ended - mark, max(0.0, fetched - ended), new)
             measured = every.health_every and (n % every.health_every == 0 or n == total)
             if n % every.every == 0 or measured or n == total:
@@ -186,9 +210,6 @@ def fit(
                 metrics.write(n, line)
                 clock.merge(interval)
                 interval = Clock()
-            if received:
-                save_last()
-                raise Interrupted(f'SIGTERM at step {n} of {total}, which is saved')
         if n > first:
             save_last()
     return state, clock

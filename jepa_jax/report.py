@@ -18,21 +18,26 @@ from jepa_jax.data import synthetic
 from jepa_jax.evals import pictures, video
 from jepa_jax.loop import Clock
 from jepa_jax.state import TrainState
-from jepa_jax.workdir import write_json
+from jepa_jax.workdir import check_config, write_json
 
 log = logging.getLogger(__name__)
 FILE = 'report.json'
 
 
 def finished(workdir: Path, config: TrainConfig) -> bool:
-    """Whether the run in `workdir` has its report and goes no further under this config; says
-    so."""
+    """Whether the run in `workdir` has its report and goes no further under this config; says so.
+
+    Raises:
+      ConfigError: it is finished, under another config.
+    """
     path = workdir / FILE
     if not path.exists():
         return False
     report = json.loads(path.read_text())
     if report['steps'] < config.optim.steps:
         return False
+    stored = json.loads((workdir / 'config.json').read_text())
+    check_config(stored, config, allow=config.checkpoints.allow_config_change)
     log.info('%s is finished: %s', workdir, report['verdict'])
     return True
 

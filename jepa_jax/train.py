@@ -43,17 +43,17 @@ def train(config: TrainConfig, workdir: str) -> None:
         objective = MaskedVideo.of(config)
         with (
             jax.set_mesh(mesh),
-            Checkpoints(
-                folder / 'checkpoints',
-                keep=config.checkpoints.keep,
-                keep_every=config.checkpoints.keep_every,
-            ) as checkpoints,
-            Pipeline(
+            Pipeline(  # refuses bad lists before the folder of checkpoints is made
                 config,
                 devices=jax.device_count(),
                 process_index=jax.process_index(),
                 process_count=jax.process_count(),
             ) as pipeline,
+            Checkpoints(
+                folder / 'checkpoints',
+                keep=config.checkpoints.keep,
+                keep_every=config.checkpoints.keep_every,
+            ) as checkpoints,
         ):
             state, extra = start.initial_state(objective, config, mesh, checkpoints)
             failures = FailureLog(config.data.max_failure_share)

@@ -31,3 +31,10 @@ def golden_models() -> dict[str, np.ndarray]:
 @pytest.fixture(scope='session')
 def golden_step() -> dict[str, np.ndarray]:
     return dict(np.load(HERE / 'golden/step.npz'))
+
+
+@pytest.fixture(scope='session')
+def runs(tmp_path_factory):
+    import small_run
+
+    return small_run.Runs(tmp_path_factory.mktemp('runs'))

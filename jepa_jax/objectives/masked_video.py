@@ -7,10 +7,12 @@ import jax.numpy as jnp
 
 from jepa_jax.config import TrainConfig, encoder_shape, frame_counts
 from jepa_jax.data import Batch
+from jepa_jax.health import positions
 from jepa_jax.models.layers import standardise
 from jepa_jax.models.predictor import Predictor, PredictorConfig
-from jepa_jax.models.vit import ViT, ViTConfig
+from jepa_jax.models.vit import ViT, ViTConfig, pick_rows
 from jepa_jax.nets import Net
+from jepa_jax.sharding import batch_spec
 
 
 def vit_config(config: TrainConfig) -> ViTConfig:
@@ -126,15 +128,26 @@ class MaskedVideo:
         return found
 
     def health(self, params: dict, target: dict, batch: Batch) -> dict:
-        """Features to judge collapse by, from the first group: see health.measure.
+        """Features to judge collapse by, from the first group and mask, of some positions: see
+        health.measure.
 
-        Returns target [B, N, D], context [B, K, D] (of the first mask), prediction and wanted [B,
-        M, D].
+        Returns target and context [B, n, D], prediction and wanted [B, m, D], and for two clips or
+        more guess [B, m, D], what the other clips have at the wanted positions on average.
         """
         group = batch.groups[0]
         mask = group.masks[0]
         h = self.encoder(target, group.clips)
         x = self.encoder(params['encoder'], group.clips, mask.context)
         z = self.predictor(params['predictor'], x, mask.context, mask.target, 0)
-        wanted = jnp.take_along_axis(standardise(h), mask.target[..., None], axis=1)
-        return {'target': h, 'context': x, 'prediction': z, 'wanted': wanted}
+
+        def some(a: jax.Array) -> jax.Array:  # [B, N, ...], which stays on its devices
+            at = positions(a.shape[1], len(a))
+            return a.at[:, at].get(out_sharding=batch_spec(a))
+
+        wanted_at, standard = some(mask.target), standardise(h)
+        wanted = jnp.take_along_axis(standard, wanted_at[..., None], axis=1)
+        found = {'target': some(h), 'context': some(x), 'prediction': some(z), 'wanted': wanted}
+        if len(h) > 1:
+            total = pick_rows(standard.sum(0), wanted_at, wanted)
+            found['guess'] = (total - wanted) / (len(h) - 1)
+        return found

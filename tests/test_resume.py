@@ -1,0 +1,188 @@
+"""A run that was stopped and started again equals one that was not, bit for bit."""
+
+import json
+import os
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+from small_run import (
+    STEPS,
+    arrays,
+    assert_same_arrays,
+    assert_same_run,
+    flip_byte,
+    lines,
+    parents,
+    rows,
+)
+
+from jepa_jax import checkpoint
+
+
+def test_killed_at_any_moment(runs):
+    """Before the first checkpoint, during a save, between two; every start with other workers."""
+    workdir = runs.workdir()
+    saves = workdir / 'checkpoints'
+
+    with runs.start(workdir, 'data.workers=2', 'checkpoints.every=1000') as run:
+        run.until(lambda: lines(workdir) >= 2)
+        workers = set(run.children())
+        assert run.kill() == -signal.SIGKILL
+    assert len(workers) >= 2
+    end = time.monotonic() + 10
+    while workers & parents().keys() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not workers & parents().keys()
+    assert not checkpoint.complete_steps(saves) and 2 <= lines(workdir)
+
+    for _ in range(3):  # the save may end between a look and the kill
+        with runs.start(workdir, 'data.workers=0') as run:
+            run.until(lambda: any(name.startswith('saving-') for name in os.listdir(saves)))
+            assert run.kill() == -signal.SIGKILL
+        if left := list(saves.glob('saving-*')):
+            break
+    assert left and not (workdir / 'report.json').exists()
+
+    with runs.start(workdir, 'data.workers=1') as run:
+        run.until(lambda: 'program 1' in run.log())  # the rows of the run before are cut back
+        run.until(lambda: lines(workdir) > (checkpoint.complete_steps(saves) or [STEPS])[-1])
+        assert run.kill() == -signal.SIGKILL
+    assert f'removed {left[0]}' in run.log()
+    assert not (workdir / 'report.json').exists()
+
+    done = runs.run(workdir, 'data.workers=0')
+    assert done.returncode == 0, done.stderr
+    assert 'goes on from step' in done.stderr
+    assert_same_run(workdir, runs.finished())
+
+
+@pytest.mark.parametrize('group', [False, True])
+def test_terminated(runs, group):
+    """Schedulers tell the first process alone, or all of them."""
+    workdir = runs.cut(8)
+    with runs.start(workdir, f'data.workers={2 * group}', 'checkpoints.every=1000') as run:
+        run.until(lambda: 'program 1' in run.log())  # logged before its first, long step
+        assert run.kill(signal.SIGTERM, group=group) == 75
+    (line,) = (line for line in run.log().splitlines() if line.startswith('interrupted: '))
+    newest = checkpoint.complete_steps(workdir / 'checkpoints')[-1]
+    assert f'SIGTERM at step {newest} of {STEPS}, which is saved' in line
+    assert 8 < newest < STEPS and lines(workdir) == newest
+    done = runs.run(workdir)
+    assert done.returncode == 0, done.stderr
+    assert f'goes on from step {newest}' in done.stderr
+    assert_same_run(workdir, runs.finished())
+
+
+def test_a_damaged_checkpoint_is_passed_over(runs):
+    workdir = runs.cut(STEPS)
+    path = flip_byte(workdir / 'checkpoints' / str(STEPS))
+    done = runs.run(workdir)
+    assert done.returncode == 0, done.stderr
+    assert f'checkpoint {STEPS} is damaged' in done.stderr and str(path) in done.stderr
+    assert 'goes on from step 12' in done.stderr
+    assert_same_run(workdir, runs.finished())
+
+
+def snapshot(workdir):
+    """Every file with its content; the lock names who held it last."""
+    return {p: p.read_bytes() for p in workdir.rglob('*') if p.is_file() and p.name != '.lock'}
+
+
+@pytest.mark.parametrize('finished', [False, True])
+def test_another_config_is_refused(runs, finished):
+    workdir = runs.cut(12)
+    if finished:
+        shutil.copy(runs.finished() / 'report.json', workdir)
+    before = snapshot(workdir)
+    done = runs.run(workdir, 'seed=4', 'data.augment.flip=false')
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith('error: the run in this workdir has another config: ')
+    assert 'data.augment.flip: True -> False; seed: 3 -> 4' in line
+    assert '--config.checkpoints.allow_config_change=True' in line
+    assert snapshot(workdir) == before
+
+
+def test_another_config_is_allowed(runs):
+    workdir = runs.cut(12)
+    done = runs.run(workdir, 'seed=4', 'checkpoints.allow_config_change=True')
+    assert done.returncode == 0, done.stderr
+    assert 'going on with another config, as allowed: seed: 3 -> 4' in done.stderr
+    unbroken = rows(runs.finished())
+    assert rows(workdir)[:12] == unbroken[:12]
+    assert all(ours != theirs for ours, theirs in zip(rows(workdir)[12:], unbroken[12:]))
+    assert json.loads((workdir / 'config.json').read_text())['seed'] == 4
+
+
+def test_cooldown_from_another_run(runs):
+    """Steps from 0, moments and Adam's own count as they were: the updates go on, the schedule
+    begins."""
+    workdir, source = runs.workdir(), runs.finished()
+    done = runs.run(
+        workdir,
+        f'checkpoints.resume_from={source}',
+        'checkpoints.restart_schedule=True',
+        'optim.steps=1',
+        'optim.schedule=linear_decay',
+        'optim.warmup=0',
+        'optim.stretch=1.0',
+        'optim.final_lr=1e-6',
+        'optim.beta1=0.0',  # then one update leaves mu = gradient, nu = .999 nu + .001 gradient^2
+    )
+    assert done.returncode == 0, done.stderr
+    assert f'goes on from {source}/checkpoints/{STEPS}, with its optimizer state' in done.stderr
+    (row,) = map(json.loads, rows(workdir))
+    assert row['step'] == 1
+    before, after = arrays(source, STEPS), arrays(workdir, 1)
+    assert before.keys() == after.keys()
+    counts = {k: (int(before[k]), int(after[k])) for k in before if k.endswith('count')}
+    assert counts.pop('opt_state/0/count') == (STEPS, STEPS + 1)
+    assert all(new == 1 for _, new in counts.values())
+    assert before['step'] == STEPS and after['step'] == 1
+    names = [k for k in before if k.startswith('opt_state/0/nu/')]
+    assert names
+    for name in names:
+        gradient = after[name.replace('/nu/', '/mu/')].astype(np.float64)
+        expected = 0.999 * before[name] + 0.001 * np.square(gradient)
+        np.testing.assert_allclose(after[name], expected, rtol=1e-5, atol=1e-30)
+
+
+def uncounted(row):
+    return {k: v for k, v in json.loads(row).items() if not k.startswith('data/')}
+
+
+def test_resume_from_another_run(runs):
+    """Without a restart it is that run, in another folder; records are counted anew."""
+    workdir, source = runs.workdir(), runs.finished() / 'checkpoints' / '12'
+    done = runs.run(workdir, f'checkpoints.resume_from={source}')
+    assert done.returncode == 0, done.stderr
+    ours, theirs = map(rows, (workdir, runs.finished()))
+    assert [uncounted(row) for row in ours] == [uncounted(row) for row in theirs[12:]]
+    assert_same_arrays(arrays(workdir, STEPS), arrays(runs.finished(), STEPS))
+
+
+def test_weights_only(runs):
+    workdir, source = runs.workdir(), runs.finished()
+    done = runs.run(
+        workdir,
+        f'checkpoints.init_from={source}',
+        'optim.steps=1',
+        'optim.lr=1e-30',
+        'optim.start_lr=1e-30',
+        'optim.final_lr=1e-30',
+    )
+    assert done.returncode == 0, done.stderr
+    assert f'starts with the weights of {source}/checkpoints/{STEPS}' in done.stderr
+    before, after = arrays(source, STEPS), arrays(workdir, 1)
+    assert before.keys() == after.keys() and after['step'] == 1
+    for name in before:
+        if name.startswith('params/'):  # a rate of 1e-30 leaves them
+            np.testing.assert_array_equal(before[name], after[name], err_msg=name)
+        if name.startswith('target/'):  # one step of the average towards the parameters
+            average = 0.99925 * before[name] + 0.00075 * before[f'params/encoder/{name[7:]}']
+            np.testing.assert_allclose(after[name], average, rtol=1e-6, atol=1e-8)
+        if name.endswith('count'):
+            assert after[name] == 1
