@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 
 from jepa_jax import checkpoint, metrics
@@ -148,12 +149,17 @@ class Started:
 
 
 def parents() -> dict[int, int]:
-    """Every live process and its parent."""
-    rows = subprocess.run(
-        ['ps', '-A', '-o', 'pid=,ppid=,stat='], capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    found = (row.split() for row in rows)
-    return {int(pid): int(parent) for pid, parent, state in found if not state.startswith('Z')}
+    """Every live process and its parent; Linux only."""
+    found = {}
+    for entry in pathlib.Path('/proc').iterdir():
+        if entry.name.isdigit():
+            try:
+                state, parent, *_ = (entry / 'stat').read_text().rpartition(')')[2].split()
+            except OSError:
+                continue  # it ended in the meantime
+            if state != 'Z':
+                found[int(entry.name)] = int(parent)
+    return found
 
 
 def lines(workdir: pathlib.Path) -> int:
@@ -174,7 +180,11 @@ def arrays(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
     """All arrays of a checkpoint by name."""
     folder = workdir / 'checkpoints' / str(step)
     found, _ = checkpoint.restore(folder, checkpoint.stored_abstract(folder))
-    return {name: np.asarray(leaf) for name, leaf in checkpoint._named(found).items()}
+    named = jax.tree_util.tree_leaves_with_path(found)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator='/'): np.asarray(leaf)
+        for path, leaf in named
+    }
 
 
 def assert_same_run(workdir: pathlib.Path, unbroken: pathlib.Path) -> None:
