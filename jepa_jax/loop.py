@@ -22,7 +22,7 @@ from jepa_jax.checkpoint import Checkpoints
 from jepa_jax.cli import Interrupted
 from jepa_jax.config import TrainConfig
 from jepa_jax.data import Batch
-from jepa_jax.data.pipeline import DataError, FailureLog, HostBatch, Pipeline
+from jepa_jax.data.pipeline import FailureLog, Pipeline
 from jepa_jax.metrics import Metrics
 from jepa_jax.sharding import put_batch
 from jepa_jax.state import TrainState
@@ -157,28 +157,15 @@ def fit(
         if checkpoints.last_error:
             raise TrainingError(f'step {n} could not be saved: {checkpoints.last_error}')
 
-    def fetch(step: int) -> HostBatch | None:
-        if step == total:
-            return None
-        try:
-            return next(batches)
-        except DataError:
-            if not received:  # a scheduler's SIGTERM ends the workers too
-                raise
-            return None
-
     with (
         _termination() as received,
         pipeline.batches(first) as batches,
         ThreadPoolExecutor(1) as watcher,
     ):
         mark = time.perf_counter()
-        host = fetch(n)
+        host = next(batches) if n < total else None
         interval.data = time.perf_counter() - mark
         while n < total:
-            if received:
-                save_last()
-                raise Interrupted(f'SIGTERM at step {n} of {total}, which is saved')
             if n > first and n % config.checkpoints.every == 0:
                 save()
             batch = put_batch(host.batch, mesh)
@@ -188,7 +175,7 @@ def fit(
             mark = time.perf_counter()
             state, values = step(state, batch)  # returns before the devices are done
             done = watcher.submit(_finished, values)
-            current, host = host, fetch(n + 1)
+            current, host = host, next(batches) if n + 1 < total else None
             fetched = time.perf_counter()
             values, ended = done.result()
             if not values.pop('finite'):
@@ -210,6 +197,9 @@ def fit(
                 metrics.write(n, line)
                 clock.merge(interval)
                 interval = Clock()
+            if received:
+                save_last()
+                raise Interrupted(f'SIGTERM at step {n} of {total}, which is saved')
         if n > first:
             save_last()
     return state, clock

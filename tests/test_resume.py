@@ -67,9 +67,9 @@ def test_terminated(runs, group):
     with runs.start(workdir, f'data.workers={2 * group}', 'checkpoints.every=1000') as run:
         run.until(lambda: 'program 1' in run.log())  # logged before its first, long step
         assert run.kill(signal.SIGTERM, group=group) == 75
-    (line,) = (line for line in run.log().splitlines() if line.startswith('interrupted: '))
+    line = run.log().splitlines()[-1]
     newest = checkpoint.complete_steps(workdir / 'checkpoints')[-1]
-    assert f'SIGTERM at step {newest} of {STEPS}, which is saved' in line
+    assert line.startswith(f'interrupted: SIGTERM at step {newest} of {STEPS}, which is saved')
     assert 8 < newest < STEPS and lines(workdir) == newest
     done = runs.run(workdir)
     assert done.returncode == 0, done.stderr

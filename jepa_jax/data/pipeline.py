@@ -23,6 +23,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from typing import Any
 
 import grain
@@ -39,6 +40,7 @@ from jepa_jax.data.sources import Source, open_source
 from jepa_jax.masks import Mask, multiblock
 
 STEPS = 2**40  # as many as anyone asks for
+GRACE = 30  # seconds that a worker lives on after SIGTERM
 LEAST_TRIED = 64  # records before a share of failures means something
 FRAMES, AUGMENT, REPLACE = range(3)  # streams of random numbers that a record has
 
@@ -261,6 +263,9 @@ class Batches(Iterator[HostBatch]):
         self.close()
 
     def _fetch(self, answer: queue.SimpleQueue) -> None:
+        if self._workers:  # they inherit the mask, until `_start_worker` has a handler
+            resource_tracker.ensure_running()  # clears the mask when it starts
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         try:
             answer.put((next(self._iterator), None))
         except BaseException as error:  # raised again by the thread that asked
@@ -518,6 +523,9 @@ def _start_worker(index: int, count: int) -> None:
     """
     del index, count
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # a scheduler's SIGTERM goes to all processes: the parent needs its next batch to stop in order
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     jax.config.update('jax_platforms', 'cpu')
     parent = multiprocessing.parent_process()
 
