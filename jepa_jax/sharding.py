@@ -21,9 +21,11 @@ PARAM_RULES = (
     (r'(.*/)?blocks/(attn/qkv|mlp/fc1)/kernel', jax.P(None, 'fsdp', None)),
     (r'(.*/)?blocks/(attn/proj|mlp/fc2)/kernel', jax.P(None, None, 'fsdp')),
     (r'(.*/)?blocks/mlp/fc3/kernel', jax.P(None, None, 'fsdp')),
+    (r'(.*/)?blocks/modulation/kernel', jax.P(None, 'fsdp', None)),
     (r'(.*/)?patch_embed/kernel', jax.P(None, 'fsdp')),
     (r'(.*/)?predictor/embed/kernel', jax.P('fsdp', None)),
     (r'(.*/)?predictor/proj/kernel', jax.P(None, 'fsdp')),
+    (r'(.*/)?(action|state|extrinsics)_encoder/kernel', jax.P()),
     (r'(.*/)?(bias|scale)', jax.P()),
     (r'(.*/)?mask_tokens/\d+', jax.P()),
 )

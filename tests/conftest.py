@@ -34,6 +34,11 @@ def golden_step() -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope='session')
+def golden_ac() -> dict[str, np.ndarray]:
+    return dict(np.load(HERE / 'golden/ac.npz'))
+
+
+@pytest.fixture(scope='session')
 def runs(tmp_path_factory):
     import small_run
 

@@ -102,11 +102,16 @@ class SelfAttention(nnx.Module):
     def __call__(self, x: jax.Array, rope=None, lengths: jax.Array | None = None) -> jax.Array:
         """x [B, N, D] -> [B, N, D]; rope: tables from rope.angles or None; lengths [B]: valid
         tokens."""
+        q, k, v = self.split(x, rope)
+        return self.proj(attend(q, k, v, lengths).reshape(x.shape))
+
+    def split(self, x: jax.Array, rope=None) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """x [B, N, D] -> q, k, v, each [B, N, A, C], q and k turned by rope."""
         B, N, D = x.shape
         q, k, v = jnp.moveaxis(self.qkv(x).reshape(B, N, 3, self.heads, D // self.heads), 2, 0)
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
-        return self.proj(attend(q, k, v, lengths).reshape(B, N, D))
+        return q, k, v
 
 
 class Block(nnx.Module):
