@@ -563,9 +563,10 @@ def parse_arg(arg: str, *phases: str) -> tuple[str, bool]:
 def smoke(config: TrainConfig) -> TrainConfig:
     """Shrinks a run to a minute on two cores: 24 steps of a tiny model on self-made videos.
 
-    Widths, depths, pixels, frames and batch shrink; masks, the lists' weights and relative frame
-    counts, schedules, accumulation and saving keep their form. A cooldown starts from nothing
-    unless `checkpoints.resume_from` and `checkpoints.restart_schedule` are given again.
+    Widths, depths, pixels, frames and batch shrink; masks (but for their blocks' aspect ratio), the
+    lists' weights and relative frame counts, schedules, accumulation and saving keep their form. A
+    cooldown starts from nothing unless `checkpoints.resume_from` and `checkpoints.restart_schedule`
+    are given again.
     """
     encoder, data, optim = config.encoder, config.data, config.optim
     before = frame_counts(data), data.crop
@@ -587,6 +588,7 @@ def smoke(config: TrainConfig) -> TrainConfig:
     share = data.crop**2 * min(frame_counts(data)) / (before[1] ** 2 * min(before[0]))
     for mask in config.masks:
         mask.max_keep = mask.max_keep and max(2, int(mask.max_keep * share))
+        mask.aspect_ratio = (1.0, 1.0)  # blocks of one shape: one program to compile, not four
 
     share, optim.steps = 24 / optim.steps, 24
     optim.warmup, optim.anneal = math.ceil(optim.warmup * share), math.ceil(optim.anneal * share)

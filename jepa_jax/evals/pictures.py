@@ -15,7 +15,11 @@ from matplotlib.figure import Figure
 BOTH = {'target': 'target, all tokens', 'context': 'context tokens'}
 PANELS = (
     ('Loss', 'mean |prediction - target|', {'loss': 'loss'}),
-    ("Error over a constant guess's", '1: nothing is predicted', {'health/loss_share': 'share'}),
+    (
+        "Error over a guess's",
+        '1: no better than the guess',
+        {'health/loss_share': 'a constant', 'health/loss_share_position': "each position's mean"},
+    ),
     (
         'Gradient norm',
         'L2',
@@ -27,11 +31,13 @@ PANELS = (
         for name, unit, key in (
             ('Effective rank of features', 'directions', 'rank'),
             ('Deviation of features', 'std, mean over dimensions', 'std'),
+            ('Least deviation of a dimension', 'std over tokens', 'std_min'),
             ('Share of features that varies', 'share of mean square; 0: constant', 'std_share'),
             ('Cosine of two tokens', 'mean over pairs', 'cosine'),
             ('Correlation of two dimensions', 'root mean square', 'covariance'),
         )
     ),
+    ("Variance due to the clip", 'share; 0: position only', {'health/target_clip_share': 'target'}),
     ('Lag of the target', 'distance to the encoder', {'health/ema_lag': 'lag'}),
     ('Speed', 'clips per second', {'clips_per_s': 'clips per second'}),
     ('Time that a step takes', 'seconds', {'step_s': 'step', 'data_wait_s': 'waiting for data'}),
