@@ -1,4 +1,4 @@
-"""The action-conditioned predictor against arrays of the original, and the causality it promises."""
+"""The action-conditioned predictor against arrays of the original, and that it is causal."""
 
 import dataclasses
 

@@ -1,0 +1,188 @@
+"""V-JEPA 2-AC: predict the features of the next frame from those so far and the actions taken.
+
+The encoder is frozen. Features come with the batch (computed once, see data/features.py), or are
+computed from its frames.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from jepa_jax.models.ac_predictor import ACPredictor, ACPredictorConfig, encode_frames
+from jepa_jax.models.layers import standardise
+from jepa_jax.models.vit import ViT, ViTConfig
+from jepa_jax.nets import Net
+from jepa_jax.sharding import batch_spec
+
+PREFIXES = ('first', 'random')
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Trajectories:
+    """A batch of pieces of episodes: T frames and the actions between them."""
+
+    actions: jax.Array  # [B, T - 1, action width]
+    states: jax.Array | None  # [B, T, state width]; None where the model sees none
+    # [B] int32, all alike: frames before the rollout starts, for the prefix policy 'random'
+    prefix: jax.Array
+    frames: jax.Array | None = None  # [B, T, H, W, 3] uint8
+    features: jax.Array | None = None  # [B, T, N, D], standardised, in place of frames
+    extrinsics: jax.Array | None = None  # [B, T, 6], where the model uses them
+
+    def conditions(self, start: int, stop: int) -> list[jax.Array | None]:
+        """Actions, states and extrinsics of frames start to stop, without the last."""
+        given = (self.actions, self.states, self.extrinsics)
+        return [None if a is None else a[:, start:stop] for a in given]
+
+
+@dataclasses.dataclass(frozen=True)
+class ACLoss:
+    """What the predictor is trained for. (reference: vjepa2 §7.4)"""
+
+    exponent: float = 1.0  # p of the error |z - h|^p / p; 1: L1, 2: half the squared error
+    rollout_steps: int = 2  # predictions in a row, each from the one before; 1: no more than one
+    # where a rollout starts. first: after one true frame, as released; random: after one or more,
+    # another number every step, so that predictions also follow a longer true past
+    prefix: str = 'first'
+    stop_gradient: bool = False  # no gradient through a prediction into the one before it
+    normalise: bool = True  # standardise predictions, as the features they are compared with
+
+
+class ActionConditioned:
+    """Nets and loss of the action-conditioned predictor."""
+
+    averaged = None  # no net has a moving average: the target is the frozen encoder
+
+    def __init__(
+        self, encoder: ViTConfig | None, predictor: ACPredictorConfig, loss: ACLoss = ACLoss()
+    ):
+        """encoder: None where batches hold features."""
+        if loss.prefix not in PREFIXES:
+            raise ValueError(f"prefix '{loss.prefix}': allowed are {', '.join(PREFIXES)}")
+        if loss.rollout_steps < 1:
+            raise ValueError(f'rollout_steps {loss.rollout_steps}: must be at least 1')
+        self.encoder = encoder and Net(lambda rngs: ViT(encoder, rngs=rngs))
+        self.predictor = Net(lambda rngs: ACPredictor(predictor, rngs=rngs))
+        self.encoder_config, self.config, self.settings = encoder, predictor, loss
+        unused = ('kernel', 'bias') if predictor.conditioning == 'tokens' else ()
+        self.unused = frozenset(
+            f'predictor/extrinsics_encoder/{name}'
+            for name in unused
+            if not predictor.use_extrinsics
+        )
+
+    def init(self, key: jax.Array) -> dict:
+        return {'predictor': self.predictor.init(key)}
+
+    def targets(self, target: dict, batch: Trajectories) -> jax.Array:
+        """Standardised features of every frame [B, T, N, D]; no gradient passes."""
+        if batch.features is not None:
+            return batch.features.astype(jnp.float32)
+        frames = encode_frames(self.encoder, target, batch.frames, self.encoder_config.tubelet)
+        return jax.lax.stop_gradient(frames)
+
+    def predict(self, params: dict, frames: jax.Array, *conditions, **past):
+        """The predictor over frames [B, T, N, D] -> the frames after them, standardised if so
+        set."""
+        B, T, N, D = frames.shape
+        spec = batch_spec(frames)
+        flat = jnp.reshape(frames, (B, T * N, D), out_sharding=spec)
+        z, past = self.predictor(params, flat, *conditions, return_past=True, **past)
+        z = jnp.reshape(z, frames.shape, out_sharding=spec)
+        return (standardise(z) if self.settings.normalise else z), past
+
+    def error(self, predicted: jax.Array, wanted: jax.Array) -> jax.Array:
+        """Mean of |predicted - wanted|^p / p."""
+        p = self.settings.exponent
+        return (jnp.abs(predicted - wanted) ** p / p).mean()
+
+    def loss(self, params: dict, target: dict, batch: Trajectories) -> tuple[jax.Array, dict]:
+        """Teacher forcing plus rollout. (reference: vjepa2 §7.4, §13)
+
+        Teacher forcing: from all true frames but the last, the frame after each. Rollout: after a
+        prefix of true frames, `rollout_steps` predictions in a row, the first being the one that
+        teacher forcing made. True states are given throughout. Frames before the rollout keep the
+        keys and values of the teacher-forced pass, which is exact, as no frame sees a later one.
+
+        Metrics: both parts, and `copy`, the error of taking each frame for the next.
+        """
+        with jax.named_scope('target'):
+            h = self.targets(target, batch)
+        T = h.shape[1]
+        steps = self.settings.rollout_steps
+        assert steps < T, f'{steps} rollout steps need more than {T} frames'
+
+        with jax.named_scope('teacher_forcing'):
+            z, past = self.predict(params['predictor'], h[:, :-1], *batch.conditions(0, T - 1))
+        size = past[0].shape[2] // (T - 1)
+
+        def roll(prefix: int, params: dict, z: jax.Array, past, h: jax.Array) -> jax.Array:
+            past = jax.tree.map(lambda a: a[:, :, : prefix * size], past)
+            made = [z[:, prefix - 1 : prefix]]
+            for frame in range(prefix, prefix + steps - 1):
+                fed = jax.lax.stop_gradient(made[-1]) if self.settings.stop_gradient else made[-1]
+                new, past = self.predict(
+                    params, fed, *batch.conditions(frame, frame + 1), past=past
+                )
+                made.append(new)
+            return self.error(jnp.concatenate(made, axis=1), h[:, prefix : prefix + steps])
+
+        with jax.named_scope('rollout'):
+            inputs = params['predictor'], z, past, h
+            if self.settings.prefix == 'first':
+                rollout = roll(1, *inputs)
+            else:
+                # recomputed in the backward pass, or every branch would keep its activations
+                branches = [
+                    jax.checkpoint(functools.partial(roll, k)) for k in range(1, T - steps + 1)
+                ]
+                prefix = batch.prefix.max()  # all alike
+                rollout = jax.lax.switch(prefix - 1, branches, *inputs)
+        parts = {
+            'loss/teacher_forcing': self.error(z, h[:, 1:]),
+            'loss/rollout': rollout,
+            'loss/copy': self.error(h[:, :-1], h[:, 1:]),
+        }
+        return parts['loss/teacher_forcing'] + rollout, parts
+
+    def trace(self, params: dict, target: dict, batch: Trajectories) -> dict:
+        """Activations of a step by name, in order of computation."""
+        h = self.targets(target, batch)
+        conditions = batch.conditions(0, h.shape[1] - 1)
+        z, (keys, values) = self.predict(params['predictor'], h[:, :-1], *conditions)
+        found = {'actions': batch.actions, 'states': batch.states, 'target features': h}
+        for layer in range(self.config.depth):
+            found[f'predictor block {layer:02d}: keys'] = keys[layer]
+            found[f'predictor block {layer:02d}: values'] = values[layer]
+        return {**found, 'prediction': z}
+
+    def health(self, params: dict, target: dict, batch: Trajectories) -> dict:
+        """Teacher-forced errors as scalars: `true`; `shuffled`, with the actions of the clip
+        before in the batch; `copy`, of taking each frame for the next.
+
+        A model that ignores actions has shuffled = true.
+        """
+        h = self.targets(target, batch)
+
+        def error(batch: Trajectories) -> jax.Array:
+            conditions = batch.conditions(0, h.shape[1] - 1)
+            return self.error(
+                self.predict(params['predictor'], h[:, :-1], *conditions)[0], h[:, 1:]
+            )
+
+        others, spec = batch.actions, batch_spec(batch.actions)
+        if spec is not None:  # a mesh does not shift rows from one device to the next
+            others = jax.reshard(others, jax.P())
+        others = jnp.roll(others, 1, axis=0)
+        others = others if spec is None else jax.reshard(others, spec)
+        others = dataclasses.replace(batch, actions=others)
+        return {
+            'true': error(batch),
+            'shuffled': error(others),
+            'copy': self.error(h[:, :-1], h[:, 1:]),
+        }

@@ -1,0 +1,145 @@
+"""The action-conditioned loss against the original's numbers and against a loss without cached
+keys."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from torch_fill import fill, normal
+
+from jepa_jax.models.ac_predictor import ACPredictorConfig
+from jepa_jax.models.vit import ViTConfig
+from jepa_jax.objectives.action_conditioned import ACLoss, ActionConditioned, Trajectories
+from jepa_jax.sharding import make_mesh, place, put_batch
+
+TINY = ACPredictorConfig(
+    96, width=64, depth=2, heads=4, grid=(4, 4), dtype=jnp.float32, remat='none'
+)
+LOSS = 1e-5  # design: loss of a training step
+
+
+jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
+
+
+def standardise(x: np.ndarray) -> np.ndarray:
+    x = x.astype(np.float64)
+    return ((x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)).astype('f')
+
+
+def batch(normalise: bool = True) -> Trajectories:
+    h = normal(20, 2, 64, 96).reshape(2, 4, 16, 96)
+    return Trajectories(
+        actions=jnp.asarray(normal(21, 2, 3, 7)),
+        states=jnp.asarray(normal(22, 2, 4, 7)),
+        prefix=jnp.ones(2, jnp.int32),
+        features=jnp.asarray(standardise(h) if normalise else h),
+    )
+
+
+def make(config: ACPredictorConfig = TINY, **settings) -> tuple[ActionConditioned, dict]:
+    objective = ActionConditioned(None, config, ACLoss(**settings))
+    params = fill(objective.predictor.abstract, sigma=0.05, predictor=True)
+    return objective, {'predictor': params}
+
+
+# settings -> teacher forcing, rollout, norm of the gradient (reference: vjepa2 §13, AC loss)
+ROWS = [
+    (dict(rollout_steps=1), (1.1190319, 1.1220185, 0.70305070)),
+    (dict(rollout_steps=2), (1.1190319, 1.1241887, 0.57862064)),
+    (dict(rollout_steps=3), (1.1190319, 1.1244720, 0.53977705)),
+    (dict(exponent=2.0), (0.99317425, 0.99214441, 0.69791748)),
+    (dict(normalise=False), (0.85401922, 0.85012370, 0.32755746)),
+]
+
+
+@pytest.mark.parametrize('settings, wanted', ROWS, ids=lambda v: str(v))
+def test_golden(settings, wanted):
+    objective, params = make(**settings)
+    found = batch(settings.get('normalise', True))
+    grad = jit(jax.value_and_grad(objective.loss, has_aux=True))
+    (loss, parts), grads = grad(params, {}, found)
+    assert abs(float(parts['loss/teacher_forcing']) - wanted[0]) < LOSS
+    assert abs(float(parts['loss/rollout']) - wanted[1]) < LOSS
+    assert abs(float(loss) - wanted[0] - wanted[1]) < 2 * LOSS
+    assert abs(float(optax.tree.norm(grads)) - wanted[2]) < LOSS
+    # no gradient reaches the encoder of camera poses, and it is named so that it does not decay
+    dead = {f'predictor/extrinsics_encoder/{k}' for k in ('kernel', 'bias')}
+    assert objective.unused == dead
+    assert all(not g.any() for g in grads['predictor']['extrinsics_encoder'].values())
+
+
+def slow_loss(objective, params, found, prefix: int, steps: int, stop: bool) -> jax.Array:
+    """The rollout's loss as written in the reference: the whole sequence through the predictor
+    for every new frame."""
+
+    def predict(z):
+        n = z.shape[1]
+        return objective.predict(params['predictor'], z, *found.conditions(0, n))[0]
+
+    h = found.features
+    Z = h[:, :prefix]
+    made = []
+    for _ in range(steps):
+        new = predict(Z)[:, -1:]
+        made.append(new)
+        Z = jnp.concatenate([Z, jax.lax.stop_gradient(new) if stop else new], 1)
+    rollout = jnp.abs(jnp.concatenate(made, 1) - h[:, prefix : prefix + steps]).mean()
+    return jnp.abs(predict(h[:, :-1]) - h[:, 1:]).mean() + rollout
+
+
+@pytest.mark.parametrize('prefix, stop', [(2, True)])
+def test_rollout_with_cached_keys_has_loss_and_gradient_of_one_without(prefix, stop):
+    config = dataclasses.replace(TINY, depth=1)
+    objective, params = make(config, stop_gradient=stop, prefix='random')
+    found = dataclasses.replace(batch(), prefix=jnp.full(2, prefix, jnp.int32))
+    grad = jit(jax.value_and_grad(lambda p: objective.loss(p, {}, found)[0]))
+    loss, grads = grad(params)
+    wanted, slow = jit(
+        jax.value_and_grad(lambda p: slow_loss(objective, p, found, prefix, 2, stop))
+    )(params)
+    assert abs(float(loss) - float(wanted)) < LOSS
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), grads, slow)
+
+
+def test_frames_and_their_features_give_the_same_loss():
+    encoder = ViTConfig(96, 2, 4, dtype=jnp.float32)
+    objective = ActionConditioned(encoder, TINY)
+    params = {'predictor': fill(objective.predictor.abstract, sigma=0.05, predictor=True)}
+    weights = fill(objective.encoder.abstract, sigma=0.05)
+    frames = np.random.RandomState(0).randint(0, 256, (2, 4, 64, 64, 3)).astype(np.uint8)
+    found = dataclasses.replace(batch(), features=None, frames=jnp.asarray(frames))
+    targets = jit(objective.targets)
+    features = targets(weights, found)
+    cached = dataclasses.replace(found, frames=None, features=features)
+    assert features.shape == (2, 4, 16, 96)
+    loss, cached = (float(jit(objective.loss)(params, weights, b)[0]) for b in (found, cached))
+    assert abs(loss - cached) < LOSS
+    # no leak: what comes after a frame has no part in its features
+    changed = frames.copy()
+    changed[:, 3] = 255 - changed[:, 3]
+    after = targets(weights, dataclasses.replace(found, frames=jnp.asarray(changed)))
+    np.testing.assert_array_equal(after[:, :3], features[:, :3])
+    assert np.abs(after[:, 3] - features[:, 3]).max() > 0.1
+
+
+def test_on_a_mesh_the_loss_is_the_same():
+    objective, params = make(prefix='random')
+    found = jax.tree.map(lambda a: jnp.concatenate([a, a]), batch())
+    alone = float(jit(objective.loss)(params, {}, found)[0])
+    mesh = make_mesh(fsdp=2, devices=jax.devices()[:4])
+    with jax.set_mesh(mesh):
+        spread = jit(objective.loss)(place(params), {}, put_batch(found, mesh))[0]
+        health = jit(objective.health)(place(params), {}, put_batch(found, mesh))
+    assert abs(float(spread) - alone) < 1e-6
+    assert 0 < float(health['true']) != float(health['shuffled'])
+
+
+def test_bad_settings():
+    with pytest.raises(ValueError, match="prefix 'last': allowed are first, random"):
+        ActionConditioned(None, TINY, ACLoss(prefix='last'))
+    with pytest.raises(ValueError, match='rollout_steps 0: must be at least 1'):
+        ActionConditioned(None, TINY, ACLoss(rollout_steps=0))
