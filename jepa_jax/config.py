@@ -206,6 +206,27 @@ def to_json(config: TrainConfig) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2) + '\n'
 
 
+def from_dict(values: dict[str, Any], kind: type = TrainConfig) -> Any:
+    """The config that `to_json` or a checkpoint stored; fields that it lacks have their defaults.
+
+    Raises:
+      ConfigError: a field that the schema does not have.
+    """
+    hints = typing.get_type_hints(kind)
+    if unknown := sorted(set(values) - set(hints)):
+        raise ConfigError(f'{unknown[0]}: no such field{nearest(unknown[0], hints)}')
+
+    def build(hint: Any, value: Any) -> Any:
+        parts = typing.get_args(hint)
+        if dataclasses.is_dataclass(hint):
+            return from_dict(value, hint)
+        if typing.get_origin(hint) is list:
+            return [build(parts[0], item) for item in value]
+        return tuple(value) if typing.get_origin(hint) is tuple else value
+
+    return kind(**{key: build(hints[key], value) for key, value in values.items()})
+
+
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = '') -> list[str]:
     """Lines `field: old -> new` for every leaf in which two config dicts (from JSON) differ."""
     lines = []

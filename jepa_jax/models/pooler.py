@@ -120,14 +120,15 @@ class AttentiveClassifier(nnx.Module):
         if config.queries != len(classes):
             raise ValueError(f'{config.queries} queries for {len(classes)} heads {tuple(classes)}')
         self.pooler = AttentivePooler(config, rngs=rngs)
+        self.order = tuple(classes)  # a dict of parameters comes back sorted by name
         self.heads = nnx.Dict({name: _head(config, count, rngs) for name, count in classes.items()})
 
     def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
         """x [B, N, D] -> for each head logits [B, classes] float32."""
         pooled = self.pooler(x)
-        heads = self.heads.items()
         return {
-            name: head(pooled[:, i]).astype(jnp.float32) for i, (name, head) in enumerate(heads)
+            name: self.heads[name](pooled[:, i]).astype(jnp.float32)
+            for i, name in enumerate(self.order)
         }
 
 

@@ -1,0 +1,206 @@
+"""What a model is, read from the names and shapes of its arrays in the original's naming."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping
+
+from jepa_jax.convert.tables import HEADS, ConvertError
+from jepa_jax.models import SIZES, layers
+from jepa_jax.models.pooler import PoolerConfig
+from jepa_jax.models.predictor import PredictorConfig
+from jepa_jax.models.vit import ViTConfig
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+# only V-JEPA 2.1 has these (reference: vjepa2_1 §8)
+NEWER = ('norms_block.', 'img_mod_embed', 'video_mod_embed', 'patch_embed_img.', 'ema_encoder')
+NEWER += ('predictor_proj_context.', 'predictor_embed.0.')
+
+
+@dataclasses.dataclass(frozen=True)
+class Choices:
+    """What shapes cannot say; None: not told, a default is taken and printed."""
+
+    crop: int | None = None  # pixels, square, of the clips trained on
+    frames: int | None = None  # of those clips
+    heads: int | None = None  # of the encoder
+    predictor_heads: int | None = None
+    probe_heads: int | None = None
+    position: str | None = None  # rope | sincos, where the file has a sin-cos table
+
+
+class Reader:
+    """Reads configs from shapes, and collects in `notes` every default that it took."""
+
+    def __init__(self, where: str, choices: Choices):
+        self.where, self.choices = where, choices
+        self.notes: list[str] = []
+
+    def default(self, option: str, value, why: str):
+        """What the user told, else `value`, noted."""
+        told = getattr(self.choices, option)
+        if told is not None:
+            return told
+        note = f'{option} {value} ({why}; --{option.replace("_", "-")} to change)'
+        if note not in self.notes:
+            self.notes.append(note)
+        return value
+
+    def shape(self, part: str, shapes: Shapes, name: str, axes: int) -> tuple[int, ...]:
+        found = shapes.get(name)
+        if found is None:
+            raise ConvertError(f'{self.where}: {part}: {name} is missing')
+        if len(found) != axes:
+            raise ConvertError(
+                f'{self.where}: {part}: {name} has shape {list(found)}, must have {axes} axes'
+            )
+        return found
+
+    def encoder(self, part: str, shapes: Shapes) -> tuple[str, ViTConfig]:
+        """The key of SIZES or 'custom', and the config.
+
+        Raises:
+          ConvertError: an array that says the size is missing or malformed.
+        """
+        patches = shapes.get('patch_embed.proj.weight', ())
+        width, *_, patch = self.shape(
+            part, shapes, 'patch_embed.proj.weight', 4 if len(patches) == 4 else 5
+        )
+        tubelet = patches[2] if len(patches) == 5 else 1
+        depth = _count(shapes, 'blocks')
+        hidden, _ = self.shape(part, shapes, 'blocks.0.mlp.fc1.weight', 2)
+        gated = 'blocks.0.mlp.fc3.weight' in shapes
+        size, mlp, ratio = _named(width, depth, hidden, gated)
+        known = [s.heads for s in SIZES.values() if s.width == width]
+        if size != 'custom' and self.choices.heads in (None, SIZES[size].heads):
+            heads = SIZES[size].heads
+        elif known:
+            heads = self.default('heads', known[0], f'as the named size of width {width}')
+        else:
+            heads = self.default('heads', usual_heads(width), '64 channels or fewer a head')
+        crop = self.default('crop', 256, 'shapes do not tell; the -384 files have 384')
+        frames = self.default('frames', 64 if tubelet > 1 else 1, 'shapes do not tell')
+        position = 'rope'
+        if table := shapes.get('pos_embed'):
+            usual = 'rope' if size in ('vitl', 'vith', 'vitg') else 'sincos'
+            why = 'the file has a sin-cos table, which RoPE models do not use'
+            position = self.default('position', usual, why)
+        config = ViTConfig(
+            width,
+            depth,
+            heads,
+            ratio,
+            patch,
+            tubelet,
+            mlp,
+            position,
+            image_size=crop,
+            frames=frames,
+        )
+        if position == 'sincos' and table[1:2] != (math.prod(config.grid(frames, crop, crop)),):
+            raise ConvertError(
+                f'{self.where}: {part}: pos_embed has shape {list(table)}, which crop {crop} and '
+                f'frames {frames} do not give: say --crop and --frames'
+            )
+        return size_of(config), config
+
+    def predictor(self, shapes: Shapes, encoder: ViTConfig | None) -> PredictorConfig:
+        """Likewise for a predictor of masked tokens."""
+        width, encoder_width = self.shape('predictor', shapes, 'predictor_embed.weight', 2)
+        hidden, _ = self.shape('predictor', shapes, 'predictor_blocks.0.mlp.fc1.weight', 2)
+        gated = 'predictor_blocks.0.mlp.fc3.weight' in shapes
+        if width == PredictorConfig.width and self.choices.predictor_heads is None:
+            heads = PredictorConfig.heads
+        else:
+            why = '64 channels or fewer a head'
+            heads = self.default('predictor_heads', usual_heads(width), why)
+        _, mlp, ratio = _named(width, 0, hidden, gated)
+        like = encoder or ViTConfig(encoder_width, 0, 0)
+        crop = self.default('crop', 256, 'shapes do not tell; the -384 files have 384')
+        frames = self.default('frames', 64, 'shapes do not tell')
+        return PredictorConfig(
+            encoder_width,
+            width,
+            depth=_count(shapes, 'predictor_blocks'),
+            heads=heads,
+            mlp_ratio=ratio,
+            mask_tokens=_count(shapes, 'mask_tokens'),
+            mlp=mlp,
+            position=like.position,
+            uniform_power=like.uniform_power,
+            grid=like.grid(frames, crop, crop),
+        )
+
+    def probe(self, shapes: Shapes) -> tuple[PoolerConfig, dict[str, int]]:
+        """Likewise for an attentive classifier; the second value: classes of each head."""
+        _, queries, width = self.shape('probe', shapes, 'pooler.query_tokens', 3)
+        usual = PoolerConfig.heads if width % PoolerConfig.heads == 0 else usual_heads(width)
+        heads = self.default('probe_heads', usual, 'released probes have 16 whatever the width')
+        classes = {
+            ours: self.shape('probe', shapes, f'{name}.weight', 2)[0]
+            for ours, name in HEADS.items()
+            if f'{name}.weight' in shapes
+        }
+        if len(classes) != queries:
+            raise ConvertError(
+                f'{self.where}: probe: {queries} queries and {len(classes)} heads '
+                f'({", ".join(classes) or "none"}), must be as many: linear, or verb, noun, action'
+            )
+        depth = 1 + _count(shapes, 'pooler.blocks')
+        return PoolerConfig(width, heads, depth, queries), classes
+
+
+def size_of(config: ViTConfig | None) -> str:
+    """The key of SIZES that a config has the dimensions of, or 'custom'."""
+    if config is not None:
+        for name, size in SIZES.items():
+            if all(
+                getattr(config, f.name) == getattr(size, f.name) for f in dataclasses.fields(size)
+            ):
+                return name
+    return 'custom'
+
+
+def newer(names) -> str | None:
+    """The first name that only V-JEPA 2.1 has."""
+    return next((name for name in names if name.startswith(NEWER)), None)
+
+
+def usual_heads(width: int) -> int:
+    """Heads of 64 channels, or of the largest even number below that fits, at least 12."""
+    channels = next((c for c in range(64, 11, -2) if width % c == 0), width)
+    return width // channels
+
+
+def _count(shapes: Shapes, prefix: str) -> int:
+    """How many `prefix.N...` there are: one more than the largest N."""
+    found = (re.match(rf'{re.escape(prefix)}\.(\d+)(\.|$)', name) for name in shapes)
+    return 1 + max((int(match[1]) for match in found if match), default=-1)
+
+
+def _named(width: int, depth: int, hidden: int, gated: bool) -> tuple[str, str, float]:
+    """Size, mlp and mlp_ratio that give this width, depth and hidden width."""
+    kinds: tuple[tuple[str, Callable], ...] = tuple(
+        (kind, make)
+        for kind, (_, make) in layers.MLPS.items()
+        if (kind != 'gelu') == gated
+    )  # fmt: skip
+    for name, size in SIZES.items():
+        if (size.width, size.depth) == (width, depth):
+            for kind, make in kinds:
+                if make(int(width * size.mlp_ratio)) == hidden:
+                    return name, kind, size.mlp_ratio
+    for ratio in (4.0, 48 / 11):
+        for kind, make in kinds:
+            if make(int(width * ratio)) == hidden:
+                return 'custom', kind, ratio
+    return 'custom', 'swiglu_full' if gated else 'gelu', _ratio(width, hidden)
+
+
+def _ratio(width: int, hidden: int) -> float:
+    """A ratio whose product with the width rounds down to `hidden`."""
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
