@@ -23,6 +23,7 @@ from jepa_jax import checkpoint
 from jepa_jax.convert import orbax_weights, shapes, tables, torch_weights
 from jepa_jax.convert.tables import ConvertError as ConvertError
 from jepa_jax.convert.tables import Leaf
+from jepa_jax.models.ac_predictor import ACPredictor, ACPredictorConfig
 from jepa_jax.models.pooler import AttentiveClassifier, PoolerConfig
 from jepa_jax.models.predictor import Predictor, PredictorConfig
 from jepa_jax.models.vit import ViT, ViTConfig
@@ -40,7 +41,7 @@ class Weights:
     version: str  # of V-JEPA: '2.0'
     size: str  # a key of models.SIZES, or 'custom'
     encoder: ViTConfig | None
-    predictor: PredictorConfig | None
+    predictor: PredictorConfig | ACPredictorConfig | None
     probe: tuple[PoolerConfig, dict[str, int]] | None  # and the classes of each head
     # parts among encoder (online), target (its moving average), predictor, ac_predictor, probe: the
     # net's nested dict, of `Leaf`s: arrays that are read by np.asarray
@@ -87,14 +88,15 @@ def read(
     predictor_heads: int | None = None,
     probe_heads: int | None = None,
     position: str | None = None,
+    extrinsics: bool | None = None,
     allow_missing: Iterable[str] = (),
 ) -> Weights:
     """Weights of the original's `.pt`, of a Hugging Face folder, or of one of our checkpoints.
 
     Args:
       path: a file; or a folder, which may be a workdir.
-      crop, frames, heads, predictor_heads, probe_heads, position: what shapes cannot say; a default
-        taken in their place is in `notes`.
+      crop, frames, heads, predictor_heads, probe_heads, position, extrinsics: what shapes cannot
+        say; a default taken in their place is in `notes`.
       allow_missing: names in the file, or patterns like `norm.*`, that may be missing; they get
         their initial values.
 
@@ -102,7 +104,9 @@ def read(
       ConvertError: not a checkpoint, damaged, unsafe, not understood completely, or of V-JEPA 2.1.
     """
     path = pathlib.Path(path).expanduser()
-    choices = shapes.Choices(crop, frames, heads, predictor_heads, probe_heads, position)
+    choices = shapes.Choices(
+        crop, frames, heads, predictor_heads, probe_heads, position, extrinsics
+    )
     if not path.exists():
         raise ConvertError(f'{path} does not exist')
     if path.is_file():
@@ -144,6 +148,8 @@ def _net(part: str, config: Any) -> Net:
         return Net(lambda rngs: Predictor(config, rngs=rngs))
     if part == 'probe':
         return Net(lambda rngs: AttentiveClassifier(*config, rngs=rngs))
+    if part == 'ac_predictor':
+        return Net(lambda rngs: ACPredictor(config, rngs=rngs))
     return Net(lambda rngs: ViT(config, rngs=rngs))
 
 
@@ -162,6 +168,8 @@ def _read_torch(path, choices, allow_missing) -> Weights:
         if part in forms:
             size, configs[part] = reader.encoder(part, forms[part])
     encoder = configs.get('target') or configs.get('encoder')
+    if 'ac_predictor' in forms:
+        configs['ac_predictor'] = reader.ac_predictor(forms['ac_predictor'])
     if 'predictor' in forms:
         configs['predictor'] = reader.predictor(forms['predictor'], encoder)
     if 'probe' in forms:
@@ -181,7 +189,8 @@ def _read_torch(path, choices, allow_missing) -> Weights:
             reader.notes.append(f'{part}: {name} is dropped: {why}')
         trees[part] = tables.nest({link.path: _leaf(link, state, initial) for link in links})
     return Weights(
-        path, 'torch', '2.0', size, encoder, configs.get('predictor'), configs.get('probe'),
+        path, 'torch', '2.0', size, encoder,
+        configs.get('predictor') or configs.get('ac_predictor'), configs.get('probe'),
         trees, None, tuple(reader.notes),
     )  # fmt: skip
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 from jepa_jax.convert.tables import HEADS, ConvertError
 from jepa_jax.models import SIZES, layers
+from jepa_jax.models.ac_predictor import ACPredictorConfig
 from jepa_jax.models.pooler import PoolerConfig
 from jepa_jax.models.predictor import PredictorConfig
 from jepa_jax.models.vit import ViTConfig
@@ -30,6 +31,7 @@ class Choices:
     predictor_heads: int | None = None
     probe_heads: int | None = None
     position: str | None = None  # rope | sincos, where the file has a sin-cos table
+    extrinsics: bool | None = None  # whether an action-conditioned predictor uses camera poses
 
 
 class Reader:
@@ -81,7 +83,7 @@ class Reader:
             heads = self.default('heads', known[0], f'as the named size of width {width}')
         else:
             heads = self.default('heads', usual_heads(width), '64 channels or fewer a head')
-        crop = self.default('crop', 256, 'shapes do not tell; the -384 files have 384')
+        crop = self.crop()
         frames = self.default('frames', 64 if tubelet > 1 else 1, 'shapes do not tell')
         position = 'rope'
         if table := shapes.get('pos_embed'):
@@ -112,20 +114,15 @@ class Reader:
         width, encoder_width = self.shape('predictor', shapes, 'predictor_embed.weight', 2)
         hidden, _ = self.shape('predictor', shapes, 'predictor_blocks.0.mlp.fc1.weight', 2)
         gated = 'predictor_blocks.0.mlp.fc3.weight' in shapes
-        if width == PredictorConfig.width and self.choices.predictor_heads is None:
-            heads = PredictorConfig.heads
-        else:
-            why = '64 channels or fewer a head'
-            heads = self.default('predictor_heads', usual_heads(width), why)
         _, mlp, ratio = _named(width, 0, hidden, gated)
         like = encoder or ViTConfig(encoder_width, 0, 0)
-        crop = self.default('crop', 256, 'shapes do not tell; the -384 files have 384')
+        crop = self.crop()
         frames = self.default('frames', 64, 'shapes do not tell')
         return PredictorConfig(
             encoder_width,
             width,
             depth=_count(shapes, 'predictor_blocks'),
-            heads=heads,
+            heads=self.predictor_heads(width, PredictorConfig),
             mlp_ratio=ratio,
             mask_tokens=_count(shapes, 'mask_tokens'),
             mlp=mlp,
@@ -133,6 +130,37 @@ class Reader:
             uniform_power=like.uniform_power,
             grid=like.grid(frames, crop, crop),
         )
+
+    def ac_predictor(self, shapes: Shapes) -> ACPredictorConfig:
+        """Likewise for an action-conditioned predictor."""
+        part = 'ac_predictor'
+        width, encoder_width = self.shape(part, shapes, 'predictor_embed.weight', 2)
+        hidden, _ = self.shape(part, shapes, 'predictor_blocks.0.mlp.fc1.weight', 2)
+        gated = 'predictor_blocks.0.mlp.fc3.weight' in shapes
+        _, mlp, ratio = _named(width, 0, hidden, gated)
+        crop = self.crop()
+        return ACPredictorConfig(
+            encoder_width,
+            width,
+            depth=_count(shapes, 'predictor_blocks'),
+            heads=self.predictor_heads(width, ACPredictorConfig),
+            mlp_ratio=ratio,
+            mlp=mlp,
+            grid=(crop // ViTConfig.patch, crop // ViTConfig.patch),
+            action_width=self.shape(part, shapes, 'action_encoder.weight', 2)[1],
+            state_width=self.shape(part, shapes, 'state_encoder.weight', 2)[1],
+            extrinsics_width=self.shape(part, shapes, 'extrinsics_encoder.weight', 2)[1],
+            use_extrinsics=self.default('extrinsics', False, 'their weights are there either way'),
+        )
+
+    def crop(self) -> int:
+        return self.default('crop', 256, 'shapes do not tell; the -384 files have 384')
+
+    def predictor_heads(self, width: int, usual: type) -> int:
+        """Heads of the released predictors for their width."""
+        if width == usual.width and self.choices.predictor_heads is None:
+            return usual.heads
+        return self.default('predictor_heads', usual_heads(width), '64 channels or fewer a head')
 
     def probe(self, shapes: Shapes) -> tuple[PoolerConfig, dict[str, int]]:
         """Likewise for an attentive classifier; the second value: classes of each head."""

@@ -101,6 +101,15 @@ PREDICTOR = (
     *_norm('predictor_norm', 'norm'),
     *_affine('predictor_proj', 'proj'),
 )
+AC_PREDICTOR = (
+    *_affine('predictor_embed', 'embed'),
+    *_affine('action_encoder', 'action_encoder'),
+    *_affine('state_encoder', 'state_encoder'),
+    *_affine('extrinsics_encoder', 'extrinsics_encoder'),
+    *_block('predictor_blocks.{i}', 'blocks'),
+    *_norm('predictor_norm', 'norm'),
+    *_affine('predictor_proj', 'proj'),
+)
 HEADS = {
     'linear': 'linear',
     'verb': 'verb_classifier',

@@ -74,6 +74,7 @@ def _unreadable(path: pathlib.Path, error: Exception) -> ConvertError:
     )
 
 
+ACTION = 'action_encoder.weight'  # only the action-conditioned predictor has it
 PREFIX = re.compile(r'^(module\.|backbone\.)+')
 
 
@@ -128,9 +129,12 @@ def parts(path: str, content: Any) -> dict[str, dict[str, Any]]:
         if not isinstance(heads, list) or not heads:
             raise ConvertError(f'{path}: classifiers must be a list of at least one')
         found['probe'] = state_dict(f'{path}: classifiers[0]', heads[0])
+    if ACTION in found.get('predictor', {}):
+        found['ac_predictor'] = found.pop('predictor')
     if not found:  # a bare state dict
         state = state_dict(path, content)
-        marks = {'patch_embed.proj.weight': 'encoder', 'predictor_embed.weight': 'predictor'}
+        marks = {ACTION: 'ac_predictor'}
+        marks |= {'patch_embed.proj.weight': 'encoder', 'predictor_embed.weight': 'predictor'}
         marks |= {'pooler.query_tokens': 'probe'}
         part = next((part for name, part in marks.items() if name in state), None)
         if part is None:
@@ -141,14 +145,17 @@ def parts(path: str, content: Any) -> dict[str, dict[str, Any]]:
     return found
 
 
+ROWS = {
+    'predictor': tables.PREDICTOR,
+    'ac_predictor': tables.AC_PREDICTOR,
+    'probe': tables.PROBE,
+}
 TOP = {'encoder': 'encoder', 'target_encoder': 'target', 'predictor': 'predictor'}
 
 
 def table(part: str, config: Any):
     """The rows of a part, and the sizes of axes that its patterns do not tell."""
-    if part == 'predictor':
-        return tables.PREDICTOR, {}
-    if part == 'probe':
-        return tables.PROBE, {}
+    if part in ROWS:
+        return ROWS[part], {}
     rules = tables.ENCODER if config.tubelet > 1 else tables.IMAGE_ENCODER
     return rules, {'c': 3, 't': config.tubelet, 'y': config.patch, 'x': config.patch}

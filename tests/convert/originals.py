@@ -51,6 +51,18 @@ def predictor(d_encoder=96, d=48, depth=2, tokens=3) -> dict[str, tuple[int, ...
     }
 
 
+def ac_predictor(d_encoder=96, d=64, depth=2) -> dict[str, tuple[int, ...]]:
+    return {
+        **linear('predictor_embed', d_encoder, d),
+        **linear('action_encoder', 7, d),
+        **linear('state_encoder', 7, d),
+        **linear('extrinsics_encoder', 6, d),
+        **blocks('predictor_blocks', depth, d, 4 * d),
+        **norm('predictor_norm', d),
+        **linear('predictor_proj', d, d_encoder),
+    }
+
+
 def probe(d=96, depth=4, heads={'linear': 7}) -> dict[str, tuple[int, ...]]:  # noqa: B006
     cross = 'pooler.cross_attention_block'
     return {

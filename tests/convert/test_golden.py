@@ -11,6 +11,7 @@ import torch
 from torch_fill import mask_pair, normal
 
 from jepa_jax import convert
+from jepa_jax.models.ac_predictor import ACPredictor
 from jepa_jax.models.pooler import AttentiveClassifier
 from jepa_jax.models.predictor import Predictor
 from jepa_jax.models.vit import ViT
@@ -57,6 +58,24 @@ def test_probe(tmp_path, depth, case):
     net = Net(lambda rngs: AttentiveClassifier(float32(config), classes, rngs=rngs))
     out = net(weights.params('probe'), jnp.asarray(normal(8, 2, 30, 96)))['linear']
     np.testing.assert_allclose(out, np.load(GOLDEN / 'pooler.npz')[case], rtol=0, atol=PART)
+
+
+@pytest.mark.parametrize('extrinsics', [False, True])
+def test_action_conditioned(tmp_path, extrinsics):
+    content = {
+        'encoder': originals.fill(originals.encoder(), 'module.'),
+        'target_encoder': originals.fill(originals.encoder(), 'module.'),
+        'predictor': originals.fill(originals.ac_predictor(), 'module.'),
+    }
+    choices = {**TINY, 'predictor_heads': 4, 'extrinsics': extrinsics}
+    weights = convert.read(saved(tmp_path / 'a.pt', content), **choices)
+    config = float32(weights.predictor)
+    net = Net(lambda rngs: ACPredictor(config, rngs=rngs))
+    inputs = [normal(4, 2, 48, 96), normal(5, 2, 3, 7), normal(6, 2, 3, 7)]
+    inputs += [normal(7, 2, 3, 6)] if extrinsics else []
+    out = net(weights.params('ac_predictor'), *map(jnp.asarray, inputs))
+    golden = np.load(GOLDEN / 'ac.npz')[f'A1_ac_use_extrinsics={extrinsics}']
+    np.testing.assert_allclose(out, golden, rtol=0, atol=WHOLE)
 
 
 def test_anticipation_probe(tmp_path):
