@@ -36,6 +36,8 @@ setup(
         'tqdm',
     ],
     extras_require={
+        'torch': ['torch>=2.6', 'safetensors'],  # reading and writing .pt
+        'hf': ['safetensors', 'huggingface_hub'],
         'tpu': ['jax[tpu]'],
         'cuda': ['jax[cuda13]'],
         'tensorboard': ['tensorboardX'],

@@ -22,7 +22,7 @@ import logging
 import os
 import pathlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -42,6 +42,7 @@ FORMAT = 1
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
 _UNFINISHED = 'saving-'
+_PIECE = 2**29  # bytes written at once by `write`, or one array if that is larger
 _SPARE = 1.02  # disk asked for over the arrays' own size: indices, manifest, blocks
 _HASHERS = min(8, os.cpu_count() or 1)  # threads; hashlib releases the interpreter's lock
 
@@ -235,6 +236,72 @@ def stored_abstract(folder: str | os.PathLike, *only: str) -> dict[str, Any]:
         node = functools.reduce(lambda node, part: node.setdefault(part, {}), parents, tree)
         node[last] = jax.ShapeDtypeStruct(row['shape'], jax.numpy.dtype(row['dtype']))
     return tree
+
+
+def write(
+    folder: str | os.PathLike,
+    arrays: Mapping[str, Any],
+    *,
+    step: int,
+    extra: dict[str, Any],
+    progress: Callable[[int], Any] = lambda size: None,
+) -> None:
+    """Writes one checkpoint, a few arrays at a time: for what would not fit into memory at once.
+
+    Args:
+      folder: must not exist; appears whole or not at all.
+      arrays: by name, `params/encoder/norm/scale`; anything with shape, dtype and nbytes that
+        np.asarray makes an array of, which happens when its turn comes.
+      step, extra: for the manifest, as `Checkpoints.save` has them.
+      progress: called with the number of bytes after each piece.
+
+    Raises:
+      CheckpointError: the folder exists, or the disk has too little room.
+    """
+    folder = pathlib.Path(folder).absolute()
+    if folder.exists():
+        raise CheckpointError(f'{folder} exists: choose a new folder or move it away')
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    check_room(folder.parent, sum(array.nbytes for array in arrays.values()))
+    manifest = {
+        'format': FORMAT,
+        'step': step,
+        'saved': datetime.datetime.now().astimezone().isoformat(' ', 'seconds'),
+        'extra': extra,
+        'leaves': {name: _row(array) for name, array in arrays.items()},
+    }
+    json.dumps(manifest, allow_nan=False)
+    unfinished = folder.with_name(f'{_UNFINISHED}{folder.name}-{os.getpid()}')
+    pieces: list[dict[str, Any]] = [{}]
+    for name, array in arrays.items():
+        if pieces[-1] and sum(a.nbytes for a in pieces[-1].values()) + array.nbytes > _PIECE:
+            pieces.append({})
+        pieces[-1][name] = array
+    try:
+        context = _options()
+        context.memory.deepcopy_host_arrays = False  # nobody else has them
+        with context:
+            for piece in pieces:
+                ocp.partial.save(unfinished, {n: np.asarray(a) for n, a in piece.items()})
+                progress(sum(array.nbytes for array in piece.values()))
+            ocp.partial.finalize(unfinished)
+        manifest = {**manifest, 'files': _hash_all(unfinished)}
+        content = {'manifest': manifest, 'sha256': _digest(manifest)}
+        workdir.write_json(unfinished / MANIFEST, content)
+        unfinished.rename(folder)
+        workdir.sync_folder(folder.parent)
+    except BaseException:
+        for left in folder.parent.glob(f'{unfinished.name}*'):
+            shutil.rmtree(left, ignore_errors=True)
+        raise
+
+
+def check_room(folder: pathlib.Path, need: int) -> None:
+    """Raises CheckpointError if the disk of an existing folder has not `need` bytes free."""
+    need, free = int(_SPARE * need), _free_bytes(folder)
+    if free < need:
+        sizes = f'{need / 2**30:.3g} GiB needed, {free / 2**30:.3g} GiB free'
+        raise CheckpointError(f'{sizes} in {folder}')
 
 
 def _under(name: str, parts: tuple[str, ...]) -> bool:

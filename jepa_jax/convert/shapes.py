@@ -61,8 +61,8 @@ class Reader:
             )
         return found
 
-    def encoder(self, part: str, shapes: Shapes) -> tuple[str, ViTConfig]:
-        """The key of SIZES or 'custom', and the config.
+    def encoder(self, part: str, shapes: Shapes) -> ViTConfig:
+        """The config of an encoder.
 
         Raises:
           ConvertError: an array that says the size is missing or malformed.
@@ -107,7 +107,7 @@ class Reader:
                 f'{self.where}: {part}: pos_embed has shape {list(table)}, which crop {crop} and '
                 f'frames {frames} do not give: say --crop and --frames'
             )
-        return size_of(config), config
+        return config
 
     def predictor(self, shapes: Shapes, encoder: ViTConfig | None) -> PredictorConfig:
         """Likewise for a predictor of masked tokens."""

@@ -16,7 +16,7 @@ import dataclasses
 import fnmatch
 import functools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import einops
 import jax
@@ -300,6 +300,57 @@ def bind(rules: tuple[Rule, ...], abstract: Mapping, sizes: Mapping[str, int] = 
     return links
 
 
+def expected(links: list[Link]) -> dict[str, tuple[int, ...]]:
+    """The shape of every array that the file must have, by name."""
+    found: dict[str, tuple[int, ...]] = {}
+    for link in links:
+        names, shape = link.form()
+        if link.index is not None:  # one array holds the leaves of all links of the rule
+            shape = (sum(other.rule is link.rule for other in links), *shape)
+        found |= dict.fromkeys(names, shape)
+    return found
+
+
+def to_file(links: list[Link], tree: Mapping) -> Iterator[tuple[str, np.ndarray]]:
+    """The file's arrays (name, array) of a net; a leaf is read when its turn comes."""
+    leaves = flatten(tree)
+    together: dict[str, list[np.ndarray]] = {}
+    for link in links:
+        for name, array in link.theirs(np.asarray(leaves[link.path])):
+            if link.index is None:
+                yield name, array
+            else:
+                together.setdefault(name, []).append(array)
+    for name, arrays in together.items():
+        yield name, np.stack(arrays)
+
+
+def from_file(links: list[Link], arrays: Mapping[str, Leaf]) -> dict:
+    """A net's nested dict of leaves that are read from the file's when wanted."""
+
+    def fetch(name: str) -> np.ndarray:
+        return np.asarray(arrays[name])
+
+    return nest(
+        {
+            link.path: Leaf(link.shape, np.dtype('float32'), functools.partial(link.ours, fetch))
+            for link in links
+        }
+    )
+
+
+def file_order(links: list[Link]) -> list[str]:
+    """The file's names as the original's modules register them: block by block."""
+    rows: dict[str, tuple] = {}
+    groups: dict[str, int] = {}
+    for number, link in enumerate(links):
+        group = groups.setdefault(link.rule.name.split('{i}')[0], number)
+        for layer, names in enumerate(link.keys):
+            for name in names:
+                rows.setdefault(name, (group, layer, number))
+    return sorted(rows, key=rows.__getitem__)
+
+
 def dropped(rules: tuple[Rule, ...], names: Iterable[str]) -> dict[str, str]:
     """The names that the table knows and drops, and why."""
     rows = {rule.name: rule.why for rule in rules if rule.path is None}
@@ -326,21 +377,15 @@ def compare(
       ConvertError: a name is missing or unknown, or a shape is wrong: one line, names the first.
     """
     allowed = tuple(allow_missing)
-    expected: dict[str, tuple[int, ...]] = {}
-    for link in links:
-        names, shape = link.form()
-        if link.index is not None:
-            stacked = sum(other.rule is link.rule for other in links)
-            shape = (stacked, *shape)
-        expected |= dict.fromkeys(names, shape)
+    wanted = expected(links)
     known = dropped(rules, shapes)
-    missing = [name for name in expected if name not in shapes]
+    missing = [name for name in wanted if name not in shapes]
     forgiven = {n for n in missing if any(fnmatch.fnmatchcase(n, pattern) for pattern in allowed)}
     wrong = [f'{name} is missing' for name in missing if name not in forgiven]
-    wrong += [f'{n} is not known' for n in shapes if n not in expected and n not in known]
+    wrong += [f'{n} is not known' for n in shapes if n not in wanted and n not in known]
     wrong += [
         f'{name} has shape {list(shapes[name])}, must have {list(shape)}'
-        for name, shape in expected.items()
+        for name, shape in wanted.items()
         if name in shapes and tuple(shapes[name]) != shape
     ]
     if wrong:

@@ -1,30 +1,57 @@
-"""The original's files: `.pt`, read without running what is in them, a tensor at a time."""
+"""The original's files: `.pt`, read without running what is in them, written a tensor at a time."""
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
+import json
+import os
 import pathlib
 import pickle
 import re
+import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from jepa_jax.checkpoint import check_room
 from jepa_jax.convert import tables
-from jepa_jax.convert.tables import ConvertError
+from jepa_jax.convert.tables import ConvertError, Leaf
+from jepa_jax.models.tokens import sincos_table
 
 ZIP, PICKLE = b'PK\x03\x04', b'\x80'
 INSTALL = "needs PyTorch: pip install 'jepa_jax[torch]'"
+PREFIX = re.compile(r'^(module\.|backbone\.)+')
+ACTION = 'action_encoder.weight'  # only the action-conditioned predictor has it
+NETS = {'encoder': 'encoder', 'target_encoder': 'target', 'predictor': 'predictor'}
+OURS = 'jepa_jax'  # entry of files that we write, JSON: what the original's entries cannot say
+# entries of training checkpoints that are plain values (reference: vjepa2 §5.5)
+PLAIN = ('epoch', 'loss', 'batch_size', 'world_size', 'lr', 'scaler')
+ROWS = {
+    'predictor': tables.PREDICTOR,
+    'ac_predictor': tables.AC_PREDICTOR,
+    'probe': tables.PROBE,
+}
 
 
-def _torch(path: pathlib.Path):
+def table(part: str, config: Any) -> tuple[tuple[tables.Rule, ...], dict[str, int]]:
+    """The rows of a part, and the sizes of axes that its patterns do not tell."""
+    if part in ROWS:
+        return ROWS[part], {}
+    rules = tables.ENCODER if config.tubelet > 1 else tables.IMAGE_ENCODER
+    return rules, {'c': 3, 't': config.tubelet, 'y': config.patch, 'x': config.patch}
+
+
+def _torch(path: os.PathLike):
     try:
         import torch
     except ModuleNotFoundError:
         raise ConvertError(f'{path}: a .pt file {INSTALL}') from None
     return torch
+
+
+# Reading
 
 
 def _allowed() -> list[Any]:
@@ -74,12 +101,84 @@ def _unreadable(path: pathlib.Path, error: Exception) -> ConvertError:
     )
 
 
-ACTION = 'action_encoder.weight'  # only the action-conditioned predictor has it
-PREFIX = re.compile(r'^(module\.|backbone\.)+')
+@dataclasses.dataclass
+class Content:
+    """A `.pt` file taken apart."""
+
+    parts: dict[str, dict[str, Leaf]]  # part -> arrays by the original's names without prefixes
+    opt: Mapping | None  # state dict of the optimizer
+    plain: dict[str, Any]  # the entries of PLAIN that are there
+    ours: dict[str, Any]  # what we wrote beside them; empty in files of others
+    notes: list[str]
 
 
-def state_dict(where: str, state: Any) -> dict[str, Any]:
-    """Tensors by name without the prefixes of wrappers.
+def take_apart(path: pathlib.Path) -> Content:
+    """The nets of a file and what lies beside them.
+
+    Raises:
+      ConvertError: as `load`; no net in it; an entry with tensors that nobody knows.
+    """
+    content = load(path)
+    if not isinstance(content, Mapping) or not content:
+        raise ConvertError(f'{path} is not a checkpoint: it holds a {type(content).__name__}')
+    if 'ema_encoder' in content:
+        raise ConvertError(f'{path} holds V-JEPA 2.1 (ema_encoder); only 2.0 can be converted')
+    parts = {
+        part: _arrays(f'{path}: {name}', content[name])
+        for name, part in NETS.items()
+        if name in content
+    }
+    notes = []
+    if 'classifiers' in content:
+        probes = content['classifiers']
+        if not isinstance(probes, list | tuple) or not probes:
+            raise ConvertError(f'{path}: classifiers must be a list of at least one')
+        parts['probe'] = _arrays(f'{path}: classifiers[0]', probes[0])
+        if len(probes) > 1:
+            notes.append(f'probe: the first of {len(probes)} is taken')
+    if not parts:
+        return Content(_bare(path, content), None, {}, {}, notes)
+    if ACTION in parts.get('predictor', {}):
+        parts['ac_predictor'] = parts.pop('predictor')
+    for name, value in content.items():
+        if name in (*NETS, *PLAIN, 'classifiers', 'opt', OURS):
+            continue
+        if not isinstance(value, str | int | float | np.generic | None):
+            raise ConvertError(f'{path}: entry {name} ({type(value).__name__}) is not known')
+        notes.append(f'entry {name} is dropped')
+    opt = content.get('opt')
+    if opt is not None and 'probe' in parts:
+        opt, _ = None, notes.append("probe: its optimizer's state is dropped")
+    plain = {name: _plain(content[name]) for name in PLAIN if name in content}
+    return Content(parts, opt, plain, json.loads(content.get(OURS, '{}')), notes)
+
+
+def _plain(value: Any) -> Any:
+    """Numbers, also in dicts, as JSON holds them; a float32 becomes the float of the same value."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    return value.item() if hasattr(value, 'item') else value
+
+
+def _bare(path: pathlib.Path, content: Mapping) -> dict[str, dict[str, Leaf]]:
+    """A state dict with nothing around it."""
+    arrays = _arrays(str(path), content)
+    marks = {
+        ACTION: 'ac_predictor',
+        'patch_embed.proj.weight': 'encoder',
+        'predictor_embed.weight': 'predictor',
+        'pooler.query_tokens': 'probe',
+    }
+    part = next((part for name, part in marks.items() if name in arrays), None)
+    if part is None:
+        raise ConvertError(
+            f'{path} holds no weights of V-JEPA: its first key is {next(iter(arrays))}'
+        )
+    return {part: arrays}
+
+
+def _arrays(where: str, state: Any) -> dict[str, Leaf]:
+    """Arrays by name without the prefixes of wrappers; 16 bits are widened, which loses nothing.
 
     Raises:
       ConvertError: it is no dict of float tensors.
@@ -87,7 +186,7 @@ def state_dict(where: str, state: Any) -> dict[str, Any]:
     torch = _torch(pathlib.Path(where))
     if not isinstance(state, Mapping) or not state:
         raise ConvertError(f'{where}: must be a dict of tensors, found {type(state).__name__}')
-    found: dict[str, Any] = {}
+    found: dict[str, Leaf] = {}
     for name, tensor in state.items():
         short = PREFIX.sub('', str(name))
         if not isinstance(tensor, torch.Tensor):
@@ -98,64 +197,204 @@ def state_dict(where: str, state: Any) -> dict[str, Any]:
             )
         if short in found:
             raise ConvertError(f'{where}: {short} is there twice, with and without a prefix')
-        found[short] = tensor
+        found[short] = _leaf(tensor)
     return found
 
 
-def fetch(tensor: Any) -> np.ndarray:
-    """A tensor as float32; one of 16 bits is widened, which loses nothing."""
-    with contextlib.suppress(AttributeError):
-        tensor = tensor.detach()
-    return tensor.float().numpy()
+def _leaf(tensor: Any) -> Leaf:
+    def read() -> np.ndarray:
+        return tensor.detach().float().numpy()
+
+    return Leaf(tuple(tensor.shape), np.dtype('float32'), read)
 
 
-def parts(path: str, content: Any) -> dict[str, dict[str, Any]]:
-    """The nets of a file by our names of them: encoder, target, predictor, probe.
+@dataclasses.dataclass
+class Moments:
+    """Adam's state by part and the original's names."""
+
+    mu: dict[str, dict[str, Leaf]]
+    nu: dict[str, dict[str, Leaf]]
+    count: int
+    hyper: dict[str, Any]
+
+
+def decays(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether the original's optimizer shrinks a parameter. (reference: vjepa2 §5.4)"""
+    return 'bias' not in name and len(shape) != 1
+
+
+def groups(forms: Mapping[str, Mapping[str, tuple[int, ...]]]) -> list[list[tuple[str, str]]]:
+    """(part, name) of the parameters in each of the optimizer's four groups, in its order.
+
+    Args:
+      forms: encoder and predictor, in this order: shapes by name, as their modules register them.
+    """
+    return [
+        [(part, name) for name, shape in form.items() if decays(name, shape) == decayed]
+        for decayed in (True, False)
+        for part, form in forms.items()
+    ]
+
+
+def moments(where: str, opt: Any, forms: Mapping[str, Mapping[str, tuple[int, ...]]]) -> Moments:
+    """Adam's state of a training checkpoint.
 
     Raises:
-      ConvertError: none is there.
+      ConvertError: it is not that of AdamW over these parameters, or parameters were updated a
+        different number of times, for which optax has no place.
     """
-    if not isinstance(content, Mapping):
-        raise ConvertError(f'{path} is not a checkpoint: it holds a {type(content).__name__}')
-    if 'ema_encoder' in content:
-        raise ConvertError(f'{path} holds V-JEPA 2.1 (ema_encoder); only 2.0 can be converted')
-    found = {
-        ours: state_dict(f'{path}: {name}', content[name])
-        for name, ours in TOP.items()
-        if name in content
+    where = f'{where}: opt'
+    try:
+        stored, rows = opt['state'], opt['param_groups']
+        sizes = [len(row['params']) for row in rows]
+    except (KeyError, TypeError, IndexError) as error:
+        raise ConvertError(f'{where} is no state of an optimizer ({error!r})') from None
+    wanted = groups(forms)
+    if sizes != [len(group) for group in wanted]:
+        raise ConvertError(
+            f'{where}: groups of {sizes} parameters, must be of {[len(g) for g in wanted]}; '
+            '--weights-only leaves it out'
+        )
+    mu: dict = {part: {} for part in forms}
+    nu: dict = {part: {} for part in forms}
+    counts = set()
+    for row, group in zip(rows, wanted):
+        for index, (part, name) in zip(row['params'], group):
+            if index not in stored:
+                continue  # no gradient ever reached it
+            state, shape = stored[index], forms[part][name]
+            for key, target in (('exp_avg', mu), ('exp_avg_sq', nu)):
+                if key not in state or tuple(state[key].shape) != shape:
+                    found = list(state[key].shape) if key in state else 'nothing'
+                    raise ConvertError(
+                        f'{where}: {key} of {part} {name} is {found}, must be {list(shape)}'
+                    )
+                target[part][name] = _leaf(state[key])
+            counts.add(int(state['step']))
+    if len(counts) != 1:
+        raise ConvertError(
+            f'{where}: parameters were updated {sorted(counts)} times, must be one number; '
+            '--weights-only leaves the optimizer out'
+        )
+    first = rows[0]
+    hyper = {key: _plain(first[key]) for key in ('lr', 'weight_decay', 'eps')}
+    hyper['betas'] = [_plain(beta) for beta in first['betas']]
+    return Moments(mu, nu, counts.pop(), hyper)
+
+
+# Writing
+
+
+def made(part: str, config: Any) -> dict[str, np.ndarray]:
+    """Arrays of the original that we compute: the tables of a model with sin-cos positions."""
+    if getattr(config, 'position', 'rope') != 'sincos':
+        return {}
+    if part == 'predictor':
+        table = sincos_table(config.grid, config.width, config.uniform_power)
+        return {'predictor_pos_embed': table[None]}
+    grid = config.grid(config.frames, config.image_size, config.image_size)
+    if config.tubelet == 1:
+        grid = (0, *grid[1:])
+    return {'pos_embed': sincos_table(grid, config.width, config.uniform_power)[None]}
+
+
+class Scratch:
+    """Tensors in an unnamed file: as many as the disk holds, without memory of their own."""
+
+    def __init__(self, torch, folder: pathlib.Path, nbytes: int):
+        self._torch = torch
+        with tempfile.TemporaryFile(dir=folder) as file:  # the mapping outlives it
+            file.truncate(max(nbytes, 1))
+            self._bytes = np.memmap(file, np.uint8, 'r+')
+        self._used = 0
+
+    def put(self, array: np.ndarray) -> Any:
+        """A tensor with the values of an array."""
+        stop = self._used + array.nbytes
+        place = self._bytes[self._used : stop].view(array.dtype).reshape(array.shape)
+        place[...] = array
+        self._used = stop
+        return self._torch.from_numpy(place)
+
+
+def save(content: Any, dst: pathlib.Path) -> None:
+    """A `.pt` file, whole or not at all."""
+    torch = _torch(dst)
+    with tempfile.TemporaryDirectory(dir=dst.parent, prefix=f'.{dst.name}.') as folder:
+        path = pathlib.Path(folder) / dst.name
+        torch.save(content, path)
+        path.rename(dst)
+
+
+def prepare(dst: pathlib.Path, nbytes: int) -> Scratch:
+    """Room for the tensors of a file to be written.
+
+    Raises:
+      ConvertError: no PyTorch, or something is at `dst`.
+      CheckpointError: the disk has not the room for them and for the file.
+    """
+    torch = _torch(dst)
+    if dst.exists():
+        raise ConvertError(f'{dst} exists: choose a new name or move it away')
+    dst.parent.mkdir(parents=True, exist_ok=True)
+    check_room(dst.parent, 2 * nbytes)
+    return Scratch(torch, dst.parent, nbytes)
+
+
+def optimizer(
+    scratch: Scratch,
+    forms: Mapping[str, Mapping[str, tuple[int, ...]]],
+    mu: Mapping[tuple[str, str], Any],
+    nu: Mapping[tuple[str, str], Any],
+    count: int,
+    hyper: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The state dict of the original's AdamW. (reference: vjepa2 §5.4)
+
+    Args:
+      forms: as for `groups`.
+      mu, nu: tensors by (part, name); parameters without are those that got no gradient.
+    """
+    import torch
+
+    names = groups(forms)
+    nothing = [torch.nn.Parameter(torch.zeros(())) for _ in names]
+    settings = dict(lr=hyper['lr'], betas=tuple(hyper['betas']), eps=hyper['eps'])
+    rest = {'WD_exclude': True, 'weight_decay': 0}
+    adam = torch.optim.AdamW(
+        [
+            {
+                'params': [p],
+                **(rest if i >= len(names) // 2 else {'weight_decay': hyper['weight_decay']}),
+            }
+            for i, p in enumerate(nothing)
+        ],
+        **settings,
+    )
+    rows = adam.state_dict()['param_groups']
+    state, index = {}, 0
+    for row, group in zip(rows, names):
+        row['params'] = list(range(index, index + len(group)))
+        for number, key in zip(row['params'], group):
+            if key in mu:
+                state[number] = {
+                    'step': torch.tensor(float(count)),
+                    'exp_avg': mu[key],
+                    'exp_avg_sq': nu[key],
+                }
+        index += len(group)
+    return {'state': state, 'param_groups': rows}
+
+
+def fresh_scaler() -> dict[str, Any]:
+    """State of a gradient scaler that has scaled nothing yet, as the original makes one."""
+    return {
+        'scale': 65536.0,
+        'growth_factor': 2.0,
+        'backoff_factor': 0.5,
+        'growth_interval': 2000,
+        '_growth_tracker': 0,
     }
-    if 'classifiers' in content:
-        heads = content['classifiers']
-        if not isinstance(heads, list) or not heads:
-            raise ConvertError(f'{path}: classifiers must be a list of at least one')
-        found['probe'] = state_dict(f'{path}: classifiers[0]', heads[0])
-    if ACTION in found.get('predictor', {}):
-        found['ac_predictor'] = found.pop('predictor')
-    if not found:  # a bare state dict
-        state = state_dict(path, content)
-        marks = {ACTION: 'ac_predictor'}
-        marks |= {'patch_embed.proj.weight': 'encoder', 'predictor_embed.weight': 'predictor'}
-        marks |= {'pooler.query_tokens': 'probe'}
-        part = next((part for name, part in marks.items() if name in state), None)
-        if part is None:
-            raise ConvertError(
-                f'{path} holds no known weights: its first key is {next(iter(state))}'
-            )
-        found[part] = state
-    return found
 
 
-ROWS = {
-    'predictor': tables.PREDICTOR,
-    'ac_predictor': tables.AC_PREDICTOR,
-    'probe': tables.PROBE,
-}
-TOP = {'encoder': 'encoder', 'target_encoder': 'target', 'predictor': 'predictor'}
-
-
-def table(part: str, config: Any):
-    """The rows of a part, and the sizes of axes that its patterns do not tell."""
-    if part in ROWS:
-        return ROWS[part], {}
-    rules = tables.ENCODER if config.tubelet > 1 else tables.IMAGE_ENCODER
-    return rules, {'c': 3, 't': config.tubelet, 'y': config.patch, 'x': config.patch}
+Progress = Callable[[int], Any]

@@ -1,0 +1,311 @@
+"""Folders of `transformers`: config.json and safetensors. (reference: vjepa2 §10.4)"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pathlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from jepa_jax.convert import shapes, tables
+from jepa_jax.convert.tables import ConvertError, Leaf
+from jepa_jax.models.pooler import PoolerConfig
+from jepa_jax.models.predictor import PredictorConfig
+from jepa_jax.models.vit import ViTConfig
+
+CONFIG, SINGLE, INDEX = 'config.json', 'model.safetensors', 'model.safetensors.index.json'
+MODEL, CLASSIFIER = 'VJEPA2Model', 'VJEPA2ForVideoClassification'
+SHARD = 2**30  # bytes of a file, or one array if that is larger
+ROWS = {
+    'encoder': tables.HF_ENCODER,
+    'predictor': tables.HF_PREDICTOR,
+    'probe': tables.HF_PROBE,
+}
+STARTS = {
+    'encoder.': 'encoder',
+    'predictor.': 'predictor',
+    'pooler.': 'probe',
+    'classifier.': 'probe',
+}
+# what our nets fix and `transformers` leaves open
+FIXED = {
+    'in_chans': 3,
+    'layer_norm_eps': 1e-6,
+    'qkv_bias': True,
+    'hidden_act': 'gelu',
+}
+# image_processor of VJEPA2VideoProcessor; its resize has an antialias that the original's has not
+PROCESSOR = {
+    'video_processor_type': 'VJEPA2VideoProcessor',
+    'do_resize': True,
+    'do_center_crop': True,
+    'do_rescale': True,
+    'do_normalize': True,
+    'resample': 2,
+    'rescale_factor': 1 / 255,
+    'image_mean': [0.485, 0.456, 0.406],
+    'image_std': [0.229, 0.224, 0.225],
+}
+
+
+def _library(path: pathlib.Path):
+    try:
+        import safetensors.numpy
+    except ModuleNotFoundError:
+        raise ConvertError(
+            f"{path}: a Hugging Face folder needs safetensors: pip install 'jepa_jax[hf]'"
+        ) from None
+    return safetensors
+
+
+def sizes(config: ViTConfig) -> dict[str, int]:
+    return {'c': 3, 't': config.tubelet, 'y': config.patch, 'x': config.patch}
+
+
+# Reading
+
+
+def read_config(folder: pathlib.Path) -> dict[str, Any]:
+    """config.json with the defaults of `transformers` for what it lacks.
+
+    Raises:
+      ConvertError: not a model of V-JEPA 2, or one with an option that ours does not have.
+    """
+    path = folder / CONFIG
+    try:
+        stored = json.loads(path.read_bytes())
+        kind = stored.get('model_type')
+    except (ValueError, AttributeError) as error:
+        raise ConvertError(f'{path} is not a config ({error})') from None
+    if kind != 'vjepa2':
+        raise ConvertError(f"{path}: model_type '{kind}', must be 'vjepa2'")
+    config = {**DEFAULTS, **stored}
+    for key, value in FIXED.items():
+        if config[key] != value:
+            raise ConvertError(f'{path}: {key} = {config[key]!r}, must be {value!r}')
+    if isinstance(config['patch_size'], list):
+        config['patch_size'] = config['patch_size'][0]
+    return config
+
+
+DEFAULTS = {
+    **FIXED,
+    'patch_size': 16,
+    'crop_size': 256,
+    'frames_per_clip': 64,
+    'tubelet_size': 2,
+    'hidden_size': 1024,
+    'num_attention_heads': 16,
+    'num_hidden_layers': 24,
+    'mlp_ratio': 4.0,
+    'num_pooler_layers': 3,
+    'pred_hidden_size': 384,
+    'pred_num_attention_heads': 12,
+    'pred_num_hidden_layers': 12,
+    'pred_num_mask_tokens': 10,
+    'pred_mlp_ratio': 4.0,
+}
+
+
+def configs(config: dict[str, Any], arrays: dict[str, dict[str, Leaf]]) -> dict[str, Any]:
+    """Our configs of the parts that are there."""
+    c = config
+    encoder = ViTConfig(
+        c['hidden_size'],
+        c['num_hidden_layers'],
+        c['num_attention_heads'],
+        c['mlp_ratio'],
+        c['patch_size'],
+        c['tubelet_size'],
+        image_size=c['crop_size'],
+        frames=c['frames_per_clip'],
+    )
+    found: dict[str, Any] = {'encoder': encoder}
+    if 'predictor' in arrays:
+        found['predictor'] = PredictorConfig(
+            encoder.width,
+            c['pred_hidden_size'],
+            c['pred_num_hidden_layers'],
+            c['pred_num_attention_heads'],
+            c['pred_mlp_ratio'],
+            c['pred_num_mask_tokens'],
+            grid=encoder.grid(encoder.frames, encoder.image_size, encoder.image_size),
+        )
+    if 'probe' in arrays:
+        head = arrays['probe'].get('classifier.weight')
+        classes = head.shape[0] if head else 0
+        pooler = PoolerConfig(encoder.width, encoder.heads, c['num_pooler_layers'] + 1)
+        found['probe'] = pooler, {'linear': classes}
+    return found
+
+
+def take_apart(folder: pathlib.Path) -> dict[str, dict[str, Leaf]]:
+    """Part -> arrays by the names of `VJEPA2Model`, read when wanted.
+
+    Raises:
+      ConvertError: no safetensors in the folder, a damaged file, or a name of no part.
+    """
+    library = _library(folder)
+    if (folder / INDEX).exists():
+        try:
+            files = sorted(set(json.loads((folder / INDEX).read_bytes())['weight_map'].values()))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise ConvertError(f'{folder / INDEX} is not an index ({error!r})') from None
+    else:
+        files = [SINGLE]
+    parts: dict[str, dict[str, Leaf]] = {}
+    for file in files:
+        path = folder / file
+        if not path.is_file():
+            raise ConvertError(f'{path} is missing: its weights must be safetensors')
+        try:
+            opened = library.safe_open(path, framework='np')
+        except (library.SafetensorError, OSError) as error:
+            raise ConvertError(f'{path} is damaged or truncated: {_first_line(error)}') from None
+        for name in opened.keys():  # noqa: SIM118  (it is no dict)
+            short = name.removeprefix('vjepa2.')
+            part = next((p for start, p in STARTS.items() if short.startswith(start)), None)
+            if newer := shapes.newer([short, short.removeprefix('encoder.')]):
+                raise ConvertError(f'{path} holds V-JEPA 2.1 ({newer}); only 2.0 can be converted')
+            if part is None:
+                raise ConvertError(f'{path}: {name} is not known')
+            parts.setdefault(part, {})[short] = _leaf(opened, path, name)
+    return parts
+
+
+def _leaf(opened: Any, path: pathlib.Path, name: str) -> Leaf:
+    form = opened.get_slice(name)
+    if form.get_dtype() not in ('F32', 'F16', 'BF16'):
+        raise ConvertError(
+            f'{path}: {name} is of type {form.get_dtype()}, must be F32, F16 or BF16'
+        )
+    return Leaf(
+        tuple(form.get_shape()),
+        np.dtype('float32'),
+        lambda: np.asarray(opened.get_tensor(name), np.float32),
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split('\n')[0]
+
+
+# Writing
+
+
+def write_config(
+    folder: pathlib.Path,
+    encoder: ViTConfig,
+    predictor: PredictorConfig | None,
+    probe: tuple[PoolerConfig, dict[str, int]] | None,
+    labels: Iterable[str],
+) -> None:
+    """config.json and video_preprocessor_config.json.
+
+    Raises:
+      ConvertError: `transformers` has no option for something in the configs.
+    """
+
+    def refuse(what: str) -> ConvertError:
+        return ConvertError(f'{folder}: {what}, which a VJEPA2Model cannot have: use torch or jax')
+
+    for part in filter(None, (encoder, predictor)):
+        if part.position != 'rope' or part.mlp != 'gelu':
+            raise refuse(f"position '{part.position}' and mlp '{part.mlp}'")
+    if encoder.tubelet == 1:
+        raise refuse('an image model')
+    config = {
+        'architectures': [CLASSIFIER if probe else MODEL],
+        'model_type': 'vjepa2',
+        'dtype': 'float32',
+        **FIXED,
+        'patch_size': encoder.patch,
+        'crop_size': encoder.image_size,
+        'image_size': encoder.image_size,
+        'frames_per_clip': encoder.frames,
+        'tubelet_size': encoder.tubelet,
+        'hidden_size': encoder.width,
+        'num_attention_heads': encoder.heads,
+        'num_hidden_layers': encoder.depth,
+        'mlp_ratio': encoder.mlp_ratio,
+    }
+    if predictor:
+        config |= {
+            'pred_hidden_size': predictor.width,
+            'pred_num_attention_heads': predictor.heads,
+            'pred_num_hidden_layers': predictor.depth,
+            'pred_num_mask_tokens': predictor.mask_tokens,
+            'pred_zero_init_mask_tokens': predictor.zero_init_mask_tokens,
+            'pred_mlp_ratio': predictor.mlp_ratio,
+        }
+    if probe:
+        pooler, classes = probe
+        if pooler.heads != encoder.heads:
+            raise refuse(f'a probe of {pooler.heads} heads on an encoder of {encoder.heads}')
+        names = list(labels) or [f'LABEL_{i}' for i in range(classes.get('linear', 0))]
+        config |= {
+            'num_pooler_layers': pooler.depth - 1,
+            'id2label': {str(i): name for i, name in enumerate(names)},
+            'label2id': {name: i for i, name in enumerate(names)},
+        }
+    crop = encoder.image_size
+    processor = {
+        **PROCESSOR,
+        'crop_size': {'height': crop, 'width': crop},
+        'size': {'shortest_edge': int(crop * 256 / 224)},
+    }
+    for name, value in ((CONFIG, config), ('video_preprocessor_config.json', processor)):
+        (folder / name).write_text(json.dumps(value, indent=2) + '\n')
+
+
+class Shards:
+    """Writes arrays into safetensors files, each once it is full; names are known beforehand."""
+
+    def __init__(self, folder: pathlib.Path, nbytes: dict[str, int]):
+        self._library, self._folder = _library(folder), folder
+        full: list[list[str]] = [[]]
+        for name, size in nbytes.items():
+            if full[-1] and sum(nbytes[n] for n in full[-1]) + size > SHARD:
+                full.append([])
+            full[-1].append(name)
+        files = [f'model-{i + 1:05}-of-{len(full):05}.safetensors' for i in range(len(full))]
+        self._files = dict(zip(files, full)) if len(full) > 1 else {SINGLE: full[0]}
+        self._waiting: dict[str, np.ndarray] = {}
+        self._total = sum(nbytes.values())
+
+    def put(self, name: str, array: np.ndarray) -> None:
+        self._waiting[name] = np.ascontiguousarray(array)
+        for file, names in self._files.items():
+            if name in names and all(n in self._waiting for n in names):
+                arrays = {n: self._waiting.pop(n) for n in names}
+                path = self._folder / file
+                self._library.numpy.save_file(arrays, path, metadata={'format': 'pt'})
+                path.chmod(0o644)  # the library makes it private
+
+    def close(self) -> None:
+        """The index, if there are several files."""
+        assert not self._waiting, list(self._waiting)
+        if len(self._files) > 1:
+            places = {name: file for file, names in self._files.items() for name in names}
+            index = {'metadata': {'total_size': self._total}, 'weight_map': places}
+            (self._folder / INDEX).write_text(json.dumps(index, indent=2) + '\n')
+
+
+@contextlib.contextmanager
+def folder_at(dst: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder to fill that becomes `dst`, whole or not at all."""
+    import shutil
+    import tempfile
+
+    dst.parent.mkdir(parents=True, exist_ok=True)
+    folder = pathlib.Path(tempfile.mkdtemp(dir=dst.parent, prefix=f'.{dst.name}.'))
+    try:
+        yield folder
+        folder.chmod(0o755)
+        folder.rename(dst)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
