@@ -62,6 +62,14 @@ def place(tree):
     return jax.tree.map_with_path(lambda p, a: jax.reshard(a, spec_for(path_name(p))), tree)
 
 
+def platform() -> str:
+    """What programs are traced for: 'cpu', 'gpu', 'tpu'. The mesh's devices decide, which need not
+    be attached; without a mesh, those of this process."""
+    mesh = jax.sharding.get_abstract_mesh()
+    device = None if mesh.empty else mesh.abstract_device
+    return device.platform if device else jax.default_backend()
+
+
 def gather(tree):
     """Un-shards every leaf over `fsdp`, by its own type; outside a mesh they are left alone."""
 

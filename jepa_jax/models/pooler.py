@@ -34,7 +34,8 @@ class CrossAttention(nnx.Module):
     The product is taken in another order than usual. One query among thousands of tokens needs no
     keys and values of all of them: (W_k x) q = x (W_k' q), and the weighted mean of W_v x is W_v
     times that of x. A head then costs 2 D a token instead of 2 D C, and the bias of the keys, which
-    shifts all logits of a query alike, drops out of the softmax.
+    shifts all logits of a query alike, drops out of the softmax. `attend` has no part in it: with
+    so few queries the scores, [B, A, Q, N], are smaller than x.
     """
 
     def __init__(self, width: int, heads: int, *, dtype, rngs: nnx.Rngs):
