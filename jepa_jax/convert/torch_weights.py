@@ -9,6 +9,7 @@ import pathlib
 import pickle
 import re
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -80,7 +81,9 @@ def load(path: pathlib.Path) -> Any:
         )
     torch = _torch(path)
     try:
-        with torch.serialization.safe_globals(_allowed()):
+        with torch.serialization.safe_globals(_allowed()), warnings.catch_warnings():
+            # a pickle that is not PyTorch's; whether it holds weights is seen below
+            warnings.filterwarnings('ignore', 'Detected pickle protocol', UserWarning)
             # the format before PyTorch 1.6 is no archive and cannot be mapped
             return torch.load(path, map_location='cpu', weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
