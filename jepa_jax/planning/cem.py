@@ -1,0 +1,321 @@
+"""Planners. Each searches the actions with the least energy, from one context to one goal:
+
+    actions, diagnostics = planner.solve(world_model, context, goal, key)
+
+actions [H, U] and diagnostics, a dict of arrays, are pure functions of the arguments, with no trip
+to the host: jit it, or `plan` for several episodes at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jepa_jax.planning.world_model import Context, Cost, Goal, WorldModel, energies
+
+
+@dataclasses.dataclass(frozen=True)
+class ActionSpace:
+    """Which numbers of an action are planned, and within which bounds; the others are zero.
+
+    The tuples have P entries, one for each planned number.
+    """
+
+    width: int  # U
+    planned: tuple[int, ...]  # places in the action
+    bounds: tuple[float, ...]  # actions are clipped to +- this
+    std: tuple[float, ...]  # of the first samples
+    dead_zone: tuple[float, ...] = ()  # a final value below this is set to 0; (): none
+    # (index among the planned, value): that number is not planned but has this value
+    fixed: tuple[tuple[int, float], ...] = ()
+    # close the gripper from this step on: the last planned number is then 1, beyond its bound
+    close_from: int | None = None
+
+    def __post_init__(self):
+        count = len(self.planned)
+        for name in ('bounds', 'std', 'dead_zone'):
+            found = getattr(self, name)
+            if len(found) != count and not (name == 'dead_zone' and not found):
+                raise ValueError(f'{name} has {len(found)} numbers: {count} are planned')
+        if wrong := [i for i, _ in self.fixed if not 0 <= i < count]:
+            raise ValueError(f'fixed {wrong[0]}: must be from 0 to {count - 1}')
+
+    def restrict(self, planned: jax.Array) -> jax.Array:
+        """Clips planned numbers [S, H, P] and sets those that are fixed."""
+        bounds = jnp.asarray(self.bounds)
+        planned = jnp.clip(planned, -bounds, bounds)
+        planned = self._fix(planned)
+        if self.close_from is not None:
+            closing = jnp.arange(planned.shape[-2]) >= self.close_from
+            planned = planned.at[..., -1].set(jnp.where(closing, 1.0, planned[..., -1]))
+        return planned
+
+    def _fix(self, planned: jax.Array) -> jax.Array:
+        for index, value in self.fixed:
+            planned = planned.at[..., index].set(value)
+        return planned
+
+    def start(self, horizon: int) -> tuple[jax.Array, jax.Array]:
+        """Mean and deviation [H, P] of the first samples."""
+        mean = self._fix(jnp.zeros((horizon, len(self.planned))))
+        return mean, jnp.broadcast_to(jnp.asarray(self.std), mean.shape)
+
+    def whole(self, planned: jax.Array) -> jax.Array:
+        """Planned numbers [..., P] -> actions [..., U]."""
+        actions = jnp.zeros((*planned.shape[:-1], self.width), planned.dtype)
+        return actions.at[..., jnp.asarray(self.planned)].set(planned)
+
+    def finish(self, planned: jax.Array) -> jax.Array:
+        """The plan [H, P] as actions [H, U], the dead zone applied."""
+        if self.dead_zone:
+            planned = jnp.where(jnp.abs(planned) < jnp.asarray(self.dead_zone), 0.0, planned)
+        return self.whole(planned)
+
+
+def end_effector(max_step: float = 0.05, **settings) -> ActionSpace:
+    """The released planner's: x, y, z within +- max_step metres and the gripper; no rotation.
+    (reference: vjepa2 §8.2)"""
+    return ActionSpace(
+        width=7,
+        planned=(0, 1, 2, 6),
+        bounds=(max_step,) * 3 + (0.75,),
+        std=(max_step,) * 3 + (1.0,),
+        dead_zone=(0.0, 0.0, 0.0, 0.25),
+        **settings,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class CEM:
+    """The cross-entropy method: sample, keep the best, sample around them. (reference: vjepa2
+    §8.2)"""
+
+    space: ActionSpace
+    cost: Cost = Cost()
+    horizon: int = 2
+    samples: int = 400
+    iterations: int = 10
+    elites: int = 10
+    # share of the mean and of the deviation that stays as it was in an iteration, one or P numbers
+    momentum_mean: float | tuple[float, ...] = 0.15
+    momentum_std: float | tuple[float, ...] = 0.15
+
+    def __post_init__(self):
+        _check(self)
+        if not 2 <= self.elites <= self.samples:
+            raise ValueError(f'elites {self.elites}: must be from 2 to samples = {self.samples}')
+
+    def solve(
+        self,
+        world_model: WorldModel,
+        context: Context,
+        goal: Goal,
+        key: jax.Array,
+        *,
+        noise: jax.Array | None = None,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """-> actions [H, U] and diagnostics: `energies` [J] the elites' mean, `best` [J] the least,
+        `elites` [J, K] their indices, `std` [J, H, P], and `energy` [] of the returned actions.
+
+        noise [J, H, S, P]: standard normal numbers in place of those that the key would give.
+        """
+
+        def update(mean, std, planned, costs):
+            found, chosen = jax.lax.top_k(-costs, self.elites)
+            best = planned[chosen]
+            mean = _blend(best.mean(0), mean, self.momentum_mean)
+            std = _blend(best.std(0, ddof=1), std, self.momentum_std)
+            return mean, std, {'energies': -found.mean(), 'best': -found[0], 'elites': chosen}
+
+        return _search(self, update, world_model, context, goal, key, noise)
+
+
+@dataclasses.dataclass(frozen=True)
+class MPPI:
+    """Model predictive path integral: like CEM, but samples weigh exp(-energy / temperature)."""
+
+    space: ActionSpace
+    cost: Cost = Cost()
+    horizon: int = 2
+    samples: int = 400
+    iterations: int = 10
+    temperature: float = 0.1  # in deviations of the samples' energies, which have no natural unit
+    min_std: float = 0.1  # the search never narrows below this share of the first deviation
+
+    def __post_init__(self):
+        _check(self)
+        if self.temperature <= 0:
+            raise ValueError(f'temperature {self.temperature}: must be more than 0')
+
+    def solve(
+        self,
+        world_model: WorldModel,
+        context: Context,
+        goal: Goal,
+        key: jax.Array,
+        *,
+        noise: jax.Array | None = None,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """As CEM.solve; `energies` is the weighted mean, and there are no `elites`."""
+        least = self.min_std * self.space.start(self.horizon)[1]
+
+        def update(mean, std, planned, costs):
+            spread = jnp.maximum(costs.std(), 1e-12)
+            weights = jax.nn.softmax(-costs / (self.temperature * spread))
+            mean = jnp.tensordot(weights, planned, 1)
+            variance = jnp.tensordot(weights, jnp.square(planned - mean), 1)
+            std = jnp.maximum(jnp.sqrt(variance), least)
+            return mean, std, {'energies': weights @ costs, 'best': costs.min()}
+
+        return _search(self, update, world_model, context, goal, key, noise)
+
+
+@dataclasses.dataclass(frozen=True)
+class Adam:
+    """Descends the gradient of the energy with Adam from several starts, and takes the best."""
+
+    space: ActionSpace
+    cost: Cost = Cost()
+    horizon: int = 2
+    samples: int = 16  # starts: the first is to do nothing, the others are random
+    iterations: int = 40
+    rate: float = 0.1  # step size, as a share of each bound
+
+    def __post_init__(self):
+        _check(self)
+
+    def solve(
+        self,
+        world_model: WorldModel,
+        context: Context,
+        goal: Goal,
+        key: jax.Array,
+        *,
+        noise: jax.Array | None = None,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """As CEM.solve; noise [1, H, S, P]; `energies` is the mean over the starts."""
+        mean, std = self.space.start(self.horizon)
+        if noise is None:
+            noise = jax.random.normal(key, (1, self.horizon, self.samples, std.shape[-1]))
+        starts = mean + std * jnp.moveaxis(noise[0], 1, 0).at[0].set(0.0)
+        return self.descend(world_model, context, goal, starts)
+
+    def descend(self, world_model, context: Context, goal: Goal, starts: jax.Array):
+        """From plans [S, H, P]; clipped to the bounds after every step."""
+        space, bounds = self.space, jnp.asarray(self.space.bounds)
+        optimizer = optax.adam(self.rate)
+
+        @functools.partial(jax.value_and_grad, has_aux=True)
+        def total(scaled):
+            planned = space.restrict(scaled * bounds)
+            costs = energies(world_model, context, goal, space.whole(planned), self.cost)
+            return costs.sum(), costs
+
+        def step(carry, _):
+            scaled, state, best, least = carry
+            (_, costs), grads = total(scaled)
+            better = costs < least
+            best = jnp.where(better[:, None, None], scaled, best)
+            least = jnp.minimum(costs, least)
+            updates, state = optimizer.update(grads, state)
+            scaled = jnp.clip(scaled + updates, -1, 1)
+            found = {'energies': costs.mean(), 'best': least.min()}
+            return (scaled, state, best, least), found
+
+        scaled = jnp.clip(starts / bounds, -1, 1)
+        carry = scaled, optimizer.init(scaled), scaled, jnp.full(len(starts), jnp.inf)
+        (scaled, _, best, least), found = jax.lax.scan(step, carry, length=self.iterations)
+        # a step is judged when the next begins, so where the last one led is never looked at
+        chosen = space.restrict(best[jnp.argmin(least)] * bounds)
+        return _finish(self, world_model, context, goal, chosen, found)
+
+
+@dataclasses.dataclass(frozen=True)
+class CEMAdam:
+    """CEM, then Adam from the mean that it found."""
+
+    cem: CEM
+    adam: Adam
+
+    def solve(
+        self,
+        world_model: WorldModel,
+        context: Context,
+        goal: Goal,
+        key: jax.Array,
+        *,
+        noise: jax.Array | None = None,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """As CEM.solve; `energies` and `best` are those of both, one after the other, and `energy`
+        is never more than CEM's."""
+        actions, first = self.cem.solve(world_model, context, goal, key, noise=noise)
+        start = actions[None, :, jnp.asarray(self.cem.space.planned)]
+        refined, second = self.adam.descend(world_model, context, goal, start)
+        better = second['energy'] < first['energy']
+        found = {k: jnp.concatenate([first[k], second[k]]) for k in ('energies', 'best')}
+        found['energy'] = jnp.minimum(first['energy'], second['energy'])
+        return jnp.where(better, refined, actions), found
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames='at_once')
+def plan(
+    planner,
+    world_model: WorldModel,
+    contexts: Context,
+    goals: Goal,
+    keys: jax.Array,
+    *,
+    at_once: int = 1,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Several episodes as one compiled program: contexts, goals and keys have a leading axis of E
+    episodes -> actions [E, H, U], diagnostics with that axis.
+
+    Episodes do not touch: rows that only fill up a batch change nothing. at_once: episodes computed
+    side by side. 1: each is what it is alone, bit for bit; more keeps an accelerator busy with a
+    small model, and is equal up to rounding.
+    """
+
+    def solve(episode):
+        return planner.solve(world_model, *episode)
+
+    return jax.lax.map(solve, (contexts, goals, keys), batch_size=at_once if at_once > 1 else None)
+
+
+def _check(planner) -> None:
+    for name in ('horizon', 'samples', 'iterations'):
+        if getattr(planner, name) < 1:
+            raise ValueError(f'{name} {getattr(planner, name)}: must be at least 1')
+
+
+def _blend(new: jax.Array, old: jax.Array, momentum) -> jax.Array:
+    momentum = jnp.asarray(momentum)
+    return new * (1 - momentum) + old * momentum
+
+
+def _search(planner, update, world_model, context, goal, key, noise):
+    """Sample, judge, `update(mean, std, planned, costs) -> mean, std, diagnostics`, again."""
+    space = planner.space
+    mean, std = space.start(planner.horizon)
+    shape = planner.horizon, planner.samples, mean.shape[-1]
+
+    def iterate(carry, given):
+        mean, std = carry
+        drawn = given if noise is not None else jax.random.normal(given, shape)
+        planned = space.restrict(jnp.moveaxis(drawn, 1, 0) * std + mean)
+        costs = energies(world_model, context, goal, space.whole(planned), planner.cost)
+        mean, std, found = update(mean, std, planned, costs)
+        return (mean, std), {**found, 'std': std}
+
+    given = noise if noise is not None else jax.random.split(key, planner.iterations)
+    (mean, _), found = jax.lax.scan(iterate, (mean, std), given)
+    return _finish(planner, world_model, context, goal, mean, found)
+
+
+def _finish(planner, world_model, context, goal, planned, found):
+    actions = planner.space.finish(planned)
+    (energy,) = energies(world_model, context, goal, actions[None], planner.cost)
+    return actions, {**found, 'energy': energy}

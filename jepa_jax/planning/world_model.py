@@ -1,0 +1,166 @@
+"""What a planner plans with: where actions lead, and how far that is from the goal."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+
+from jepa_jax import poses
+from jepa_jax.models.ac_predictor import ACPredictorConfig
+from jepa_jax.models.layers import standardise
+from jepa_jax.nets import Net
+
+# what an action does to a state, as far as is known without a model
+ADVANCE = {
+    'pose': poses.apply,
+    'sum': lambda state, action: state + action,
+    'none': lambda state, action: state,
+}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What is known when a plan is made: frames up to now, and the actions between them."""
+
+    features: jax.Array  # [T, N, D] standardised features, each frame encoded alone
+    states: jax.Array | None = None  # [T, V]; None where the model sees none
+    actions: jax.Array | None = None  # [T - 1, U]; None for a single frame
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Goal:
+    """Where to get to."""
+
+    features: jax.Array  # [N, D] of the goal image
+    state: jax.Array | None = None  # [V], for a cost with state_weight
+
+
+class WorldModel(Protocol):
+    """Anything that says where actions lead; a pytree, so that it can be an argument of a compiled
+    plan."""
+
+    def rollout(self, context: Context, actions: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """actions [S, H, U], S sequences from one context -> features [S, H, N, D] and states
+        [S, H, V] after each action."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ACWorldModel:
+    """The action-conditioned predictor as a world model. (reference: vjepa2 §8.3)
+
+    States are integrated from the actions, not predicted. A frame's keys and values are computed
+    once for the whole rollout, which is exact, because no frame sees a later one; those of all
+    frames before the last known one are the same for all samples and computed once for all.
+    """
+
+    params: dict
+    net: Net = dataclasses.field(metadata={'static': True})
+    config: ACPredictorConfig = dataclasses.field(metadata={'static': True})
+    frames: int = dataclasses.field(metadata={'static': True})  # longest context trained with
+    advance: str = dataclasses.field(default='pose', metadata={'static': True})  # key of ADVANCE
+    normalise: bool = dataclasses.field(default=True, metadata={'static': True})
+    # samples run at once, to bound memory; 0: all
+    at_once: int = dataclasses.field(default=0, metadata={'static': True})
+
+    def rollout(self, context: Context, actions: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """See WorldModel.
+
+        Raises:
+          ValueError: context and horizon are longer than the model was trained for.
+        """
+        T, (S, H, _) = len(context.features), actions.shape
+        if T + H - 1 > self.frames:
+            raise ValueError(
+                f'horizon {H} after {T} known frames: the predictor would see {T + H - 1} frames, '
+                f'at most {self.frames} were trained'
+            )
+        if self.at_once and S > self.at_once:
+            if S % self.at_once:
+                raise ValueError(f'{S} samples: must be a multiple of {self.at_once} at once')
+            parts = actions.reshape(-1, self.at_once, *actions.shape[1:])
+            found = jax.lax.map(lambda part: self._rollout(context, part), parts)
+            return jax.tree.map(lambda a: a.reshape(S, *a.shape[2:]), found)
+        return self._rollout(context, actions)
+
+    def _rollout(self, context: Context, actions: jax.Array):
+        (T, N, D), (S, H, _) = context.features.shape, actions.shape
+        stateful = self.config.state_width > 0
+
+        def spread(a: jax.Array, axis: int = 0) -> jax.Array:
+            return jnp.broadcast_to(a, (*a.shape[:axis], S, *a.shape[axis + 1 :]))
+
+        past = None
+        if T > 1:
+            known = context.features[:-1].reshape(1, (T - 1) * N, D)
+            states = context.states[None, :-1] if stateful else None
+            _, past = self.net(self.params, known, context.actions[None], states, return_past=True)
+            past = jax.tree.map(lambda a: spread(a, 1), past)
+        frame = spread(context.features[-1:])
+        state = spread(context.states[-1:]) if stateful else None
+        frames, states = [], []
+        for h in range(H):
+            action = actions[:, h]
+            given = () if state is None else (state[:, None],)
+            inputs = self.params, frame, action[:, None], *given
+            if h + 1 < H:
+                frame, past = self.net(*inputs, past=past, return_past=True)
+            else:
+                frame = self.net(*inputs, past=past)
+            frame = standardise(frame) if self.normalise else frame
+            frames.append(frame)
+            if stateful:
+                state = ADVANCE[self.advance](state, action)
+                states.append(state)
+        return jnp.stack(frames, axis=1), jnp.stack(states, axis=1) if stateful else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """The energy of a rollout: its distance from the goal."""
+
+    exponent: int = 1  # 1: mean absolute difference of features, as released; 2: mean square
+    steps: str = 'last'  # last: where the plan ends, as released; all: the mean over its steps
+    state_weight: float = 0.0  # adds this times the same distance between states
+    state: str = 'pose'  # how states differ: pose (by the action between them) | sum (plainly)
+
+    def __post_init__(self):
+        for name, found, allowed in (
+            ('exponent', self.exponent, (1, 2)),
+            ('steps', self.steps, ('last', 'all')),
+            ('state', self.state, ('pose', 'sum')),
+        ):
+            if found not in allowed:
+                words = ', '.join(map(str, allowed))
+                raise ValueError(f"cost {name} '{found}': allowed are {words}")
+
+    def __call__(self, features: jax.Array, states: jax.Array | None, goal: Goal) -> jax.Array:
+        """features [S, H, N, D], states [S, H, V] -> energies [S]."""
+        if self.steps == 'last':
+            features = features[:, -1:]
+            states = None if states is None else states[:, -1:]
+        energy = self._size(features - goal.features)
+        if self.state_weight:
+            if goal.state is None or states is None:
+                raise ValueError('state_weight is set, but the goal or the model has no state')
+            if self.state == 'pose':
+                apart = poses.difference(states, jnp.broadcast_to(goal.state, states.shape))
+            else:
+                apart = goal.state - states
+            energy = energy + self.state_weight * self._size(apart)
+        return energy
+
+    def _size(self, x: jax.Array) -> jax.Array:
+        return (jnp.abs(x) if self.exponent == 1 else jnp.square(x)).mean(range(1, x.ndim))
+
+
+def energies(
+    world_model: WorldModel, context: Context, goal: Goal, actions: jax.Array, cost: Cost
+) -> jax.Array:
+    """Energies [S] of action sequences [S, H, U] from one context."""
+    return cost(*world_model.rollout(context, actions), goal)

@@ -1,0 +1,272 @@
+"""Planners on problems whose best plan is known, and CEM against the original's numbers."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from torch_fill import fill, normal
+
+from jepa_jax import poses
+from jepa_jax.models.ac_predictor import ACPredictor, ACPredictorConfig
+from jepa_jax.nets import Net
+from jepa_jax.planning.cem import CEM, MPPI, ActionSpace, Adam, CEMAdam, end_effector, plan
+from jepa_jax.planning.world_model import ACWorldModel, Context, Cost, Goal, energies
+
+START = np.array(
+    [0.58043909, -0.0020212342, 0.24755727, -3.0666156, 0.030529797, -1.9127512, 0.99697137],
+    np.float32,
+)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Toy:
+    """The dynamics of the reference page: f' = f + (a W)(1..N) + 0.1 (pose U)."""
+
+    W: jax.Array
+    U: jax.Array
+
+    def rollout(self, context, actions):
+        tokens, width = context.features.shape[1:]
+        factor = jnp.arange(1, tokens + 1, dtype=jnp.float32)[:, None]
+        frame = jnp.broadcast_to(context.features[-1], (len(actions), tokens, width))
+        pose = jnp.broadcast_to(context.states[-1], (len(actions), 7))
+        frames, states = [], []
+        for h in range(actions.shape[1]):
+            action = actions[:, h]
+            frame = frame + (action @ self.W)[:, None] * factor + 0.1 * (pose @ self.U)[:, None]
+            pose = poses.apply(pose, action)
+            frames.append(frame)
+            states.append(pose)
+        return jnp.stack(frames, 1), jnp.stack(states, 1)
+
+
+TOY = Toy(jnp.asarray(normal(11, 7, 3)), jnp.asarray(normal(12, 7, 3)))
+CONTEXT = Context(jnp.zeros((1, 4, 3)), jnp.asarray(START)[None])
+GOAL = Goal(jnp.asarray(normal(13, 1, 4, 3))[0] * 0.2)
+
+
+def golden(planner: CEM) -> np.ndarray:
+    """With the reference page's noise: RandomState(7), a draw [S, 4] for every step."""
+    random = np.random.RandomState(7)
+    noise = [
+        [random.standard_normal((planner.samples, 4)) for _ in range(planner.horizon)]
+        for _ in range(planner.iterations)
+    ]
+    noise = jnp.asarray(np.float32(noise))
+    return jax.jit(planner.solve)(TOY, CONTEXT, GOAL, jax.random.key(0), noise=noise)[0]
+
+
+def test_golden_notebook():
+    planner = CEM(
+        end_effector(0.075), samples=25, iterations=3,
+        momentum_mean=0.15, momentum_std=(0.75, 0.75, 0.75, 0.15),
+    )  # fmt: skip
+    wanted = [
+        [0.03401149, -0.02743585, 0.00703506, 0, 0, 0, 0],
+        [0.01803332, -0.01663488, -0.02353552, 0, 0, 0, 0],
+    ]
+    np.testing.assert_allclose(golden(planner), wanted, rtol=0, atol=1e-6)
+
+
+DEFAULTS = dict(  # of the original's function, but for the 25 samples of these rows
+    samples=25, momentum_mean=(0.25, 0.25, 0.25, 0.15), momentum_std=(0.95, 0.95, 0.95, 0.15)
+)
+
+
+def test_golden_defaults():
+    found = golden(CEM(end_effector(), elites=5, iterations=3, **DEFAULTS))
+    wanted = [[0.03094800, -0.02216160, -0.00962511], [0.01533263, -0.01665348, -0.00979084]]
+    np.testing.assert_allclose(found[:, :3], wanted, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(found[:, 3:6], 0)
+
+
+def test_golden_fixed_axis_and_closing_gripper():
+    space = end_effector(fixed=((1, 0.02),), close_from=1)
+    found = golden(CEM(space, elites=5, iterations=2, **DEFAULTS))
+    wanted = [
+        [0.01497481, 0.02, -0.00216529, 0, 0, 0, -0.70564055],
+        [0.03162079, 0.02, -0.02924795, 0, 0, 0, 0.9775],
+    ]
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """A point in the plane that actions shift; its features are its place."""
+
+    def rollout(self, context, actions):
+        places = context.states[-1] + jnp.cumsum(actions, axis=1)
+        return places[:, :, None], places
+
+
+PLANE = ActionSpace(2, (0, 1), (0.5, 0.5), (0.5, 0.5))
+POINT = Context(jnp.zeros((1, 1, 2)), jnp.zeros((1, 2)))
+SHARP = dict(iterations=20, momentum_mean=0.0, momentum_std=0.0)
+PLANNERS = {
+    'cem': CEM(PLANE, Cost(2), samples=256, **SHARP),
+    'cem, L1': CEM(PLANE, Cost(1), samples=256, **SHARP),
+    'mppi': MPPI(PLANE, Cost(2), samples=512, iterations=20, min_std=0.01),
+    'adam': Adam(PLANE, Cost(2), iterations=200, rate=0.02),
+    'cem, then adam': CEMAdam(
+        CEM(PLANE, Cost(2), samples=64, iterations=3),
+        Adam(PLANE, Cost(2), iterations=60, rate=0.02),
+    ),
+}
+
+
+@pytest.mark.parametrize('name', PLANNERS)
+def test_finds_the_known_optimum(name):
+    planner = PLANNERS[name]
+    solve = jax.jit(planner.solve)
+    # within reach of two steps: any that sum to the goal; beyond: as far as the bounds allow
+    for place, end in (((0.6, -0.3), (0.6, -0.3)), ((3.0, -0.3), (1.0, -0.3))):
+        goal = Goal(jnp.asarray([place]), jnp.asarray(place))
+        actions, found = solve(Point(), POINT, goal, jax.random.key(0))
+        assert actions.shape == (2, 2) and np.abs(actions).max() <= 0.5
+        np.testing.assert_allclose(actions.sum(0), end, rtol=0, atol=0.02)
+        assert float(found['best'][-1]) <= float(found['best'][0])
+        wanted = energies(Point(), POINT, goal, actions[None], getattr(planner, 'cost', Cost(2)))
+        np.testing.assert_allclose(found['energy'], wanted[0], rtol=1e-6)
+
+
+def test_adam_after_cem_is_never_worse():
+    both = PLANNERS['cem, then adam']
+    goal = Goal(jnp.asarray([[0.2, 0.1]]))
+    key = jax.random.key(3)
+    refined = jax.jit(both.solve)(Point(), POINT, goal, key)[1]['energy']
+    assert float(refined) < float(jax.jit(both.cem.solve)(Point(), POINT, goal, key)[1]['energy'])
+
+
+def test_costs():
+    features, states = normal(1, 5, 3, 4, 6), normal(2, 5, 3, 7)
+    goal = Goal(jnp.asarray(normal(3, 4, 6)), jnp.asarray(normal(4, 7)))
+    apart = features - np.asarray(goal.features)
+    for cost, wanted in (
+        (Cost(), np.abs(apart[:, -1]).mean((1, 2))),
+        (Cost(2), np.square(apart[:, -1]).mean((1, 2))),
+        (Cost(1, 'all'), np.abs(apart).mean((1, 2, 3))),
+    ):
+        np.testing.assert_allclose(cost(features, None, goal), wanted, rtol=1e-5)
+    plain = Cost(2, state_weight=0.5, state='sum')
+    extra = np.square(states[:, -1] - np.asarray(goal.state)).mean(-1)
+    wanted = np.square(apart[:, -1]).mean((1, 2)) + 0.5 * extra
+    np.testing.assert_allclose(plain(features, states, goal), wanted, rtol=1e-5)
+    # roll pi - 0.01 and -pi + 0.01 are 0.02 apart, not 2 pi
+    here, there = np.zeros((1, 1, 7), np.float32), np.zeros(7, np.float32)
+    here[..., 3], there[3] = np.pi - 0.01, -np.pi + 0.01
+    same = Goal(jnp.zeros((4, 6)), jnp.asarray(there))
+    found = Cost(1, state_weight=1.0)(np.zeros((1, 1, 4, 6), np.float32), here, same)
+    np.testing.assert_allclose(found, 0.02 / 7, rtol=1e-3)
+
+
+def test_mppi_weighs_by_energy():
+    """One iteration, computed by hand."""
+    planner = MPPI(PLANE, Cost(2), horizon=1, samples=16, iterations=1, temperature=0.5)
+    noise = normal(5, 1, 1, 16, 2)
+    goal = Goal(jnp.asarray([[0.3, 0.1]]))
+    actions = planner.solve(Point(), POINT, goal, jax.random.key(0), noise=jnp.asarray(noise))[0]
+    tried = np.clip(noise[0, 0] * 0.5, -0.5, 0.5)
+    costs = np.square(tried - [0.3, 0.1]).mean(-1)
+    weights = np.exp(-(costs - costs.min()) / (0.5 * costs.std()))
+    np.testing.assert_allclose(actions[0], weights @ tried / weights.sum(), rtol=0, atol=1e-6)
+
+
+def tiny(frames: int = 4, **settings) -> tuple[ACWorldModel, Context, Goal]:
+    config = ACPredictorConfig(
+        24, width=24, depth=2, heads=2, grid=(2, 2), dtype=jnp.float32, remat='none', **settings
+    )
+    net = Net(lambda rngs: ACPredictor(config, rngs=rngs))
+    model = ACWorldModel(fill(net.abstract, sigma=0.3, predictor=True), net, config, frames)
+    context = Context(
+        jnp.asarray(normal(30, 2, 4, 24)),
+        jnp.asarray(normal(31, 2, 7)),
+        jnp.asarray(normal(32, 1, 7)) * 0.1,
+    )
+    return model, context, Goal(jnp.asarray(normal(33, 4, 24)), jnp.asarray(START))
+
+
+def test_rollout_is_the_predictor_run_on_all_frames_again():
+    model, context, _ = tiny()
+    actions = jnp.asarray(normal(34, 6, 3, 7)) * 0.1
+    features, states = jax.jit(ACWorldModel.rollout)(model, context, actions)
+    frames = [np.broadcast_to(f, (6, 4, 24)) for f in context.features]
+    known = [np.broadcast_to(s, (6, 7)) for s in context.states]
+    done = [np.broadcast_to(context.actions[0], (6, 7))]
+    for h in range(3):
+        done.append(actions[:, h])
+        x = np.concatenate(frames, 1)
+        z = model.net(model.params, x, np.stack(done, 1), np.stack(known, 1))[:, -4:]
+        z = (z - z.mean(-1, keepdims=True)) / np.sqrt(z.var(-1, keepdims=True) + 1e-5)
+        known.append(poses.apply(known[-1], actions[:, h]))
+        np.testing.assert_allclose(features[:, h], z, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(states[:, h], known[-1], rtol=0, atol=1e-6)
+        frames.append(features[:, h])
+    parts = jax.jit(ACWorldModel.rollout)(dataclasses.replace(model, at_once=2), context, actions)
+    np.testing.assert_allclose(parts[0], features, rtol=0, atol=1e-5)
+
+
+def test_episodes_in_a_padded_batch_equal_single_ones_bit_for_bit():
+    model, context, goal = tiny()
+    planner = CEM(end_effector(), samples=32, iterations=3, elites=4)
+    rng = np.random.default_rng(0)
+
+    def episode(i):
+        change = jnp.float32(rng.normal(size=context.features.shape))
+        return dataclasses.replace(context, features=context.features + change)
+
+    contexts = [episode(i) for i in range(3)]
+    keys = list(jax.random.split(jax.random.key(1), 3))
+
+    def solve(contexts, keys):
+        batch = jax.tree.map(lambda *a: jnp.stack(a), *contexts)
+        goals = jax.tree.map(lambda a: jnp.stack([a] * len(contexts)), goal)
+        return plan(planner, model, batch, goals, jnp.stack(keys))
+
+    alone = [solve([c], [k]) for c, k in zip(contexts, keys)]
+    nothing = jax.tree.map(jnp.zeros_like, context)
+    together, found = solve([*contexts, nothing, nothing], [*keys, keys[0], keys[0]])
+    for i, (actions, diagnostics) in enumerate(alone):
+        np.testing.assert_array_equal(together[i], actions[0])
+        for name, values in diagnostics.items():
+            np.testing.assert_array_equal(found[name][i], values[0], err_msg=name)
+
+
+def test_the_goal_and_later_frames_leave_what_is_known_alone():
+    """No leak: predictions depend on the context and the actions so far, on nothing after."""
+    model, context, _ = tiny()
+    actions = jnp.asarray(normal(34, 6, 3, 7)) * 0.1
+    roll = jax.jit(ACWorldModel.rollout)
+    before = roll(model, context, actions)
+    after = roll(model, context, actions.at[:, 2].add(1.0))
+    for a, b in zip(before, after):
+        np.testing.assert_array_equal(a[:, :2], b[:, :2])
+        assert np.abs(a[:, 2] - b[:, 2]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    'make, message',
+    [
+        (lambda: CEM(PLANE, samples=4), 'elites 10: must be from 2 to samples = 4'),
+        (lambda: CEM(PLANE, horizon=0), 'horizon 0: must be at least 1'),
+        (lambda: MPPI(PLANE, temperature=0.0), 'temperature 0.0: must be more than 0'),
+        (lambda: Cost(3), "cost exponent '3': allowed are 1, 2"),
+        (lambda: Cost(steps='first'), "cost steps 'first': allowed are last, all"),
+        (lambda: ActionSpace(2, (0, 1), (1.0,), (1.0, 1.0)), 'bounds has 1 numbers: 2 are planned'),
+        (lambda: end_effector(fixed=((4, 0.0),)), 'fixed 4: must be from 0 to 3'),
+    ],
+)
+def test_bad_settings(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_horizon_beyond_what_was_trained_is_refused():
+    model, context, goal = tiny(frames=3)
+    with pytest.raises(ValueError, match='horizon 3 after 2 known frames.*4 frames, at most 3'):
+        energies(model, context, goal, jnp.zeros((2, 3, 7)), Cost())
+    with pytest.raises(ValueError, match='state_weight is set, but the goal'):
+        energies(model, context, Goal(goal.features), jnp.zeros((2, 2, 7)), Cost(state_weight=1.0))
