@@ -47,6 +47,9 @@ REASONS = {
     'size_change': 'the picture size changes within the video',
     'too_large': 'an image of more pixels than Pillow allows',
     'slow': 'fewer frames a second than asked for',
+    'no_images': 'a folder without images',
+    'not_array': 'no array of uint8 frames',
+    'unfit': 'frames of a size that the model cannot take',
 }
 
 

@@ -136,6 +136,72 @@ def plot_features(
     _save(figure, path)
 
 
+def plot_similarity(
+    frames: np.ndarray,
+    tokens: np.ndarray,
+    path: str | Path,
+    title: str = '',
+    at: tuple[int, int, int] | None = None,
+) -> None:
+    """Draws a clip and below each of its times how alike every token is to one of them, as PNG.
+
+    Likeness is the cosine after the mean over the clip's tokens is taken out, which else makes all
+    alike. The one token is marked.
+
+    Args:
+      frames: uint8 `[T, H, W, 3]`.
+      tokens: features `[t, h, w, D]`; T is a multiple of t.
+      at: place of the one token (t, y, x); None: the middle of the first time.
+
+    Raises:
+      ValueError: frames and token times do not fit, a feature is not finite, no such place.
+    """
+    T, (t, h, w, _) = len(frames), tokens.shape
+    if T % t:
+        raise ValueError(f'{T} frames cannot be shown beside {t} token times: not a multiple')
+    at = (0, h // 2, w // 2) if at is None else at
+    if not all(0 <= place < size for place, size in zip(at, (t, h, w))):
+        raise ValueError(f'token {at}: must lie in a grid of {(t, h, w)}')
+    likeness = token_similarity(tokens, at)
+    figure = Figure(figsize=(1.5 * t + 1.5, 4.0), layout='constrained')
+    grid = figure.subplots(2, t, squeeze=False)
+    for i in range(t):
+        grid[0, i].imshow(frames[i * (T // t)])
+        grid[0, i].set_title(f'frame {i * (T // t)}', fontsize=9)
+        shown = grid[1, i].imshow(
+            likeness[i], interpolation='nearest', cmap='RdBu_r', vmin=-1, vmax=1
+        )
+        for axes in grid[:, i]:
+            axes.set_xticks([])
+            axes.set_yticks([])
+    patch = frames.shape[1] / h
+    grid[0, at[0]].plot((at[2] + 0.5) * patch - 0.5, (at[1] + 0.5) * patch - 0.5, 'rx')
+    grid[1, at[0]].plot(at[2], at[1], 'kx')
+    figure.colorbar(shown, ax=list(grid[1]), label='cosine')
+    figure.supxlabel(
+        f'cosine of every token with the one at the cross (time {at[0]}, row {at[1]}, column '
+        f'{at[2]}),\nthe mean over the clip taken out',
+        fontsize=8,
+    )
+    figure.suptitle(title or 'Likeness of tokens over time', fontsize=11)
+    _save(figure, path)
+
+
+def token_similarity(tokens: np.ndarray, at: tuple[int, int, int]) -> np.ndarray:
+    """Cosine of each token `[t, h, w, D]` with the one at a place, less the mean of all:
+    `[t, h, w]`; 0 where a token is the mean.
+
+    Raises:
+      ValueError: a feature is not finite.
+    """
+    if not np.isfinite(tokens).all():
+        raise ValueError('features hold values that are not finite: nothing to show')
+    x = tokens.astype(np.float64) - tokens.mean(axis=(0, 1, 2), dtype=np.float64)
+    size = np.linalg.norm(x, axis=-1, keepdims=True)
+    x = np.divide(x, size, out=np.zeros_like(x), where=size > 1e-6 * size.max())
+    return x @ x[at]
+
+
 def feature_colours(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Features `[..., D]` as RGB in 0..1 `[..., 3]`, and the share of the variance `[3]` that each
     colour holds.

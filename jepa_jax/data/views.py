@@ -1,0 +1,73 @@
+"""The evaluation's view of a frame: resized by its short side, the middle cut out; in uint8.
+
+The original resizes with OpenCV's bilinear rule for bytes, which is fixed-point and without
+antialiasing; features move when the pixels do, so the rule is repeated here to the last bit, and
+OpenCV is not needed. (reference: vjepa2 §6.4)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+BITS = 11  # of OpenCV's interpolation weights: 2048 is one
+
+
+def eval_size(height: int, width: int, crop: int) -> tuple[int, int]:
+    """Height and width of the resized frame: short side int(crop * 256 / 224), the other in
+    proportion, cut to a whole number."""
+    short = int(crop * 256 / 224)
+    if min(height, width) == short:
+        return height, width
+    if height <= width:
+        return short, int(short * width / height)
+    return int(short * height / width), short
+
+
+def eval_view(frames: np.ndarray, crop: int) -> np.ndarray:
+    """Frames uint8 [T, H, W, 3] of any size -> their middle at evaluation size, [T, crop, crop, 3].
+
+    256 pixels out of a short side of 292, 384 out of 438. Only what the crop shows is computed.
+    """
+    size = eval_size(*frames.shape[1:3], crop)
+    top, left = (int(round((side - crop) / 2)) for side in size)
+    return resize(frames, size, (slice(top, top + crop), slice(left, left + crop)))
+
+
+def resize(
+    frames: np.ndarray,
+    size: tuple[int, int],
+    window: tuple[slice, slice] = (slice(None), slice(None)),
+) -> np.ndarray:
+    """cv2.resize(frame, size[::-1], interpolation=cv2.INTER_LINEAR), and of that a window of rows
+    and columns. Frames uint8 [T, H, W, C] -> [T, h, w, C], equal to OpenCV's bit for bit."""
+    if frames.shape[1:3] == size:
+        return np.ascontiguousarray(frames[:, window[0], window[1]])
+    x0, x1, right = (a[window[1]] for a in _taps(frames.shape[2], size[1]))
+    y0, y1, below = (a[window[0]] for a in _taps(frames.shape[1], size[0]))
+    # OpenCV holds a column beyond the edge by weight and a row by repeating it: not the same, since
+    # the two rows are rounded one by one
+    right = np.where(x0 == x1, 0, right)
+    rows, where = np.unique(np.concatenate([y0, y1]), return_inverse=True)
+    upper, lower = where[: len(y0)], where[len(y0) :]
+    w1, h1 = _fixed(right)[:, None], _fixed(below)[:, None, None]
+    w0, h0 = _fixed(1 - right)[:, None], _fixed(1 - below)[:, None, None]
+    out = np.empty((len(frames), len(y0), len(x0), frames.shape[3]), np.uint8)
+    for frame, target in zip(frames, out):
+        used = frame[rows].astype(np.int32)
+        wide = (used[:, x0] * w0 + used[:, x1] * w1) >> 4
+        both = ((wide[upper] * h0) >> 16) + ((wide[lower] * h1) >> 16)
+        target[...] = (both + 2) >> 2
+    return out
+
+
+def _taps(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For every output position the two input positions and the weight of the second, float32."""
+    scale = 1 / (size_out / size_in)  # as OpenCV does: in double, and inverted twice
+    at = ((np.arange(size_out) + 0.5) * scale - 0.5).astype(np.float32)
+    low = np.floor(at)
+    first, last = low.astype(np.intp), size_in - 1
+    return first.clip(0, last), (first + 1).clip(0, last), at - low
+
+
+def _fixed(weight: np.ndarray) -> np.ndarray:
+    return np.rint(weight * np.float32(1 << BITS)).astype(np.int32)

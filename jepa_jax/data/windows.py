@@ -1,0 +1,213 @@
+"""Anything with frames in it, cut into windows for a frozen encoder, in bounded memory.
+
+An input is a video, an image, a folder of frames or a .npy file of uint8 [T, H, W, 3]. A video is
+sampled at a rate, from its first frame to its last; a folder and an array are taken frame by frame,
+as already sampled at that rate; an image is repeated. Windows of a fixed number of frames follow at
+a stride, and one more ends at the last frame if the stride leaves some over. Frames are decoded
+once and in pieces, however long the input is.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import os
+import pathlib
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from jepa_jax.data import decode
+from jepa_jax.data.clips import Sampling, Timing, Unsuitable, by_time
+
+PIECE = 2**27  # bytes of raw frames decoded at a time
+IMAGES = {'.bmp', '.gif', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp'}
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """An opened input: when its sampled frames are shown, and how to get at them."""
+
+    path: str
+    kind: str  # video | image | folder | array
+    numbers: np.ndarray  # [n] int64: which frames of the file
+    seconds: np.ndarray  # [n] float64: when they are shown
+    spacing: float  # seconds from one to the next, nominally; 0 for an image
+    size: tuple[int, int]  # height and width, pixels
+    read: Callable[[np.ndarray], np.ndarray]  # frame numbers [k] -> uint8 [k, H, W, 3]
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """One clip for the encoder."""
+
+    source: str  # the input's path
+    clip: np.ndarray  # uint8 [T, H, W, 3]
+    numbers: np.ndarray  # [T] int64: which frames of the input
+    seconds: np.ndarray  # [T] float64: when they are shown in the input
+    spacing: float  # seconds between two frames, nominally
+    repeated: int  # how many frames at the end repeat the last one, for want of more
+
+
+def open_input(path: str | os.PathLike, fps: float) -> Input:
+    """Looks at an input; fps: frames a second to take a video at, or that a folder or an array has.
+
+    A video of 30 frames a second at 4 gives every seventh, by the rule that the released models
+    were trained with (reference: vjepa2 §6.1).
+
+    Raises:
+      BadFile: it is none of the four kinds, or slower than `fps`.
+    """
+    path = os.fspath(path)
+    if os.path.isdir(path):
+        return _open_folder(path, fps)
+    suffix = pathlib.Path(path).suffix.lower()
+    if suffix == '.npy':
+        return _open_array(path, fps)
+    if suffix in IMAGES:
+        frame = decode.read_image(path)
+        one = np.zeros(1)
+        return Input(
+            path, 'image', one.astype(np.int64), one, 0.0, frame.shape[:2],
+            lambda numbers: np.repeat(frame[None], len(numbers), axis=0),
+        )  # fmt: skip
+    return _open_video(path, fps)
+
+
+def _open_video(path: str, fps: float) -> Input:
+    info = decode.probe(path)
+    try:
+        step = int(Sampling(fps=fps).step(info.fps, 1))
+    except Unsuitable as error:
+        raise decode.BadFile(path, error.reason, error.detail) from error
+    even = np.arange(0, info.frames, step)
+    numbers = by_time(even, info)
+    seconds = even / info.fps if info.times is None else info.times[numbers] - info.times[0]
+
+    def read(wanted: np.ndarray) -> np.ndarray:
+        def choose(timing: Timing) -> np.ndarray:
+            return wanted
+
+        return decode.read_frames(path, choose)
+
+    size = (info.height, info.width)
+    return Input(path, 'video', numbers, seconds, step / info.fps, size, read)
+
+
+def _open_folder(path: str, fps: float) -> Input:
+    names = [name for name in os.listdir(path) if pathlib.Path(name).suffix.lower() in IMAGES]
+    names.sort(key=_by_number)
+    if not names:
+        allowed = ', '.join(sorted(IMAGES))
+        raise decode.BadFile(path, 'no_images', f'a folder without frames ({allowed})')
+    first = decode.read_image(os.path.join(path, names[0]))
+
+    def read(numbers: np.ndarray) -> np.ndarray:
+        frames = np.empty((len(numbers), *first.shape), np.uint8)
+        for target, number in zip(frames, numbers):
+            file = os.path.join(path, names[number])
+            frame = decode.read_image(file)
+            if frame.shape != first.shape:
+                found = f'{frame.shape[:2]}, but {names[0]} has {first.shape[:2]}'
+                raise decode.BadFile(file, 'size_change', found)
+            target[...] = frame
+        return frames
+
+    numbers = np.arange(len(names))
+    return Input(path, 'folder', numbers, numbers / fps, 1 / fps, first.shape[:2], read)
+
+
+def _by_number(name: str) -> list:
+    """Sorts frame2 before frame10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r'(\d+)', name)]
+
+
+def _open_array(path: str, fps: float) -> Input:
+    try:
+        frames = np.load(path, mmap_mode='r', allow_pickle=False)
+    except FileNotFoundError as error:
+        raise decode.BadFile(path, 'missing') from error
+    except (OSError, ValueError, EOFError) as error:
+        raise decode.BadFile(path, 'not_array', str(error)) from error
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not frames.size:
+        found = f'{frames.dtype} {list(frames.shape)}: must be uint8 [T, H, W, 3], RGB'
+        raise decode.BadFile(path, 'not_array', found)
+    numbers = np.arange(len(frames))
+    return Input(
+        path, 'array', numbers, numbers / fps, 1 / fps, frames.shape[1:3],
+        lambda wanted: np.array(frames[wanted]),
+    )  # fmt: skip
+
+
+def starts(count: int, frames: int, stride: int) -> list[int]:
+    """Where windows of `frames` begin among `count` sampled frames: every `stride`, and one that
+    ends with the last frame; one window at 0 if there are no more than fit."""
+    if count <= frames:
+        return [0]
+    found = list(range(0, count - frames + 1, stride))
+    if found[-1] + frames < count:
+        found.append(count - frames)
+    return found
+
+
+def length(source: Input, frames: int, tubelet: int) -> int:
+    """Frames of each window: `frames`, or fewer for a folder or an array that has fewer.
+
+    What was sampled by hand stays as it is if it fills whole tubelets; a short video is filled up
+    with its last frame, as the original does.
+    """
+    if source.kind in ('video', 'image') or len(source.numbers) >= frames:
+        return frames
+    return -(-len(source.numbers) // tubelet) * tubelet
+
+
+def windows(
+    source: Input, frames: int, stride: int, view: Callable[[np.ndarray], np.ndarray]
+) -> Iterator[Window]:
+    """The windows of an input, in order.
+
+    Args:
+      source: from `open_input`.
+      frames: of each window.
+      stride: sampled frames from one window's start to the next's.
+      view: what is done to frames, uint8 [k, H, W, 3] -> [k, h, w, 3].
+
+    Raises:
+      BadFile: a frame cannot be read.
+    """
+    count = len(source.numbers)
+    piece = max(1, PIECE // (3 * source.size[0] * source.size[1]))
+    base, held = 0, []  # viewed frames, from number `base` on
+    for start in starts(count, frames, stride):
+        index = np.arange(start, start + frames).clip(0, count - 1)
+        del held[: start - base]
+        base = start
+        while (begin := base + len(held)) <= index[-1]:
+            # opening a file anew and seeking cost time, so pieces reach beyond the window unless
+            # the stride leaves frames out
+            end = min(begin + piece, count if stride <= frames else index[-1] + 1)
+            held += list(view(source.read(source.numbers[begin:end])))
+        clip = np.stack([held[i - base] for i in index])
+        repeated = max(0, start + frames - count)
+        yield Window(
+            source.path,
+            clip,
+            source.numbers[index],
+            source.seconds[index],
+            source.spacing,
+            repeated,
+        )
+
+
+_END = object()
+
+
+def ahead(items: Iterator, count: int = 4) -> Iterator:
+    """The same items, of which `count` are made in a thread before they are asked for."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = collections.deque(pool.submit(next, items, _END) for _ in range(count))
+        while (item := waiting.popleft().result()) is not _END:
+            waiting.append(pool.submit(next, items, _END))
+            yield item
