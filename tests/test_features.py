@@ -202,7 +202,9 @@ def test_future_is_the_originals(model, golden, any_pixels):
     clips = np.moveaxis(torch_fill.normal(0, 2, 3, 8, 64, 64), 1, -1)
     for i, skip in enumerate([1.0, 0.3]):
         found = model.predict(clips[i], Future(0.25, skip), fps=8, normalised=True)
-        np.testing.assert_allclose(found.tokens[0], golden['K1_anticip_wrapper'][i, 64:], rtol=0, atol=WHOLE)
+        np.testing.assert_allclose(
+            found.tokens[0], golden['K1_anticip_wrapper'][i, 64:], rtol=0, atol=WHOLE
+        )
         assert found.coords[0, 0] == pytest.approx((8 + int(skip * 4) * 2 + 0.5) / 8)
 
 
