@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from tqdm import tqdm
 
@@ -84,10 +85,19 @@ def initial_state(
     state = jax.jit(make)(jax.random.key(config.seed))
     if settings.init_from:
         folder = find(settings.init_from)
-        only = {'params': abstract.params, 'target': abstract.target}
-        weights, _ = restore(folder, only, only=('params', 'target'))
+        wanted = {'params': abstract.params, 'target': abstract.target}
+        only = (*(f'params/{net}' for net in abstract.params), 'target')
+        # converted from a source with one encoder, a checkpoint has no target
+        alone = not any(name.startswith('target/') for name in read_manifest(folder)['leaves'])
+        if alone:
+            del wanted['target']
+        weights, _ = restore(folder, wanted, only=only)
         log.info('starts with the weights of %s', folder)
-        return TrainState(state.step, weights['params'], weights['target'], state.opt_state), {}
+        if alone and objective.averaged:
+            log.info('the target starts as a copy of its only encoder')
+            weights['target'] = jax.tree.map(jnp.copy, weights['params'][objective.averaged])
+        target = weights.get('target', {})
+        return TrainState(state.step, weights['params'], target, state.opt_state), {}
     return state, {}
 
 

@@ -3,7 +3,8 @@
     python -m tools.inspect_checkpoint PATH [--verify] [--params]
 
 PATH is a workdir, its checkpoints folder, or one checkpoint. Of several, all are listed and the
-newest is described. Exit status 1 if a file that was checked is damaged.
+newest is described. Exit status 1 if a file that was checked is damaged. Of a `.pt` file or a
+Hugging Face folder: what `python -m jepa_jax.convert` would make of it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ def inspect(path: str, verify: bool, params: bool) -> None:
     from jepa_jax import checkpoint  # jax and orbax: not for --help
 
     place = pathlib.Path(path)
+    if place.is_file() or (place / 'config.json').exists() and not (place / 'checkpoints').exists():
+        _foreign(place, params)
+        return
     directory = place / 'checkpoints' if (place / 'checkpoints').is_dir() else place
     folders = [directory / str(step) for step in checkpoint.complete_steps(directory)] or [place]
     damaged = []
@@ -46,6 +50,19 @@ def inspect(path: str, verify: bool, params: bool) -> None:
         damaged.append(manifest)
     if damaged:
         raise checkpoint.Damaged(damaged[0])
+
+
+def _foreign(path: pathlib.Path, params: bool) -> None:
+    from jepa_jax import convert
+    from jepa_jax.convert.tables import flatten
+
+    weights = convert.read(path)
+    print(*weights.summary(), sep='\n')
+    if params:
+        leaves = {f'{p}/{n}': a for p, t in weights.trees.items() for n, a in flatten(t).items()}
+        width = max(map(len, leaves))
+        for name, leaf in leaves.items():
+            print(f'  {name:<{width}}  {leaf.dtype.name:<9}  {list(leaf.shape)}')
 
 
 def _manifest(checkpoint: Any, folder: pathlib.Path) -> dict[str, Any] | str:
