@@ -1,7 +1,8 @@
-"""The one attention call, and the four ways to compute it."""
+"""The one attention call, and the five ways to compute it."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -12,6 +13,8 @@ from jepa_jax.sharding import BATCH, platform
 
 LANES = 128  # TPU kernels take token counts in multiples of this
 QUERIES = 128  # that `_blockwise` answers at a time
+ROWS = 256  # that `_by_head` answers at a time
+FEW_SCORES = 512**2  # of a head and clip, from which on `_by_head` is the fastest on a CPU
 MOST_SCORES = (
     1024**2
 )  # of a head and clip that `_xla` may store; beyond it `_blockwise` is faster, too
@@ -50,6 +53,41 @@ def _blockwise(q, k, v, lengths):
 
     operands = (q, k, v) if lengths is None else (q, k, v, lengths)
     return jax.lax.map(clip, operands).reshape(B, parts * QUERIES, A, C)[:, :N]
+
+
+def _by_head(q, k, v, lengths, *, rows: int = ROWS):
+    """A clip, a head and a few queries at a time: on a CPU plain matrix products whose scores stay
+    in the cache take a third of the time of batched ones."""
+    B, N, A, C = q.shape
+    S, rows = k.shape[1], min(rows, N)
+    parts = -(-N // rows)
+    q = jnp.pad(q, ((0, 0), (0, parts * rows - N), (0, 0), (0, 0)))
+
+    def heads_first(x):  # -> [B * A, tokens, C]
+        return x.swapaxes(1, 2).reshape(B * A, -1, C)
+
+    operands = [heads_first(x) for x in (q, k, v)]
+    if lengths is not None:
+        operands.append(jnp.repeat(lengths, A))
+    product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+
+    def head(operands):
+        q, k, v, *length = operands
+
+        @jax.checkpoint
+        def answer(some):  # [rows, C]
+            scores = product(some, k.T) * C**-0.5
+            if length:
+                scores = jnp.where(jnp.arange(S) < length[0], scores, -jnp.inf)
+            largest = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
+            weights = jnp.exp(scores - largest)
+            total = weights.sum(-1, keepdims=True)
+            return (product(weights.astype(v.dtype), v) / total).astype(v.dtype)
+
+        return jax.lax.map(answer, q.reshape(parts, rows, C))
+
+    out = jax.lax.map(head, tuple(operands)).reshape(B, A, parts * rows, C)
+    return out.swapaxes(1, 2)[:, :N]
 
 
 def _splash(q, k, v, lengths, *, interpret: bool = False):
@@ -99,6 +137,7 @@ IMPLEMENTATIONS: dict[str, Callable] = {
     'cudnn': _cudnn,
     'splash': _splash,
     'blockwise': _blockwise,
+    'by_head': _by_head,
 }
 
 
@@ -109,6 +148,8 @@ def choose(platform: str, dtype: jnp.dtype, N: int, S: int, C: int) -> str:
     sixteen_bits = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
     if platform == 'gpu' and sixteen_bits and C % 8 == 0 and C <= 128:
         return 'cudnn'
+    if platform == 'cpu' and N * S >= FEW_SCORES:
+        return 'by_head'
     return 'xla' if N * S <= MOST_SCORES else 'blockwise'
 
 

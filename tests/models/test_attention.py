@@ -16,6 +16,7 @@ TOLERANCE = {jnp.float32: (2e-6, 2e-6), jnp.bfloat16: (6e-3, 1e-2)}
 RUNS_HERE = {  # cuDNN does not; the kernels for TPUs do, interpreted
     'xla': attention._xla,
     'blockwise': attention._blockwise,
+    'by_head': functools.partial(attention._by_head, rows=64),
     'splash': functools.partial(attention._splash, interpret=True),
 }
 
@@ -88,8 +89,8 @@ def test_platform_and_shape_choose():
     assert choose('gpu', f32, 512, 512, 64) == 'xla'
     assert choose('gpu', f32, 18_432, 18_432, 64) == 'blockwise'
     assert choose('gpu', bf16, 18_432, 18_432, 44) == 'blockwise'
-    assert choose('cpu', bf16, 1024, 1024, 64) == 'xla'
-    assert choose('cpu', bf16, 2048, 2048, 64) == 'blockwise'
+    assert choose('cpu', f32, 495, 495, 64) == 'xla'
+    assert choose('cpu', f32, 2048, 2048, 64) == 'by_head'
 
 
 @pytest.mark.parametrize('tokens', [1, 127, 129, 495, 968, 1463, 2048, 8192, 18_432])
