@@ -1,0 +1,262 @@
+"""Plans a robot's actions from a first frame to a goal image.
+
+    python -m jepa_jax.plan --model NAME_OR_PATH --input FILE.npz --out DIR
+
+FILE.npz holds `observations` uint8 [1, T, H, W, 3] and `states` float32 [1, T, 7]: x, y, z in
+metres, roll, pitch, yaw in radians, closedness of the gripper from 0 to 1. The first frame and
+state are where the robot is, the last frame is the goal, unless --goal names an image.
+
+DIR gets plan.json (actions, energies, seconds per action) and pictures: plan.png, and
+landscape.png, the energy of one action over two of its axes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from jepa_jax import cli
+
+PLANNERS = ('cem', 'mppi', 'adam', 'cem_adam')
+COSTS = {'l1': 1, 'l2': 2}
+
+
+class InputError(ValueError):
+    """A file or option that cannot be used: what was found and what is allowed."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add('--model', required=True, help='name or path of a model that predicts actions, or '
+        'random:SIZE, such as random:tiny')  # fmt: skip
+    add('--input', required=True, metavar='FILE.npz')
+    add('--out', required=True, metavar='DIR', help='folder for plan.json and pictures')
+    add('--goal', default='', metavar='FILE', help='image of the goal, of the frames size')
+    add('--planner', default='cem', choices=PLANNERS)
+    add('--samples', type=int, default=400, help='action sequences tried in an iteration')
+    add('--iterations', type=int, default=10)
+    add('--horizon', type=int, default=2, help='actions in a plan')
+    add('--elites', type=int, default=10, help='cem: samples kept of an iteration')
+    add('--max-step', type=float, default=0.05, help='metres an action may move along an axis')
+    add('--cost', default='l1', choices=COSTS, help='distance of features: absolute or square')
+    add('--cost-steps', default='last', choices=('last', 'all'), help='frames that are compared')
+    add('--state-weight', type=float, default=0.0, help='of the distance between states')
+    add('--encoder', default='target', choices=('target', 'online'))
+    add('--dtype', default='float32', choices=('float32', 'bfloat16'), help='of products')
+    add('--at-once', type=int, default=0, help='samples run at once, to save memory; 0: all')
+    add('--axes', default='dx,dz', help='of the landscape, two of dx dy dz droll dpitch dyaw '
+        'dgripper')  # fmt: skip
+    add('--seed', type=int, default=0)
+
+
+def main(
+    model: str,
+    input: str,
+    out: str,
+    goal: str,
+    planner: str,
+    samples: int,
+    iterations: int,
+    horizon: int,
+    elites: int,
+    max_step: float,
+    cost: str,
+    cost_steps: str,
+    state_weight: float,
+    encoder: str,
+    dtype: str,
+    at_once: int,
+    axes: str,
+    seed: int,
+) -> None:
+    """Reads, plans, writes, and says what came out."""
+    observations, states = read_episode(input)
+    import dataclasses
+    import pathlib
+    import time
+
+    import jax
+    import numpy as np
+
+    from jepa_jax import poses, start
+    from jepa_jax.planning import energy, robot
+    from jepa_jax.planning.cem import CEM, MPPI, Adam, CEMAdam, end_effector
+    from jepa_jax.planning.world_model import Context, Cost, Goal, energies
+    from jepa_jax.workdir import write_json
+
+    pair = read_axes(axes)
+    space = end_effector(max_step)
+    measure = Cost(COSTS[cost], cost_steps, state_weight)
+    settings = dict(space=space, cost=measure, horizon=horizon, iterations=iterations)
+    solver = {
+        'cem': lambda: CEM(samples=samples, elites=elites, **settings),
+        'mppi': lambda: MPPI(samples=samples, **settings),
+        'adam': lambda: Adam(samples=samples, **settings),
+        'cem_adam': lambda: CEMAdam(
+            CEM(samples=samples, elites=elites, **settings), Adam(samples=1, **settings)
+        ),
+    }[planner]()
+    start.logging_to_terminal()
+    start.compilation_cache()
+    images = np.stack(
+        [observations[0], read_goal(goal, observations) if goal else observations[-1]]
+    )
+    agent = robot.load(model, size=images.shape[1:3], encoder=encoder, dtype=dtype, seed=seed)
+    for line in agent.about:
+        print(line)
+    world_model = dataclasses.replace(agent.world_model, at_once=at_once)
+
+    began = time.perf_counter()
+    images = agent.fit(images)
+    features = jax.block_until_ready(agent.encode(images))
+    encode_seconds = time.perf_counter() - began
+    context = Context(features[:1], states[:1])
+    target = Goal(features[1], None if goal else states[-1])
+    key = jax.random.key(seed)
+    began = time.perf_counter()
+    solve = jax.jit(solver.solve).lower(world_model, context, target, key).compile()
+    compile_seconds = time.perf_counter() - began
+    began = time.perf_counter()
+    actions, found = jax.block_until_ready(solve(world_model, context, target, key))
+    seconds = time.perf_counter() - began
+    actions, found = np.asarray(actions), jax.device_get(found)
+
+    def energy_of(action: np.ndarray) -> float:
+        return float(energies(world_model, context, target, action[None], measure)[0])
+
+    still = energy_of(np.zeros_like(actions))
+    end = states[0]
+    for action in actions:
+        end = poses.apply(end, action)
+    marks = {'first planned action': actions[0], 'whole plan': poses.difference(states[0], end)}
+    true = None
+    if len(states) == 2 and not goal:
+        true = np.asarray(poses.difference(states[0], states[1]))
+        marks = {'true action': true, **marks}
+    reach = [abs(float(mark[axis])) for mark in marks.values() for axis in pair]
+    values = np.linspace(-1, 1, 15) * max(0.075, 1.1 * max(reach))
+    one_step = dataclasses.replace(measure, steps='last')
+    around = np.zeros(7, np.float32) if true is None else true
+    field = energy.landscape(
+        world_model, context, target, one_step, axes=pair, values=values, around=around
+    )
+
+    folder = pathlib.Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    others = 'zero' if true is None else 'as in the true action'
+    energy.draw_landscape(
+        field, values, pair, folder / 'landscape.png', marks=marks,
+        title=f'{model}: energy of one action, its other numbers {others}',
+    )  # fmt: skip
+    energy.draw_plan(
+        images[0], images[1], found, actions, folder / 'plan.png',
+        title=f'{model}: {planner}, {samples} samples, {iterations} iterations, horizon {horizon}',
+    )  # fmt: skip
+    report = {
+        'model': model,
+        'input': input,
+        'goal': goal or 'last frame',
+        'planner': planner,
+        'samples': samples,
+        'iterations': iterations,
+        'horizon': horizon,
+        'cost': cost,
+        'seed': seed,
+        'actions': actions.tolist(),
+        'energies': found['energies'].tolist(),
+        'best': found['best'].tolist(),
+        'energy': float(found['energy']),
+        'energy_of_doing_nothing': still,
+        'true_action': None if true is None else true.tolist(),
+        'seconds_per_action': seconds,
+        'compile_seconds': compile_seconds,
+        'encode_seconds': encode_seconds,
+    }
+    write_json(folder / 'plan.json', report)
+    print(f'energies: {" ".join(f"{e:.6f}" for e in found["energies"])}')
+    print(f'energy of the plan {found["energy"]:.6f}, of doing nothing {still:.6f}')
+    header = ' '.join(f'{name:>8}' for name in energy.AXES)
+    print(f'{"":8}{header}')
+    for h, action in enumerate(actions):
+        print(f'step {h + 1:<3}' + ' '.join(f'{x:8.4f}' for x in action))
+    if true is not None:
+        print(f'{"true":8}' + ' '.join(f'{x:8.4f}' for x in true))
+    print(
+        f'{seconds:.2f} s per action (compiling took {compile_seconds:.1f} s, encoding both '
+        f'frames {encode_seconds:.1f} s); {folder}/plan.json, plan.png, landscape.png'
+    )
+
+
+def read_episode(path: str):
+    """observations uint8 [T, H, W, 3] and states float32 [T, 7] of an npz file.
+
+    Raises:
+      InputError: names the array, what was found and what is allowed.
+    """
+    import zipfile
+
+    import numpy as np
+
+    if not path.endswith('.npz'):
+        raise InputError(f'{path}: must be an .npz file with observations and states')
+    try:
+        with np.load(path) as file:
+            found = {name: file[name] for name in ('observations', 'states') if name in file}
+            names = list(file)
+    except (zipfile.BadZipFile, ValueError, EOFError) as error:
+        raise InputError(f'{path}: cannot be read as npz ({error})') from error
+    for name, axes, kind in (('observations', 5, np.uint8), ('states', 3, np.floating)):
+        if name not in found:
+            raise InputError(f'{path}: no array {name}; it holds {", ".join(names) or "nothing"}')
+        a = found[name]
+        shape = '[1, T, H, W, 3]' if axes == 5 else '[1, T, 7]'
+        last = 3 if axes == 5 else 7
+        if a.ndim != axes or len(a) != 1 or a.shape[-1] != last:
+            raise InputError(f'{path}: {name} has shape {list(a.shape)}, must have {shape}')
+        if not np.issubdtype(a.dtype, kind):
+            wanted = 'uint8' if axes == 5 else 'float32'
+            raise InputError(f'{path}: {name} is of type {a.dtype}, must be {wanted}')
+    observations, states = found['observations'][0], np.float32(found['states'][0])
+    if len(observations) != len(states):
+        raise InputError(
+            f'{path}: {len(observations)} observations and {len(states)} states: must be as many'
+        )
+    if len(observations) < 2:
+        raise InputError(f'{path}: 1 frame: must hold at least 2, where the robot is and the goal')
+    if not np.isfinite(states).all():
+        frame, entry = np.argwhere(~np.isfinite(states))[0]
+        raise InputError(
+            f'{path}: states[0, {frame}, {entry}] is {states[frame, entry]}: must be finite'
+        )
+    if not -0.05 <= states[:, 6].min() <= states[:, 6].max() <= 1.05:
+        raise InputError(
+            f'{path}: states[..., 6] goes from {states[:, 6].min():g} to {states[:, 6].max():g}: '
+            'closedness of the gripper must be from 0 to 1'
+        )
+    return observations, states
+
+
+def read_goal(path: str, observations):
+    """An image [H, W, 3] uint8 of the size of the frames."""
+    from jepa_jax.data import decode
+
+    image = decode.read_image(path)
+    if image.shape != observations.shape[1:]:
+        raise InputError(
+            f'{path}: the goal has {image.shape[1]} x {image.shape[0]} pixels, must have '
+            f'{observations.shape[2]} x {observations.shape[1]} as the frames, from the same camera'
+        )
+    return image
+
+
+def read_axes(text: str) -> tuple[int, int]:
+    from jepa_jax.planning.energy import AXES
+
+    names = text.split(',')
+    if len(names) != 2 or names[0] == names[1] or not set(names) <= set(AXES):
+        raise InputError(f"--axes '{text}': must be two of {', '.join(AXES)}, as dx,dz")
+    return AXES.index(names[0]), AXES.index(names[1])
+
+
+if __name__ == '__main__':
+    sys.exit(cli.run(main, doc=__doc__, config=None, options=add_options))

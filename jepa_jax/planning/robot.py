@@ -1,0 +1,131 @@
+"""A model that plans: an encoder for frames and a world model of their features."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jepa_jax import zoo
+from jepa_jax.models.ac_predictor import ACPredictor, ACPredictorConfig, encode_frames
+from jepa_jax.models.vit import ViT, ViTConfig
+from jepa_jax.nets import Net
+from jepa_jax.planning.world_model import ACWorldModel
+
+FRAMES = 8  # that the released predictor was trained with (reference: vjepa2 §11.1)
+RANDOM_TINY = dict(width=96, depth=2, heads=4)  # the predictor of random:tiny
+
+
+class PlanError(ValueError):
+    """A model or pixels that cannot be planned with: what was found and what is allowed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Robot:
+    """An encoder, the world model of its features, and lines that say where they are from."""
+
+    encoder: dict  # parameters
+    encoder_config: ViTConfig
+    world_model: ACWorldModel
+    about: tuple[str, ...]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the frames, pixels."""
+        h, w = self.world_model.config.grid
+        return h * self.encoder_config.patch, w * self.encoder_config.patch
+
+    def encode(self, images: np.ndarray) -> jax.Array:
+        """Frames uint8 [T, H, W, 3] of the model's size -> features [T, N, D], each frame alone."""
+        if images.shape[1:3] != self.size:
+            raise PlanError(
+                f'frames of {images.shape[1]} x {images.shape[2]} pixels: must have '
+                f'{self.size[0]} x {self.size[1]}'
+            )
+        return _encode(self.encoder_config, self.encoder, jnp.asarray(images))
+
+    def fit(self, images: np.ndarray) -> np.ndarray:
+        """Frames uint8 [T, H, W, 3] of any size -> of the model's: the middle, of its shape, as
+        large as can be, then resized."""
+        height, width = self.size
+        H, W = images.shape[1:3]
+        if (H, W) == (height, width):
+            return images
+        scale = min(H / height, W / width)
+        rows, columns = round(height * scale), round(width * scale)
+        top, left = (H - rows) // 2, (W - columns) // 2
+        cut = images[:, top : top + rows, left : left + columns].astype(np.float32)
+        resized = jax.image.resize(cut, (len(cut), height, width, 3), 'linear')
+        return np.asarray(jnp.clip(jnp.round(resized), 0, 255).astype(jnp.uint8))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(config: ViTConfig, params: dict, images: jax.Array) -> jax.Array:
+    net = Net(lambda rngs: ViT(config, rngs=rngs))
+    return encode_frames(net, params, images[None], config.tubelet)[0]
+
+
+def load(
+    name: str,
+    *,
+    size: tuple[int, int],
+    encoder: str = 'target',
+    dtype: str = 'float32',
+    seed: int = 0,
+) -> Robot:
+    """A name or path of a model with an action-conditioned predictor, or `random:SIZE`.
+
+    size: height and width of the frames; random models are made for it, of others it is known.
+    random:tiny has a predictor of 2 layers and width 96, the others the released one's shape.
+
+    Raises:
+      PlanError: a model without such a predictor; frames smaller than a patch.
+      ZooError, ConvertError, CheckpointError: as zoo.load.
+    """
+    model = zoo.load(name, encoder=encoder, dtype=dtype, seed=seed)
+    about = list(model.about)
+    if name.startswith('random:'):
+        grid = size[0] // model.config.patch, size[1] // model.config.patch
+        if 0 in grid:
+            raise PlanError(
+                f'frames of {size[0]} x {size[1]} pixels are smaller than a patch of '
+                f'{model.config.patch}'
+            )
+        shape = RANDOM_TINY if name == 'random:tiny' else {}
+        config = ACPredictorConfig(model.config.width, grid=grid, dtype=jnp.dtype(dtype), **shape)
+        params = jax.jit(_net(config).init)(jax.random.key(seed + 1))
+        about.append(
+            f'predictor: RANDOM weights, {config.depth} blocks, width {config.width}; '
+            'energies mean nothing'
+        )
+    elif model.ac_predictor is None:
+        raise PlanError(
+            f"model '{name}' predicts no actions' effects: must have an action-conditioned "
+            'predictor, as ac-vitg has'
+        )
+    else:
+        config, params = model.ac_predictor.config, model.ac_predictor.params
+        if (config.action_width, config.state_width) != (7, 7):
+            raise PlanError(
+                f"model '{name}' takes actions of {config.action_width} and states of "
+                f'{config.state_width} numbers: planning for an end effector needs 7 and 7'
+            )
+        if config.use_extrinsics:
+            raise PlanError(f"model '{name}' needs camera poses, which plan has no way to give")
+        about.append(f'predictor: {config.depth} blocks, width {config.width}')
+    h, w = config.grid
+    patch = model.config.patch
+    about.append(f'frames of {h * patch} x {w * patch} pixels, {h} x {w} tokens')
+    if size != (h * patch, w * patch):
+        about.append(f'the middle of the {size[0]} x {size[1]} pixels is cut out and resized')
+    world_model = ACWorldModel(params, _net(config), config, FRAMES)
+    return Robot(model.encoder.params, model.config, world_model, tuple(about))
+
+
+@functools.cache
+def _net(config: ACPredictorConfig) -> Net:
+    """One for each config: a compiled plan is found again by it."""
+    return Net(lambda rngs: ACPredictor(config, rngs=rngs))
