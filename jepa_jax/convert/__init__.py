@@ -78,7 +78,25 @@ def read(
         found = _read_hf(path, tuple(allow_missing))
     else:
         found = _read_orbax(path)
+    _agree(found, choices)
     return dataclasses.replace(found, training=None) if weights_only else found
+
+
+def _agree(found: Weights, choices: shapes.Choices) -> None:
+    """Refuses a choice that contradicts what the source itself says."""
+    said: dict[str, Any] = {}
+    if found.encoder:
+        e = found.encoder
+        said |= {'crop': e.image_size, 'frames': e.frames, 'heads': e.heads, 'position': e.position}
+    if found.predictor:
+        said['predictor_heads'] = found.predictor.heads
+        said['extrinsics'] = getattr(found.predictor, 'use_extrinsics', None)
+    if found.probe:
+        said['probe_heads'] = found.probe[0].heads
+    for option, value in said.items():
+        told = getattr(choices, option)
+        if told is not None and told != value:
+            raise ConvertError(f'{found.source} says {option} {value}, which {told} contradicts')
 
 
 def _tree(
@@ -259,7 +277,8 @@ def _read_hf(path: pathlib.Path, allow_missing) -> Weights:
 def _read_orbax(path: pathlib.Path) -> Weights:
     folder = checkpoint.find(path)
     manifest = checkpoint.read_manifest(folder)
-    if found := checkpoint.problems(folder):
+    whole = folder != path.absolute()  # of a run, `find` takes the newest that it found intact
+    if not whole and (found := checkpoint.problems(folder)):
         raise checkpoint.Damaged(found[0])
     rows, extra = manifest['leaves'], manifest['extra']
     configs = orbax_weights.configs_of(str(folder), extra)

@@ -203,3 +203,33 @@ def test_schedules_and_adam_may_count_differently(tmp_path):
     guessed = convert.read(tmp_path / 'a.pt', **TINY)
     assert guessed.training.step == 5
     assert any("Adam's count" in note for note in guessed.notes)
+
+
+def test_action_conditioned_training(tmp_path):
+    """Its encoder is in the optimizer's groups and has no gradient, nor has that of the camera."""
+    prefix = 'module.'
+    states = {
+        'encoder': originals.fill(originals.encoder(), prefix),
+        'predictor': originals.fill(originals.ac_predictor(), prefix),
+    }
+    original = Original(states)
+    for part, state in original.params.items():
+        for name, p in state.items():
+            if part == 'predictor' and 'extrinsics' not in name:
+                p.grad = gradient(part, name.removeprefix(prefix), p.shape, 0)
+    original.adam.step()
+    content = original.content(1)
+    torch.save(content, tmp_path / 'a.pt')
+    choices = {**TINY, 'predictor_heads': 4}
+    weights = convert.read(tmp_path / 'a.pt', **choices)
+    assert any('encoder: frozen in training' in note for note in weights.notes)
+    assert list(weights.training.mu) == ['ac_predictor']
+    convert.write(weights, tmp_path / 'ours', 'jax')
+    convert.write(convert.read(tmp_path / 'ours'), tmp_path / 'b.pt', 'torch')
+    found = torch.load(tmp_path / 'b.pt', weights_only=True)
+    assert list(found['predictor']) == list(content['predictor'])
+    state, wanted = found['opt']['state'], content['opt']['state']
+    assert state.keys() == wanted.keys() and len(wanted) == len(states['predictor']) - 2
+    for index, row in wanted.items():
+        assert all(torch.equal(state[index][key], value) for key, value in row.items())
+    assert found['opt']['param_groups'] == content['opt']['param_groups']

@@ -265,6 +265,12 @@ def test_config_of_hugging_face(folder, change, words):
     refused(folder, *words)
 
 
+def test_an_option_that_contradicts_the_folder(folder):
+    refused(folder, 'says heads 4', '6', heads=6)
+    refused(folder, 'says crop 64', '256', crop=256)
+    assert convert.read(folder).encoder == convert.read(folder, **TINY).encoder
+
+
 def test_files_of_hugging_face(folder):
     path = folder / 'model.safetensors'
     whole = path.read_bytes()
