@@ -360,7 +360,9 @@ def test_mistaken_options(tmp_path):
 
 
 def test_random_weights_are_seeded_and_said():
-    models = [jepa_jax.load('random:tiny', seed=s) for s in (0, 0, 1)]
-    a, b, c = (np.asarray(m.encoder.params['patch_embed']['kernel']) for m in models)
-    assert np.array_equal(a, b) and not np.array_equal(a, c)
-    assert 'RANDOM weights (seed 1)' in models[2].about[0]
+    """That seed 0 is what the net's own initialisation gives is in test_embed.py."""
+    models = [jepa_jax.load('random:tiny', seed=seed) for seed in (0, 1)]
+    a, b = (np.asarray(m.encoder.params['patch_embed']['kernel']) for m in models)
+    assert not np.array_equal(a, b)
+    assert 'RANDOM weights (seed 1)' in models[1].about[0]
+    assert models[0].predictor is not None
