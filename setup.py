@@ -38,6 +38,7 @@ setup(
     extras_require={
         'torch': ['torch>=2.6', 'safetensors'],  # reading and writing .pt
         'hf': ['safetensors', 'huggingface_hub'],
+        'sim': ['mujoco>=3.8'],  # the simulated robot; pictures need EGL, see jepa_jax/sims
         'tpu': ['jax[tpu]'],
         'cuda': ['jax[cuda13]'],
         'tensorboard': ['tensorboardX'],
@@ -49,6 +50,7 @@ setup(
             'safetensors',
             'opencv-python-headless',
             'h5py',
+            'mujoco>=3.8',
             'tensorboardX',
             'pytest',
             'ruff',
