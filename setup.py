@@ -39,6 +39,7 @@ setup(
         'torch': ['torch>=2.6', 'safetensors'],  # reading and writing .pt
         'hf': ['safetensors', 'huggingface_hub'],
         'sim': ['mujoco>=3.8'],  # the simulated robot; pictures need EGL, see jepa_jax/sims
+        'robot': ['h5py', 'pyarrow'],  # DROID and LeRobot recordings
         'tpu': ['jax[tpu]'],
         'cuda': ['jax[cuda13]'],
         'tensorboard': ['tensorboardX'],
@@ -51,6 +52,7 @@ setup(
             'opencv-python-headless',
             'h5py',
             'mujoco>=3.8',
+            'pyarrow',
             'tensorboardX',
             'pytest',
             'ruff',

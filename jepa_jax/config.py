@@ -169,6 +169,22 @@ class Probe:
 
 
 @dataclass
+class RobotData:
+    """Recordings of a robot and what their numbers mean; see jepa_jax.data.robot."""
+
+    kind: str = 'droid'  # a key of jepa_jax.data.robot.READERS: droid | lerobot | npz
+    path: str = ''  # what `kind` reads: a list of folders, or a folder
+    robot: str = 'franka'  # its name; weights trained for another are refused
+    camera: str = 'left_mp4_path'  # droid: key of the metadata; lerobot: video key; npz: any name
+    frame: str = 'base'  # of positions and angles: base | camera, which needs extrinsics
+    gripper: str = 'closed'  # what 1 means in the recordings: closed | open
+    metres: float = 1.0  # that a unit of the recorded positions is: 0.001 for millimetres
+    columns: str = ''  # lerobot: names of x,y,z,roll,pitch,yaw,gripper in observation.state
+    frames: int = 8  # of a piece
+    fps: float = 4.0  # frames a second; recordings of a higher rate are thinned out
+
+
+@dataclass
 class TrainConfig:
     """One run of `python -m jepa_jax.train`."""
 

@@ -50,6 +50,10 @@ REASONS = {
     'no_images': 'a folder without images',
     'not_array': 'no array of uint8 frames',
     'unfit': 'frames of a size that the model cannot take',
+    'short': 'fewer frames than a clip needs',
+    'mismatch': 'states and video do not belong together',
+    'bad_state': 'states that cannot be used',
+    'no_camera': 'no video from the camera',
 }
 
 
