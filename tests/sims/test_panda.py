@@ -51,15 +51,6 @@ def panda():
         yield made
 
 
-@pytest.fixture(scope='module')
-def gl(panda):
-    try:
-        panda.place()
-        panda.draw()
-    except SimError as error:
-        pytest.skip(str(error))
-
-
 def test_kinematics_are_the_published_ones(panda):
     rng = np.random.default_rng(0)
     low, high = panda.model.jnt_range[:7].T

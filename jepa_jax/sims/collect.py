@@ -1,0 +1,259 @@
+"""Recordings of the simulated arm at play: a folder of NAME.mp4 and NAME.npz, the layout `npz` of
+jepa_jax/data/robot.py.
+
+An episode is one of three kinds. `explore`: the tool drifts about, the gripper opens and closes at
+random. `reach`: it goes to one place after another, half of them at the cube. `pick`: it picks the
+cube up, carries it and puts it down. Every episode has noise of its own strength on its actions,
+so that the model also sees what misses. A model that is to plan from any state needs the first two,
+one that is to grasp needs the third. (reference: world_models §5.1)
+
+    python -m jepa_jax.sims.collect --out DIR --episodes 400
+
+An episode is a function of (settings, number) alone: whatever died, the same command goes on where
+it was, and gives the same files for any number of processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import dataclasses
+import functools
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from jepa_jax import cli
+from jepa_jax.data import synthetic
+from jepa_jax.sims.panda import CUBE_AREA, RATE, WORKSPACE, Panda, SimError, Variation
+from jepa_jax.sims.tasks import START, TASKS, grasp_poses, place_poses, script
+from jepa_jax.workdir import write_json
+
+VERSION = 1  # part of every seed: change it with anything that changes a recording
+BLOCK = 4  # episodes that a process makes at a time
+FILE = 'collection.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class Collection:
+    """What is recorded. Two collections that differ in the seed share no episode."""
+
+    episodes: int = 400
+    frames: int = 20  # of an episode, four a second; one more than actions
+    image_size: int = 64  # pixels, square; even
+    seed: int = 0
+    explore: float = 0.3  # shares of the kinds
+    reach: float = 0.3
+    pick: float = 0.4
+    noise: float = 0.02  # metres; each episode draws its strength from 0 to this
+    max_step: float = 0.05  # metres along an axis
+    vary: bool = False  # each episode in a scene of its own colour, size, light and camera
+
+    def __post_init__(self):
+        for name, least in (('episodes', 1), ('frames', 2), ('image_size', 16)):
+            if getattr(self, name) < least:
+                raise SimError(f'{name} {getattr(self, name)}: must be at least {least}')
+        if self.image_size % 2:
+            raise SimError(f'image_size {self.image_size}: must be even, as H.264 wants it')
+        shares = self.shares
+        if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+            raise SimError(f'shares of {", ".join(KINDS)} are {shares}: they must add up to 1')
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        return tuple(getattr(self, kind) for kind in KINDS)
+
+
+def collect(folder: str | os.PathLike, settings: Collection, workers: int = 0) -> int:
+    """Records the episodes that the folder lacks; shows a progress bar; returns how many it made.
+
+    workers: processes; 0: this one. They are spawned, so a script that calls this with workers
+      needs `if __name__ == '__main__'`.
+
+    Raises:
+      SimError: the folder holds a collection with other settings (more episodes are fine), or this
+        machine cannot draw.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _claim(folder, settings)
+    missing = [i for i in range(settings.episodes) if not (folder / f'{_name(i)}.npz').exists()]
+    blocks = [missing[i : i + BLOCK] for i in range(0, len(missing), BLOCK)]
+    work = functools.partial(_record_block, folder, settings)
+    with tqdm(
+        total=settings.episodes,
+        initial=settings.episodes - len(missing),
+        desc='episodes',
+        unit='ep',
+        file=sys.stderr,
+    ) as bar:
+        if not workers:
+            for block in blocks:
+                bar.update(work(block))
+            return len(missing)
+        context = multiprocessing.get_context('spawn')  # OpenGL and JAX do not survive a fork
+        with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
+            futures = [pool.submit(work, block) for block in blocks]
+            try:
+                for future in concurrent.futures.as_completed(futures):
+                    bar.update(future.result())
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    return len(missing)
+
+
+def record(settings: Collection, index: int, panda: Panda) -> dict[str, np.ndarray]:
+    """Episode `index`, in a scene that has its variation: `frames` uint8 [T, H, W, 3], `states`
+    [T, 7] as measured, `commands` [T - 1, 7] as asked for, `cube` [T, 3] its centre."""
+    rng = _rng(settings, index, 'play')
+    kind = rng.choice(list(KINDS), p=np.array(settings.shares) / sum(settings.shares))
+    panda.place(
+        rng.uniform(*START), cube=rng.uniform(*CUBE_AREA), turn=float(rng.uniform(-0.3, 0.3))
+    )
+    actions = KINDS[kind](panda, rng)
+    strength = rng.uniform(0, settings.noise)
+    limit = settings.max_step
+    rows: dict[str, list] = {'frames': [], 'states': [], 'cube': [], 'commands': []}
+    for t in range(settings.frames):
+        if t:
+            action = next(actions)
+            action[:3] = np.clip(action[:3] + rng.normal(0, strength, 3), -limit, limit)
+            panda.act(action)
+            rows['commands'].append(action)
+        rows['frames'].append(panda.draw())
+        rows['states'].append(panda.state())
+        rows['cube'].append(panda.cube())
+    return {key: np.stack(value) for key, value in rows.items()}
+
+
+def _explore(panda: Panda, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Velocity that forgets itself over about three actions (Ornstein-Uhlenbeck), pulled back to
+    the middle near the border."""
+    speed, middle = np.zeros(3), WORKSPACE.mean(0)
+    while True:
+        speed = 0.7 * speed + rng.normal(0, 0.025, 3)
+        state = panda.state()
+        pull = 0.08 * (middle - state[:3])
+        yield _action(speed + pull, _toggle(rng, state[6], 0.15))
+
+
+def _reach(panda: Panda, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    while True:
+        near = rng.random() < 0.5
+        goal = panda.cube() + [0, 0, rng.uniform(0, 0.15)] if near else rng.uniform(*WORKSPACE)
+        for _ in range(rng.integers(4, 9)):
+            state = panda.state()
+            closing = 0.0 if near else _toggle(rng, state[6], 0.1)
+            yield _action(script(state, np.array([*goal, np.pi, 0, 0, 0]))[:3], closing)
+
+
+def _pick(panda: Panda, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    counts = [count for _, count in TASKS['pick_and_place']]
+    while True:
+        poses = grasp_poses(panda) + place_poses(panda, rng.uniform(*CUBE_AREA))
+        for pose, most in zip(poses, counts):
+            for _ in range(most):
+                action = script(panda.state(), pose)
+                if np.abs(action[:3]).max() < 0.01 and abs(action[6]) < 0.05:
+                    break
+                yield _action(action[:3], action[6])
+
+
+KINDS = {'explore': _explore, 'reach': _reach, 'pick': _pick}
+
+
+def _action(moved: np.ndarray, closing: float) -> np.ndarray:
+    return np.array([*moved, 0, 0, 0, closing])
+
+
+def _toggle(rng: np.random.Generator, closed: float, chance: float) -> float:
+    """Change of closedness: to somewhere else by chance, mostly none."""
+    return float(rng.random() - closed) if rng.random() < chance else 0.0
+
+
+def _rng(settings: Collection, index: int, use: str) -> np.random.Generator:
+    return np.random.default_rng([VERSION, settings.seed, index, len(use)])
+
+
+def _name(index: int) -> str:
+    return f'episode_{index:06d}'
+
+
+def _claim(folder: Path, settings: Collection) -> None:
+    """Writes the settings into the folder, or checks those that are there."""
+    path = folder / FILE
+    own = {'version': VERSION, **dataclasses.asdict(settings)}
+    if path.exists():
+        stored = json.loads(path.read_text())
+        apart = [k for k in own if k != 'episodes' and stored.get(k) != own[k]]
+        if apart:
+            words = ', '.join(f'{k} {stored.get(k)} there, {own[k]} here' for k in apart)
+            raise SimError(f'{folder} holds another collection: {words}; name another folder')
+        if stored['episodes'] > own['episodes']:
+            raise SimError(
+                f'{folder} holds {stored["episodes"]} episodes, {own["episodes"]} are wanted: '
+                'readers take all that lie there; name another folder'
+            )
+    write_json(path, own)
+
+
+def _record_block(folder: Path, settings: Collection, block: list[int]) -> int:
+    panda = None
+    try:
+        for index in block:
+            if panda is None or settings.vary:
+                if panda is not None:
+                    panda.close()
+                drawn = Variation.draw(_rng(settings, index, 'scene'))
+                panda = Panda(settings.image_size, drawn if settings.vary else Variation())
+            episode = record(settings, index, panda)
+            frames = episode.pop('frames')
+            stem = folder / _name(index)
+            video, arrays = stem.with_suffix('.mp4'), stem.with_suffix('.npz')
+            partial = folder / f'.partial-{video.name}'
+            synthetic.write(partial, frames, fps=RATE)
+            os.replace(partial, video)
+            partial = folder / f'.{arrays.name}.partial'
+            with open(partial, 'wb') as file:
+                np.savez(file, **episode)
+            os.replace(partial, arrays)  # last: where it is, the episode is whole
+    finally:
+        if panda is not None:
+            panda.close()
+    return len(block)
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--out', required=True, metavar='DIR', help='folder for the recordings')
+    parser.add_argument('--workers', type=int, default=0, metavar='N', help='processes; 0: this')
+    for field in dataclasses.fields(Collection):
+        name = '--' + field.name.replace('_', '-')
+        if field.type == 'bool':
+            parser.add_argument(name, action='store_true', help='every episode in another scene')
+            continue
+        kind = {'int': int, 'float': float}[field.type]
+        parser.add_argument(
+            name, type=kind, default=field.default, metavar='N', help='default: %(default)s'
+        )
+
+
+def _main(out: str, workers: int, **settings) -> None:
+    if workers < 0:
+        raise SimError(f'--workers {workers}: must not be negative')
+    made = collect(out, Collection(**settings), workers)
+    print(f'{out}: {settings["episodes"]} episodes, {made} of them new')
+
+
+def main() -> int:
+    return cli.run(_main, doc=__doc__, config=None, options=_options)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""Recordings: what they hold, that they do not depend on who made them, and that they go on."""
+
+import dataclasses
+import subprocess
+import sys
+
+import av
+import numpy as np
+import pytest
+
+pytest.importorskip('jepa_jax.sims.panda', reason='needs MuJoCo', exc_type=ModuleNotFoundError)
+
+from jepa_jax import poses  # noqa: E402
+from jepa_jax.sims.collect import Collection, collect, record  # noqa: E402
+from jepa_jax.sims.panda import Panda, SimError  # noqa: E402
+
+SMALL = Collection(episodes=5, frames=6, image_size=32)
+
+
+@pytest.fixture(scope='module')
+def folder(gl, tmp_path_factory):
+    made = tmp_path_factory.mktemp('recordings')
+    assert collect(made, SMALL) == 5
+    return made
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_a_recording_is_a_video_with_its_states(folder):
+    assert len(list(folder.glob('*.mp4'))) == len(list(folder.glob('*.npz'))) == 5
+    with Panda(32) as panda:
+        wanted = record(SMALL, 2, panda)
+    stored = np.load(folder / 'episode_000002.npz')
+    assert stored['states'].shape == (6, 7) and stored['commands'].shape == (5, 7)
+    for key in stored.files:
+        np.testing.assert_array_equal(stored[key], wanted[key])
+    with av.open(str(folder / 'episode_000002.mp4')) as container:
+        assert container.streams.video[0].average_rate == 4
+        frames = [f.to_ndarray(format='rgb24') for f in container.decode(video=0)]
+    error = np.stack(frames).astype(float) - wanted['frames']
+    assert 20 * np.log10(255 / np.sqrt(np.mean(error**2))) > 28  # dB: chroma is at half size
+
+
+def test_processes_and_interruptions_change_nothing(folder, tmp_path, capfd):
+    other = tmp_path / 'other'
+    assert collect(other, SMALL, workers=1) == 5
+    assert contents(other) == contents(folder)
+    (other / 'episode_000001.npz').unlink()  # as if it had died before the last rename
+    (other / 'episode_000004.mp4').unlink()
+    (other / 'episode_000004.npz').unlink()
+    assert collect(other, SMALL) == 2 and contents(other) == contents(folder)
+    assert collect(other, SMALL) == 0
+    assert '5/5' in capfd.readouterr().err  # the progress bar
+    more = dataclasses.replace(SMALL, episodes=6)
+    assert collect(other, more) == 1
+    assert contents(folder).items() - contents(other).items() == {
+        ('collection.json', contents(folder)['collection.json'])
+    }
+
+
+def test_another_collection_is_not_mixed_in(folder):
+    for change, words in (
+        ({'seed': 1}, 'seed 0 there, 1 here'),
+        ({'episodes': 3}, 'holds 5 episodes, 3 are wanted'),
+    ):
+        with pytest.raises(SimError, match=words):
+            collect(folder, dataclasses.replace(SMALL, **change))
+    for change, words in (
+        ({'pick': 0.9}, 'they must add up to 1'),
+        ({'frames': 1}, 'frames 1: must be at least 2'),
+        ({'image_size': 33}, 'image_size 33: must be even'),
+    ):
+        with pytest.raises(SimError, match=words):
+            dataclasses.replace(SMALL, **change)
+
+
+def play(monkeypatch, kind, count, **change):
+    """Recordings of one kind, without pictures."""
+    monkeypatch.setattr(Panda, 'draw', lambda self: np.zeros((16, 16, 3), np.uint8))
+    shares = {name: float(name == kind) for name in ('explore', 'reach', 'pick')}
+    settings = Collection(episodes=count, frames=24, **shares, **change)
+    panda = Panda(16)
+    return [record(settings, i, panda) for i in range(count)]
+
+
+def test_picks_lift_the_cube_and_put_it_down_elsewhere(monkeypatch):
+    found = play(monkeypatch, 'pick', 10)
+    lifted = [e['cube'][:, 2].max() > 0.06 for e in found]
+    assert sum(lifted) >= 5
+    carried = [np.linalg.norm(e['cube'][-1, :2] - e['cube'][0, :2]) for e in found]
+    assert max(carried) > 0.08
+    missed = play(monkeypatch, 'pick', 10, noise=0.08)  # some of the noisiest must fail
+    assert sum(e['cube'][:, 2].max() > 0.06 for e in missed) < sum(lifted)
+
+
+def test_exploration_covers_the_workspace_and_the_gripper(monkeypatch):
+    states = np.concatenate([e['states'] for e in play(monkeypatch, 'explore', 12)])
+    assert (np.ptp(states[:, :3], axis=0) > [0.2, 0.35, 0.25]).all()
+    assert states[:, 6].min() < 0.05 and states[:, 6].max() > 0.8
+
+
+def test_half_of_reaching_goes_to_the_cube(monkeypatch):
+    found = play(monkeypatch, 'reach', 12)
+    near = [np.linalg.norm(e['states'][:, :2] - e['cube'][:, :2], axis=1).min() for e in found]
+    assert np.mean(np.array(near) < 0.03) > 0.5
+
+
+def test_measured_differences_are_the_commands(monkeypatch):
+    """What a model is trained on is what a planner asks for: to 3 mm within the workspace, unless
+    fingers and cube are in each other's way."""
+    free = []
+    for episode in play(monkeypatch, 'explore', 6):
+        states = episode['states'].astype(np.float32)
+        taken = np.asarray(poses.difference(states[:-1], states[1:]))
+        wanted = states[:-1, :3] + episode['commands'][:, :3]
+        inside = ((wanted > [0.32, -0.28, 0.08]) & (wanted < [0.64, 0.28, 0.40])).all(1)
+        free.append(np.abs(taken - episode['commands'])[inside])
+    apart = np.concatenate(free)
+    assert len(apart) > 60
+    assert apart[:, :3].max() < 3e-3 and apart[:, 3:6].max() < 0.02
+    assert np.quantile(apart[:, 6], 0.9) < 0.03
+
+
+def test_command(gl, tmp_path):
+    command = [sys.executable, '-m', 'jepa_jax.sims.collect', '--out', str(tmp_path / 'out')]
+    options = ['--frames', '3', '--image-size', '16', '--vary']
+
+    def run(*more):
+        return subprocess.run(command + list(more), capture_output=True, text=True, timeout=120)
+
+    done = run('--episodes', '2', *options)
+    assert done.returncode == 0 and done.stdout.endswith('out: 2 episodes, 2 of them new\n')
+    assert 'episodes' in done.stderr
+    wrong = run('--episodes', '0', *options)
+    assert wrong.returncode == 1 and wrong.stderr == 'error: episodes 0: must be at least 1\n'
