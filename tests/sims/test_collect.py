@@ -11,6 +11,8 @@ import pytest
 pytest.importorskip('jepa_jax.sims.panda', reason='needs MuJoCo', exc_type=ModuleNotFoundError)
 
 from jepa_jax import poses  # noqa: E402
+from jepa_jax.config import RobotData  # noqa: E402
+from jepa_jax.data import robot  # noqa: E402
 from jepa_jax.sims.collect import Collection, collect, record  # noqa: E402
 from jepa_jax.sims.panda import Panda, SimError  # noqa: E402
 
@@ -135,3 +137,13 @@ def test_command(gl, tmp_path):
     assert 'episodes' in done.stderr
     wrong = run('--episodes', '0', *options)
     assert wrong.returncode == 1 and wrong.stderr == 'error: episodes 0: must be at least 1\n'
+
+
+def test_the_reader_of_robot_data_takes_them(folder):
+    data = RobotData(kind='npz', path=str(folder), robot='panda-sim', camera='outside', frames=4)
+    recordings = robot.open_recordings(data)
+    assert len(recordings) == 5
+    piece = robot.cut(recordings.episode(2), 4, 4.0, lambda n: n - 1)
+    stored = np.load(folder / 'episode_000002.npz')
+    np.testing.assert_allclose(piece.states, stored['states'][2:6], atol=1e-6)
+    assert piece.frames.shape == (4, 32, 32, 3) and piece.actions.shape == (3, 7)
