@@ -378,13 +378,14 @@ def _links(part: str, config: Any) -> list[tables.Link]:
 
 
 def _write_torch(weights: Weights, dst: pathlib.Path, steps_per_epoch, progress) -> list[str]:
-    notes: list[str] = []
+    parts = {part: weights.config(part) for part in weights.trees}
+    notes = [note for part, config in parts.items() for note in torch_weights.beyond(part, config)]
     if weights.training and 'target' not in weights.trees and 'predictor' in weights.trees:
         raise ConvertError(f'{weights.source}: a training checkpoint without a target encoder')
-    made = {part: torch_weights.made(part, weights.config(part)) for part in weights.trees}
+    made = {part: torch_weights.made(part, config) for part, config in parts.items()}
     tables_size = sum(table.nbytes for found in made.values() for table in found.values())
     scratch = torch_weights.prepare(dst, nbytes(weights, 'torch') + tables_size)
-    links = {part: _links(part, weights.config(part)) for part in weights.trees}
+    links = {part: _links(part, config) for part, config in parts.items()}
 
     def tensors(part: str, tree: Mapping) -> Iterator[tuple[str, Any]]:
         for name, array in tables.to_file(links[part], tree):

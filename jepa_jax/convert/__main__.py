@@ -44,7 +44,7 @@ def convert(
             weights = both_ways.add_probe(weights, both_ways.read(probe, **choices))
         for line in weights.summary():
             print(line)
-        to = to or ('torch' if weights.format == 'jax' else 'jax')
+        to = to or ('torch' if weights.format == 'jax' or _is_file(destination) else 'jax')
         total = both_ways.nbytes(weights, to, encoder)
         with tqdm(
             total=total, unit='B', unit_scale=True, desc=f'to {to}', disable=not sys.stderr.isatty()
@@ -61,6 +61,10 @@ def convert(
     for note in notes:
         print(f'  {note}')
     print(f'took {time.monotonic() - began:.0f} s{peak.words()}')
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith(('.pt', '.pth', '.pth.tar'))
 
 
 class _Peak:
@@ -99,7 +103,9 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('source', metavar='SRC', help='.pt file, Hugging Face folder, or workdir')
     parser.add_argument('destination', metavar='DST', help='file or folder, must not exist')
     parser.add_argument(
-        '--to', choices=('jax', 'torch', 'hf'), help='(default: jax, from our checkpoints torch)'
+        '--to',
+        choices=('jax', 'torch', 'hf'),
+        help='(default: torch for a DST that ends in .pt, and from our checkpoints; else jax)',
     )
     parser.add_argument(
         '--encoder',

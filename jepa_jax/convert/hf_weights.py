@@ -213,8 +213,8 @@ def write_config(
         return ConvertError(f'{folder}: {what}, which a VJEPA2Model cannot have: use torch or jax')
 
     for part in filter(None, (encoder, predictor)):
-        if part.position != 'rope' or part.mlp != 'gelu':
-            raise refuse(f"position '{part.position}' and mlp '{part.mlp}'")
+        if (part.position, part.rope, part.mlp) != ('rope', 'tiled', 'gelu'):
+            raise refuse(f"position '{part.position}', rope '{part.rope}', mlp '{part.mlp}'")
     if encoder.tubelet == 1:
         raise refuse('an image model')
     config = {

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jepa_jax import checkpoint
-from jepa_jax.config import TrainConfig, from_dict
+from jepa_jax.config import ConfigError, TrainConfig, from_dict
 from jepa_jax.convert import weights
 from jepa_jax.convert.tables import ConvertError, Leaf, flatten, nest
 from jepa_jax.convert.weights import ENCODERS, Training
@@ -67,7 +67,10 @@ def configs_of(where: str, extra: dict[str, Any]) -> dict[str, Any]:
     if 'model' in extra:
         return {part: _config(part, row) for part, row in extra['model'].items()}
     if 'config' in extra:
-        config = from_dict(extra['config'])
+        try:
+            config = from_dict(extra['config'])
+        except ConfigError as error:
+            raise ConvertError(f'{where}: not the config of a pretraining run ({error})') from None
         return {'encoder': vit_config(config), 'predictor': predictor_config(config)}
     raise ConvertError(f'{where}: the manifest has neither config nor model: nets unknown')
 

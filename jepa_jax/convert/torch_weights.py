@@ -11,7 +11,7 @@ import re
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -301,6 +301,23 @@ def made(part: str, config: Any) -> dict[str, np.ndarray]:
     return {'pos_embed': sincos_table(grid, config.width, config.uniform_power)[None]}
 
 
+# options of ours -> the only value that the original has
+ONLY = {'rope': 'tiled', 'residual': False, 'action_scale': (), 'state_scale': ()}
+
+
+def beyond(part: str, config: Any) -> list[str]:
+    """What the original would not know of a net from its arrays: it would compute another one."""
+    found = [
+        f'{part}: {option} = {getattr(config, option)}, which the original does not have: it would '
+        'compute something else from these weights'
+        for option, value in ONLY.items()
+        if getattr(config, option, value) != value
+    ]
+    if getattr(config, 'state_width', 1) == 0:
+        found.append(f'{part}: no states, which the original needs: it cannot load this file')
+    return found
+
+
 class Scratch:
     """Tensors in an unnamed file: as many as the disk holds, without memory of their own."""
 
@@ -398,6 +415,3 @@ def fresh_scaler() -> dict[str, Any]:
         'growth_interval': 2000,
         '_growth_tracker': 0,
     }
-
-
-Progress = Callable[[int], Any]

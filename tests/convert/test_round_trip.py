@@ -162,6 +162,22 @@ def test_sixteen_bits_are_widened(tmp_path, kind):
     np.testing.assert_array_equal(found['norm']['scale'], expected, strict=True)
 
 
+def test_what_only_ours_has_is_said_and_comes_back(tmp_path):
+    import dataclasses
+
+    state = originals.fill(originals.ac_predictor(), 'module.')
+    path, weights = through(tmp_path, {'predictor': state}, 'jax', predictor_heads=4)
+    ours = dataclasses.replace(weights.predictor, residual=True, action_scale=(2.0,) * 7)
+    weights = dataclasses.replace(weights, predictor=ours)
+    notes = convert.write(weights, tmp_path / 'b.pt', 'torch')
+    assert [n.split(' = ')[0] for n in notes] == [
+        'ac_predictor: residual',
+        'ac_predictor: action_scale',
+    ]
+    assert all('the original does not have' in note for note in notes)
+    assert convert.read(tmp_path / 'b.pt').predictor == ours
+
+
 def test_a_run_of_ours(runs, tmp_path):
     """Weights and training state come back to the last bit; the config travels along."""
     workdir = runs.finished()
