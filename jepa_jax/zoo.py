@@ -18,7 +18,6 @@ import hashlib
 import http.client
 import json
 import logging
-import math
 import os
 import pathlib
 import re
@@ -279,6 +278,33 @@ def _random(text: str, dtype: str, seed: int) -> Model:
     return Model(parts[0], predictor=parts[1], about=about)
 
 
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """Weights and the files that they are in."""
+
+    weights: Any  # convert.Weights
+    files: tuple[pathlib.Path, ...]
+
+
+def look(name_or_path: str | os.PathLike) -> Found:
+    """What `load` would load, with its files; a released file is hashed again if it is there.
+
+    Raises: as `load`.
+    """
+    text = os.fspath(name_or_path)
+    weights = _weights(text)
+    source = weights.source
+    if text in RELEASED:
+        original = cache_folder() / pathlib.Path(RELEASED[text].file).name
+        if original.exists():
+            check_record(original, thorough=True)
+            return Found(weights, (original,))
+    if source.is_file():
+        return Found(weights, (source,))
+    # our own checkpoints have been held against their manifest of hashes when they were read
+    return Found(weights, tuple(sorted(source.glob('*.safetensors'))))
+
+
 # Released files
 
 
@@ -500,8 +526,3 @@ def _hugging_face(name: str) -> str:
             f"model '{name}': no such folder, and not to be had from Hugging Face "
             f'({" ".join(str(error).split())[:200]})'
         ) from error
-
-
-def parameters(tree: Any) -> int:
-    """How many numbers a tree holds."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
