@@ -85,7 +85,7 @@ def plot_run(records: Sequence[dict[str, Any]], path: str | Path, title: str = '
             axes.legend(fontsize=8)
     if title:
         figure.suptitle(title, fontsize=11)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _title(field: str) -> str:
@@ -133,7 +133,7 @@ def plot_features(
         fontsize=8,
     )
     figure.suptitle(title or 'Features of one clip over time', fontsize=11)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_similarity(
@@ -184,7 +184,7 @@ def plot_similarity(
         fontsize=8,
     )
     figure.suptitle(title or 'Likeness of tokens over time', fontsize=11)
-    _save(figure, path)
+    save(figure, path)
 
 
 def token_similarity(tokens: np.ndarray, at: tuple[int, int, int]) -> np.ndarray:
@@ -228,6 +228,7 @@ def feature_colours(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.clip(0.5 + parts, 0, 1).reshape(*tokens.shape[:-1], 3), np.square(size[:3]) / total
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def save(figure: Figure, path: str | Path) -> None:
+    """Writes a figure as PNG."""
     FigureCanvasAgg(figure)  # drawn without pyplot: no display, no global state
     figure.savefig(path, dpi=120, format='png')

@@ -1,0 +1,307 @@
+"""Closed-loop measurements: episodes in the simulator, several at once, with a planner or without.
+
+A policy is a function of the episodes and of what they see; `measure` plays them to the end and
+counts how many end well. This is simulation, of the scene that the data came from: it says nothing
+about a real robot.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+from scipy import stats
+from tqdm import tqdm
+
+from jepa_jax.evals.pictures import save
+from jepa_jax.planning.cem import ActionSpace, plan
+from jepa_jax.planning.world_model import Context, Cost, Goal, WorldModel
+from jepa_jax.sims.panda import STANDARD, Panda, Variation
+from jepa_jax.sims.tasks import PandaEnv, oracle
+
+# Frames [E, H, W, 3] uint8 -> features [E, N, D], each frame alone
+Encode = Callable[[jax.Array], jax.Array]
+# (episodes, what they see as PandaEnv says with a leading axis of E, key) -> actions [E, 7]
+Policy = Callable[[Sequence[PandaEnv], Mapping[str, np.ndarray], jax.Array], np.ndarray]
+
+SHOWN = 4  # episodes whose frames are kept
+
+
+@dataclasses.dataclass(frozen=True)
+class Episodes:
+    """How episodes of one task ended."""
+
+    task: str
+    success: np.ndarray  # [E] bool, at the last step
+    start: np.ndarray  # [E] metres from the end of the task, at first
+    distance: np.ndarray  # [E] and at last
+    seconds: float  # that an action took to choose, per episode; the first, compiling, left out
+    frames: np.ndarray  # uint8 [at most SHOWN, T, H, W, 3]
+    goals: np.ndarray  # uint8 [the same, G, H, W, 3]; the task's goals
+
+    def summary(self) -> dict[str, float]:
+        """`success` with its 95 % interval `low`, `high` (Wilson's), median `distance` and
+        `start` in metres, `episodes`, `seconds_per_action`."""
+        wins, count = int(self.success.sum()), len(self.success)
+        low, high = wilson(wins, count)
+        return {
+            'success': wins / count,
+            'low': low,
+            'high': high,
+            'distance': float(np.median(self.distance)),
+            'start': float(np.median(self.start)),
+            'episodes': count,
+            'seconds_per_action': self.seconds,
+        }
+
+
+def wilson(wins: int, count: int) -> tuple[float, float]:
+    """95 % interval of a share, by Wilson's score."""
+    interval = stats.binomtest(wins, count).proportion_ci(method='wilson')
+    return float(interval.low), float(interval.high)
+
+
+def measure(
+    policy: Policy,
+    task: str,
+    seeds: Sequence[int],
+    *,
+    image_size: int = 64,
+    variations: Sequence[Variation] = (STANDARD,),
+    key: jax.Array,
+    title: str = '',
+) -> Episodes:
+    """Plays an episode for each seed, all in step, and shows a progress bar.
+
+    variations: of the scenes, one after the other and again; the same seeds and variations are the
+      same episodes for every policy.
+
+    Raises:
+      SimError: an unknown task, or this machine cannot draw.
+    """
+    envs = [PandaEnv(task, image_size, variations[i % len(variations)]) for i in range(len(seeds))]
+    try:
+        seen = [env.reset(seed=seed)[0] for env, seed in zip(envs, seeds)]
+        start = np.array([env.distance() for env in envs])
+        frames = [[s['image'] for s in seen[:SHOWN]]]
+        taken = []
+        for t in tqdm(range(envs[0].steps), desc=title or task, unit='step', file=sys.stderr):
+            stacked = {name: np.stack([s[name] for s in seen]) for name in seen[0]}
+            begun = time.monotonic()
+            actions = np.asarray(policy(envs, stacked, jax.random.fold_in(key, t)))
+            taken.append(time.monotonic() - begun)
+            results = [env.step(action) for env, action in zip(envs, actions)]
+            seen = [result[0] for result in results]
+            frames.append([s['image'] for s in seen[:SHOWN]])
+        return Episodes(
+            task=task,
+            success=np.array([result[4]['success'] for result in results]),
+            start=start,
+            distance=np.array([result[4]['distance'] for result in results]),
+            seconds=float(np.mean(taken[1:]) / len(envs)),
+            frames=np.stack(frames, axis=1),
+            goals=np.stack([[goal.image for goal in env.goals] for env in envs[:SHOWN]]),
+        )
+    finally:
+        for env in envs:
+            env.close()
+
+
+def act_at_random(space: ActionSpace) -> Policy:
+    """Evenly within the bounds that a planner has."""
+    bounds = jnp.asarray(space.bounds)
+
+    def choose(envs, seen, key):
+        drawn = jax.random.uniform(key, (len(envs), len(bounds)), minval=-bounds, maxval=bounds)
+        return space.whole(drawn)
+
+    return choose
+
+
+def do_nothing(envs, seen, key) -> np.ndarray:
+    """No motion."""
+    return np.zeros((len(envs), 7))
+
+
+def follow_script(envs, seen, key) -> np.ndarray:
+    """The script, which knows where everything is: what the task allows at best."""
+    return np.stack([oracle(env) for env in envs])
+
+
+def plan_with(
+    planner, world_model: WorldModel, encode: Encode, *, episodes_at_once: int = 1
+) -> Policy:
+    """Plans from the present frame and state to the goal image before each action, and takes the
+    first of the planned ones.
+
+    planner: of jepa_jax/planning/cem.py. encode: what the world model was trained on, such as
+      planning.robot.Robot.encode; it is not compiled here.
+    """
+
+    def choose(envs, seen, key):
+        contexts = Context(encode(seen['image'])[:, None], jnp.asarray(seen['state'])[:, None])
+        goals = Goal(encode(seen['goal_image']), jnp.asarray(seen['goal_state']))
+        keys = jax.random.split(key, len(envs))
+        actions, _ = plan(planner, world_model, contexts, goals, keys, at_once=episodes_at_once)
+        return actions[:, 0]
+
+    return choose
+
+
+def plan_in_simulator(planner, encode: Encode) -> Policy:
+    """The same with the simulator itself in place of a world model: what a planner reaches when its
+    predictions are true, so what is lost is lost by the cost. Slow: every sample is simulated and
+    drawn.
+    """
+    solve = jax.jit(planner.solve)
+
+    def choose(envs, seen, key):
+        now, goal = encode(seen['image']), encode(seen['goal_image'])
+        actions = []
+        for i, own in enumerate(jax.random.split(key, len(envs))):
+            world = TrueSimulator(jnp.int32(i), tuple(envs), encode)
+            context = Context(now[i : i + 1], jnp.asarray(seen['state'][i : i + 1]))
+            found, _ = solve(world, context, Goal(goal[i], jnp.asarray(seen['goal_state'][i])), own)
+            actions.append(np.asarray(found[0]))
+        return np.stack(actions)
+
+    return choose
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrueSimulator:
+    """A world model that is never wrong: it plays the actions and looks. The episodes are left as
+    they were."""
+
+    episode: jax.Array  # which of the environments
+    envs: tuple[PandaEnv, ...] = dataclasses.field(metadata={'static': True})
+    encode: Encode = dataclasses.field(metadata={'static': True})
+
+    def rollout(self, context: Context, actions: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """See planning.world_model.WorldModel."""
+        S, H, _ = actions.shape
+        size = self.envs[0].panda.image_size
+        shapes = (
+            jax.ShapeDtypeStruct((S, H, size, size, 3), jnp.uint8),
+            jax.ShapeDtypeStruct((S, H, 7), jnp.float32),
+        )
+        frames, states = jax.pure_callback(self._play, shapes, self.episode, actions)
+        features = self.encode(frames.reshape(S * H, size, size, 3))
+        return features.reshape(S, H, *features.shape[1:]), states
+
+    def _play(self, episode, actions) -> tuple[np.ndarray, np.ndarray]:
+        panda: Panda = self.envs[int(episode)].panda
+        begin = panda.save()
+        frames, states = [], []
+        for sequence in np.asarray(actions):
+            panda.restore(begin)
+            for action in sequence:
+                panda.act(action)
+                frames.append(panda.draw())
+                states.append(panda.state())
+        panda.restore(begin)
+        (S, H, _), frames = actions.shape, np.stack(frames)
+        return frames.reshape(S, H, *frames.shape[1:]), np.float32(states).reshape(S, H, 7)
+
+
+def pixels(frames: jax.Array) -> jax.Array:
+    """Frames [E, H, W, 3] as features [E, H W, 3], for the cost that compares pictures."""
+    return frames.reshape(frames.shape[0], -1, 3).astype(jnp.float32) / 255
+
+
+def judge_cost(
+    encode: Encode,
+    cost: Cost,
+    seeds: Sequence[int],
+    *,
+    image_size: int = 64,
+    task: str = 'reach',
+) -> dict[str, float]:
+    """Whether a cost falls where the goal comes nearer, without any world model.
+
+    Returns, as means over episodes: `rank_correlation` (Spearman's) of the cost with the distance
+    of the tool from the goal's, over the script's way there and as many steps at random; `falls`,
+    the share of the script's steps towards a goal that lower it.
+    """
+    rng = np.random.default_rng(len(seeds))
+    env, correlation, falls = PandaEnv(task, image_size), [], []
+    try:
+        for seed in seeds:
+            frames, apart, moving = [], [], []
+            for scripted in (True, False):
+                seen, _ = env.reset(seed=seed)
+                goal = env.goals[0]
+                for _ in range(goal.steps):
+                    frames.append(seen['image'])
+                    apart.append(float(np.linalg.norm(seen['state'][:3] - goal.state[:3])))
+                    moving.append(scripted)
+                    chance = np.array([*rng.uniform(-0.05, 0.05, 3), 0, 0, 0, 0])
+                    seen = env.step(oracle(env) if scripted else chance)[0]
+            features = encode(np.stack(frames))[:, None]
+            energy = np.asarray(cost(features, None, Goal(encode(goal.image[None])[0])))
+            correlation.append(stats.spearmanr(energy, apart).statistic)
+            steps = np.flatnonzero(np.array(moving[:-1]) & moving[1:] & (np.diff(apart) < -0.005))
+            falls.append(np.mean(np.diff(energy)[steps] < 0))
+    finally:
+        env.close()
+    return {
+        'rank_correlation': float(np.mean(correlation)),
+        'falls': float(np.mean(falls)),
+    }
+
+
+def row(results: Mapping[str, Episodes], policy: str) -> dict[str, float]:
+    """A task's row of report.json (`tasks`): the summary of a policy, and the share of success of
+    every other one by its name."""
+    others = {name: float(r.success.mean()) for name, r in results.items() if name != policy}
+    return {**results[policy].summary(), **others}
+
+
+def plot_episodes(episodes: Episodes, path: str | Path, title: str = '', columns: int = 7) -> None:
+    """Draws the kept episodes as a contact sheet, PNG: a row each, from the first frame to the
+    last, and the last goal."""
+    count, T = episodes.frames.shape[:2]
+    times = np.unique(np.linspace(0, T - 1, min(columns, T)).round().astype(int))
+    figure = Figure(figsize=(1.5 * (len(times) + 1), 1.75 * count + 0.5), layout='constrained')
+    grid = figure.subplots(count, len(times) + 1, squeeze=False)
+    for i in range(count):
+        for axes, t in zip(grid[i], times):
+            axes.imshow(episodes.frames[i, t])
+            axes.set_title(f'step {t}', fontsize=8)
+        grid[i, -1].imshow(episodes.goals[i, -1])
+        grid[i, -1].set_title('goal', fontsize=8)
+        word = 'success' if episodes.success[i] else 'failure'
+        grid[i, 0].set_ylabel(f'{word}\n{100 * episodes.distance[i]:.1f} cm off', fontsize=8)
+        for axes in grid[i]:
+            axes.set_xticks([])
+            axes.set_yticks([])
+    summary = episodes.summary()
+    figure.suptitle(
+        f'{title or episodes.task}: {100 * summary["success"]:.0f} % of {summary["episodes"]} '
+        f'episodes end well ({100 * summary["low"]:.0f} to {100 * summary["high"]:.0f})',
+        fontsize=10,
+    )
+    save(figure, path)
+
+
+def verdict(task: str, row: Mapping[str, float]) -> str:
+    """One sentence on a row of `tasks`."""
+
+    def share(x: float) -> str:
+        return f'{100 * x:.0f} %'
+
+    counts = {'success', 'low', 'high', 'distance', 'start', 'episodes', 'seconds_per_action'}
+    others = ', '.join(f'{k} {share(v)}' for k, v in row.items() if k not in counts)
+    return (
+        f'{task} (simulated, the scene of the training data): {share(row["success"])} of '
+        f'{row["episodes"]:.0f} episodes end well ({share(row["low"])} to {share(row["high"])}), '
+        f'{100 * row["distance"]:.1f} cm off from {100 * row["start"]:.1f}; {others}'
+    )

@@ -1,0 +1,157 @@
+"""The closed loop: policies whose outcome is known, the interval, and the planner's way through
+encoder, world model and simulator.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip('jepa_jax.sims.panda', reason='needs MuJoCo', exc_type=ModuleNotFoundError)
+pytestmark = pytest.mark.usefixtures('gl')
+
+from jepa_jax import poses  # noqa: E402
+from jepa_jax.planning.cem import CEM, end_effector  # noqa: E402
+from jepa_jax.planning.world_model import Context, Cost  # noqa: E402
+from jepa_jax.sims import evaluate  # noqa: E402
+from jepa_jax.sims.tasks import PandaEnv  # noqa: E402
+
+KEY = jax.random.key(0)
+
+
+@pytest.mark.parametrize(
+    ('wins', 'count', 'low', 'high'),
+    [
+        (0, 10, 0.0, 0.2775),
+        (8, 10, 0.4902, 0.9433),
+        (10, 10, 0.7225, 1.0),
+        (50, 100, 0.4038, 0.5962),
+    ],
+)
+def test_interval_is_wilsons(wins, count, low, high):
+    """Textbook values, and the closed form."""
+    found = evaluate.wilson(wins, count)
+    assert found == pytest.approx((low, high), abs=1e-4)
+    p, z2 = wins / count, 1.959964**2
+    middle = (p + z2 / (2 * count)) / (1 + z2 / count)
+    half = np.sqrt(z2 * (p * (1 - p) / count + z2 / (4 * count**2))) / (1 + z2 / count)
+    assert found == pytest.approx((middle - half, middle + half), abs=1e-6)
+
+
+@pytest.fixture(scope='module')
+def scripted():
+    return evaluate.measure(evaluate.follow_script, 'grasp', [0, 1, 2], image_size=16, key=KEY)
+
+
+def test_known_policies_and_their_row(scripted):
+    space = end_effector(0.05)
+    policies = {'random': evaluate.act_at_random(space), 'no-op': evaluate.do_nothing}
+    results = {
+        name: evaluate.measure(policy, 'grasp', [0, 1, 2], image_size=16, key=KEY)
+        for name, policy in policies.items()
+    }
+    row = evaluate.row({'oracle': scripted, **results}, 'oracle')
+    assert row['success'] == 1 and row['random'] == row['no-op'] == 0
+    assert row['low'] == pytest.approx(0.4385, abs=1e-4) and row['high'] == 1
+    assert row['episodes'] == 3 and row['distance'] < 0.02 < row['start']
+    words = evaluate.verdict('grasp', row)
+    assert '100 % of 3 episodes' in words and 'random 0 %' in words and 'simulated' in words
+
+
+def test_an_episode_is_the_same_alone_and_among_others(scripted):
+    alone = evaluate.measure(evaluate.follow_script, 'grasp', [1], image_size=16, key=KEY)
+    assert alone.distance[0] == scripted.distance[1]
+    np.testing.assert_array_equal(alone.frames[0], scripted.frames[1])
+
+
+def test_contact_sheet(scripted, tmp_path):
+    evaluate.plot_episodes(scripted, tmp_path / 'episodes.png')
+    with Image.open(tmp_path / 'episodes.png') as image:
+        assert min(image.size) > 300
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PoseModel:
+    """Knows what an action does to the pose, and sees nothing."""
+
+    sign: jax.Array
+
+    def rollout(self, context: Context, actions: jax.Array):
+        state, states = jnp.broadcast_to(context.states[-1], (len(actions), 7)), []
+        for h in range(actions.shape[1]):
+            state = poses.apply(state, self.sign * actions[:, h])
+            states.append(state)
+        states = jnp.stack(states, axis=1)
+        return jnp.zeros((*states.shape[:2], 1, 1)), states
+
+
+def blind(frames):
+    return jnp.zeros((len(frames), 1, 1))
+
+
+def test_a_right_world_model_solves_what_a_mirrored_one_does_not():
+    """The whole way of an action from planner to arm, in the conventions of poses."""
+    planner = CEM(end_effector(0.05), Cost(state_weight=1.0), 1, 64, 6, 8)
+    outcome = {}
+    for sign in (1.0, -1.0):
+        policy = evaluate.plan_with(planner, PoseModel(jnp.float32(sign)), blind)
+        outcome[sign] = evaluate.measure(
+            policy, 'reach', range(4), image_size=16, key=jax.random.key(1)
+        )
+    assert outcome[1.0].success.all() and outcome[1.0].distance.max() < 0.02
+    assert not outcome[-1.0].success.any()
+    assert (outcome[-1.0].distance > outcome[-1.0].start).all()
+
+
+def test_the_simulator_as_world_model_is_right_and_leaves_no_trace():
+    env = PandaEnv('reach', 16)
+    env.reset(seed=0)
+    before = env.panda.state()
+    actions = np.random.default_rng(0).uniform(-0.05, 0.05, (3, 2, 7)).astype(np.float32)
+    world = evaluate.TrueSimulator(jnp.int32(0), (env,), evaluate.pixels)
+    features, states = jax.jit(lambda w, a: w.rollout(None, a))(world, actions)
+    np.testing.assert_array_equal(env.panda.state(), before)
+    for s in (2, 0):
+        env.reset(seed=0)
+        for h in range(2):
+            env.panda.act(actions[s, h])
+            np.testing.assert_allclose(states[s, h], env.panda.state(), atol=1e-6)
+            drawn = evaluate.pixels(env.panda.draw()[None])[0]
+            np.testing.assert_allclose(features[s, h], drawn, atol=1e-6)
+    env.close()
+
+
+def test_planning_in_the_simulator_comes_nearer_by_what_it_sees():
+    """One step of each episode, by pictures alone."""
+    planner = CEM(end_effector(0.075), Cost(exponent=2), 1, 24, 3, 4)
+    policy = evaluate.plan_in_simulator(planner, evaluate.pixels)
+    envs = [PandaEnv('reach', 24) for _ in range(3)]
+    seen = [env.reset(seed=10 + i)[0] for i, env in enumerate(envs)]
+    start = np.array([env.distance() for env in envs])
+    stacked = {name: np.stack([s[name] for s in seen]) for name in seen[0]}
+    for env, action in zip(envs, policy(envs, stacked, KEY)):
+        env.step(action)
+    assert np.mean(np.array([env.distance() for env in envs]) - start) < -0.02
+    for env in envs:
+        env.close()
+
+
+def test_a_cost_is_judged_by_whether_it_falls():
+    def place(frames):
+        """Where the arm's light grey is, which a still background cannot move."""
+        bright = (jnp.asarray(frames, jnp.float32).min(-1) > 120).astype(jnp.float32)
+        weights = bright / bright.sum((1, 2), keepdims=True)
+        axis = jnp.arange(frames.shape[1]) / frames.shape[1]
+        y, x = (weights.sum(2) * axis).sum(1), (weights.sum(1) * axis).sum(1)
+        return jnp.stack([y, x], axis=-1)[:, None]
+
+    good = evaluate.judge_cost(jax.jit(place), Cost(), range(2), image_size=48)
+    chance = evaluate.judge_cost(
+        lambda frames: jax.random.normal(KEY, (len(frames), 4, 4)), Cost(), range(2), image_size=48
+    )
+    assert good['rank_correlation'] > 0.6 and good['falls'] > 0.8
+    assert abs(chance['rank_correlation']) < 0.5
