@@ -329,14 +329,19 @@ def write(
     dst = pathlib.Path(dst).expanduser().absolute()
     if to not in FORMATS:
         raise ConvertError(f"to '{to}': allowed are {', '.join(FORMATS)}")
-    if dst.exists():
-        raise ConvertError(f'{dst} exists: choose a new name or move it away')
+    refuse_existing(dst)
     if to == 'jax':
         orbax_weights.write(weights, dst, progress)
         return []
     if to == 'torch':
         return _write_torch(weights, dst, steps_per_epoch, progress)
     return _write_hf(weights, dst, encoder, progress)
+
+
+def refuse_existing(dst: str | os.PathLike) -> None:
+    """Raises ConvertError if something is at `dst` already."""
+    if pathlib.Path(dst).expanduser().exists():
+        raise ConvertError(f'{dst} exists: choose a new name or move it away')
 
 
 def nbytes(weights: Weights, to: str, encoder: str = 'target') -> int:
@@ -474,7 +479,10 @@ def _hf_parts(weights: Weights, encoder: str) -> list[tuple[str, dict]]:
 def _write_hf(weights: Weights, dst: pathlib.Path, encoder: str, progress) -> list[str]:
     chosen = weights.pick(encoder)
     parts = _hf_parts(weights, encoder)
-    notes = [f'the encoder is the {"target" if chosen == "target" else "online one"}']
+    which = {'target': 'target', 'encoder': 'online one'}[chosen]
+    if sum(part in weights.trees for part in ENCODERS) == 1:
+        which = 'only one in the source'
+    notes = [f'the encoder is the {which}']
     kept = {chosen, 'predictor', 'probe'}
     notes += [f'dropped: {orbax_weights.weights.NAMES[p]}' for p in weights.trees if p not in kept]
     if weights.training:

@@ -38,6 +38,7 @@ def convert(
     from jepa_jax import convert as both_ways  # jax, orbax: not for --help
 
     began = time.monotonic()
+    both_ways.refuse_existing(destination)  # reading may take minutes
     with _Peak() as peak:
         weights = both_ways.read(source, steps_per_epoch=steps_per_epoch, **choices)
         if probe:

@@ -97,7 +97,7 @@ def load(path: pathlib.Path) -> Any:
 
 
 def _unreadable(path: pathlib.Path, error: Exception) -> ConvertError:
-    reason = re.split(r'[\n.]', str(error).strip())[0]
+    reason = (str(error).strip() or 'no more is known').splitlines()[0]
     return ConvertError(
         f'{path} cannot be read as a .pt file: damaged, truncated or something else '
         f'({type(error).__name__}: {reason})'
@@ -350,12 +350,10 @@ def prepare(dst: pathlib.Path, nbytes: int) -> Scratch:
     """Room for the tensors of a file to be written.
 
     Raises:
-      ConvertError: no PyTorch, or something is at `dst`.
+      ConvertError: no PyTorch.
       CheckpointError: the disk has not the room for them and for the file.
     """
     torch = _torch(dst)
-    if dst.exists():
-        raise ConvertError(f'{dst} exists: choose a new name or move it away')
     dst.parent.mkdir(parents=True, exist_ok=True)
     check_room(dst.parent, 2 * nbytes)
     return Scratch(torch, dst.parent, nbytes)

@@ -91,9 +91,11 @@ class Weights:
     def summary(self) -> list[str]:
         """Lines that say what this is, for people."""
         found = [f'{self.source}: V-JEPA {self.version}, size {self.size}, format {self.format}']
+        alone = sum(part in self.trees for part in ENCODERS) == 1
         for part, tree in self.trees.items():
             count = sum(int(np.prod(leaf.shape)) for leaf in flatten(tree).values())
-            found.append(f'  {NAMES[part]}: {count:,} parameters')
+            name = 'encoder (the only one)' if alone and part in ENCODERS else NAMES[part]
+            found.append(f'  {name}: {count:,} parameters')
         if self.training:
             t = self.training
             found.append(f'  optimizer: Adam moments after {t.count:,} updates, step {t.step:,}')
