@@ -240,8 +240,9 @@ def _typed(config: Any, dtype: str) -> Any:
 
 
 def _placed(weights, part: str) -> dict:
-    """A part on the device, array by array: never all of it twice."""
-    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), weights.trees[part])
+    """A part on the device, array by array: never all of it twice, and on a CPU nothing is copied,
+    which jnp.asarray would do."""
+    return jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf)), weights.trees[part])
 
 
 def random_configs(size: str, dtype: str = 'float32') -> tuple[ViTConfig, PredictorConfig]:
