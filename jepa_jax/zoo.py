@@ -413,7 +413,11 @@ def _write(path: pathlib.Path, text: str) -> None:
 
 
 class _Cut(Exception):
-    """A connection that failed or ended early: worth another attempt."""
+    """A connection that ended early: worth another attempt."""
+
+
+class _Unreachable(_Cut):
+    """No connection: worth another attempt if there was one before."""
 
 
 def download(url: str, path: pathlib.Path) -> None:
@@ -422,7 +426,7 @@ def download(url: str, path: pathlib.Path) -> None:
     Raises:
       ZooError: it cannot be had; says where to put it by hand.
     """
-    part, idle, wait = path.with_name(path.name + '.part'), 0, WAIT
+    part, idle, wait, reached = path.with_name(path.name + '.part'), 0, WAIT, False
     while True:
         before = part.stat().st_size if part.exists() else 0
         try:
@@ -430,8 +434,9 @@ def download(url: str, path: pathlib.Path) -> None:
             break
         except _Cut as cut:
             gained = (part.stat().st_size if part.exists() else 0) > before
+            reached |= not isinstance(cut, _Unreachable)
             idle, wait = (1, WAIT) if gained else (idle + 1, wait * 2)
-            if idle >= ATTEMPTS:
+            if idle >= ATTEMPTS or not reached:
                 raise _by_hand(url, path, str(cut)) from cut
             log.info('%s: %s; again in %g s', url, cut, wait)
             time.sleep(wait)
@@ -477,7 +482,7 @@ def _continue(url: str, part: pathlib.Path) -> None:
             raise _Cut(f'the server says {error.code} {error.reason}') from error
         raise
     except urllib.error.URLError as error:
-        raise _Cut(str(error.reason)) from error
+        raise _Unreachable(str(error.reason)) from error
     except (OSError, http.client.HTTPException) as error:
         raise _Cut(str(error) or type(error).__name__) from error
 

@@ -145,7 +145,6 @@ MISTAKES = {
     'no out': (['--input', 'v0.mp4'], 1, '--out is missing'),
     'no model': (['--out', 'x.npz', '--input', 'v0.mp4', '--model', 'vitx'], 1, 'did you mean vit'),
     'same names': (['--out', 'x', '--input', 'v0.mp4', 'frames/v0.mp4'], 1, 'called v0.mp4'),
-    'frames': (['--out', 'x.npz', '--input', 'v0.mp4', '--frames', '5'], 1, 'multiple of 2'),
     'no probe': (['--input', 'v0.mp4', '--classify'], 1, 'no probe'),
     'flag': (['--input', 'v0.mp4', '--outt', 'x.npz'], 2, 'did you mean --out'),
 }

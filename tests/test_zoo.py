@@ -171,7 +171,7 @@ def test_without_a_network_the_error_says_what_goes_where(tmp_path):
         'JEPA_JAX_WEIGHTS_URL': 'http://127.0.0.1:9/',
     }
     code = (
-        'import sys; from jepa_jax import zoo, embed; zoo.WAIT = 0; zoo.ATTEMPTS = 1; '
+        'import sys; from jepa_jax import embed; '
         "sys.argv = ['embed', '--model', 'vitg-384', '--input', 'x.mp4', '--out', 'x.npz']; "
         'sys.exit(embed.main())'
     )
@@ -180,7 +180,7 @@ def test_without_a_network_the_error_says_what_goes_where(tmp_path):
         text=True, timeout=200,
     )  # fmt: skip
     assert done.returncode == 1 and 'Traceback' not in done.stderr
-    line = done.stderr.strip().splitlines()[-1]
+    (line,) = done.stderr.strip().splitlines()  # at once, without further attempts
     assert f'{tmp_path}/weights/vitg-384.pt is not there and cannot be downloaded' in line
     assert 'refused' in line and 'get http://127.0.0.1:9/vitg-384.pt elsewhere' in line
 
@@ -359,10 +359,8 @@ def test_mistaken_options(tmp_path):
         jepa_jax.load('vitl', crop=64)
 
 
-def test_random_weights_are_seeded_and_said():
-    """That seed 0 is what the net's own initialisation gives is in test_embed.py."""
-    models = [jepa_jax.load('random:tiny', seed=seed) for seed in (0, 1)]
-    a, b = (np.asarray(m.encoder.params['patch_embed']['kernel']) for m in models)
-    assert not np.array_equal(a, b)
-    assert 'RANDOM weights (seed 1)' in models[1].about[0]
-    assert models[0].predictor is not None
+def test_random_weights_are_said():
+    """That they are what the net's own initialisation gives is in test_embed.py."""
+    model = jepa_jax.load('random:tiny', seed=1)
+    assert 'RANDOM weights (seed 1), nothing is trained' in model.about[0]
+    assert model.predictor.config.encoder_width == model.config.width == 192

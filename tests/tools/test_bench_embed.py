@@ -1,0 +1,31 @@
+"""The benchmark of features, end to end on a tiny model."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.slow
+def test_both_sides_agree(tmp_path):
+    done = subprocess.run(
+        [
+            sys.executable, '-m', 'tools.bench_embed', '--size', 'tiny', '--frames', '4',
+            '--crop', '64', '--rounds', '1', '--json', str(tmp_path / 'found.json'),
+        ],
+        cwd=ROOT, env={**os.environ, 'PYTHONPATH': str(ROOT)}, capture_output=True, text=True,
+        timeout=400,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / 'found.json').read_text())
+    assert found['difference'] < 1e-4
+    for side in ('jepa_jax', 'transformers'):
+        row = found[side]
+        assert 0 < row['seconds'] and row['anonymous'] < row['resident']
+        assert row['anonymous'] > 4 * 5_600_000  # the parameters are in it
+    assert 'largest difference of 6,144 features' in done.stdout
