@@ -169,6 +169,8 @@ def _configs(path, reader: shapes.Reader, content, forms) -> dict[str, Any]:
     """Of each part: as we wrote beside it, else as the shapes and the user say."""
     if content.ours:
         known = orbax_weights.configs_of(str(path), content.ours)
+        if unknown := [p for p in forms if ('encoder' if p in ENCODERS else p) not in known]:
+            raise ConvertError(f'{path}: entry {torch_weights.OURS} says nothing of {unknown[0]}')
         return {part: known['encoder' if part in ENCODERS else part] for part in forms}
     found: dict[str, Any] = {}
     for part in ENCODERS:
@@ -232,12 +234,14 @@ def _training(path, content, links, steps_per_epoch, notes: list[str]) -> Traini
             raise ConvertError(
                 f'{path}: opt: nothing for {part} {wrong[0]}; --weights-only leaves it out'
             )
-    if 'step' in content.ours:
-        step = content.ours['step']
-    elif steps_per_epoch and 'epoch' in content.plain:
-        step = content.plain['epoch'] * steps_per_epoch
-    else:
-        step = found.count
+    epoch = content.plain.get('epoch')
+    counted = epoch * steps_per_epoch if steps_per_epoch and epoch is not None else None
+    step = content.ours.get('step', found.count if counted is None else counted)
+    if counted not in (None, step):
+        raise ConvertError(
+            f'{path} is of step {step}, which {epoch} epochs of {steps_per_epoch} steps contradict'
+        )
+    if counted is None and 'step' not in content.ours:
         notes.append(f"step {step} (Adam's count; --steps-per-epoch N makes it epochs x N)")
     return Training(
         step, found.count, mu, nu, found.hyper, content.plain, content.ours.get('config')

@@ -153,7 +153,17 @@ def take_apart(path: pathlib.Path) -> Content:
     if opt is not None and 'probe' in parts:
         opt, _ = None, notes.append("probe: its optimizer's state is dropped")
     plain = {name: _plain(content[name]) for name in PLAIN if name in content}
-    return Content(parts, opt, plain, json.loads(content.get(OURS, '{}')), notes)
+    return Content(parts, opt, plain, _ours(path, content.get(OURS, '{}')), notes)
+
+
+def _ours(path: pathlib.Path, text: Any) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+        if isinstance(found, dict):
+            return found
+    except (TypeError, ValueError):
+        pass
+    raise ConvertError(f'{path}: entry {OURS} is not what jepa_jax writes there')
 
 
 def _plain(value: Any) -> Any:

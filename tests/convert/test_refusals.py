@@ -237,6 +237,13 @@ def test_optimizer_of_other_parameters(tmp_path):
     assert convert.read(saved(tmp_path, content), **TINY, weights_only=True).training is None
 
 
+def test_an_entry_of_ours_that_is_not(tmp_path):
+    for entry in ('{', '[]', 3):
+        refused(saved(tmp_path, {**originals.released(), 'jepa_jax': entry}), 'jepa_jax')
+    lacking = json.dumps({'model': {}})
+    refused(saved(tmp_path, {**originals.released(), 'jepa_jax': lacking}), 'nothing of encoder')
+
+
 # Hugging Face folders
 
 

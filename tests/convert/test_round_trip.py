@@ -189,6 +189,8 @@ def test_a_run_of_ours(runs, tmp_path):
     # one mask token has no frame count of its own: PyTorch keeps no state of it
     names = [k for part in ('encoder', 'predictor') for k in found[part]]
     assert len(found['opt']['state']) == len(names) - 1
+    with pytest.raises(convert.ConvertError, match='step 16, which 4 epochs of 5'):
+        convert.read(tmp_path / 'a.pt', steps_per_epoch=5)
     convert.write(convert.read(tmp_path / 'a.pt'), tmp_path / 'back', 'jax')
     ours, theirs = (
         flatten(checkpoint.restore(f, checkpoint.stored_abstract(f))[0])
