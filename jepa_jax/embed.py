@@ -7,10 +7,10 @@
 A video is taken at --fps and cut into windows of --frames; the .npz holds `tokens` float32
 [clips, N, D] (or `pooled`), `coords` [N, 3] (seconds from the window's start, y, x in pixels of the
 input, of each token's middle), what was fed (`clips` uint8 [clips, T, H, W, 3], and which frames
-that were: `numbers` and `seconds` [clips, T], `file` [clips]), and the settings. An --out that ends
-in .npz takes all inputs, which must then have one token grid; any other is a folder that gets a
-file an input. An input that cannot be read is named and left out; the rest is written, and the exit
-status is 1.
+that were: `numbers` and `seconds` [clips, T], `file` and `spacing` [clips]), and the settings. An
+--out that ends in .npz takes all inputs, which must then have one token grid; any other is a folder
+that gets a file an input. An input that cannot be read is named and left out; the rest is written,
+and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -117,8 +117,9 @@ def _embed(model, inputs, output, pictures, options, failed) -> None:
                     _draw(model, window, values, pictures)
                 if output:
                     grid = model.config.grid(*window.clip.shape[:3])
+                    coords = model.coords(grid, window.spacing)
                     try:
-                        output.begin(current, grid, model.coords(grid, window.spacing))
+                        output.begin(current, grid, coords, window.spacing)
                     except BadFile as error:
                         _left_out(current, error, failed)
             if output and current not in failed:
@@ -137,17 +138,26 @@ class _OneFile:
 
         self._rows, self._settings = NpzRows(path), settings
         self._files: list[str] = []
-        self._grid = self._coords = None
+        self._grid = self._coords = self._spacing = None  # of the first input that is whole
 
-    def begin(self, path: str, grid: tuple[int, int, int], coords) -> None:
+    def begin(self, path: str, grid: tuple[int, int, int], coords, spacing: float) -> None:
         """Rows of another input follow."""
         from jepa_jax.data.decode import BadFile
 
         self._path, self._first = path, self._rows.count
-        if self._files and grid != self._grid:
+        if not self._files:
+            self._grid, self._coords, self._spacing = grid, coords, spacing
+        elif grid != self._grid:
             found = f'token grid {grid}, inputs before it have {self._grid}'
             raise BadFile(path, 'unfit', f'{found}: make --out a folder, for a file an input')
-        self._grid, self._coords = grid, coords
+        elif spacing != self._spacing:
+            from tqdm import tqdm
+
+            tqdm.write(
+                f'{path}: a frame every {spacing:.4g} s, in {self._files[0]} every '
+                f'{self._spacing:.4g} s: the seconds of coords are those of the first input, '
+                'and in proportion to spacing'
+            )
 
     def add(self, window, values: dict[str, Any]) -> None:
         import numpy as np
@@ -157,6 +167,7 @@ class _OneFile:
             clips=window.clip,
             numbers=window.numbers.astype(np.int64),
             seconds=window.seconds.astype(np.float64),
+            spacing=np.float64(window.spacing),
             file=np.int64(len(self._files)),
         )
 
@@ -193,10 +204,10 @@ class _Folder:
         self._folder, self._settings = pathlib.Path(path), settings
         self._folder.mkdir(parents=True, exist_ok=True)
 
-    def begin(self, path: str, grid: tuple[int, int, int], coords) -> None:
+    def begin(self, path: str, grid: tuple[int, int, int], coords, spacing: float) -> None:
         file = self._folder / f'{pathlib.Path(path).name}.npz'
         self._one = _OneFile(str(file), self._settings)
-        self._one.begin(path, grid, coords)
+        self._one.begin(path, grid, coords, spacing)
 
     def add(self, window, values: dict[str, Any]) -> None:
         self._one.add(window, values)

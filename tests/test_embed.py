@@ -99,6 +99,14 @@ def test_many_inputs_one_file_without_torch(folder):
 
 def test_each_kind_into_a_folder(folder):
     inputs = ['a.npy', 'p.png', 'frames', 'v0.mp4']
+    np.save(folder / 'b.npy', noise(4, 48, 80, 3))
+    done = embed(folder, *SMALL, '--fps', '3', '--input', 'v1.mp4', 'b.npy', '--out', 'two.npz')
+    assert done.returncode == 0 and 'b.npy: a frame every 0.3333 s, in v1.mp4 every 0.25 s' in (
+        done.stdout
+    )
+    found = np.load(folder / 'two.npz')
+    assert found['spacing'].tolist() == [0.25] * 4 + [1 / 3]
+    assert found['coords'][-1, 0] == np.float32(2.5 * 0.25)
     done = embed(
         folder, *SMALL, '--pool', 'mean', '--layers', '0', '5', '--input', *inputs, '--out', 'each',
         '--pictures', 'each',
