@@ -9,6 +9,7 @@ import re
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 
 AXES = ('data', 'fsdp')
 BATCH = jax.P(AXES)
@@ -26,6 +27,10 @@ PARAM_RULES = (
     (r'(.*/)?predictor/embed/kernel', jax.P('fsdp', None)),
     (r'(.*/)?predictor/proj/kernel', jax.P(None, 'fsdp')),
     (r'(.*/)?(action|state|extrinsics)_encoder/kernel', jax.P()),
+    # the probe's pooler and heads are small, and every device needs them whole
+    (r'(.*/)?cross_attention_block/(xattn/(q|kv)|mlp/fc[12])/kernel', jax.P()),
+    (r'(.*/)?heads/\w+/kernel', jax.P()),
+    (r'(.*/)?query_tokens', jax.P()),
     (r'(.*/)?(bias|scale)', jax.P()),
     (r'(.*/)?mask_tokens/\d+', jax.P()),
 )
@@ -51,8 +56,12 @@ def make_mesh(fsdp: int = 1, devices: list | None = None) -> jax.sharding.Mesh:
         raise ValueError(
             f'mesh.fsdp = {fsdp}: must divide the {len(devices)} devices and be at most {MAX_FSDP}'
         )
+    # 8 does not divide into whole sides of a slice 4x4x4, which jax.make_mesh would insist on
+    grid = mesh_utils.create_device_mesh(
+        (len(devices) // fsdp, fsdp), devices, allow_split_physical_axes=True
+    )
     explicit = (jax.sharding.AxisType.Explicit,) * 2
-    return jax.make_mesh((len(devices) // fsdp, fsdp), AXES, devices=devices, axis_types=explicit)
+    return jax.sharding.Mesh(grid, AXES, axis_types=explicit)
 
 
 def place(tree):
@@ -70,8 +79,25 @@ def platform() -> str:
     return device.platform if device else jax.default_backend()
 
 
+def reduce_late(tree):
+    """Parameters whose gradients stay summed over fsdp alone until they leave `tree`: then one sum
+    over `data` of each device's share, rather than one a layer and mask. Leaves not sharded over
+    `fsdp` are left alone, and everything is outside a mesh."""
+
+    def one(a):
+        spec = jax.typeof(a).sharding.spec
+        return jax.reshard(a, _reduced(spec, 'data')) if 'fsdp' in spec else a
+
+    return jax.tree.map(one, tree)
+
+
 def gather(tree):
-    """Un-shards every leaf over `fsdp`, by its own type; outside a mesh they are left alone."""
+    """Un-shards every leaf over `fsdp`, by its own type; outside a mesh they are left alone.
+
+    Their gradients are summed in the leaf's own type and each device receives its share, a
+    reduce-scatter: left to itself XLA sums whole gradients in the type of the products and slices
+    them, which moves twice the bytes.
+    """
 
     def drop(entry):
         if isinstance(entry, tuple):
@@ -80,10 +106,15 @@ def gather(tree):
 
     def one(a):
         spec = jax.typeof(a).sharding.spec
-        full = jax.P(*map(drop, spec))
-        return a if full == spec else jax.reshard(a, full)
+        full = jax.P(*map(drop, spec.partitions), reduced=spec.reduced)
+        return a if full == spec else jax.reshard(a, _reduced(full, 'fsdp'))
 
     return jax.tree.map(one, tree)
+
+
+def _reduced(spec: jax.P, axis: str) -> jax.P:
+    """The spec of an array whose gradient is still to be summed over `axis`."""
+    return jax.P(*spec.partitions, reduced=spec.reduced | {axis})
 
 
 def batch_spec(like: jax.Array) -> jax.P | None:

@@ -11,7 +11,7 @@ import optax
 
 from jepa_jax import optim
 from jepa_jax.config import Optim
-from jepa_jax.sharding import path_name
+from jepa_jax.sharding import path_name, reduce_late
 from jepa_jax.state import TrainState
 
 
@@ -29,7 +29,11 @@ def gradients(objective, state: TrainState, batch, accumulate: int = 1):
 
     All parts weigh the same, so the result is the whole batch's up to rounding.
     """
-    grad = jax.value_and_grad(objective.loss, has_aux=True)
+
+    def loss(params, target, batch):
+        return objective.loss(reduce_late(params), target, batch)
+
+    grad = jax.value_and_grad(loss, has_aux=True)
     if accumulate == 1:
         return grad(state.params, state.target, batch)
 

@@ -29,21 +29,6 @@ from jepa_jax import cli
 from jepa_jax.config import TrainConfig, validate
 
 GIB = 2**30
-# device_kind -> published dense bfloat16 FLOP/s of what JAX calls a device
-PEAKS = {
-    'TPU v4': 275e12,
-    'TPU v5 lite': 197e12,
-    'TPU v5': 459e12,  # v5p
-    'TPU v6 lite': 918e12,
-    'NVIDIA A100-SXM4-40GB': 312e12,
-    'NVIDIA A100-SXM4-80GB': 312e12,
-    'NVIDIA A100 80GB PCIe': 312e12,
-    'NVIDIA H100 PCIe': 756e12,
-    'NVIDIA H100 80GB HBM3': 989e12,
-    'NVIDIA H200': 989e12,
-    'NVIDIA L4': 121e12,
-    'NVIDIA L40S': 362e12,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,6 +177,7 @@ def bench(
     import jax
 
     from jepa_jax import optim, sharding
+    from jepa_jax.chips import peak_flops
     from jepa_jax.config import ConfigError
     from jepa_jax.data.pipeline import split_rows
     from jepa_jax.objectives.masked_video import MaskedVideo
@@ -238,7 +224,7 @@ def bench(
         shapes = sharding.concrete(jax.eval_shape(make, jax.random.key(0)), mesh)
         if not compile_only:
             measured = len(devices) * matmul_peak(config.compute_dtype)
-            published = len(devices) * PEAKS.get(kind, 0.0) * (config.compute_dtype == 'bfloat16')
+            published = len(devices) * (peak_flops(kind, config.compute_dtype) or 0.0)
             peak = published or measured
             result |= {'matmul_flops_per_s': measured, 'published_flops_per_s': published or None}
         for program in found[:limit]:
