@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from typing import Any
 
@@ -113,10 +114,18 @@ NAMES = {
 
 def net(part: str, config: Any) -> Net:
     """The net of a part, for its names and shapes."""
+    if part == 'probe':
+        pooler, classes = config
+        config = pooler, tuple(classes.items())
+    return _net('encoder' if part in ENCODERS else part, config)
+
+
+@functools.lru_cache(16)  # both encoders, reading and writing, ask for the same
+def _net(part: str, config: Any) -> Net:
     if part == 'predictor':
         return Net(lambda rngs: Predictor(config, rngs=rngs))
     if part == 'ac_predictor':
         return Net(lambda rngs: ACPredictor(config, rngs=rngs))
     if part == 'probe':
-        return Net(lambda rngs: AttentiveClassifier(*config, rngs=rngs))
+        return Net(lambda rngs: AttentiveClassifier(config[0], dict(config[1]), rngs=rngs))
     return Net(lambda rngs: ViT(config, rngs=rngs))
