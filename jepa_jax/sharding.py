@@ -86,7 +86,9 @@ def reduce_late(tree):
 
     def one(a):
         spec = jax.typeof(a).sharding.spec
-        return jax.reshard(a, _reduced(spec, 'data')) if 'fsdp' in spec else a
+        if 'fsdp' not in spec.partitions or 'data' in spec.reduced:
+            return a
+        return jax.reshard(a, jax.P(*spec.partitions, reduced={'data'}))
 
     return jax.tree.map(one, tree)
 
@@ -94,9 +96,9 @@ def reduce_late(tree):
 def gather(tree):
     """Un-shards every leaf over `fsdp`, by its own type; outside a mesh they are left alone.
 
-    Their gradients are summed in the leaf's own type and each device receives its share, a
-    reduce-scatter: left to itself XLA sums whole gradients in the type of the products and slices
-    them, which moves twice the bytes.
+    For activations that are sharded over both axes. Gradients are then summed in the leaf's own
+    type and each device receives its share, a reduce-scatter: left to itself XLA sums whole
+    gradients in the type of the products and slices them, which moves twice the bytes.
     """
 
     def drop(entry):
@@ -106,15 +108,11 @@ def gather(tree):
 
     def one(a):
         spec = jax.typeof(a).sharding.spec
-        full = jax.P(*map(drop, spec.partitions), reduced=spec.reduced)
-        return a if full == spec else jax.reshard(a, _reduced(full, 'fsdp'))
+        if 'fsdp' not in spec.partitions:
+            return a
+        return jax.reshard(a, jax.P(*map(drop, spec.partitions), reduced=set(AXES)))
 
-    return jax.tree.map(one, tree)
-
-
-def _reduced(spec: jax.P, axis: str) -> jax.P:
-    """The spec of an array whose gradient is still to be summed over `axis`."""
-    return jax.P(*spec.partitions, reduced=spec.reduced | {axis})
+    return jax.tree.map(one, reduce_late(tree))
 
 
 def batch_spec(like: jax.Array) -> jax.P | None:
