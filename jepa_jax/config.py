@@ -208,6 +208,23 @@ class TrainConfig:
     probe: Probe = field(default_factory=Probe)
 
 
+@dataclass
+class Collection:
+    """Recordings of the simulated arm at play; see jepa_jax.sims.collect. Two collections that
+    differ in the seed share no episode."""
+
+    episodes: int = 400
+    frames: int = 20  # of an episode, four a second; one more than actions
+    image_size: int = 64  # pixels, square; even
+    seed: int = 0
+    explore: float = 0.3  # shares of the kinds: the tool drifts about,
+    reach: float = 0.3  # goes to places, half of them at the cube,
+    pick: float = 0.4  # picks the cube up and puts it down
+    noise: float = 0.02  # metres; each episode draws its strength from 0 to this
+    max_step: float = 0.05  # metres along an axis
+    vary: bool = False  # each episode in a scene of its own colour, size, light and camera
+
+
 class ConfigError(ValueError):
     """A setting that cannot work: names the field, what was found and what is allowed."""
 

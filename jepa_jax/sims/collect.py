@@ -30,6 +30,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jepa_jax import cli
+from jepa_jax.config import Collection
 from jepa_jax.data import synthetic
 from jepa_jax.sims.panda import CUBE_AREA, RATE, WORKSPACE, Panda, SimError, Variation
 from jepa_jax.sims.tasks import START, TASKS, grasp_poses, place_poses, script
@@ -40,34 +41,20 @@ BLOCK = 4  # episodes that a process makes at a time
 FILE = 'collection.json'
 
 
-@dataclasses.dataclass(frozen=True)
-class Collection:
-    """What is recorded. Two collections that differ in the seed share no episode."""
+def check(settings: Collection) -> None:
+    """Refuses what cannot be recorded.
 
-    episodes: int = 400
-    frames: int = 20  # of an episode, four a second; one more than actions
-    image_size: int = 64  # pixels, square; even
-    seed: int = 0
-    explore: float = 0.3  # shares of the kinds
-    reach: float = 0.3
-    pick: float = 0.4
-    noise: float = 0.02  # metres; each episode draws its strength from 0 to this
-    max_step: float = 0.05  # metres along an axis
-    vary: bool = False  # each episode in a scene of its own colour, size, light and camera
-
-    def __post_init__(self):
-        for name, least in (('episodes', 1), ('frames', 2), ('image_size', 16)):
-            if getattr(self, name) < least:
-                raise SimError(f'{name} {getattr(self, name)}: must be at least {least}')
-        if self.image_size % 2:
-            raise SimError(f'image_size {self.image_size}: must be even, as H.264 wants it')
-        shares = self.shares
-        if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
-            raise SimError(f'shares of {", ".join(KINDS)} are {shares}: they must add up to 1')
-
-    @property
-    def shares(self) -> tuple[float, ...]:
-        return tuple(getattr(self, kind) for kind in KINDS)
+    Raises:
+      SimError: names the setting, what was found and what is allowed.
+    """
+    for name, least in (('episodes', 1), ('frames', 2), ('image_size', 16)):
+        if getattr(settings, name) < least:
+            raise SimError(f'{name} {getattr(settings, name)}: must be at least {least}')
+    if settings.image_size % 2:
+        raise SimError(f'image_size {settings.image_size}: must be even, as H.264 wants it')
+    shares = _shares(settings)
+    if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+        raise SimError(f'shares of {", ".join(KINDS)} are {shares}: they must add up to 1')
 
 
 def collect(folder: str | os.PathLike, settings: Collection, workers: int = 0) -> int:
@@ -77,9 +64,10 @@ def collect(folder: str | os.PathLike, settings: Collection, workers: int = 0) -
       needs `if __name__ == '__main__'`.
 
     Raises:
-      SimError: the folder holds a collection with other settings (more episodes are fine), or this
-        machine cannot draw.
+      SimError: settings that cannot work, or the folder holds a collection with others (more
+        episodes are fine), or this machine cannot draw.
     """
+    check(settings)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _claim(folder, settings)
@@ -113,7 +101,7 @@ def record(settings: Collection, index: int, panda: Panda) -> dict[str, np.ndarr
     """Episode `index`, in a scene that has its variation: `frames` uint8 [T, H, W, 3], `states`
     [T, 7] as measured, `commands` [T - 1, 7] as asked for, `cube` [T, 3] its centre."""
     rng = _rng(settings, index, 'play')
-    kind = rng.choice(list(KINDS), p=np.array(settings.shares) / sum(settings.shares))
+    kind = rng.choice(list(KINDS), p=np.array(_shares(settings)) / sum(_shares(settings)))
     panda.place(
         rng.uniform(*START), cube=rng.uniform(*CUBE_AREA), turn=float(rng.uniform(-0.3, 0.3))
     )
@@ -182,6 +170,10 @@ def _rng(settings: Collection, index: int, use: str) -> np.random.Generator:
     return np.random.default_rng([VERSION, settings.seed, index, len(use)])
 
 
+def _shares(settings: Collection) -> tuple[float, ...]:
+    return tuple(getattr(settings, kind) for kind in KINDS)
+
+
 def _name(index: int) -> str:
     return f'episode_{index:06d}'
 
@@ -201,6 +193,8 @@ def _claim(folder: Path, settings: Collection) -> None:
                 f'{folder} holds {stored["episodes"]} episodes, {own["episodes"]} are wanted: '
                 'readers take all that lie there; name another folder'
             )
+        if stored == own:
+            return
     write_json(path, own)
 
 
@@ -235,12 +229,11 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--workers', type=int, default=0, metavar='N', help='processes; 0: this')
     for field in dataclasses.fields(Collection):
         name = '--' + field.name.replace('_', '-')
-        if field.type == 'bool':
+        if field.type is bool:
             parser.add_argument(name, action='store_true', help='every episode in another scene')
             continue
-        kind = {'int': int, 'float': float}[field.type]
         parser.add_argument(
-            name, type=kind, default=field.default, metavar='N', help='default: %(default)s'
+            name, type=field.type, default=field.default, metavar='N', help='default: %(default)s'
         )
 
 

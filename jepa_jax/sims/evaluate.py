@@ -32,6 +32,10 @@ Encode = Callable[[jax.Array], jax.Array]
 Policy = Callable[[Sequence[PandaEnv], Mapping[str, np.ndarray], jax.Array], np.ndarray]
 
 SHOWN = 4  # episodes whose frames are kept
+# fields of a row of `tasks` that are the policy's own; the others are shares of success of others
+OWN = (
+    'success', 'low', 'high', 'distance', 'start', 'within_8_cm', 'episodes', 'seconds_per_action'
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Episodes:
 
     def summary(self) -> dict[str, float]:
         """`success` with its 95 % interval `low`, `high` (Wilson's), median `distance` and
-        `start` in metres, `episodes`, `seconds_per_action`."""
+        `start` in metres, the share that ends `within_8_cm`, `episodes`, `seconds_per_action`."""
         wins, count = int(self.success.sum()), len(self.success)
         low, high = wilson(wins, count)
         return {
@@ -57,6 +61,7 @@ class Episodes:
             'high': high,
             'distance': float(np.median(self.distance)),
             'start': float(np.median(self.start)),
+            'within_8_cm': float(np.mean(self.distance < 0.08)),
             'episodes': count,
             'seconds_per_action': self.seconds,
         }
@@ -298,8 +303,7 @@ def verdict(task: str, row: Mapping[str, float]) -> str:
     def share(x: float) -> str:
         return f'{100 * x:.0f} %'
 
-    counts = {'success', 'low', 'high', 'distance', 'start', 'episodes', 'seconds_per_action'}
-    others = ', '.join(f'{k} {share(v)}' for k, v in row.items() if k not in counts)
+    others = ', '.join(f'{k} {share(v)}' for k, v in row.items() if k not in OWN)
     return (
         f'{task} (simulated, the scene of the training data): {share(row["success"])} of '
         f'{row["episodes"]:.0f} episodes end well ({share(row["low"])} to {share(row["high"])}), '

@@ -58,7 +58,7 @@ CUBE = np.array([0.022, 0.022, 0.03])  # half sizes in metres
 CUBE_AREA = np.array([[0.40, -0.18], [0.58, 0.18]])  # metres, where it may lie at first
 CUBE_DENSITY = 689.0  # kg / m^3: 80 g
 
-LOOK_AT = np.array([0.50, 0.05, 0.18])  # metres, the middle of the picture
+LOOK_AT = np.array([0.50, 0.05, 0.22])  # metres, the middle of the picture
 CAMERA_FROM = np.array([0.68, 0.80, 0.58])  # metres from there to the camera
 
 LIGHT_GREY, DARK_GREY = (0.92, 0.92, 0.90, 1), (0.18, 0.18, 0.20, 1)

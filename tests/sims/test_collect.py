@@ -11,9 +11,9 @@ import pytest
 pytest.importorskip('jepa_jax.sims.panda', reason='needs MuJoCo', exc_type=ModuleNotFoundError)
 
 from jepa_jax import poses  # noqa: E402
-from jepa_jax.config import RobotData  # noqa: E402
+from jepa_jax.config import Collection, RobotData  # noqa: E402
 from jepa_jax.data import robot  # noqa: E402
-from jepa_jax.sims.collect import Collection, collect, record  # noqa: E402
+from jepa_jax.sims.collect import collect, record  # noqa: E402
 from jepa_jax.sims.panda import Panda, SimError  # noqa: E402
 
 SMALL = Collection(episodes=5, frames=6, image_size=32)
@@ -75,7 +75,8 @@ def test_another_collection_is_not_mixed_in(folder):
         ({'image_size': 33}, 'image_size 33: must be even'),
     ):
         with pytest.raises(SimError, match=words):
-            dataclasses.replace(SMALL, **change)
+            collect(folder / 'other', dataclasses.replace(SMALL, **change))
+    assert not (folder / 'other').exists()
 
 
 def play(monkeypatch, kind, count, **change):
