@@ -73,10 +73,14 @@ def fold(
         return jax.lax.scan(body, x, blocks)[0]
     if list(levels) != sorted(set(levels)) or levels[0] < 0 or levels[-1] >= depth:
         raise ValueError(f'levels {tuple(levels)}: must ascend within 0..{depth - 1}')
+
+    def at(x, index):  # slices of the stack as a scan's input would be copies of the weights
+        block = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, index, 0, False), blocks)
+        return body(x, block)
+
     found, start = [], 0
     for level in levels:
-        part = jax.tree.map(lambda a, s=start, e=level + 1: a[s:e], blocks)
-        x = jax.lax.scan(body, x, part)[0]
+        x = jax.lax.scan(at, x, jnp.arange(start, level + 1))[0]
         found.append(x)
         start = level + 1
     return found
