@@ -8,6 +8,7 @@ from the named rule. Nothing here needs JAX, so commands answer `--help` and bad
 
 import dataclasses
 import difflib
+import itertools
 import json
 import math
 import os
@@ -185,6 +186,37 @@ class RobotData:
 
 
 @dataclass
+class ACPredictor:
+    """The transformer that predicts the next frame's features from actions. (reference: vjepa2
+    §7.1)"""
+
+    width: int = 1024
+    depth: int = 24
+    heads: int = 16
+    mlp_ratio: float = 4.0
+    # tokens: action and state tokens before each frame's, as released | adaln: they shift, scale
+    # and gate every block
+    conditioning: str = 'tokens'
+    use_states: bool = True  # show it the measured states
+    use_extrinsics: bool = False  # and camera poses; conditioning 'tokens' only
+    residual: bool = False  # predict the change of the features instead of the features
+    # factors of the numbers of an action: metres are small beside the first layer's weights
+    action_scale: tuple[float, float, float, float, float, float, float] = (1.0,) * 7
+
+
+@dataclass
+class Rollout:
+    """How predictions that follow from predictions are trained. (reference: vjepa2 §7.4)"""
+
+    steps: int = 2  # predictions in a row; 1: none follows from another
+    # after which true frames a rollout starts. first: the first, as released | random: one or
+    # more, another number every step
+    prefix: str = 'first'
+    stop_gradient: bool = False  # no gradient through one prediction into the one before
+    normalise: bool = True  # standardise predictions, as their targets are
+
+
+@dataclass
 class TrainConfig:
     """One run of `python -m jepa_jax.train`."""
 
@@ -225,6 +257,22 @@ class Collection:
     vary: bool = False  # each episode in a scene of its own colour, size, light and camera
 
 
+@dataclass
+class RobotTrainConfig(TrainConfig):
+    """A run that post-trains an action-conditioned predictor on a frozen encoder.
+
+    Of the parts of TrainConfig `masks`, `predictor`, `probe`, `data.lists` and the rates of `data`
+    have no meaning here.
+    """
+
+    encoder_from: str = ''  # name or path of the frozen encoder; 'random': for tests of the pipes
+    features: str = ''  # folder for its features, computed once; empty: anew in every step
+    features_dtype: str = 'float16'  # as stored: float16 | bfloat16
+    robot: RobotData = field(default_factory=RobotData)
+    ac: ACPredictor = field(default_factory=ACPredictor)
+    rollout: Rollout = field(default_factory=Rollout)
+
+
 class ConfigError(ValueError):
     """A setting that cannot work: names the field, what was found and what is allowed."""
 
@@ -239,12 +287,14 @@ def to_json(config: TrainConfig) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2) + '\n'
 
 
-def from_dict(values: dict[str, Any], kind: type = TrainConfig) -> Any:
+def from_dict(values: dict[str, Any], kind: type | None = None) -> Any:
     """The config that `to_json` or a checkpoint stored; fields that it lacks have their defaults.
 
     Raises:
       ConfigError: a field that the schema does not have.
     """
+    if kind is None:
+        kind = RobotTrainConfig if 'ac' in values else TrainConfig
     hints = typing.get_type_hints(kind)
     if unknown := sorted(set(values) - set(hints)):
         raise ConfigError(f'{unknown[0]}: no such field{nearest(unknown[0], hints)}')
@@ -445,6 +495,20 @@ RULES: dict[str, Rule | OneOf] = {
     'probe.heads': POSITIVE,
     'probe.seeds': POSITIVE,
     'probe.bootstrap': POSITIVE,
+    'features_dtype': OneOf(('float16', 'bfloat16')),
+    'robot.frame': OneOf(('base', 'camera')),
+    'robot.gripper': OneOf(('closed', 'open')),
+    'robot.metres': POSITIVE,
+    'robot.frames': Rule(lambda v: v >= 2, 'at least 2'),
+    'robot.fps': POSITIVE,
+    'ac.width': POSITIVE,
+    'ac.depth': POSITIVE,
+    'ac.heads': POSITIVE,
+    'ac.mlp_ratio': POSITIVE,
+    'ac.conditioning': OneOf(('tokens', 'adaln')),
+    'ac.action_scale': Rule(lambda v: all(x > 0 for x in v), '7 numbers above 0'),
+    'rollout.steps': POSITIVE,
+    'rollout.prefix': OneOf(('first', 'random')),
 }
 
 
@@ -461,7 +525,11 @@ def validate(config: TrainConfig) -> None:
         rule = RULES.get(_row(name))
         if rule and not rule.holds(value):
             raise ConfigError(f'{name} = {value!r}: {rule.complaint(value)}')
-    if conflict := next(_conflicts(config), None):
+    robot = isinstance(config, RobotTrainConfig)
+    found = itertools.chain(
+        _robot_conflicts(config) if robot else _conflicts(config), _schedule_conflicts(config)
+    )
+    if conflict := next(found, None):
         raise ConfigError(conflict)
 
 
@@ -517,7 +585,7 @@ def _check_type(name: str, kind: Any, value: Any) -> None:
 
 def _conflicts(config: TrainConfig) -> Iterator[str]:
     """What no single field is to blame for."""
-    encoder, predictor, data, optim = config.encoder, config.predictor, config.data, config.optim
+    encoder, predictor, data = config.encoder, config.predictor, config.data
     shape = encoder_shape(encoder)
     for name, width, heads in (
         ('encoder', shape.width, shape.heads),
@@ -570,6 +638,48 @@ def _conflicts(config: TrainConfig) -> Iterator[str]:
         if mask.full_complement and mask.pred_full_complement:
             yield f'masks[{i}]: full_complement and pred_full_complement exclude each other'
 
+
+def _robot_conflicts(config: RobotTrainConfig) -> Iterator[str]:
+    encoder, ac, robot = config.encoder, config.ac, config.robot
+    shape = encoder_shape(encoder)
+    for name, width, heads in (
+        ('encoder', shape.width, shape.heads),
+        ('ac', ac.width, ac.heads),
+    ):
+        if width % heads:
+            yield f'{name}.width = {width}: must be a multiple of {name}.heads = {heads}'
+        if width // heads < MIN_ROPE:
+            yield (
+                f'{name}: {width // heads} channels a head (width {width} over {heads} heads), '
+                f'must be at least {MIN_ROPE}'
+            )
+        if width % config.mesh.fsdp:
+            yield f'mesh.fsdp = {config.mesh.fsdp}: must divide {name}.width = {width}'
+    if config.data.crop % encoder.patch:
+        yield (
+            f'data.crop = {config.data.crop}: must be a multiple of encoder.patch = {encoder.patch}'
+        )
+    if config.rollout.steps >= robot.frames:
+        yield (
+            f'rollout.steps = {config.rollout.steps}: must be less than robot.frames = '
+            f'{robot.frames}'
+        )
+    if ac.use_extrinsics and ac.conditioning != 'tokens':
+        yield f"ac.use_extrinsics: needs ac.conditioning = 'tokens', found {ac.conditioning!r}"
+    if not config.encoder_from:
+        yield (
+            'encoder_from is empty: name the frozen encoder, --config.encoder_from=NAME_OR_PATH '
+            "('random' tests the pipes)"
+        )
+    if not robot.path and robot.kind != 'synthetic':
+        yield f"robot.path is empty: kind '{robot.kind}' needs --config.robot.path=PATH"
+    if config.probe.enabled:
+        yield 'probe.enabled: a run on recordings of a robot has no probe'
+
+
+def _schedule_conflicts(config: TrainConfig) -> Iterator[str]:
+    """What all runs have in common."""
+    optim = config.optim
     if optim.batch % optim.accumulate:
         yield (
             f'optim.batch = {optim.batch}: must be a multiple of optim.accumulate = '
@@ -622,7 +732,9 @@ def smoke(config: TrainConfig) -> TrainConfig:
     cooldown starts from nothing unless `checkpoints.resume_from` and `checkpoints.restart_schedule`
     are given again.
     """
-    encoder, data, optim = config.encoder, config.data, config.optim
+    if isinstance(config, RobotTrainConfig):
+        return _robot_smoke(config)
+    encoder, data = config.encoder, config.data
     before = frame_counts(data), data.crop
     config.name = f'{config.name}-smoke'
     encoder.width, encoder.depth, encoder.heads, encoder.mlp_ratio = 48, 2, 2, 4.0
@@ -644,6 +756,14 @@ def smoke(config: TrainConfig) -> TrainConfig:
         mask.max_keep = mask.max_keep and max(2, int(mask.max_keep * share))
         mask.aspect_ratio = (1.0, 1.0)  # blocks of one shape: one program to compile, not four
 
+    _few_steps(config)
+    probe = config.probe
+    probe.steps, probe.batch, probe.seeds, probe.bootstrap, probe.heads = 20, 32, 2, 100, 2
+    return config
+
+
+def _few_steps(config: TrainConfig) -> None:
+    optim = config.optim
     share, optim.steps = 24 / optim.steps, 24
     optim.warmup, optim.anneal = math.ceil(optim.warmup * share), math.ceil(optim.anneal * share)
     optim.batch, optim.accumulate = 16, min(optim.accumulate, 2)
@@ -652,8 +772,21 @@ def smoke(config: TrainConfig) -> TrainConfig:
     saved.every, saved.keep_every = 6, 12 if saved.keep_every else 0
     saved.resume_from, saved.restart_schedule = '', False
     config.logging.every, config.logging.health_every = 1, 8
-    probe = config.probe
-    probe.steps, probe.batch, probe.seeds, probe.bootstrap, probe.heads = 20, 32, 2, 100, 2
+
+
+def _robot_smoke(config: RobotTrainConfig) -> RobotTrainConfig:
+    """24 steps of a tiny predictor on self-made recordings and a random encoder."""
+    config.name = f'{config.name}-smoke'
+    encoder, ac = config.encoder, config.ac
+    encoder.width, encoder.depth, encoder.heads, encoder.mlp_ratio = 48, 2, 2, 4.0
+    ac.width, ac.depth, ac.heads = 48, 2, 2
+    config.encoder_from = 'random'
+    config.data.crop = 4 * encoder.patch
+    config.data.workers = 2
+    robot = config.robot
+    robot.kind, robot.path, robot.frames, robot.fps = 'synthetic', '', 4, 4.0
+    config.rollout.steps = min(config.rollout.steps, 3)
+    _few_steps(config)
     return config
 
 
@@ -662,6 +795,14 @@ def describe(config: TrainConfig) -> list[str]:
     from jepa_jax.optim import learning_rate  # here, because it needs JAX
 
     c, released = config.optim, RELEASED
+    if isinstance(config, RobotTrainConfig):
+        rate = [f'{float(learning_rate(c)(step)):.3g}' for step in (0, c.steps - 1)]
+        return [
+            f'batch {c.batch:,} pieces of {config.robot.frames} frames, {c.steps:,} steps '
+            '(released: 256 of 8, 94,500)',
+            f'learning rate {rate[0]} at the first step, at most {max(c.lr, c.start_lr):.3g}, '
+            f'{rate[1]} at the last ({c.schedule})',
+        ]
     parts = f' in {c.accumulate} parts of {c.batch // c.accumulate:,}' if c.accumulate > 1 else ''
     rate = [f'{float(learning_rate(c)(step)):.3g}' for step in (0, c.steps - 1)]
     lines = [

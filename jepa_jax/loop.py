@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import optax
 
-from jepa_jax import health, optim
+from jepa_jax import optim
 from jepa_jax.checkpoint import Checkpoints
 from jepa_jax.cli import Interrupted
 from jepa_jax.config import TrainConfig
@@ -190,7 +190,7 @@ def fit(
                 line = {k: float(v) for k, v in values.items()}
                 line |= failures.counts() | interval.rates(config.optim.batch)
                 if measured:
-                    line |= health.measure(features(state.params, state.target, batch))
+                    line |= objective.measure(features(state.params, state.target, batch))
                     if objective.averaged:
                         gap = lag(state.params[objective.averaged], state.target)
                         line['health/ema_lag'] = float(jax.device_get(gap))

@@ -12,7 +12,6 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jepa_jax import health
 from jepa_jax.config import TrainConfig
 from jepa_jax.data import synthetic
 from jepa_jax.evals import pictures, video
@@ -56,7 +55,7 @@ def write(
 
     records: the rows of metrics.jsonl; begun: time.monotonic() at the start of this process's run.
     """
-    word, facts = health.verdict(records)
+    word, facts = objective.verdict(records)
     sentences = [f'{word}: {facts}', clock.verdict()]
     probes: dict[str, dict] = {}
     pictures.plot_run(records, workdir / 'run.png', title=config.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import sys
@@ -60,10 +61,7 @@ def initial_state(
       ConfigError: this run was started with another config and that is not allowed.
       CheckpointError: a checkpoint is damaged or does not fit the model.
     """
-    mask = optim.decay_mask(
-        {'encoder': objective.encoder.abstract, 'predictor': objective.predictor.abstract},
-        objective.unused,
-    )
+    mask = optim.decay_mask(objective.abstract, objective.unused)
     tx = optim.optimizer(config.optim, mask)
 
     def make(key):
@@ -83,6 +81,11 @@ def initial_state(
         log.info('goes on from %s, with its optimizer state', folder)
         return (restart(state) if settings.restart_schedule else state), {}
     state = jax.jit(make)(jax.random.key(config.seed))
+    if objective.given is not None:  # the frozen net's weights, from elsewhere
+        target = jax.tree.map(
+            lambda a, like: jax.device_put(a, like.sharding), objective.given, state.target
+        )
+        state = dataclasses.replace(state, target=target)
     if settings.init_from:
         folder = find(settings.init_from)
         wanted = {'params': abstract.params, 'target': abstract.target}

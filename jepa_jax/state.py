@@ -16,7 +16,8 @@ class TrainState:
 
     step: jax.Array  # [] int32, updates made so far
     params: dict  # trained by gradient, one entry a net
-    target: dict  # moving average of params[objective.averaged]; empty when the objective has none
+    # moving average of params[objective.averaged]; without one the parameters that are not trained
+    target: dict
     opt_state: optax.OptState
 
 
@@ -27,5 +28,8 @@ def init_state(objective, tx: optax.GradientTransformation, key: jax.Array) -> T
     The target starts as an exact copy of the net it averages.
     """
     params = place(objective.init(key))
-    target = jax.tree.map(jnp.copy, params[objective.averaged]) if objective.averaged else {}
+    if objective.averaged:
+        target = jax.tree.map(jnp.copy, params[objective.averaged])
+    else:
+        target = place(objective.frozen(key))
     return TrainState(jnp.zeros((), jnp.int32), params, target, tx.init(params))

@@ -1,4 +1,4 @@
-"""Pretrains V-JEPA 2 on video.
+"""Pretrains V-JEPA 2 on video, or post-trains its action-conditioned predictor on a robot's data.
 
     python -m jepa_jax.train --config=configs/tiny.py [--workdir=DIR] [--config.field=value ...]
 
@@ -26,11 +26,10 @@ def train(config: TrainConfig, workdir: str) -> None:
 
     import jax
 
-    from jepa_jax import loop, report, sharding, start
+    from jepa_jax import loop, report, sharding, start, tasks
     from jepa_jax.checkpoint import Checkpoints
-    from jepa_jax.data.pipeline import FailureLog, Pipeline
+    from jepa_jax.data.pipeline import FailureLog
     from jepa_jax.metrics import Metrics, read
-    from jepa_jax.objectives.masked_video import MaskedVideo
     from jepa_jax.workdir import lock, write_json
 
     start.logging_to_terminal()
@@ -40,15 +39,13 @@ def train(config: TrainConfig, workdir: str) -> None:
             return
         start.compilation_cache()
         mesh = sharding.make_mesh(config.mesh.fsdp)
-        objective = MaskedVideo.of(config)
+        task = tasks.of(config)
+        objective = task.objective(config)
+        prepared = task.prepare(config, objective)
         with (
             jax.set_mesh(mesh),
-            Pipeline(  # refuses bad lists before the folder of checkpoints is made
-                config,
-                devices=jax.device_count(),
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
-            ) as pipeline,
+            # refuses bad lists before the folder of checkpoints is made
+            task.pipeline(config, prepared) as pipeline,
             Checkpoints(
                 folder / 'checkpoints',
                 keep=config.checkpoints.keep,

@@ -166,7 +166,7 @@ def test_more_frame_counts_than_mask_tokens():
 
 
 def test_every_number_and_pair_has_a_rule_and_every_rule_a_field():
-    names = {C._row(name): kind for name, kind, _ in C.fields(good())}
+    names = {C._row(name): kind for name, kind, _ in C.fields(C.RobotTrainConfig())}
     assert set(C.RULES) <= set(names)
     need = {n for n, k in names.items() if k in (int, float) or typing.get_origin(k) is tuple}
     assert need <= set(C.RULES)

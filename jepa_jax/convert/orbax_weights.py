@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jepa_jax import checkpoint
-from jepa_jax.config import ConfigError, TrainConfig, from_dict
+from jepa_jax.config import ConfigError, RobotTrainConfig, TrainConfig, from_dict
 from jepa_jax.convert import weights
 from jepa_jax.convert.tables import ConvertError, Leaf, flatten, nest
 from jepa_jax.convert.weights import ENCODERS, Training
@@ -24,6 +24,7 @@ from jepa_jax.models.ac_predictor import ACPredictorConfig
 from jepa_jax.models.pooler import PoolerConfig
 from jepa_jax.models.predictor import PredictorConfig
 from jepa_jax.models.vit import ViTConfig
+from jepa_jax.objectives.action_conditioned import ac_predictor_config
 from jepa_jax.objectives.masked_video import predictor_config, vit_config
 from jepa_jax.optim import learning_rate, weight_decay
 
@@ -70,7 +71,9 @@ def configs_of(where: str, extra: dict[str, Any]) -> dict[str, Any]:
         try:
             config = from_dict(extra['config'])
         except ConfigError as error:
-            raise ConvertError(f'{where}: not the config of a pretraining run ({error})') from None
+            raise ConvertError(f'{where}: not the config of one of our runs ({error})') from None
+        if isinstance(config, RobotTrainConfig):
+            return {'encoder': vit_config(config), 'ac_predictor': ac_predictor_config(config)}
         return {'encoder': vit_config(config), 'predictor': predictor_config(config)}
     raise ConvertError(f'{where}: the manifest has neither config nor model: nets unknown')
 

@@ -32,7 +32,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from jepa_jax.config import ConfigError, MaskBlocks, TrainConfig
+from jepa_jax.config import ConfigError, Data, MaskBlocks, TrainConfig
 from jepa_jax.data import Batch, Group
 from jepa_jax.data.augment import augment
 from jepa_jax.data.decode import BadFile
@@ -68,7 +68,7 @@ class Failure:
 class HostBatch:
     """One process's rows of a step, and how it went to read them."""
 
-    batch: Batch  # of numpy arrays
+    batch: Any  # Batch or Trajectories, of numpy arrays
     failures: tuple[Failure, ...]
     tried: int  # records, unreadable ones included
     seconds: dict[str, float]  # read, augment, masks: summed over threads; batch: wall clock
@@ -127,7 +127,7 @@ class Pipeline:
 
     def batches(self, start_step: int = 0) -> Batches:
         """Batches of steps `start_step`, `start_step + 1`, ... without end; to be closed."""
-        batches = Batches(self, start_step)
+        batches = Batches(_Reader(self), self._config.data, start_step)
         self._open.append(batches)
         return batches
 
@@ -180,7 +180,7 @@ class Pipeline:
         order = grain.MapDataset.mix(
             [
                 grain.MapDataset.range(len(self.sources[i]))
-                .shuffle(seed=_hash(config.seed, i) % 2**32)
+                .shuffle(seed=hash_of(config.seed, i) % 2**32)
                 .map(_Tag(i))
                 .repeat()
                 for i in lists
@@ -195,12 +195,12 @@ class Pipeline:
 class Batches(Iterator[HostBatch]):
     """Iterator over the steps of a pipeline. Iterate from one thread; close when done."""
 
-    def __init__(self, pipeline: Pipeline, start_step: int) -> None:
-        data = pipeline._config.data
+    def __init__(self, reader: grain.transforms.Map, data: Data, start_step: int) -> None:
+        """reader: step -> HostBatch."""
         self._timeout, self._workers = data.worker_timeout, data.workers
         self._start = self._step = start_step
         self._stuck = False
-        steps = grain.MapDataset.range(STEPS)[start_step:].map(_Reader(pipeline))
+        steps = grain.MapDataset.range(STEPS)[start_step:].map(reader)
         dataset = steps.to_iter_dataset(grain.ReadOptions(0, 0))
         if self._workers:
             if not flags.FLAGS.is_parsed():  # grain reads its own absl flags when it starts workers
@@ -392,7 +392,7 @@ class _Reader(grain.transforms.Map):
         self._config, self._process = config, pipeline._process
         self._sources: list[Source] = pipeline.sources
         self._groups = pipeline.groups
-        self._threads = max(1, _cpus() // max(1, config.data.workers))
+        self._threads = threads_of_a_worker(config.data.workers)
 
     def map(self, step: int) -> HostBatch:
         begin = time.perf_counter()
@@ -403,7 +403,7 @@ class _Reader(grain.transforms.Map):
             tasks += rows
         failures: list[Failure] = []
         seconds: collections.Counter[str] = collections.Counter()
-        for failed, spent in _side_by_side(self._row, tasks, self._threads):
+        for failed, spent in side_by_side(self._row, tasks, self._threads):
             failures += failed
             seconds.update(spent)
         seconds['batch'] = time.perf_counter() - begin
@@ -445,9 +445,9 @@ class _Reader(grain.transforms.Map):
         for attempt in range(data.attempts + 1):
             key = (self._config.seed, index, position, attempt)
             if attempt:
-                record = _hash(*key, REPLACE) % len(source)
+                record = hash_of(*key, REPLACE) % len(source)
             try:
-                frames = source.read(record, group.frames, _generator(*key, FRAMES))
+                frames = source.read(record, group.frames, generator(*key, FRAMES))
                 break
             except BadFile as error:
                 failures.append(Failure(error.path, error.reason, error.detail, list_index))
@@ -463,7 +463,7 @@ class _Reader(grain.transforms.Map):
                 f'{last.detail})'
             )
         read = time.perf_counter()
-        augment(frames, data.augment, _generator(*key, AUGMENT), out)
+        augment(frames, data.augment, generator(*key, AUGMENT), out)
         cut = time.perf_counter()
         drawn = group.sampler.sample(step, position)
         for (mask, row), (context, target) in zip(masks, drawn):
@@ -472,7 +472,7 @@ class _Reader(grain.transforms.Map):
         return failures, spent
 
 
-def _side_by_side(function: Callable, tasks: list[tuple], threads: int) -> list:
+def side_by_side(function: Callable, tasks: list[tuple], threads: int) -> list:
     """`[function(*task) for task in tasks]` in threads; raises the first error.
 
     Daemon threads, unlike an executor's: a read that never returns must not keep the process.
@@ -500,12 +500,17 @@ def _side_by_side(function: Callable, tasks: list[tuple], threads: int) -> list:
     return results
 
 
-def _generator(*key: int) -> np.random.Generator:
+def generator(*key: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
 
-def _hash(*key: int) -> int:
+def hash_of(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+
+
+def threads_of_a_worker(workers: int) -> int:
+    """Its share of the processors; 0 workers: all."""
+    return max(1, _cpus() // max(1, workers))
 
 
 def _cpus() -> int:

@@ -25,12 +25,14 @@ from scipy.spatial.transform import Rotation
 
 from jepa_jax.config import ConfigError, RobotData, nearest
 from jepa_jax.data import decode
+from jepa_jax.data.augment import Crop, resize
 from jepa_jax.data.clips import Timing, Unsuitable
 from jepa_jax.data.decode import BadFile
 from jepa_jax.data.sources import VIDEOS
 
 STATE = ('x', 'y', 'z', 'roll', 'pitch', 'yaw', 'gripper')
 INSTALL = "needs {}: pip install 'jepa_jax[robot]'"
+WIDEST, NARROWEST = 1.35, 0.75  # width over height of what is cut out
 TOLERANCE = 2  # frames by which video and states may differ in length: recorders stop unevenly
 
 
@@ -132,6 +134,25 @@ class Piece:
     actions: np.ndarray  # [T - 1, 7] float32
     numbers: np.ndarray  # [T] which frames of the episode
     extrinsics: np.ndarray | None = None  # [T, 6] float32
+
+
+def view(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Frames [T, H, W, 3] uint8 as the model sees them, [T, *size, 3]: the middle, at most 1.35
+    times as wide as high (and at least 0.75 times), squeezed to `size`.
+
+    What the original's random crop comes down to for wide video: with a scale beyond 1 no draw
+    fits, and its fallback is this. (reference: vjepa2 §7.3)
+    """
+    H, W = frames.shape[1:3]
+    height, width = H, W
+    if W / H > WIDEST:
+        width = round(WIDEST * H)
+    elif W / H < NARROWEST:
+        height = round(W / NARROWEST)
+    crop = Crop((H - height) // 2, (W - width) // 2, height, width)
+    if (H, W) == (height, width) == size:
+        return frames
+    return resize(frames, [crop], np.empty((len(frames), *size, 3), np.uint8))
 
 
 def actions_between(states: np.ndarray) -> np.ndarray:
@@ -467,10 +488,51 @@ def _opened(path: Path, data: RobotData) -> str:
         raise ConfigError(f'robot.path = {data.path!r}: {path}: {reason}') from error
 
 
+class SelfMade:
+    """Recordings drawn on the spot, for tests of the pipes: a disc that a state moves.
+
+    x and y are its place, z its size, closedness its shade; the angles hardly change. A pure
+    function of the index.
+    """
+
+    COUNT, FRAMES, FPS, SIZE = 24, 24, 4.0, 64
+
+    def __init__(self, data: RobotData) -> None:
+        self._data = data
+
+    def __len__(self) -> int:
+        return self.COUNT
+
+    def name(self, index: int) -> str:
+        return f'self-made recording {index}'
+
+    def episode(self, index: int) -> Episode:
+        rng = np.random.default_rng([1, index])
+        moves = rng.normal(0, [0.05, 0.05, 0.02, 0.02, 0.02, 0.02, 0.1], (self.FRAMES, 7))
+        states = np.cumsum(moves, axis=0) + [0, 0, 0.3, np.pi, 0, 0, 0.5]
+        # folded back, so that the disc stays in the picture
+        for axis, low, high in ((0, -0.4, 0.4), (1, -0.4, 0.4), (2, 0.1, 0.5), (6, 0, 1)):
+            period = (states[:, axis] - low) % (2 * (high - low))
+            states[:, axis] = low + np.minimum(period, 2 * (high - low) - period)
+        y, x = (np.mgrid[: self.SIZE, : self.SIZE][:, None] + 0.5) / self.SIZE - 0.5
+        apart = np.hypot(y - states[:, 0, None, None], x - states[:, 1, None, None])
+        inside = np.clip((0.35 * states[:, 2, None, None] - apart) * self.SIZE + 0.5, 0, 1)
+        ground = rng.uniform(0.2, 0.4, (1, 1, 1, 3))
+        shade = np.stack([1 - states[:, 6], states[:, 6], np.full(len(states), 0.5)], -1)
+        frames = ground + inside[..., None] * (shade[:, None, None] - ground)
+        return Episode(
+            self.name(index),
+            _as_contract(self.name(index), states, self._data),
+            fps=self.FPS,
+            pixels=np.round(255 * frames).astype(np.uint8),
+        )
+
+
 READERS: dict[str, Callable[[RobotData], Recordings]] = {
     'droid': Droid,
     'lerobot': LeRobot,
     'npz': Npz,
+    'synthetic': SelfMade,
 }
 
 

@@ -8,36 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 
+from jepa_jax.config import ConfigError, RobotTrainConfig
+from jepa_jax.data.trajectories import Trajectories
 from jepa_jax.models.ac_predictor import ACPredictor, ACPredictorConfig, encode_frames
 from jepa_jax.models.layers import standardise
 from jepa_jax.models.vit import ViT, ViTConfig
 from jepa_jax.nets import Net
+from jepa_jax.objectives.masked_video import vit_config
 from jepa_jax.sharding import batch_spec
 
 PREFIXES = ('first', 'random')
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Trajectories:
-    """A batch of pieces of episodes: T frames and the actions between them."""
-
-    actions: jax.Array  # [B, T - 1, action width]
-    states: jax.Array | None  # [B, T, state width]; None where the model sees none
-    # [B] int32, all alike: frames before the rollout starts, for the prefix policy 'random'
-    prefix: jax.Array
-    frames: jax.Array | None = None  # [B, T, H, W, 3] uint8
-    features: jax.Array | None = None  # [B, T, N, D], standardised, in place of frames
-    extrinsics: jax.Array | None = None  # [B, T, 6], where the model uses them
-
-    def conditions(self, start: int, stop: int) -> list[jax.Array | None]:
-        """Actions, states and extrinsics of frames start to stop, without the last."""
-        given = (self.actions, self.states, self.extrinsics)
-        return [None if a is None else a[:, start:stop] for a in given]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,15 +38,37 @@ class ACLoss:
     normalise: bool = True  # standardise predictions, as the features they are compared with
 
 
+def ac_predictor_config(config: RobotTrainConfig) -> ACPredictorConfig:
+    """The action-conditioned predictor that a run's config describes."""
+    encoder, ac = vit_config(config), config.ac
+    side = config.data.crop // encoder.patch
+    return ACPredictorConfig(
+        encoder_width=encoder.width,
+        width=ac.width,
+        depth=ac.depth,
+        heads=ac.heads,
+        mlp_ratio=ac.mlp_ratio,
+        grid=(side, side),
+        state_width=7 if ac.use_states else 0,
+        use_extrinsics=ac.use_extrinsics,
+        conditioning=ac.conditioning,
+        action_scale=ac.action_scale,
+        residual=ac.residual,
+        dtype=encoder.dtype,
+        remat=encoder.remat,
+    )
+
+
 class ActionConditioned:
     """Nets and loss of the action-conditioned predictor."""
 
     averaged = None  # no net has a moving average: the target is the frozen encoder
+    given: dict | None = None  # the encoder's weights; None: random
 
     def __init__(
         self, encoder: ViTConfig | None, predictor: ACPredictorConfig, loss: ACLoss = ACLoss()
     ):
-        """encoder: None where batches hold features."""
+        """encoder: None where batches hold features and no encoder is kept."""
         if loss.prefix not in PREFIXES:
             raise ValueError(f"prefix '{loss.prefix}': allowed are {', '.join(PREFIXES)}")
         if loss.rollout_steps < 1:
@@ -76,8 +83,56 @@ class ActionConditioned:
             if not predictor.use_extrinsics
         )
 
+    @classmethod
+    def of(cls, config: RobotTrainConfig) -> ActionConditioned:
+        """As a config says, with the encoder that it names.
+
+        Raises:
+          ConfigError: the encoder has another shape than the config says.
+          ZooError, ConvertError, CheckpointError: it cannot be had.
+        """
+        found = cls(
+            vit_config(config),
+            ac_predictor_config(config),
+            ACLoss(
+                config.optim.loss_exponent,
+                config.rollout.steps,
+                config.rollout.prefix,
+                config.rollout.stop_gradient,
+                config.rollout.normalise,
+            ),
+        )
+        if config.encoder_from != 'random':
+            from jepa_jax import zoo
+
+            part = zoo.load(config.encoder_from).encoder
+            shapes = [
+                jax.tree.map(lambda a: a.shape, t) for t in (part.params, found.encoder.abstract)
+            ]
+            if shapes[0] != shapes[1]:
+                given, asked = (
+                    f'{c.depth} blocks, width {c.width}, patch {c.patch}'
+                    for c in (part.config, found.encoder_config)
+                )
+                raise ConfigError(
+                    f'encoder_from = {config.encoder_from!r}: an encoder of {given}; '
+                    f'config.encoder asks for {asked}'
+                )
+            found.given = part.params
+        return found
+
+    @property
+    def abstract(self) -> dict:
+        """Shapes of what `init` returns."""
+        return {'predictor': self.predictor.abstract}
+
     def init(self, key: jax.Array) -> dict:
         return {'predictor': self.predictor.init(key)}
+
+    def frozen(self, key: jax.Array) -> dict:
+        """Random weights of the encoder; it is kept beside the predictor, so that a checkpoint is
+        enough to plan with."""
+        return self.encoder.init(jax.random.fold_in(key, 1)) if self.encoder else {}
 
     def targets(self, target: dict, batch: Trajectories) -> jax.Array:
         """Standardised features of every frame [B, T, N, D]; no gradient passes."""
@@ -186,3 +241,32 @@ class ActionConditioned:
             'shuffled': error(others),
             'copy': self.error(h[:, :-1], h[:, 1:]),
         }
+
+    @staticmethod
+    def measure(found: dict) -> dict[str, float]:
+        """Health metrics from `health`: how much worse the prediction is with another clip's
+        actions (1: actions are ignored), and its error over that of copying the frame (1: nothing
+        is predicted)."""
+        true, shuffled, copy = (float(found[key]) for key in ('true', 'shuffled', 'copy'))
+        return {
+            'health/shuffled_actions': shuffled / max(true, 1e-12),
+            'health/error_over_copy': true / max(copy, 1e-12),
+        }
+
+    @staticmethod
+    def verdict(records: Sequence[Mapping[str, float]]) -> tuple[str, str]:
+        """One word and one sentence on a run: unknown, undertrained, ignores actions, healthy."""
+        lines = [r for r in records if 'health/shuffled_actions' in r]
+        if not lines:
+            return 'unknown', 'health was not measured'
+        last = lines[-1]
+        actions, copy = last['health/shuffled_actions'], last['health/error_over_copy']
+        facts = (
+            f"error {copy:.2f} of copying the frame's, and {actions:.2f} times as large with "
+            "another clip's actions"
+        )
+        if copy > 0.95:
+            return 'undertrained', f'the predictor hardly beats copying the frame: {facts}'
+        if actions < 1.02:
+            return 'ignores actions', f'another action changes hardly anything: {facts}'
+        return 'healthy', facts

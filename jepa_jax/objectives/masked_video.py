@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from jepa_jax import health
 from jepa_jax.config import TrainConfig, encoder_shape, frame_counts
 from jepa_jax.data import Batch
 from jepa_jax.health import positions
@@ -60,6 +61,7 @@ class MaskedVideo:
     """Nets and loss of V-JEPA pretraining. (reference: vjepa2 §5)"""
 
     averaged = 'encoder'  # the net whose moving average is the target
+    given = None  # no weights from elsewhere
 
     def __init__(
         self, encoder: ViTConfig, predictor: PredictorConfig, *, groups: int, exponent: float = 1.0
@@ -82,6 +84,14 @@ class MaskedVideo:
             groups=len(frame_counts(config.data)),
             exponent=config.optim.loss_exponent,
         )
+
+    @property
+    def abstract(self) -> dict:
+        """Shapes of what `init` returns."""
+        return {'encoder': self.encoder.abstract, 'predictor': self.predictor.abstract}
+
+    measure = staticmethod(health.measure)
+    verdict = staticmethod(health.verdict)
 
     def init(self, key: jax.Array) -> dict:
         e, p = jax.random.split(key)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jepa_jax import zoo
+from jepa_jax.data.robot import view
 from jepa_jax.models.ac_predictor import ACPredictor, ACPredictorConfig, encode_frames
 from jepa_jax.models.vit import ViT, ViTConfig
 from jepa_jax.nets import Net
@@ -48,18 +49,8 @@ class Robot:
         return _encode(self.encoder_config, self.encoder, jnp.asarray(images))
 
     def fit(self, images: np.ndarray) -> np.ndarray:
-        """Frames uint8 [T, H, W, 3] of any size -> of the model's: the middle, of its shape, as
-        large as can be, then resized."""
-        height, width = self.size
-        H, W = images.shape[1:3]
-        if (H, W) == (height, width):
-            return images
-        scale = min(H / height, W / width)
-        rows, columns = round(height * scale), round(width * scale)
-        top, left = (H - rows) // 2, (W - columns) // 2
-        cut = images[:, top : top + rows, left : left + columns].astype(np.float32)
-        resized = jax.image.resize(cut, (len(cut), height, width, 3), 'linear')
-        return np.asarray(jnp.clip(jnp.round(resized), 0, 255).astype(jnp.uint8))
+        """Frames uint8 [T, H, W, 3] of any size -> of the model's, as in training."""
+        return view(images, self.size)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -120,7 +111,10 @@ def load(
     patch = model.config.patch
     about.append(f'frames of {h * patch} x {w * patch} pixels, {h} x {w} tokens')
     if size != (h * patch, w * patch):
-        about.append(f'the middle of the {size[0]} x {size[1]} pixels is cut out and resized')
+        about.append(
+            f'of the {size[0]} x {size[1]} pixels given the middle, at most 1.35 times as wide as '
+            'high, is squeezed to that, as in training'
+        )
     world_model = ACWorldModel(params, _net(config), config, FRAMES)
     return Robot(model.encoder.params, model.config, world_model, tuple(about))
 

@@ -11,9 +11,10 @@ import optax
 import pytest
 from torch_fill import fill, normal
 
+from jepa_jax.data.trajectories import Trajectories
 from jepa_jax.models.ac_predictor import ACPredictorConfig
 from jepa_jax.models.vit import ViTConfig
-from jepa_jax.objectives.action_conditioned import ACLoss, ActionConditioned, Trajectories
+from jepa_jax.objectives.action_conditioned import ACLoss, ActionConditioned
 from jepa_jax.sharding import make_mesh, place, put_batch
 
 TINY = ACPredictorConfig(
