@@ -1,0 +1,146 @@
+"""Batches of pieces of recordings, and features that are computed once."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from jepa_jax.config import ConfigError, RobotTrainConfig, smoke, validate
+from jepa_jax.data import robot
+from jepa_jax.data.decode import BadFile
+from jepa_jax.data.features import BATCH, FeatureStore
+from jepa_jax.data.trajectories import RobotPipeline
+
+
+def config(**changes) -> RobotTrainConfig:
+    c = smoke(RobotTrainConfig(name='robot'))
+    c.data.workers = 0
+    for name, value in changes.items():
+        setattr(c, name, value)
+    return c
+
+
+def batches(c, steps, start=0, store=None, **process):
+    with RobotPipeline(c, store, **process) as pipeline, pipeline.batches(start) as found:
+        return [next(found) for _ in range(steps)]
+
+
+def test_a_step_depends_on_neither_start_nor_process_count():
+    c = config()
+    whole = [host.batch for host in batches(c, 3)]
+    (later,) = batches(c, 1, start=2)
+    np.testing.assert_array_equal(later.batch.frames, whole[2].frames)
+    np.testing.assert_array_equal(later.batch.actions, whole[2].actions)
+    assert not np.array_equal(whole[0].states, whole[1].states)
+    for index in range(2):
+        (part,) = batches(c, 1, devices=2, process_index=index, process_count=2)
+        np.testing.assert_array_equal(part.batch.states, whole[0].states[index::2])
+        np.testing.assert_array_equal(part.batch.prefix, whole[0].prefix[index::2])
+
+
+def test_pieces_are_those_of_the_recordings():
+    c = config()
+    c.rollout.prefix = 'random'
+    found = batches(c, 4)
+    recordings = robot.open_recordings(c.robot)
+    known = {recordings.episode(i).states[t].astype('f').tobytes(): (i, t)
+             for i in range(len(recordings)) for t in range(24)}  # fmt: skip
+    prefixes = set()
+    for host in found:
+        batch = host.batch
+        assert batch.frames.shape == (16, 4, 64, 64, 3) and batch.frames.dtype == np.uint8
+        assert len(set(batch.prefix.tolist())) == 1
+        prefixes.add(int(batch.prefix[0]))
+        for states, actions, frames in zip(batch.states, batch.actions, batch.frames):
+            episode, first = known[states[0].tobytes()]
+            path = recordings.episode(episode)
+            np.testing.assert_array_equal(states, path.states[first : first + 4].astype('f'))
+            np.testing.assert_array_equal(frames, path.pixels[first : first + 4])
+            wanted = robot.actions_between(path.states[first : first + 4])
+            np.testing.assert_allclose(actions, wanted, atol=1e-6)
+    assert prefixes <= {1, 2} and len(prefixes) == 2
+
+
+def encode(frames: np.ndarray) -> np.ndarray:
+    """Stands for an encoder: the mean colour of each quarter of the picture."""
+    assert len(frames) == BATCH
+    cells = frames.reshape(len(frames), 2, 32, 2, 32, 3).mean((2, 4)) / 255
+    return cells.reshape(len(frames), 4, 3).astype(np.float32)
+
+
+@pytest.mark.parametrize('dtype, close', [('float16', 1e-3), ('bfloat16', 4e-3)])
+def test_features_are_those_of_the_frames_and_are_computed_once(dtype, close, tmp_path):
+    c = config(features=str(tmp_path), features_dtype=dtype)
+    store = FeatureStore(c, 'abc')
+    recordings = robot.open_recordings(c.robot)
+    seen = []
+
+    def counted(frames):
+        seen.append(1)
+        return encode(frames)
+
+    store.fill(recordings, counted)
+    assert len(seen) == 24
+    store.fill(recordings, counted)
+    assert len(seen) == 24
+    store.file(recordings.name(7)).unlink()  # as if the run had been killed there
+    store.fill(recordings, counted)
+    assert len(seen) == 25
+    (host,) = batches(c, 1, store=store)
+    known = {recordings.episode(i).states[t].astype('f').tobytes(): (i, t)
+             for i in range(len(recordings)) for t in range(24)}  # fmt: skip
+    for states, features in zip(host.batch.states, host.batch.features):
+        episode, first = known[states[0].tobytes()]
+        frames = np.zeros((BATCH, 64, 64, 3), np.uint8)
+        frames[:4] = recordings.episode(episode).pixels[first : first + 4]
+        np.testing.assert_allclose(np.float32(features), encode(frames)[:4], rtol=0, atol=close)
+    others = [FeatureStore(c, 'abd'), FeatureStore(config(features=str(tmp_path)), 'abc')]
+    assert others[0].folder != store.folder
+    assert (others[1].folder == store.folder) == (dtype == 'float16')
+
+
+def test_an_episode_that_cannot_be_read_is_replaced_and_named(tmp_path):
+    np.savez(tmp_path / 'good.npz', states=np.zeros((9, 7)), fps=4,
+             observations=np.zeros((9, 64, 64, 3), np.uint8))  # fmt: skip
+    (tmp_path / 'bad.npz').write_bytes(b'PK nothing')
+    c = config()
+    c.robot.kind, c.robot.path = 'npz', str(tmp_path)
+    (host,) = batches(c, 1)
+    assert {f.path for f in host.failures} == {str(tmp_path / 'bad.npz')}
+    assert host.batch.frames.shape[0] == 16 and host.tried == 16 + len(host.failures)
+    store = FeatureStore(dataclasses.replace(c, features=str(tmp_path / 'f')), 'abc')
+    store.fill(robot.open_recordings(c.robot), encode)
+    assert store.length(str(tmp_path / 'good.npz')) == 9
+    with pytest.raises(BadFile, match='no features'):
+        store.length(str(tmp_path / 'bad.npz'))
+
+
+def test_wide_frames_are_cut_to_the_middle_and_squeezed():
+    """720 x 1280 -> columns 154 to 1126, as the reference page has it for DROID."""
+    frames = np.zeros((1, 720, 1280, 3), np.uint8)
+    frames[:, :, :154] = frames[:, :, 1126:] = 255
+    assert robot.view(frames, (64, 64)).max() == 0
+    frames[:, :, 154:164] = 255
+    assert robot.view(frames, (64, 64))[0, :, 0].min() > 0
+    square = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+    np.testing.assert_array_equal(robot.view(square, (64, 64)), square)
+
+
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        (dict(encoder_from=''), 'encoder_from is empty'),
+        (dict(rollout__steps=4), 'rollout.steps = 4: must be less than robot.frames = 4'),
+        (dict(robot__kind='droid'), "robot.path is empty: kind 'droid'"),
+        (dict(ac__heads=5), 'ac.width = 48: must be a multiple of ac.heads = 5'),
+        (dict(ac__conditioning='film'), 'allowed are tokens, adaln'),
+        (dict(robot__frame='world'), 'allowed are base, camera'),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(changes, message):
+    c = config()
+    for name, value in changes.items():
+        part, _, key = name.partition('__')
+        setattr(getattr(c, part) if key else c, key or part, value)
+    with pytest.raises(ConfigError, match=message):
+        validate(c)

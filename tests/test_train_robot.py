@@ -1,0 +1,44 @@
+"""Post-training as a user runs it: the smoke config, again after its end, and another robot."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def train(tmp_path, *flags: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, '-m', 'jepa_jax.train', '--config=configs/ac_vitg.py:smoke',
+         '--config.optim.steps=4', '--config.data.workers=0', *flags],
+        cwd=ROOT, capture_output=True, text=True, timeout=900,
+        env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'JEPA_JAX_CACHE': str(tmp_path / 'cache')},
+    )  # fmt: skip
+
+
+def test_the_smoke_config_trains_once(tmp_path):
+    run = tmp_path / 'run'
+    done = train(tmp_path, f'--workdir={run}')
+    assert done.returncode == 0, done.stderr
+    assert 'features: 24 of 24 episodes to encode' in done.stderr
+    assert 'contract: robot franka' in done.stderr
+    rows = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
+    assert [row['step'] for row in rows] == [1, 2, 3, 4]
+    for row in rows:
+        parts = row['loss/teacher_forcing'] + row['loss/rollout']
+        assert abs(row['loss'] - parts) < 1e-5 * parts
+    assert rows[-1]['health/shuffled_actions'] > 0.9
+    report = json.loads((run / 'report.json').read_text())
+    assert report['steps'] == 4 and report['verdict'] in ('undertrained', 'healthy')
+    again = train(tmp_path, f'--workdir={run}')
+    assert again.returncode == 0 and 'is finished' in again.stderr
+
+    other = train(
+        tmp_path, f'--workdir={tmp_path / "other"}', '--config.robot.robot=ur5e',
+        f'--config.checkpoints.init_from={run}',
+    )  # fmt: skip
+    assert other.returncode == 1
+    (line,) = [x for x in other.stderr.splitlines() if x.startswith('error')]
+    assert "robot: 'franka' in the weights, 'ur5e' here" in line
