@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jepa_jax import zoo
+from jepa_jax import checkpoint, zoo
 from jepa_jax.data.robot import view
 from jepa_jax.models.ac_predictor import ACPredictor, ACPredictorConfig, encode_frames
 from jepa_jax.models.vit import ViT, ViTConfig
 from jepa_jax.nets import Net
 from jepa_jax.planning.world_model import ACWorldModel
 
-FRAMES = 8  # that the released predictor was trained with (reference: vjepa2 §11.1)
+FRAMES = 7  # that the released predictor was shown: all but the last of 8 (reference: vjepa2 §7.4)
 RANDOM_TINY = dict(width=96, depth=2, heads=4)  # the predictor of random:tiny
 
 
@@ -115,8 +116,18 @@ def load(
             f'of the {size[0]} x {size[1]} pixels given the middle, at most 1.35 times as wide as '
             'high, is squeezed to that, as in training'
         )
-    world_model = ACWorldModel(params, _net(config), config, FRAMES)
+    world_model = ACWorldModel(params, _net(config), config, trained_frames(name))
     return Robot(model.encoder.params, model.config, world_model, tuple(about))
+
+
+def trained_frames(name: str) -> int:
+    """How many frames a model was shown at once in training: a run's own, else the released."""
+    path = pathlib.Path(name).expanduser()
+    if not path.is_dir():
+        return FRAMES
+    extra = checkpoint.read_manifest(checkpoint.find(path))['extra']
+    recordings = extra.get('config', {}).get('robot')
+    return recordings['frames'] - 1 if recordings else FRAMES
 
 
 @functools.cache

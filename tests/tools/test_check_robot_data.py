@@ -1,0 +1,76 @@
+"""What `tools.check_robot_data` says of recordings with known faults."""
+
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+
+
+def write(folder: pathlib.Path, name: str, states: np.ndarray) -> None:
+    """Frames of 96 x 48 in which a tenth moves."""
+    frames = np.zeros((len(states), 48, 96, 3), np.uint8)
+    for t, frame in enumerate(frames):
+        frame[:, 40 + t % 2 * 4 : 46 + t % 2 * 4] = 200
+    np.savez(folder / name, states=states, observations=frames, fps=8.0)
+
+
+def path(count: int = 20) -> np.ndarray:
+    states = np.zeros((count, 7))
+    states[:, 0] = 0.4 + 0.01 * np.arange(count)
+    states[:, 3] = np.pi
+    states[:, 6] = np.linspace(0, 1, count)
+    return states
+
+
+def run(folder: pathlib.Path, *flags: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, '-m', 'tools.check_robot_data', '--kind', 'npz', '--path', str(folder),
+         '--crop', '64', *flags],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+def test_sound_recordings_and_one_that_cannot_be_read(tmp_path):
+    for i in range(3):
+        write(tmp_path, f'{i}.npz', path())
+    bad = path()
+    bad[4, 2] = np.nan
+    write(tmp_path, '3.npz', bad)
+    done = run(tmp_path, '--picture', str(tmp_path / 'clip.png'))
+    assert done.returncode == 0, done.stderr
+    assert '3 episodes read, 1 not' in done.stdout
+    assert '3.npz: bad_state: z of frame 4 is nan' in done.stdout
+    assert 'the model sees every 2. frame, 4.00 a second, 30 in all' in done.stdout
+    assert '2.00 times as wide as high' in done.stdout
+    assert 'millimetres' not in done.stdout and 'does 1 mean open' not in done.stdout
+    assert (tmp_path / 'clip.png').read_bytes().startswith(b'\x89PNG')
+    rows = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if line}
+    assert rows['x'] == ['0.400', '0.490', '0.580', '0.0200', '0.020']
+
+
+def test_wrong_units_sense_and_pauses_are_suspected(tmp_path):
+    states = path() * ([1000] * 3 + [1] * 4)
+    states[:, 4] = 90
+    states[:, 6] = 1 - states[:, 6]
+    write(tmp_path, 'a.npz', states)
+    said = run(tmp_path).stdout
+    for words in ('millimetres? robot.metres = 0.001', 'degrees, not radians?',
+                  'does 1 mean open here? robot.gripper = open', 'a gap, or the rate'):  # fmt: skip
+        assert words in said, said
+    still = path()
+    still[:, 0] = 0.4
+    still[:, 6] = 0.3
+    write(tmp_path, 'a.npz', still)
+    said = run(tmp_path).stdout
+    assert 'the gripper never moves' in said and 'most frames are still' in said
+
+
+def test_nothing_readable_is_one_line(tmp_path):
+    (tmp_path / 'a.npz').write_bytes(b'nothing')
+    done = run(tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith('no episode can be read')
+    assert 'Traceback' not in done.stderr

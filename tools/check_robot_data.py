@@ -1,0 +1,212 @@
+"""What recordings of a robot hold, and what may be wrong with them, before anything is trained.
+
+    python -m tools.check_robot_data --kind droid --path FOLDER --picture clip.png
+
+Reports rates, lengths, ranges, units, the sense of the gripper, still frames, what of the picture
+moves, and every episode that cannot be read; draws one piece with its actions. Lines that begin
+with `look:` are suspicions. Exit status 1 if no episode can be read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import dataclasses
+import sys
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from scipy.spatial.transform import Rotation
+from tqdm import tqdm
+
+from jepa_jax import cli
+from jepa_jax.config import RobotData
+from jepa_jax.data import decode, robot
+from jepa_jax.data.clips import Timing
+
+STILL = (0.002, 0.01, 0.02)  # metres, radians, closedness below which a frame counts as still
+MOVES = 12  # grey levels by which a pixel changes if something moves there
+FEW = 0.02  # share of the picture that moves, below which an object is but a token or two
+
+
+@dataclasses.dataclass
+class Findings:
+    """What was measured over the episodes that could be read."""
+
+    states: list[np.ndarray] = dataclasses.field(default_factory=list)  # at the model's rate
+    actions: list[np.ndarray] = dataclasses.field(default_factory=list)
+    rates: list[float] = dataclasses.field(default_factory=list)
+    seconds: list[float] = dataclasses.field(default_factory=list)
+    sizes: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    moving: list[float] = dataclasses.field(default_factory=list)
+    short: int = 0  # episodes with fewer frames than a piece takes
+    bad: list[str] = dataclasses.field(default_factory=list)
+
+
+def measure(recordings: robot.Recordings, data: RobotData, crop: int, most: int) -> Findings:
+    """Looks at up to `most` episodes, evenly spread."""
+    found = Findings()
+    chosen = np.unique(np.linspace(0, len(recordings) - 1, most).round().astype(int))
+    for i in tqdm(chosen, desc='episodes', unit='episode', file=sys.stderr):
+        seen: list[tuple[Timing, np.ndarray]] = []
+
+        def choose(timing: Timing, seen=seen) -> np.ndarray:
+            kept = np.arange(0, timing.frames, robot.steps_between(timing, data.fps))
+            seen.append((timing, kept))
+            return kept[: data.frames]  # pictures of one piece are enough
+
+        try:
+            episode = recordings.episode(int(i))
+            frames = episode.read(choose)
+        except (decode.BadFile, OSError) as error:
+            found.bad.append(str(error))
+            continue
+        timing, kept = seen[0]
+        found.rates.append(timing.fps)
+        found.seconds.append(timing.seconds)
+        found.sizes[frames.shape[1:3]] += 1
+        found.short += len(kept) < data.frames
+        found.states.append(episode.states[kept])
+        found.actions.append(robot.actions_between(episode.states[kept]))
+        grey = robot.view(frames, (crop, crop)).mean(-1)
+        found.moving += [float((np.abs(b - a) > MOVES).mean()) for a, b in zip(grey, grey[1:])]
+    return found
+
+
+def still(actions: np.ndarray) -> np.ndarray:
+    """Which actions [n, 7] hardly move the robot."""
+    turn = Rotation.from_euler('xyz', actions[:, 3:6]).magnitude()
+    move = np.linalg.norm(actions[:, :3], axis=1)
+    return (move < STILL[0]) & (turn < STILL[1]) & (np.abs(actions[:, 6]) < STILL[2])
+
+
+def report(found: Findings, data: RobotData, crop: int) -> list[str]:
+    """The lines to print."""
+    states, actions = np.concatenate(found.states), np.concatenate(found.actions)
+    sizes = ', '.join(f'{w} x {h} ({n})' for (h, w), n in found.sizes.most_common())
+    rates = sorted({round(rate, 2) for rate in found.rates})
+    step = robot.steps_between(Timing(1, rates[0], 1.0), data.fps)
+    lines = [
+        f'{len(found.states)} episodes read, {len(found.bad)} not; '
+        f'{sum(found.seconds) / 60:.1f} minutes, {np.median(found.seconds):.1f} s in the middle',
+        f'video at {", ".join(f"{rate:g}" for rate in rates)} frames a second, '
+        f'{sizes} pixels (width x height)',
+        f'the model sees every {step}. frame, {rates[0] / step:.2f} a second, '
+        f'{len(states)} in all, {found.short} episodes too short for {data.frames} of them',
+        f'{"":12}{"least":>9}{"middle":>9}{"most":>9}   {"action: middle size":>20}{"largest":>9}',
+    ]
+    for i, name in enumerate(robot.STATE):
+        low, middle, high = np.quantile(states[:, i], [0, 0.5, 1])
+        size = np.abs(actions[:, i]) if len(actions) else np.zeros(1)
+        lines.append(
+            f'{name:12}{low:9.3f}{middle:9.3f}{high:9.3f}   {np.median(size):20.4f}'
+            f'{size.max():9.3f}'
+        )
+    share = still(actions).mean() if len(actions) else 0.0
+    lines.append(f'{share:.0%} of the actions hardly move the robot')
+    moving = float(np.median(found.moving)) if found.moving else 0.0
+    lines.append(
+        f'{moving:.1%} of the picture at {crop} x {crop} moves between two frames, about '
+        f'{moving * (crop / 16) ** 2:.1f} of {(crop // 16) ** 2} tokens'
+    )
+    return lines + [f'look: {text}' for text in suspicions(found, states, actions, data, moving)]
+
+
+def suspicions(found, states, actions, data: RobotData, moving: float) -> list[str]:
+    """What looks wrong, in words."""
+    far = np.abs(states[:, :3]).max()
+    angles = np.abs(states[:, 3:6]).max()
+    gripper = states[:, 6]
+    size = np.abs(actions[:, :3]).max() if len(actions) else 0.0
+    first = float(np.mean([s[0, 6] for s in found.states]))
+    wide = [w / h for h, w in found.sizes if not robot.NARROWEST <= w / h <= robot.WIDEST]
+    rows = (
+        (far > 5, f'positions up to {far:.4g} m: millimetres? robot.metres = 0.001'),
+        (angles > 2 * np.pi + 0.1, f'angles up to {angles:.4g}: degrees, not radians?'),
+        (
+            gripper.min() < -0.05 or gripper.max() > 1.05,
+            f'gripper from {gripper.min():.4g} to {gripper.max():.4g}: must be from 0 to 1',
+        ),
+        (np.ptp(gripper) < 0.05, 'the gripper never moves'),
+        (
+            first > 0.6,
+            f'episodes begin with the gripper at {first:.2f}, closed: does 1 mean open here? '
+            'robot.gripper = open',
+        ),
+        (size > 0.3, f'a step of {size:.2f} m between two frames: a gap, or the rate is wrong'),
+        (len(actions) and still(actions).mean() > 0.5, 'most frames are still: cut the pauses'),
+        (
+            moving < FEW,
+            'little of the picture moves: crop the video so that gripper and object fill more',
+        ),
+        (
+            bool(wide),
+            f'pictures {max(wide, default=0):.2f} times as wide as high: only the middle, '
+            f'{robot.WIDEST} times, is used',
+        ),
+        (len({round(r) for r in found.rates}) > 1, 'recordings have several rates'),
+    )
+    return [text for holds, text in rows if holds]
+
+
+def draw(piece: robot.Piece, path: Path, title: str) -> None:
+    """A piece's frames and the actions between them, as PNG."""
+    T = len(piece.frames)
+    figure = Figure(figsize=(1.7 * T + 1, 4.4), layout='constrained')
+    grid = figure.subplots(2, T, squeeze=False, height_ratios=(1.2, 1))
+    limit = max(0.01, float(np.abs(piece.actions).max()))
+    for t in range(T):
+        grid[0, t].imshow(piece.frames[t])
+        grid[0, t].set_title(f'frame {piece.numbers[t]}', fontsize=8)
+        grid[0, t].set_xticks([])
+        grid[0, t].set_yticks([])
+        if t == T - 1:
+            grid[1, t].axis('off')
+            continue
+        grid[1, t].bar(range(7), piece.actions[t])
+        grid[1, t].set_ylim(-limit, limit)
+        grid[1, t].set_xticks(range(7), robot.STATE, rotation=90, fontsize=7)
+        grid[1, t].axhline(0, color='k', linewidth=0.5)
+        if t:
+            grid[1, t].set_yticks([])
+    grid[1, 0].set_ylabel('action to the next: m, rad', fontsize=8)
+    figure.suptitle(title, fontsize=9)
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=110, format='png')
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    for field in dataclasses.fields(RobotData):
+        kind = type(field.default)
+        parser.add_argument(f'--{field.name}', type=kind, default=field.default)
+    parser.add_argument('--crop', type=int, default=256, help='pixels that the model sees')
+    parser.add_argument('--episodes', type=int, default=200, help='looked at, evenly spread')
+    parser.add_argument('--picture', default='', metavar='FILE.png')
+
+
+def main(crop: int, episodes: int, picture: str, **fields) -> None:
+    data = RobotData(**fields)
+    recordings = robot.open_recordings(data)
+    print(f'{data.kind} {data.path}: {len(recordings)} episodes')
+    found = measure(recordings, data, crop, episodes)
+    for line in found.bad:
+        print(f'cannot be read: {line}')
+    if not found.states:
+        raise decode.BadFile(data.path, 'no_frames', 'no episode can be read')
+    print('\n'.join(report(found, data, crop)))
+    if picture:
+        for i in range(len(recordings)):
+            try:
+                piece = robot.cut(recordings.episode(i), data.frames, data.fps, lambda n: n // 2)
+            except (decode.BadFile, OSError):
+                continue
+            seen = dataclasses.replace(piece, frames=robot.view(piece.frames, (crop, crop)))
+            draw(seen, Path(picture), f'{recordings.name(i)}, as the model sees it')
+            print(f'picture: {picture}')
+            break
+
+
+if __name__ == '__main__':
+    sys.exit(cli.run(main, doc=__doc__, config=None, options=add_options))
