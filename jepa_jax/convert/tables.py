@@ -232,7 +232,7 @@ class Link:
         out = None
         for i, names in enumerate(self.keys):
             layer = self._layer(names, fetch)
-            out = np.empty(self.shape, layer.dtype) if out is None else out
+            out = _aligned(self.shape, layer.dtype) if out is None else out
             out[i] = layer
         return out
 
@@ -256,6 +256,14 @@ class Link:
         """The file's names and the shape that each must have (without the axis of `index`)."""
         nothing = np.broadcast_to(np.float32(0), self.shape)
         return sum(self.keys, ()), next(iter(self.theirs(nothing)))[1].shape
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Memory at an address that XLA takes over on a CPU; numpy's own it would copy."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
 
 
 def _rearrange(array, pattern: str, sizes: Mapping[str, int]) -> np.ndarray:
