@@ -9,7 +9,7 @@ import logging
 import pathlib
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,18 +17,21 @@ import jax
 import numpy as np
 import optax
 
-from jepa_jax import optim
+from jepa_jax import distributed, optim
 from jepa_jax.checkpoint import Checkpoints
 from jepa_jax.cli import Interrupted
 from jepa_jax.config import TrainConfig
 from jepa_jax.data import Batch
 from jepa_jax.data.pipeline import FailureLog, Pipeline
-from jepa_jax.metrics import Metrics
+from jepa_jax.metrics import Cost, Metrics, speed
 from jepa_jax.sharding import put_batch
 from jepa_jax.state import TrainState
 from jepa_jax.step import first_nonfinite, make_step
 
 log = logging.getLogger(__name__)
+
+
+PROFILED = range(2, 5)  # the first compiles; those with other shapes may, too
 
 
 class TrainingError(RuntimeError):
@@ -81,6 +84,38 @@ def _termination() -> Iterator[list[int]]:
         signal.signal(signal.SIGTERM, before)
 
 
+class _Trace:
+    """Records steps PROFILED into a folder; nothing without one."""
+
+    def __init__(self, folder: pathlib.Path | None):
+        self._folder, self._running = folder, False
+
+    def __enter__(self) -> _Trace:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def step(self, n: int, number: int) -> contextlib.AbstractContextManager:
+        """Around step n, the number-th since the start from 0."""
+        if self._folder and number == PROFILED.start:
+            jax.profiler.start_trace(self._folder)
+            self._running = True
+        if number == PROFILED.stop:
+            self._stop()
+        return jax.profiler.StepTraceAnnotation('step', step_num=n)
+
+    def _stop(self) -> None:
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running = False
+            log.info('trace of steps %s: %s', _span(PROFILED), self._folder)
+
+
+def _span(steps: range) -> str:
+    return f'{steps.start + 1} to {steps.stop} of this start'
+
+
 def _lag(params: dict, target: dict) -> jax.Array:
     """Distance between a net and its moving average, relative to the average's size."""
     gap = optax.tree.norm(optax.tree.sub(params, target))
@@ -125,12 +160,16 @@ def fit(
     checkpoints: Checkpoints,
     metrics: Metrics,
     failures: FailureLog,
+    cost: Callable[[int], Cost] | None = None,
+    profile: pathlib.Path | None = None,
 ) -> tuple[TrainState, Clock]:
     """Trains from state.step to config.optim.steps; the position in the data is the step itself.
 
     Each round: save if due, step, check, log, measure health if due. A checkpoint holds no batch
     that was not trained on, and needs no state of the data. The next batch is fetched while the
     devices compute; data_wait_s is the time that they had nothing to do because it was not there.
+    cost: what the step of a number is worth, for the metrics of speed. profile: a folder for a
+    trace of steps PROFILED of this start, which TensorBoard shows.
 
     Raises:
       TrainingError: loss or gradient is not finite. The state before that step is saved, the batch
@@ -145,7 +184,7 @@ def fit(
     features, lag = jax.jit(_features(objective, config.optim.accumulate)), jax.jit(_lag)
     stored = dataclasses.asdict(config)
     every, total = config.logging, config.optim.steps
-    first = n = int(jax.device_get(state.step))
+    first = n = logged = int(jax.device_get(state.step))
     clock, interval, compiled = Clock(), Clock(), set()
 
     def save() -> None:
@@ -161,6 +200,7 @@ def fit(
         _termination() as received,
         pipeline.batches(first) as batches,
         ThreadPoolExecutor(1) as watcher,
+        _Trace(profile) as trace,
     ):
         mark = time.perf_counter()
         host = next(batches) if n < total else None
@@ -173,7 +213,8 @@ def fit(
                 compiled.add(pipeline.shapes(n))
                 log.info('program %d: token counts %s', len(compiled), pipeline.shapes(n))
             mark = time.perf_counter()
-            state, values = step(state, batch)  # returns before the devices are done
+            with trace.step(n, n - first):
+                state, values = step(state, batch)  # returns before the devices are done
             done = watcher.submit(_finished, values)
             current, host = host, next(batches) if n + 1 < total else None
             fetched = time.perf_counter()
@@ -188,7 +229,12 @@ def fit(
             measured = every.health_every and (n % every.health_every == 0 or n == total)
             if n % every.every == 0 or measured or n == total:
                 line = {k: float(v) for k, v in values.items()}
-                line |= failures.counts() | interval.rates(config.optim.batch)
+                rates = interval.rates(config.optim.batch)
+                seconds = rates['step_s'] + rates['data_wait_s']
+                line |= failures.counts() | rates
+                if cost:
+                    line |= speed([cost(i) for i in range(logged, n)], seconds)
+                logged = n
                 if measured:
                     line |= objective.measure(features(state.params, state.target, batch))
                     if objective.averaged:
@@ -197,7 +243,7 @@ def fit(
                 metrics.write(n, line)
                 clock.merge(interval)
                 interval = Clock()
-            if received:
+            if distributed.any_process(bool(received)):
                 save_last()
                 raise Interrupted(f'SIGTERM at step {n} of {total}, which is saved')
         if n > first:

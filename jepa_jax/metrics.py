@@ -6,15 +6,17 @@ value that is not finite is the string "nan", "inf" or "-inf", which `read` turn
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
 import os
 import pathlib
+import resource
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,9 +28,37 @@ log = logging.getLogger(__name__)
 
 FILE = 'metrics.jsonl'
 # What the clock decides; all other values of two equal runs are equal bit for bit.
-TIMING_KEYS = ('clips_per_s', 'data_wait_s', 'step_s')
+TIMING_KEYS = ('clips_per_s', 'data_wait_s', 'step_s', 'tokens_per_s', 'mfu', 'memory_gib')
 
 _NOT_FINITE = {'nan': math.nan, 'inf': math.inf, '-inf': -math.inf}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a step is worth, over all devices."""
+
+    flops: float  # forward and backward of what is useful (jepa_jax/flops.py)
+    tokens: int  # of its clips, masked or not
+    peak: float | None  # FLOP/s of all devices together; None where no figure is published
+
+
+def speed(costs: Sequence[Cost], seconds: float) -> dict[str, float]:
+    """Metrics of steps that took `seconds` each: `tokens_per_s`; `mfu`, the share of the devices'
+    published peak that was put to use, where there is one; `memory_gib`, the most that the first
+    device has held so far, or this process on a CPU."""
+    mean = sum(cost.flops for cost in costs) / len(costs)
+    found = {'tokens_per_s': sum(cost.tokens for cost in costs) / len(costs) / seconds}
+    if peak := costs[0].peak:
+        found['mfu'] = mean / seconds / peak
+    return found | {'memory_gib': _peak_bytes() / 2**30}
+
+
+def _peak_bytes() -> int:
+    stats = jax.local_devices()[0].memory_stats()  # None on CPUs
+    if stats and 'peak_bytes_in_use' in stats:
+        return stats['peak_bytes_in_use']
+    unit = 1 if sys.platform == 'darwin' else 1024  # of ru_maxrss
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 class Metrics:

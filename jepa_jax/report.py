@@ -6,16 +6,17 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from jepa_jax import distributed
 from jepa_jax.config import TrainConfig
 from jepa_jax.data import synthetic
 from jepa_jax.evals import pictures, video
 from jepa_jax.loop import Clock
+from jepa_jax.metrics import read
 from jepa_jax.state import TrainState
 from jepa_jax.workdir import check_config, write_json
 
@@ -46,15 +47,18 @@ def write(
     config: TrainConfig,
     objective,
     state: TrainState,
-    records: Sequence[Mapping[str, float]],
     clock: Clock,
     begun: float,
 ) -> None:
     """Probes the target encoder if the config says so, draws the pictures, writes report.json and
-    says in words how the run went.
+    says in words how the run went; process 0 does, the others give it their part of the encoder.
 
-    records: the rows of metrics.jsonl; begun: time.monotonic() at the start of this process's run.
+    begun: time.monotonic() at the start of this process's run.
     """
+    target = distributed.whole(state.target) if config.probe.enabled else None
+    if jax.process_index():
+        return
+    records = read(workdir)
     word, facts = objective.verdict(records)
     sentences = [f'{word}: {facts}', clock.verdict()]
     probes: dict[str, dict] = {}
@@ -62,7 +66,6 @@ def write(
     if config.probe.enabled:
         train, test = _labelled(config)
         encode = jax.jit(objective.encoder)
-        target = jax.device_get(state.target)  # off the mesh: one device is enough here
         seeds = jax.random.split(jax.random.key(config.seed + 1), config.probe.seeds)
         probes = video.measure(
             functools.partial(encode, target),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,9 +17,13 @@ from tqdm import tqdm
 
 from jepa_jax import optim
 from jepa_jax.checkpoint import Checkpoints, find, read_manifest, restore
+from jepa_jax.chips import peak_flops
 from jepa_jax.config import TrainConfig, cache_root
 from jepa_jax.config import describe as describe_config
 from jepa_jax.data.pipeline import Pipeline
+from jepa_jax.flops import GroupShape, pretraining_step
+from jepa_jax.metrics import Cost
+from jepa_jax.objectives.masked_video import predictor_config, vit_config
 from jepa_jax.sharding import concrete
 from jepa_jax.state import TrainState, init_state
 from jepa_jax.workdir import check_config
@@ -41,10 +47,12 @@ def logging_to_terminal() -> None:
     logging.getLogger('jepa_jax').setLevel(logging.INFO)
 
 
-def compilation_cache() -> None:
+def compilation_cache(wanted: bool = True) -> None:
     """Keeps compiled programs between runs in the cache folder; JAX_COMPILATION_CACHE_DIR
     overrides, empty turns it off."""
-    if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+    if not wanted:
+        jax.config.update('jax_enable_compilation_cache', False)
+    elif 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
         jax.config.update('jax_compilation_cache_dir', str(cache_root() / 'xla'))
 
 
@@ -105,16 +113,37 @@ def initial_state(
 
 
 def describe(config: TrainConfig, objective, mesh: jax.sharding.Mesh, pipeline: Pipeline) -> None:
-    """Logs what is about to run: devices, model, data, what the batch means."""
+    """Logs what is about to run: devices, memory, model, programs, data, what the batch means."""
     kinds = {device.device_kind for device in mesh.devices.flat}
     axes = ' x '.join(f'{name} {size}' for name, size in mesh.shape.items())
     names = ', '.join(sorted(kinds))
-    log.info('%d devices (%s), mesh %s, %s', mesh.size, names, axes, config.compute_dtype)
+    log.info(
+        '%d devices (%s) of %d processes, mesh %s, %s; %d clips at a time on a device',
+        mesh.size, names, jax.process_count(), axes, config.compute_dtype,
+        config.optim.batch // (mesh.size * config.optim.accumulate),
+    )  # fmt: skip
     for name in ('encoder', 'predictor'):
         count = sum(leaf.size for leaf in jax.tree.leaves(getattr(objective, name).abstract))
         log.info('%s: %s parameters', name, f'{count:,}')
     for line in (*pipeline.describe(), *describe_config(config)):
         log.info('%s', line)
+
+
+def cost(config: TrainConfig, pipeline: Pipeline) -> Callable[[int], Cost]:
+    """Step -> what it is worth, by the shapes of its clips and masks."""
+    vit, predictor = vit_config(config), predictor_config(config)
+    each = peak_flops(jax.devices()[0].device_kind, config.compute_dtype)
+    peak = each and each * jax.device_count()
+
+    def of(step: int) -> Cost:
+        groups = []
+        for clips, masks in zip(pipeline.groups, pipeline.shapes(step), strict=True):
+            tokens = math.prod(vit.grid(clips.frames, config.data.crop, config.data.crop))
+            groups.append(GroupShape(clips.rows, tokens, masks))
+        flops = pretraining_step(vit, predictor, groups).total
+        return Cost(flops, sum(group.clips * group.tokens for group in groups), peak)
+
+    return of
 
 
 def restart(state: TrainState) -> TrainState:

@@ -14,9 +14,11 @@ from jepa_jax.data.features import FeatureStore, hash_weights
 from jepa_jax.data.pipeline import Pipeline
 from jepa_jax.data.robot import Contract, open_recordings
 from jepa_jax.data.trajectories import RobotPipeline
+from jepa_jax.metrics import Cost
 from jepa_jax.models.ac_predictor import encode_frames
 from jepa_jax.objectives.action_conditioned import ActionConditioned
 from jepa_jax.objectives.masked_video import MaskedVideo
+from jepa_jax.start import cost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +28,8 @@ class Task:
     objective: Callable[[Any], Any]  # config -> objective
     prepare: Callable[[Any, Any], Any]  # config, objective -> what is computed once, before all
     pipeline: Callable[[Any, Any], Any]  # config, what was prepared -> pipeline
+    # config, pipeline -> step -> what it is worth; None where FLOPs are not counted
+    cost: Callable[[Any, Any], Callable[[int], Cost]] | None = None
 
 
 def of(config: TrainConfig) -> Task:
@@ -86,6 +90,6 @@ def _recordings(config: RobotTrainConfig, store: FeatureStore | None) -> RobotPi
 
 
 TASKS = {
-    TrainConfig: Task(MaskedVideo.of, _nothing, _videos),
+    TrainConfig: Task(MaskedVideo.of, _nothing, _videos, cost),
     RobotTrainConfig: Task(ActionConditioned.of, _features, _recordings),
 }

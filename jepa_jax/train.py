@@ -9,19 +9,21 @@ is.
 
 from __future__ import annotations
 
+import argparse
 import sys
 
-from jepa_jax import cli
+from jepa_jax import cli, distributed
 from jepa_jax.config import TrainConfig
 
 
-def train(config: TrainConfig, workdir: str) -> None:
+def train(config: TrainConfig, workdir: str, profile: bool, compilation_cache: bool) -> None:
     """Runs `config` in `workdir` to its last step, from wherever its checkpoints are. (reference:
     vjepa2 §5)"""
     from jepa_jax.config import validate
 
     validate(config)  # before the imports that take seconds
     import dataclasses
+    import pathlib
     import time
 
     import jax
@@ -29,15 +31,16 @@ def train(config: TrainConfig, workdir: str) -> None:
     from jepa_jax import loop, report, sharding, start, tasks
     from jepa_jax.checkpoint import Checkpoints
     from jepa_jax.data.pipeline import FailureLog
-    from jepa_jax.metrics import Metrics, read
+    from jepa_jax.metrics import Metrics
     from jepa_jax.workdir import lock, write_json
 
     start.logging_to_terminal()
     begun = time.monotonic()
-    with lock(workdir) as folder:
+    folder = pathlib.Path(workdir).absolute()
+    with distributed.session(), distributed.first(lock(folder)):
         if report.finished(folder, config):
             return
-        start.compilation_cache()
+        start.compilation_cache(compilation_cache)
         mesh = sharding.make_mesh(config.mesh.fsdp)
         task = tasks.of(config)
         objective = task.objective(config)
@@ -51,12 +54,14 @@ def train(config: TrainConfig, workdir: str) -> None:
                 keep=config.checkpoints.keep,
                 keep_every=config.checkpoints.keep_every,
             ) as checkpoints,
+            distributed.watch(),
         ):
             state, extra = start.initial_state(objective, config, mesh, checkpoints)
             failures = FailureLog(config.data.max_failure_share)
             if 'failures' in extra:
                 failures.restore(extra['failures'])
-            write_json(folder / 'config.json', dataclasses.asdict(config))
+            if jax.process_index() == 0:
+                write_json(folder / 'config.json', dataclasses.asdict(config))
             start.describe(config, objective, mesh, pipeline)
             with Metrics(
                 folder, start_step=int(jax.device_get(state.step)), total_steps=config.optim.steps
@@ -71,12 +76,24 @@ def train(config: TrainConfig, workdir: str) -> None:
                     checkpoints=checkpoints,
                     metrics=metrics,
                     failures=failures,
+                    cost=task.cost and task.cost(config, pipeline),
+                    profile=folder / 'profile' if profile else None,
                 )
-        report.write(folder, config, objective, state, read(folder), clock, begun)
+        report.write(folder, config, objective, state, clock, begun)
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--profile', action='store_true', help='trace a few steps into WORKDIR/profile'
+    )
+    parser.add_argument(
+        '--no-compilation-cache', dest='compilation_cache', action='store_false',
+        help='compile every program again',
+    )  # fmt: skip
 
 
 def main() -> int:
-    return cli.run(train, doc=__doc__)
+    return distributed.leave(cli.run(train, doc=__doc__, options=_options))
 
 
 if __name__ == '__main__':

@@ -226,3 +226,13 @@ def test_without_tensorboard(tmp_path, monkeypatch):
     monkeypatch.setattr(builtins, '__import__', absent)
     write(tmp_path, [10])
     assert read(tmp_path) == rows([10]) and not (tmp_path / 'tensorboard').exists()
+
+
+def test_speed_is_a_mean_over_steps_of_different_shapes():
+    costs = [metrics.Cost(flops, tokens, 4e12) for flops, tokens in ((1e12, 100), (3e12, 300))]
+    found = metrics.speed(costs, seconds=2.0)
+    assert found['tokens_per_s'] == 100  # 200 tokens a step
+    assert found['mfu'] == 0.25  # 1e12 FLOP/s of 4e12
+    assert 0.01 < found['memory_gib'] < 1000
+    unknown = [metrics.Cost(1e12, 100, None)]
+    assert 'mfu' not in metrics.speed(unknown, seconds=1.0)

@@ -1,0 +1,212 @@
+"""Many processes as one run: when to connect them, how they agree, how they end together.
+
+| launcher | what it sets, and what happens |
+|---|---|
+| none | nothing: one process |
+| SLURM, Open MPI | its own variables; connected when a step has more than one task |
+| TPU VMs, GKE | `JEPA_JAX_DISTRIBUTED=1` by our launch scripts; JAX asks the machine for the rest |
+| plain hosts | `JEPA_JAX_COORDINATOR=HOST:PORT`, `JEPA_JAX_PROCESSES`, `JEPA_JAX_PROCESS` |
+
+`JEPA_JAX_DISTRIBUTED=0` keeps a process alone whatever else is set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from jepa_jax.cli import QUEUE_AGAIN, Interrupted
+from jepa_jax.config import ConfigError
+
+log = logging.getLogger(__name__)
+
+SWITCH = 'JEPA_JAX_DISTRIBUTED'
+PLAIN = ('JEPA_JAX_COORDINATOR', 'JEPA_JAX_PROCESSES', 'JEPA_JAX_PROCESS')
+# launcher -> number of tasks, index of this one
+LAUNCHERS = {
+    'SLURM': ('SLURM_NTASKS', 'SLURM_PROCID'),
+    'Open MPI': ('OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_RANK'),
+}
+CONNECT = 300  # seconds to wait for the other processes at the start
+SILENCE = 60  # seconds without a sign of life after which a process counts as lost
+CLOSING = 3600  # seconds that the others wait while process 0 writes the report
+
+_alone = True  # nothing to agree on
+_broken = False  # ends without waiting for the others
+
+
+def settings(environment: Mapping[str, str]) -> dict[str, Any] | None:
+    """What jax.distributed.initialize is to be called with; None: one process, no call.
+
+    Raises:
+      ConfigError: variables that contradict each other, or only some of those needed.
+    """
+    switch = environment.get(SWITCH, '')
+    if switch not in ('', '0', '1'):
+        raise ConfigError(f"{SWITCH} = '{switch}': must be 0 or 1")
+    if switch == '0':
+        return None
+    given = [name for name in PLAIN if environment.get(name)]
+    if given:
+        return _plain(environment, given)
+    if switch == '1':
+        return {}
+    for launcher, (count, index) in LAUNCHERS.items():
+        if index in environment and _number(environment, count, 1) > 1:
+            log.debug('%s runs %s tasks', launcher, environment[count])
+            return {}
+    return None
+
+
+def _plain(environment: Mapping[str, str], given: list[str]) -> dict[str, Any]:
+    if missing := [name for name in PLAIN if name not in given]:
+        raise ConfigError(f'{given[0]} is set but {missing[0]} is not: need {", ".join(PLAIN)}')
+    address, count, index = PLAIN
+    if not re.fullmatch(r'.+:\d+', environment[address]):
+        raise ConfigError(f"{address} = '{environment[address]}': must be HOST:PORT")
+    processes = _number(environment, count, 1)
+    process = _number(environment, index, 0)
+    if process >= processes:
+        raise ConfigError(f'{index} = {process}: must be below {count} = {processes}')
+    return {
+        'coordinator_address': environment[address],
+        'num_processes': processes,
+        'process_id': process,
+        'cluster_detection_method': 'deactivate',
+    }
+
+
+def _number(environment: Mapping[str, str], name: str, least: int) -> int:
+    text = environment.get(name, '')
+    if not text.isdecimal() or int(text) < least:
+        raise ConfigError(f"{name} = '{text}': must be a whole number of at least {least}")
+    return int(text)
+
+
+@contextlib.contextmanager
+def session() -> Iterator[None]:
+    """Connects the processes of a run, before anything touches a device.
+
+    Raises:
+      ConfigError: see `settings`; or the others did not come within CONNECT seconds.
+    """
+    global _alone, _broken
+    import jax
+
+    found = settings(os.environ)
+    if found is None:
+        yield
+        return
+    # its handler would swallow a SIGTERM that comes before the loop has its own
+    jax.config.update('jax_enable_preemption_service', False)
+    try:
+        jax.distributed.initialize(
+            **found,
+            initialization_timeout=CONNECT,
+            heartbeat_timeout_seconds=SILENCE,
+            shutdown_timeout_seconds=CLOSING,
+        )
+    except (ValueError, RuntimeError) as error:
+        _broken = True
+        raise ConfigError(
+            f'the processes of this run cannot be connected: {_short(error)}'
+        ) from error
+    _alone = jax.process_count() == 1
+    if jax.process_index():
+        logging.getLogger('jepa_jax').setLevel(logging.WARNING)  # process 0 tells the story
+    try:
+        yield
+    except Interrupted:
+        raise  # all of them, at the same step
+    except BaseException:
+        _broken = True
+        raise
+
+
+@contextlib.contextmanager
+def watch() -> Iterator[None]:
+    """Ends this process at once, to be queued again, when a collective fails because another
+    process is gone. Nothing is unwound: a save under way would wait for the other one's part."""
+    import jax
+
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if _alone or not _is_loss(error):
+            raise
+        who = f'process {jax.process_index()} of {jax.process_count()}'
+        print(
+            f'interrupted: {who} lost another process ({_short(error)}); start the same command '
+            'again to go on from the last checkpoint',
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(QUEUE_AGAIN)
+
+
+@contextlib.contextmanager
+def first(context: contextlib.AbstractContextManager) -> Iterator[None]:
+    """Enters a context in process 0 on behalf of all; if that fails, all fail.
+
+    Raises:
+      ConfigError: in the other processes, when process 0 has an error of its own.
+    """
+    import jax
+
+    if jax.process_index():
+        if any_process(False):
+            raise ConfigError('process 0 cannot begin and says why')
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(context)
+        except BaseException:
+            any_process(True)
+            raise
+        any_process(False)
+        yield
+
+
+def _is_loss(error: Exception) -> bool:
+    """Whether a collective failed because a process is gone: gloo, NCCL, coordination service."""
+    words = 'gloo|nccl|connection (closed|reset)|peer|heartbeat|coordination service|unavailable'
+    return re.search(words, str(error), flags=re.I) is not None
+
+
+def _short(error: Exception) -> str:
+    return ' '.join(str(error).split())[:200]
+
+
+def leave(status: int) -> int:
+    """The exit status again; after a failure it ends the process there and then. Waiting for the
+    others, as JAX does at the end, would take minutes, and they end when they see that this one is
+    gone."""
+    if _broken:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
+
+
+def any_process(flag: bool) -> bool:
+    """Whether `flag` is true in any process; all must ask at the same point."""
+    if _alone:
+        return flag
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
+
+
+def whole(tree):
+    """A pytree of arrays on the mesh as numpy, in every process."""
+    import jax
+    from jax.experimental import multihost_utils
+
+    return jax.device_get(tree) if _alone else multihost_utils.process_allgather(tree, tiled=True)

@@ -1,0 +1,202 @@
+"""Two processes make one run: the same losses, one end for both, and any mesh to go on with."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from small_run import ROOT, STEPS, lines, parents
+
+from jepa_jax import checkpoint, metrics
+from jepa_jax.config import ConfigError
+from jepa_jax.distributed import settings
+
+SLURM = {
+    'SLURM_JOB_ID': '7', 'SLURM_STEP_NODELIST': 'node[001-002]', 'SLURM_NTASKS': '16',
+    'SLURM_PROCID': '3', 'SLURM_LOCALID': '3',
+}  # fmt: skip
+PLAIN = {
+    'JEPA_JAX_COORDINATOR': 'a:1234', 'JEPA_JAX_PROCESSES': '2', 'JEPA_JAX_PROCESS': '1',
+}  # fmt: skip
+GKE = {
+    'TPU_WORKER_ID': '0', 'TPU_WORKER_HOSTNAMES': 'h0,h1',
+    'MEGASCALE_NUM_SLICES': '1', 'MEGASCALE_SLICE_ID': '0',  # else asked of the machine
+}  # fmt: skip
+
+
+def test_connects_only_when_told():
+    assert settings({}) is None
+    assert settings({**SLURM, 'SLURM_NTASKS': '1'}) is None
+    assert settings({'SLURM_NTASKS': '16'}) is None  # sbatch's own shell is no task of the step
+    assert settings(SLURM) == {}  # JAX reads the rest
+    assert settings({'OMPI_COMM_WORLD_SIZE': '2', 'OMPI_COMM_WORLD_RANK': '0'}) == {}
+    assert settings(GKE) is None
+    assert settings({**GKE, 'JEPA_JAX_DISTRIBUTED': '1'}) == {}
+    for environment in (SLURM, PLAIN):
+        assert settings({**environment, 'JEPA_JAX_DISTRIBUTED': '0'}) is None
+    assert settings(PLAIN) == {
+        'coordinator_address': 'a:1234', 'num_processes': 2, 'process_id': 1,
+        'cluster_detection_method': 'deactivate',
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        ({'JEPA_JAX_DISTRIBUTED': 'yes'}, "JEPA_JAX_DISTRIBUTED = 'yes': must be 0 or 1"),
+        ({'JEPA_JAX_PROCESS': ''}, 'JEPA_JAX_COORDINATOR is set but JEPA_JAX_PROCESS is not'),
+        ({'JEPA_JAX_COORDINATOR': 'a'}, "JEPA_JAX_COORDINATOR = 'a': must be HOST:PORT"),
+        ({'JEPA_JAX_PROCESS': '2'}, 'JEPA_JAX_PROCESS = 2: must be below JEPA_JAX_PROCESSES = 2'),
+        ({'JEPA_JAX_PROCESSES': 'two'}, "JEPA_JAX_PROCESSES = 'two': must be a whole number"),
+    ],
+)
+def test_half_a_configuration_is_refused(change, words):
+    with pytest.raises(ConfigError, match=words):
+        settings({**PLAIN, **change})
+
+
+def test_jax_reads_the_clusters_of_our_launchers(monkeypatch):
+    """What `settings` leaves to JAX is there: SLURM's and GKE's variables, as they set them."""
+    from jax._src.clusters import SlurmCluster
+    from jax._src.clusters.cloud_tpu_cluster import GkeTpuCluster
+
+    for name, value in {**SLURM, **GKE}.items():
+        monkeypatch.setenv(name, value)
+    assert SlurmCluster.is_env_present()
+    assert SlurmCluster.get_coordinator_address(1, None).startswith('node001:')
+    assert (SlurmCluster.get_process_count(), SlurmCluster.get_process_id()) == (16, 3)
+    assert (GkeTpuCluster.get_process_count(), GkeTpuCluster.get_process_id()) == (2, 0)
+
+
+def launch(script: str, *arguments: str, **environment: str) -> list[str]:
+    done = subprocess.run(
+        ['bash', ROOT / 'launch' / script, *arguments], capture_output=True, text=True,
+        env={**os.environ, **environment}, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_launchers_print_what_they_would_run():
+    config = '--config=configs/vitg.py'
+    found = launch('local.sh', '--dry-run', '2', config, PYTHON='python', DEVICES_PER_PROCESS='4')
+    assert len(found) == 2
+    for i, line in enumerate(found):
+        assert (
+            f'JEPA_JAX_PROCESSES=2 JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=4 JEPA_JAX_PROCESS={i}'
+            in line
+        )
+        assert f'python -m jepa_jax.train {config}' in line
+    (line, requeue) = launch('slurm.sbatch', '--dry-run', config, SLURM_CPUS_PER_TASK='10')
+    assert line.startswith('srun ') and f'jepa_jax.train {config} --config.data.workers=8' in line
+    assert 'requeue' in requeue
+    cloud = {'TPU': 'pod', 'ZONE': 'zone', 'TYPE': 'v5p-128'}
+    create = launch('tpu_pod.sh', '--dry-run', 'create', **cloud)
+    assert 'tpu-vm create pod --zone=zone --accelerator-type=v5p-128' in create[0]
+    (run,) = launch('tpu_pod.sh', '--dry-run', 'run', config, **cloud)
+    assert '--worker=all' in run and 'JEPA_JAX_DISTRIBUTED=1' in run
+    for action in ('logs', 'stop', 'delete'):
+        assert launch('tpu_pod.sh', '--dry-run', action, **cloud)[0].startswith('gcloud ')
+
+
+FSDP = 'mesh.fsdp=4'
+
+
+def losses(workdir) -> dict[int, float]:
+    return {row['step']: row['loss'] for row in metrics.read(workdir)}
+
+
+def assert_same_losses(ours: dict[int, float], theirs: dict[int, float], steps: range) -> None:
+    worst = max(abs(ours[step] - theirs[step]) for step in steps)
+    assert worst < 1e-6, f'{worst} over {steps}'
+
+
+class Pair:
+    """Two processes of four devices under launch/local.sh."""
+
+    def __init__(self, runs, workdir):
+        flags = runs.command(workdir, FSDP)[3:]
+        environment = {**runs.environment, 'PYTHON': sys.executable, 'DEVICES_PER_PROCESS': '4'}
+        self._path = runs.folder / f'{workdir.name}-{time.monotonic_ns()}.log'
+        with self._path.open('wb') as log:
+            self.launcher = subprocess.Popen(
+                ['bash', ROOT / 'launch/local.sh', '2', *flags], cwd=runs.folder,
+                env=environment, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+
+    def until(self, met) -> None:
+        end = time.monotonic() + 600
+        while not met():
+            assert self.launcher.poll() is None, self.log()
+            assert time.monotonic() < end, self.log()
+            time.sleep(0.01)
+
+    def processes(self) -> list[int]:
+        """Of the run, in the order of their index."""
+        found = [pid for pid, parent in parents().items() if parent == self.launcher.pid]
+        named = {}
+        for pid in found:
+            with open(f'/proc/{pid}/environ', 'rb') as file:
+                values = dict(v.split(b'=', 1) for v in file.read().split(b'\0') if b'=' in v)
+            if b'JEPA_JAX_PROCESS' in values:
+                named[int(values[b'JEPA_JAX_PROCESS'])] = pid
+        return [named[i] for i in sorted(named)]
+
+    def end(self, seconds: float = 600) -> int:
+        return self.launcher.wait(seconds)
+
+    def log(self) -> str:
+        return self._path.read_text(errors='replace')
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists('/proc/self/stat'), reason='reads /proc')
+def test_two_processes_are_one_run(runs):
+    """Killed, terminated, gone on with, gone on with by fewer: one story, as starts are dear."""
+    one, two = runs.workdir(), runs.workdir()
+    alone = {**runs.environment, 'JAX_NUM_CPU_DEVICES': '8'}
+    done = subprocess.run(
+        runs.command(one, FSDP), cwd=runs.folder, env=alone, capture_output=True, text=True,
+        timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    unbroken = losses(one)
+    assert sorted(unbroken) == list(range(1, STEPS + 1))
+
+    pair = Pair(runs, two)  # one of them is killed: the other ends by itself, and says why
+    pair.until(lambda: len(checkpoint.complete_steps(two / 'checkpoints')) > 0)
+    processes = pair.processes()
+    os.kill(processes[1], signal.SIGKILL)
+    killed = time.monotonic()
+    assert pair.end(90) == 75, pair.log()
+    assert time.monotonic() - killed < 60
+    assert 'interrupted: process 0 of 2 lost another process' in pair.log()
+    assert not set(processes) & parents().keys()
+
+    pair = Pair(runs, two)  # SIGTERM to one of them: both save the same step and end
+    pair.until(lambda: 'goes on from step' in pair.log() and lines(two) % 4 == 1)
+    os.kill(pair.processes()[1], signal.SIGTERM)
+    assert pair.end() == 75, pair.log()
+    saved = checkpoint.complete_steps(two / 'checkpoints')[-1]
+    assert f'interrupted: SIGTERM at step {saved} of {STEPS}, which is saved' in pair.log()
+
+    fewer = runs.workdir()  # on one process of two devices
+    shutil.copytree(two, fewer)
+    pair = Pair(runs, two)
+    assert pair.end() == 0, pair.log()
+    assert_same_losses(losses(two), unbroken, range(1, STEPS + 1))
+    report = json.loads((two / 'report.json').read_text())
+    assert (report['processes'], report['devices']) == (2, 8)
+
+    done = subprocess.run(
+        runs.command(fewer, 'mesh.fsdp=2'), cwd=runs.folder,
+        env={**runs.environment, 'JAX_NUM_CPU_DEVICES': '2'}, capture_output=True, text=True,
+        timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f'goes on from step {saved}' in done.stderr
+    assert_same_losses(losses(fewer), unbroken, range(saved + 1, STEPS + 1))
