@@ -1,14 +1,17 @@
 """A small video set made on the spot: real handwritten digits moving among bouncing shapes, in
 H.264 mp4 files.
 
-Labels are known by construction. The `digit` is content: it moves over a drifting texture, among
-shapes that bounce, collide and pass before and behind it. The `motion` is the way that it goes
-round its orbit, clockwise or counterclockwise, from any angle on. Over a frame or two it moves in
-any direction either way: a glance tells nothing, which is what an untrained encoder has (left
-against right, or growing against shrinking, it tells almost without error). A clip played backwards
-is a valid clip of the other motion with the very same frames, distractors included, so that
-shuffled frames tell nothing either. Train and test clips use different handwritten images
-(scikit-learn's `load_digits`, from the UCI optical recognition set, CC BY 4.0).
+Labels are known by construction. In each clip a digit and a ball go round together, without
+turning, over a drifting texture, among shapes that bounce, collide and pass before and behind them.
+The `digit` is which of ten. The `side` is on which side of the digit the ball keeps: any frame
+shows it, but only by how two things lie, for no place is lighter or darker for it (the ball may be
+either). The `motion` is the way that they go round, clockwise or counterclockwise, from any angle
+on. Over a frame or two they move in any direction either way: a glance tells nothing, which is what
+an untrained encoder has (left against right, or growing against shrinking, it tells almost without
+error). A clip played backwards is a valid clip of the other motion with the very same frames,
+distractors included, so that shuffled frames tell nothing either. Train and test clips use
+different handwritten images (scikit-learn's `load_digits`, from the UCI optical recognition set, CC
+BY 4.0).
 """
 
 from __future__ import annotations
@@ -30,17 +33,19 @@ from tqdm import tqdm
 
 from jepa_jax.config import cache_root
 
-VERSION = 3  # in the folder's name and in every seed: change it with anything that changes a pixel
+VERSION = 9  # in the folder's name and in every seed: change it with anything that changes a pixel
 SIZE = 80  # pixels, square
 FRAMES = 24
 FPS = 8
-COUNTS = {'train': 800, 'test': 400}  # multiples of 20, which is each digit with each motion
+COUNTS = {'train': 800, 'test': 400}  # multiples of 80: each digit with each motion and side
 TRAIN_SHARE = 0.7  # of the handwritten images of each digit
 MOTIONS = ('clockwise', 'counterclockwise')  # the second is the first played backwards
+SIDES = ('right', 'below', 'left', 'above')  # of the digit, a quarter turn clockwise each
 SHAPES = ('disc', 'square', 'triangle')
-GROUND = ((0.08, 0.10, 0.13), (0.24, 0.22, 0.20))  # the texture's two colours, RGB
-DIGIT = (0.75, 1.0)  # grey levels of the digit
-SHAPE = (0.3, 0.8)  # and of the shapes
+BOUNCING = 2  # shapes
+GROUND = ((0.28, 0.30, 0.33), (0.44, 0.42, 0.40))  # the texture's two colours, RGB
+LIGHT, DARK = (0.8, 1.0), (0.0, 0.05)  # grey levels: the digit is light, the ball either
+SHAPE = (0.5, 0.7)  # and of the shapes
 
 log = logging.getLogger(__name__)
 
@@ -77,16 +82,18 @@ def ensure(folder: str | Path | None = None) -> Path:
 
 def load_labels(folder: str | Path) -> dict[str, dict[str, int | str]]:
     """Labels of the set in `folder`: `videos/NAME.mp4` -> `{'digit': 0..9, 'motion': one of
-    MOTIONS}`.
+    MOTIONS, 'side': one of SIDES}`.
     """
     return json.loads((Path(folder) / 'labels.json').read_text())
 
 
 def labels(index: int) -> dict[str, int | str]:
-    """Labels of clip `index` of either split; every 20 clips hold each pair of digit and motion
-    once.
-    """
-    return {'digit': index % 10, 'motion': MOTIONS[index // 10 % len(MOTIONS)]}
+    """Labels of clip `index` of either split; every 80 clips hold each combination once."""
+    return {
+        'digit': index % 10,
+        'motion': MOTIONS[index // 10 % len(MOTIONS)],
+        'side': SIDES[index // 20 % len(SIDES)],
+    }
 
 
 def video(split: str, index: int) -> np.ndarray:
@@ -96,7 +103,7 @@ def video(split: str, index: int) -> np.ndarray:
     label = labels(index)
     images = handwriting(split)[label['digit']]
     rng = np.random.default_rng([VERSION, list(COUNTS).index(split), index])
-    clip = _scene(images[index // 10 % len(images)], rng)
+    clip = _scene(images[index // 10 % len(images)], SIDES.index(label['side']), rng)
     return clip if label['motion'] == MOTIONS[0] else clip[::-1]
 
 
@@ -133,24 +140,26 @@ def write(path: str | Path, frames: np.ndarray, fps: int = FPS) -> None:
         container.mux(stream.encode())
 
 
-def _scene(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The clip played forwards, uint8 `[T, S, S, 3]`: ground, shapes, the digit, perhaps a shape.
+def _scene(image: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
+    """The clip played forwards, uint8 `[T, S, S, 3]`: ground, shapes, the pair, perhaps a shape.
 
     Colours vary little from clip to clip: what marks a whole clip is the easiest thing to predict
     of a masked token, and a small encoder would learn little else.
     """
     clip = _background(rng)
-    count = int(rng.integers(2, 4))
-    centres, radii = _bounce(count, rng)
-    layers = [
+    centres, radii = _bounce(BOUNCING, rng)
+    shapes = [
         (
             _shape(SHAPES[rng.integers(len(SHAPES))], centres[:, i], radii[i], rng),
             rng.uniform(*SHAPE),
         )
-        for i in range(count)
+        for i in range(BOUNCING)
     ]
-    # at most one shape in front, or the digit could not be read
-    layers.insert(count - int(rng.random() < 0.5), (_digit(image, rng), rng.uniform(*DIGIT)))
+    digit, ball = _pair(image, side, rng)
+    # a ball that may be light or dark makes no place lighter on average, whatever its side
+    pair = [(digit, rng.uniform(*LIGHT)), (ball, rng.uniform(*(LIGHT, DARK)[rng.integers(2)]))]
+    front = int(rng.integers(2))  # at most one shape in front, or the digit could not be read
+    layers = shapes[front:] + pair + shapes[:front]
     for alpha, grey in layers:
         clip += alpha[..., None] * (np.float32(grey) - clip)
     return np.round(255 * np.clip(clip, 0, 1)).astype(np.uint8)
@@ -167,25 +176,32 @@ def _background(rng: np.random.Generator) -> np.ndarray:
     return dark + np.stack(moved)[..., None].astype(np.float32) * (light - dark)
 
 
-def _digit(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Coverage of the digit `[T, S, S]`, 0..1: smooth strokes, upright, going clockwise."""
-    centre = SIZE / 2 + rng.uniform(-4, 4, 2)  # y, x
-    path = _orbit(rng)
+def _pair(image: np.ndarray, side: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Coverage `[T, S, S]`, 0..1, of the digit and of the ball on that side of it. They go round
+    together without turning."""
+    angle = np.pi / 2 * side + rng.uniform(-0.3, 0.3)
+    apart = rng.uniform(20, 23) * np.array([np.sin(angle), np.cos(angle)])  # y, x
+    centre = SIZE / 2 + rng.uniform(-4, 4, 2) + _orbit(rng)
+    return _digit(image, centre, rng), _shape('disc', centre + apart, rng.uniform(4, 5), rng)
+
+
+def _digit(image: np.ndarray, centre: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Coverage of the digit `[T, S, S]`, 0..1, at `centre [T, 2]` (y, x): smooth strokes."""
     tilt = rng.uniform(-0.2, 0.2)
     turn = np.array([[np.cos(tilt), -np.sin(tilt)], [np.sin(tilt), np.cos(tilt)]])
     fine = ndimage.zoom(np.pad(image, 1), 8, order=3, grid_mode=True, mode='grid-constant')
-    step = turn * 64 / rng.uniform(34, 44)  # fine cells a pixel; the image spans so many pixels
+    step = turn * 64 / rng.uniform(28, 36)  # fine cells a pixel; the image spans so many pixels
     alpha = np.empty((FRAMES, SIZE, SIZE), np.float32)
-    for frame, offset in zip(alpha, centre + path):
-        shift = (len(fine) - 1) / 2 - step @ offset
+    for frame, place in zip(alpha, centre):
+        shift = (len(fine) - 1) / 2 - step @ place
         ndimage.affine_transform(fine, step, shift, (SIZE, SIZE), frame, order=1)
     return np.clip((alpha - 0.3) / 0.3, 0, 1)  # a narrow ramp: strokes rather than smoke
 
 
 def _orbit(rng: np.random.Generator) -> np.ndarray:
     """Offsets `[T, 2]` (y, x) about once round an ellipse, clockwise as seen (y points down)."""
-    angle = rng.uniform(0, 2 * np.pi) + np.linspace(0, 2 * np.pi * rng.uniform(0.9, 1.4), FRAMES)
-    tilt, long, short = rng.uniform(0, np.pi), rng.uniform(12, 16), rng.uniform(9, 12)
+    angle = rng.uniform(0, 2 * np.pi) + np.linspace(0, 2 * np.pi * rng.uniform(1.2, 1.8), FRAMES)
+    tilt, long, short = rng.uniform(0, np.pi), rng.uniform(12, 15), rng.uniform(10, 12)
     major = np.array([np.sin(tilt), np.cos(tilt)])
     minor = np.array([major[1], -major[0]])  # a quarter of a turn clockwise from the major axis
     return long * np.outer(np.cos(angle), major) + short * np.outer(np.sin(angle), minor)

@@ -65,8 +65,7 @@ def test_set_on_disk(tmp_path, few, capfd):
         names = [line.split()[0] for line in lines]
         assert [int(line.split()[1]) for line in lines] == [labels[n]['digit'] for n in names]
         assert all((path.parent / name).is_file() for name in names) and len(set(names)) == 80
-        pairs = collections.Counter(tuple(labels[name].values()) for name in names)
-        assert set(pairs.values()) == {4} and len(pairs) == 20
+        assert len({tuple(labels[name].values()) for name in names}) == 80  # all combinations
     assert 'videos' in capfd.readouterr().err  # the progress bar
     assert sorted(p.name for p in path.parent.parent.iterdir()) == ['set', 'set.lock']
     before = path.stat().st_mtime_ns
@@ -75,8 +74,8 @@ def test_set_on_disk(tmp_path, few, capfd):
 
 def test_labels_are_balanced_in_the_real_set():
     for count in synthetic.COUNTS.values():
-        pairs = collections.Counter(tuple(synthetic.labels(i).values()) for i in range(count))
-        assert len(pairs) == 20 and len(set(pairs.values())) == 1
+        found = collections.Counter(tuple(synthetic.labels(i).values()) for i in range(count))
+        assert len(found) == 80 and len(set(found.values())) == 1
 
 
 def test_splits_share_no_handwriting():
@@ -93,26 +92,40 @@ def test_splits_share_no_handwriting():
             assert {im.tobytes() for im in images} <= originals
 
 
-def track(clip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Centre `[T, 2]` and root area `[T]` of the coverage of a digit `[T, S, S]`."""
-    mass = clip.sum((1, 2))
-    return np.array([ndimage.center_of_mass(frame) for frame in clip]), np.sqrt(mass)
-
-
 def swept(centres: np.ndarray) -> float:
     """Twice the signed area that a path `[T, 2]` (y, x) sweeps: positive if clockwise in sight."""
     y, x = (centres - centres.mean(0)).T
     return float(np.sum(x[:-1] * y[1:] - x[1:] * y[:-1]))
 
 
-def test_digit_goes_clockwise_in_sight():
-    for seed in range(20):
-        image = synthetic.handwriting('train')[seed % 10][seed]
-        coverage = synthetic._digit(image, np.random.default_rng(seed))
-        centres = np.array([ndimage.center_of_mass(frame) for frame in coverage])
+def test_pair_goes_clockwise_and_the_ball_keeps_its_side():
+    steps = {'right': (0, 1), 'below': (1, 0), 'left': (0, -1), 'above': (-1, 0)}  # y, x
+    for seed in range(40):
+        image, side = synthetic.handwriting('train')[seed % 10][seed], synthetic.SIDES[seed // 10]
+        rng = np.random.default_rng(seed)
+        digit, ball = synthetic._pair(image, synthetic.SIDES.index(side), rng)
+        centres, balls = (
+            np.array([ndimage.center_of_mass(frame) for frame in part]) for part in (digit, ball)
+        )
         assert swept(centres) > 300 and swept(centres[::-1]) < -300
-        area = coverage.sum((1, 2))
+        area = digit.sum((1, 2))
         assert area.min() > 0.7 * area.max()  # hardly cut off by the frame
+        whole = ball.sum((1, 2)) > 0.9 * ball.sum((1, 2)).max()
+        assert whole.sum() >= 8
+        apart = (balls - centres)[whole]
+        length = np.linalg.norm(apart, axis=1)
+        assert np.all(apart @ steps[side] > 0.8 * length) and length.max() < 26
+
+
+def test_no_place_is_lighter_for_a_side():
+    """Mean frames of the four sides differ by no more than chance lets them differ."""
+    grey = np.stack([synthetic.video('test', i)[::6].mean((0, 3)) for i in range(400)])
+    side = np.array([synthetic.labels(i)['side'] for i in range(400)])
+    coarse = grey.reshape(400, 8, 10, 8, 10).mean((2, 4))
+    total = coarse.std(0)
+    for name in synthetic.SIDES:
+        error = (coarse[side == name].mean(0) - coarse.mean(0)) / (total / 100**0.5)
+        assert np.abs(error).max() < 4.5  # the largest of 64 standard errors
 
 
 def test_start_and_direction_tell_nothing():
