@@ -113,7 +113,7 @@ def initial_state(
 
 
 def describe(config: TrainConfig, objective, mesh: jax.sharding.Mesh, pipeline: Pipeline) -> None:
-    """Logs what is about to run: devices, memory, model, programs, data, what the batch means."""
+    """Logs what is about to run: devices, model, data, what the batch means."""
     kinds = {device.device_kind for device in mesh.devices.flat}
     axes = ' x '.join(f'{name} {size}' for name, size in mesh.shape.items())
     names = ', '.join(sorted(kinds))

@@ -199,7 +199,7 @@ def _digit(image: np.ndarray, centre: np.ndarray, rng: np.random.Generator) -> n
 
 
 def _orbit(rng: np.random.Generator) -> np.ndarray:
-    """Offsets `[T, 2]` (y, x) about once round an ellipse, clockwise as seen (y points down)."""
+    """Offsets `[T, 2]` (y, x) once to twice round an ellipse, clockwise as seen (y points down)."""
     angle = rng.uniform(0, 2 * np.pi) + np.linspace(0, 2 * np.pi * rng.uniform(1.2, 1.8), FRAMES)
     tilt, long, short = rng.uniform(0, np.pi), rng.uniform(12, 15), rng.uniform(10, 12)
     major = np.array([np.sin(tilt), np.cos(tilt)])
