@@ -43,3 +43,14 @@ def runs(tmp_path_factory):
     import small_run
 
     return small_run.Runs(tmp_path_factory.mktemp('runs'))
+
+
+@pytest.fixture(scope='session')
+def gl():
+    """Skips what draws where there is no OpenGL."""
+    panda = pytest.importorskip('jepa_jax.sims.panda', exc_type=ModuleNotFoundError)
+    try:
+        with panda.Panda(16) as made:
+            made.draw()
+    except panda.SimError as error:
+        pytest.skip(str(error))
