@@ -106,7 +106,7 @@ def test_on_a_mesh():
     q, k = (np.float32(draw(i, 8, 1100, 1, 32)) for i in range(2))
     v = np.float32(draw(2, 8, 1100, 1, 32))
     lengths = np.arange(1000, 1008, dtype=np.int32)
-    assert choose('cpu', q.dtype, 1100, 1100, 32) == 'blockwise'
+    assert choose('cpu', q.dtype, 1100, 1100, 32) == 'by_head'
     expected = exact(q, k, v, lengths, q)[0]
     mesh = make_mesh(fsdp=2)
     with jax.set_mesh(mesh):
