@@ -69,7 +69,7 @@ def run(
     main: Callable[..., Any],
     *,
     doc: str,
-    config: type | None = TrainConfig,
+    config: type | tuple[type, ...] | None = TrainConfig,
     options: Callable[[argparse.ArgumentParser], Any] | None = None,
     argv: Sequence[str] | None = None,
 ) -> int:
@@ -78,7 +78,8 @@ def run(
     Args:
       main: called as main(config, workdir, **options), without config as main(**options).
       doc: the entry point's docstring, shown by `--help`.
-      config: the dataclass that `configs/*.py:get_config(arg)` must return; None: takes no config.
+      config: the dataclass that `configs/*.py:get_config(arg)` must return, or several of which it
+        must be one; None: takes no config.
       options: adds flags of the entry point's own to the parser.
       argv: what follows the command's name; the process's own unless given.
 
@@ -138,15 +139,16 @@ def _line(error: BaseException) -> str:
     return ' '.join(str(error).split()) or type(error).__name__
 
 
-def _parser(doc: str, config: type | None, options) -> argparse.ArgumentParser:
+def _parser(doc: str, config, options) -> argparse.ArgumentParser:
     spec = getattr(sys.modules['__main__'], '__spec__', None)  # set by `python -m`
     usage = '%(prog)s --config=FILE[:ARG,ARG] [--config.FIELD=VALUE ...] [--workdir=DIR] [...]'
     rows = (f'  --config.{name:24} {words}' for name, words in USEFUL.items())
+    useful = TrainConfig in _kinds(config)
     parser = _Parser(
         prog=f'python -m {spec.name}' if spec else Path(sys.argv[0]).name,
         usage=usage if config else None,
         description=doc.strip(),
-        epilog='\n'.join(('fields most often set:', *rows)) if config is TrainConfig else None,
+        epilog='\n'.join(('fields most often set:', *rows)) if useful else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -161,7 +163,7 @@ def _parser(doc: str, config: type | None, options) -> argparse.ArgumentParser:
     return parser
 
 
-def _parse(parser: argparse.ArgumentParser, config: type | None, argv: list[str]) -> dict[str, Any]:
+def _parse(parser: argparse.ArgumentParser, config, argv: list[str]) -> dict[str, Any]:
     known, rest = parser.parse_known_args(argv)
     arguments = vars(known)
     del arguments['debug']
@@ -181,7 +183,7 @@ def _parse(parser: argparse.ArgumentParser, config: type | None, argv: list[str]
     return {'config': built, **arguments}
 
 
-def load(source: str, kind: type = TrainConfig) -> Any:
+def load(source: str, kind: type | tuple[type, ...] = TrainConfig) -> Any:
     """What `get_config(ARG)` of a config file returns; source: `FILE[:ARG]`.
 
     Raises:
@@ -203,9 +205,14 @@ def load(source: str, kind: type = TrainConfig) -> Any:
         raise UsageError(f'{path}: {type(error).__name__}: {error}') from error
     if not isinstance(built, kind):
         raise UsageError(
-            f'{path}: get_config returned {type(built).__name__}, must be {kind.__name__}'
+            f'{path}: get_config returned {type(built).__name__}, must be '
+            f'{" or ".join(k.__name__ for k in _kinds(kind))}'
         )
     return built
+
+
+def _kinds(config: type | tuple[type, ...] | None) -> tuple[type, ...]:
+    return config if isinstance(config, tuple) else (config,) if config else ()
 
 
 def _override(config: Any, argv: list[str], parser: argparse.ArgumentParser) -> Any:

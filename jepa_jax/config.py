@@ -273,6 +273,41 @@ class RobotTrainConfig(TrainConfig):
     rollout: Rollout = field(default_factory=Rollout)
 
 
+@dataclass
+class SimEvaluation:
+    """Planning in the simulator, and what it is compared with; see jepa_jax.sims.evaluate."""
+
+    tasks: str = 'reach'  # keys of jepa_jax.sims.tasks.TASKS, with commas between
+    episodes: int = 50  # of each task
+    samples: int = 128  # of the cross-entropy method
+    iterations: int = 6
+    elites: int = 12
+    horizon: int = 1
+    max_step: float = 0.05  # metres along an axis
+    exponent: int = 1  # of the distance of features: 1 | 2
+    at_once: int = 1  # episodes that are planned side by side; more keeps an accelerator busy
+    # episodes that are also planned with the simulator itself in place of the predictor, once with
+    # the distance of features and once with that of pixels; slow
+    simulator_episodes: int = 0
+
+
+@dataclass
+class SimConfig:
+    """A run in the simulator: play, pretrain an encoder, post-train a predictor, plan.
+
+    What one stage takes from another (paths, crop, encoder) is filled in; see
+    jepa_jax.sims.closed_loop.
+    """
+
+    name: str = ''
+    seed: int = 239
+    workers: int = 2  # processes that play
+    collection: Collection = field(default_factory=Collection)
+    pretrain: TrainConfig = field(default_factory=TrainConfig)
+    posttrain: RobotTrainConfig = field(default_factory=RobotTrainConfig)
+    evaluation: SimEvaluation = field(default_factory=SimEvaluation)
+
+
 class ConfigError(ValueError):
     """A setting that cannot work: names the field, what was found and what is allowed."""
 
@@ -512,7 +547,7 @@ RULES: dict[str, Rule | OneOf] = {
 }
 
 
-def validate(config: TrainConfig) -> None:
+def validate(config: TrainConfig | SimConfig) -> None:
     """Refuses what cannot work, as far as the config alone tells.
 
     Files, kinds of source, devices and the geometry of masks are checked where they are made.
@@ -521,6 +556,8 @@ def validate(config: TrainConfig) -> None:
       ConfigError: one line with the first field at fault, what was found and what is allowed.
     """
     _check_types(config)
+    if isinstance(config, SimConfig):
+        return  # its stages are validated when they know each other's paths
     for name, _, value in fields(config):
         rule = RULES.get(_row(name))
         if rule and not rule.holds(value):

@@ -1,4 +1,5 @@
-"""Pretrains V-JEPA 2 on video, or post-trains its action-conditioned predictor on a robot's data.
+"""Pretrains V-JEPA 2 on video, or post-trains its action-conditioned predictor on a robot's data;
+or does both on a simulated robot, and plans with it.
 
     python -m jepa_jax.train --config=configs/tiny.py [--workdir=DIR] [--config.field=value ...]
 
@@ -10,10 +11,11 @@ is.
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 
 from jepa_jax import cli, distributed
-from jepa_jax.config import TrainConfig
+from jepa_jax.config import SimConfig, TrainConfig
 
 
 def train(config: TrainConfig, workdir: str, profile: bool, compilation_cache: bool) -> None:
@@ -92,8 +94,18 @@ def _options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def run(config: TrainConfig | SimConfig, workdir: str, **options: bool) -> None:
+    """One training, or the several that make a closed loop."""
+    if not isinstance(config, SimConfig):
+        return train(config, workdir, **options)
+    from jepa_jax.sims import closed_loop
+
+    return closed_loop.run(config, workdir, functools.partial(train, **options))
+
+
 def main() -> int:
-    return distributed.leave(cli.run(train, doc=__doc__, options=_options))
+    kinds = TrainConfig, SimConfig
+    return distributed.leave(cli.run(run, doc=__doc__, config=kinds, options=_options))
 
 
 if __name__ == '__main__':
