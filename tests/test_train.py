@@ -67,7 +67,7 @@ def test_help_needs_no_jax(runs):
         text=True,
         timeout=60,
     )
-    assert done.returncode == 0 and 'Pretrains V-JEPA 2 on video.' in done.stdout
+    assert done.returncode == 0 and 'Pretrains V-JEPA 2 on video' in done.stdout
     imported = {line.split('|')[-1].strip().split('.')[0] for line in done.stderr.splitlines()}
     assert 'ml_collections' in imported
     assert not imported & {'jax', 'flax', 'optax', 'orbax', 'grain', 'tensorflow', 'torch', 'av'}
