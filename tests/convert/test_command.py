@@ -84,6 +84,7 @@ def test_errors_are_one_line(tmp_path, arguments, status, words):
     assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.slow  # 40 s; run by hand after a change of start.py or convert
 def test_a_run_starts_from_a_hugging_face_folder(runs, tmp_path):
     """One encoder and a predictor: the target starts as a copy, as it does from scratch."""
     convert.write(convert.read(runs.finished()), tmp_path / 'hf', 'hf')
