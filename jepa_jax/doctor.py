@@ -143,6 +143,7 @@ def _decoder(report: _Report) -> None:
     """Writes a video whose frames differ in brightness, reads every third, looks at them."""
     import av
     import numpy as np
+    from av import library_versions
 
     from jepa_jax.data import synthetic
     from jepa_jax.data.decode import BadFile, read_frames
@@ -162,7 +163,7 @@ def _decoder(report: _Report) -> None:
             problem = None if off < 3 else f'brightness of frames is off by {off:.1f} of 255'
         except BadFile as error:
             problem = str(error)
-    libav = '.'.join(map(str, av.library_versions['libavcodec']))
+    libav = '.'.join(map(str, library_versions['libavcodec']))
     known = ', '.join(name for name in CODECS if name not in lacking)
     fine = f'PyAV {av.__version__}, libavcodec {libav}, reads {known}; a made video came back right'
     report.check('decoder', problem, fine)

@@ -30,7 +30,6 @@ from jepa_jax.step import first_nonfinite, make_step
 
 log = logging.getLogger(__name__)
 
-
 PROFILED = range(2, 5)  # the first compiles; those with other shapes may, too
 
 
