@@ -263,14 +263,7 @@ def write(
         raise CheckpointError(f'{folder} exists: choose a new folder or move it away')
     folder.parent.mkdir(parents=True, exist_ok=True)
     check_room(folder.parent, sum(array.nbytes for array in arrays.values()))
-    manifest = {
-        'format': FORMAT,
-        'step': step,
-        'saved': datetime.datetime.now().astimezone().isoformat(' ', 'seconds'),
-        'extra': extra,
-        'leaves': {name: _row(array) for name, array in arrays.items()},
-    }
-    json.dumps(manifest, allow_nan=False)
+    manifest = _manifest(arrays, step, extra)
     unfinished = folder.with_name(f'{_UNFINISHED}{folder.name}-{os.getpid()}')
     pieces: list[dict[str, Any]] = [{}]
     for name, array in arrays.items():
@@ -298,10 +291,29 @@ def write(
 
 def check_room(folder: pathlib.Path, need: int) -> None:
     """Raises CheckpointError if the disk of an existing folder has not `need` bytes free."""
-    need, free = int(_SPARE * need), _free_bytes(folder)
-    if free < need:
-        sizes = f'{need / 2**30:.3g} GiB needed, {free / 2**30:.3g} GiB free'
-        raise CheckpointError(f'{sizes} in {folder}')
+    if lack := _lack(folder, need):
+        raise CheckpointError(lack)
+
+
+def _lack(folder: pathlib.Path, need: int) -> str:
+    """What is wrong with writing `need` bytes of arrays into a folder; empty: nothing."""
+    need, free = _SPARE * need, _free_bytes(folder)
+    if free >= need:
+        return ''
+    return f'{need / 2**30:.3g} GiB needed, {free / 2**30:.3g} GiB free in {folder}'
+
+
+def _manifest(arrays: Mapping[str, Any], step: int, extra: dict[str, Any]) -> dict[str, Any]:
+    """All but the files, which are hashed when they are there."""
+    manifest = {
+        'format': FORMAT,
+        'step': step,
+        'saved': datetime.datetime.now().astimezone().isoformat(' ', 'seconds'),
+        'extra': extra,
+        'leaves': {name: _row(array) for name, array in arrays.items()},
+    }
+    json.dumps(manifest, allow_nan=False)  # a bad `extra` is a mistake, not a failed save
+    return manifest
 
 
 def _under(name: str, parts: tuple[str, ...]) -> bool:
@@ -486,22 +498,13 @@ class Checkpoints:
         if _agree(step in self.steps() and step not in self._damaged):
             return False
         arrays = _named(state)
-        manifest = {
-            'format': FORMAT,
-            'step': step,
-            'saved': datetime.datetime.now().astimezone().isoformat(' ', 'seconds'),
-            'extra': extra,
-            'leaves': {name: _row(leaf) for name, leaf in arrays.items()},
-        }
-        json.dumps(manifest, allow_nan=False)  # a bad `extra` is a mistake, not a failed save
+        manifest = _manifest(arrays, step, extra)
         self._attempts += 1
         folder = self.directory / f'{_UNFINISHED}{step}-{self._attempts}'
         try:
-            need = _SPARE * sum(array.nbytes for array in arrays.values())
-            free = _free_bytes(self.directory)
-            if not _agree(free >= need):
-                sizes = f'{need / 2**30:.3g} GiB needed, {free / 2**30:.3g} GiB free'
-                raise OSError(f'{sizes} in {self.directory}')
+            lack = _lack(self.directory, sum(array.nbytes for array in arrays.values()))
+            if not _agree(not lack):
+                raise OSError(lack or 'another process has too little room')
             with _options():
                 response = ocp.save_async(folder, arrays)
         except OSError as error:

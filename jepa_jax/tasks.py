@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from jepa_jax import distributed
 from jepa_jax.checkpoint import find, read_manifest
 from jepa_jax.config import RobotTrainConfig, TrainConfig, from_dict
 from jepa_jax.data.features import FeatureStore, hash_weights
@@ -82,6 +83,7 @@ def _features(config: RobotTrainConfig, objective: ActionConditioned) -> Feature
         process=jax.process_index(),
         processes=jax.process_count(),
     )
+    distributed.any_process(False)  # each reads what the others computed, so waits for them
     return store
 
 

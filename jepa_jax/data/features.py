@@ -26,6 +26,7 @@ from jepa_jax.data import robot
 from jepa_jax.data.clips import Timing
 from jepa_jax.data.decode import BadFile
 from jepa_jax.sharding import path_name
+from jepa_jax.workdir import write_json
 
 VERSION = 1  # part of the hash: change it with anything that changes a feature
 BATCH = 32  # frames that are encoded together
@@ -83,7 +84,7 @@ class FeatureStore:
         out; training then meets it as unreadable.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / 'about.json').write_text(json.dumps(self._about, indent=2) + '\n')
+        write_json(self.folder / 'about.json', self._about)
         names = [recordings.name(i) for i in range(len(recordings))]
         left = [
             i for i in range(process, len(names), processes) if not self.file(names[i]).exists()

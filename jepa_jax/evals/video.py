@@ -24,7 +24,8 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
 from jepa_jax.config import Data, Probe
-from jepa_jax.data import augment, clips, decode
+from jepa_jax.data import clips, decode
+from jepa_jax.data.views import eval_view
 from jepa_jax.models.pooler import PoolerConfig
 from jepa_jax.objectives.attentive_probe import LabelledFeatures, make_loss, make_net
 
@@ -44,8 +45,7 @@ class LabelledClips:
 def read_clips(paths: Sequence[str | Path], data: Data) -> np.ndarray:
     """The middle clip of each video, as `data` says: uint8 `[n, frames, crop, crop, 3]`.
 
-    The short side is resized to crop * 256 / 224 and the centre taken, as for evaluation in the
-    original (reference: vjepa2 §6.4); nothing is random. Raises `decode.BadFile`.
+    Seen as for evaluation (`views.eval_view`); nothing is random. Raises `decode.BadFile`.
     """
     sampling = clips.Sampling.from_config(data)
 
@@ -60,19 +60,8 @@ def read_clips(paths: Sequence[str | Path], data: Data) -> np.ndarray:
 
     out = np.empty((len(paths), data.frames, data.crop, data.crop, 3), np.uint8)
     for row, path in zip(out, paths, strict=True):
-        row[...] = centre(decode.read_frames(path, choose), data.crop)
+        row[...] = eval_view(decode.read_frames(path, choose), data.crop)
     return out
-
-
-def centre(frames: np.ndarray, crop: int) -> np.ndarray:
-    """Frames `[T, H, W, 3]`, short side made crop * 256 / 224 -> centre `[T, crop, crop, 3]`."""
-    height, width = frames.shape[1:3]
-    short = int(crop * 256 / 224)
-    h, w = (int(short * side / min(height, width)) for side in (height, width))
-    whole = augment.Crop(0, 0, height, width)
-    resized = augment.resize(frames, [whole], np.empty((len(frames), h, w, 3), np.uint8))
-    top, left = round((h - crop) / 2), round((w - crop) / 2)
-    return resized[:, top : top + crop, left : left + crop]
 
 
 def shuffle_frames(videos: np.ndarray, seed: int) -> np.ndarray:

@@ -113,20 +113,6 @@ def test_interval_agrees_with_scipy_and_the_binomial():
     assert video.interval(np.ones((2, 50), bool), 100) == {'mean': 1.0, 'low': 1.0, 'high': 1.0}
 
 
-def test_centre_is_opencv_and_slicing():
-    for shape in ((3, 80, 80, 3), (2, 48, 64, 3), (2, 90, 50, 3)):
-        frames = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
-        height, width = shape[1:3]
-        short = 36  # int(32 * 256 / 224)
-        wide = height <= width
-        size = (int(36 * width / height), short) if wide else (short, int(36 * height / width))
-        resized = np.stack([cv2.resize(f, size, interpolation=cv2.INTER_LINEAR) for f in frames])
-        top, left = round((size[1] - 32) / 2), round((size[0] - 32) / 2)
-        expected = resized[:, top : top + 32, left : left + 32]
-        difference = video.centre(frames, 32).astype(int) - expected
-        assert difference.shape[1:3] == (32, 32) and np.abs(difference).max() <= 1  # grey levels
-
-
 def test_read_clips_takes_the_middle(tmp_path):
     ramp = np.repeat(np.arange(24, dtype=np.uint8)[:, None] * 10, 64 * 64 * 3, 1)
     paths = [tmp_path / f'{i}.mp4' for i in range(2)]
