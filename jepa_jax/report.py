@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jepa_jax import distributed
-from jepa_jax.config import TrainConfig
+from jepa_jax.config import SELF_MADE, TrainConfig
 from jepa_jax.data import synthetic
 from jepa_jax.evals import pictures, video
 from jepa_jax.loop import Clock
@@ -103,8 +103,8 @@ def write(
 
 def _labelled(config: TrainConfig) -> tuple[video.LabelledClips, video.LabelledClips]:
     """Training and test clips of the self-made videos, with their labels."""
-    path = next(entry.path for entry in config.data.lists if entry.kind == 'synthetic')
-    folder = Path(path) if path else synthetic.default_folder()
+    entry = next(entry for entry in config.data.lists if entry.kind in SELF_MADE)
+    folder = Path(entry.path or synthetic.default_folder(entry.kind))
     labels = synthetic.load_labels(folder)
     parts = []
     for split in ('train', 'test'):

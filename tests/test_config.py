@@ -244,7 +244,7 @@ def test_smoke_keeps_the_form_of_a_run():
     validate(config)
     assert [item.weight for item in config.data.lists] == [0.7, 0.3]
     assert [item.frames for item in config.data.lists] == [4, 16]
-    assert {item.kind for item in config.data.lists} == {'synthetic'}
+    assert {item.kind for item in config.data.lists} == {'synthetic_few'}
     assert (config.data.crop, config.data.workers) == (64, 2)
     assert config.masks[0].max_keep == 8  # a quarter of 32
     assert config.masks[1].spatial_scale == before.masks[1].spatial_scale

@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from jepa_jax.config import ConfigError, Data, DataList
+from jepa_jax.config import SELF_MADE, ConfigError, Data, DataList
 from jepa_jax.data import clips, decode
 from jepa_jax.data.cache import ClipCache, read_stored
 
@@ -266,7 +266,7 @@ def open_source(entry: DataList, data: Data, index: int = 0) -> Source:
         clips.Sampling.from_config(data)
     except ValueError as error:
         raise ConfigError(f'data: {error}') from error
-    if not entry.path and entry.kind != 'synthetic':
+    if not entry.path and entry.kind not in SELF_MADE:
         raise ConfigError(f'{field}.path is empty; kind {entry.kind!r} needs a path')
     try:
         source = SOURCES[entry.kind](os.path.expanduser(entry.path), data)
@@ -378,11 +378,11 @@ def _images(path: str, data: Data) -> Files:
     return _files(path, data, IMAGES)
 
 
-def _synthetic(path: str, data: Data) -> Files:
+def _synthetic(kind: str, path: str, data: Data) -> Files:
     from jepa_jax.data import synthetic
 
     try:
-        return Files(read_list(synthetic.ensure(path or None)), data)
+        return Files(read_list(synthetic.ensure(kind, path)), data)
     except ValueError as error:  # a folder that holds something else
         raise ConfigError(str(error)) from error
 
@@ -392,5 +392,6 @@ SOURCES: dict[str, Callable[[str, Data], Source]] = {
     'images': _images,  # the same, of images
     'tfds': Tfds,  # FOLDER[:SPLIT[:FEATURE]] of a dataset prepared as ArrayRecord
     'shards': Shards,  # folder that `python -m tools.make_shards` wrote
-    'synthetic': _synthetic,  # the self-made set, made where it is missing
+    # the self-made sets, made where they are missing
+    **{kind: functools.partial(_synthetic, kind) for kind in SELF_MADE},
 }

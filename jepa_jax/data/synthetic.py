@@ -37,7 +37,12 @@ VERSION = 9  # in the folder's name and in every seed: change it with anything t
 SIZE = 80  # pixels, square
 FRAMES = 24
 FPS = 8
-COUNTS = {'train': 800, 'test': 400}  # multiples of 80: each digit with each motion and side
+SPLITS = ('train', 'test')
+# by kind of list; multiples of 80: each digit with each motion and side
+COUNTS = {
+    'synthetic': {'train': 800, 'test': 400},
+    'synthetic_few': {'train': 80, 'test': 80},  # made in seconds, for a trial
+}
 TRAIN_SHARE = 0.7  # of the handwritten images of each digit
 MOTIONS = ('clockwise', 'counterclockwise')  # the second is the first played backwards
 SIDES = ('right', 'below', 'left', 'above')  # of the digit, a quarter turn clockwise each
@@ -50,13 +55,13 @@ SHAPE = (0.5, 0.7)  # and of the shapes
 log = logging.getLogger(__name__)
 
 
-def default_folder() -> Path:
-    """Where the set lies unless told otherwise."""
-    return cache_root() / f'synthetic-v{VERSION}'
+def default_folder(kind: str) -> Path:
+    """Where a set of COUNTS lies unless told otherwise."""
+    return cache_root() / f'{kind}-v{VERSION}'
 
 
-def ensure(folder: str | Path | None = None) -> Path:
-    """Makes the set if it is absent and returns its training list.
+def ensure(kind: str, folder: str | Path = '') -> Path:
+    """Makes a set of COUNTS if it is absent and returns its training list.
 
     Files: `videos/*.mp4`, the lists `train.txt` and `test.txt` (a line `videos/train_0000.mp4
     DIGIT` each, relative to the list's folder) and `labels.json` (see `load_labels`). The folder
@@ -66,15 +71,15 @@ def ensure(folder: str | Path | None = None) -> Path:
     Raises:
       ValueError: the folder exists but does not hold the whole set.
     """
-    folder = Path(folder) if folder is not None else default_folder()
+    folder, counts = Path(folder or default_folder(kind)), COUNTS[kind]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _lock(folder.with_name(folder.name + '.lock')):
         if not folder.exists() or not any(folder.iterdir()):
-            _build(folder)
+            _build(folder, counts)
     found = len(list(folder.glob('videos/*.mp4')))
-    if found != sum(COUNTS.values()) or not (folder / 'train.txt').exists():
+    if found != sum(counts.values()) or not (folder / 'train.txt').exists():
         raise ValueError(
-            f'{folder}: holds {found} of the {sum(COUNTS.values())} videos of the self-made set; '
+            f'{folder}: holds {found} of the {sum(counts.values())} videos of the self-made set; '
             'delete the folder to have it made again, or name another'
         )
     return folder / 'train.txt'
@@ -102,7 +107,7 @@ def video(split: str, index: int) -> np.ndarray:
     """
     label = labels(index)
     images = handwriting(split)[label['digit']]
-    rng = np.random.default_rng([VERSION, list(COUNTS).index(split), index])
+    rng = np.random.default_rng([VERSION, SPLITS.index(split), index])
     clip = _scene(images[index // 10 % len(images)], SIDES.index(label['side']), rng)
     return clip if label['motion'] == MOTIONS[0] else clip[::-1]
 
@@ -251,20 +256,20 @@ def _shape(name: str, centre: np.ndarray, radius: float, rng: np.random.Generato
     return np.clip(radius - distance + 0.5, 0, 1, dtype=np.float32)
 
 
-def _build(folder: Path) -> None:
+def _build(folder: Path, counts: dict[str, int]) -> None:
     """Writes the set beside `folder` and renames it; whoever calls holds the lock, so older
     leftovers are dead.
     """
     for leftover in folder.parent.glob(f'.{folder.name}.partial-*'):
         shutil.rmtree(leftover)
     partial = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.partial-', dir=folder.parent))
-    log.info('making %d videos with labels in %s', sum(COUNTS.values()), folder)
+    log.info('making %d videos with labels in %s', sum(counts.values()), folder)
     known = {}
     try:
         partial.chmod(0o755)
         (partial / 'videos').mkdir()
-        with tqdm(total=sum(COUNTS.values()), desc='videos', unit='file', file=sys.stderr) as bar:
-            for split, count in COUNTS.items():
+        with tqdm(total=sum(counts.values()), desc='videos', unit='file', file=sys.stderr) as bar:
+            for split, count in counts.items():
                 names = [f'videos/{split}_{i:04d}.mp4' for i in range(count)]
                 for i, name in enumerate(names):
                     write(partial / name, video(split, i))

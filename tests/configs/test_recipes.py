@@ -145,7 +145,7 @@ def test_smoke_is_small_and_valid(name):
     big, c = recipe(name), recipe(f'{name},smoke')
     validate(c)
     assert c.name == f'{big.name}-smoke'
-    assert {item.kind for item in c.data.lists} == {'synthetic'}
+    assert {item.kind for item in c.data.lists} == {'synthetic_few'}
     assert c.data.workers == 2 and c.optim.steps <= 48
     assert c.optim.steps // c.checkpoints.every >= 3
     assert (c.optim.accumulate > 1) == (big.optim.accumulate > 1)

@@ -124,14 +124,13 @@ def test_a_slow_video_is_a_bad_file(videos):
         source.read(0, 4, rng())
 
 
-def test_the_self_made_set(tmp_path, monkeypatch):
-    monkeypatch.setattr(synthetic, 'COUNTS', {'train': 80, 'test': 80})
-    source = open_(tmp_path / 'set', 'synthetic')
+def test_the_self_made_set(tmp_path):
+    source = open_(tmp_path / 'set', 'synthetic_few')
     assert len(source) == 80 and source.read(0, 8, rng()).shape[0] == 8
     assert 0 <= source.label(0) < 10
     (tmp_path / 'set' / 'train.txt').unlink()
     with pytest.raises(ConfigError, match=r'data.lists\[0\].path'):
-        open_(tmp_path / 'set', 'synthetic')
+        open_(tmp_path / 'set', 'synthetic_few')
 
 
 def bad_lists(folder):

@@ -16,8 +16,7 @@ from jepa_jax.data import synthetic
 
 @pytest.fixture
 def few(monkeypatch):
-    """A set of 80 + 80 clips of few frames, so that building it is a matter of seconds."""
-    monkeypatch.setattr(synthetic, 'COUNTS', {'train': 80, 'test': 80})
+    """Clips of few frames, so that building a set is quick."""
     monkeypatch.setattr(synthetic, 'FRAMES', 4)
 
 
@@ -27,7 +26,7 @@ def decode(path) -> np.ndarray:
 
 
 def test_clip_alone_is_the_clip_of_the_set(tmp_path, few):
-    folder = synthetic.ensure(tmp_path / 'set').parent
+    folder = synthetic.ensure('synthetic_few', tmp_path / 'set').parent
     for split, index in (('train', 3), ('test', 79)):
         synthetic.write(tmp_path / 'one.mp4', synthetic.video(split, index))
         stored = folder / f'videos/{split}_{index:04d}.mp4'
@@ -58,7 +57,7 @@ def test_files_are_ordinary_h264(tmp_path):
 
 
 def test_set_on_disk(tmp_path, few, capfd):
-    path = synthetic.ensure(tmp_path / 'deep' / 'set')
+    path = synthetic.ensure('synthetic_few', tmp_path / 'deep' / 'set')
     labels = synthetic.load_labels(path.parent)
     for split in ('train', 'test'):
         lines = (path.parent / f'{split}.txt').read_text().splitlines()
@@ -69,11 +68,13 @@ def test_set_on_disk(tmp_path, few, capfd):
     assert 'videos' in capfd.readouterr().err  # the progress bar
     assert sorted(p.name for p in path.parent.parent.iterdir()) == ['set', 'set.lock']
     before = path.stat().st_mtime_ns
-    assert synthetic.ensure(path.parent) == path and path.stat().st_mtime_ns == before
+    assert (
+        synthetic.ensure('synthetic_few', path.parent) == path and path.stat().st_mtime_ns == before
+    )
 
 
 def test_labels_are_balanced_in_the_real_set():
-    for count in synthetic.COUNTS.values():
+    for count in synthetic.COUNTS['synthetic'].values():
         found = collections.Counter(tuple(synthetic.labels(i).values()) for i in range(count))
         assert len(found) == 80 and len(set(found.values())) == 1
 
@@ -161,15 +162,15 @@ def test_shapes_bounce_and_keep_their_energy():
 
 
 def test_incomplete_folder_is_refused(tmp_path, few):
-    folder = synthetic.ensure(tmp_path / 'set').parent
+    folder = synthetic.ensure('synthetic_few', tmp_path / 'set').parent
     next(folder.glob('videos/*.mp4')).unlink()
     with pytest.raises(ValueError, match='159 of the 160 videos.*delete the folder'):
-        synthetic.ensure(folder)
+        synthetic.ensure('synthetic_few', folder)
     other = tmp_path / 'mine'
     other.mkdir()
     (other / 'thesis.txt').write_text('all of it')
     with pytest.raises(ValueError, match='holds 0 of the 160'):
-        synthetic.ensure(other)
+        synthetic.ensure('synthetic_few', other)
     assert [p.name for p in other.iterdir()] == ['thesis.txt']
 
 
@@ -183,15 +184,15 @@ def test_failed_build_leaves_nothing(tmp_path, few, monkeypatch):
     dead.mkdir()
     monkeypatch.setattr(synthetic, 'write', full)
     with pytest.raises(OSError, match='No space left'):
-        synthetic.ensure(tmp_path / 'set')
+        synthetic.ensure('synthetic_few', tmp_path / 'set')
     assert [p.name for p in tmp_path.iterdir()] == ['set.lock']
 
 
 def _ensure_slowly(folder, queue):
-    synthetic.COUNTS, synthetic.FRAMES = {'train': 80, 'test': 80}, 2
+    synthetic.FRAMES = 2
     built, build = [], synthetic._build
-    synthetic._build = lambda f: (built.append(1), build(f))
-    synthetic.ensure(folder)
+    synthetic._build = lambda *given: (built.append(1), build(*given))
+    synthetic.ensure('synthetic_few', folder)
     queue.put(len(built))
 
 
@@ -211,7 +212,7 @@ def test_two_processes_build_once(tmp_path):
 
 def test_default_folder(monkeypatch, tmp_path):
     monkeypatch.setenv('JEPA_JAX_CACHE', str(tmp_path))
-    assert synthetic.default_folder() == tmp_path / f'synthetic-v{synthetic.VERSION}'
+    assert synthetic.default_folder('synthetic') == tmp_path / f'synthetic-v{synthetic.VERSION}'
     monkeypatch.delenv('JEPA_JAX_CACHE')
     monkeypatch.setenv('HOME', str(tmp_path))
-    assert synthetic.default_folder().parent == tmp_path / '.cache/jepa_jax'
+    assert synthetic.default_folder('synthetic').parent == tmp_path / '.cache/jepa_jax'
