@@ -226,7 +226,8 @@ class TrainConfig:
     name: str = ''
     seed: int = 239
     compute_dtype: str = 'bfloat16'  # of matmul inputs: bfloat16 | float32; the rest is float32
-    mask_sampler: str = 'static'  # static: few compiled shapes | reference: one a step
+    # static: four compiled shapes | single: one, for trials | reference: one a step, for parity
+    mask_sampler: str = 'static'
     masks: list[MaskBlocks] = field(
         default_factory=lambda: [
             MaskBlocks(num_blocks=8, spatial_scale=(0.15, 0.15)),
@@ -463,7 +464,7 @@ RULES: dict[str, Rule | OneOf] = {
     'name': Rule(lambda v: not set(v) & set('/\\'), 'a name without slashes: it names a folder'),
     'seed': Rule(lambda v: 0 <= v < 2**32, 'from 0 to 4294967295'),
     'compute_dtype': OneOf(('bfloat16', 'float32')),
-    'mask_sampler': OneOf(('static', 'reference')),
+    'mask_sampler': OneOf(('static', 'single', 'reference')),
     'masks[].num_blocks': POSITIVE,
     'masks[].spatial_scale': SHARES,
     'masks[].temporal_scale': SHARES,
@@ -767,7 +768,7 @@ def parse_arg(arg: str, *phases: str) -> tuple[str, bool]:
 def smoke(config: TrainConfig) -> TrainConfig:
     """Shrinks a run to a minute on two cores: 24 steps of a tiny model on self-made videos.
 
-    Widths, depths, pixels, frames and batch shrink; masks (but for their blocks' aspect ratio), the
+    Widths, depths, pixels, frames and batch shrink; masks (but for the number of their shapes), the
     lists' weights and relative frame counts, schedules, accumulation and saving keep their form. A
     cooldown starts from nothing unless `checkpoints.resume_from` and `checkpoints.restart_schedule`
     are given again.
@@ -791,10 +792,10 @@ def smoke(config: TrainConfig) -> TrainConfig:
         item.frames = item.frames and shrink(item.frames, encoder.tubelet, 2)
     data.fps, data.frame_step, data.duration = 8, 0, 0.0  # the rate of the self-made videos
     data.workers = 2
+    config.mask_sampler = 'single'  # one program to compile, not four
     share = data.crop**2 * min(frame_counts(data)) / (before[1] ** 2 * min(before[0]))
     for mask in config.masks:
         mask.max_keep = mask.max_keep and max(2, int(mask.max_keep * share))
-        mask.aspect_ratio = (1.0, 1.0)  # blocks of one shape: one program to compile, not four
 
     _few_steps(config)
     probe = config.probe

@@ -40,10 +40,12 @@ def profile(ids: np.ndarray, grid: tuple[int, int, int]) -> np.ndarray:
     return np.bincount(ids.ravel() // cells, minlength=grid[0]) / (len(ids) * cells)
 
 
-def measure(grid: tuple[int, int, int], batch: int, steps: int, seed: int = 239) -> dict:
+def measure(
+    grid: tuple[int, int, int], batch: int, steps: int, seed: int = 239, budgets: int = 4
+) -> dict:
     """Both samplers over `steps` steps of `batch` clips: the figures of one row of the table."""
     settings = TrainConfig().masks
-    static = StaticSampler(settings, grid, seed, batch)
+    static = StaticSampler(settings, grid, seed, batch, budgets)
     reference = [ReferenceSampler(each, grid) for each in settings]
     kept = np.zeros(
         (2, len(settings), 2, grid[0])
@@ -102,6 +104,9 @@ def main(argv: list[str] | None = None) -> None:
         ' executed over real tokens, kept fractions overall and per tubelet in time.',
     )
     parser.add_argument('--steps', type=int, default=1000, help='training steps (default 1000)')
+    parser.add_argument(
+        '--budgets', type=int, choices=(1, 4), default=4, help="1: as mask_sampler = 'single'"
+    )
     parser.add_argument('--json', metavar='FILE', help='also write the figures to FILE')
     args = parser.parse_args(argv)
     if args.steps < 1:
@@ -109,7 +114,7 @@ def main(argv: list[str] | None = None) -> None:
 
     results = {}
     for name, (grid, batch) in CASES.items():
-        results[name] = r = measure(grid, batch, args.steps)
+        results[name] = r = measure(grid, batch, args.steps, budgets=args.budgets)
         print(
             f'{name}, {r["tokens"]} tokens, {batch} clips, {args.steps} steps:'
             f' programs {r["programs"]} (original {r["programs_original"]}),'

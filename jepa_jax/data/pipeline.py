@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import logging
 import multiprocessing
 import os
@@ -574,16 +575,20 @@ class _ReferenceMasks:
 
 
 def _static_masks(
-    settings: list[MaskBlocks], grid: tuple[int, int, int], seed: int, rows: int
+    settings: list[MaskBlocks], grid: tuple[int, int, int], seed: int, rows: int, budgets: int = 4
 ) -> multiblock.StaticSampler:
     """Shapes must not depend on the devices, so the original's clips a GPU stand for ours."""
     del rows
     tokens = int(np.prod(grid))
     clips = next(clips for most, clips in _CLIPS_A_GPU if tokens <= most)
-    return multiblock.StaticSampler(settings, grid, seed, clips)
+    return multiblock.StaticSampler(settings, grid, seed, clips, budgets)
 
 
-_SAMPLERS = {'static': _static_masks, 'reference': _ReferenceMasks}
+_SAMPLERS = {
+    'static': _static_masks,
+    'single': functools.partial(_static_masks, budgets=1),
+    'reference': _ReferenceMasks,
+}
 
 # tokens a clip, clips a GPU: 16 frames at 256 px, 64 frames at 256 px, larger (vjepa2 §11)
 _CLIPS_A_GPU = ((2048, 24), (8192, 12), (float('inf'), 6))

@@ -316,7 +316,12 @@ class StaticSampler:
     """
 
     def __init__(
-        self, settings: Sequence[MaskBlocks], grid: Grid, seed: int, reference_batch: int = 24
+        self,
+        settings: Sequence[MaskBlocks],
+        grid: Grid,
+        seed: int,
+        reference_batch: int = 24,
+        budgets: int = 4,
     ):
         """Record the original and plan the budgets.
 
@@ -326,6 +331,8 @@ class StaticSampler:
           seed: Of the run, not negative. Shapes that can occur do not depend on it.
           reference_batch: Clips over which the original takes its minimum, those of one GPU: 24 for
             16 frames at 256 px, 12 for 64 frames, 6 for 64 frames at 384 px.
+          budgets: 4, or 1 for a single shape: the original's mean counts, but further from its
+            share of every tubelet.
 
         Raises:
           ConfigError: A setting cannot work on this grid, see `check`.
@@ -346,18 +353,18 @@ class StaticSampler:
             counts = _record(each, self.grid, sizes, _rng(0, 0, _RECORD, 1 + i), f'masks[{i}]')
             recorded.append(counts.reshape(RECORDED, reference_batch, -1))
             minima.append(_minima(each, recorded[i].sum(2), math.prod(self.grid)))
-            pairs.append(_pairs(each, self.grid, minima[i]))
+            pairs.append(_pairs(each, self.grid, minima[i], budgets))
         # A step takes the block of a group whose minima were like its budgets: blocks that leave
         # little context do not meet large budgets.
         seen = np.concatenate(minima, axis=1)
         far = (seen[:, None] - np.concatenate(pairs, axis=1)) / (seen.std(0) + 1e-9)
-        like = np.square(far).sum(2).argmin(1) == np.arange(4)[:, None]
+        like = np.square(far).sum(2).argmin(1) == np.arange(budgets)[:, None]
         like |= ~like.any(1, keepdims=True)
         plans = [
             _plan(each, self.grid, counts, budgets, like)
             for each, counts, budgets in zip(self.settings, recorded, pairs)
         ]
-        self._plans = list(zip(*plans))  # four of [masks]
+        self._plans = list(zip(*plans))  # [budgets] of [masks]
         self._blocks = [u[rows] for rows in like]
         self._last = None, None
 
@@ -375,11 +382,12 @@ class StaticSampler:
         return tuple(p[::-1] if s.inverse else p for s, p in zip(self.settings, pairs))
 
     def _step(self, step: int) -> tuple[tuple[_Budget, ...], np.ndarray]:
-        """Budgets and the block's uniforms `[1, 3]`; four steps in a row visit all budgets."""
+        """Budgets and the block's uniforms `[1, 3]`; n steps in a row visit all n budgets."""
         last = self._last  # clips of one step come together, maybe in several threads
         if last[0] != step:
-            order = _rng(self.seed, step // 4, _ORDER).random_raw(4).argsort()
-            i = order[step % 4]
+            n = len(self._plans)
+            order = _rng(self.seed, step // n, _ORDER).random_raw(n).argsort()
+            i = order[step % n]
             pick = int(_rng(self.seed, step, _SIZE).random_raw() % len(self._blocks[i]))
             self._last = last = step, (self._plans[i], self._blocks[i][pick, None])
         return last[1]
@@ -459,8 +467,10 @@ def _minima(settings: MaskBlocks, total: np.ndarray, tokens: int) -> np.ndarray:
     return np.stack([context, (tokens - total).min(1)], axis=1)
 
 
-def _pairs(settings: MaskBlocks, grid: Grid, minima: np.ndarray) -> list[tuple[int, int]]:
-    """Four budgets (K, M) with the mean and the covariance of recorded minima `[groups, 2]`."""
+def _pairs(
+    settings: MaskBlocks, grid: Grid, minima: np.ndarray, budgets: int
+) -> list[tuple[int, int]]:
+    """Budgets (K, M): the mean of recorded minima `[groups, 2]`, or four with their covariance."""
     tokens, room = math.prod(grid), _context_frames(settings, grid) * grid[1] * grid[2]
     # Whole cells of a tube, so that a clip on the budget is not cut; doubled, as kernels like.
     multiple = grid[0]
@@ -470,10 +480,11 @@ def _pairs(settings: MaskBlocks, grid: Grid, minima: np.ndarray) -> list[tuple[i
     both = ((minima[:, 0] - k) * (minima[:, 1] - m)).mean() / max(dk * dm, 1e-9)  # correlation
     rest = math.sqrt(max(1 - both**2, 0))
     most = min(settings.max_keep or tokens - 1, room)
-    contexts = _round([k - dk, k + dk], multiple, most)
-    signs = itertools.product((-1, 1), repeat=2)
+    # distances from the mean, in standard deviations
+    signs = {1: [(0, 0)], 4: list(itertools.product((-1, 1), repeat=2))}[budgets]
+    contexts = _round([k + a * dk for a in dict.fromkeys(a for a, _ in signs)], multiple, most)
     targets = _round([m + (a * both + b * rest) * dm for a, b in signs], multiple, tokens - 2)
-    pairs = list(zip([k for k in contexts for _ in range(2)], targets))
+    pairs = list(zip([k for k in contexts for _ in range(len(signs) // len(contexts))], targets))
     if settings.full_complement:
         return [(k, tokens - k) for k, _ in pairs]
     if settings.pred_full_complement:
@@ -488,14 +499,14 @@ def _plan(
     pairs: list[tuple[int, int]],
     like: np.ndarray,
 ) -> list[_Budget]:
-    """Counts before the cut and their chances for four budgets.
+    """Counts before the cut and their chances for every budget.
 
     Args:
       settings: Of the mask.
       grid: Tokens (t, h, w).
       recorded: Context tokens per tubelet `[groups, B, t]`.
-      pairs: Budgets (K, M), each for a quarter of the steps.
-      like: Bool `[4, groups]`, the groups from which steps of a budget take their block.
+      pairs: Budgets (K, M), each for an equal share of the steps.
+      like: Bool `[budgets, groups]`, the groups from which steps of a budget take their block.
     """
     tokens, cells, frames = math.prod(grid), grid[1] * grid[2], _context_frames(settings, grid)
     total = recorded.sum(2)

@@ -198,6 +198,21 @@ def test_static_keeps_its_promises(settings, grid):
             assert len(context) + len(target) == tokens
 
 
+@cases()
+def test_one_budget_is_one_shape(settings, grid):
+    """The mean of the four: a single program for both masks."""
+    one, four = (StaticSampler([settings, SHORT], grid, 5, budgets=n) for n in (1, 4))
+    (shapes,) = one.all_shapes
+    mean = np.mean([four.shapes(step) for step in range(4)], axis=0)
+    assert np.abs(mean - shapes).max() <= max(grid[0], 0.02 * math.prod(grid))  # a cell of a tube
+    for step, position in ((0, 0), (1, 1), (6, 2)):
+        assert one.shapes(step) == shapes
+        found = one.sample(step, position)
+        assert tuple((len(k), len(m)) for k, m in found) == shapes
+        assert all(not set(k.tolist()) & set(m.tolist()) for k, m in found)
+    assert one.sample(0, 0)[0][0].tolist() != one.sample(1, 0)[0][0].tolist()
+
+
 def test_static_follows_a_group_of_one_clip():
     """Nothing is cut when the original's batch is one clip: all tokens are in one of the sets."""
     sampler = StaticSampler([SHORT], GRID, seed=0, reference_batch=1)
