@@ -41,7 +41,7 @@ BAD = [
     ({'encoder.mlp': 'relu'}, "encoder.mlp = 'relu'", 'gelu, swiglu, swiglu_full'),
     ({'predictor.mlp': ''}, "predictor.mlp = ''", 'gelu'),
     ({'compute_dtype': 'float16'}, "compute_dtype = 'float16'", 'bfloat16, float32'),
-    ({'mask_sampler': 'random'}, "mask_sampler = 'random'", 'static, reference'),
+    ({'mask_sampler': 'random'}, "mask_sampler = 'random'", 'static, single, reference'),
     ({'optim.schedule': 'cosine'}, "'cosine'", 'did you mean warmup_cosine?'),
     ({'mesh.remat': 'half'}, "mesh.remat = 'half'", 'full, dots, none'),
     ({'name': 'runs/mine'}, "name = 'runs/mine'", 'without slashes'),
