@@ -30,7 +30,7 @@ from jepa_jax.config import ConfigError, DataList, TrainConfig
 from jepa_jax.data import decode
 from jepa_jax.data.pipeline import DataError, Pipeline
 
-SECONDS, FPS, SIZE = 10, 30, (240, 320)  # of self-made videos: the most common shape of web clips
+SECONDS, FPS = 10, 30  # of self-made videos
 
 
 @dataclasses.dataclass
@@ -48,9 +48,8 @@ class Speed:
         return {'name': self.name, 'clips/s': self.clips / self.wall, 'clips/s/core': per_core}
 
 
-def make_videos(folder: Path, count: int, seed: int = 0) -> Path:
-    """Moving texture with sensor noise, 10 s of 320x240 at 30 fps each; returns their list."""
-    height, width = SIZE
+def make_videos(folder: Path, count: int, width: int, height: int, seed: int = 0) -> Path:
+    """Moving texture with sensor noise, 10 s at 30 fps each; returns their list."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width].astype(np.float32)
     for number in range(count):
@@ -187,6 +186,14 @@ def show(result: dict) -> None:
         print(f'{stage:10s}{100 * share:5.1f} %{result["ms_a_clip"][stage]:9.2f} ms a clip')
 
 
+def _size(text: str) -> tuple[int, int]:
+    """`320x240` -> (320, 240), even as the chroma of H.264 wants it."""
+    width, height = map(int, text.split('x'))
+    if min(width, height) < 2 or width % 2 or height % 2:
+        raise ValueError(text)
+    return width, height
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog='python -m tools.bench_data',
@@ -196,9 +203,13 @@ def main(argv: list[str] | None = None) -> int:
     add = parser.add_argument
     add('--list', metavar='PATH', help='what the list kind `videos` reads; default: self-made')
     add('--videos', type=int, default=24, metavar='N', help='self-made ones (%(default)s)')
-    add('--workers', type=int, nargs='+', default=[0, 1, 2, 4], metavar='N', help='(%(default)s)')
+    add('--size', type=_size, default=(320, 240), metavar='WxH', help='of self-made ones (320x240)')
+    add(
+        '--workers', type=int, nargs='+', default=[0, 1, 2, 3, 4], metavar='N', help='(%(default)s)'
+    )
     add('--batch', type=int, default=8, metavar='N', help='clips (%(default)s)')
-    add('--steps', type=int, default=6, metavar='N', help='batches a round (%(default)s)')
+    # many more than are under way at once, whose work may fall on either side of the clock
+    add('--steps', type=int, default=24, metavar='N', help='batches a round (%(default)s)')
     add('--rounds', type=int, default=3, metavar='N', help='(%(default)s)')
     add('--frames', type=int, default=16, metavar='N', help='a clip (%(default)s)')
     add('--crop', type=int, default=256, metavar='N', help='pixels (%(default)s)')
@@ -209,7 +220,7 @@ def main(argv: list[str] | None = None) -> int:
     config.data.frames, config.data.crop = options.frames, options.crop
     config.optim.batch = options.batch
     with tempfile.TemporaryDirectory() as folder:
-        path = options.list or make_videos(Path(folder), options.videos)
+        path = options.list or make_videos(Path(folder), options.videos, *options.size)
         config.data.lists = [DataList(path=str(path))]
         try:
             if options.memory:
