@@ -148,7 +148,7 @@ def take_apart(folder: pathlib.Path) -> dict[str, dict[str, Leaf]]:
     Raises:
       ConvertError: no safetensors in the folder, a damaged file, or a name of no part.
     """
-    library = _library(folder)
+    _library(folder)
     if (folder / INDEX).exists():
         try:
             files = sorted(set(json.loads((folder / INDEX).read_bytes())['weight_map'].values()))
@@ -161,32 +161,40 @@ def take_apart(folder: pathlib.Path) -> dict[str, dict[str, Leaf]]:
         path = folder / file
         if not path.is_file():
             raise ConvertError(f'{path} is missing: its weights must be safetensors')
-        try:
-            opened = library.safe_open(path, framework='np')
-        except (library.SafetensorError, OSError) as error:
-            raise ConvertError(f'{path} is damaged or truncated: {_first_line(error)}') from None
-        for name in opened.keys():  # noqa: SIM118  (it is no dict)
-            short = name.removeprefix('vjepa2.')
-            part = next((p for start, p in STARTS.items() if short.startswith(start)), None)
-            if newer := shapes.newer([short, short.removeprefix('encoder.')]):
-                raise ConvertError(f'{path} holds V-JEPA 2.1 ({newer}); only 2.0 can be converted')
-            if part is None:
-                raise ConvertError(f'{path}: {name} is not known')
-            parts.setdefault(part, {})[short] = _leaf(opened, path, name)
+        with _opened(path) as opened:
+            for name in opened.keys():  # noqa: SIM118  (it is no dict)
+                short = name.removeprefix('vjepa2.')
+                part = next((p for start, p in STARTS.items() if short.startswith(start)), None)
+                if newer := shapes.newer([short, short.removeprefix('encoder.')]):
+                    raise ConvertError(
+                        f'{path} holds V-JEPA 2.1 ({newer}); only 2.0 can be converted'
+                    )
+                if part is None:
+                    raise ConvertError(f'{path}: {name} is not known')
+                parts.setdefault(part, {})[short] = _leaf(opened.get_slice(name), path, name)
     return parts
 
 
-def _leaf(opened: Any, path: pathlib.Path, name: str) -> Leaf:
-    form = opened.get_slice(name)
+def _opened(path: pathlib.Path):
+    library = _library(path)
+    try:
+        return library.safe_open(path, framework='np')
+    except (library.SafetensorError, OSError) as error:
+        raise ConvertError(f'{path} is damaged or truncated: {_first_line(error)}') from None
+
+
+def _leaf(form: Any, path: pathlib.Path, name: str) -> Leaf:
     if form.get_dtype() not in ('F32', 'F16', 'BF16'):
         raise ConvertError(
             f'{path}: {name} is of type {form.get_dtype()}, must be F32, F16 or BF16'
         )
-    return Leaf(
-        tuple(form.get_shape()),
-        np.dtype('float32'),
-        lambda: np.asarray(opened.get_tensor(name), np.float32),
-    )
+
+    def read() -> np.ndarray:
+        # opened anew: what was read of a mapped file stays in memory for as long as the file is open
+        with _opened(path) as opened:
+            return np.asarray(opened.get_tensor(name), np.float32)
+
+    return Leaf(tuple(form.get_shape()), np.dtype('float32'), read)
 
 
 def _first_line(error: Exception) -> str:

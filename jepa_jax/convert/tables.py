@@ -226,14 +226,15 @@ class Link:
         return '{i}' in self.rule.name and '{i}' not in self.rule.path
 
     def ours(self, fetch: Callable[[str], np.ndarray]) -> np.ndarray:
-        """The leaf, from the file's arrays by name."""
-        if not self.layered:
-            return np.ascontiguousarray(self._layer(self.keys[0], fetch))
+        """The leaf, from the file's arrays by name; memory of its own."""
         out = None
         for i, names in enumerate(self.keys):
             layer = self._layer(names, fetch)
-            out = _aligned(self.shape, layer.dtype) if out is None else out
-            out[i] = layer
+            if out is None:
+                out = _aligned(self.shape, layer.dtype)
+            # a copy also where none is needed: a view would keep the file mapped, and show what is
+            # written into it later
+            out[i if self.layered else ...] = layer
         return out
 
     def _layer(self, names: tuple[str, ...], fetch: Callable[[str], np.ndarray]) -> np.ndarray:

@@ -1,6 +1,8 @@
 """There and back through every kind of file, without a changed bit."""
 
+import gc
 import json
+import pathlib
 
 import jax
 import numpy as np
@@ -66,6 +68,27 @@ def test_hugging_face_of_the_online_encoder(tmp_path):
     params = convert.read(tmp_path / 'hf').params('target')  # one encoder serves either choice
     expected = tensor('online.norm.weight', (96,), 0.05)
     np.testing.assert_array_equal(params['norm']['scale'], expected, strict=True)
+
+
+@pytest.mark.parametrize('to, file', [('torch', ''), ('hf', 'model.safetensors')])
+def test_arrays_have_nothing_to_do_with_the_file_any_more(tmp_path, to, file):
+    """Neither does it stay in memory for their sake, nor do they show what is written into it."""
+    path, weights = through(tmp_path, originals.released(), to)
+    file = path / file
+    params = flatten(weights.params('target'))
+    copies = {name: array.copy() for name, array in params.items()}
+    maps = pathlib.Path('/proc/self/maps')
+    if to == 'hf' and maps.exists():  # each array was read by itself
+        assert str(file) not in maps.read_text()
+    size = file.stat().st_size
+    with file.open('r+b') as opened:
+        opened.write(bytes(size))
+    for name, array in params.items():
+        np.testing.assert_array_equal(array, copies[name], err_msg=name)
+    del weights
+    gc.collect()
+    if maps.exists():
+        assert str(file) not in maps.read_text()
 
 
 def test_action_conditioned_file(tmp_path):
