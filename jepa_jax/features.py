@@ -381,7 +381,7 @@ class Model:
         targets: Fill | Future,
         *,
         fps: float = FPS,
-        mask_index: int = 1,
+        mask_index: int = 0,
         normalised: bool = False,
     ) -> Prediction:
         """What the predictor expects where the encoder is not allowed to look.
@@ -394,8 +394,9 @@ class Model:
             clip, of which the masked part is not looked at; for Future the past alone.
           targets: the task.
           fps: frames a second of the clip.
-          mask_index: which mask token asks; 1 is the original's outside pretraining (reference:
-            vjepa2 §3).
+          mask_index: which mask token asks. Pretraining with one frame count, as of all released
+            models, trains token 0 alone; the original's anticipation and transformers ask with
+            token 1, which then is as it began (reference: vjepa2 §3).
           normalised: as in `embed`.
 
         Raises:

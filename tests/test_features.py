@@ -152,11 +152,12 @@ def test_sizes_and_dark_pixels(model):
 
 
 def test_fill_is_training_s_forward(model):
-    """Against the nets as the pretraining step calls them: tokens dropped before the encoder."""
+    """Against the nets as the pretraining step calls them: tokens dropped before the encoder, and the
+    mask token of the only frame count."""
     clip = noise(2, 8, 64, 64, 3)
     mask = np.zeros((4, 4, 4), bool)
     mask[1:3, :2] = True
-    found = model.predict(clip, Fill(mask), mask_index=0)
+    found = model.predict(clip, Fill(mask))
     keep = jnp.asarray(np.tile(np.flatnonzero(~mask), (2, 1)))
     ids = jnp.asarray(np.tile(np.flatnonzero(mask), (2, 1)))
     x = run(net_of(ViT, VIT), model.encoder.params, jnp.asarray(clip), keep)
@@ -201,7 +202,8 @@ def golden():
 def test_future_is_the_originals(model, golden, any_pixels):
     clips = np.moveaxis(torch_fill.normal(0, 2, 3, 8, 64, 64), 1, -1)
     for i, skip in enumerate([1.0, 0.3]):
-        found = model.predict(clips[i], Future(0.25, skip), fps=8, normalised=True)
+        task = Future(0.25, skip)
+        found = model.predict(clips[i], task, fps=8, mask_index=1, normalised=True)
         np.testing.assert_allclose(
             found.tokens[0], golden['K1_anticip_wrapper'][i, 64:], rtol=0, atol=WHOLE
         )
