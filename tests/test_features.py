@@ -152,8 +152,8 @@ def test_sizes_and_dark_pixels(model):
 
 
 def test_fill_is_training_s_forward(model):
-    """Against the nets as the pretraining step calls them: tokens dropped before the encoder, and the
-    mask token of the only frame count."""
+    """Against the nets as the pretraining step calls them: tokens dropped before the encoder,
+    and the mask token of the only frame count."""
     clip = noise(2, 8, 64, 64, 3)
     mask = np.zeros((4, 4, 4), bool)
     mask[1:3, :2] = True

@@ -190,7 +190,7 @@ def _leaf(form: Any, path: pathlib.Path, name: str) -> Leaf:
         )
 
     def read() -> np.ndarray:
-        # opened anew: what was read of a mapped file stays in memory for as long as the file is open
+        # opened anew: what was read of a mapped file stays in memory until the file is closed
         with _opened(path) as opened:
             return np.asarray(opened.get_tensor(name), np.float32)
 
