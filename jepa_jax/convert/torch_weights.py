@@ -91,7 +91,12 @@ def load(path: pathlib.Path) -> Any:
             raise ConvertError(
                 f'{path} is refused: loading it would run {found[1]}, and weights run nothing'
             ) from None
-        raise _unreadable(path, error) from None
+        # the rest of its message is advice to load the file without protection
+        reason = str(error).split('WeightsUnpickler error:')[-1].strip().splitlines() or ['']
+        raise ConvertError(
+            f'{path} is refused: a .pt file may hold tensors, numbers and text, nothing else '
+            f'({reason[0]})'
+        ) from None
     except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError) as error:
         raise _unreadable(path, error) from None
 
