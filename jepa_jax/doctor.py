@@ -187,6 +187,7 @@ def _model(report: _Report, name: str, encoder: str) -> None:
     from jepa_jax.checkpoint import CheckpointError
     from jepa_jax.convert import ConvertError
 
+    start.logging_to_terminal()  # a download or the first conversion takes minutes
     start.compilation_cache()
     print()
     size = name.removeprefix('random:')
