@@ -14,6 +14,7 @@ rows are decoded side by side in threads, straight into the batch.
 from __future__ import annotations
 
 import collections
+import ctypes
 import dataclasses
 import functools
 import logging
@@ -42,6 +43,7 @@ from jepa_jax.masks import Mask, multiblock
 
 STEPS = 2**40  # as many as anyone asks for
 GRACE = 30  # seconds that a worker lives on after SIGTERM
+TRIM_EVERY = 256  # clips that a worker reads before it gives freed memory back
 LEAST_TRIED = 64  # records before a share of failures means something
 FRAMES, AUGMENT, REPLACE = range(3)  # streams of random numbers that a record has
 
@@ -394,6 +396,7 @@ class _Reader(grain.transforms.Map):
         self._sources: list[Source] = pipeline.sources
         self._groups = pipeline.groups
         self._threads = threads_of_a_worker(config.data.workers)
+        self._read = 0  # clips since memory was given back
 
     def map(self, step: int) -> HostBatch:
         begin = time.perf_counter()
@@ -409,6 +412,10 @@ class _Reader(grain.transforms.Map):
             seconds.update(spent)
         seconds['batch'] = time.perf_counter() - begin
         tried = len(tasks) + len(failures)
+        self._read += tried
+        if self._read >= TRIM_EVERY:
+            self._read = 0
+            _trim()
         return HostBatch(Batch(tuple(groups)), tuple(failures), tried, dict(seconds))
 
     def _group(self, step: int, index: int, group: _Clips) -> tuple[Group, list[tuple]]:
@@ -499,6 +506,14 @@ def side_by_side(function: Callable, tasks: list[tuple], threads: int) -> list:
     if errors:
         raise errors[0]
     return results
+
+
+def _trim() -> None:
+    """Gives freed memory back to the system, with glibc. Decoders allocate in many threads, and
+    the holes that they leave would grow a worker by about 10 MiB every 1,000 clips."""
+    trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
+    if trim:
+        trim(0)
 
 
 def generator(*key: int) -> np.random.Generator:

@@ -234,7 +234,7 @@ def test_quotas_by_largest_remainder(weights, rows, expected):
         (lambda c: setattr(c.optim, 'batch', 5), 'optim.batch: 5 is no multiple of 2'),
         (lambda c: setattr(c.optim, 'accumulate', 3), 'no multiple of 6'),
         (lambda c: c.data.lists.clear(), 'data.lists is empty'),
-        (lambda c: setattr(c, 'mask_sampler', 'none'), 'static, reference'),
+        (lambda c: setattr(c, 'mask_sampler', 'none'), 'static, single, reference'),
         (lambda c: setattr(c.data, 'frame_step', 2), 'exactly one of fps, frame_step, duration'),
     ],
 )
