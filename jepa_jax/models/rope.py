@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jepa_jax.sharding import platform
+
 MIN_HEAD_DIM = (
     12  # below, a part has a single frequency and the original fails (reference: vjepa2 §1.3)
 )
@@ -50,6 +52,17 @@ def rotate(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Turns x [B, N, A, C] by tables of shape [N, C] or [B, N, C]; computed in float32, returned in
     x's type."""
     cos, sin = (table[..., None, :] for table in tables)
+    return (x.astype(jnp.float32) * cos + _swap_pairs(x) * sin).astype(x.dtype)
+
+
+def _swap_pairs(x: jax.Array) -> jax.Array:
+    """Channels 1, 0, 3, 2, ... of x, float32."""
+    C = x.shape[-1]
+    if platform() == 'tpu':
+        # a product with a permutation is exact; XLA would store the pairs, two channels in 128
+        # lanes, and turn them round in HBM: twice the traffic of projection and attention together
+        swap = jnp.asarray(np.eye(C)[np.arange(C) ^ 1], x.dtype)
+        precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+        return jnp.matmul(x, swap, precision=precision, preferred_element_type=jnp.float32)
     pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
-    swapped = pairs[..., ::-1].reshape(x.shape)
-    return (x.astype(jnp.float32) * cos + swapped * sin).astype(x.dtype)
+    return pairs[..., ::-1].reshape(x.shape)

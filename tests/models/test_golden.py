@@ -1,11 +1,12 @@
 """Encoder and predictor against arrays computed by the original (tests/golden/README.md)."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from torch_fill import checksum, fill, mask_pair, normal
 
-from jepa_jax.models import SIZES
+from jepa_jax.models import SIZES, rope
 from jepa_jax.models.predictor import Predictor, PredictorConfig
 from jepa_jax.models.vit import ViT, ViTConfig
 from jepa_jax.nets import Net
@@ -51,6 +52,18 @@ CASES = {
 def test_encoder(case, golden_models):
     x, settings = CASES[case]
     np.testing.assert_allclose(encode(x, **settings), golden_models[case], rtol=0, atol=WHOLE)
+
+
+def test_rope_as_on_tpus(golden_models, monkeypatch):
+    """There pairs of channels are swapped by a product: the same numbers, bit for bit."""
+    x = normal(0, 2, 3, 8, 64, 64)
+    here = encode(x)
+    monkeypatch.setattr(rope, 'platform', lambda: 'tpu')
+    there = encode(x)
+    np.testing.assert_array_equal(there, here)
+    np.testing.assert_allclose(there, golden_models['E1_encoder_rope'], rtol=0, atol=WHOLE)
+    swaps = str(jax.make_jaxpr(rope.rotate)(jnp.ones((1, 2, 1, 24)), (jnp.ones((2, 24)),) * 2))
+    assert 'dot_general' in swaps and ' rev' not in swaps
 
 
 def test_masked_encoder(golden_models):
