@@ -35,8 +35,10 @@ case $action in
     archive=$(mktemp) && trap 'rm -f "$archive"' EXIT
     do_ git archive --format=tar.gz --output="$archive" HEAD
     do_ gcloud compute tpus tpu-vm scp "$archive" "$TPU:jepa_jax.tar.gz" "${place[@]}" --worker=all
-    everywhere "mkdir -p jepa_jax && tar -xzf jepa_jax.tar.gz -C jepa_jax && python3 -m venv venv \
-&& venv/bin/pip install -q './jepa_jax[tpu,tensorboard]'"
+    # the image's own Python may be older than 3.11; uv brings one that is not
+    everywhere "mkdir -p jepa_jax && tar -xzf jepa_jax.tar.gz -C jepa_jax \
+&& python3 -m pip install -q uv && python3 -m uv venv -q --python 3.12 venv \
+&& python3 -m uv pip install -q -p venv/bin/python './jepa_jax[tpu,tensorboard]'"
     ;;
   run)
     [[ $# -ge 1 ]] || usage
@@ -48,7 +50,9 @@ case \$status in 75|134|137) sleep 30;; *) exit \$status;; esac; done' > ../trai
   logs)
     do_ gcloud compute tpus tpu-vm ssh "$TPU" "${place[@]}" --worker=0 --command='tail -F train.log'
     ;;
-  stop) everywhere 'pkill -f -o "bash -c for i in"; pkill -TERM -f -o jepa_jax.train' ;;
+  stop) # the loop, then the run: its process, not a shell whose command names it, nor its workers
+    everywhere "pkill -f '^bash -c for i in'; pkill -TERM -o -f '^[^ ]*python -m jepa_jax.train'"
+    ;;
   delete) do_ gcloud compute tpus tpu-vm delete "$TPU" "${place[@]}" --quiet ;;
   *) usage ;;
 esac
