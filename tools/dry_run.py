@@ -29,10 +29,12 @@ from typing import Any
 
 from jepa_jax import cli
 from jepa_jax.config import ConfigError, TrainConfig, validate
+from tools.hlo import Array, Collective
 
 GIB = 2**30
 MOST_MEMORY = 0.85  # of a chip's
 SMALL = 2**16  # elements: losses, norms, biases
+PADDING = 64  # rows, less than which libtpu adds to a device's share of a reduce-scatter
 KINDS = ('v4', 'v5e', 'v5p', 'v6e')
 
 
@@ -133,7 +135,8 @@ def dry_run(config: TrainConfig, devices: list, topology: str) -> tuple[dict[str
     bound = max(roof.values()) if roof['compute'] else None
     sharded, replicated = _storage(state)
     by_kind = _by_kind(collectives)
-    parameters = _parameter_sizes(abstract, config.mesh.fsdp)
+    expected = _Expected(abstract, config.mesh.fsdp)
+    padding = [c for c in collectives if c.kind == 'collective-permute' and expected.holds(c)]
     tokens = _token_counts(largest)
     result = {
         'config': config.name,
@@ -165,11 +168,12 @@ def dry_run(config: TrainConfig, devices: list, topology: str) -> tuple[dict[str
         'uncounted_kernels': sorted(program.uncounted_kernels),
         'loops_of_unknown_length': len(program.unknown_loops),
         'collectives': by_kind,
+        'collectives_for_padding': _by_kind(padding),
         'unexpected_collectives': sorted(
             {
                 f'{c.kind} of {", ".join(sorted({str(a) for a in c.arrays}))} ({c.source})'
                 for c in collectives
-                if any(a.size > SMALL and a.size not in parameters for a in c.arrays)
+                if not expected.holds(c)
             }
         ),
         'score_buffers': sorted(
@@ -182,6 +186,7 @@ def dry_run(config: TrainConfig, devices: list, topology: str) -> tuple[dict[str
         'mfu_ceiling': bound and largest.flops.total / (len(devices) * chip.flops * bound),
         'lower_seconds': costs['seconds']['trace'] + costs['seconds']['lower'],
         'compile_seconds': costs['seconds']['compile'],
+        'compile_core_seconds': costs['core_seconds']['compile'],
     }
     return result, text
 
@@ -200,20 +205,53 @@ def _storage(state) -> tuple[int, int]:
     return found[True], found[False]
 
 
-def _parameter_sizes(abstract, fsdp: int) -> set[int]:
-    """Elements that gathering a parameter or reducing its gradient may move: whole or a layer, and
-    the device's share of each."""
-    import jax
+class _Expected:
+    """What gathering parameters and reducing their gradients may move.
 
-    from jepa_jax.sharding import path_name
+    Whole arrays, a layer of them, and a device's share of each. Beside these, libtpu pads shares
+    that do not fill its tiles (176 columns of ViT-g to 192): it then reduces the padded array, and
+    puts its rows right by collective-permutes of no more rows than it added.
+    """
 
-    sizes = set()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
-        for size in (
-            {leaf.size, math.prod(leaf.shape[1:])} if 'blocks' in path_name(path) else {leaf.size}
-        ):
-            sizes |= {size, size // fsdp}
-    return sizes
+    def __init__(self, abstract, fsdp: int):
+        import jax
+
+        from jepa_jax.sharding import path_name, spec_for
+
+        self._sizes: set[int] = set()
+        self._sharded: set[tuple[int, int]] = set()  # length of the sharded axis, of the other one
+        self._most = PADDING * fsdp
+        for path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
+            name = path_name(path)
+            layer = leaf.shape[1:] if 'blocks' in name else leaf.shape
+            for size in (leaf.size, math.prod(layer)):
+                self._sizes |= {size, size // fsdp}
+            spec = spec_for(name)
+            if 'fsdp' in spec:
+                axis = spec.index('fsdp') - len(leaf.shape)
+                self._sharded.add((layer[axis], math.prod(layer) // layer[axis]))
+
+    def holds(self, collective: Collective) -> bool:
+        """Whether it moves these, or arrays of few elements."""
+        if collective.kind == 'collective-permute':
+            return all(any(0 < n < self._most for n in self._rows(a)) for a in collective.arrays)
+        return all(a.size <= SMALL or self._is_parameter(a) for a in collective.arrays)
+
+    def _is_parameter(self, array: Array) -> bool:
+        added = self._rows(array, beyond=True)
+        return array.size in self._sizes or any(0 < n < self._most for n in added)
+
+    def _rows(self, array: Array, beyond: bool = False) -> list[int]:
+        """Rows that an array has along the sharded axis of parameters as wide as it is; or rows
+        beyond theirs."""
+        dims = [n for n in array.dims if n > 1]
+        pairs = [dims, dims[::-1]] if len(dims) == 2 else []
+        return [
+            rows - length * beyond
+            for rows, columns in pairs
+            for length, other in self._sharded
+            if columns == other
+        ]
 
 
 def _token_counts(program) -> set[int]:
@@ -286,6 +324,8 @@ def show(result: dict[str, Any]) -> None:
         print(f'  kernel {name}: {count}')
     for kind, each in r['collectives'].items():
         print(f'{kind}: {each["count"]} of {each["bytes"] / GIB:.3f} GiB in all, on each device')
+    for each in r['collectives_for_padding'].values():
+        print(f'  of these {each["count"]} to put rows right after padded reduce-scatters')
     print(f'HBM traffic of a device: {r["hbm_bytes_per_device"] / GIB:.1f} GiB')
     if r['step_seconds_bound']:
         times = ', '.join(f'{use} {s:.3f} s' for use, s in r['seconds_at_least'].items())
@@ -297,7 +337,10 @@ def show(result: dict[str, Any]) -> None:
         )
     else:
         print(f'no bound on time: no published peaks of {r["device"]} with {r["compute_dtype"]}')
-    print(f'lowered in {r["lower_seconds"]:.1f} s, compiled in {r["compile_seconds"]:.1f} s')
+    print(
+        f'lowered in {r["lower_seconds"]:.1f} s, compiled in {r["compile_seconds"]:.1f} s, '
+        f'{r["compile_core_seconds"]:.0f} s of a core'
+    )
 
 
 def run(
@@ -315,6 +358,8 @@ def run(
     del workdir
     for item in config.data.lists:
         item.path = item.path or '(not read)'  # recipes for own video leave it to the user
+    if config.checkpoints.restart_schedule and not config.checkpoints.init_from:
+        config.checkpoints.resume_from = '(not read)'
     validate(config)
     if topology:
         os.environ['JAX_PLATFORMS'] = 'cpu'  # libtpu compiles, but there is no TPU to start
