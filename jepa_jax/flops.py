@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from jepa_jax.models.ac_predictor import ACPredictorConfig
 from jepa_jax.models.layers import MLPS
 from jepa_jax.models.predictor import PredictorConfig
 from jepa_jax.models.vit import ViTConfig
@@ -76,3 +77,44 @@ def pretraining_step(
             context += group.clips * once  # pixels need no gradient
             predicted += group.clips * TRAINED * predictor(predictor_config, kept, wanted)
     return StepFlops(target, context, predicted)
+
+
+def frames_after(config: ACPredictorConfig, past: int, frames: int, given: bool) -> int:
+    """FLOPs, forward and backward, of predicting the frames after `frames` of one piece, which see
+    themselves and `past` frames before; given: the frames need no gradient."""
+    c = config
+    patches, size = c.grid[0] * c.grid[1], c.tokens_per_frame
+    conditions = c.action_width + c.state_width + c.use_extrinsics * c.extrinsics_width
+    hidden = MLPS[c.mlp][1](int(c.width * c.mlp_ratio))
+    layer = size * (4 * c.width * c.width + MLP_PRODUCTS[c.mlp] * c.width * hidden)
+    if c.conditioning == 'adaln':
+        layer += 6 * c.width * c.width
+    pairs = sum((past + frame + 1) * size * size for frame in range(frames))
+    project = patches * c.encoder_width * c.width
+    total = TRAINED * (c.depth * (frames * layer + 2 * pairs * c.width) + frames * project)
+    total += (TRAINED - given) * frames * project
+    total += (TRAINED - 1) * frames * conditions * c.width  # which need no gradient
+    return 2 * total
+
+
+def action_conditioned_step(
+    config: ACPredictorConfig,
+    clips: int,
+    frames: int,
+    *,
+    rollout: int,
+    prefix: int,
+    cut: bool = False,
+    encode: ViTConfig | None = None,
+) -> int:
+    """FLOPs of one step of objectives.action_conditioned, on pieces of so many frames.
+
+    rollout: predictions in a row, after `prefix` true frames; cut: no gradient passes from one to
+    the one before; encode: of the frozen encoder, where frames come in place of features.
+    """
+    total = frames_after(config, 0, frames - 1, given=True)
+    for frame in range(prefix, prefix + rollout - 1):
+        total += frames_after(config, frame, 1, given=cut)
+    if encode is not None:
+        total += frames * encoder(encode, config.grid[0] * config.grid[1])
+    return clips * total

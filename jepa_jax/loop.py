@@ -159,7 +159,7 @@ def fit(
     checkpoints: Checkpoints,
     metrics: Metrics,
     failures: FailureLog,
-    cost: Callable[[int], Cost] | None = None,
+    cost: Callable[[int], Cost],
     profile: pathlib.Path | None = None,
 ) -> tuple[TrainState, Clock]:
     """Trains from state.step to config.optim.steps; the position in the data is the step itself.
@@ -231,8 +231,7 @@ def fit(
                 rates = interval.rates(config.optim.batch)
                 seconds = rates['step_s'] + rates['data_wait_s']
                 line |= failures.counts() | rates
-                if cost:
-                    line |= speed([cost(i) for i in range(logged, n)], seconds)
+                line |= speed([cost(i) for i in range(logged, n)], seconds)
                 logged = n
                 if measured:
                     line |= objective.measure(features(state.params, state.target, batch))

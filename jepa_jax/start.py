@@ -18,11 +18,14 @@ from tqdm import tqdm
 from jepa_jax import optim
 from jepa_jax.checkpoint import Checkpoints, find, read_manifest, restore
 from jepa_jax.chips import peak_flops
-from jepa_jax.config import TrainConfig, cache_root
+from jepa_jax.config import RobotTrainConfig, TrainConfig, cache_root
 from jepa_jax.config import describe as describe_config
 from jepa_jax.data.pipeline import Pipeline
-from jepa_jax.flops import GroupShape, pretraining_step
+from jepa_jax.data.trajectories import RobotPipeline, random_prefix
+from jepa_jax.flops import GroupShape, action_conditioned_step, pretraining_step
+from jepa_jax.memory import GIB
 from jepa_jax.metrics import Cost
+from jepa_jax.objectives.action_conditioned import ac_predictor_config
 from jepa_jax.objectives.masked_video import predictor_config, vit_config
 from jepa_jax.sharding import concrete
 from jepa_jax.state import TrainState, init_state
@@ -112,8 +115,18 @@ def initial_state(
     return state, {}
 
 
-def describe(config: TrainConfig, objective, mesh: jax.sharding.Mesh, pipeline: Pipeline) -> None:
-    """Logs what is about to run: devices, model, data, what the batch means."""
+def describe(
+    config: TrainConfig,
+    objective,
+    mesh: jax.sharding.Mesh,
+    pipeline: Pipeline,
+    state: TrainState,
+    memory: dict[str, float] | None,
+) -> None:
+    """Logs what is about to run: devices, memory, programs, model, data, what the batch means.
+
+    memory: what memory.estimate says; None: no estimate.
+    """
     kinds = {device.device_kind for device in mesh.devices.flat}
     axes = ' x '.join(f'{name} {size}' for name, size in mesh.shape.items())
     names = ', '.join(sorted(kinds))
@@ -122,6 +135,9 @@ def describe(config: TrainConfig, objective, mesh: jax.sharding.Mesh, pipeline: 
         mesh.size, names, jax.process_count(), axes, config.compute_dtype,
         config.optim.batch // (mesh.size * config.optim.accumulate),
     )  # fmt: skip
+    log.info('memory of a device: %s', _memory(state, memory))
+    count = len(pipeline.programs)
+    log.info('programs to compile: %s', count or 'one for each new set of token counts')
     for name in ('encoder', 'predictor'):
         count = sum(leaf.size for leaf in jax.tree.leaves(getattr(objective, name).abstract))
         log.info('%s: %s parameters', name, f'{count:,}')
@@ -129,11 +145,28 @@ def describe(config: TrainConfig, objective, mesh: jax.sharding.Mesh, pipeline: 
         log.info('%s', line)
 
 
+def _memory(state: TrainState, estimate: dict[str, float] | None) -> str:
+    held = sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(state)
+    )
+    text = f'{held / GIB:.3g} GiB of state'
+    if estimate:
+        text += f', {estimate["total"]:.3g} GiB with all that a step holds (estimated)'
+    stats = jax.local_devices()[0].memory_stats() or {}  # None on CPUs
+    limit = stats.get('bytes_limit')
+    return f'{text}, of {limit / GIB:.1f} GiB' if limit else text
+
+
+def _peak(config: TrainConfig) -> float | None:
+    each = peak_flops(jax.devices()[0].device_kind, config.compute_dtype)
+    return each and each * jax.device_count()
+
+
 def cost(config: TrainConfig, pipeline: Pipeline) -> Callable[[int], Cost]:
     """Step -> what it is worth, by the shapes of its clips and masks."""
     vit, predictor = vit_config(config), predictor_config(config)
-    each = peak_flops(jax.devices()[0].device_kind, config.compute_dtype)
-    peak = each and each * jax.device_count()
+    peak = _peak(config)
 
     def of(step: int) -> Cost:
         groups = []
@@ -142,6 +175,27 @@ def cost(config: TrainConfig, pipeline: Pipeline) -> Callable[[int], Cost]:
             groups.append(GroupShape(clips.rows, tokens, masks))
         flops = pretraining_step(vit, predictor, groups).total
         return Cost(flops, sum(group.clips * group.tokens for group in groups), peak)
+
+    return of
+
+
+def robot_cost(config: RobotTrainConfig, pipeline: RobotPipeline) -> Callable[[int], Cost]:
+    """Step -> what it is worth, by where its rollouts start."""
+    predictor, peak = ac_predictor_config(config), _peak(config)
+    clips, frames, rollout = config.optim.batch, config.robot.frames, config.rollout
+    tokens = clips * frames * math.prod(predictor.grid)
+
+    def of(step: int) -> Cost:
+        flops = action_conditioned_step(
+            predictor,
+            clips,
+            frames,
+            rollout=rollout.steps,
+            prefix=1 if rollout.prefix == 'first' else random_prefix(config, step),
+            cut=rollout.stop_gradient,
+            encode=None if config.features else vit_config(config),
+        )
+        return Cost(flops, tokens, peak)
 
     return of
 

@@ -64,7 +64,8 @@ def train(config: TrainConfig, workdir: str, profile: bool, compilation_cache: b
                 failures.restore(extra['failures'])
             if jax.process_index() == 0:
                 write_json(folder / 'config.json', dataclasses.asdict(config))
-            start.describe(config, objective, mesh, pipeline)
+            memory = task.memory and task.memory(config, mesh.size)
+            start.describe(config, objective, mesh, pipeline, state, memory)
             with Metrics(
                 folder, start_step=int(jax.device_get(state.step)), total_steps=config.optim.steps
             ) as metrics:
@@ -78,7 +79,7 @@ def train(config: TrainConfig, workdir: str, profile: bool, compilation_cache: b
                     checkpoints=checkpoints,
                     metrics=metrics,
                     failures=failures,
-                    cost=task.cost and task.cost(config, pipeline),
+                    cost=task.cost(config, pipeline),
                     profile=folder / 'profile' if profile else None,
                 )
         report.write(folder, config, objective, state, clock, begun)

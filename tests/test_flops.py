@@ -1,6 +1,7 @@
 """The FLOPs of the formula against those of the products in the traced program."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -10,10 +11,13 @@ from jax.extend.core import jaxprs_in_params
 
 from jepa_jax import flops
 from jepa_jax.data import Batch, Group
+from jepa_jax.data.trajectories import Trajectories
 from jepa_jax.flops import GroupShape
 from jepa_jax.masks import Mask
+from jepa_jax.models.ac_predictor import ACPredictorConfig
 from jepa_jax.models.predictor import PredictorConfig
 from jepa_jax.models.vit import ViTConfig
+from jepa_jax.objectives.action_conditioned import ACLoss, ActionConditioned
 from jepa_jax.objectives.masked_video import MaskedVideo
 
 ENCODER = ViTConfig(48, 3, 4, 2.5, frames=8, image_size=64, remat='none')
@@ -78,6 +82,36 @@ def test_a_step_is_what_its_program_multiplies(mlp):
         for mask in group.masks
     )
     assert found.context == sum(traced(jax.value_and_grad(features), *each) for each in context)
+
+
+@pytest.mark.parametrize('conditioning', ['tokens', 'adaln'])
+@pytest.mark.parametrize('cut', [False, True])
+def test_a_robots_step_is_what_its_program_multiplies(conditioning, cut):
+    encoder = dataclasses.replace(ENCODER, frames=1)
+    config = ACPredictorConfig(
+        48, 32, 2, 2, grid=(4, 4), conditioning=conditioning, action_width=5, remat='none'
+    )
+    objective = ActionConditioned(encoder, config, ACLoss(rollout_steps=3, stop_gradient=cut))
+    params = jax.eval_shape(objective.init, jax.random.key(0))
+    frozen = objective.encoder.abstract
+    clips, frames = 2, 5
+
+    def array(*shape, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct((clips, *shape), dtype)
+
+    batch = Trajectories(
+        array(frames - 1, 5), array(frames, 7), array(dtype=jnp.int32),
+        features=array(frames, 16, 48),
+    )  # fmt: skip
+    grad = jax.value_and_grad(objective.loss, has_aux=True)
+    count = functools.partial(
+        flops.action_conditioned_step, config, clips, frames, rollout=3, prefix=1, cut=cut
+    )
+    assert count() == traced(grad, params, {}, batch)
+    pixels = dataclasses.replace(
+        batch, features=None, frames=array(frames, 64, 64, 3, dtype=jnp.uint8)
+    )
+    assert count(encode=encoder) == traced(grad, params, frozen, pixels)
 
 
 def test_recomputation_does_not_count():

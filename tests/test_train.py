@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -48,7 +49,13 @@ def test_a_run_and_the_same_again(runs):
     assert said and all(line.startswith('step ') for line in said)
     assert said[-1].startswith(f'step {STEPS}/{STEPS}  loss {rows[-1]["loss"]:.4f}')
     assert not set('\r\x1b') & set((workdir / 'stdout').read_text())
-    assert 'Traceback' not in (workdir / 'stderr').read_text()
+    told = (workdir / 'stderr').read_text()
+    assert 'Traceback' not in told
+    assert '1 devices (cpu) of 1 processes, mesh data 1 x fsdp 1, float32; 8 clips at a' in told
+    held, needed = re.search(r'device: (\S+) GiB of state, (\S+) GiB with all', told).groups()
+    assert 0 < float(held) < float(needed) < 1
+    programs = int(re.search(r'programs to compile: (\d)', told)[1])
+    assert programs == len(re.findall(r'^program \d: token counts', told, re.M))
 
     kept = {path: path.read_bytes() for path in workdir.rglob('*') if path.is_file()}
     done = runs.run(workdir)

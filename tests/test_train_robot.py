@@ -6,6 +6,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -29,6 +31,7 @@ def test_the_smoke_config_trains_once(tmp_path):
     for row in rows:
         parts = row['loss/teacher_forcing'] + row['loss/rollout']
         assert abs(row['loss'] - parts) < 1e-5 * parts
+        assert row['tokens_per_s'] == pytest.approx(row['clips_per_s'] * 4 * 16)  # frames of 4 x 4
     assert rows[-1]['health/shuffled_actions'] > 0.9
     report = json.loads((run / 'report.json').read_text())
     assert report['steps'] == 4 and report['verdict'] in ('undertrained', 'healthy')

@@ -97,6 +97,11 @@ class RobotPipeline:
         """All steps have the same."""
         return ()
 
+    @property
+    def programs(self) -> list[tuple]:
+        """The values of `shapes`: a program to compile each."""
+        return [()]
+
     def describe(self) -> list[str]:
         """Lines for the start of a run's log."""
         data = self._config.robot
@@ -117,6 +122,13 @@ class RobotPipeline:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def random_prefix(config: RobotTrainConfig, step: int) -> int:
+    """True frames before a step's rollouts under the prefix policy 'random': one draw for the
+    step, the same in every process."""
+    most = config.robot.frames - config.rollout.steps
+    return int(generator(config.seed, step, PREFIX).integers(1, most, endpoint=True))
 
 
 class _Reader(grain.transforms.Map):
@@ -141,10 +153,7 @@ class _Reader(grain.transforms.Map):
             failures += failed
             seconds['read'] += spent
         arrays = {key: np.stack([piece[key] for piece in pieces]) for key in pieces[0]}
-        # one draw for the step, the same in every process
-        most = config.robot.frames - config.rollout.steps
-        prefix = generator(config.seed, step, PREFIX).integers(1, most, endpoint=True)
-        arrays['prefix'] = np.full(len(pieces), prefix, np.int32)
+        arrays['prefix'] = np.full(len(pieces), random_prefix(config, step), np.int32)
         if not config.ac.use_states:
             arrays['states'] = None
         seconds['batch'] = time.perf_counter() - begin

@@ -6,7 +6,7 @@ import pytest
 
 from jepa_jax import cli, optim
 from jepa_jax.config import ConfigError, encoder_shape, validate
-from tools.estimate_memory import estimate
+from jepa_jax.memory import estimate
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / 'configs'
 ALL = [
