@@ -1,0 +1,146 @@
+"""Two Rooms: its rules against moves made in a thousand small parts by plain numpy, and that a
+planner that knows the rules finds the door."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jepa_jax.planning.cem import CEM, ActionSpace
+from jepa_jax.planning.world_model import Context, Cost
+from jepa_jax.sims import two_rooms as rooms
+
+# these programs run for less time than they compile
+jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
+COUNT = 400
+
+
+def layouts() -> rooms.Layout:
+    return jit(jax.vmap(rooms.draw_layout))(jax.random.split(jax.random.key(0), COUNT))
+
+
+def free(place: np.ndarray, wall: float, door: float) -> bool:
+    x, y = place
+    if not (5 <= x <= 59 and 5 <= y <= 59):
+        return False
+    return not (abs(x - wall) < 1.5 and abs(y - door) > 4)
+
+
+def slow_step(place: np.ndarray, action: np.ndarray, wall: float, door: float) -> np.ndarray:
+    """In parts of a thousandth, until one would not be free."""
+    length = np.hypot(*action)
+    action = action * min(1.0, 1.8 / max(length, 1e-9))
+    for part in range(1, 1001):
+        if not free(place + action * part / 1000, wall, door):
+            return place + action * (part - 1) / 1000
+    return place + action
+
+
+def test_a_move_ends_where_it_first_touches():
+    rng, layout = np.random.default_rng(0), layouts()
+    walls, doors = np.asarray(layout.wall), np.asarray(layout.door)
+    step = jit(jax.vmap(rooms.step))
+    # near the wall, near the door's posts, near the border, or anywhere; moves up to twice the most
+    starts = rng.uniform(5, 59, (COUNT, 2))
+    third = COUNT // 3
+    starts[:third, 0] = walls[:third] + rng.choice([-1, 1], third) * rng.uniform(1.5, 3, third)
+    starts[: third // 2, 1] = doors[: third // 2] + rng.uniform(-6, 6, third // 2)
+    starts[third : 2 * third, 0] = rng.choice([5.0, 59.0], third)
+    starts = np.stack(
+        [p if free(p, w, d) else [10.0, 10.0] for p, w, d in zip(starts, walls, doors)]
+    )
+    angles = rng.uniform(0, 2 * np.pi, COUNT)
+    actions = rng.uniform(0, 3.6, (COUNT, 1)) * np.stack([np.cos(angles), np.sin(angles)], 1)
+    actions[:20, 1], actions[20:40, 0] = 0.0, 0.0  # along an axis
+    found = step(layout, jnp.float32(starts), jnp.float32(actions))
+    wanted = [slow_step(*row) for row in zip(starts, actions, walls, doors)]
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=5e-3)
+    moved = np.hypot(*(np.asarray(found) - starts).T)
+    stopped = moved < np.minimum(np.hypot(*actions.T), 1.8) - 1e-3
+    assert 0.1 < stopped.mean() < 0.7  # both kinds are among them
+    assert all(free(p, w, d) for p, w, d in zip(np.asarray(found, np.float64), walls, doors))
+    # pushing on changes nothing
+    again = step(layout, found, jnp.float32(actions))
+    np.testing.assert_allclose(again[stopped], found[stopped], rtol=0, atol=5e-3)
+
+
+def test_a_picture_shows_dot_and_walls():
+    layout = rooms.Layout(jnp.float32(30), jnp.float32(20))
+    picture = np.asarray(jit(rooms.draw)(layout, jnp.array([40.0, 50.0])))
+    assert picture.shape == (65, 65, 3) and picture.dtype == np.uint8
+    dot = picture[..., 0].astype(float)
+    assert np.unravel_index(dot.argmax(), dot.shape) == (50, 40) and dot.max() == 255
+    row = dot[50] / dot[50].sum()
+    place = (row * np.arange(65)).sum()
+    assert abs(place - 40) < 1e-3
+    assert abs((row * (np.arange(65) - place) ** 2).sum() ** 0.5 - 1.3) < 0.02
+    empty = picture[..., 1] == 0
+    np.testing.assert_array_equal(np.flatnonzero(empty[:, 30]), np.arange(16, 25))  # the door
+    np.testing.assert_array_equal(np.flatnonzero(empty[50]), [*range(5, 29), *range(32, 60)])
+
+
+def test_recordings():
+    keys = jax.random.split(jax.random.key(1), 500)
+    found = jit(jax.vmap(functools.partial(rooms.record, frames=18)))(keys)
+    assert found.positions.shape == (500, 18, 2) and found.actions.shape == (500, 17, 2)
+    lengths = np.linalg.norm(found.actions, axis=-1)
+    assert (
+        0.2 - 1e-5 <= lengths.min()
+        and lengths.max() <= 1.8 + 1e-5
+        and abs(lengths.mean() - 1) < 0.03
+    )
+    walked = jit(jax.vmap(rooms.walk))(found.layout, found.positions[:, 0], found.actions)
+    np.testing.assert_allclose(walked, found.positions[:, 1:], atol=1e-4)
+    places = np.asarray(found.positions, np.float64)
+    walls, doors = np.asarray(found.layout.wall), np.asarray(found.layout.door)
+    assert all(free(p, w, d) for path, w, d in zip(places, walls, doors) for p in path)
+    right = places[..., 0] > walls[:, None]
+    assert 0.15 < (right[:, 0] != right[:, -1]).mean() < 0.6  # through the door
+    held = jit(functools.partial(rooms.record, frames=4, hold=5))(keys[0])
+    moves = np.repeat(np.asarray(held.actions) / 5, 5, axis=0)
+    walked = jit(rooms.walk)(held.layout, held.positions[0], jnp.asarray(moves))
+    np.testing.assert_allclose(walked[4::5], held.positions[1:], atol=1e-4)
+
+
+def test_a_planner_that_knows_the_rules_gets_to_the_other_room():
+    """Also through pictures: the features are the dot's place, read from the picture."""
+    hold = 5
+
+    def encode(picture):
+        dot = picture[..., 0].astype(jnp.float32)
+        x, y = dot.sum(-2), dot.sum(-1)
+        places = [(a * jnp.arange(rooms.SIZE)).sum(-1) / a.sum(-1) for a in (x, y)]
+        return jnp.stack(places, -1)[..., None, :]
+
+    reach = rooms.MOST * hold / 2**0.5
+    space = ActionSpace(2, (0, 1), (reach, reach), (reach, reach))
+    planner = CEM(space, Cost(2, 'all'), horizon=18, samples=200, iterations=6, elites=20)
+    layout = rooms.Layout(jnp.float32(32), jnp.float32(25))
+    start, goal = jnp.array([12.0, 40.0]), jnp.array([52.0, 35.0])
+
+    @jit
+    def episode(key):
+        def world(layout):
+            return rooms.TrueRooms(layout, hold)
+
+        return rooms.play(world, planner, encode, layout, start, goal, key, hold=hold, steps=100)
+
+    path = np.asarray(episode(jax.random.key(0)))
+    assert path.shape == (21, 2) and rooms.succeeds(path, goal)
+    assert all(free(p, 32, 25) for p in path.astype(np.float64))
+    # what it saw of pictures is what it would have known
+    context = Context(encode(rooms.draw(layout, start))[None], start[None])
+    actions = jax.random.uniform(jax.random.key(2), (3, 4, 2), minval=-reach, maxval=reach)
+    roll = jit(rooms.TrueRooms.rollout)
+    seen = roll(rooms.TrueRooms(layout, hold, encode), context, actions)
+    known = roll(rooms.TrueRooms(layout, hold), context, actions)
+    np.testing.assert_allclose(seen[0], known[0], atol=0.02)
+
+
+def test_tasks_begin_and_end_in_different_rooms():
+    layout, start, goal = jit(jax.vmap(rooms.task))(jax.random.split(jax.random.key(3), 200))
+    assert ((start[:, 0] > layout.wall) != (goal[:, 0] > layout.wall)).all()
+    walls, doors = np.asarray(layout.wall), np.asarray(layout.door)
+    for places in (start, goal):
+        assert all(free(p, w, d) for p, w, d in zip(np.float64(places), walls, doors))
