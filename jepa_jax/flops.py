@@ -79,16 +79,20 @@ def pretraining_step(
     return StepFlops(target, context, predicted)
 
 
+def _ac_layer(c: ACPredictorConfig) -> int:
+    """Multiplications with weights in a block on one frame's tokens."""
+    hidden = MLPS[c.mlp][1](int(c.width * c.mlp_ratio))
+    total = c.tokens_per_frame * (4 * c.width * c.width + MLP_PRODUCTS[c.mlp] * c.width * hidden)
+    return total + 6 * c.width * c.width * (c.conditioning == 'adaln')
+
+
 def frames_after(config: ACPredictorConfig, past: int, frames: int, given: bool) -> int:
     """FLOPs, forward and backward, of predicting the frames after `frames` of one piece, which see
     themselves and `past` frames before; given: the frames need no gradient."""
     c = config
     patches, size = c.grid[0] * c.grid[1], c.tokens_per_frame
     conditions = c.action_width + c.state_width + c.use_extrinsics * c.extrinsics_width
-    hidden = MLPS[c.mlp][1](int(c.width * c.mlp_ratio))
-    layer = size * (4 * c.width * c.width + MLP_PRODUCTS[c.mlp] * c.width * hidden)
-    if c.conditioning == 'adaln':
-        layer += 6 * c.width * c.width
+    layer = _ac_layer(c)
     pairs = sum((past + frame + 1) * size * size for frame in range(frames))
     project = patches * c.encoder_width * c.width
     total = TRAINED * (c.depth * (frames * layer + 2 * pairs * c.width) + frames * project)
@@ -118,3 +122,14 @@ def action_conditioned_step(
     if encode is not None:
         total += frames * encoder(encode, config.grid[0] * config.grid[1])
     return clips * total
+
+
+def ac_rollout(config: ACPredictorConfig, known: int, horizon: int) -> int:
+    """Forward FLOPs of planning.world_model.ACWorldModel on one sample: `horizon` predictions after
+    `known` frames, of which all but the last are the same for all samples and not counted."""
+    c = config
+    patches, size, layer = c.grid[0] * c.grid[1], c.tokens_per_frame, _ac_layer(c)
+    conditions = c.action_width + c.state_width + c.use_extrinsics * c.extrinsics_width
+    outside = (conditions + 2 * patches * c.encoder_width) * c.width
+    pairs = sum(frames * size * size for frames in range(known, known + horizon))
+    return 2 * (horizon * (outside + c.depth * layer) + 2 * c.depth * pairs * c.width)

@@ -14,11 +14,13 @@ from jepa_jax.data import Batch, Group
 from jepa_jax.data.trajectories import Trajectories
 from jepa_jax.flops import GroupShape
 from jepa_jax.masks import Mask
-from jepa_jax.models.ac_predictor import ACPredictorConfig
+from jepa_jax.models.ac_predictor import ACPredictor, ACPredictorConfig
 from jepa_jax.models.predictor import PredictorConfig
 from jepa_jax.models.vit import ViTConfig
+from jepa_jax.nets import Net
 from jepa_jax.objectives.action_conditioned import ACLoss, ActionConditioned
 from jepa_jax.objectives.masked_video import MaskedVideo
+from jepa_jax.planning.world_model import ACWorldModel, Context
 
 ENCODER = ViTConfig(48, 3, 4, 2.5, frames=8, image_size=64, remat='none')
 PREDICTOR = PredictorConfig(48, 24, 2, 2, grid=(4, 4, 4), mask_tokens=2, remat='none')
@@ -136,3 +138,25 @@ def test_large_encoder_is_two_flops_a_weight_and_token():
     weights = 40 * (4 * 1408**2 + 2 * 1408 * 6144) + 1536 * 1408
     attention = 40 * 2 * 2 * 2048 * 1408
     assert flops.encoder(config, 2048) == 2048 * (2 * weights + attention)
+
+
+@pytest.mark.parametrize('conditioning', ['tokens', 'adaln'])
+def test_a_rollout_is_what_its_program_multiplies(conditioning):
+    config = ACPredictorConfig(
+        40, width=48, depth=2, heads=4, grid=(3, 2), conditioning=conditioning, remat='none'
+    )
+    net = Net(lambda rngs: ACPredictor(config, rngs=rngs))
+    model = ACWorldModel(net.abstract, net, config, frames=5)
+
+    def rollout(model, features, states, actions, known):
+        return model.rollout(Context(features, states, known), actions)
+
+    poses = 3 * 5 * 2 * 27  # a product of two rotations after each action
+    for known in (1, 2):
+        given = [(known, 6, 40), (known, 7), (5, 3, 7), (known - 1, 7)]
+        given = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in given]
+        found = traced(rollout, model, *given) - poses
+        if known == 2:  # the frame that all samples share, once
+            frame = [jax.ShapeDtypeStruct((1, *s), jnp.float32) for s in ((6, 40), (1, 7), (1, 7))]
+            found -= traced(net, net.abstract, *frame)
+        assert found == 5 * flops.ac_rollout(config, known, 3)

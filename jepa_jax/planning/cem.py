@@ -119,7 +119,8 @@ class CEM:
         noise: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """-> actions [H, U] and diagnostics: `energies` [J] the elites' mean, `best` [J] the least,
-        `elites` [J, K] their indices, `std` [J, H, P], and `energy` [] of the returned actions.
+        `elites` [J, K] their indices, `costs` [J, S] of all samples, `std` [J, H, P], and `energy`
+        [] of the returned actions.
 
         noise [J, H, S, P]: standard normal numbers in place of those that the key would give.
         """
@@ -308,7 +309,7 @@ def _search(planner, update, world_model, context, goal, key, noise):
         planned = space.restrict(jnp.moveaxis(drawn, 1, 0) * std + mean)
         costs = energies(world_model, context, goal, space.whole(planned), planner.cost)
         mean, std, found = update(mean, std, planned, costs)
-        return (mean, std), {**found, 'std': std}
+        return (mean, std), {**found, 'costs': costs, 'std': std}
 
     given = noise if noise is not None else jax.random.split(key, planner.iterations)
     (mean, _), found = jax.lax.scan(iterate, (mean, std), given)

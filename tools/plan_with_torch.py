@@ -1,0 +1,215 @@
+"""The action-conditioned predictor and the cross-entropy method in plain PyTorch, for the bench.
+
+Written as one would without thinking of speed beyond the usual: fused attention, no gradients,
+tables of the positions computed once, no mask where all may be seen; every step of a rollout runs
+all frames so far, as the original does. Layers have the names of the released files. (reference:
+vjepa2 §7.1, §7.2, §8.2)
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.spatial.transform import Rotation
+from torch import nn
+
+EPS = 1e-6
+
+
+def positions(head: int, side: int, frames: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and signed sines [frames * (2 + side^2), head]."""
+    part = 2 * (head // 3 // 2)
+    omega = np.tile(10000.0 ** (-np.arange(part // 2) / (part / 2)), 2)
+    cells = np.arange(side * side)
+    y, x = (np.concatenate([[0, 0], a]) for a in (cells // side, cells % side))
+    t = np.repeat(np.arange(frames), 2 + side * side)
+    theta = [p[:, None] * omega for p in (t, np.tile(y, frames), np.tile(x, frames))]
+    theta = np.pad(np.concatenate(theta, 1), ((0, 0), (0, head - 3 * part)))
+    sign = np.resize([-1.0, 1.0], head)
+    return torch.tensor(np.cos(theta)).float(), torch.tensor(np.sin(theta) * sign).float()
+
+
+def turn(x: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    cos, sin = tables
+    swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return x * cos + swapped * sin
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x, tables, mask):
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        x = F.scaled_dot_product_attention(turn(q, tables), turn(k, tables), v, attn_mask=mask)
+        return self.proj(x.transpose(1, 2).flatten(2))
+
+
+class MLP(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x):
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width, EPS), nn.LayerNorm(width, EPS)
+        self.attn, self.mlp = Attention(width, heads), MLP(width)
+
+    def forward(self, x, tables, mask):
+        x = x + self.attn(self.norm1(x), tables, mask)
+        return x + self.mlp(self.norm2(x))
+
+
+class Predictor(nn.Module):
+    """frames [S, T, N, D], actions and states [S, T, 7] -> the frame after the last, [S, N, D]."""
+
+    def __init__(self, b):
+        super().__init__()
+        self.side, self.horizon = b.side, b.horizon
+        self.predictor_embed = nn.Linear(b.encoder_width, b.width)
+        self.action_encoder = nn.Linear(7, b.width)
+        self.state_encoder = nn.Linear(7, b.width)
+        self.extrinsics_encoder = nn.Linear(6, b.width)  # in the files; has no part in the result
+        self.predictor_blocks = nn.ModuleList(Block(b.width, b.heads) for _ in range(b.depth))
+        self.predictor_norm = nn.LayerNorm(b.width, EPS)
+        self.predictor_proj = nn.Linear(b.width, b.encoder_width)
+        size = b.side**2 + 2
+        self.tables = [positions(b.width // b.heads, b.side, t + 1) for t in range(b.horizon)]
+        frame = torch.arange(b.horizon * size) // size
+        self.mask = frame[:, None] >= frame
+
+    def forward(self, frames, actions, states):
+        T = frames.shape[1]
+        a, s = self.action_encoder(actions), self.state_encoder(states)
+        x = torch.cat([a[:, :, None], s[:, :, None], self.predictor_embed(frames)], 2).flatten(1, 2)
+        n = x.shape[1]
+        mask = self.mask[:n, :n] if T > 1 else None
+        for block in self.predictor_blocks:
+            x = block(x, self.tables[T - 1], mask)
+        x = self.predictor_proj(self.predictor_norm(x[:, -(self.side**2) :]))
+        return F.layer_norm(x, x.shape[-1:])
+
+
+def advance(pose: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+    """Poses [S, 7] after actions [S, 7]."""
+    p, a = pose.numpy(), action.numpy()
+    turned = Rotation.from_euler('xyz', a[:, 3:6]) * Rotation.from_euler('xyz', p[:, 3:6])
+    closed = np.clip(p[:, 6:] + a[:, 6:], 0, 1)
+    new = np.concatenate([p[:, :3] + a[:, :3], turned.as_euler('xyz'), closed], 1)
+    return torch.from_numpy(new.astype(np.float32))
+
+
+def load(module: nn.Module, weights: dict[str, np.ndarray]) -> nn.Module:
+    module.load_state_dict({k: torch.from_numpy(a) for k, a in weights.items()})
+    return module.eval()
+
+
+def plain(
+    b, weights: dict[str, np.ndarray], given: dict[str, np.ndarray], threads: int, at_once: int
+) -> Callable[[], tuple[Any, Any, Any]]:
+    """A function that plans -> actions [H, 7], energies [J, S], elites [J, K]."""
+    torch.set_num_threads(threads)
+    predictor = load(Predictor(b), weights)
+    frame, goal, state, noise = (torch.from_numpy(given[k]) for k in given)
+    bounds = torch.tensor([b.max_step] * 3 + [0.75])
+
+    def rollout(actions: torch.Tensor) -> torch.Tensor:
+        """actions [S, H, 7] -> energies [S]."""
+        S = len(actions)
+        frames, states = frame.expand(S, 1, -1, -1), state.expand(S, 1, -1)
+        for h in range(b.horizon):
+            new = predictor(frames, actions[:, : h + 1], states)
+            if h + 1 < b.horizon:
+                frames = torch.cat([frames, new[:, None]], 1)
+                states = torch.cat([states, advance(states[:, -1], actions[:, h])[:, None]], 1)
+        return (new - goal).abs().mean((1, 2))
+
+    def run():
+        mean, std = torch.zeros(b.horizon, 4), torch.tensor([b.max_step] * 3 + [1.0])
+        std = std.expand(b.horizon, 4)
+        all_energies, all_elites = [], []
+        with torch.inference_mode():
+            for drawn in noise:
+                planned = drawn.transpose(0, 1) * std + mean
+                planned = torch.clamp(planned, -bounds, bounds)
+                actions = F.pad(planned[..., :3], (0, 4))
+                actions[..., 6] = planned[..., 3]
+                parts = actions.split(at_once or len(actions))
+                energies = torch.cat([rollout(part) for part in parts])
+                elites = energies.topk(b.elites, largest=False).indices
+                best = planned[elites]
+                mean = best.mean(0) * 0.85 + mean * 0.15
+                std = best.std(0) * 0.85 + std * 0.15
+                all_energies.append(energies)
+                all_elites.append(elites)
+        plan = torch.zeros(b.horizon, 7)
+        plan[:, :3] = mean[:, :3]
+        plan[:, 6] = torch.where(mean[:, 3].abs() < 0.25, 0.0, mean[:, 3])
+        found = plan, torch.stack(all_energies), torch.stack(all_elites)
+        return tuple(a.numpy() for a in found)
+
+    return run
+
+
+def original(
+    checkout: str, b, weights: dict[str, np.ndarray], given: dict[str, np.ndarray], threads: int
+) -> Callable[[], tuple[Any, Any, Any]]:
+    """The same with the original's predictor, world model and planner (facebookresearch/vjepa2)."""
+    sys.path.insert(0, checkout)
+    from notebooks.utils import mpc_utils
+    from notebooks.utils.world_model_wrapper import WorldModel
+    from src.models.ac_predictor import vit_ac_predictor
+
+    torch.set_num_threads(threads)
+    predictor = vit_ac_predictor(
+        img_size=(16 * b.side, 16 * b.side), num_frames=2 * b.horizon, embed_dim=b.encoder_width,
+        predictor_embed_dim=b.width, depth=b.depth, num_heads=b.heads,
+    )  # fmt: skip
+    frame, goal, state, noise = (torch.from_numpy(given[k]) for k in given)
+    mpc = {
+        'rollout': b.horizon, 'samples': b.samples, 'topk': b.elites, 'cem_steps': b.iterations,
+        'momentum_mean': 0.15, 'momentum_std': 0.15, 'maxnorm': b.max_step,
+    }  # fmt: skip
+    model = WorldModel(None, load(predictor, weights), b.side**2, None, mpc, device='cpu')
+    draws = iter(())
+    energies: list[torch.Tensor] = []
+    l1 = mpc_utils.l1
+
+    def objective(a, b):
+        energies.append(l1(a, b))
+        return energies[-1]
+
+    def randn(*shape, **_):  # what its planner draws from
+        drawn = next(draws)
+        assert drawn.shape == shape, (drawn.shape, shape)
+        return drawn
+
+    def run():
+        nonlocal draws
+        draws = itertools.chain.from_iterable(noise)
+        energies.clear()
+        real, torch.randn = torch.randn, randn
+        mpc['objective'] = objective
+        try:
+            with torch.inference_mode():
+                plan = model.infer_next_action(*(a[None, None] for a in (frame, state, goal)))
+        finally:
+            torch.randn = real
+        found = torch.stack(energies)
+        elites = found.topk(b.elites, largest=False).indices
+        return plan.numpy(), found.numpy(), elites.numpy()
+
+    return run
