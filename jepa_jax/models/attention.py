@@ -13,8 +13,8 @@ from jepa_jax.sharding import BATCH, platform
 
 LANES = 128  # TPU kernels take token counts in multiples of this
 QUERIES = 128  # that `_blockwise` answers at a time
-ROWS = 256  # that `_by_head` answers at a time
-FEW_SCORES = 512**2  # of a head and clip, from which on `_by_head` is the fastest on a CPU
+ROWS = 256  # that `_by_head` answers at a time, at most
+FEW_SCORES = 256**2  # of a head and clip, from which on `_by_head` is the fastest on a CPU
 MOST_SCORES = (
     1024**2
 )  # of a head and clip that `_xla` may store; beyond it `_blockwise` is faster, too
@@ -59,8 +59,8 @@ def _by_head(q, k, v, lengths, *, rows: int = ROWS):
     """A clip, a head and a few queries at a time: on a CPU plain matrix products whose scores stay
     in the cache take a third of the time of batched ones."""
     B, N, A, C = q.shape
-    S, rows = k.shape[1], min(rows, N)
-    parts = -(-N // rows)
+    S, parts = k.shape[1], -(-N // rows)
+    rows = -(-N // parts)  # alike, so that 258 queries are not padded to 512
     q = jnp.pad(q, ((0, 0), (0, parts * rows - N), (0, 0), (0, 0)))
 
     def heads_first(x):  # -> [B * A, tokens, C]

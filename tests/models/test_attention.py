@@ -89,7 +89,8 @@ def test_platform_and_shape_choose():
     assert choose('gpu', f32, 512, 512, 64) == 'xla'
     assert choose('gpu', f32, 18_432, 18_432, 64) == 'blockwise'
     assert choose('gpu', bf16, 18_432, 18_432, 44) == 'blockwise'
-    assert choose('cpu', f32, 495, 495, 64) == 'xla'
+    assert choose('cpu', f32, 129, 258, 64) == 'xla'
+    assert choose('cpu', f32, 258, 258, 64) == 'by_head'
     assert choose('cpu', f32, 2048, 2048, 64) == 'by_head'
 
 
