@@ -176,14 +176,17 @@ class Probe:
 class RobotData:
     """Recordings of a robot and what their numbers mean; see jepa_jax.data.robot."""
 
-    kind: str = 'droid'  # a key of jepa_jax.data.robot.READERS: droid | lerobot | npz
+    kind: str = 'droid'  # a key of jepa_jax.data.robot.READERS: droid | lerobot | rlds | npz
     path: str = ''  # what `kind` reads: a list of folders, or a folder
     robot: str = 'franka'  # its name; weights trained for another are refused
-    camera: str = 'left_mp4_path'  # droid: key of the metadata; lerobot: video key; npz: any name
+    # droid: key of the metadata; lerobot: video key; rlds: image of the observation; npz: any name
+    camera: str = 'left_mp4_path'
     frame: str = 'base'  # of positions and angles: base | camera, which needs extrinsics
     gripper: str = 'closed'  # what 1 means in the recordings: closed | open
     metres: float = 1.0  # that a unit of the recorded positions is: 0.001 for millimetres
-    columns: str = ''  # lerobot: names of x,y,z,roll,pitch,yaw,gripper in observation.state
+    columns: str = ''  # lerobot: names of x,y,z,roll,pitch,yaw,gripper in observation.state; rlds:
+    # the observations that are these seven numbers one after the other
+    recorded_fps: float = 0.0  # rlds: frames a second of the recordings, which do not say it
     frames: int = 8  # of a piece
     fps: float = 4.0  # frames a second; recordings of a higher rate are thinned out
 
@@ -272,6 +275,9 @@ class RobotTrainConfig(TrainConfig):
     encoder_from: str = ''  # name or path of the frozen encoder; 'random': for tests of the pipes
     features: str = ''  # folder for its features, computed once; empty: anew in every step
     features_dtype: str = 'float16'  # as stored: float16 | bfloat16
+    # draw the crop of every piece as data.augment says, in place of the middle; the encoder then
+    # runs in every step
+    augment: bool = False
     robot: RobotData = field(default_factory=RobotData)
     ac: ACPredictor = field(default_factory=ACPredictor)
     rollout: Rollout = field(default_factory=Rollout)
@@ -540,6 +546,7 @@ RULES: dict[str, Rule | OneOf] = {
     'robot.metres': POSITIVE,
     'robot.frames': Rule(lambda v: v >= 2, 'at least 2'),
     'robot.fps': POSITIVE,
+    'robot.recorded_fps': NOT_NEGATIVE,
     'ac.width': POSITIVE,
     'ac.depth': POSITIVE,
     'ac.heads': POSITIVE,
@@ -705,6 +712,13 @@ def _robot_conflicts(config: RobotTrainConfig) -> Iterator[str]:
             f'rollout.steps = {config.rollout.steps}: must be less than robot.frames = '
             f'{robot.frames}'
         )
+    if config.augment and config.features:
+        yield (
+            f'augment = true with features = {config.features!r}: features are computed once, of '
+            "one crop; set features = ''"
+        )
+    if config.augment and config.data.augment.flip:
+        yield 'augment = true: set data.augment.flip = false, a mirrored arm moves the other way'
     if ac.use_extrinsics and ac.conditioning != 'tokens':
         yield f"ac.use_extrinsics: needs ac.conditioning = 'tokens', found {ac.conditioning!r}"
     if not config.encoder_from:

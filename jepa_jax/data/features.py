@@ -66,6 +66,8 @@ class FeatureStore:
             'path': os.path.abspath(data.path) if data.path else '',
             'camera': data.camera,
         }
+        if data.recorded_fps:  # by which frames are chosen, too
+            about['recorded_fps'] = data.recorded_fps
         self._about = about
         name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
         self.folder = Path(config.features).expanduser().absolute() / name

@@ -13,10 +13,11 @@ kept in the checkpoint, and weights trained under another are refused.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,7 +29,7 @@ from jepa_jax.data import decode
 from jepa_jax.data.augment import Crop, resize
 from jepa_jax.data.clips import Timing, Unsuitable
 from jepa_jax.data.decode import BadFile
-from jepa_jax.data.sources import VIDEOS
+from jepa_jax.data.sources import VIDEOS, image_of, prepared_folder, tfds_records
 
 STATE = ('x', 'y', 'z', 'roll', 'pitch', 'yaw', 'gripper')
 INSTALL = "needs {}: pip install 'jepa_jax[robot]'"
@@ -75,9 +76,10 @@ class Episode:
     name: str
     states: np.ndarray  # [n, 7] float64
     video: str = ''  # path; empty: `pixels`
-    first: int = 0  # frame of the video with which the episode begins
-    fps: float = 0.0  # of pixels; a video knows its own
-    pixels: np.ndarray | None = dataclasses.field(default=None, repr=False)  # [n, H, W, 3] uint8
+    begins: float = 0.0  # seconds of the video at which the episode begins
+    fps: float = 0.0  # of pixels, and of the clock of `begins`; a video knows its own
+    # [n, H, W, 3] uint8, or what gives rows of it
+    pixels: np.ndarray | _Images | None = dataclasses.field(default=None, repr=False)
     extrinsics: np.ndarray | None = None  # [n, 6] pose of the camera in the frame of the base
     whole: bool = True  # the video holds nothing but this episode
 
@@ -90,7 +92,8 @@ class Episode:
         n = len(self.states)
 
         def pick(timing: Timing) -> np.ndarray:
-            count = timing.frames if self.whole else timing.frames - self.first
+            first = 0 if self.whole else self._first(timing)
+            count = timing.frames - first
             if abs(count - n) > TOLERANCE if self.whole else count < n:
                 raise Unsuitable(
                     'mismatch',
@@ -98,11 +101,8 @@ class Episode:
                     f'one for each, so the states are at {n / max(count, 1) * timing.fps:.3g} a '
                     'second',
                 )
-            usable = min(n, count)
-            own = dataclasses.replace(
-                timing, frames=usable, seconds=usable / timing.fps, times=None
-            )
-            return self.first + choose(own)
+            usable, fps = min(n, count), timing.fps if self.whole else self.fps
+            return first + choose(Timing(usable, fps, usable / fps))
 
         if self.pixels is None:
             return decode.read_frames(self.video, pick)
@@ -112,6 +112,30 @@ class Episode:
             ]
         except Unsuitable as error:
             raise BadFile(self.name, error.reason, error.detail) from error
+
+    def _first(self, timing: Timing) -> int:
+        """The frame of the video with which the episode begins: by when frames are shown, or by
+        counting where they follow evenly."""
+        if timing.times is not None:
+            found = int(np.abs(timing.times - self.begins).argmin())
+            shown = timing.times[found : found + len(self.states)]
+            wanted = self.begins + np.arange(len(shown)) / self.fps
+            if len(apart := np.flatnonzero(np.abs(shown - wanted) > 0.5 / self.fps)):
+                i = apart[0]
+                raise Unsuitable(
+                    'mismatch',
+                    f'frame {i} of the episode should be shown at {wanted[i]:.3f} s, the video '
+                    f'has it at {shown[i]:.3f}',
+                )
+            return found
+        found = round(self.begins * timing.fps)
+        if abs(found - self.begins * self.fps) > 0.5:  # frames are counted, so rates must agree
+            raise Unsuitable(
+                'mismatch',
+                f'the video has {timing.fps:g} frames a second, the recordings {self.fps:g}: which '
+                f'frame is shown at {self.begins:g} s, where the episode begins, is not certain',
+            )
+        return found
 
 
 class Recordings(Protocol):
@@ -465,8 +489,90 @@ class LeRobot:
         if len(states) != length:
             raise BadFile(path, 'bad_state', f'{len(states)} states, meta/ says {length}')
         states = _as_contract(self.name(index), states[:, self._columns], self._data)
-        first = round(second * self._info['fps'])
-        return Episode(self.name(index), states, video, first=first, whole=whole)
+        fps = float(self._info['fps'])
+        return Episode(self.name(index), states, video, begins=second, fps=fps, whole=whole)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Images:
+    """Frames of an episode as image files, decoded when they are asked for."""
+
+    name: str
+    files: Sequence[bytes]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
+        return np.stack([image_of(self.name, self.files[i]) for i in numbers])
+
+
+class Rlds:
+    """Episodes as RLDS has them, prepared by tfds as ArrayRecord and read without TensorFlow.
+
+    path: FOLDER[:SPLIT]. An episode has `steps`, and each of them an `observation`: `robot.camera`
+    names an image in it, `robot.columns` what makes up the state (DROID's names if empty).
+    """
+
+    STATE = 'cartesian_position,gripper_position'
+
+    def __init__(self, data: RobotData) -> None:
+        folder, _, split = data.path.partition(':')
+        self._data, self._split = data, split or 'train'
+        try:
+            self._folder = prepared_folder(os.path.expanduser(folder))
+        except ConfigError as error:
+            raise ConfigError(f'robot.path: {error}') from error
+        if data.recorded_fps <= 0:
+            raise ConfigError(
+                f'robot.recorded_fps = {data.recorded_fps:g}: RLDS recordings do not say how many '
+                'frames a second they have; DROID has 15'
+            )
+        self._columns = (data.columns or self.STATE).split(',')
+        self._length = len(self._records)
+        if not self._length:
+            raise ConfigError(f'robot.path = {data.path!r}: no episode')
+        self._observation(0)  # names that are not there are the same in all
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name != '_records'}
+
+    @functools.cached_property
+    def _records(self):
+        return tfds_records(self._folder, self._split, 'steps')
+
+    def _observation(self, index: int) -> dict[str, Any]:
+        """The observations of an episode, a row a step.
+
+        Raises:
+          ConfigError: they have not what the settings name.
+        """
+        record = self._records[index]
+        found = record['steps'].get('observation', {}) if 'steps' in record else {}
+        for field, names in (('camera', [self._data.camera]), ('columns', self._columns)):
+            for name in names:
+                if name not in found:
+                    raise ConfigError(
+                        f"robot.{field} = '{name}': allowed are {', '.join(found) or '(none)'}"
+                        f'{nearest(name, found)}'
+                    )
+        return found
+
+    def name(self, index: int) -> str:
+        return f'{self._folder}:{self._split}#{index}'
+
+    def episode(self, index: int) -> Episode:
+        found, name = self._observation(index), self.name(index)
+        files = found[self._data.camera]
+        if not len(files):
+            raise BadFile(name, 'no_frames')
+        parts = [np.asarray(found[key], np.float64) for key in self._columns]
+        states = np.concatenate([a.reshape(len(files), -1) for a in parts], axis=1)
+        states = _as_contract(name, states, self._data)
+        return Episode(name, states, fps=self._data.recorded_fps, pixels=_Images(name, files))
 
 
 def _parquet(path: Path, columns: list[str]):
@@ -532,6 +638,7 @@ READERS: dict[str, Callable[[RobotData], Recordings]] = {
     'droid': Droid,
     'lerobot': LeRobot,
     'npz': Npz,
+    'rlds': Rlds,
     'synthetic': SelfMade,
 }
 

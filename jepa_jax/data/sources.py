@@ -156,7 +156,7 @@ class Tfds:
         if match is None:
             raise ConfigError(f'{path!r} is not FOLDER[:SPLIT[:FEATURE]]')
         folder, split, key = match.groups()
-        self._folder, self._split = _prepared(folder), split or 'train'
+        self._folder, self._split = prepared_folder(folder), split or 'train'
         self._step = data.frame_step or 1
         features = self._builder().info.features
         found = {name: depth for name in features if (depth := _image_depth(features[name])) >= 0}
@@ -187,43 +187,53 @@ class Tfds:
     def read(self, index: int, frames: int, rng: np.random.Generator) -> np.ndarray:
         encoded = self._records[index][self._key]
         if not self._sequence:
-            image = self._image(index, encoded)
+            image = image_of(self.name(index), encoded)
             return np.broadcast_to(image, (frames, *image.shape))
         if not len(encoded):
             raise decode.BadFile(self.name(index), 'no_frames')
         wanted = clips.clip_indices(len(encoded), frames, self._step, draw=rng.integers)[0]
         unique, where = np.unique(wanted, return_inverse=True)
-        return np.stack([self._image(index, encoded[i]) for i in unique])[where]
-
-    def _image(self, index: int, encoded: bytes) -> np.ndarray:
-        try:
-            with Image.open(io.BytesIO(encoded)) as image:
-                return np.array(image.convert('RGB'))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise decode.BadFile(self.name(index), 'corrupt', str(error)) from error
+        return np.stack([image_of(self.name(index), encoded[i]) for i in unique])[where]
 
     @functools.cached_property
     def _records(self):
-        import tensorflow_datasets as tfds
-
-        class Encoded(tfds.decode.Decoder):
-            """Leaves images as stored, so that only those wanted are decoded."""
-
-            def decode_example(self, serialized_example):
-                return serialized_example
-
-            decode_example_np = decode_batch_example_np = decode_example
-
-        try:
-            return self._builder().as_data_source(self._split, decoders={self._key: Encoded()})
-        except (ValueError, NotImplementedError) as error:  # split, or not ArrayRecord
-            text = ' '.join(str(error).split())
-            raise ConfigError(f'{self._folder} split {self._split!r}: {text}') from error
+        return tfds_records(self._folder, self._split, self._key)
 
     def _builder(self):
         import tensorflow_datasets as tfds  # takes a second
 
         return tfds.builder_from_directory(self._folder)
+
+
+def tfds_records(folder: str, split: str, key: str):
+    """The records of a prepared dataset, with what `key` names left as stored, so that only the
+    images that are wanted are decoded.
+
+    Raises:
+      ConfigError: no such split, or it is not stored as ArrayRecord.
+    """
+    import tensorflow_datasets as tfds
+
+    class Encoded(tfds.decode.Decoder):
+        def decode_example(self, serialized_example):
+            return serialized_example
+
+        decode_example_np = decode_batch_example_np = decode_example
+
+    try:
+        builder = tfds.builder_from_directory(folder)
+        return builder.as_data_source(split, decoders={key: Encoded()})
+    except (ValueError, NotImplementedError) as error:
+        raise ConfigError(f'{folder} split {split!r}: {" ".join(str(error).split())}') from error
+
+
+def image_of(name: str, encoded: bytes) -> np.ndarray:
+    """An image file's content -> uint8 [H, W, 3]; raises BadFile of that name."""
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            return np.array(image.convert('RGB'))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise decode.BadFile(name, 'corrupt', str(error)) from error
 
 
 def read_list(path: str | Path) -> list[tuple[str, int | None]]:
@@ -309,7 +319,7 @@ def _find(folder: str | Path, suffixes: frozenset[str]) -> list[str]:
     return sorted(found)
 
 
-def _prepared(folder: str) -> str:
+def prepared_folder(folder: str) -> str:
     """The folder of one version of a dataset, at or below `folder`."""
     found = sorted(Path(folder).glob('**/dataset_info.json'))
     if len(found) != 1:

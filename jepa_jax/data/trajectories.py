@@ -16,6 +16,7 @@ import numpy as np
 
 from jepa_jax.config import ConfigError, RobotTrainConfig
 from jepa_jax.data import robot
+from jepa_jax.data.augment import augment
 from jepa_jax.data.decode import BadFile
 from jepa_jax.data.features import FeatureStore
 from jepa_jax.data.pipeline import (
@@ -190,7 +191,12 @@ class _Reader(grain.transforms.Map):
         if self._store is None:
             piece = robot.cut(episode, data.frames, data.fps, lambda n: int(rng.integers(n)))
             crop = config.data.crop
-            found = {'frames': robot.view(piece.frames, (crop, crop))}
+            if config.augment:
+                out = np.empty((data.frames, crop, crop, 3), np.uint8)
+                frames = augment(piece.frames, config.data.augment, rng, out)
+            else:
+                frames = robot.view(piece.frames, (crop, crop))
+            found = {'frames': frames}
             states, actions, extrinsics = piece.states, piece.actions, piece.extrinsics
         else:
             stored = self._store.length(episode.name)

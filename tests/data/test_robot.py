@@ -1,14 +1,20 @@
 """Recordings in each layout, written here as their makers write them, read back and compared."""
 
 import dataclasses
+import io
 import json
 import pathlib
+import pickle
+from fractions import Fraction
 
+import av
 import h5py
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from jepa_jax.config import ConfigError, RobotData
@@ -52,7 +58,21 @@ def write_droid(folder: pathlib.Path, count: int = FRAMES, seed: int = 0, video:
     return path, camera
 
 
-def write_lerobot(folder: pathlib.Path, version: str) -> list[np.ndarray]:
+def write_timed(path: pathlib.Path, frames: np.ndarray, times: np.ndarray) -> None:
+    """An mp4 whose frames are shown at `times`, seconds."""
+    with av.open(str(path), 'w') as container:
+        stream = container.add_stream('libx264', rate=FPS, options={'preset': 'veryfast'})
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = 'yuv420p'
+        stream.codec_context.time_base = stream.time_base = Fraction(1, 3000)
+        for picture, time in zip(frames, times):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format='rgb24')
+            frame.pts, frame.time_base = round(3000 * time), Fraction(1, 3000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def write_lerobot(folder: pathlib.Path, version: str, gaps=(0.0, 0.0)) -> list[np.ndarray]:
     """Two episodes; version 3 has both in one data file and one video."""
     paths = [states(1, 30), states(2, 25)]
     names = ['gripper', 'x', 'y', 'z', 'roll', 'pitch', 'yaw', 'torque']
@@ -80,7 +100,7 @@ def write_lerobot(folder: pathlib.Path, version: str) -> list[np.ndarray]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         synthetic.write(folder / name, frames, FPS)
 
-    (folder / 'meta').mkdir(parents=True)
+    (folder / 'meta').mkdir(parents=True, exist_ok=True)
     if version.startswith('v2'):
         info['data_path'] = 'data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet'
         info['video_path'] = (
@@ -104,12 +124,16 @@ def write_lerobot(folder: pathlib.Path, version: str) -> list[np.ndarray]:
             'data/file_index': [0, 0],
             f'{camera}/chunk_index': [0, 0],
             f'{camera}/file_index': [0, 0],
-            f'{camera}/from_timestamp': [0.0, 30 / FPS],
+            f'{camera}/from_timestamp': [0.0, 30 / FPS + gaps[0]],
         }
         parquet('meta/episodes/chunk-000/file-000.parquet', pyarrow.table(content))
         parquet('data/chunk-000/file-000.parquet', table([0, 1]))
         frames = np.concatenate([pixels(30, 0), pixels(25, 2)])
-        video('videos/observation.images.top/chunk-000/file-000.mp4', frames)
+        name = 'videos/observation.images.top/chunk-000/file-000.mp4'
+        video(name, frames)
+        if any(gaps):
+            later = gaps[0] * (np.arange(55) >= 30) + gaps[1] * (np.arange(55) >= 40)
+            write_timed(folder / name, frames, np.arange(55) / FPS + later)
     (folder / 'meta/info.json').write_text(json.dumps(info))
     return paths
 
@@ -165,6 +189,24 @@ def test_lerobot(version, tmp_path):
     assert len(found) == 2
     for e, path in enumerate(paths):
         check_piece(found.episode(e), path, 3, seed=2 * e)
+
+
+def test_lerobot_episodes_of_one_video_are_found_by_time(tmp_path):
+    """Two seconds without frames between the episodes; then half a second within the second, too;
+    then a video that is not of the rate that was written down."""
+    paths = write_lerobot(tmp_path / 'set', 'v3.0', gaps=(2.0, 0.0))
+    data = RobotData('lerobot', str(tmp_path / 'set'), camera='observation.images.top')
+    for e, path in enumerate(paths):
+        check_piece(robot.open_recordings(data).episode(e), path, 3, seed=2 * e)
+    write_lerobot(tmp_path / 'set', 'v3.0', gaps=(2.0, 0.5))
+    check_piece(robot.open_recordings(data).episode(0), paths[0], 3)
+    with pytest.raises(BadFile, match='frame 10 of the episode should be shown at 4.667 s, .* 5.1'):
+        check_piece(robot.open_recordings(data).episode(1), paths[1], 3, seed=2)
+    paths = write_lerobot(tmp_path / 'set', 'v3.0')
+    info = tmp_path / 'set/meta/info.json'
+    info.write_text(json.dumps({**json.loads(info.read_text()), 'fps': 16}))
+    with pytest.raises(BadFile, match='the video has 15 frames a second, the recordings 16: which'):
+        check_piece(robot.open_recordings(data).episode(1), paths[1], 3, seed=2)
 
 
 def test_npz_with_frames_or_a_video_beside(tmp_path):
@@ -279,3 +321,70 @@ def test_weights_of_another_robot_are_refused():
         ConfigError, match="another robot: robot: 'ur5e' in the weights, 'franka' here; rate: 5.0"
     ):
         own.check(other)
+
+
+def png(picture: np.ndarray) -> io.BytesIO:
+    """As a file, which tfds stores as it is; arrays it would encode with TensorFlow."""
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(picture)).save(file, 'PNG')
+    file.seek(0)
+    return file
+
+
+class Arm(tfds.core.GeneratorBasedBuilder):
+    """Two episodes, steps as DROID has them in RLDS."""
+
+    VERSION = tfds.core.Version('1.0.0')
+
+    def _info(self):
+        observation = {
+            'exterior_image_1_left': tfds.features.Image(shape=(32, 48, 3), encoding_format='png'),
+            'cartesian_position': tfds.features.Tensor(shape=(6,), dtype=np.float64),
+            'gripper_position': tfds.features.Tensor(shape=(1,), dtype=np.float64),
+        }
+        steps = tfds.features.Dataset({'observation': observation, 'is_last': np.bool_})
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict({'steps': steps})
+        )
+
+    def _split_generators(self, dl_manager):
+        return {'train': self._generate_examples()}
+
+    def _generate_examples(self):
+        for e, count in enumerate((30, 25)):
+            steps = [
+                {
+                    'observation': {
+                        'exterior_image_1_left': png(picture),
+                        'cartesian_position': state[:6],
+                        'gripper_position': state[6:],
+                    },
+                    'is_last': i == count - 1,
+                }
+                for i, (picture, state) in enumerate(zip(pixels(count, 2 * e), states(e, count)))
+            ]
+            yield e, {'steps': steps}
+
+
+def test_rlds(tmp_path):
+    Arm(data_dir=tmp_path, file_format='array_record').download_and_prepare()
+    data = RobotData(
+        'rlds', str(tmp_path / 'arm'), camera='exterior_image_1_left', recorded_fps=FPS
+    )
+    found = robot.open_recordings(data)
+    for recordings in (found, pickle.loads(pickle.dumps(found))):  # as workers get them
+        assert len(recordings) == 2
+        for i in range(2):  # tfds mixes them
+            episode = recordings.episode(i)
+            e = {30: 0, 25: 1}[len(episode.states)]
+            check_piece(episode, states(e, len(episode.states)), 3, seed=2 * e)
+    with pytest.raises(ConfigError, match='recorded_fps = 0: RLDS recordings do not say'):
+        robot.open_recordings(dataclasses.replace(data, recorded_fps=0.0))
+    with pytest.raises(ConfigError, match="robot.camera = 'wrist': allowed are .*exterior_image_1"):
+        robot.open_recordings(dataclasses.replace(data, camera='wrist'))
+    with pytest.raises(ConfigError, match="robot.columns = 'pose': allowed are"):
+        robot.open_recordings(dataclasses.replace(data, columns='pose,gripper_position'))
+    with pytest.raises(ConfigError, match='robot.path: .*holds no prepared dataset'):
+        robot.open_recordings(dataclasses.replace(data, path=str(tmp_path / 'none')))
+    with pytest.raises(ConfigError, match="split 'test'"):
+        robot.open_recordings(dataclasses.replace(data, path=f'{data.path}:test'))

@@ -61,6 +61,31 @@ def test_pieces_are_those_of_the_recordings():
     assert prefixes <= {1, 2} and len(prefixes) == 2
 
 
+def test_random_crops_are_those_of_the_step_and_leave_states_alone(tmp_path):
+    plain, varied, again, whole = config(), config(augment=True), config(augment=True), config()
+    for c in (varied, again):
+        c.data.augment.flip, c.data.augment.scale = False, (0.3, 0.6)
+    whole.augment, whole.data.augment.flip = True, False
+    whole.data.augment.scale = whole.data.augment.ratio = (1.0, 1.0)
+    first, second = (batches(c, 2) for c in (plain, varied))
+    for a, b in zip(first, second):
+        np.testing.assert_array_equal(a.batch.states, b.batch.states)
+        assert b.batch.frames.shape == a.batch.frames.shape
+        changed = (a.batch.frames != b.batch.frames).any((1, 2, 3, 4))
+        assert changed.all()
+    (later,) = batches(again, 1, start=1)
+    np.testing.assert_array_equal(later.batch.frames, second[1].batch.frames)
+    # a crop of everything is the frames as they are
+    np.testing.assert_array_equal(batches(whole, 1)[0].batch.frames, first[0].batch.frames)
+    # one crop for all frames of a piece: what does not move does not move
+    picture = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
+    np.savez(tmp_path / 'a.npz', states=np.zeros((9, 7)), fps=4, observations=picture.repeat(9, 0))
+    varied.robot.kind, varied.robot.path = 'npz', str(tmp_path)
+    frames = batches(varied, 1)[0].batch.frames
+    np.testing.assert_array_equal(frames, np.broadcast_to(frames[:, :1], frames.shape))
+    assert (frames[0] != frames[1]).any()
+
+
 def encode(frames: np.ndarray) -> np.ndarray:
     """Stands for an encoder: the mean colour of each quarter of the picture."""
     assert len(frames) == BATCH
@@ -135,6 +160,8 @@ def test_wide_frames_are_cut_to_the_middle_and_squeezed():
         (dict(ac__heads=5), 'ac.width = 48: must be a multiple of ac.heads = 5'),
         (dict(ac__conditioning='film'), 'allowed are tokens, adaln'),
         (dict(robot__frame='world'), 'allowed are base, camera'),
+        (dict(augment=True, features='x'), "augment = true with features = 'x'"),
+        (dict(augment=True, features=''), 'data.augment.flip = false, a mirrored arm'),
     ],
 )
 def test_settings_that_cannot_work_are_refused(changes, message):
