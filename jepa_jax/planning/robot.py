@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jepa_jax import checkpoint, zoo
-from jepa_jax.data.robot import view
+from jepa_jax.config import RobotData, from_dict
+from jepa_jax.data.robot import Contract, view
 from jepa_jax.models.ac_predictor import ACPredictor, ACPredictorConfig, encode_frames
 from jepa_jax.models.vit import ViT, ViTConfig
 from jepa_jax.nets import Net
@@ -100,10 +101,10 @@ def load(
         )
     else:
         config, params = model.ac_predictor.config, model.ac_predictor.params
-        if (config.action_width, config.state_width) != (7, 7):
+        if config.action_width != 7 or config.state_width not in (0, 7):
             raise PlanError(
                 f"model '{name}' takes actions of {config.action_width} and states of "
-                f'{config.state_width} numbers: planning for an end effector needs 7 and 7'
+                f'{config.state_width} numbers: planning for an end effector needs 7, and 7 or none'
             )
         if config.use_extrinsics:
             raise PlanError(f"model '{name}' needs camera poses, which plan has no way to give")
@@ -122,12 +123,27 @@ def load(
 
 def trained_frames(name: str) -> int:
     """How many frames a model was shown at once in training: a run's own, else the released."""
+    recordings = _recordings(name)
+    return recordings['frames'] - 1 if recordings else FRAMES
+
+
+def check_contract(name: str, data: RobotData) -> None:
+    """Refuses recordings of another robot than the run at `name` was trained on; of models that are
+    no runs of ours nothing is known.
+
+    Raises:
+      ConfigError: names every difference.
+    """
+    if recordings := _recordings(name):
+        Contract.of(data).check(dataclasses.asdict(Contract.of(from_dict(recordings, RobotData))))
+
+
+def _recordings(name: str) -> dict | None:
+    """`robot` of the config of a run."""
     path = pathlib.Path(name).expanduser()
     if not path.is_dir():
-        return FRAMES
-    extra = checkpoint.read_manifest(checkpoint.find(path))['extra']
-    recordings = extra.get('config', {}).get('robot')
-    return recordings['frames'] - 1 if recordings else FRAMES
+        return None
+    return checkpoint.read_manifest(checkpoint.find(path))['extra'].get('config', {}).get('robot')
 
 
 @functools.cache

@@ -1,0 +1,191 @@
+"""Whether a model's energy knows the recorded actions: a metric on a set of recordings.
+
+    python -m tools.judge_energy --model runs/ac-vitg --kind npz --path FOLDER [--json FILE]
+
+From pairs of frames, 1 / --fps seconds apart and evenly spread over the episodes: the later frame
+is the goal, and actions are judged by the predicted distance from it. Prints, with 95 % intervals
+over the pairs,
+
+  still   share of pairs in which the recorded action has less energy than doing nothing
+  rank    share of random actions that have more energy than the recorded one; 0.5 is chance
+  order   rank correlation, over random actions, of energy with distance from the recorded action
+  sign    on an axis, share of pairs in which the recorded action has less energy than the one with
+          the opposite sign there; pairs that move by less than --least along it do not count
+
+A closed loop lives by the signs: with them right it comes nearer with every step. Recordings of
+another robot than the run's own are refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jepa_jax import cli
+from jepa_jax.config import RobotData
+
+AXES = (0, 1, 2)  # x, y, z
+BATCH = 16  # frames encoded together
+
+
+class JudgeError(ValueError):
+    """Recordings that cannot be judged with: what was found and what is allowed."""
+
+
+def pairs(data: RobotData, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
+    """Frames uint8 [E, 2, H, W, 3], states [E, 2, 7] and actions [E, 7] of `count` pairs, in turn
+    from every episode and spread over it; and what could not be read.
+
+    Raises:
+      JudgeError: no episode can be read, or their frames differ in size.
+    """
+    from jepa_jax.data import decode, robot
+
+    recordings = robot.open_recordings(data)
+    found, bad = [], {}
+    rounds = -(-count // len(recordings))
+    chosen = np.unique(np.linspace(0, len(recordings) - 1, min(count, len(recordings))).round())
+    for turn in range(rounds):
+
+        def draw(places: int, share: float = (turn + 0.5) / rounds) -> int:
+            return int(share * places)
+
+        for i in chosen.astype(int):
+            if len(found) == count or i in bad:
+                continue
+            try:
+                found.append(robot.cut(recordings.episode(int(i)), 2, data.fps, draw))
+            except (decode.BadFile, OSError) as error:
+                bad[i] = str(error)
+    if not found:
+        raise JudgeError(f'{data.path}: no episode can be read: {next(iter(bad.values()))}')
+    if len(sizes := {piece.frames.shape[1:3] for piece in found}) > 1:
+        words = ', '.join(f'{w} x {h}' for h, w in sorted(sizes))
+        raise JudgeError(f'{data.path}: pictures of {words} pixels: must be of one size')
+    stacked = [np.stack([getattr(p, k) for p in found]) for k in ('frames', 'states', 'actions')]
+    return stacked[0], stacked[1], stacked[2][:, 0], list(bad.values())
+
+
+def judge(agent, frames, states, actions, cost, *, samples: int, bound: float, seed: int = 0):
+    """planning.energy.judge_actions on pairs of frames; see there."""
+    import jax
+    import jax.numpy as jnp
+
+    from jepa_jax.planning.energy import judge_actions
+    from jepa_jax.planning.world_model import Context, Goal
+
+    E, _, H, W, _ = frames.shape
+    seen = agent.fit(frames.reshape(2 * E, H, W, 3))
+    fill = np.zeros((-len(seen) % BATCH, *seen.shape[1:]), np.uint8)
+    parts = np.concatenate([seen, fill]).reshape(-1, BATCH, *seen.shape[1:])
+    features = jnp.concatenate([agent.encode(part) for part in parts])[: 2 * E]
+    features = features.reshape(E, 2, *features.shape[1:])
+    contexts = Context(features[:, :1], jnp.asarray(states[:, :1]))
+    goals = Goal(features[:, 1], jnp.asarray(states[:, 1]))
+    return judge_actions(
+        agent.world_model, contexts, goals, jnp.asarray(actions), jax.random.key(seed),
+        cost=cost, axes=AXES, bound=bound, samples=samples,
+    )  # fmt: skip
+
+
+def summarise(found: dict[str, np.ndarray], actions: np.ndarray, least: float) -> dict[str, Any]:
+    """Means over pairs and their 95 % intervals: of shares Wilson's, of the others by the normal
+    approximation."""
+    from scipy import stats
+
+    from jepa_jax.data.robot import STATE
+
+    def share(won: np.ndarray) -> dict[str, float]:
+        if not len(won):
+            return {'mean': float('nan'), 'low': 0.0, 'high': 1.0, 'pairs': 0}
+        interval = stats.binomtest(int(won.sum()), len(won)).proportion_ci(method='wilson')
+        low, high = float(interval.low), float(interval.high)
+        return {'mean': float(won.mean()), 'low': low, 'high': high, 'pairs': len(won)}
+
+    def mean(values: np.ndarray) -> dict[str, float]:
+        half = 1.96 * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else float('nan')
+        middle = float(values.mean())
+        ends = {'low': middle - float(half), 'high': middle + float(half)}
+        return {'mean': middle, **ends, 'pairs': len(values)}
+
+    result = {
+        'still': share(found['energy'] < found['still']),
+        'rank': mean(found['rank']),
+        'order': mean(found['order']),
+    }
+    for column, axis in enumerate(AXES):
+        moves = np.abs(actions[:, axis]) >= least
+        result[f'sign {STATE[axis]}'] = share(found['sign'][moves, column])
+    return result
+
+
+def main(
+    model: str,
+    pairs_wanted: int,
+    samples: int,
+    bound: float,
+    least: float,
+    cost: str,
+    encoder: str,
+    dtype: str,
+    seed: int,
+    crop: int,
+    json_file: str | None,
+    **fields: Any,
+) -> None:
+    """Reads, judges, prints."""
+    from jepa_jax import start
+    from jepa_jax.plan import COSTS
+    from jepa_jax.planning import robot
+    from jepa_jax.planning.world_model import Cost
+
+    if pairs_wanted < 2:
+        raise JudgeError(f'--pairs {pairs_wanted}: must be at least 2')
+    data = RobotData(**fields)
+    robot.check_contract(model, data)
+    frames, states, actions, bad = pairs(data, pairs_wanted)
+    start.compilation_cache()
+    # a random model is made for squares, as training makes them
+    size = (crop, crop) if model.startswith('random:') else frames.shape[2:4]
+    agent = robot.load(model, size=size, encoder=encoder, dtype=dtype, seed=seed)
+    for line in (*agent.about, *(f'cannot be read: {text}' for text in bad)):
+        print(line)
+    found = judge(agent, frames, states, actions, Cost(COSTS[cost]), samples=samples, bound=bound,
+                  seed=seed)  # fmt: skip
+    result = summarise(found, actions, least)
+    print(f'{len(actions)} pairs, {cost} cost, {samples} random actions within {bound:g} m each')
+    for name, row in result.items():
+        few = '' if row['pairs'] == len(actions) else f', {row["pairs"]} pairs'
+        print(f'{name:8} {row["mean"]:7.3f}  ({row["low"]:.3f} to {row["high"]:.3f}{few})')
+    if json_file:
+        settings = {'model': model, **dataclasses.asdict(data), 'cost': cost, 'samples': samples}
+        Path(json_file).write_text(json.dumps({**settings, **result}, indent=2) + '\n')
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add('--model', required=True, help='name or path, or random:SIZE')
+    for field in dataclasses.fields(RobotData):
+        if field.name != 'frames':
+            add(f'--{field.name}', type=type(field.default), default=field.default)
+    add('--pairs', type=int, default=64, metavar='N', dest='pairs_wanted', help='(%(default)s)')
+    add('--samples', type=int, default=64, metavar='N', help='random actions (%(default)s)')
+    add('--bound', type=float, default=0.075, metavar='M', help='of random actions (%(default)s)')
+    add('--least', type=float, default=0.005, metavar='M',
+        help='a motion along an axis that counts for its sign (%(default)s)')  # fmt: skip
+    add('--cost', default='l1', choices=('l1', 'l2'), help='distance of features')
+    add('--encoder', default='target', choices=('target', 'online'))
+    add('--dtype', default='float32', choices=('float32', 'bfloat16'))
+    add('--crop', type=int, default=256, metavar='PIXELS', help='for random models (%(default)s)')
+    add('--seed', type=int, default=0)
+    add('--json', metavar='FILE', dest='json_file', help='write the figures')
+
+
+if __name__ == '__main__':
+    sys.exit(cli.run(main, doc=__doc__, config=None, options=_options))
