@@ -208,6 +208,8 @@ class ACPredictor:
     residual: bool = False  # predict the change of the features instead of the features
     # factors of the numbers of an action: metres are small beside the first layer's weights
     action_scale: tuple[float, float, float, float, float, float, float] = (1.0,) * 7
+    # of a state; 0: not seen
+    state_scale: tuple[float, float, float, float, float, float, float] = (1.0,) * 7
 
 
 @dataclass
@@ -553,6 +555,7 @@ RULES: dict[str, Rule | OneOf] = {
     'ac.mlp_ratio': POSITIVE,
     'ac.conditioning': OneOf(('tokens', 'adaln')),
     'ac.action_scale': Rule(lambda v: all(x > 0 for x in v), '7 numbers above 0'),
+    'ac.state_scale': Rule(lambda v: all(x >= 0 for x in v), '7 numbers, none below 0'),
     'rollout.steps': POSITIVE,
     'rollout.prefix': OneOf(('first', 'random')),
 }

@@ -127,17 +127,23 @@ def handwriting(split: str) -> tuple[np.ndarray, ...]:
     return tuple(data.images[data.target == d][part(d)] / 16 for d in range(10))
 
 
-def write(path: str | Path, frames: np.ndarray, fps: int = FPS) -> None:
+def write(path: str | Path, frames: np.ndarray, fps: int = FPS, *, lossless: bool = False) -> None:
     """Writes uint8 `[T, H, W, 3]` (H, W even) as H.264 mp4, the same bytes each time: one thread,
     no time stamp.
+
+    lossless: read back, the frames are what they were, bit for bit; about five times the bytes.
     """
     # x264's macroblock tree decides differently now and then on the same input, even on one thread:
     # off
     options = {'preset': 'veryfast', 'crf': '18', 'x264-params': 'mbtree=0'}
+    codec, pixels = 'libx264', 'yuv420p'
+    if lossless:
+        options = {'preset': 'veryfast', 'qp': '0'}
+        codec, pixels = 'libx264rgb', 'rgb24'
     with av.open(str(path), 'w', options={'fflags': '+bitexact'}) as container:
-        stream = container.add_stream('libx264', rate=fps, options=options)
+        stream = container.add_stream(codec, rate=fps, options=options)
         stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = 'yuv420p'
+        stream.pix_fmt = pixels
         stream.codec_context.thread_count = 1
         for frame in frames:
             image = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format='rgb24')

@@ -52,11 +52,17 @@ def ac_predictor_config(config: RobotTrainConfig) -> ACPredictorConfig:
         state_width=7 if ac.use_states else 0,
         use_extrinsics=ac.use_extrinsics,
         conditioning=ac.conditioning,
-        action_scale=ac.action_scale,
+        action_scale=_factors(ac.action_scale),
+        state_scale=_factors(ac.state_scale) if ac.use_states else (),
         residual=ac.residual,
         dtype=encoder.dtype,
         remat=encoder.remat,
     )
+
+
+def _factors(scale: tuple[float, ...]) -> tuple[float, ...]:
+    """Those of 1 as the released model has them: none."""
+    return () if all(x == 1 for x in scale) else scale
 
 
 class ActionConditioned:

@@ -36,7 +36,7 @@ from jepa_jax.sims.panda import CUBE_AREA, RATE, WORKSPACE, Panda, SimError, Var
 from jepa_jax.sims.tasks import START, TASKS, grasp_poses, place_poses, script
 from jepa_jax.workdir import write_json
 
-VERSION = 1  # part of every seed: change it with anything that changes a recording
+VERSION = 2  # part of every seed: change it with anything that changes a recording
 BLOCK = 4  # episodes that a process makes at a time
 FILE = 'collection.json'
 
@@ -212,7 +212,7 @@ def _record_block(folder: Path, settings: Collection, block: list[int]) -> int:
             stem = folder / _name(index)
             video, arrays = stem.with_suffix('.mp4'), stem.with_suffix('.npz')
             partial = folder / f'.partial-{video.name}'
-            synthetic.write(partial, frames, fps=RATE)
+            synthetic.write(partial, frames, fps=RATE, lossless=True)
             os.replace(partial, video)
             partial = folder / f'.{arrays.name}.partial'
             with open(partial, 'wb') as file:

@@ -56,6 +56,15 @@ def test_files_are_ordinary_h264(tmp_path):
     assert 20 * np.log10(255 / np.sqrt(np.mean(error**2))) > 30  # dB: chroma is stored at half size
 
 
+def test_lossless_files_give_back_what_was_written(tmp_path):
+    clip = synthetic.video('test', 5)
+    synthetic.write(tmp_path / 'clip.mp4', clip, lossless=True)
+    np.testing.assert_array_equal(decode(tmp_path / 'clip.mp4'), clip)
+    written = (tmp_path / 'clip.mp4').read_bytes()
+    synthetic.write(tmp_path / 'clip.mp4', clip, lossless=True)
+    assert (tmp_path / 'clip.mp4').read_bytes() == written
+
+
 def test_set_on_disk(tmp_path, few, capfd):
     path = synthetic.ensure('synthetic_few', tmp_path / 'deep' / 'set')
     labels = synthetic.load_labels(path.parent)
