@@ -43,7 +43,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add('--state-weight', type=float, default=0.0, help='of the distance between states')
     add('--encoder', default='target', choices=('target', 'online'))
     add('--dtype', default='float32', choices=('float32', 'bfloat16'), help='of products')
-    add('--at-once', type=int, default=0, help='samples run at once, to save memory; 0: all')
+    add('--at-once', type=int, default=0, help='samples run at once, to save memory; 0: as many as '
+        'suit a CPU, on an accelerator all')  # fmt: skip
     add('--axes', default='dx,dz', help='of the landscape, two of dx dy dz droll dpitch dyaw '
         'dgripper')  # fmt: skip
     add('--seed', type=int, default=0)

@@ -12,6 +12,11 @@ from jepa_jax import poses
 from jepa_jax.models.ac_predictor import ACPredictorConfig
 from jepa_jax.models.layers import standardise
 from jepa_jax.nets import Net
+from jepa_jax.sharding import platform
+
+# tokens of a frame, over all samples, whose activations stay in the caches of a CPU: 400 samples of
+# 258 tokens, width 96, horizon 2, take 7.2 core seconds all at once and 3.9 like this
+TOGETHER = 1024
 
 # what an action does to a state, as far as is known without a model
 ADVANCE = {
@@ -65,7 +70,7 @@ class ACWorldModel:
     frames: int = dataclasses.field(metadata={'static': True})  # longest context trained with
     advance: str = dataclasses.field(default='pose', metadata={'static': True})  # key of ADVANCE
     normalise: bool = dataclasses.field(default=True, metadata={'static': True})
-    # samples run at once, to bound memory; 0: all
+    # samples run at once; 0: on a CPU as many as have TOGETHER tokens a frame, elsewhere all
     at_once: int = dataclasses.field(default=0, metadata={'static': True})
 
     def rollout(self, context: Context, actions: jax.Array) -> tuple[jax.Array, jax.Array | None]:
@@ -80,13 +85,18 @@ class ACWorldModel:
                 f'horizon {H} after {T} known frames: the predictor would see {T + H - 1} frames, '
                 f'at most {self.frames} were trained'
             )
-        if self.at_once and S > self.at_once:
-            if S % self.at_once:
-                raise ValueError(f'{S} samples: must be a multiple of {self.at_once} at once')
-            parts = actions.reshape(-1, self.at_once, *actions.shape[1:])
-            found = jax.lax.map(lambda part: self._rollout(context, part), parts)
-            return jax.tree.map(lambda a: a.reshape(S, *a.shape[2:]), found)
-        return self._rollout(context, actions)
+        count = self.at_once
+        if not count:
+            few = max(1, TOGETHER // self.config.tokens_per_frame)
+            count = few if platform() == 'cpu' else S
+        if S <= count:
+            return self._rollout(context, actions)
+        parts = -(-S // count)
+        size = -(-S // parts)
+        filled = jnp.concatenate([actions, jnp.zeros((parts * size - S, *actions.shape[1:]))])
+        split = filled.reshape(parts, size, *actions.shape[1:])
+        found = jax.lax.map(lambda part: self._rollout(context, part), split)
+        return jax.tree.map(lambda a: a.reshape(parts * size, *a.shape[2:])[:S], found)
 
     def _rollout(self, context: Context, actions: jax.Array):
         (T, N, D), (S, H, _) = context.features.shape, actions.shape

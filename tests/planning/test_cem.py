@@ -206,8 +206,11 @@ def test_rollout_is_the_predictor_run_on_all_frames_again():
         np.testing.assert_allclose(features[:, h], z, rtol=0, atol=1e-4)
         np.testing.assert_allclose(states[:, h], known[-1], rtol=0, atol=1e-6)
         frames.append(features[:, h])
-    parts = jax.jit(ACWorldModel.rollout)(dataclasses.replace(model, at_once=2), context, actions)
-    np.testing.assert_allclose(parts[0], features, rtol=0, atol=1e-5)
+    for count in (2, 4):  # by fours the six samples are two parts of three
+        few = dataclasses.replace(model, at_once=count)
+        parts = jax.jit(ACWorldModel.rollout)(few, context, actions)
+        np.testing.assert_allclose(parts[0], features, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(parts[1], states, rtol=0, atol=1e-6)
 
 
 def test_episodes_in_a_padded_batch_equal_single_ones_bit_for_bit():
