@@ -1,0 +1,276 @@
+"""Every option of the action-conditioned predictor, trained and planned with once, on a small
+scale.
+
+    python -m tools.try_options [--only NAME,NAME] [--steps N] [--table docs/options.md]
+
+The world is Two Rooms (jepa_jax/sims/two_rooms.py), so nothing but JAX is needed. The encoder is
+frozen and simple: dot and walls blurred and taken at 8 x 8 places, a token a frame. Each option is
+one change to the same predictor, trained by the project's own objective and step on the same
+recordings from the same seed, and then planned with in closed loop: the goal is `--apart` pixels
+away in the same room, or, with --far, anywhere in the other one. The table says that every option
+works and what it costs; with runs this short it does not say which is best.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from jepa_jax import cli
+
+HOLD = 5  # moves of an action
+PLACES = 8  # along an edge, at which the blurred picture is taken
+BLUR = (6.0, 3.0)  # deviations for dot and walls, pixels
+GAIN = 60.0  # of the dot, whose mass is small beside the walls'
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """What differs from the first row."""
+
+    words: str  # for the table
+    frames: int = 4  # of a piece: the longest context is one less
+    action_width: int = 2  # 10: the five moves of an action one by one
+    state_width: int = 0  # 2: the dot's place
+    predictor: dict[str, Any] = dataclasses.field(default_factory=dict)
+    loss: dict[str, Any] = dataclasses.field(default_factory=dict)
+    horizon: int = 2
+    exponent: int = 2  # of the planner's cost
+
+
+OPTIONS = {
+    'plain': Option('2 rollout steps after one frame, gradients pass, L1, action tokens'),
+    'rollout-1': Option('no rollout', loss={'rollout_steps': 1}),
+    'rollout-3': Option('3 rollout steps', loss={'rollout_steps': 3}),
+    'prefix-random': Option('rollouts after one or more true frames', loss={'prefix': 'random'}),
+    'stop-gradient': Option(
+        'no gradient through a prediction into the one before', loss={'stop_gradient': True}
+    ),
+    'l2': Option('half the squared error', loss={'exponent': 2.0}),
+    'cost-l1': Option('L1 as the cost of the planner', exponent=1),
+    'adaln': Option('AdaLN conditioning', predictor={'conditioning': 'adaln'}),
+    'whole': Option('features predicted, not their change', predictor={'residual': False}),
+    'states': Option('shown the place of the dot, width 2', state_width=2),
+    'actions-10': Option('actions of width 10: five moves', action_width=10),
+    'context-2': Option('pieces of 3 frames', frames=3),
+    'context-7': Option('pieces of 8 frames', frames=8, horizon=3),
+}
+
+
+class OptionError(ValueError):
+    """No such option."""
+
+
+def encode(pictures):
+    """Pictures [..., SIZE, SIZE, 3] uint8 -> features [..., 1, 2 PLACES^2], standardised."""
+    import jax.numpy as jnp
+
+    from jepa_jax.models.layers import standardise
+    from jepa_jax.sims.two_rooms import SIZE
+
+    centres = (jnp.arange(PLACES) + 0.5) * SIZE / PLACES - 0.5
+    parts = []
+    for channel, (blur, gain) in enumerate(zip(BLUR, (GAIN, 1.0))):
+        weights = jnp.exp(-jnp.square(jnp.arange(SIZE) - centres[:, None]) / (2 * blur**2))
+        weights = weights / weights.sum(1, keepdims=True)
+        image = pictures[..., channel].astype(jnp.float32) / 255
+        part = jnp.einsum('ay,bx,...yx->...ab', weights, weights, image) * gain
+        parts.append(part.reshape(*part.shape[:-2], 1, PLACES**2))
+    return standardise(jnp.concatenate(parts, -1))
+
+
+def recordings(seed: int, count: int, frames: int, action_width: int):
+    """Features [n, T, 1, D], positions [n, T, 2] and actions [n, T - 1, U]."""
+    import jax
+
+    from jepa_jax.sims import two_rooms
+
+    def one(key):
+        if action_width == 2:
+            found = two_rooms.record(key, frames=frames, hold=HOLD)
+            positions, actions = found.positions, found.actions
+        else:  # every move its own
+            found = two_rooms.record(key, frames=(frames - 1) * HOLD + 1)
+            positions = found.positions[::HOLD]
+            actions = found.actions.reshape(frames - 1, action_width)
+        pictures = jax.vmap(lambda p: two_rooms.draw(found.layout, p))(positions)
+        return encode(pictures), positions, actions
+
+    keys = jax.random.split(jax.random.key(seed), count)
+    return jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=32))(keys)
+
+
+def objective_of(option: Option, width: int, depth: int):
+    """What the option trains."""
+    import jax.numpy as jnp
+
+    from jepa_jax.models.ac_predictor import ACPredictorConfig
+    from jepa_jax.objectives.action_conditioned import ACLoss, ActionConditioned
+
+    U, V = option.action_width, option.state_width
+    settings = {'residual': True, **option.predictor}
+    config = ACPredictorConfig(
+        2 * PLACES**2, width=width, depth=depth, heads=width // 16, grid=(1, 1),
+        action_width=U, state_width=V, action_scale=(0.2,) * U, state_scale=(1 / 32,) * V,
+        dtype=jnp.float32, remat='none', **settings,
+    )  # fmt: skip
+    return ActionConditioned(None, config, ACLoss(**option.loss))
+
+
+def train(option: Option, objective, steps: int, seed: int, count: int):
+    """-> parameters, health on recordings of other layouts, seconds a step."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from jepa_jax import optim
+    from jepa_jax.config import Optim
+    from jepa_jax.data.trajectories import Trajectories
+    from jepa_jax.state import init_state
+    from jepa_jax.step import make_step
+
+    U, V = option.action_width, option.state_width
+    schedule = Optim(
+        batch=64, steps=steps, warmup=max(1, steps // 20), start_lr=1e-4, lr=2e-3, final_lr=1e-5,
+        weight_decay=0.01, final_weight_decay=0.01, stretch=1.0,
+    )  # fmt: skip
+    tx = optim.optimizer(schedule, optim.decay_mask(objective.abstract, objective.unused))
+    data = recordings(seed, count, option.frames, U)
+    held_back = recordings(seed + 1, 256, option.frames, U)
+
+    def batch(data, rows, prefix: int):
+        features, positions, actions = (a[rows] for a in data)
+        prefixes = jnp.full(len(rows), prefix, jnp.int32)
+        return Trajectories(actions, positions if V else None, prefixes, features=features)
+
+    rng = np.random.default_rng(seed)
+    state = jax.jit(functools.partial(init_state, objective, tx))(jax.random.key(seed))
+    step = jax.jit(make_step(objective, tx, schedule), donate_argnums=0)
+    most = option.frames - objective.settings.rollout_steps
+    marks = []
+    for _ in range(steps):
+        rows = rng.integers(len(data[0]), size=schedule.batch)
+        state, metrics = step(state, batch(data, rows, int(rng.integers(1, most, endpoint=True))))
+        marks.append(time.perf_counter())
+    if not bool(jax.device_get(metrics['finite'])):
+        raise FloatingPointError(f'{option.words}: the last step is not finite')
+    seconds = (marks[-1] - marks[len(marks) // 2]) / max(1, len(marks) - 1 - len(marks) // 2)
+    health = jax.jit(objective.health)(state.params, {}, batch(held_back, np.arange(256), 1))
+    return state.params, objective.measure(jax.device_get(health)), seconds
+
+
+def episode_of(option: Option, objective, params, apart: float, far: bool):
+    """key -> whether an episode ended within two_rooms.CLOSE of the goal, and its distance from it
+    at first and at last."""
+    import jax
+    import jax.numpy as jnp
+
+    from jepa_jax.planning.cem import CEM, ActionSpace
+    from jepa_jax.planning.world_model import ACWorldModel, Cost
+    from jepa_jax.sims import two_rooms
+
+    U = option.action_width
+    most = two_rooms.MOST * HOLD / 2**0.5 if U == 2 else two_rooms.MOST / 2**0.5
+    space = ActionSpace(U, tuple(range(U)), (most,) * U, (0.7 * most,) * U)
+    horizon = option.frames - 1 if far else option.horizon
+    planner = CEM(space, Cost(option.exponent, 'all'), horizon, 128, 4, 16)
+    model = ACWorldModel(
+        params['predictor'], objective.predictor, objective.config, option.frames - 1, 'sum'
+    )
+
+    def episode(key):
+        draw, play = jax.random.split(key)
+        layout, start, goal = two_rooms.task(draw)
+        if not far:  # towards the goal, as far as the room goes
+            room = jnp.where(start[0] > layout.wall, layout.wall + 3, two_rooms.LOW + 1)
+            end = jnp.where(start[0] > layout.wall, two_rooms.HIGH - 1, layout.wall - 3)
+            angle = jax.random.uniform(play, maxval=2 * jnp.pi)
+            goal = start + apart * jnp.stack([jnp.cos(angle), jnp.sin(angle)])
+            low = jnp.stack([room, jnp.float32(two_rooms.LOW + 1)])
+            goal = jnp.clip(goal, low, jnp.stack([end, jnp.float32(two_rooms.HIGH - 1)]))
+        steps = two_rooms.STEPS if far else 8 * HOLD
+        path = two_rooms.play(
+            lambda _: model, planner, encode, layout, start, goal, play, hold=HOLD, steps=steps
+        )
+        first, last = (jnp.linalg.norm(p - goal) for p in (path[0], path[-1]))
+        return two_rooms.succeeds(path, goal), first, last
+
+    return episode
+
+
+def main(
+    only: str,
+    steps: int,
+    recordings_count: int,
+    width: int,
+    depth: int,
+    episodes: int,
+    apart: float,
+    far: bool,
+    seed: int,
+    table: str | None,
+) -> None:
+    """Tries the options and prints the table."""
+    import jax
+
+    from jepa_jax import start
+    from jepa_jax.sims.two_rooms import CLOSE
+
+    names = only.split(',') if only else list(OPTIONS)
+    if unknown := [name for name in names if name not in OPTIONS]:
+        raise OptionError(f"--only '{unknown[0]}': allowed are {', '.join(OPTIONS)}")
+    start.compilation_cache()
+    lines = [
+        '| option | what it is | error / copying | with shuffled actions | seconds a step '
+        '| success | distance, pixels |',
+        '|---|---|---|---|---|---|---|',
+    ]
+    print('\n'.join(lines), flush=True)
+    for name in names:
+        option = OPTIONS[name]
+        objective = objective_of(option, width, depth)
+        params, health, seconds = train(option, objective, steps, seed, recordings_count)
+        run = jax.jit(
+            functools.partial(jax.lax.map, episode_of(option, objective, params, apart, far))
+        )
+        keys = jax.random.split(jax.random.key(seed), episodes)
+        won, first, last = jax.device_get(run(keys))
+        lines.append(
+            f'| `{name}` | {option.words} | {health["health/error_over_copy"]:.2f} '
+            f'| {health["health/shuffled_actions"]:.2f} | {seconds:.4f} '
+            f'| {won.sum()} of {len(won)} | {first.mean():.1f} to {last.mean():.1f} |'
+        )
+        print(lines[-1], flush=True)
+    where = 'in the other room' if far else f'{apart:g} pixels away in the same room'
+    text = (
+        f'Two Rooms, goals {where}; {depth} blocks of width {width}, {steps} steps of 64 pieces, '
+        f'success: within {CLOSE} pixels at the end of the episode. '
+        f'`python -m tools.try_options --steps {steps} --width {width} --depth {depth} '
+        f'--episodes {episodes}{" --far" if far else ""}`\n'
+    )
+    print('\n' + text)
+    if table:
+        Path(table).write_text(text + '\n' + '\n'.join(lines) + '\n')
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add('--only', default='', metavar='NAME,NAME', help=f'of {", ".join(OPTIONS)}')
+    add('--steps', type=int, default=400, metavar='N', help='of training (%(default)s)')
+    add('--recordings', type=int, default=2000, metavar='N', dest='recordings_count')
+    add('--width', type=int, default=64, help='of the predictor (%(default)s)')
+    add('--depth', type=int, default=2, help='(%(default)s)')
+    add('--episodes', type=int, default=20, metavar='N', help='planned (%(default)s)')
+    add('--apart', type=float, default=20.0, metavar='PIXELS', help='goal from start (%(default)s)')
+    add('--far', action='store_true', help='goals in the other room, 200 moves')
+    add('--seed', type=int, default=0)
+    add('--table', metavar='FILE.md', help='write the table')
+
+
+if __name__ == '__main__':
+    sys.exit(cli.run(main, doc=__doc__, config=None, options=_options))
