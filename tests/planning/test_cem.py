@@ -213,6 +213,17 @@ def test_rollout_is_the_predictor_run_on_all_frames_again():
         np.testing.assert_allclose(parts[1], states, rtol=0, atol=1e-6)
 
 
+def test_a_predictor_that_sees_no_states_can_be_planned_with():
+    model, context, goal = tiny(state_width=0)
+    planner = CEM(end_effector(), samples=8, iterations=2, elites=4)
+    solve = jax.jit(planner.solve)
+    blind = dataclasses.replace(context, states=None)
+    key = jax.random.key(0)
+    actions, found = solve(model, context, goal, key)
+    assert np.isfinite(actions).all() and np.ptp(found['costs'][0]) > 0
+    np.testing.assert_array_equal(solve(model, blind, goal, key)[0], actions)
+
+
 def test_episodes_in_a_padded_batch_equal_single_ones_bit_for_bit():
     model, context, goal = tiny()
     planner = CEM(end_effector(), samples=32, iterations=3, elites=4)
