@@ -92,8 +92,14 @@ def _products(c, compute: int, stream: int) -> float:
 
 
 def _values(c, compute: int, stream: int) -> float:
-    """Bytes a token of all of a block's intermediate values: norms, qkv, attention, MLP, stream."""
+    """Bytes a token of what a block has at a time: norms, qkv, attention, MLP, stream."""
     return compute * (6 * c.width + 2 * c.width * c.mlp_ratio) + 2 * stream * c.width
 
 
-KEPT = {'full': _input, 'dots': _products, 'none': _values}  # by mesh.remat
+def _everything(c, compute: int, stream: int) -> float:
+    """Bytes a token of all that a block's gradients ask for, as the traced step has it: norms and
+    stream in float32, attention, GELU and its derivative."""
+    return FLOAT * 6 * c.width + compute * (7 * c.width + 4 * c.width * c.mlp_ratio)
+
+
+KEPT = {'full': _input, 'dots': _products, 'none': _everything}  # by mesh.remat

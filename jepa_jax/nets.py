@@ -11,10 +11,13 @@ from flax import nnx
 
 from jepa_jax.sharding import gather
 
+PRODUCT = 'product'  # the name of what a layer's product with weights gives
+
 # what the backward pass may keep from a block's forward pass instead of computing it again
 REMAT = {
     'full': jax.checkpoint_policies.nothing_saveable,
-    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    # by name: a policy for all products would keep rope's on TPUs, too
+    'dots': jax.checkpoint_policies.save_only_these_names(PRODUCT),
     'none': jax.checkpoint_policies.everything_saveable,
 }
 

@@ -132,6 +132,22 @@ def test_recomputation_does_not_count():
     assert 0.6 * blocks < executed - found.total <= blocks
 
 
+def test_products_with_weights_can_be_kept():
+    """mesh.remat=dots: of a block only attention is computed again."""
+    again = MaskedVideo(
+        dataclasses.replace(ENCODER, remat='dots'),
+        dataclasses.replace(PREDICTOR, remat='dots'),
+        groups=1,
+    )
+    groups = [GroupShape(2, 64, ((20, 30),))]
+    params = jax.eval_shape(again.init, jax.random.key(0))
+    grad = jax.value_and_grad(again.loss, has_aux=True)
+    executed = traced(grad, params, params['encoder'], shapes(groups))
+    attention = 2 * sum(4 * n * n * c.width * c.depth for c, n in ((ENCODER, 20), (PREDICTOR, 50)))
+    extra = executed - flops.pretraining_step(ENCODER, PREDICTOR, groups).total
+    assert 0 < extra <= attention
+
+
 def test_large_encoder_is_two_flops_a_weight_and_token():
     """ViT-g on 16 frames of 256 px: two a weight and token forward, attention on top."""
     config = ViTConfig(1408, 40, 22, 48 / 11)

@@ -343,6 +343,14 @@ def show(result: dict[str, Any]) -> None:
     )
 
 
+def allow_unread(config: TrainConfig) -> None:
+    """Fills in what a recipe leaves to its user and is not read here: lists, the run before."""
+    for item in config.data.lists:
+        item.path = item.path or '(not read)'
+    if config.checkpoints.restart_schedule and not config.checkpoints.init_from:
+        config.checkpoints.resume_from = '(not read)'
+
+
 def run(
     config: TrainConfig,
     workdir: str,
@@ -356,10 +364,7 @@ def run(
       DryRunError: something in `objections`.
     """
     del workdir
-    for item in config.data.lists:
-        item.path = item.path or '(not read)'  # recipes for own video leave it to the user
-    if config.checkpoints.restart_schedule and not config.checkpoints.init_from:
-        config.checkpoints.resume_from = '(not read)'
+    allow_unread(config)
     validate(config)
     if topology:
         os.environ['JAX_PLATFORMS'] = 'cpu'  # libtpu compiles, but there is no TPU to start

@@ -6,12 +6,21 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from jepa_jax.models.attention import attend
 from jepa_jax.models.rope import rotate
+from jepa_jax.nets import PRODUCT
 
 # the original truncates at +-2, a hundred deviations out: a plain normal (reference: vjepa2 §1.5)
 INIT_STD = 0.02
+
+
+class _Linear(nnx.Linear):
+    """A product that `mesh.remat=dots` keeps, by its name."""
+
+    def __call__(self, inputs: jax.Array, **kwargs) -> jax.Array:
+        return checkpoint_name(super().__call__(inputs, **kwargs), PRODUCT)
 
 
 def Linear(
@@ -26,7 +35,7 @@ def Linear(
     # float32 means float32 on accelerators too, where the default would be a faster, coarser
     # product
     precision = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
-    return nnx.Linear(
+    return _Linear(
         d_in, d_out, dtype=dtype, precision=precision, kernel_init=kernel_init, rngs=rngs
     )
 
