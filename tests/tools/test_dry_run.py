@@ -12,8 +12,8 @@ import pytest
 from conftest import HERE
 
 from jepa_jax.config import ConfigError
-from tools.dry_run import _holds_scores, objections, slice_devices
-from tools.hlo import Program
+from tools.dry_run import _Expected, _holds_scores, objections, slice_devices
+from tools.hlo import Array, Collective, Program
 
 
 def test_products_count_as_often_as_their_loops_run():
@@ -110,6 +110,40 @@ def test_reads_what_libtpu_writes():
     assert reduce.received == 2 * 64 * 7 / 8
 
 
+def collective(kind: str, *dims: int) -> Collective:
+    return Collective(kind, (Array('f32', dims, False),), 8, 1, 'somewhere')
+
+
+def test_what_parameters_and_gradients_move_is_expected():
+    """176 columns of ViT-g on a device, which libtpu pads to 192 and puts right."""
+    kernels = {'qkv': (40, 1408, 4224), 'proj': (40, 1408, 1408)}
+    abstract = {
+        'blocks': {
+            'attn': {
+                name: {'kernel': jax.ShapeDtypeStruct(shape, jnp.float32)}
+                for name, shape in kernels.items()
+            }
+        }
+    }
+    expected = _Expected(abstract, fsdp=8)
+    for kind, *dims in [
+        ('all-gather', 1, 1408, 4224),
+        ('reduce-scatter', 1408, 4224),
+        ('reduce-scatter', 1536, 4224),
+        ('all-reduce', 40, 176, 4224),
+        ('all-reduce', 64, 1024),  # few elements
+        ('collective-permute', 112, 4224),
+    ]:
+        assert expected.holds(collective(kind, *dims)), (kind, dims)
+    for kind, *dims in [
+        ('all-gather', 48, 576, 1408),  # activations
+        ('all-reduce', 2048, 4224),  # more than padding
+        ('collective-permute', 8, 1024),  # few elements, but of no parameter
+        ('collective-permute', 1408, 4224),  # a whole one
+    ]:
+        assert not expected.holds(collective(kind, *dims)), (kind, dims)
+
+
 def test_scores_are_recognised():
     tokens = {2048, 495, 1463}
     assert _holds_scores((24, 22, 2048, 2048), tokens)
@@ -159,7 +193,10 @@ def test_step_for_tpus(tmp_path):
         'fwd', 'dq', 'dkv',
     }  # fmt: skip
     assert found['score_buffers'] == found['unexpected_collectives'] == []
-    assert set(found['collectives']) == {'all-gather', 'all-reduce', 'reduce-scatter'}
+    assert found['collectives'].keys() >= {'all-gather', 'all-reduce', 'reduce-scatter'}
+    # 24 rows of a device are padded to 32, and put right
+    permutes = {k: n for k, n in found['collectives'].items() if k == 'collective-permute'}
+    assert found['collectives_for_padding'] == permutes
     # with full recomputation the trained parts run forward twice, and kernels pad
     assert 1.1 < found['recomputation'] < 2.0
     assert 0 < found['memory_fraction'] < 0.85 and 0 < found['mfu_ceiling'] < 1
