@@ -3,10 +3,10 @@
     python -m tools.estimate_memory --config=configs/vits.py --config.data.lists[0].path=clips.txt
 
 The state is exact. Activations are counted for attention that never stores its scores, and as many
-tokens as the masks can ask for. It mostly errs on the safe side: for ViT-g and ViT-L on slices of
-TPUs, with full recomputation, libtpu planned 17 to 26 % less (docs/scale.md); for a small step XLA
-for the CPU took 8 % less, with `mesh.remat=dots` 22 % less, and with `none`, when a CPU keeps
-scores as well, 48 % more. Fragmentation comes on top: an estimate, no measurement.
+tokens as the masks can ask for. With full recomputation libtpu planned 17 to 26 % less for ViT-g
+and ViT-L at 256 pixels, and 9 % more for ViT-g at 384 pixels and 64 frames (docs/scale.md); for a
+small step XLA for the CPU took 8 % less, and with `mesh.remat=dots` 22 % less. Fragmentation comes
+on top: an estimate, no measurement.
 """
 
 import sys
