@@ -1,6 +1,7 @@
 """Planners on problems whose best plan is known, and CEM against the original's numbers."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from torch_fill import fill, normal
 
 from jepa_jax import poses
 from jepa_jax.models.ac_predictor import ACPredictor, ACPredictorConfig
+from jepa_jax.models.layers import standardise
 from jepa_jax.nets import Net
 from jepa_jax.planning.cem import CEM, MPPI, ActionSpace, Adam, CEMAdam, end_effector, plan
 from jepa_jax.planning.world_model import ACWorldModel, Context, Cost, Goal, energies
@@ -211,6 +213,24 @@ def test_rollout_is_the_predictor_run_on_all_frames_again():
         parts = jax.jit(ACWorldModel.rollout)(few, context, actions)
         np.testing.assert_allclose(parts[0], features, rtol=0, atol=1e-5)
         np.testing.assert_allclose(parts[1], states, rtol=0, atol=1e-6)
+
+
+def test_from_a_single_frame_it_is_the_same():
+    """Where the first block is partly computed once for all samples."""
+    model, _, _ = tiny()
+    context = Context(jnp.asarray(normal(30, 1, 4, 24)), jnp.asarray(normal(31, 1, 7)))
+    actions = jnp.asarray(normal(34, 5, 2, 7)) * 0.1
+    jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
+    features, states = jit(ACWorldModel.rollout)(model, context, actions)
+    again = jit(model.net.__call__)
+    x, known = (jnp.repeat(a, 5, 0) for a in (context.features, context.states))
+    first = standardise(again(model.params, x, actions[:, :1], known[:, None]))
+    after = poses.apply(known, actions[:, 0])
+    frames, seen = jnp.concatenate([x, first], 1), jnp.stack([known, after], 1)
+    second = standardise(again(model.params, frames, actions, seen)[:, -4:])
+    for h, wanted in enumerate((first, second)):
+        np.testing.assert_allclose(features[:, h], wanted, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(states[:, 0], after, rtol=0, atol=1e-6)
 
 
 def test_a_predictor_that_sees_no_states_can_be_planned_with():
