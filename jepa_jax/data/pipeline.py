@@ -43,6 +43,7 @@ from jepa_jax.masks import Mask, multiblock
 
 STEPS = 2**40  # as many as anyone asks for
 GRACE = 30  # seconds that a worker lives on after SIGTERM
+M_ARENA_MAX = -8  # of glibc's malloc.h
 TRIM_EVERY = 256  # clips that a worker reads before it gives freed memory back
 LEAST_TRIED = 64  # records before a share of failures means something
 FRAMES, AUGMENT, REPLACE = range(3)  # streams of random numbers that a record has
@@ -508,11 +509,13 @@ def side_by_side(function: Callable, tasks: list[tuple], threads: int) -> list:
     return results
 
 
+_LIBC = ctypes.CDLL(None)
+
+
 def _trim() -> None:
     """Gives freed memory back to the system, with glibc. Decoders allocate in many threads, and
     the holes that they leave would grow a worker by about 10 MiB every 1,000 clips."""
-    trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
-    if trim:
+    if trim := getattr(_LIBC, 'malloc_trim', None):
         trim(0)
 
 
@@ -548,6 +551,8 @@ def _start_worker(index: int, count: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     jax.config.update('jax_platforms', 'cpu')
+    if limit := getattr(_LIBC, 'mallopt', None):
+        limit(M_ARENA_MAX, 1)  # threads with heaps of their own would fill each with holes
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
