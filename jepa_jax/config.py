@@ -291,6 +291,8 @@ class SimEvaluation:
 
     tasks: str = 'reach'  # keys of jepa_jax.sims.tasks.TASKS, with commas between
     episodes: int = 50  # of each task
+    # of an untrained predictor, and of one on a random encoder, which plan as long; 0: as many
+    compared: int = 0
     samples: int = 128  # of the cross-entropy method
     iterations: int = 6
     elites: int = 12
@@ -301,6 +303,21 @@ class SimEvaluation:
     # episodes that are also planned with the simulator itself in place of the predictor, once with
     # the distance of features and once with that of pixels; slow
     simulator_episodes: int = 0
+    # also post-train on an encoder of random weights, as long, and plan with that
+    random_encoder: bool = False
+
+
+@dataclass
+class SimGates:
+    """What a run must reach at least, or it ends as failed; 0 asks for nothing."""
+
+    # predictions' error with another episode's actions over that with their own; 1: ignores actions
+    shuffled_over_true: float = 0.0
+    rank_correlation: float = 0.0  # of the cost with the distance in metres
+    nearer: float = 0.0  # share of the way that the median episode of `reach` covers
+    within_8_cm: float = 0.0  # share of episodes of `reach` that end so near
+    reach: float = 0.0  # shares of success
+    grasp: float = 0.0
 
 
 @dataclass
@@ -318,6 +335,7 @@ class SimConfig:
     pretrain: TrainConfig = field(default_factory=TrainConfig)
     posttrain: RobotTrainConfig = field(default_factory=RobotTrainConfig)
     evaluation: SimEvaluation = field(default_factory=SimEvaluation)
+    gates: SimGates = field(default_factory=SimGates)
 
 
 class ConfigError(ValueError):

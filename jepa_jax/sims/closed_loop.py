@@ -1,8 +1,9 @@
 """The whole way in one resumable run: play in the simulator, pretrain an encoder on the recordings,
 keep its features, train the action-conditioned predictor, plan with it in the simulator.
 
-The workdir is that of the predictor's run, with `recordings/`, `encoder/` (a run of its own) and
-`features/` below it. What is there already is not made again, whatever died.
+The workdir is that of the predictor's run, with `recordings/`, `encoder/` (a run of its own),
+`features/` and, if asked for, `random_encoder/` (a predictor on one) below it.
+What is there already is not made again, whatever died. `report.html` shows what came out.
 """
 
 from __future__ import annotations
@@ -11,26 +12,35 @@ import dataclasses
 import functools
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from jepa_jax.config import DataList, RobotTrainConfig, SimConfig, TrainConfig, validate
-from jepa_jax.metrics import read
+from jepa_jax.config import (
+    DataList,
+    RobotTrainConfig,
+    SimConfig,
+    SimGates,
+    TrainConfig,
+    validate,
+)
 from jepa_jax.planning import robot
 from jepa_jax.planning.cem import CEM, end_effector
 from jepa_jax.planning.world_model import ACWorldModel, Cost
 from jepa_jax.report import FILE
-from jepa_jax.sims import collect, evaluate
+from jepa_jax.sims import collect, evaluate, page
 from jepa_jax.sims.panda import SimError
 from jepa_jax.sims.tasks import TASKS
 from jepa_jax.workdir import lock, write_json
 
 log = logging.getLogger(__name__)
 
+RANDOM = 'random_encoder'  # folder of the predictor on one, and its name in reports
 SEED = 10_000  # of the first episode that is measured: scenes that no recording began with
+# gate -> task that it is about
+NEEDS = {'nearer': 'reach', 'within_8_cm': 'reach', 'reach': 'reach', 'grasp': 'grasp'}
 
 
 def run(config: SimConfig, workdir: str | Path, train: Callable[[TrainConfig, str], None]) -> None:
@@ -38,21 +48,41 @@ def run(config: SimConfig, workdir: str | Path, train: Callable[[TrainConfig, st
 
     Raises:
       SimError, ConfigError: settings that cannot work.
+      GateError: the run is finished and reached less than its gates ask for.
     """
     validate(config)
     if wrong := [task for task in _tasks(config) if task not in TASKS]:
         raise SimError(f"evaluation.tasks '{wrong[0]}': allowed are {', '.join(TASKS)}")
+    for name, asked in dataclasses.asdict(config.gates).items():
+        if asked and (task := NEEDS.get(name)) and task not in _tasks(config):
+            raise SimError(
+                f'gates.{name} = {asked}: evaluation.tasks must have {task} to measure it, found '
+                f"'{config.evaluation.tasks}'"
+            )
     collect.check(config.collection)
     pretrain, posttrain = stages(config, Path(workdir).absolute())
-    for stage in (pretrain, posttrain):  # all before the first one takes its time
+    control = _on_random_encoder(posttrain)
+    for stage in (pretrain, posttrain, control):  # all before the first one takes its time
         validate(stage)
     folder = Path(posttrain.robot.path)
     with lock(folder):
         collect.collect(folder, config.collection, config.workers)
     train(pretrain, posttrain.encoder_from)
     train(posttrain, str(workdir))
+    if config.evaluation.random_encoder:
+        train(control, str(Path(workdir).absolute() / RANDOM))
     with lock(workdir) as path:
-        _measure(config, path)
+        report = _measure(config, path)
+    failed = [row for row in report['gates'] if not row['passed']]
+    if failed:
+        words = ', '.join(
+            f'{row["name"]} {row["found"]:.2f}, asked {row["asked"]:g}' for row in failed
+        )
+        raise GateError(f'{workdir}: the run is whole, but reached too little: {words}')
+
+
+class GateError(ValueError):
+    """A finished run that reached less than its config asks for."""
 
 
 def stages(config: SimConfig, folder: Path) -> tuple[TrainConfig, RobotTrainConfig]:
@@ -83,50 +113,139 @@ def stages(config: SimConfig, folder: Path) -> tuple[TrainConfig, RobotTrainConf
     return pretrain, posttrain
 
 
+def _on_random_encoder(posttrain: RobotTrainConfig) -> RobotTrainConfig:
+    return dataclasses.replace(posttrain, name=f'{posttrain.name}-random', encoder_from='random')
+
+
 def _tasks(config: SimConfig) -> list[str]:
     return [name.strip() for name in config.evaluation.tasks.split(',')]
 
 
-def _measure(config: SimConfig, folder: Path) -> None:
-    """Adds `tasks` and `cost` to report.json, a task at a time, and draws the episodes."""
-    path, settings = folder / FILE, config.evaluation
+def _measure(config: SimConfig, folder: Path) -> dict[str, Any]:
+    """Adds `cost`, `dynamics`, `tasks` and `gates` to report.json, one after the other, draws the
+    pictures and writes the page."""
+    path = folder / FILE
     report = json.loads(path.read_text())
     left = [task for task in _tasks(config) if task not in report['tasks']]
-    if not left and 'cost' in report:
-        return
+    if not left and 'gates' in report:
+        report['gates'] = judge(config.gates, report)  # these may be asked anew
+        return report
     size = config.collection.image_size
     own = robot.load(str(folder), size=(size, size))
+    other = None
+    if config.evaluation.random_encoder:
+        other = robot.load(str(folder / RANDOM), size=(size, size))
     for line in own.about:
         log.info('%s', line)
-
-    def encode(frames):
-        return own.encode(frames)
-
-    cost = Cost(exponent=settings.exponent)
-    if 'cost' not in report:
-        measured = [r for r in read(folder) if 'health/shuffled_actions' in r]
-        report['cost'] = {
-            **evaluate.judge_cost(
-                encode, cost, range(SEED, SEED + settings.episodes), image_size=size
-            ),
-            'shuffled_over_true_actions': measured[-1]['health/shuffled_actions'],
-        }
-        report['sentences'].append(_cost_words(report['cost']))
-        log.info('%s', report['sentences'][-1])
+    cost = Cost(exponent=config.evaluation.exponent)
+    if 'dynamics' not in report:
+        _judge(config, folder, report, own, other, cost)
         write_json(path, report)
     for task in left:
-        results = _play(config, task, own.world_model, encode, cost)
+        results = _play(config, task, own, other, cost)
         report['tasks'][task] = evaluate.row(results, 'planner')
         report['sentences'].append(evaluate.verdict(task, report['tasks'][task]))
         log.info('%s', report['sentences'][-1])
-        evaluate.plot_episodes(
-            results['planner'], folder / f'episodes_{task}.png', f'{config.name}, {task}'
-        )
+        title = f'{config.name}, {task}, simulated'
+        evaluate.plot_episodes(results['planner'], folder / f'episodes_{task}.png', title)
         write_json(path, report)
+    report['gates'] = judge(config.gates, report)
+    if report['gates']:
+        report['verdict'] = 'passed' if all(r['passed'] for r in report['gates']) else 'failed'
+        report['sentences'].append(gate_words(report['gates']))
+        log.info('%s: %s', report['verdict'], report['sentences'][-1])
+    write_json(path, report)
+    page.write(folder, config, report)
+    log.info('page: %s', folder / page.FILE)
+    return report
+
+
+def judge(gates: SimGates, report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for each gate that asks for something: its `name`, what was `asked` and `found`,
+    whether it `passed`, and what an `untrained` predictor reaches, None where the gate is not about
+    the predictor.
+    """
+
+    def reach(summary: Mapping[str, float]) -> dict[str, float]:
+        return {
+            'nearer': 1 - summary['distance'] / summary['start'],
+            'within_8_cm': summary['within_8_cm'],
+        }
+
+    found = {'rank_correlation': report['cost']['rank_correlation']}
+    untrained: dict[str, float] = {}
+    for name, into in (('planner', found), ('untrained', untrained)):
+        into['shuffled_over_true'] = report['dynamics'][name]['shuffled_over_true']
+        for task, row in report['tasks'].items():
+            summary = row['policies'][name]
+            into[task] = summary['success']
+            if task == 'reach':
+                into |= reach(summary)
+    rows = []
+    for name, asked in dataclasses.asdict(gates).items():
+        if not asked:
+            continue
+        rows.append(
+            {
+                'name': name,
+                'asked': asked,
+                'found': found[name],
+                'passed': found[name] >= asked,
+                'untrained': untrained.get(name),
+            }
+        )
+    return rows
+
+
+def gate_words(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One sentence on the gates."""
+
+    def words(row: Mapping[str, Any]) -> str:
+        end = '' if row['untrained'] is None else f', untrained {row["untrained"]:.2f}'
+        return f'{row["name"]} {row["found"]:.2f} (asked {row["asked"]:g}{end})'
+
+    return 'gates: ' + '; '.join(words(row) for row in rows)
+
+
+def _judge(
+    config: SimConfig,
+    folder: Path,
+    report: dict[str, Any],
+    own: robot.Robot,
+    other: robot.Robot | None,
+    cost: Cost,
+) -> None:
+    """Cost and dynamics, each apart from the other and from the planner."""
+    seeds = range(SEED, SEED + min(20, config.evaluation.episodes))
+    size = config.collection.image_size
+    encoders = {'learned features': own.encode, 'pixels': evaluate.pixels}
+    if other:
+        encoders['random features'] = other.encode
+    ways, numbers = {}, {}
+    for name, encode in encoders.items():
+        numbers[name], ways[name] = evaluate.judge_cost(encode, cost, seeds, image_size=size)
+    evaluate.plot_energy(ways, folder / 'energy.png', f'{config.name}: cost on the way to the goal')
+    worlds = {'planner': own.world_model, 'untrained': _untrained(own.world_model)}
+    dynamics = evaluate.judge_dynamics(worlds, own.encode, cost, seeds, image_size=size)
+    if other:
+        world = {RANDOM: other.world_model}
+        dynamics |= evaluate.judge_dynamics(world, other.encode, cost, seeds, image_size=size)
+    report['cost'] = {
+        **numbers['learned features'],
+        'energy_at_end': float(ways['learned features'][:, -1].mean()),
+        'others': {name: row for name, row in numbers.items() if name != 'learned features'},
+    }
+    report['dynamics'] = dynamics
+    report['sentences'].append(_cost_words(report['cost'], dynamics['planner']))
+    log.info('%s', report['sentences'][-1])
+
+
+def _untrained(world: ACWorldModel) -> ACWorldModel:
+    return dataclasses.replace(world, params=jax.jit(world.net.init)(jax.random.key(1)))
 
 
 def _play(
-    config: SimConfig, task: str, world: ACWorldModel, encode: evaluate.Encode, cost: Cost
+    config: SimConfig, task: str, own: robot.Robot, other: robot.Robot | None, cost: Cost
 ) -> dict[str, evaluate.Episodes]:
     """Episodes of one task by the planner and by what it is compared with."""
     settings, key = config.evaluation, jax.random.key(config.seed)
@@ -139,39 +258,45 @@ def _play(
         iterations=settings.iterations,
         elites=settings.elites,
     )
-    untrained = dataclasses.replace(world, params=jax.jit(world.net.init)(jax.random.key(1)))
     together = functools.partial(evaluate.plan_with, episodes_at_once=settings.at_once)
-    policies: dict[str, evaluate.Policy] = {
-        'planner': together(planner, world, encode),
-        'untrained': together(planner, untrained, encode),
+    looking: dict[str, evaluate.Policy] = {
+        'planner': together(planner, own.world_model, own.encode),
+        'untrained': together(planner, _untrained(own.world_model), own.encode),
+    }
+    if other:
+        looking[RANDOM] = together(planner, other.world_model, other.encode)
+    counts = dict.fromkeys(looking, settings.compared or settings.episodes)
+    counts['planner'] = settings.episodes
+    if settings.simulator_episodes:
+        simulated = evaluate.plan_in_simulator
+        looking['simulator_learned_cost'] = simulated(planner, own.encode)
+        looking['simulator_pixel_cost'] = simulated(planner, evaluate.pixels)
+        for name in ('simulator_learned_cost', 'simulator_pixel_cost'):
+            counts[name] = settings.simulator_episodes
+    blind: dict[str, evaluate.Policy] = {
         'oracle': evaluate.follow_script,
         'random': evaluate.act_at_random(space),
         'no_op': evaluate.do_nothing,
     }
-    counts = dict.fromkeys(policies, settings.episodes)
-    if settings.simulator_episodes:
-        simulated = evaluate.plan_in_simulator
-        policies['simulator_learned_cost'] = simulated(planner, encode)
-        policies['simulator_pixel_cost'] = simulated(planner, evaluate.pixels)
-        for name in ('simulator_learned_cost', 'simulator_pixel_cost'):
-            counts[name] = settings.simulator_episodes
     return {
         name: evaluate.measure(
             policy,
             task,
-            range(SEED, SEED + counts[name]),
+            range(SEED, SEED + counts.get(name, settings.episodes)),
             image_size=config.collection.image_size,
             key=key,
             title=f'{task}, {name}',
+            pictures=name in looking,
         )
-        for name, policy in policies.items()
+        for name, policy in (looking | blind).items()
     }
 
 
-def _cost_words(cost: Mapping[str, Any]) -> str:
+def _cost_words(cost: Mapping[str, Any], dynamics: Mapping[str, float]) -> str:
     return (
-        f'the distance of features falls in {100 * cost["falls"]:.0f} % of steps towards the goal; '
-        f'rank correlation with the distance in metres {cost["rank_correlation"]:.2f}; with '
-        f"another clip's actions the predictor's error is "
-        f'{cost["shuffled_over_true_actions"]:.2f} times as large'
+        f'the distance of features falls in {100 * cost["falls"]:.0f} % of steps towards the goal, '
+        f'on average to {cost["energy_at_end"]:.2f} of what it was; rank correlation with the '
+        f'distance in metres {cost["rank_correlation"]:.2f}; in new scenes the error of '
+        f'predictions is {dynamics["error_over_copy"]:.2f} of that of copying the frame, and '
+        f"{dynamics['shuffled_over_true']:.2f} times as large with another episode's actions"
     )

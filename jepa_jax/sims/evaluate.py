@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 from tqdm import tqdm
 
+from jepa_jax.data.robot import actions_between
 from jepa_jax.evals.pictures import save
 from jepa_jax.planning.cem import ActionSpace, plan
 from jepa_jax.planning.world_model import Context, Cost, Goal, WorldModel
@@ -34,7 +36,8 @@ Policy = Callable[[Sequence[PandaEnv], Mapping[str, np.ndarray], jax.Array], np.
 SHOWN = 4  # episodes whose frames are kept
 # fields of a row of `tasks` that are the policy's own; the others are shares of success of others
 OWN = (
-    'success', 'low', 'high', 'distance', 'start', 'within_8_cm', 'episodes', 'seconds_per_action'
+    'success', 'low', 'high', 'distance', 'start', 'within_8_cm', 'episodes', 'seconds_per_action',
+    'policies',
 )  # fmt: skip
 
 
@@ -47,8 +50,10 @@ class Episodes:
     start: np.ndarray  # [E] metres from the end of the task, at first
     distance: np.ndarray  # [E] and at last
     seconds: float  # that an action took to choose, per episode; the first, compiling, left out
-    frames: np.ndarray  # uint8 [at most SHOWN, T, H, W, 3]
-    goals: np.ndarray  # uint8 [the same, G, H, W, 3]; the task's goals
+    # uint8 [at most SHOWN, T, H, W, 3], and the task's goals [the same, G, H, W, 3]; empty where
+    # there were no pictures
+    frames: np.ndarray
+    goals: np.ndarray
 
     def summary(self) -> dict[str, float]:
         """`success` with its 95 % interval `low`, `high` (Wilson's), median `distance` and
@@ -82,20 +87,25 @@ def measure(
     variations: Sequence[Variation] = (STANDARD,),
     key: jax.Array,
     title: str = '',
+    pictures: bool = True,
 ) -> Episodes:
     """Plays an episode for each seed, all in step, and shows a progress bar.
 
     variations: of the scenes, one after the other and again; the same seeds and variations are the
-      same episodes for every policy.
+      same episodes for every policy. pictures: False for policies that look at states only.
 
     Raises:
       SimError: an unknown task, or this machine cannot draw.
     """
-    envs = [PandaEnv(task, image_size, variations[i % len(variations)]) for i in range(len(seeds))]
+    envs = [
+        PandaEnv(task, image_size, variations[i % len(variations)], pictures)
+        for i in range(len(seeds))
+    ]
+    shown = SHOWN if pictures else 0
     try:
         seen = [env.reset(seed=seed)[0] for env, seed in zip(envs, seeds)]
         start = np.array([env.distance() for env in envs])
-        frames = [[s['image'] for s in seen[:SHOWN]]]
+        frames = [[s['image'] for s in seen[:shown]]]
         taken = []
         for t in tqdm(range(envs[0].steps), desc=title or task, unit='step', file=sys.stderr):
             stacked = {name: np.stack([s[name] for s in seen]) for name in seen[0]}
@@ -104,15 +114,15 @@ def measure(
             taken.append(time.monotonic() - begun)
             results = [env.step(action) for env, action in zip(envs, actions)]
             seen = [result[0] for result in results]
-            frames.append([s['image'] for s in seen[:SHOWN]])
+            frames.append([s['image'] for s in seen[:shown]])
         return Episodes(
             task=task,
             success=np.array([result[4]['success'] for result in results]),
             start=start,
             distance=np.array([result[4]['distance'] for result in results]),
             seconds=float(np.mean(taken[1:]) / len(envs)),
-            frames=np.stack(frames, axis=1),
-            goals=np.stack([[goal.image for goal in env.goals] for env in envs[:SHOWN]]),
+            frames=np.stack([np.array(row, np.uint8) for row in frames], axis=1),
+            goals=np.array([[goal.image for goal in env.goals] for env in envs[:shown]], np.uint8),
         )
     finally:
         for env in envs:
@@ -229,45 +239,109 @@ def judge_cost(
     *,
     image_size: int = 64,
     task: str = 'reach',
-) -> dict[str, float]:
+) -> tuple[dict[str, float], np.ndarray]:
     """Whether a cost falls where the goal comes nearer, without any world model.
 
     Returns, as means over episodes: `rank_correlation` (Spearman's) of the cost with the distance
     of the tool from the goal's, over the script's way there and as many steps at random; `falls`,
-    the share of the script's steps towards a goal that lower it.
+    the share of the script's steps towards a goal that lower it. And the cost along the script's
+    way [E, T], over what it is at first.
     """
     rng = np.random.default_rng(len(seeds))
-    env, correlation, falls = PandaEnv(task, image_size), [], []
+    env, correlation, falls, ways = PandaEnv(task, image_size), [], [], []
     try:
         for seed in seeds:
             frames, apart, moving = [], [], []
             for scripted in (True, False):
                 seen, _ = env.reset(seed=seed)
                 goal = env.goals[0]
-                for _ in range(goal.steps):
+                for t in range(goal.steps + 1):
                     frames.append(seen['image'])
                     apart.append(float(np.linalg.norm(seen['state'][:3] - goal.state[:3])))
                     moving.append(scripted)
-                    chance = np.array([*rng.uniform(-0.05, 0.05, 3), 0, 0, 0, 0])
-                    seen = env.step(oracle(env) if scripted else chance)[0]
+                    if t < goal.steps:
+                        chance = np.array([*rng.uniform(-0.05, 0.05, 3), 0, 0, 0, 0])
+                        seen = env.step(oracle(env) if scripted else chance)[0]
             features = encode(np.stack(frames))[:, None]
             energy = np.asarray(cost(features, None, Goal(encode(goal.image[None])[0])))
             correlation.append(stats.spearmanr(energy, apart).statistic)
             steps = np.flatnonzero(np.array(moving[:-1]) & moving[1:] & (np.diff(apart) < -0.005))
             falls.append(np.mean(np.diff(energy)[steps] < 0))
+            ways.append(energy[: goal.steps + 1] / energy[0])
     finally:
         env.close()
-    return {
+    numbers = {
         'rank_correlation': float(np.mean(correlation)),
         'falls': float(np.mean(falls)),
     }
+    return numbers, np.stack(ways)
 
 
-def row(results: Mapping[str, Episodes], policy: str) -> dict[str, float]:
-    """A task's row of report.json (`tasks`): the summary of a policy, and the share of success of
-    every other one by its name."""
+def judge_dynamics(
+    worlds: Mapping[str, WorldModel],
+    encode: Encode,
+    cost: Cost,
+    seeds: Sequence[int],
+    *,
+    image_size: int = 64,
+    steps: int = 10,
+) -> dict[str, dict[str, float]]:
+    """Errors of one-step predictions in scenes that no model was trained on, under random actions.
+
+    cost: how far a prediction is from what was then seen. Returns for each world model
+    `shuffled_over_true`, the error with another episode's actions over that with its own (1:
+    actions are ignored), and `error_over_copy`, over that of taking each frame for the next.
+    """
+    rng = np.random.default_rng(len(seeds))
+    env, images, states = PandaEnv('reach', image_size), [], []
+    try:
+        for seed in seeds:
+            seen = [env.reset(seed=seed)[0]]
+            for _ in range(min(steps, env.steps)):
+                chance = np.array([*rng.uniform(-0.05, 0.05, 3), 0, 0, 0, 0])
+                seen.append(env.step(chance)[0])
+            images.append([s['image'] for s in seen])
+            states.append([s['state'] for s in seen])
+    finally:
+        env.close()
+    E, T = len(images), len(images[0])
+    flat = np.array(images).reshape(E * T, *images[0][0].shape)
+    features = np.asarray(encode(flat))
+    features = features.reshape(E, T, *features.shape[1:])
+    states = np.array(states, np.float32)
+    # what the arm did, as in training, not what it was asked to do
+    actions = np.stack([actions_between(s) for s in states]).astype(np.float32)
+    before, after, states = (
+        a.reshape(E * (T - 1), *a.shape[2:])
+        for a in (features[:, :-1], features[:, 1:], states[:, :-1])
+    )
+
+    @jax.jit
+    def errors(world: WorldModel, actions: jax.Array, *seen: jax.Array) -> jax.Array:
+        def one(action, frame, state, wanted):
+            found = world.rollout(Context(frame[None], state[None]), action[None, None])[0]
+            return cost(found, None, Goal(wanted))[0]
+
+        return jax.vmap(one)(actions.reshape(-1, 7), *seen)
+
+    def error(world: WorldModel, actions: np.ndarray) -> float:
+        return float(errors(world, actions, before, states, after).mean())
+
+    copy = float(jax.vmap(lambda a, b: cost(a[None, None], None, Goal(b)))(before, after).mean())
+    found = {}
+    for name, world in worlds.items():
+        true = error(world, actions)
+        shuffled = error(world, np.roll(actions, 1, axis=0))
+        found[name] = {'shuffled_over_true': shuffled / true, 'error_over_copy': true / copy}
+    return found
+
+
+def row(results: Mapping[str, Episodes], policy: str) -> dict[str, Any]:
+    """A task's row of report.json (`tasks`): the summary of a policy, the share of success of
+    every other one by its name, and under `policies` the summaries of all."""
     others = {name: float(r.success.mean()) for name, r in results.items() if name != policy}
-    return {**results[policy].summary(), **others}
+    summaries = {name: r.summary() for name, r in results.items()}
+    return {**results[policy].summary(), **others, 'policies': summaries}
 
 
 def plot_episodes(episodes: Episodes, path: str | Path, title: str = '', columns: int = 7) -> None:
@@ -297,7 +371,26 @@ def plot_episodes(episodes: Episodes, path: str | Path, title: str = '', columns
     save(figure, path)
 
 
-def verdict(task: str, row: Mapping[str, float]) -> str:
+def plot_energy(ways: Mapping[str, np.ndarray], path: str | Path, title: str = '') -> None:
+    """Draws costs along the script's way [E, T] (see judge_cost) by name, PNG: their mean, and
+    where the middle half of the episodes is."""
+    figure = Figure(figsize=(5.5, 3.8), layout='constrained')
+    axes = figure.subplots()
+    for name, way in ways.items():
+        steps = np.arange(way.shape[1])
+        (line,) = axes.plot(steps, way.mean(0), marker='.', label=name)
+        axes.fill_between(
+            steps, *np.quantile(way, (0.25, 0.75), axis=0), color=line.get_color(), alpha=0.2
+        )
+    axes.set_xlabel("the script's step towards the goal")
+    axes.set_ylabel('cost over the first')
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=8)
+    axes.set_title(title or 'Cost on the way to the goal', fontsize=10)
+    save(figure, path)
+
+
+def verdict(task: str, row: Mapping[str, Any]) -> str:
     """One sentence on a row of `tasks`."""
 
     def share(x: float) -> str:

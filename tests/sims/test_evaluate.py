@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures('gl')
 
 from jepa_jax import poses  # noqa: E402
 from jepa_jax.planning.cem import CEM, end_effector  # noqa: E402
-from jepa_jax.planning.world_model import Context, Cost  # noqa: E402
+from jepa_jax.planning.world_model import Context, Cost, Goal  # noqa: E402
 from jepa_jax.sims import evaluate  # noqa: E402
 from jepa_jax.sims.tasks import PandaEnv  # noqa: E402
 
@@ -149,9 +149,45 @@ def test_a_cost_is_judged_by_whether_it_falls():
         y, x = (weights.sum(2) * axis).sum(1), (weights.sum(1) * axis).sum(1)
         return jnp.stack([y, x], axis=-1)[:, None]
 
-    good = evaluate.judge_cost(jax.jit(place), Cost(), range(2), image_size=48)
-    chance = evaluate.judge_cost(
+    good, way = evaluate.judge_cost(jax.jit(place), Cost(), range(2), image_size=48)
+    chance, _ = evaluate.judge_cost(
         lambda frames: jax.random.normal(KEY, (len(frames), 4, 4)), Cost(), range(2), image_size=48
     )
     assert good['rank_correlation'] > 0.6 and good['falls'] > 0.8
+    assert way.shape == (2, 11) and (way[:, 0] == 1).all() and (way[:, -1] < 0.2).all()
     assert abs(chance['rank_correlation']) < 0.5
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Moves:
+    """Features that are poses, moved by `share` of an action."""
+
+    share: jax.Array
+
+    def rollout(self, context: Context, actions: jax.Array):
+        state = poses.apply(context.states[-1], self.share * actions[0, 0])
+        return state[None, None, None], None
+
+
+def test_dynamics_are_judged_against_copying_and_against_other_actions(monkeypatch):
+    """Features that are the poses themselves, looked up by picture, so the right model is known."""
+    poses_of = {}
+    observe = PandaEnv._observe
+
+    def spy(env):
+        seen = observe(env)
+        poses_of[seen['image'].tobytes()] = seen['state']
+        return seen
+
+    monkeypatch.setattr(PandaEnv, '_observe', spy)
+
+    def look_up(frames):
+        return jnp.stack([poses_of[frame.tobytes()] for frame in np.asarray(frames)])[:, None]
+
+    worlds = {'right': Moves(jnp.float32(1)), 'still': Moves(jnp.float32(0))}
+    # places alone: roll flips its sign near pi
+    cost = lambda f, states, goal: Cost()(f[..., :3], states, Goal(goal.features[..., :3]))  # noqa: E731
+    found = evaluate.judge_dynamics(worlds, look_up, cost, range(3), image_size=32, steps=4)
+    assert found['right']['error_over_copy'] < 1e-3 and found['right']['shuffled_over_true'] > 100
+    assert found['still'] == pytest.approx({'error_over_copy': 1.0, 'shuffled_over_true': 1.0})

@@ -1,0 +1,90 @@
+"""A page on a run of the closed loop: tables of what was measured, and its pictures."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jepa_jax.config import SimConfig
+
+FILE = 'report.html'
+POLICIES = {
+    'planner': 'planner: learned features, learned predictor',
+    'random_encoder': 'the same on an encoder of random weights',
+    'untrained': 'the same encoder, an untrained predictor',
+    'simulator_learned_cost': 'the simulator as predictor, learned features',
+    'simulator_pixel_cost': 'the simulator as predictor, pixels',
+    'oracle': 'the script, which knows where everything is',
+    'random': 'random actions',
+    'no_op': 'no motion',
+}
+STYLE = (
+    'body{font:15px/1.5 sans-serif;max-width:62em;margin:2em auto;padding:0 1em}'
+    'table{border-collapse:collapse;margin:1em 0}td,th{padding:.25em .8em;text-align:right;'
+    'border-bottom:1px solid #ccc}td:first-child,th:first-child{text-align:left}img{max-width:100%}'
+)
+
+
+def write(folder: Path, config: SimConfig, report: Mapping[str, Any]) -> None:
+    """Writes report.html into a run's folder, beside the pictures that it shows."""
+    settings, plays = config.evaluation, config.collection
+    parts = [
+        f'<h1>{html.escape(config.name)}: {html.escape(report["verdict"])}</h1>',
+        '<p>Simulated, in scenes of the same kind as the training data: this says nothing about a '
+        'real robot. Success is judged at the last step of an episode; intervals are 95 % '
+        "(Wilson's).</p>",
+        f'<p>{plays.episodes} recordings of {plays.frames} frames, {plays.image_size} pixels; '
+        f'cross-entropy method with {settings.samples} samples, {settings.iterations} iterations, '
+        f'{settings.elites} elites, horizon {settings.horizon}.</p>',
+    ]
+    if report['gates']:
+        parts.append('<h2>Gates</h2>')
+        rows = [
+            (
+                row['name'],
+                f'{row["asked"]:g}',
+                f'{row["found"]:.2f}',
+                '' if row['untrained'] is None else f'{row["untrained"]:.2f}',
+                'passed' if row['passed'] else 'failed',
+            )
+            for row in report['gates']
+        ]
+        parts.append(_table(('gate', 'asked', 'found', 'untrained predictor', ''), rows))
+    for task, row in report['tasks'].items():
+        parts.append(f'<h2>{html.escape(task)}</h2>')
+        rows = [
+            (
+                POLICIES[name],
+                f'{100 * found["success"]:.0f} %',
+                f'{100 * found["low"]:.0f} to {100 * found["high"]:.0f}',
+                f'{found["episodes"]}',
+                f'{100 * found["start"]:.1f}',
+                f'{100 * found["distance"]:.1f}',
+                f'{found["seconds_per_action"]:.3f}',
+            )
+            for name in POLICIES
+            if (found := row['policies'].get(name))
+        ]
+        head = 'policy', 'success', 'interval', 'episodes', 'cm off at first', 'at last', 's/action'
+        parts += [_table(head, rows), _image(folder, f'episodes_{task}.png')]
+    parts.append('<h2>Cost and predictions apart</h2>')
+    parts += [f'<p>{html.escape(line)}</p>' for line in report['sentences']]
+    parts += [_image(folder, 'energy.png'), _image(folder, 'run.png')]
+    body = '\n'.join(part for part in parts if part)
+    (folder / FILE).write_text(
+        f'<!doctype html><meta charset="utf-8"><title>{html.escape(config.name)}</title>'
+        f'<style>{STYLE}</style>\n{body}\n'
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def line(cells: Sequence[str], tag: str) -> str:
+        return f'<tr>{"".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells)}</tr>'
+
+    return f'<table>{line(head, "th")}{"".join(line(row, "td") for row in rows)}</table>'
+
+
+def _image(folder: Path, name: str) -> str:
+    return f'<p><img src="{name}" alt="{name}"></p>' if (folder / name).exists() else ''
