@@ -150,12 +150,17 @@ def test_a_cost_is_judged_by_whether_it_falls():
         return jnp.stack([y, x], axis=-1)[:, None]
 
     good, way = evaluate.judge_cost(jax.jit(place), Cost(), range(2), image_size=48)
-    chance, _ = evaluate.judge_cost(
-        lambda frames: jax.random.normal(KEY, (len(frames), 4, 4)), Cost(), range(2), image_size=48
-    )
+
+    @jax.vmap
+    def noise(frame):
+        """The same for the same picture, and nothing to do with what it shows."""
+        return jax.random.normal(jax.random.fold_in(KEY, frame.astype(jnp.uint32).sum()), (4, 4))
+
+    chance, _ = evaluate.judge_cost(noise, Cost(), range(2), image_size=48)
     assert good['rank_correlation'] > 0.6 and good['falls'] > 0.8
     assert way.shape == (2, 11) and (way[:, 0] == 1).all() and (way[:, -1] < 0.2).all()
-    assert abs(chance['rank_correlation']) < 0.5
+    # at the goal itself even noise is right
+    assert chance['rank_correlation'] < 0.7 * good['rank_correlation'] and chance['falls'] < 0.7
 
 
 @jax.tree_util.register_dataclass
