@@ -13,9 +13,11 @@ a real robot.
 
 - `:ci` is reaching on 64 pixels, to see that the parts fit and learn, in three and a half minutes
   on two cores.
-- `:small` is reaching and grasping on 96 pixels, 100 episodes of each, in half an hour on two
-  cores.
-- `:full` is all four tasks on 256 pixels, sized for 40 minutes of one H200. It has not been run.
+- `:small` is reaching and grasping on 96 pixels, 100 episodes of each, meant for half an hour on
+  two cores.
+- `:full` is all four tasks on 256 pixels, meant for 40 minutes of one H200.
+
+`:small` and `:full` have not been run.
 """
 
 from jepa_jax.config import ConfigError, MaskBlocks, SimConfig
