@@ -126,8 +126,7 @@ def action_conditioned_step(
 
 def ac_rollout(config: ACPredictorConfig, known: int, horizon: int) -> int:
     """Forward FLOPs of planning.world_model.ACWorldModel on one sample: `horizon` predictions after
-    `known` frames, of which all but the last are the same for all samples and not counted. That of
-    a single known frame the first block is partly computed once is not taken off."""
+    `known` frames, of which all but the last are the same for all samples and not counted."""
     c = config
     patches, size, layer = c.grid[0] * c.grid[1], c.tokens_per_frame, _ac_layer(c)
     conditions = c.action_width + c.state_width + c.use_extrinsics * c.extrinsics_width

@@ -162,19 +162,17 @@ def test_a_rollout_is_what_its_program_multiplies(conditioning):
         40, width=48, depth=2, heads=4, grid=(3, 2), conditioning=conditioning, remat='none'
     )
     net = Net(lambda rngs: ACPredictor(config, rngs=rngs))
-    model = ACWorldModel(net.abstract, net, config, frames=6)
+    model = ACWorldModel(net.abstract, net, config, frames=5)
 
     def rollout(model, features, states, actions, known):
         return model.rollout(Context(features, states, known), actions)
 
     poses = 3 * 5 * 2 * 27  # a product of two rotations after each action
-    for known in (2, 3):
+    for known in (1, 2):
         given = [(known, 6, 40), (known, 7), (5, 3, 7), (known - 1, 7)]
         given = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in given]
         found = traced(rollout, model, *given) - poses
-        n = known - 1  # frames that all samples share, once
-        frame = [
-            jax.ShapeDtypeStruct((1, n * k, d), jnp.float32) for k, d in ((6, 40), (1, 7), (1, 7))
-        ]
-        found -= traced(net, net.abstract, *frame)
+        if known == 2:  # the frame that all samples share, once
+            frame = [jax.ShapeDtypeStruct((1, *s), jnp.float32) for s in ((6, 40), (1, 7), (1, 7))]
+            found -= traced(net, net.abstract, *frame)
         assert found == 5 * flops.ac_rollout(config, known, 3)

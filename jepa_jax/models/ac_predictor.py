@@ -79,30 +79,6 @@ def attend_frames(q: jax.Array, k: jax.Array, v: jax.Array, frames: int) -> jax.
     return parts[0] if frames == 1 else jnp.concatenate(parts, axis=1)
 
 
-def attend_common(
-    q: jax.Array, k: jax.Array, v: jax.Array, own_k: jax.Array, own_v: jax.Array
-) -> jax.Array:
-    """Attention of queries that all of a batch have in common, over keys of which most are common.
-
-    q, k, v [1, n, A, C]; own_k, own_v [B, m, A, C] -> [B, n, A, C]. The common scores are computed
-    once and joined with each row's own: a softmax over both is their weighted mean.
-    """
-    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    if q.dtype == jnp.float32:
-        product = functools.partial(product, precision=jax.lax.Precision.HIGHEST)
-    scale = q.shape[-1] ** -0.5
-    scores = product('nac,sac->ans', q[0], k[0]) * scale
-    own = product('nac,bsac->bans', q[0], own_k) * scale
-    most = scores.max(-1)  # [A, n]
-    weights = jnp.exp(scores - most[..., None])
-    values = product('ans,sac->anc', weights.astype(v.dtype), v[0])
-    larger = jnp.maximum(most, own.max(-1))  # [B, A, n]
-    share, own = jnp.exp(most - larger), jnp.exp(own - larger[..., None])
-    total = share * weights.sum(-1) + own.sum(-1)
-    joined = share[..., None] * values + product('bans,bsac->banc', own.astype(v.dtype), own_v)
-    return (joined / total[..., None]).astype(q.dtype).swapaxes(1, 2)
-
-
 class ACBlock(Block):
     """A transformer block over frames that can start from the keys and values of earlier ones."""
 
@@ -139,25 +115,6 @@ class ACBlock(Block):
         x = x + weigh(mixed.astype(x.dtype), each[2])
         y = self.mlp(change(self.norm2(x), *each[3:5]))
         return x + weigh(y.astype(x.dtype), each[5]), (k, v)
-
-    def branch(self, own: jax.Array, common: jax.Array, rope) -> tuple[jax.Array, Past]:
-        """The block on one frame whose first m tokens [B, m, D] differ over the batch and whose
-        others [1, n, D] do not. -> x [B, m + n, D], keys and values, as __call__; what is alike is
-        computed once."""
-        m, whole = own.shape[1], (len(own), *common.shape[1:])
-        tables = [(a[:m], a[m:]) for a in rope]
-        q1, k1, v1 = self.attn.split(self.norm1(own), tuple(a for a, _ in tables))
-        q2, k2, v2 = self.attn.split(self.norm1(common), tuple(a for _, a in tables))
-
-        def join(first, second):
-            second = jnp.broadcast_to(second, (len(own), *second.shape[1:]))
-            return jnp.concatenate([first, second], axis=1)
-
-        k, v = join(k1, k2), join(v1, v2)
-        mixed = jnp.concatenate([attend(q1, k, v), attend_common(q2, k2, v2, k1, v1)], axis=1)
-        x = jnp.concatenate([own, jnp.broadcast_to(common, whole)], axis=1)
-        x = x + self.attn.proj(mixed.reshape(x.shape)).astype(x.dtype)
-        return x + self.mlp(self.norm2(x)).astype(x.dtype), (k, v)
 
 
 class ACPredictor(nnx.Module):
@@ -199,9 +156,6 @@ class ACPredictor(nnx.Module):
         [B, T, state_width] (None if the width is 0), extrinsics [B, T, extrinsics_width] if used
         -> [B, T*h*w, D] float32, at each frame the prediction of the next.
 
-        x and states of batch 1 with actions of batch B: one frame, without a past, that all have in
-        common; what does not depend on the actions is then computed once.
-
         past: from an earlier call with return_past, for the frames before x; positions in time go
         on after them. As no frame sees a later one, this equals a call on all frames. return_past:
         also returns the keys and values of all frames so far.
@@ -210,9 +164,7 @@ class ACPredictor(nnx.Module):
         h, w = c.grid
         B, T = actions.shape[:2]
         assert x.shape[1] == T * h * w, (x.shape, actions.shape, c.grid)
-        common = len(x) < B
-        assert not common or (len(x) == T == 1 and past is None), (x.shape, actions.shape)
-        z = gather(self.embed)(x).reshape(len(x), T, h * w, c.width)
+        z = gather(self.embed)(x).reshape(B, T, h * w, c.width)
         before = []
         for module, values, used, scale in (
             ('action_encoder', actions, True, c.action_scale),
@@ -224,18 +176,12 @@ class ACPredictor(nnx.Module):
                 values = values * jnp.asarray(scale, values.dtype) if scale else values
                 before.append(gather(getattr(self, module))(values))
         condition = None
-        size = c.tokens_per_frame
-        branches = common and c.conditioning == 'tokens'
-        if branches:
-            action, *rest = (token.astype(c.dtype) for token in before)
-            rest = jnp.concatenate([*rest, z[:, 0].astype(c.dtype)], axis=1)
-        elif c.conditioning == 'tokens':
+        if c.conditioning == 'tokens':
             z = jnp.concatenate([*(token[:, :, None] for token in before), z], axis=2)
         else:
             condition = sum(before)
-            z = jnp.broadcast_to(z, (B, *z.shape[1:])) if common else z
-        if not branches:
-            z = jnp.reshape(z.astype(c.dtype), (B, T * size, c.width), out_sharding=batch_spec(z))
+        size = z.shape[2]
+        z = jnp.reshape(z.astype(c.dtype), (B, T * size, c.width), out_sharding=batch_spec(z))
         first = 0 if past is None else past[0].shape[2] // size
         rope = angles(self._positions(first, T), c.width // c.heads, c.rope)
 
@@ -245,20 +191,7 @@ class ACPredictor(nnx.Module):
             z, keys_values = gather(block)(z, rope, T, past, condition)
             return z, keys_values if return_past else None
 
-        def slice_of(index):
-            return jax.tree.map(
-                lambda a: jax.lax.dynamic_index_in_dim(a, index, 0, False), self.blocks
-            )
-
-        if branches:
-            z, begun = gather(slice_of(0)).branch(action, rest, rope)
-            z, present = jax.lax.scan(
-                lambda z, i: body(z, (slice_of(i), None)), z, jnp.arange(1, c.depth)
-            )
-            if return_past:
-                present = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), begun, present)
-        else:
-            z, present = jax.lax.scan(body, z, (self.blocks, past))
+        z, present = jax.lax.scan(body, z, (self.blocks, past))
         z = jnp.reshape(z, (B, T, size, c.width), out_sharding=batch_spec(z))
         z = self.norm(z[:, :, size - h * w :])
         z = gather(self.proj)(jnp.reshape(z, (B, T * h * w, c.width), out_sharding=batch_spec(z)))

@@ -61,8 +61,7 @@ class ACWorldModel:
 
     States are integrated from the actions, not predicted. A frame's keys and values are computed
     once for the whole rollout, which is exact, because no frame sees a later one; those of all
-    frames before the last known one are the same for all samples and computed once for all. So is,
-    of a single known frame, what its first block does before the action comes in.
+    frames before the last known one are the same for all samples and computed once for all.
     """
 
     params: dict
@@ -112,13 +111,12 @@ class ACWorldModel:
             states = context.states[None, :-1] if stateful else None
             _, past = self.net(self.params, known, context.actions[None], states, return_past=True)
             past = jax.tree.map(lambda a: spread(a, 1), past)
-        # the first frame that all samples start from is given once: see ACPredictor
-        frame = context.features[-1:] if T == 1 else spread(context.features[-1:])
+        frame = spread(context.features[-1:])
         state = spread(context.states[-1:]) if stateful else None
         frames, states = [], []
         for h in range(H):
             action = actions[:, h]
-            given = () if state is None else (state[: len(frame), None],)
+            given = () if state is None else (state[:, None],)
             inputs = self.params, frame, action[:, None], *given
             if h + 1 < H:
                 frame, past = self.net(*inputs, past=past, return_past=True)

@@ -112,31 +112,6 @@ def test_frames_one_by_one_equal_all_at_once(settings):
     np.testing.assert_allclose(last, whole[:, 32:], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    'settings', [{}, {'conditioning': 'adaln', 'residual': True}, {'state_width': 0}, {'depth': 1}],
-    ids=str,
-)  # fmt: skip
-def test_a_frame_in_common_equals_one_for_each(settings):
-    net, params = make(**settings)
-    x = jnp.asarray(normal(4, 1, 16, 96))
-    actions, states = jnp.asarray(normal(5, 3, 1, 7)), jnp.asarray(normal(6, 1, 1, 7))
-    states = None if 'state_width' in settings else states
-
-    @jax.jit
-    def run(x, actions, states):
-        return net(params, x, actions, states, return_past=True)
-
-    found = run(x, actions, states)
-    each = [None if a is None else jnp.repeat(a, 3, 0) for a in (x, states)]
-    wanted = run(each[0], actions, each[1])
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
-    assert np.abs(found[0][0] - found[0][1]).max() > 1e-3 or 'conditioning' in settings
-    if not settings:
-        alone = net(params, x, actions[:1], states)  # and a batch of one is no branch
-        np.testing.assert_allclose(alone, found[0][:1], rtol=0, atol=1e-5)
-
-
 def test_action_scale_is_a_factor_of_the_actions():
     plain, params = make()
     scaled, _ = make(action_scale=(2.0, 1, 1, 1, 1, 1, 0.5), state_scale=(3.0,) * 7)
