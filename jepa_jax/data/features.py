@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jepa_jax.config import RobotTrainConfig
-from jepa_jax.data import robot
+from jepa_jax.data import npz, robot
 from jepa_jax.data.clips import Timing
 from jepa_jax.data.decode import BadFile
 from jepa_jax.sharding import path_name
@@ -131,7 +131,7 @@ class FeatureStore:
         """
         if not self.file(name).exists():
             raise BadFile(name, 'missing', f'no features in {self.folder}')
-        return np.load(self.file(name).with_suffix('.numbers.npy'))
+        return npz.load(self.file(name).with_suffix('.numbers.npy'))
 
     def length(self, name: str) -> int:
         """How many; raises BadFile as `numbers`."""
@@ -139,7 +139,7 @@ class FeatureStore:
 
     def read(self, name: str, first: int, frames: int) -> np.ndarray:
         """Features [frames, N, D] from the first-th frame kept on."""
-        stored = np.load(self.file(name), mmap_mode='r')
+        stored = npz.load(self.file(name), mmap_mode='r')
         return np.array(stored[first : first + frames]).view(DTYPES[self._config.features_dtype])
 
 

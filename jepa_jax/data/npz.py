@@ -1,4 +1,5 @@
-"""An .npz file whose arrays grow row by row, so that it may be larger than the memory."""
+"""NumPy's files: reading them from several threads, and an .npz whose arrays grow row by row, so
+that it may be larger than the memory."""
 
 from __future__ import annotations
 
@@ -7,9 +8,27 @@ import os
 import pathlib
 import shutil
 import tempfile
+import threading
 import zipfile
+from typing import Literal
 
 import numpy as np
+
+# np.load parses headers by `ast`, which up to Python 3.11.7 raises SystemError in two threads at
+# once, now and then (python/cpython issue 106905)
+_parsing = threading.Lock()
+
+
+def load(path: str | os.PathLike, mmap_mode: Literal['r'] | None = None) -> np.ndarray:
+    """The array of an .npy file; errors as those of np.load. Safe in threads."""
+    with _parsing:
+        return np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
+
+
+def load_all(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file by name; errors as those of np.load. Safe in threads."""
+    with _parsing, np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file}
 
 
 class NpzRows:

@@ -17,6 +17,8 @@ import functools
 import json
 import math
 import os
+import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +27,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from jepa_jax.config import ConfigError, RobotData, nearest
-from jepa_jax.data import decode
+from jepa_jax.data import decode, npz
 from jepa_jax.data.augment import Crop, resize
 from jepa_jax.data.clips import Timing, Unsuitable
 from jepa_jax.data.decode import BadFile
@@ -363,9 +365,8 @@ class Npz:
     def episode(self, index: int) -> Episode:
         path = self._files[index]
         try:
-            with np.load(path) as file:
-                arrays = {key: file[key] for key in file}
-        except (ValueError, EOFError, OSError) as error:
+            arrays = npz.load_all(path)
+        except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError) as error:
             raise BadFile(path, 'corrupt', f'no npz: {error}') from error
         if 'states' not in arrays:
             held = ', '.join(arrays) or 'nothing'

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from jepa_jax.config import SELF_MADE, ConfigError, Data, DataList
-from jepa_jax.data import clips, decode
+from jepa_jax.data import clips, decode, npz
 from jepa_jax.data.cache import ClipCache, read_stored
 
 VIDEOS = frozenset('.mp4 .mkv .mov .avi .webm .m4v .mpg .mpeg .ts .flv .wmv .3gp .ogv'.split())
@@ -341,7 +341,7 @@ def _image_depth(feature) -> int:
 
 def _array(path: str) -> list[tuple[str, int | None]]:
     try:
-        names = np.load(path, allow_pickle=False)
+        names = npz.load(path)
     except ValueError as error:  # an array of objects, or no array at all
         raise ConfigError(f'{path!r} is no array of strings that numpy can read safely') from error
     if names.ndim != 1 or names.dtype.kind not in 'US':

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from jepa_jax.data import decode
+from jepa_jax.data import decode, npz
 from jepa_jax.data.clips import Sampling, Timing, Unsuitable, by_time
 
 PIECE = 2**27  # bytes of raw frames decoded at a time
@@ -126,7 +126,7 @@ def _by_number(name: str) -> list:
 
 def _open_array(path: str, fps: float) -> Input:
     try:
-        frames = np.load(path, mmap_mode='r', allow_pickle=False)
+        frames = npz.load(path, mmap_mode='r')
     except FileNotFoundError as error:
         raise decode.BadFile(path, 'missing') from error
     except (OSError, ValueError, EOFError) as error:

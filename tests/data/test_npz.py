@@ -1,9 +1,41 @@
 """Growing .npz files as numpy reads them."""
 
+import gc
+import sys
+
 import numpy as np
 import pytest
 
+from jepa_jax.data import npz
 from jepa_jax.data.npz import NpzRows
+from jepa_jax.data.pipeline import side_by_side
+
+
+def test_many_threads_read(tmp_path):
+    """Up to Python 3.11.7 two threads in `ast` at once raise SystemError. What lets the other one
+    in is a callback of the garbage collector, such as JAX's."""
+    np.savez(tmp_path / 'x.npz', states=np.arange(21.0).reshape(3, 7), cube=np.ones(3))
+    np.save(tmp_path / 'x.npy', np.arange(5))
+    interval, threshold = sys.getswitchinterval(), gc.get_threshold()
+
+    def spend(phase, info):
+        sum(range(300))
+
+    def read(number):
+        for _ in range(60):
+            found = npz.load_all(tmp_path / 'x.npz')
+            assert found['states'][2, 6] == 20 and found['cube'].shape == (3,)
+            assert npz.load(tmp_path / 'x.npy', mmap_mode='r')[4] == 4
+
+    gc.callbacks.append(spend)
+    sys.setswitchinterval(1e-6)
+    gc.set_threshold(1)
+    try:
+        side_by_side(read, [(i,) for i in range(4)], threads=4)
+    finally:
+        gc.callbacks.remove(spend)
+        sys.setswitchinterval(interval)
+        gc.set_threshold(*threshold)
 
 
 def test_rows(tmp_path):

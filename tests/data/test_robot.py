@@ -278,6 +278,19 @@ def test_states_of_another_rate_than_the_video_are_refused(tmp_path):
         robot.cut(episode, 3, 4.0, lambda n: 0)
 
 
+def test_damaged_npz_is_named(tmp_path):
+    path = tmp_path / 'a.npz'
+    np.savez_compressed(path, states=np.random.default_rng(0).normal(size=(90, 7)))
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 255
+    for data in (b'', b'no npz', whole[: len(whole) // 2], bytes(flipped)):
+        path.write_bytes(data)
+        with pytest.raises(BadFile, match='corrupt') as found:
+            robot.open_recordings(RobotData(kind='npz', path=str(tmp_path))).episode(0)
+        assert 'a.npz' in str(found.value)
+
+
 def test_what_is_missing_in_a_droid_folder_is_said(tmp_path):
     write_droid(tmp_path / 'a')
     data = RobotData(path=str(tmp_path))
