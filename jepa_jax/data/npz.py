@@ -26,8 +26,16 @@ def load(path: str | os.PathLike, mmap_mode: Literal['r'] | None = None) -> np.n
 
 
 def load_all(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file by name; errors as those of np.load. Safe in threads."""
-    with _parsing, np.load(path, allow_pickle=False) as file:
+    """The arrays of an .npz file by name. Safe in threads.
+
+    Raises:
+      OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error: it cannot be read.
+    """
+    # given a path, numpy leaves the file of a damaged archive open
+    with _parsing, open(path, 'rb') as stream:
+        file = np.load(stream, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise ValueError('one array alone, as in an .npy file')
         return {name: file[name] for name in file}
 
 

@@ -284,7 +284,9 @@ def test_damaged_npz_is_named(tmp_path):
     whole = path.read_bytes()
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 255
-    for data in (b'', b'no npz', whole[: len(whole) // 2], bytes(flipped)):
+    np.save(tmp_path / 'one.npy', np.zeros(3))
+    one = (tmp_path / 'one.npy').read_bytes()
+    for data in (b'', b'no npz', one, whole[: len(whole) // 2], bytes(flipped)):
         path.write_bytes(data)
         with pytest.raises(BadFile, match='corrupt') as found:
             robot.open_recordings(RobotData(kind='npz', path=str(tmp_path))).episode(0)
