@@ -65,6 +65,11 @@ LOOK_AT = np.array([0.50, 0.05, 0.22])  # metres, the middle of the picture
 CAMERA_FROM = np.array([0.68, 0.80, 0.58])  # metres from there to the camera
 
 LIGHT_GREY, DARK_GREY = (0.92, 0.92, 0.90, 1), (0.18, 0.18, 0.20, 1)
+# fingers like nothing else in the scene: grey ones, three pixels wide at 96, hardly told a cost
+# of features or pixels whether they were open
+BLUE = (0.05, 0.25, 0.95, 1)
+TOUCH = 0.002  # metres
+PRESS = 0.1  # closedness beyond what is measured that is asked of fingers which hold something
 
 # An OpenGL context belongs to one thread; callers may be on any, such as one of a JAX callback
 _drawing = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix='mujoco-draws')
@@ -194,8 +199,10 @@ class Panda:
         """A quarter of a second of physics: the tool goes to its measured pose plus `action` [7].
 
         A position outside of WORKSPACE is brought to its border. Without rotation the orientation
-        last asked for is held. Without change of closedness so is the gripper's target, hence its
-        grip: closing on a cube asks for more than it can reach, and that is what presses.
+        last asked for is held, and without change of closedness the gripper's target. Fingers that
+        were told to close and met the cube on both sides press on it until they are told to open,
+        as a Franka hand's do when told to grasp: an action that closes them as far as the cube
+        lets them, which is all that recordings show, holds it.
 
         Raises:
           SimError: an action of another shape or with values that are not finite.
@@ -219,6 +226,18 @@ class Panda:
             d.ctrl[:7] = begin + min(1, (i + 1) / RAMP) * (end - begin)
             mujoco.mj_step(self.model, d)
         mujoco.mj_forward(self.model, d)  # poses of this moment, not of the last substep's start
+        if action[6] > 0 and self._held():
+            closed = min(1, self.state()[6] + PRESS)
+            d.ctrl[7:] = np.minimum(d.ctrl[7:], OPENING / 2 * (1 - closed))
+
+    def _held(self) -> bool:
+        """Whether the cube is between the fingers, no more than TOUCH from either."""
+        model, data = self.model, self.data
+        cube, *fingers = (model.body(name).geomadr[0] for name in ('cube', 'left', 'right'))
+        return all(
+            mujoco.mj_geomDistance(model, data, cube, finger, 2 * TOUCH, None) < TOUCH
+            for finger in fingers
+        )
 
     def save(self) -> tuple:
         """All that physics depends on, for `restore`."""
@@ -444,7 +463,7 @@ def _arm(spec: mujoco.MjSpec) -> None:
             type=box,
             size=(0.011, 0.007, 0.027),
             pos=(0, 0.007, 0.027),
-            rgba=DARK_GREY,
+            rgba=BLUE,
             mass=0.05,
             **GRIP,
         )

@@ -120,6 +120,24 @@ def test_the_gripper_holds_by_contact_alone(panda):
     assert panda.cube()[2] == pytest.approx(0.03, abs=0.005) and panda.state()[6] < 0.05
 
 
+def test_closing_as_far_as_the_cube_lets_the_fingers_holds_it(panda):
+    """What recordings show of a grasp, done again, is one; closing short of the cube is none."""
+    for short, held in ((0.0, True), (0.1, False)):
+        panda.place((0.5, 0, 0.2), cube=(0.5, 0))
+        for pose in grasp_poses(panda)[:2]:
+            follow(panda, pose, 4)
+        closing = np.zeros(7)
+        closing[6] = 1 - 0.044 / OPENING - panda.state()[6] - short
+        panda.act(closing)
+        for _ in range(3):
+            panda.act([0, 0, 0.05, 0, 0, 0, 0])
+        assert (panda.cube()[2] > 0.12) == held
+        panda.act([0, 0, 0, 0, 0, 0, -1])
+        for _ in range(3):
+            panda.act(np.zeros(7))
+        assert panda.cube()[2] == pytest.approx(0.03, abs=0.005) and panda.state()[6] < 0.05
+
+
 def play(env, policy, seed):
     """-> rewards, whether it was truncated, last info."""
     env.reset(seed=seed)
