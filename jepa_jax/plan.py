@@ -202,8 +202,9 @@ def read_episode(path: str):
         raise InputError(f'{path}: must be an .npz file with observations and states')
     try:
         with np.load(path) as file:
-            found = {name: file[name] for name in ('observations', 'states') if name in file}
             names = list(file)
+            wanted = 'observations', 'states', 'actions'
+            found = {name: file[name] for name in wanted if name in names}
     except (zipfile.BadZipFile, ValueError, EOFError) as error:
         raise InputError(f'{path}: cannot be read as npz ({error})') from error
     for name, axes, kind in (('observations', 5, np.uint8), ('states', 3, np.floating)):
@@ -217,6 +218,11 @@ def read_episode(path: str):
         if not np.issubdtype(a.dtype, kind):
             wanted = 'uint8' if axes == 5 else 'float32'
             raise InputError(f'{path}: {name} is of type {a.dtype}, must be {wanted}')
+    if 'actions' in found and (found['actions'].shape or (0,))[-1] != 7:
+        raise InputError(
+            f'{path}: actions has shape {list(found["actions"].shape)}, must have [1, T - 1, 7]: a '
+            'plan is of x, y, z, roll, pitch, yaw and gripper, as differences of states'
+        )
     observations, states = found['observations'][0], np.float32(found['states'][0])
     if len(observations) != len(states):
         raise InputError(

@@ -6,10 +6,16 @@ import pathlib
 import subprocess
 import sys
 
+import jax
+import matplotlib.image
 import numpy as np
 import pytest
 
-from jepa_jax import plan
+from jepa_jax import cli, convert, plan
+from jepa_jax.convert.weights import Weights
+from jepa_jax.models.ac_predictor import ACPredictor, ACPredictorConfig
+from jepa_jax.models.vit import ViT, ViTConfig
+from jepa_jax.nets import Net
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -58,30 +64,98 @@ NAN = np.zeros((1, 2, 7), np.float32)
 NAN[0, 1, 3] = np.nan
 
 
+def said(capsys, *arguments: str) -> str:
+    """The line that the command ends with; the same process, as starting JAX takes seconds."""
+    status = cli.run(
+        plan.main, doc=plan.__doc__, config=None, options=plan.add_options, argv=arguments
+    )
+    error = capsys.readouterr().err.strip()
+    assert status == 1 and error.startswith('error: ') and len(error.splitlines()) == 1, error
+    return error.removeprefix('error: ')
+
+
 @pytest.mark.parametrize(
     'changes, message',
     [
         ({'states': None}, 'no array states; it holds observations'),
-        ({'states': NAN}, r'states\[0, 1, 3\] is nan: must be finite'),
-        ({'states': NAN[..., :6]}, r'states has shape \[1, 2, 6\], must have \[1, T, 7\]'),
+        ({'states': NAN}, 'states[0, 1, 3] is nan: must be finite'),
+        ({'states': NAN[..., :6]}, 'states has shape [1, 2, 6], must have [1, T, 7]'),
+        (
+            {'actions': NAN[:, :1, :6]},
+            'actions has shape [1, 1, 6], must have [1, T - 1, 7]: a plan',
+        ),
         ({'states': NAN[:, :1]}, '2 observations and 1 states: must be as many'),
         ({'states': np.full((1, 2, 7), 3, np.float32)}, 'closedness of the gripper'),
-        ({'observations': np.zeros((2, 40, 56, 3), np.uint8)}, r'must have \[1, T, H, W, 3\]'),
+        ({'observations': np.zeros((2, 40, 56, 3), np.uint8)}, 'must have [1, T, H, W, 3]'),
         ({'observations': np.zeros((1, 2, 40, 56, 3))}, 'of type float64, must be uint8'),
     ],
 )
-def test_bad_input_gets_one_line(changes, message, tmp_path):
-    with pytest.raises(plan.InputError, match=message):
-        plan.read_episode(str(trajectory(tmp_path / 'a.npz', **changes)))
+def test_bad_input_gets_one_line(changes, message, tmp_path, capsys):
+    path = str(trajectory(tmp_path / 'a.npz', **changes))
+    found = said(capsys, '--model', 'random:tiny', '--input', path, '--out', str(tmp_path))
+    assert found.startswith(path) and message in found
 
 
-def test_a_goal_of_another_size_is_refused(tmp_path):
-    import matplotlib.image
+def test_a_goal_of_another_size_is_refused(tmp_path, capsys):
+    goal = tmp_path / 'goal.png'
+    matplotlib.image.imsave(goal, np.zeros((30, 56, 3), np.uint8))
+    path = str(trajectory(tmp_path / 'a.npz'))
+    options = '--model', 'random:tiny', '--input', path, '--out', str(tmp_path)
+    assert said(capsys, *options, '--goal', str(goal)) == (
+        f'{goal}: the goal has 56 x 30 pixels, must have 56 x 40 as the frames, from the same '
+        'camera'
+    )
 
-    path = tmp_path / 'goal.png'
-    matplotlib.image.imsave(path, np.zeros((30, 56, 3), np.uint8))
-    with pytest.raises(plan.InputError, match='the goal has 56 x 30 pixels, must have 56 x 40'):
-        plan.read_goal(str(path), np.zeros((2, 40, 56, 3), np.uint8))
+
+@pytest.mark.parametrize(
+    'flags, message',
+    [
+        (
+            ('--horizon', '8'),
+            'horizon 8 after 1 known frames: the predictor would see 8 frames, at most 7 were '
+            'trained',
+        ),
+        (('--horizon', '0'), 'horizon 0: must be at least 1'),
+        (('--elites', '401'), 'elites 401: must be from 2 to samples = 400'),
+        (('--max-step', 'nan'), 'max_step nan: must be finite and more than 0 metres'),
+        (('--max-step', '-1'), 'max_step -1: must be finite and more than 0 metres'),
+        (('--at-once', '-1'), 'at_once -1: must be at least 0'),
+    ],
+)
+def test_what_cannot_be_planned_gets_one_line(flags, message, tmp_path, capsys):
+    path = str(trajectory(tmp_path / 'a.npz'))
+    options = '--model', 'random:tiny', '--input', path, '--out', str(tmp_path)
+    assert said(capsys, *options, *flags) == message
+
+
+@pytest.mark.parametrize(
+    'widths, message',
+    [
+        (
+            dict(action_width=5),
+            "model '{}' takes actions of 5 and states of 7 numbers: planning for an end effector "
+            'needs 7, and 7 or none',
+        ),
+        (dict(state_width=0), 'state_weight 1: the model has no state'),
+    ],
+    ids=str,
+)
+def test_a_model_of_other_widths_gets_one_line(widths, message, tmp_path, capsys):
+    encoder = ViTConfig(48, 1, 2, image_size=32)
+    config = ACPredictorConfig(48, width=48, depth=1, heads=2, grid=(2, 2), **widths)
+    trees = {
+        part: jax.tree.map(lambda a: np.zeros(a.shape, np.float32), Net(make).abstract)
+        for part, make in (
+            ('target', lambda rngs: ViT(encoder, rngs=rngs)),
+            ('ac_predictor', lambda rngs: ACPredictor(config, rngs=rngs)),
+        )
+    }
+    model = tmp_path / 'model'
+    weights = Weights(tmp_path, 'jax', '2.0', 'custom', encoder, config, None, trees)
+    convert.write(weights, model, to='jax')
+    options = '--model', str(model), '--input', str(trajectory(tmp_path / 'a.npz'))
+    found = said(capsys, *options, '--out', str(tmp_path), '--state-weight', '1')
+    assert found == message.format(model)
 
 
 def test_what_cannot_be_planned_is_one_line_and_status_1(tmp_path):

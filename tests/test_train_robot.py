@@ -6,9 +6,20 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def environment(tmp_path) -> dict[str, str]:
+    return {
+        **os.environ,
+        'JAX_PLATFORMS': 'cpu',
+        'JEPA_JAX_CACHE': str(tmp_path / 'cache'),
+        # these programs run for less time than they compile
+        'XLA_FLAGS': '--xla_backend_optimization_level=0',
+    }
 
 
 def train(tmp_path, *flags: str) -> subprocess.CompletedProcess:
@@ -16,7 +27,7 @@ def train(tmp_path, *flags: str) -> subprocess.CompletedProcess:
         [sys.executable, '-m', 'jepa_jax.train', '--config=configs/ac_vitg.py:smoke',
          '--config.optim.steps=4', '--config.data.workers=0', *flags],
         cwd=ROOT, capture_output=True, text=True, timeout=900,
-        env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'JEPA_JAX_CACHE': str(tmp_path / 'cache')},
+        env=environment(tmp_path),
     )  # fmt: skip
 
 
@@ -45,3 +56,22 @@ def test_the_smoke_config_trains_once(tmp_path):
     assert other.returncode == 1
     (line,) = [x for x in other.stderr.splitlines() if x.startswith('error')]
     assert "robot: 'franka' in the weights, 'ur5e' here" in line
+
+
+def test_a_model_that_is_shown_no_states_is_trained_and_planned_with(tmp_path):
+    run, given = tmp_path / 'run', tmp_path / 'now.npz'
+    done = train(
+        tmp_path, f'--workdir={run}', '--config.ac.use_states=false', '--config.optim.steps=1',
+        '--config.optim.warmup=0', '--config.optim.anneal=0', '--config.logging.health_every=0',
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    states = np.zeros((1, 2, 7), np.float32)
+    np.savez(given, observations=np.zeros((1, 2, 64, 64, 3), np.uint8), states=states)
+    planned = subprocess.run(
+        [sys.executable, '-m', 'jepa_jax.plan', f'--model={run}', f'--input={given}',
+         f'--out={tmp_path}', '--samples=8', '--iterations=2', '--elites=4'],
+        cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    assert planned.returncode == 0, planned.stderr
+    actions = json.loads((tmp_path / 'plan.json').read_text())['actions']
+    assert np.isfinite(actions).all() and np.shape(actions) == (2, 7)

@@ -53,6 +53,7 @@ REASONS = {
     'short': 'fewer frames than a clip needs',
     'mismatch': 'states and video do not belong together',
     'bad_state': 'states that cannot be used',
+    'bad_action': 'actions that cannot be used',
     'no_camera': 'no video from the camera',
 }
 

@@ -376,6 +376,14 @@ class Npz:
                 if len(arrays[key]) != 1:
                     raise BadFile(path, 'bad_state', f'{key} holds {len(arrays[key])} episodes')
                 arrays[key] = arrays[key][0]
+        if 'actions' in arrays and (arrays['actions'].shape or (0,))[-1] != len(STATE):
+            # those of the right width are not used: the contract's are differences of states
+            raise BadFile(
+                path,
+                'bad_action',
+                f'actions have shape {list(arrays["actions"].shape)}, must have [T - 1, 7], '
+                'differences of states',
+            )
         extrinsics = arrays.get('extrinsics')
         states = _as_contract(path, arrays['states'], self._data, extrinsics)
         if (pixels := arrays.get('observations')) is not None:

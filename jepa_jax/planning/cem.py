@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +79,13 @@ class ActionSpace:
 
 def end_effector(max_step: float = 0.05, **settings) -> ActionSpace:
     """The released planner's: x, y, z within +- max_step metres and the gripper; no rotation.
-    (reference: vjepa2 §8.2)"""
+    (reference: vjepa2 §8.2)
+
+    Raises:
+      ValueError: max_step is not finite and more than 0.
+    """
+    if not 0 < max_step < math.inf:
+        raise ValueError(f'max_step {max_step:g}: must be finite and more than 0 metres')
     return ActionSpace(
         width=7,
         planned=(0, 1, 2, 6),

@@ -77,8 +77,11 @@ class ACWorldModel:
         """See WorldModel.
 
         Raises:
-          ValueError: context and horizon are longer than the model was trained for.
+          ValueError: context and horizon are longer than the model was trained for; at_once is
+            negative.
         """
+        if self.at_once < 0:
+            raise ValueError(f'at_once {self.at_once}: must be at least 0')
         T, (S, H, _) = len(context.features), actions.shape
         if T + H - 1 > self.frames:
             raise ValueError(
@@ -156,8 +159,9 @@ class Cost:
             states = None if states is None else states[:, -1:]
         energy = self._size(features - goal.features)
         if self.state_weight:
-            if goal.state is None or states is None:
-                raise ValueError('state_weight is set, but the goal or the model has no state')
+            for name, found in (('goal', goal.state), ('model', states)):
+                if found is None:
+                    raise ValueError(f'state_weight {self.state_weight:g}: the {name} has no state')
             if self.state == 'pose':
                 apart = poses.difference(states, jnp.broadcast_to(goal.state, states.shape))
             else:

@@ -255,6 +255,7 @@ NAN[7, 4] = np.nan
     [
         ({'states': NAN}, 'pitch of frame 7 is nan'),
         ({'states': states()[:, :6]}, r'states have shape \[40, 6\], must have \[T, 7\]'),
+        ({'actions': np.zeros((39, 9))}, r'actions have shape \[39, 9\], must have \[T - 1, 7\]'),
         ({'states': None}, 'no array states; it holds observations, fps'),
         ({'fps': None}, 'observations need fps'),
         ({'observations': None}, 'neither observations nor a video .*a.mp4'),

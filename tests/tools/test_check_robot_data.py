@@ -6,6 +6,9 @@ import sys
 
 import numpy as np
 
+import tools.check_robot_data
+from jepa_jax import cli
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
 
@@ -66,6 +69,30 @@ def test_wrong_units_sense_and_pauses_are_suspected(tmp_path):
     write(tmp_path, 'a.npz', still)
     said = run(tmp_path).stdout
     assert 'the gripper never moves' in said and 'most frames are still' in said
+
+
+def test_what_does_not_belong_together_is_named(tmp_path, capsys):
+    """A camera that is not there, and half as many states as frames; in this process."""
+
+    def check(*argv: str) -> tuple[str, str]:
+        tool = tools.check_robot_data
+        options = dict(doc=tool.__doc__, config=None, options=tool.add_options)
+        assert cli.run(tool.main, **options, argv=argv) == 1
+        done = capsys.readouterr()
+        assert done.err.splitlines()[-1].endswith('no episode can be read')
+        return done.out
+
+    droid, folder = tmp_path / 'droid', tmp_path / 'npz'
+    droid.mkdir()
+    (droid / 'trajectory.h5').touch()
+    (droid / 'metadata_a.json').write_text('{"left_mp4_path": "a.mp4", "wrist_mp4_path": "b.mp4"}')
+    words = "robot.camera = 'ext1': allowed are left_mp4_path, wrist_mp4_path"
+    assert words in check('--kind', 'droid', '--path', str(droid), '--camera', 'ext1')
+    folder.mkdir()
+    frames = np.zeros((20, 48, 96, 3), np.uint8)
+    np.savez(folder / 'a.npz', states=path(10), observations=frames, fps=8.0)
+    words = '10 states for 20 frames of video (8 a second): must be one for each, so the states'
+    assert words + ' are at 4 a second' in check('--kind', 'npz', '--path', str(folder))
 
 
 def test_nothing_readable_is_one_line(tmp_path):
