@@ -78,11 +78,7 @@ class Runs:
     def cut(self, step: int) -> pathlib.Path:
         """A copy of the unbroken run as if killed after the save of a step."""
         workdir = self.workdir()
-        shutil.copytree(self.finished(), workdir)
-        (workdir / 'report.json').unlink()
-        for newer in checkpoint.complete_steps(workdir / 'checkpoints'):
-            if newer > step:
-                shutil.rmtree(workdir / 'checkpoints' / str(newer))
+        copy_until(step, self.finished(), workdir)
         return workdir
 
     def command(self, workdir: pathlib.Path, *more: str, data: pathlib.Path | None = None):
@@ -146,6 +142,15 @@ class Started:
 
     def log(self) -> str:
         return self._log.read_text()
+
+
+def copy_until(step: int, workdir: pathlib.Path, copy: pathlib.Path) -> None:
+    """Copies a run as if it had been killed after the save of a step."""
+    shutil.copytree(workdir, copy)
+    (copy / 'report.json').unlink(missing_ok=True)
+    for newer in checkpoint.complete_steps(copy / 'checkpoints'):
+        if newer > step:
+            shutil.rmtree(copy / 'checkpoints' / str(newer))
 
 
 def parents() -> dict[int, int]:

@@ -8,12 +8,15 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
-from small_run import ROOT, STEPS, lines, parents
+from small_run import ROOT, STEPS, copy_until, lines, parents
 
-from jepa_jax import checkpoint, metrics
+from jepa_jax import checkpoint, cli, loop, metrics, sharding, start
 from jepa_jax.config import ConfigError
+from jepa_jax.data.pipeline import FailureLog, Pipeline
 from jepa_jax.distributed import settings
+from jepa_jax.objectives.masked_video import MaskedVideo
 
 SLURM = {
     'SLURM_JOB_ID': '7', 'SLURM_STEP_NODELIST': 'node[001-002]', 'SLURM_NTASKS': '16',
@@ -111,8 +114,50 @@ def losses(workdir) -> dict[int, float]:
 
 
 def assert_same_losses(ours: dict[int, float], theirs: dict[int, float], steps: range) -> None:
-    worst = max(abs(ours[step] - theirs[step]) for step in steps)
+    worst = max(abs(ours[step] / theirs[step] - 1) for step in steps)
+    print(f'largest relative difference of a loss over {steps}: {worst:.1e}')
     assert worst < 1e-6, f'{worst} over {steps}'
+
+
+def go_on(config, workdir, devices: int, fsdp: int) -> int:
+    """What `train` does, on so many of this process's devices; the step that it went on from."""
+    mesh = sharding.make_mesh(fsdp, jax.devices()[:devices])
+    objective = MaskedVideo.of(config)
+    workdir.mkdir(exist_ok=True)
+    with (
+        jax.set_mesh(mesh),
+        Pipeline(config, devices=devices) as pipeline,
+        checkpoint.Checkpoints(workdir / 'checkpoints', keep=9) as checkpoints,
+    ):
+        state, _ = start.initial_state(objective, config, mesh, checkpoints)
+        first = int(state.step)
+        with metrics.Metrics(
+            workdir, start_step=first, total_steps=config.optim.steps, terminal=False
+        ) as written:
+            loop.fit(
+                objective, state, pipeline, config, mesh=mesh, workdir=workdir,
+                checkpoints=checkpoints, metrics=written,
+                failures=FailureLog(config.data.max_failure_share),
+                cost=start.cost(config, pipeline),
+            )  # fmt: skip
+    return first
+
+
+@pytest.mark.slow
+def test_fewer_and_fewer_devices(runs, tmp_path):
+    """A run on 8 devices goes on on 4, and that one on 2: ten steps and more as unbroken on 8."""
+    config = cli.load(f'{runs.folder / "small.py"}:{runs.videos}')
+    config.optim.steps, config.checkpoints.every, config.logging.health_every = 30, 10, 0
+    eight, four, two = (tmp_path / name for name in ('eight', 'four', 'two'))
+    assert go_on(config, eight, 8, fsdp=4) == 0
+    copy_until(10, eight, four)
+    assert go_on(config, four, 4, fsdp=2) == 10
+    copy_until(20, four, two)
+    assert go_on(config, two, 2, fsdp=2) == 20
+    unbroken = losses(eight)
+    assert_same_losses(losses(four), unbroken, range(11, 31))
+    assert_same_losses(losses(two), unbroken, range(21, 31))
+    assert losses(four) != unbroken  # to rounding: sums over other numbers of devices
 
 
 class Pair:
@@ -156,16 +201,24 @@ class Pair:
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists('/proc/self/stat'), reason='reads /proc')
 def test_two_processes_are_one_run(runs):
-    """Killed, terminated, gone on with, gone on with by fewer: one story, as starts are dear."""
+    """Gone on with by two, killed, terminated, gone on with, by fewer: one story, as starts are
+    dear."""
     one, two = runs.workdir(), runs.workdir()
     alone = {**runs.environment, 'JAX_NUM_CPU_DEVICES': '8'}
     done = subprocess.run(
-        runs.command(one, FSDP), cwd=runs.folder, env=alone, capture_output=True, text=True,
-        timeout=600,
+        runs.command(one, FSDP, 'checkpoints.keep=4'), cwd=runs.folder, env=alone,
+        capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     unbroken = losses(one)
     assert sorted(unbroken) == list(range(1, STEPS + 1))
+
+    more = runs.workdir()  # goes on from its step 4 on two processes
+    copy_until(4, one, more)
+    pair = Pair(runs, more)
+    assert pair.end() == 0, pair.log()
+    assert 'goes on from step 4' in pair.log()
+    assert_same_losses(losses(more), unbroken, range(5, STEPS + 1))
 
     pair = Pair(runs, two)  # one of them is killed: the other ends by itself, and says why
     pair.until(lambda: len(checkpoint.complete_steps(two / 'checkpoints')) > 0)
