@@ -22,6 +22,7 @@ import logging
 import os
 import pathlib
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -44,6 +45,7 @@ UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 _UNFINISHED = 'saving-'
 _PIECE = 2**29  # bytes written at once by `write`, or one array if that is larger
 _SPARE = 1.02  # disk asked for over the arrays' own size: indices, manifest, blocks
+_CLOSED = 'Event loop is closed'  # asyncio's words
 _HASHERS = min(8, os.cpu_count() or 1)  # threads; hashlib releases the interpreter's lock
 
 
@@ -71,8 +73,24 @@ class _Orbax(logging.Filter):
 _ORBAX = _Orbax()
 
 
+@functools.cache
+def _silence_late_writes() -> None:
+    """Of a save that failed, TensorStore's other writes report for seconds to an event loop that
+    Orbax has closed: a traceback for each array, on standard error."""
+    before = sys.unraisablehook
+
+    def hook(args: Any) -> None:
+        if isinstance(args.exc_value, RuntimeError) and str(args.exc_value) == _CLOSED:
+            log.debug('orbax: %s', args.exc_value)
+        else:
+            before(args)
+
+    sys.unraisablehook = hook
+
+
 def _options(partial: bool = False) -> ocp.Context:
     logging.getLogger('absl').addFilter(_ORBAX)  # adding it again does nothing
+    _silence_late_writes()
     context = ocp.Context()
     # zstd takes 8 % off float weights and 2.7 times as long, on cores that decode video meanwhile
     context.array.saving.use_compression = False
@@ -570,7 +588,7 @@ class Checkpoints:
         self.failures += 1
         self.last_error = f'step {step} is not saved: {reason}'
         last = self.steps()[-1:] or ['none']
-        log.error('%s; the run goes on, the last checkpoint is %s', self.last_error, last[0])
+        log.error('%s; the last checkpoint is %s', self.last_error, last[0])
         if jax.process_index() == 0:
             try:
                 self._sweep()

@@ -193,7 +193,10 @@ def fit(
         save()
         checkpoints.wait()
         if checkpoints.last_error:
-            raise TrainingError(f'step {n} could not be saved: {checkpoints.last_error}')
+            raise TrainingError(
+                f'{checkpoints.last_error}; start the same command again to go on from the last '
+                'checkpoint'
+            )
 
     with (
         _termination() as received,

@@ -7,6 +7,7 @@ value that is not finite is the string "nan", "inf" or "-inf", which `read` turn
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import logging
 import math
@@ -30,6 +31,7 @@ FILE = 'metrics.jsonl'
 # What the clock decides; all other values of two equal runs are equal bit for bit.
 TIMING_KEYS = ('clips_per_s', 'data_wait_s', 'step_s', 'tokens_per_s', 'mfu', 'memory_gib')
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NOT_FINITE = {'nan': math.nan, 'inf': math.inf, '-inf': -math.inf}
 
 
@@ -182,7 +184,11 @@ class Metrics:
             words.append(f'{row["clips_per_s"]:.1f} clips/s')
         left = elapsed / (step - self._start) * (self._total - step)
         words.append(f'{tqdm.format_interval(max(left, 0))} left')
-        print('  '.join(words), flush=True)
+        try:
+            print('  '.join(words), flush=True)
+        except OSError as error:  # a log on a full disk; the line stays in the stream's buffer
+            if error.errno not in _FULL:
+                raise
 
 
 class _Events:

@@ -38,7 +38,10 @@ class _Terminal(logging.Handler):
     """Log lines on stderr, above the progress bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        try:
+            tqdm.write(self.format(record), file=sys.stderr)
+        except OSError:  # a log on a full disk ends no run; the line stays in the stream's buffer
+            pass
 
 
 def logging_to_terminal() -> None:

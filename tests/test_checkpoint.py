@@ -368,7 +368,7 @@ def test_no_space_is_seen_before(tmp_path, monkeypatch, caplog):
         assert 'GiB free' in series.last_error
         (record,) = caplog.records
         assert record.levelno == logging.ERROR
-        assert record.getMessage().endswith('the run goes on, the last checkpoint is 10')
+        assert record.getMessage().endswith('; the last checkpoint is 10')
         monkeypatch.setattr(checkpoint, '_free_bytes', free)
         assert series.save(20, state, {})
         series.wait()

@@ -2,15 +2,18 @@
 
 import builtins
 import errno
+import io
 import json
+import logging
 import math
 import os
 import struct
+import sys
 
 import numpy as np
 import pytest
 
-from jepa_jax import metrics
+from jepa_jax import metrics, start
 from jepa_jax.metrics import Metrics, read
 
 
@@ -135,6 +138,22 @@ def test_full_disk_at_the_end_is_told(tmp_path, caplog):
 
 
 # The screen
+
+
+class FullLog(io.StringIO):
+    def write(self, _):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+
+def test_a_log_on_a_full_disk_ends_no_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, 'stdout', FullLog())
+    monkeypatch.setattr(sys, 'stderr', FullLog())
+    with Metrics(tmp_path, start_step=0, total_steps=20, terminal=False) as writer:
+        writer.write(10, {'loss': 0.1})
+        writer.write(20, {'loss': 0.05})
+    terminal = start._Terminal()
+    terminal.handle(logging.LogRecord('jepa_jax', logging.ERROR, '', 0, 'not saved', (), None))
+    assert read(tmp_path) == [{'step': 10, 'loss': 0.1}, {'step': 20, 'loss': 0.05}]
 
 
 def test_lines_are_few(tmp_path, capsys):

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -84,6 +86,53 @@ def test_a_damaged_checkpoint_is_passed_over(runs):
     assert done.returncode == 0, done.stderr
     assert f'checkpoint {STEPS} is damaged' in done.stderr and str(path) in done.stderr
     assert 'goes on from step 12' in done.stderr
+    assert_same_run(workdir, runs.finished())
+
+
+FULL_DISK = """
+import resource, sys
+from jepa_jax import checkpoint, train
+
+save = checkpoint.Checkpoints.save
+
+def on_a_disk_that_fills(self, step, state, extra):
+    self.wait()
+    endless = resource.RLIM_INFINITY
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0 if step in (8, 16) else endless, endless))
+    return save(self, step, state, extra)
+
+checkpoint.Checkpoints.save = on_a_disk_that_fills
+sys.exit(train.main())
+"""
+
+
+def test_full_disk(runs):
+    """No file can grow, the log's neither, from the save of step 8 to that of 12; nor in the last.
+
+    The run goes on, and its next start from the last good checkpoint.
+    """
+    workdir, log = runs.workdir(), runs.folder / 'full.log'
+    flags = runs.command(workdir)[3:]
+    with log.open('w') as file:  # a write over the limit fails: Python ignores SIGXFSZ
+        done = subprocess.run(
+            [sys.executable, '-c', FULL_DISK, *flags], cwd=runs.folder, env=runs.environment,
+            stdout=file, stderr=subprocess.PIPE, text=True, timeout=600,
+        )  # fmt: skip
+    assert done.returncode == 1 and 'Traceback' not in done.stderr, done.stderr
+    said = [line for line in done.stderr.splitlines() if line.startswith('step ')]
+    for line, step, last in zip(said, (8, 16), (4, 12), strict=True):
+        assert line.startswith(f'step {step} is not saved: ') and 'File too large' in line
+        assert line.endswith(f'; the last checkpoint is {last}')
+    *_, line = done.stderr.splitlines()
+    assert line.startswith(f'error: step {STEPS} is not saved: ')
+    assert line.endswith('; start the same command again to go on from the last checkpoint')
+    assert checkpoint.complete_steps(workdir / 'checkpoints') == [4, 12]
+    assert rows(workdir) == rows(runs.finished())
+    assert 'step 1/16' in log.read_text()
+
+    again = runs.run(workdir)
+    assert again.returncode == 0, again.stderr
+    assert 'goes on from step 12' in again.stderr
     assert_same_run(workdir, runs.finished())
 
 
