@@ -187,7 +187,8 @@ def fit(
     clock, interval, compiled = Clock(), Clock(), set()
 
     def save() -> None:
-        checkpoints.save(n, state, {'config': stored, 'failures': failures.state()})
+        known = {'config': stored, 'failures': failures.state(), **pipeline.facts}
+        checkpoints.save(n, state, known)
 
     def save_last() -> None:
         save()

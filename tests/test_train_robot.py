@@ -9,6 +9,8 @@ import sys
 import numpy as np
 import pytest
 
+from jepa_jax import checkpoint
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -37,6 +39,8 @@ def test_the_smoke_config_trains_once(tmp_path):
     assert done.returncode == 0, done.stderr
     assert 'features: 24 of 24 episodes to encode' in done.stderr
     assert 'contract: robot franka' in done.stderr
+    seen = checkpoint.read_manifest(checkpoint.find(run))['extra']['scene']
+    assert seen['episodes'] == 16 and abs(seen['span'] - 1) < 0.1  # as the discs are drawn
     rows = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
     assert [row['step'] for row in rows] == [1, 2, 3, 4]
     for row in rows:

@@ -1,10 +1,16 @@
 """What recordings of a robot hold, and what may be wrong with them, before anything is trained.
 
-    python -m tools.check_robot_data --kind droid --path FOLDER --picture clip.png
+    python -m tools.check_robot_data --kind droid --path FOLDER --picture clip.png [--model RUN]
 
-Reports rates, lengths, ranges, units, the sense of the gripper, still frames, what of the picture
-moves, and every episode that cannot be read; draws one piece with its actions. Lines that begin
+Reports rates, lengths, ranges, units, the sense of the gripper, still frames, how large what moves
+is and how wide the picture, and every episode that cannot be read; draws one piece with its
+actions. With --model the same measures of what a run was trained on stand beside. Lines that begin
 with `look:` are suspicions. Exit status 1 if no episode can be read.
+
+Nothing is known of cameras and objects. What moves from one kept frame to the next is the robot
+and what it holds; how far the end of it wanders in the picture while the gripper travels a metre
+says how many metres the picture shows there. Other things that move, flicker and noise blur both,
+and neither says how large the object is.
 """
 
 from __future__ import annotations
@@ -22,12 +28,12 @@ from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 from jepa_jax import cli
-from jepa_jax.config import RobotData
-from jepa_jax.data import decode, robot
+from jepa_jax.config import ConfigError, RobotData, from_dict
+from jepa_jax.data import decode, robot, scene
 from jepa_jax.data.clips import Timing
 
 STILL = (0.002, 0.01, 0.02)  # metres, radians, closedness below which a frame counts as still
-MOVES = 12  # grey levels by which a pixel changes if something moves there
+APART = 1.5  # times by which a measure may differ from that in training
 FEW = 0.02  # share of the picture that moves, below which an object is but a token or two
 
 
@@ -40,7 +46,7 @@ class Findings:
     rates: list[float] = dataclasses.field(default_factory=list)
     seconds: list[float] = dataclasses.field(default_factory=list)
     sizes: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-    moving: list[float] = dataclasses.field(default_factory=list)
+    motions: list[scene.Motion] = dataclasses.field(default_factory=list)
     short: int = 0  # episodes with fewer frames than a piece takes
     bad: list[str] = dataclasses.field(default_factory=list)
 
@@ -50,12 +56,14 @@ def measure(recordings: robot.Recordings, data: RobotData, crop: int, most: int)
     found = Findings()
     chosen = np.unique(np.linspace(0, len(recordings) - 1, most).round().astype(int))
     for i in tqdm(chosen, desc='episodes', unit='episode', file=sys.stderr):
-        seen: list[tuple[Timing, np.ndarray]] = []
+        seen: list[tuple[Timing, np.ndarray, np.ndarray]] = []
 
         def choose(timing: Timing, seen=seen) -> np.ndarray:
             kept = np.arange(0, timing.frames, robot.steps_between(timing, data.fps))
-            seen.append((timing, kept))
-            return kept[: data.frames]  # pictures of one piece are enough
+            middle = max(0, len(kept) - data.frames) // 2
+            piece = kept[middle : middle + data.frames]  # pictures of one are enough
+            seen.append((timing, kept, piece))
+            return piece
 
         try:
             episode = recordings.episode(int(i))
@@ -63,15 +71,15 @@ def measure(recordings: robot.Recordings, data: RobotData, crop: int, most: int)
         except (decode.BadFile, OSError) as error:
             found.bad.append(str(error))
             continue
-        timing, kept = seen[0]
+        timing, kept, piece = seen[0]
         found.rates.append(timing.fps)
         found.seconds.append(timing.seconds)
         found.sizes[frames.shape[1:3]] += 1
         found.short += len(kept) < data.frames
         found.states.append(episode.states[kept])
         found.actions.append(robot.actions_between(episode.states[kept]))
-        grey = robot.view(frames, (crop, crop)).mean(-1)
-        found.moving += [float((np.abs(b - a) > MOVES).mean()) for a, b in zip(grey, grey[1:])]
+        pixels = robot.view(frames, (crop, crop))
+        found.motions.append(scene.Motion.of(pixels, episode.states[piece]))
     return found
 
 
@@ -82,7 +90,7 @@ def still(actions: np.ndarray) -> np.ndarray:
     return (move < STILL[0]) & (turn < STILL[1]) & (np.abs(actions[:, 6]) < STILL[2])
 
 
-def report(found: Findings, data: RobotData, crop: int) -> list[str]:
+def report(found: Findings, data: RobotData, crop: int, model: Trained | None = None) -> list[str]:
     """The lines to print."""
     states, actions = np.concatenate(found.states), np.concatenate(found.actions)
     sizes = ', '.join(f'{w} x {h} ({n})' for (h, w), n in found.sizes.most_common())
@@ -106,12 +114,62 @@ def report(found: Findings, data: RobotData, crop: int) -> list[str]:
         )
     share = still(actions).mean() if len(actions) else 0.0
     lines.append(f'{share:.0%} of the actions hardly move the robot')
-    moving = float(np.median(found.moving)) if found.moving else 0.0
+    seen = scene.Scene.of([*found.sizes.elements()], found.motions, crop)
     lines.append(
-        f'{moving:.1%} of the picture at {crop} x {crop} moves between two frames, about '
-        f'{moving * (crop / 16) ** 2:.1f} of {(crop // 16) ** 2} tokens'
+        f'{seen.moving:.1%} of the picture at {crop} x {crop} moves between two frames, about '
+        f'{seen.moving * (crop / 16) ** 2:.1f} of {(crop // 16) ** 2} tokens'
     )
-    return lines + [f'look: {text}' for text in suspicions(found, states, actions, data, moving)]
+    looks = suspicions(found, states, actions, data, seen.moving)
+    if model is not None:
+        lines += beside(seen, model.scene)
+        looks += unlike(seen, data, model)
+    else:
+        lines += [f'{title}: {words}' for title, words in zip(scene.TITLES[2:], seen.words()[2:])]
+    return lines + [f'look: {text}' for text in looks]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What a run's checkpoint says of its recordings."""
+
+    data: RobotData
+    scene: scene.Scene
+    crop: int
+
+    @classmethod
+    def at(cls, path: str) -> Trained:
+        """Raises ConfigError, CheckpointError: nothing is known of what a model saw."""
+        from jepa_jax import checkpoint
+
+        extra = checkpoint.read_manifest(checkpoint.find(path))['extra']
+        if 'scene' not in extra:
+            raise ConfigError(
+                f"--model '{path}': what it was trained on was not measured; must be a run of "
+                'configs/ac_vitg.py or its like. Released weights: see docs/own_robot.md'
+            )
+        config = from_dict(extra['config'])
+        return cls(config.robot, scene.Scene(**extra['scene']), config.data.crop)
+
+
+def beside(here: scene.Scene, there: scene.Scene) -> list[str]:
+    """A table of the measures."""
+    rows = [('', 'here', 'in training'), *zip(scene.TITLES, here.words(), there.words())]
+    return [f'{title:36}{own:>18}{other:>18}' for title, own, other in rows]
+
+
+def unlike(here: scene.Scene, data: RobotData, model: Trained) -> list[str]:
+    """How the recordings differ from what the model saw, in words."""
+    found = [
+        f'{title}: {max(ratio, 1 / ratio):.1f} times {"more" if ratio > 1 else "less"} than in '
+        'training'
+        for title, ratio in scene.apart(here, model.scene).items()
+        if not 1 / APART <= ratio <= APART
+    ]
+    try:
+        robot.Contract.of(data).check(dataclasses.asdict(robot.Contract.of(model.data)))
+    except ConfigError as error:
+        found.append(str(error))
+    return found
 
 
 def suspicions(found, states, actions, data: RobotData, moving: float) -> list[str]:
@@ -181,13 +239,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     for field in dataclasses.fields(RobotData):
         kind = type(field.default)
         parser.add_argument(f'--{field.name}', type=kind, default=field.default)
-    parser.add_argument('--crop', type=int, default=256, help='pixels that the model sees')
+    parser.add_argument(
+        '--crop', type=int, default=0, help="pixels that the model sees (the model's, else 256)"
+    )
+    parser.add_argument(
+        '--model', default='', metavar='RUN', help='a run or checkpoint to compare with'
+    )
     parser.add_argument('--episodes', type=int, default=200, help='looked at, evenly spread')
     parser.add_argument('--picture', default='', metavar='FILE.png')
 
 
-def main(crop: int, episodes: int, picture: str, **fields) -> None:
+def main(crop: int, model: str, episodes: int, picture: str, **fields) -> None:
     data = RobotData(**fields)
+    trained = Trained.at(model) if model else None
+    crop = crop or (trained.crop if trained else 256)
     recordings = robot.open_recordings(data)
     print(f'{data.kind} {data.path}: {len(recordings)} episodes')
     found = measure(recordings, data, crop, episodes)
@@ -195,7 +260,7 @@ def main(crop: int, episodes: int, picture: str, **fields) -> None:
         print(f'cannot be read: {line}')
     if not found.states:
         raise decode.BadFile(data.path, 'no_frames', 'no episode can be read')
-    print('\n'.join(report(found, data, crop)))
+    print('\n'.join(report(found, data, crop, trained)))
     if picture:
         for i in range(len(recordings)):
             try:

@@ -147,6 +147,11 @@ class Pipeline:
         # at most four, drawn with equal chance: 256 steps miss one with a chance of 1e-31
         return sorted({self.shapes(step) for step in range(256)})
 
+    @property
+    def facts(self) -> dict[str, dict]:
+        """What checkpoints say of the data, beside the config: nothing."""
+        return {}
+
     def describe(self) -> list[str]:
         """Lines for the start of a run's log."""
         lines = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import time
 
 import grain
@@ -15,7 +16,7 @@ import jax
 import numpy as np
 
 from jepa_jax.config import ConfigError, RobotTrainConfig
-from jepa_jax.data import robot
+from jepa_jax.data import robot, scene
 from jepa_jax.data.augment import augment
 from jepa_jax.data.decode import BadFile
 from jepa_jax.data.features import FeatureStore
@@ -108,11 +109,22 @@ class RobotPipeline:
         data = self._config.robot
         source = f'features in {self._store.folder}' if self._store else 'frames'
         contract = dataclasses.asdict(robot.Contract.of(data))
+        seen = zip(scene.TITLES, self._scene.words()) if self._scene else ()
         return [
             f'{data.kind} {data.path or "(self-made)"}: {len(self.recordings)} episodes; pieces of '
             f'{data.frames} frames at {data.fps:g} a second, from {source}',
             'contract: ' + ', '.join(f'{key} {value}' for key, value in contract.items()),
+            'scene: ' + (', '.join(f'{key} {value}' for key, value in seen) or 'cannot be read'),
         ]
+
+    @functools.cached_property
+    def _scene(self) -> scene.Scene | None:
+        return scene.look(self.recordings, self._config.robot, self._config.data.crop)
+
+    @property
+    def facts(self) -> dict[str, dict]:
+        """What checkpoints say of the data, beside the config."""
+        return {'scene': dataclasses.asdict(self._scene)} if self._scene else {}
 
     def close(self) -> None:
         while self._open:

@@ -1,13 +1,18 @@
 """What `tools.check_robot_data` says of recordings with known faults."""
 
+import dataclasses
 import pathlib
+import re
 import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 import tools.check_robot_data
-from jepa_jax import cli
+from jepa_jax import checkpoint, cli
+from jepa_jax.config import RobotData, RobotTrainConfig
+from jepa_jax.data import robot, scene
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
@@ -93,6 +98,50 @@ def test_what_does_not_belong_together_is_named(tmp_path, capsys):
     np.savez(folder / 'a.npz', states=path(10), observations=frames, fps=8.0)
     words = '10 states for 20 frames of video (8 a second): must be one for each, so the states'
     assert words + ' are at 4 a second' in check('--kind', 'npz', '--path', str(folder))
+
+
+def test_a_scene_of_another_size_is_seen(tmp_path):
+    """The same recordings from half the distance, on another robot."""
+    near, far = tmp_path / 'near', tmp_path / 'far'
+    rng = np.random.default_rng(0)
+    for folder in (near, far):
+        folder.mkdir()
+    for i in range(4):
+        states = path()
+        states[:, :2] = np.cumsum(rng.normal(0, 0.03, (20, 2)), axis=0).clip(-0.2, 0.2)
+        y, x = np.mgrid[:64, :64] - 31.5
+        for folder, scale in ((far, 64), (near, 128)):  # pixels a metre
+            apart = [np.hypot(x - scale * s[0], y - scale * s[1]) for s in states]
+            inside = np.array(apart)[..., None] < 0.08 * scale
+            frames = np.where(inside, 200, 40).astype(np.uint8).repeat(3, -1)
+            np.savez(folder / f'{i}.npz', states=states, observations=frames, fps=4.0)
+    config = RobotTrainConfig()
+    config.robot = RobotData('npz', str(far), camera='front')
+    config.data.crop = 64
+    seen = scene.look(robot.open_recordings(config.robot), config.robot, 64)
+    extra = {'config': dataclasses.asdict(config), 'scene': dataclasses.asdict(seen)}
+    checkpoint.write(tmp_path / 'model', {'a': np.zeros(1)}, step=1, extra=extra)
+
+    flags = '--model', str(tmp_path / 'model'), '--camera', 'front'
+    done = run(near, *flags, '--robot', 'ur5e')
+    assert done.returncode == 0, done.stderr
+    looks = [line for line in done.stdout.splitlines() if line.startswith('look:')]
+    assert looks[-3].startswith(f'look: {scene.TITLES[2]}: ') and looks[-3].endswith(
+        ' times more than in training'
+    )
+    words = rf'look: {scene.TITLES[3]}: (1.9|2.0|2.1) times less than in training'
+    assert re.fullmatch(words, looks[-2]), looks
+    assert "robot: 'franka' in the weights, 'ur5e' here" in looks[-1]
+    (row,) = [line for line in done.stdout.splitlines() if line.startswith(scene.TITLES[3])]
+    assert [float(word) for word in row.split()[-2:]] == pytest.approx([0.5, 1.0], rel=0.1)
+    same = run(far, *flags).stdout
+    assert scene.TITLES[3] in same and 'in training' not in same.partition('look:')[2]
+
+    del extra['scene']
+    checkpoint.write(tmp_path / 'old', {'a': np.zeros(1)}, step=1, extra=extra)
+    done = run(near, '--model', str(tmp_path / 'old'))
+    assert done.returncode != 0
+    assert 'what it was trained on was not measured' in done.stderr.splitlines()[-1]
 
 
 def test_nothing_readable_is_one_line(tmp_path):
