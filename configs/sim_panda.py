@@ -56,7 +56,6 @@ def get_config(arg: str = 'ci') -> SimConfig:
     a.optim.batch, a.optim.warmup = 16, 50
     a.optim.start_lr, a.optim.lr, a.optim.final_lr = 1e-4, 4e-3, 1e-5
     a.optim.beta2, a.optim.loss_exponent = 0.95, 2.0
-    c.evaluation.exponent = 2
     SIZES[arg](c)
     return c
 
@@ -72,25 +71,28 @@ def _ci(c: SimConfig) -> None:
     a.optim.steps = a.checkpoints.every = 1000
     a.logging.health_every = 250
     e.tasks, e.episodes = 'reach', 20
-    e.samples, e.iterations, e.elites, e.horizon = 64, 4, 8, 1
+    e.samples, e.iterations, e.elites, e.horizon = 64, 8, 6, 1
     c.gates.shuffled_over_true, c.gates.rank_correlation = 1.3, 0.6
     c.gates.nearer, c.gates.within_8_cm = 0.4, 0.5
 
 
 def _small(c: SimConfig) -> None:
     c.collection.episodes, c.collection.frames, c.collection.image_size = 500, 24, 96
+    c.collection.max_step = 0.1
     c.collection.explore, c.collection.reach, c.collection.pick = 0.2, 0.3, 0.5
     p, a, e = c.pretrain, c.posttrain, c.evaluation
     p.encoder.width, p.encoder.depth, p.encoder.heads = 128, 2, 4
-    p.optim.steps, p.optim.warmup = 500, 50
-    p.checkpoints.every, p.logging.health_every = 250, 100
+    p.optim.steps = p.checkpoints.every = 300
+    p.optim.momentum = p.optim.final_momentum = 0.998
+    p.logging.health_every = 100
     a.ac.width, a.ac.depth, a.ac.heads = 128, 3, 4
+    a.ac.action_scale = (100.0, 100.0, 100.0, 8.0, 8.0, 8.0, 16.0)
     a.optim.steps, a.optim.warmup = 3000, 100
     a.optim.lr = 3e-3
     a.checkpoints.every, a.logging.health_every = 1000, 500
     e.tasks, e.episodes, e.compared = 'reach,grasp', 100, 20
-    e.samples, e.iterations, e.elites, e.horizon = 64, 5, 8, 1
-    e.simulator_episodes, e.random_encoder = 4, True
+    e.samples, e.iterations, e.elites, e.horizon = 64, 10, 6, 1
+    e.max_step = 0.1
     c.gates.shuffled_over_true, c.gates.rank_correlation = 1.3, 0.6
     c.gates.reach, c.gates.grasp = 0.9, 0.5
 

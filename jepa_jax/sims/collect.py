@@ -105,9 +105,9 @@ def record(settings: Collection, index: int, panda: Panda) -> dict[str, np.ndarr
     panda.place(
         rng.uniform(*START), cube=rng.uniform(*CUBE_AREA), turn=float(rng.uniform(-0.3, 0.3))
     )
-    actions = KINDS[kind](panda, rng)
-    strength = rng.uniform(0, settings.noise)
     limit = settings.max_step
+    actions = KINDS[kind](panda, rng, limit)
+    strength = rng.uniform(0, settings.noise)
     rows: dict[str, list] = {'frames': [], 'states': [], 'cube': [], 'commands': []}
     for t in range(settings.frames):
         if t:
@@ -121,34 +121,34 @@ def record(settings: Collection, index: int, panda: Panda) -> dict[str, np.ndarr
     return {key: np.stack(value) for key, value in rows.items()}
 
 
-def _explore(panda: Panda, rng: np.random.Generator) -> Iterator[np.ndarray]:
+def _explore(panda: Panda, rng: np.random.Generator, limit: float) -> Iterator[np.ndarray]:
     """Velocity that forgets itself over about three actions (Ornstein-Uhlenbeck), pulled back to
     the middle near the border."""
     speed, middle = np.zeros(3), WORKSPACE.mean(0)
     while True:
-        speed = 0.7 * speed + rng.normal(0, 0.025, 3)
+        speed = 0.7 * speed + rng.normal(0, limit / 2, 3)
         state = panda.state()
         pull = 0.08 * (middle - state[:3])
         yield _action(speed + pull, _toggle(rng, state[6], 0.15))
 
 
-def _reach(panda: Panda, rng: np.random.Generator) -> Iterator[np.ndarray]:
+def _reach(panda: Panda, rng: np.random.Generator, limit: float) -> Iterator[np.ndarray]:
     while True:
         near = rng.random() < 0.5
         goal = panda.cube() + [0, 0, rng.uniform(0, 0.15)] if near else rng.uniform(*WORKSPACE)
         for _ in range(rng.integers(4, 9)):
             state = panda.state()
             closing = 0.0 if near else _toggle(rng, state[6], 0.1)
-            yield _action(script(state, np.array([*goal, np.pi, 0, 0, 0]))[:3], closing)
+            yield _action(script(state, np.array([*goal, np.pi, 0, 0, 0]), limit)[:3], closing)
 
 
-def _pick(panda: Panda, rng: np.random.Generator) -> Iterator[np.ndarray]:
+def _pick(panda: Panda, rng: np.random.Generator, limit: float) -> Iterator[np.ndarray]:
     counts = [count for _, count in TASKS['pick_and_place']]
     while True:
         poses = grasp_poses(panda) + place_poses(panda, rng.uniform(*CUBE_AREA))
         for pose, most in zip(poses, counts):
             for _ in range(most):
-                action = script(panda.state(), pose)
+                action = script(panda.state(), pose, limit)
                 if np.abs(action[:3]).max() < 0.01 and abs(action[6]) < 0.05:
                     break
                 yield _action(action[:3], action[6])

@@ -195,13 +195,13 @@ def place_poses(panda: Panda, where: np.ndarray) -> list[np.ndarray]:
     return [_pose(np.array([*where, height + up]), closed) for up, closed in rows]
 
 
-def script(state: np.ndarray, pose: np.ndarray) -> np.ndarray:
+def script(state: np.ndarray, pose: np.ndarray, max_step: float = MAX_STEP) -> np.ndarray:
     """The script's action [7] from a measured state [7] towards a pose [7]: straight, in steps of
-    at most MAX_STEP, the gripper at once."""
+    at most `max_step` metres along an axis, the gripper at once."""
     turn = Rotation.from_euler('xyz', pose[3:6]) * Rotation.from_euler('xyz', state[3:6]).inv()
     angles = turn.as_euler('xyz')
     angles[np.abs(angles) < 0.02] = 0  # held anyhow: measured angles are never quite those asked
-    moved = np.clip(pose[:3] - state[:3], -MAX_STEP, MAX_STEP)
+    moved = np.clip(pose[:3] - state[:3], -max_step, max_step)
     return np.concatenate([moved, angles, [pose[6] - state[6]]])
 
 
