@@ -98,7 +98,9 @@ class _Trace:
     def step(self, n: int, number: int) -> contextlib.AbstractContextManager:
         """Around step n, the number-th since the start from 0."""
         if self._folder and number == PROFILED.start:
-            jax.profiler.start_trace(self._folder)
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0  # its calls would fill the trace
+            jax.profiler.start_trace(self._folder, profiler_options=options)
             self._running = True
         if number == PROFILED.stop:
             self._stop()

@@ -65,10 +65,11 @@ class Runs:
         return self.folder / f'run{self._count}'
 
     def finished(self) -> pathlib.Path:
-        """The workdir of an unbroken run, without worker processes; not to be changed."""
+        """The workdir of an unbroken run with a profile, without worker processes; not to be
+        changed."""
         if self._finished is None:
             workdir = self.workdir()
-            done = self.run(workdir)
+            done = self.run(workdir, flags=('--profile',))
             assert done.returncode == 0, done.stderr
             (workdir / 'stdout').write_text(done.stdout)
             (workdir / 'stderr').write_text(done.stderr)
@@ -86,10 +87,16 @@ class Runs:
         python = [sys.executable, '-m', 'jepa_jax.train']
         return [*python, config, f'--workdir={workdir}', *(f'--config.{each}' for each in more)]
 
-    def run(self, workdir: pathlib.Path, *more: str, data: pathlib.Path | None = None):
+    def run(
+        self,
+        workdir: pathlib.Path,
+        *more: str,
+        data: pathlib.Path | None = None,
+        flags: tuple[str, ...] = (),
+    ):
         """To its end; `more`: FIELD=VALUE; `data`: list or folder instead of the videos."""
         return subprocess.run(
-            self.command(workdir, *more, data=data),
+            [*self.command(workdir, *more, data=data), *flags],
             cwd=self.folder,
             env=self.environment,
             capture_output=True,

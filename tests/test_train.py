@@ -1,6 +1,7 @@
 """`python -m jepa_jax.train` as its user meets it: what it writes, says and refuses."""
 
 import contextlib
+import gzip
 import json
 import math
 import re
@@ -63,6 +64,27 @@ def test_a_run_and_the_same_again(runs):
     assert done.stderr == f'{workdir} is finished: {report["verdict"]}\n'
     del kept[workdir / '.lock']  # says who came last
     assert all(path.read_bytes() == content for path, content in kept.items())
+
+
+def test_profile(runs):
+    """Steps 3 to 5, with the parts of a step by name, and without the calls of Python."""
+    workdir = runs.finished()
+    assert (
+        f'trace of steps 3 to 5 of this start: {workdir}/profile'
+        in (workdir / 'stderr').read_text()
+    )
+    (path,) = workdir.glob('profile/**/*.xplane.pb')
+    names = set(re.findall(rb'jit\(step\)[ -~]*', path.read_bytes()))
+    for scope in (b'target', b'context', b'predict', b'gradients', b'adamw', b'ema'):
+        assert any(re.search(rb'\b%s\b' % scope, name) for name in names), scope
+    (path,) = workdir.glob('profile/**/*.trace.json.gz')  # what TensorBoard's trace viewer shows
+    with gzip.open(path) as file:
+        events = [e for e in json.load(file)['traceEvents'] if e.get('ph') == 'X']
+    steps = [int(e['args']['step_num']) for e in events if e['name'] == 'step']
+    assert sorted(steps) == [2, 3, 4]
+    at_work = [e for e in events if e.get('args', {}).get('hlo_module') == 'jit_step']
+    assert len(at_work) > 100
+    assert not any(e['name'].startswith('$') for e in events)  # $file.py:line function
 
 
 def test_help_needs_no_jax(runs):
