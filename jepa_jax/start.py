@@ -23,7 +23,7 @@ from jepa_jax.config import describe as describe_config
 from jepa_jax.data.pipeline import Pipeline
 from jepa_jax.data.trajectories import RobotPipeline, random_prefix
 from jepa_jax.flops import GroupShape, action_conditioned_step, pretraining_step
-from jepa_jax.memory import GIB
+from jepa_jax.memory import GIB, estimate
 from jepa_jax.metrics import Cost
 from jepa_jax.objectives.action_conditioned import ac_predictor_config
 from jepa_jax.objectives.masked_video import predictor_config, vit_config
@@ -124,12 +124,8 @@ def describe(
     mesh: jax.sharding.Mesh,
     pipeline: Pipeline,
     state: TrainState,
-    memory: dict[str, float] | None,
 ) -> None:
-    """Logs what is about to run: devices, memory, programs, model, data, what the batch means.
-
-    memory: what memory.estimate says; None: no estimate.
-    """
+    """Logs what is about to run: devices, memory, programs, model, data, what the batch means."""
     kinds = {device.device_kind for device in mesh.devices.flat}
     axes = ' x '.join(f'{name} {size}' for name, size in mesh.shape.items())
     names = ', '.join(sorted(kinds))
@@ -138,7 +134,7 @@ def describe(
         mesh.size, names, jax.process_count(), axes, config.compute_dtype,
         config.optim.batch // (mesh.size * config.optim.accumulate),
     )  # fmt: skip
-    log.info('memory of a device: %s', _memory(state, memory))
+    log.info('memory of a device: %s', _memory(state, estimate(config, mesh.size)['total']))
     count = len(pipeline.programs)
     log.info('programs to compile: %s', count or 'one for each new set of token counts')
     for name in ('encoder', 'predictor'):
@@ -148,14 +144,12 @@ def describe(
         log.info('%s', line)
 
 
-def _memory(state: TrainState, estimate: dict[str, float] | None) -> str:
+def _memory(state: TrainState, needed: float) -> str:
     held = sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(state)
     )
-    text = f'{held / GIB:.3g} GiB of state'
-    if estimate:
-        text += f', {estimate["total"]:.3g} GiB with all that a step holds (estimated)'
+    text = f'{held / GIB:.3g} GiB of state, {needed:.3g} GiB with all that a step holds (estimated)'
     stats = jax.local_devices()[0].memory_stats() or {}  # None on CPUs
     limit = stats.get('bytes_limit')
     return f'{text}, of {limit / GIB:.1f} GiB' if limit else text

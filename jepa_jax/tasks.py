@@ -15,7 +15,6 @@ from jepa_jax.data.features import FeatureStore, hash_weights
 from jepa_jax.data.pipeline import Pipeline
 from jepa_jax.data.robot import Contract, open_recordings
 from jepa_jax.data.trajectories import RobotPipeline
-from jepa_jax.memory import estimate
 from jepa_jax.metrics import Cost
 from jepa_jax.models.ac_predictor import encode_frames
 from jepa_jax.objectives.action_conditioned import ActionConditioned
@@ -31,8 +30,6 @@ class Task:
     prepare: Callable[[Any, Any], Any]  # config, objective -> what is computed once, before all
     pipeline: Callable[[Any, Any], Any]  # config, what was prepared -> pipeline
     cost: Callable[[Any, Any], Callable[[int], Cost]]  # config, pipeline -> step -> its worth
-    # config, devices -> GiB a device by use; None where memory is not estimated
-    memory: Callable[[Any, int], dict[str, float]] | None = None
 
 
 def of(config: TrainConfig) -> Task:
@@ -94,6 +91,6 @@ def _recordings(config: RobotTrainConfig, store: FeatureStore | None) -> RobotPi
 
 
 TASKS = {
-    TrainConfig: Task(MaskedVideo.of, _nothing, _videos, cost, estimate),
+    TrainConfig: Task(MaskedVideo.of, _nothing, _videos, cost),
     RobotTrainConfig: Task(ActionConditioned.of, _features, _recordings, robot_cost),
 }

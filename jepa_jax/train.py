@@ -64,8 +64,7 @@ def train(config: TrainConfig, workdir: str, profile: bool, compilation_cache: b
                 failures.restore(extra['failures'])
             if jax.process_index() == 0:
                 write_json(folder / 'config.json', dataclasses.asdict(config))
-            memory = task.memory and task.memory(config, mesh.size)
-            start.describe(config, objective, mesh, pipeline, state, memory)
+            start.describe(config, objective, mesh, pipeline, state)
             with Metrics(
                 folder, start_step=int(jax.device_get(state.step)), total_steps=config.optim.steps
             ) as metrics:

@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import pytest
 
 from jepa_jax import optim
-from jepa_jax.config import ConfigError, DataList, TrainConfig
+from jepa_jax.config import ConfigError, DataList, RobotTrainConfig, TrainConfig
 from jepa_jax.data import Batch, Group
+from jepa_jax.data.trajectories import Trajectories
 from jepa_jax.masks import Mask
 from jepa_jax.memory import GIB, context_share, estimate
+from jepa_jax.objectives.action_conditioned import ActionConditioned
 from jepa_jax.objectives.masked_video import MaskedVideo
 from jepa_jax.state import init_state
 from jepa_jax.step import make_step
@@ -77,6 +79,51 @@ def test_near_to_what_xla_allocates(remat):
     # the CPU stores attention scores, which the estimate leaves out: 64 x 64 a head, small here
     share = allocated / (found['total'] - found['parameters, moments, target'])
     print(f'{remat}: {share:.2f} of the estimate is allocated')
+    assert 0.6 < share < 1.3
+
+
+def robot_recipe() -> RobotTrainConfig:
+    config = RobotTrainConfig(name='memory', encoder_from='random', compute_dtype='float32')
+    config.encoder.width, config.encoder.depth, config.encoder.heads = 96, 2, 4
+    config.ac.width, config.ac.depth, config.ac.heads = 96, 4, 4
+    config.data.crop, config.optim.batch = 64, 64
+    return config
+
+
+def test_state_of_a_robot_run_is_counted_exactly():
+    config = robot_recipe()
+    objective = ActionConditioned.of(config)
+    tx = optim.optimizer(config.optim, optim.decay_mask(objective.abstract, objective.unused))
+    state = jax.eval_shape(lambda key: init_state(objective, tx, key), jax.random.key(0))
+    held = sum(4 * leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim) / GIB
+    assert estimate(config)['parameters, moments, target'] == pytest.approx(held, rel=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('remat', 'prefix'), [('full', 'first'), ('dots', 'random')])
+@pytest.mark.parametrize('features', ['', 'kept'])
+def test_near_to_what_xla_allocates_for_a_robot(remat, prefix, features):
+    config = robot_recipe()
+    config.mesh.remat, config.features, config.rollout.prefix = remat, features, prefix
+    rows, frames, tokens = config.optim.batch, config.robot.frames, 4 * 4
+    objective = ActionConditioned.of(config)
+    params = jax.eval_shape(objective.init, jax.random.key(0))
+    tx = optim.optimizer(config.optim, optim.decay_mask(params, objective.unused))
+    state = jax.eval_shape(lambda key: init_state(objective, tx, key), jax.random.key(0))
+    shape = jax.ShapeDtypeStruct
+    batch = Trajectories(
+        shape((rows, frames - 1, 7), jnp.float32),
+        shape((rows, frames, 7), jnp.float32),
+        shape((rows,), jnp.int32),
+        None if features else shape((rows, frames, 64, 64, 3), jnp.uint8),
+        shape((rows, frames, tokens, 96), jnp.float16) if features else None,
+    )
+    step = jax.jit(make_step(objective, tx, config.optim), donate_argnums=0)
+    compiled = step.lower(state, batch).compile()
+    allocated = compiled.memory_analysis().temp_size_in_bytes / GIB
+    found = estimate(config)
+    share = allocated / (found['total'] - found['parameters, moments, target'])
+    print(f'{remat}, {prefix}, features {features!r}: {share:.2f} of the estimate is allocated')
     assert 0.6 < share < 1.3
 
 

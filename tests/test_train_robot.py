@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -41,6 +42,10 @@ def test_the_smoke_config_trains_once(tmp_path):
     assert 'contract: robot franka' in done.stderr
     seen = checkpoint.read_manifest(checkpoint.find(run))['extra']['scene']
     assert seen['episodes'] == 16 and abs(seen['span'] - 1) < 0.1  # as the discs are drawn
+    held, needed = re.search(
+        r'device: (\S+) GiB of state, (\S+) GiB with all', done.stderr
+    ).groups()
+    assert 0 < float(held) < float(needed) < 1
     rows = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
     assert [row['step'] for row in rows] == [1, 2, 3, 4]
     for row in rows:

@@ -3,10 +3,11 @@
     python -m tools.estimate_memory --config=configs/vits.py --config.data.lists[0].path=clips.txt
 
 The state is exact. Activations are counted for attention that never stores its scores, and as many
-tokens as the masks can ask for. With full recomputation libtpu planned 17 to 26 % less for ViT-g
-and ViT-L at 256 pixels, and 9 % more for ViT-g at 384 pixels and 64 frames (docs/scale.md); for a
-small step XLA for the CPU took 8 % less, and with `mesh.remat=dots` 22 % less. Fragmentation comes
-on top: an estimate, no measurement.
+tokens as masks and rollouts can ask for. With full recomputation libtpu planned 17 to 26 % less for
+ViT-g and ViT-L at 256 pixels, and 9 % more for ViT-g at 384 pixels and 64 frames (docs/scale.md);
+for a small step XLA for the CPU took 8 % less, with `mesh.remat=dots` 22 % less; for a small one
+of a robot 8 % less to 20 % more, and with `dots` 25 to 36 % less. Fragmentation comes on top: an
+estimate, no measurement.
 """
 
 import sys
