@@ -38,6 +38,14 @@ def golden_ac() -> dict[str, np.ndarray]:
     return dict(np.load(HERE / 'golden/ac.npz'))
 
 
+@pytest.fixture(scope='module')
+def quick_compiler():
+    """For programs that run once: XLA as always, LLVM without its expensive passes."""
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', False)
+
+
 @pytest.fixture(scope='session')
 def runs(tmp_path_factory):
     import small_run
