@@ -183,6 +183,22 @@ class TrueRooms:
         return self.encode(pictures), positions
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Until:
+    """A world model in which actions after the first `left` arrive at the goal, whatever they are:
+    in a cost over all steps they count nothing, so that a horizon can end with the episode."""
+
+    world: WorldModel
+    goal: Goal
+    left: jax.Array
+
+    def rollout(self, context: Context, actions: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        features, states = self.world.rollout(context, actions)
+        counts = (jnp.arange(actions.shape[1]) < self.left)[:, None, None]
+        return jnp.where(counts, features, self.goal.features), states
+
+
 def play(
     world: Callable[[Layout], WorldModel],
     planner,
@@ -194,19 +210,25 @@ def play(
     *,
     hold: int = 1,
     steps: int = STEPS,
+    within: bool = False,
 ) -> jax.Array:
     """An episode: plan from the picture to the goal's, do the first action (`hold` moves), plan
     again. -> positions [steps / hold + 1, 2]. Only a world that knows the layout uses it, or the
-    position, which is in the context's states."""
+    position, which is in the context's states. within: what a plan would do after the end of the
+    episode does not count; for costs over all steps."""
     model, wanted = world(layout), Goal(encode(draw(layout, goal)), goal)
+    count = steps // hold
 
-    def act(position, key):
+    def act(position, given):
+        key, done = given
         context = Context(encode(draw(layout, position))[None], position[None])
-        actions, _ = planner.solve(model, context, wanted, key)
+        seen = Until(model, wanted, count - done) if within else model
+        actions, _ = planner.solve(seen, context, wanted, key)
         position = walk(layout, position, moves_of(actions[0], hold))[-1]
         return position, position
 
-    path = jax.lax.scan(act, start, jax.random.split(key, steps // hold))[1]
+    given = jax.random.split(key, count), jnp.arange(count)
+    path = jax.lax.scan(act, start, given)[1]
     return jnp.concatenate([start[None], path])
 
 

@@ -2,18 +2,23 @@
 planner that knows the rules finds the door."""
 
 import functools
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jepa_jax.planning.cem import CEM, ActionSpace
-from jepa_jax.planning.world_model import Context, Cost
+from jepa_jax.planning.world_model import Context, Cost, Goal
 from jepa_jax.sims import two_rooms as rooms
 
 # these programs run for less time than they compile
 jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 COUNT = 400
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def layouts() -> rooms.Layout:
@@ -144,3 +149,31 @@ def test_tasks_begin_and_end_in_different_rooms():
     walls, doors = np.asarray(layout.wall), np.asarray(layout.door)
     for places in (start, goal):
         assert all(free(p, w, d) for p, w, d in zip(np.float64(places), walls, doors))
+
+
+def test_what_would_come_after_the_end_costs_nothing():
+    layout, goal = rooms.Layout(jnp.float32(32), jnp.float32(25)), jnp.array([52.0, 35.0])
+    world, wanted = rooms.TrueRooms(layout), Goal(goal[None], goal)
+    start = jnp.array([12.0, 40.0])
+    context = Context(start[None, None], start[None])
+    actions = jax.random.normal(jax.random.key(0), (3, 6, 2))
+
+    def cost(world, actions):
+        return Cost(2, 'all')(*jit(type(world).rollout)(world, context, actions), wanted)
+
+    for left in (1, 4, 9):
+        counted = min(left, 6)
+        found = cost(rooms.Until(world, wanted, jnp.int32(left)), actions) * 6
+        np.testing.assert_allclose(found, cost(world, actions[:, :counted]) * counted, rtol=1e-6)
+
+
+def test_the_command_prints_a_row():
+    done = subprocess.run(
+        [sys.executable, '-m', 'tools.measure_two_rooms', '--hold', '10', '--samples', '8',
+         '--iterations', '1', '--elites', '2', '--episodes', '2'],
+        cwd=ROOT, env={**os.environ, 'JAX_PLATFORMS': 'cpu'}, capture_output=True, text=True,
+        timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith('| cem | 10 | 8 x 1, 2 elites, first deviation 1 | ')
+    assert ' of 2 (' in done.stdout
