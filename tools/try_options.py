@@ -276,7 +276,7 @@ def main(
             f'| {1000 * seconds:.1f}'
         )
         add(f'`{name}`', option.words, trained, option, world_of(option, objective, params))
-    where = 'in the other room' if far else f'{apart:g} pixels away in the same room'
+    where = 'in the other room' if far else f'up to {apart:g} pixels away in the same room'
     settings = (
         f'--steps {steps} --width {width} --depth {depth} --episodes {episodes} --seed {seed}'
     )
@@ -285,7 +285,8 @@ def main(
     text = (
         f'Two Rooms, goals {where}; {depth} blocks of width {width}, {steps} steps of 64 pieces, '
         f'each option trained once. Success: within {CLOSE} pixels at the end of the episode, with '
-        f"Wilson's 95 % interval over the episodes. `python -m tools.try_options {settings}`\n"
+        "Wilson's 95 % interval over the episodes. Errors are of each option's own kind, those of "
+        f'`l2` squares. `python -m tools.try_options {settings}`\n'
     )
     print('\n' + text)
     if table:
