@@ -37,12 +37,13 @@ def train(config: TrainConfig, workdir: str, profile: bool, compilation_cache: b
     from jepa_jax.workdir import lock, write_json
 
     start.logging_to_terminal()
+    # first: processes that agree on something compile, and JAX looks for a cache only once
+    start.compilation_cache(compilation_cache)
     begun = time.monotonic()
     folder = pathlib.Path(workdir).absolute()
     with distributed.session(), distributed.first(lock(folder)):
         if report.finished(folder, config):
             return
-        start.compilation_cache(compilation_cache)
         mesh = sharding.make_mesh(config.mesh.fsdp)
         task = tasks.of(config)
         objective = task.objective(config)

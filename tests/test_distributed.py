@@ -164,7 +164,8 @@ class Pair:
     """Two processes of four devices under launch/local.sh."""
 
     def __init__(self, runs, workdir):
-        flags = runs.command(workdir, FSDP)[3:]
+        # of a cached program process 0 alone would have a copy, and Gloo waits 30 s for the other
+        flags = [*runs.command(workdir, FSDP)[3:], '--no-compilation-cache']
         environment = {**runs.environment, 'PYTHON': sys.executable, 'DEVICES_PER_PROCESS': '4'}
         self._path = runs.folder / f'{workdir.name}-{time.monotonic_ns()}.log'
         with self._path.open('wb') as log:
