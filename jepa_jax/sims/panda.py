@@ -188,7 +188,8 @@ class Panda:
         """Pose of the tool as measured, [7] float64; see jepa_jax/poses.py."""
         d = self.data
         rotation = Rotation.from_matrix(d.site_xmat[self._tool].reshape(3, 3))
-        closed = 1 - d.qpos[self._fingers].sum() / OPENING
+        # stops are soft: pushed fingers go a little beyond, which no gripper would report
+        closed = np.clip(1 - d.qpos[self._fingers].sum() / OPENING, 0, 1)
         return np.concatenate([d.site_xpos[self._tool], rotation.as_euler('xyz'), [closed]])
 
     def cube(self) -> np.ndarray:

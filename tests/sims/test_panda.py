@@ -138,6 +138,16 @@ def test_closing_as_far_as_the_cube_lets_the_fingers_holds_it(panda):
         assert panda.cube()[2] == pytest.approx(0.03, abs=0.005) and panda.state()[6] < 0.05
 
 
+def test_closedness_stays_within_its_range(panda):
+    """Fingers that are pushed apart or together are open or closed, no more."""
+    rng = np.random.default_rng(4)
+    for i in range(6):
+        panda.place((0.5, 0.02 * rng.normal(), 0.05), closed=i % 2, cube=(0.5, 0))
+        for _ in range(4):
+            panda.act([*rng.uniform(-0.08, 0.02, 3), 0, 0, 0, 1 if i % 2 else -1])
+            assert 0 <= panda.state()[6] <= 1
+
+
 def play(env, policy, seed):
     """-> rewards, whether it was truncated, last info."""
     env.reset(seed=seed)
