@@ -11,13 +11,10 @@ nothing and a script that knows everything reach; report.html shows it with pict
 misses its gates ends with exit status 1. All of it is in-domain simulation: it says nothing about
 a real robot.
 
-- `:ci` is reaching on 64 pixels, to see that the parts fit and learn, in three and a half minutes
-  on two cores.
+- `:ci` is reaching on 64 pixels, to see that the parts fit and learn, in four minutes on two cores.
 - `:small` is reaching and grasping on 96 pixels, 100 episodes of each, meant for half an hour on
-  two cores.
-- `:full` is all four tasks on 256 pixels, meant for 40 minutes of one H200.
-
-`:small` and `:full` have not been run.
+  two cores. It does not pass its gates yet: docs/simulator.md.
+- `:full` is all four tasks on 256 pixels, meant for 40 minutes of one H200. It has not been run.
 """
 
 from jepa_jax.config import ConfigError, MaskBlocks, SimConfig
