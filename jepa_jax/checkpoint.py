@@ -23,6 +23,7 @@ import os
 import pathlib
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -589,6 +590,8 @@ class Checkpoints:
         self.last_error = f'step {step} is not saved: {reason}'
         last = self.steps()[-1:] or ['none']
         log.error('%s; the last checkpoint is %s', self.last_error, last[0])
+        # what Orbax had yet to wait for is dropped with warnings, at whatever moment
+        warnings.filterwarnings('ignore', 'coroutine .* was never awaited', RuntimeWarning)
         if jax.process_index() == 0:
             try:
                 self._sweep()

@@ -60,8 +60,7 @@ def measure(recordings: robot.Recordings, data: RobotData, crop: int, most: int)
 
         def choose(timing: Timing, seen=seen) -> np.ndarray:
             kept = np.arange(0, timing.frames, robot.steps_between(timing, data.fps))
-            middle = max(0, len(kept) - data.frames) // 2
-            piece = kept[middle : middle + data.frames]  # pictures of one are enough
+            piece = scene.middle(timing, data)  # pictures of one are enough
             seen.append((timing, kept, piece))
             return piece
 
