@@ -194,22 +194,19 @@ def read_episode(path: str):
     Raises:
       InputError: names the array, what was found and what is allowed.
     """
-    import zipfile
-
     import numpy as np
+
+    from jepa_jax.data import npz
 
     if not path.endswith('.npz'):
         raise InputError(f'{path}: must be an .npz file with observations and states')
     try:
-        with np.load(path) as file:
-            names = list(file)
-            wanted = 'observations', 'states', 'actions'
-            found = {name: file[name] for name in wanted if name in names}
-    except (zipfile.BadZipFile, ValueError, EOFError) as error:
+        found = npz.load_all(path)
+    except ValueError as error:
         raise InputError(f'{path}: cannot be read as npz ({error})') from error
     for name, axes, kind in (('observations', 5, np.uint8), ('states', 3, np.floating)):
         if name not in found:
-            raise InputError(f'{path}: no array {name}; it holds {", ".join(names) or "nothing"}')
+            raise InputError(f'{path}: no array {name}; it holds {", ".join(found) or "nothing"}')
         a = found[name]
         shape = '[1, T, H, W, 3]' if axes == 5 else '[1, T, 7]'
         last = 3 if axes == 5 else 7

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import threading
 import zipfile
+import zlib
 from typing import Literal
 
 import numpy as np
@@ -29,14 +30,18 @@ def load_all(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """The arrays of an .npz file by name. Safe in threads.
 
     Raises:
-      OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error: it cannot be read.
+      OSError: there is no such file, or it cannot be opened.
+      ValueError: it is damaged or something else.
     """
     # given a path, numpy leaves the file of a damaged archive open
     with _parsing, open(path, 'rb') as stream:
-        file = np.load(stream, allow_pickle=False)
-        if isinstance(file, np.ndarray):
-            raise ValueError('one array alone, as in an .npy file')
-        return {name: file[name] for name in file}
+        try:
+            file = np.load(stream, allow_pickle=False)
+            if isinstance(file, np.ndarray):
+                raise ValueError('one array alone, as in an .npy file')
+            return {name: file[name] for name in file}
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise ValueError(str(error)) from error
 
 
 class NpzRows:

@@ -17,8 +17,6 @@ import functools
 import json
 import math
 import os
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -366,7 +364,7 @@ class Npz:
         path = self._files[index]
         try:
             arrays = npz.load_all(path)
-        except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError) as error:
+        except (ValueError, OSError) as error:
             raise BadFile(path, 'corrupt', f'no npz: {error}') from error
         if 'states' not in arrays:
             held = ', '.join(arrays) or 'nothing'
