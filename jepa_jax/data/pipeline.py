@@ -534,10 +534,11 @@ def hash_of(*key: int) -> int:
 
 def threads_of_a_worker(workers: int) -> int:
     """Its share of the processors; 0 workers: all."""
-    return max(1, _cpus() // max(1, workers))
+    return max(1, cpus() // max(1, workers))
 
 
-def _cpus() -> int:
+def cpus() -> int:
+    """Processors that this process may use."""
     if hasattr(os, 'sched_getaffinity'):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

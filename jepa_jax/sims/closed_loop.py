@@ -224,12 +224,17 @@ def _judge(
     ways, numbers = {}, {}
     for name, encode in encoders.items():
         numbers[name], ways[name] = evaluate.judge_cost(encode, cost, seeds, image_size=size)
+        depth = evaluate.judge_depth(encode, cost, seeds, image_size=size)
+        numbers[name]['depth_over_across'] = depth
     evaluate.plot_energy(ways, folder / 'energy.png', f'{config.name}: cost on the way to the goal')
     worlds = {'planner': own.world_model, 'untrained': _untrained(own.world_model)}
-    dynamics = evaluate.judge_dynamics(worlds, own.encode, cost, seeds, image_size=size)
-    if other:
-        world = {RANDOM: other.world_model}
-        dynamics |= evaluate.judge_dynamics(world, other.encode, cost, seeds, image_size=size)
+    others = [({RANDOM: other.world_model}, other.encode)] if other else []
+    dynamics = {}
+    for robots, encode in ((worlds, own.encode), *others):
+        given = robots, encode, cost, seeds
+        moving = evaluate.judge_dynamics(*given, image_size=size)
+        gripper = evaluate.judge_gripper(*given, image_size=size)
+        dynamics |= {name: moving[name] | gripper[name] for name in robots}
     report['cost'] = {
         **numbers['learned features'],
         'energy_at_end': float(ways['learned features'][:, -1].mean()),
@@ -296,7 +301,9 @@ def _cost_words(cost: Mapping[str, Any], dynamics: Mapping[str, float]) -> str:
     return (
         f'the distance of features falls in {100 * cost["falls"]:.0f} % of steps towards the goal, '
         f'on average to {cost["energy_at_end"]:.2f} of what it was; rank correlation with the '
-        f'distance in metres {cost["rank_correlation"]:.2f}; in new scenes the error of '
+        f'distance in metres {cost["rank_correlation"]:.2f}; a move towards the camera counts '
+        f'{cost["depth_over_across"]:.2f} of one across; in new scenes the error of '
         f'predictions is {dynamics["error_over_copy"]:.2f} of that of copying the frame, and '
-        f"{dynamics['shuffled_over_true']:.2f} times as large with another episode's actions"
+        f"{dynamics['shuffled_over_true']:.2f} times as large with another episode's actions; of "
+        f'what the gripper does to the cost {dynamics["gripper_range"]:.2f} is predicted'
     )

@@ -36,7 +36,7 @@ from jepa_jax.sims.panda import CUBE_AREA, RATE, WORKSPACE, Panda, SimError, Var
 from jepa_jax.sims.tasks import START, TASKS, grasp_poses, place_poses, script
 from jepa_jax.workdir import write_json
 
-VERSION = 3  # part of every seed: change it with anything that changes a recording
+VERSION = 4  # part of every seed: change it with anything that changes a recording
 BLOCK = 4  # episodes that a process makes at a time
 FILE = 'collection.json'
 
@@ -129,7 +129,7 @@ def _explore(panda: Panda, rng: np.random.Generator, limit: float) -> Iterator[n
         speed = 0.7 * speed + rng.normal(0, limit / 2, 3)
         state = panda.state()
         pull = 0.08 * (middle - state[:3])
-        yield _action(speed + pull, _toggle(rng, state[6], 0.15))
+        yield _action(speed + pull, _toggle(rng, state[6], 0.5))
 
 
 def _reach(panda: Panda, rng: np.random.Generator, limit: float) -> Iterator[np.ndarray]:
@@ -138,7 +138,7 @@ def _reach(panda: Panda, rng: np.random.Generator, limit: float) -> Iterator[np.
         goal = panda.cube() + [0, 0, rng.uniform(0, 0.15)] if near else rng.uniform(*WORKSPACE)
         for _ in range(rng.integers(4, 9)):
             state = panda.state()
-            closing = 0.0 if near else _toggle(rng, state[6], 0.1)
+            closing = _toggle(rng, state[6], 0.3)
             yield _action(script(state, np.array([*goal, np.pi, 0, 0, 0]), limit)[:3], closing)
 
 
@@ -148,10 +148,11 @@ def _pick(panda: Panda, rng: np.random.Generator, limit: float) -> Iterator[np.n
         poses = grasp_poses(panda) + place_poses(panda, rng.uniform(*CUBE_AREA))
         for pose, most in zip(poses, counts):
             for _ in range(most):
-                action = script(panda.state(), pose, limit)
+                state = panda.state()
+                action = script(state, pose, limit)
                 if np.abs(action[:3]).max() < 0.01 and abs(action[6]) < 0.05:
                     break
-                yield _action(action[:3], action[6])
+                yield _action(action[:3], _toggle(rng, state[6], 0.15) or action[6])
 
 
 KINDS = {'explore': _explore, 'reach': _reach, 'pick': _pick}

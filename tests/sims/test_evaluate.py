@@ -14,9 +14,10 @@ pytest.importorskip('jepa_jax.sims.panda', reason='needs MuJoCo', exc_type=Modul
 pytestmark = pytest.mark.usefixtures('gl')
 
 from jepa_jax import poses  # noqa: E402
-from jepa_jax.planning.cem import CEM, end_effector  # noqa: E402
+from jepa_jax.planning.cem import CEM, end_effector, plan  # noqa: E402
 from jepa_jax.planning.world_model import Context, Cost, Goal  # noqa: E402
-from jepa_jax.sims import evaluate  # noqa: E402
+from jepa_jax.sims import evaluate, panda  # noqa: E402
+from jepa_jax.sims.panda import Panda  # noqa: E402
 from jepa_jax.sims.tasks import PandaEnv  # noqa: E402
 
 KEY = jax.random.key(0)
@@ -105,6 +106,21 @@ def test_a_right_world_model_solves_what_a_mirrored_one_does_not():
     assert outcome[1.0].success.all() and outcome[1.0].distance.max() < 0.02
     assert not outcome[-1.0].success.any()
     assert (outcome[-1.0].distance > outcome[-1.0].start).all()
+
+
+def test_threads_change_no_plan(monkeypatch):
+    """Five episodes on two threads are those of one program, bit for bit."""
+    monkeypatch.setattr(evaluate, 'cpus', lambda: 2)
+    planner, world = CEM(end_effector(0.05), Cost(state_weight=1.0), 1, 16, 3, 4), PoseModel(1.0)
+    rng = np.random.default_rng(0)
+    states, goals = rng.uniform(0.1, 0.5, (2, 5, 7)).astype(np.float32)
+    images = np.zeros((5, 8, 8, 3), np.uint8)
+    seen = {'image': images, 'state': states, 'goal_image': images, 'goal_state': goals}
+    found = evaluate.plan_with(planner, world, blind)([None] * 5, seen, KEY)
+    nothing = jnp.zeros((5, 1, 1))
+    contexts, wanted = Context(nothing[:, None], jnp.asarray(states)[:, None]), Goal(nothing, goals)
+    alone, _ = plan(planner, world, contexts, wanted, jax.random.split(KEY, 5))
+    np.testing.assert_array_equal(found, alone[:, 0])
 
 
 def test_the_simulator_as_world_model_is_right_and_leaves_no_trace():
@@ -196,3 +212,41 @@ def test_dynamics_are_judged_against_copying_and_against_other_actions(monkeypat
     found = evaluate.judge_dynamics(worlds, look_up, cost, range(3), image_size=32, steps=4)
     assert found['right']['error_over_copy'] < 1e-3 and found['right']['shuffled_over_true'] > 100
     assert found['still'] == pytest.approx({'error_over_copy': 1.0, 'shuffled_over_true': 1.0})
+
+
+def test_a_gripper_is_judged_by_its_cost(monkeypatch):
+    """Features that are closedness itself: known, half known and not known."""
+    closed_of = {}
+    draw = Panda.draw
+
+    def spy(panda):
+        image = draw(panda)
+        closed_of[image.tobytes()] = panda.state()[6]
+        return image
+
+    monkeypatch.setattr(Panda, 'draw', spy)
+
+    def look_up(frames):
+        return jnp.stack([jnp.full((1, 1), closed_of[frame.tobytes()]) for frame in frames])
+
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass(frozen=True)
+    class Closes:
+        share: jax.Array
+
+        def rollout(self, context, actions):
+            return context.features[-1] + self.share * actions[:, :, 6:, None], None
+
+    worlds = {name: Closes(jnp.float32(share)) for name, share in (('all', 1), ('none', 0))}
+    found = evaluate.judge_gripper(worlds, look_up, Cost(), range(6), image_size=64)
+    assert found['all']['gripper_range'] == pytest.approx(1, abs=1e-3)
+    assert found['all']['gripper_off'] == 0
+    assert found['none']['gripper_range'] == 0 and found['none']['gripper_off'] > 0.1
+
+
+def test_the_lamp_shows_how_far_the_tool_is(monkeypatch):
+    """A move towards the camera hardly changes the arm's own pixels; its shadow it does."""
+    seen = evaluate.judge_depth(evaluate.pixels, Cost(), range(4), image_size=64)
+    monkeypatch.setattr(panda, 'SHADOW', 0)
+    without = evaluate.judge_depth(evaluate.pixels, Cost(), range(4), image_size=64)
+    assert seen > 0.33 and without < 0.8 * seen
