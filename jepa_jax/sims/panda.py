@@ -300,7 +300,7 @@ def _renderer(model: mujoco.MjModel, size: int) -> mujoco.Renderer:
             'need OpenGL. On Debian or Ubuntu: apt-get install libegl1 libgl1-mesa-dri, and set '
             f'MUJOCO_GL=egl before MuJoCo is imported (it is {way})'
         ) from error
-    renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0  # dear in software
+    renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0  # nothing here mirrors
     return renderer
 
 

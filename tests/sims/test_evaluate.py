@@ -215,7 +215,7 @@ def test_dynamics_are_judged_against_copying_and_against_other_actions(monkeypat
 
 
 def test_a_gripper_is_judged_by_its_cost(monkeypatch):
-    """Features that are closedness itself: known, half known and not known."""
+    """Features that are closedness itself: known and not known."""
     closed_of = {}
     draw = Panda.draw
 
