@@ -69,21 +69,10 @@ class OptionError(ValueError):
 
 
 def encode(pictures):
-    """Pictures [..., SIZE, SIZE, 3] uint8 -> features [..., 1, 2 PLACES^2], standardised."""
-    import jax.numpy as jnp
+    """Pictures [..., SIZE, SIZE, 3] uint8 -> features [..., 1, 2 PLACES^2]."""
+    from jepa_jax.sims import two_rooms
 
-    from jepa_jax.models.layers import standardise
-    from jepa_jax.sims.two_rooms import SIZE
-
-    centres = (jnp.arange(PLACES) + 0.5) * SIZE / PLACES - 0.5
-    parts = []
-    for channel, (blur, gain) in enumerate(zip(BLUR, (GAIN, 1.0))):
-        weights = jnp.exp(-jnp.square(jnp.arange(SIZE) - centres[:, None]) / (2 * blur**2))
-        weights = weights / weights.sum(1, keepdims=True)
-        image = pictures[..., channel].astype(jnp.float32) / 255
-        part = jnp.einsum('ay,bx,...yx->...ab', weights, weights, image) * gain
-        parts.append(part.reshape(*part.shape[:-2], 1, PLACES**2))
-    return standardise(jnp.concatenate(parts, -1))
+    return two_rooms.blur(pictures, PLACES, BLUR, GAIN)
 
 
 def recordings(seed: int, count: int, frames: int, action_width: int):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Protocol
 
 import jax
@@ -72,6 +73,8 @@ class ACWorldModel:
     normalise: bool = dataclasses.field(default=True, metadata={'static': True})
     # samples run at once; 0: on a CPU as many as have TOGETHER tokens a frame, elsewhere all
     at_once: int = dataclasses.field(default=0, metadata={'static': True})
+    # predict from the newest frames alone, as many as are known at first: any horizon will do
+    slide: bool = dataclasses.field(default=False, metadata={'static': True})
 
     def rollout(self, context: Context, actions: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         """See WorldModel.
@@ -83,10 +86,11 @@ class ACWorldModel:
         if self.at_once < 0:
             raise ValueError(f'at_once {self.at_once}: must be at least 0')
         T, (S, H, _) = len(context.features), actions.shape
-        if T + H - 1 > self.frames:
+        seen = T if self.slide else T + H - 1
+        if seen > self.frames:
             raise ValueError(
-                f'horizon {H} after {T} known frames: the predictor would see {T + H - 1} frames, '
-                f'at most {self.frames} were trained'
+                f'horizon {H} after {T} known frames: the predictor would see {seen} frames, at '
+                f'most {self.frames} were trained'
             )
         count = self.at_once
         if not count:
@@ -102,6 +106,38 @@ class ACWorldModel:
         return jax.tree.map(lambda a: a.reshape(parts * size, *a.shape[2:])[:S], found)
 
     def _rollout(self, context: Context, actions: jax.Array):
+        return (self._slide if self.slide else self._remember)(context, actions)
+
+    def _slide(self, context: Context, actions: jax.Array):
+        """Each prediction computed from its frames anew: they lose their oldest and move on."""
+        (T, N, D), (S, _, U) = context.features.shape, actions.shape
+        stateful = self.config.state_width > 0
+
+        def spread(a: jax.Array) -> jax.Array:
+            return jnp.broadcast_to(a, (S, *a.shape))
+
+        def move_on(old: jax.Array, new: jax.Array) -> jax.Array:
+            return jnp.concatenate([old[:, 1:], new[:, None]], axis=1)
+
+        def predict(carry, action: jax.Array):
+            frames, states, done = carry
+            done = jnp.concatenate([done, action[:, None]], axis=1)
+            given = (states,) if stateful else ()
+            z = self.net(self.params, frames.reshape(S, T * N, D), done, *given)
+            frame = z.reshape(S, T, N, D)[:, -1]
+            frame = standardise(frame) if self.normalise else frame
+            if stateful:
+                states = move_on(states, ADVANCE[self.advance](states[:, -1], action))
+            carry = move_on(frames, frame), states, done[:, 1:]
+            return carry, (frame, states[:, -1] if stateful else None)
+
+        done = jnp.zeros((0, U)) if T == 1 else context.actions
+        states = spread(context.states) if stateful else None
+        carry = spread(context.features), states, spread(done)
+        _, found = jax.lax.scan(predict, carry, actions.swapaxes(0, 1))
+        return jax.tree.map(lambda a: a.swapaxes(0, 1), found)
+
+    def _remember(self, context: Context, actions: jax.Array):
         (T, N, D), (S, H, _) = context.features.shape, actions.shape
         stateful = self.config.state_width > 0
 
@@ -131,6 +167,21 @@ class ACWorldModel:
                 state = ADVANCE[self.advance](state, action)
                 states.append(state)
         return jnp.stack(frames, axis=1), jnp.stack(states, axis=1) if stateful else None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Viewed:
+    """A world model whose features are seen through a function, and compared as it shows them:
+    objectives/temporal_distance.py has one. The goal's features must be seen alike."""
+
+    world: WorldModel
+    # features [..., N, D] -> what the cost compares [..., M, K]
+    view: Callable[[jax.Array], jax.Array] = dataclasses.field(metadata={'static': True})
+
+    def rollout(self, context: Context, actions: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        features, states = self.world.rollout(context, actions)
+        return self.view(features), states
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jepa_jax.planning.world_model import Context, Goal, WorldModel
+from jepa_jax.models.layers import standardise
+from jepa_jax.planning.world_model import Context, Goal, Viewed, WorldModel
 
 Encode = Callable[[jax.Array], jax.Array]  # pictures [..., SIZE, SIZE, 3] -> features [..., N, D]
 
@@ -95,6 +96,25 @@ def draw(layout: Layout, position: jax.Array) -> jax.Array:
     wall = (jnp.abs(x - layout.wall) <= HALF_WALL) & (jnp.abs(y - layout.door) > HALF_DOOR)
     picture = jnp.stack([dot, (wall | outside).astype(dot.dtype), jnp.zeros_like(dot)], -1)
     return jnp.round(255 * picture).astype(jnp.uint8)
+
+
+def blur(
+    pictures: jax.Array, places: int, deviations: tuple[float, float], gain: float
+) -> jax.Array:
+    """A simple frozen encoder: dot and walls blurred, at places x places points, standardised.
+
+    Pictures uint8 [..., SIZE, SIZE, 3] -> features [..., 1, 2 places^2]. deviations: of the blur of
+    dot and walls, pixels; gain: of the dot, whose mass is small beside the walls'.
+    """
+    centres = (jnp.arange(places) + 0.5) * SIZE / places - 0.5
+    parts = []
+    for channel, (deviation, factor) in enumerate(zip(deviations, (gain, 1.0))):
+        weights = jnp.exp(-jnp.square(jnp.arange(SIZE) - centres[:, None]) / (2 * deviation**2))
+        weights = weights / weights.sum(1, keepdims=True)
+        image = pictures[..., channel].astype(jnp.float32) / 255
+        part = jnp.einsum('ay,bx,...yx->...ab', weights, weights, image) * factor
+        parts.append(part.reshape(*part.shape[:-2], 1, places**2))
+    return standardise(jnp.concatenate(parts, -1))
 
 
 def place(key: jax.Array, layout: Layout, right: jax.Array) -> jax.Array:
@@ -211,12 +231,17 @@ def play(
     hold: int = 1,
     steps: int = STEPS,
     within: bool = False,
+    view: Callable[[jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
     """An episode: plan from the picture to the goal's, do the first action (`hold` moves), plan
     again. -> positions [steps / hold + 1, 2]. Only a world that knows the layout uses it, or the
     position, which is in the context's states. within: what a plan would do after the end of the
-    episode does not count; for costs over all steps."""
-    model, wanted = world(layout), Goal(encode(draw(layout, goal)), goal)
+    episode does not count; for costs over all steps. view: of features, what the cost compares.
+    """
+    model, features = world(layout), encode(draw(layout, goal))
+    if view:
+        model, features = Viewed(model, view), view(features)
+    wanted = Goal(features, goal)
     count = steps // hold
 
     def act(position, given):

@@ -191,8 +191,11 @@ def tiny(frames: int = 4, **settings) -> tuple[ACWorldModel, Context, Goal]:
     return model, context, Goal(jnp.asarray(normal(33, 4, 24)), jnp.asarray(START))
 
 
-def test_rollout_is_the_predictor_run_on_all_frames_again():
+@pytest.mark.parametrize('slide', [False, True])
+def test_rollout_is_the_predictor_run_on_all_frames_again(slide):
+    """slide: on the newest two, as many as were known."""
     model, context, _ = tiny()
+    model = dataclasses.replace(model, slide=slide, frames=2 if slide else 4)
     actions = jnp.asarray(normal(34, 6, 3, 7)) * 0.1
     features, states = jax.jit(ACWorldModel.rollout)(model, context, actions)
     frames = [np.broadcast_to(f, (6, 4, 24)) for f in context.features]
@@ -201,8 +204,10 @@ def test_rollout_is_the_predictor_run_on_all_frames_again():
     again = jax.jit(model.net.__call__)
     for h in range(3):
         done.append(actions[:, h])
-        x = np.concatenate(frames, 1)
-        z = again(model.params, x, np.stack(done, 1), np.stack(known, 1))[:, -4:]
+        seen = 2 if slide else h + 2
+        x = np.concatenate(frames[-seen:], 1)
+        given = (np.stack(done[-seen:], 1), np.stack(known[-seen:], 1))
+        z = again(model.params, x, *given)[:, -4:]
         z = (z - z.mean(-1, keepdims=True)) / np.sqrt(z.var(-1, keepdims=True) + 1e-5)
         known.append(poses.apply(known[-1], actions[:, h]))
         np.testing.assert_allclose(features[:, h], z, rtol=0, atol=1e-4)
