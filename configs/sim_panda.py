@@ -60,18 +60,16 @@ def get_config(arg: str = 'ci') -> SimConfig:
 
 
 def _ci(c: SimConfig) -> None:
-    c.collection.episodes, c.collection.frames, c.collection.image_size = 240, 16, 64
+    c.collection.episodes, c.collection.frames, c.collection.image_size = 120, 16, 64
     c.collection.explore, c.collection.reach, c.collection.pick = 0.5, 0.5, 0.0
     p, a, e = c.pretrain, c.posttrain, c.evaluation
     p.encoder.width, p.encoder.depth, p.encoder.heads = 96, 2, 4
-    p.optim.steps = p.checkpoints.every = 150
-    p.logging.health_every = 75
+    p.optim.steps = p.checkpoints.every = p.logging.health_every = 60
     a.ac.width, a.ac.depth, a.ac.heads = 96, 2, 4
-    a.optim.steps = a.checkpoints.every = 1000
-    a.logging.health_every = 250
-    e.tasks, e.episodes = 'reach', 20
-    e.samples, e.iterations, e.elites, e.horizon = 64, 8, 6, 1
-    c.gates.shuffled_over_true, c.gates.rank_correlation = 1.3, 0.6
+    a.optim.steps = a.checkpoints.every = a.logging.health_every = 500
+    e.tasks, e.episodes, e.compared, e.judged = 'reach', 20, 5, 5
+    e.samples, e.iterations, e.elites, e.horizon = 64, 5, 6, 1
+    c.gates.shuffled_over_true, c.gates.rank_correlation = 1.15, 0.6
     c.gates.nearer, c.gates.within_8_cm = 0.4, 0.5
 
 

@@ -293,6 +293,7 @@ class SimEvaluation:
     episodes: int = 50  # of each task
     # of an untrained predictor, and of one on a random encoder, which plan as long; 0: as many
     compared: int = 0
+    judged: int = 20  # scenes in which cost and dynamics are judged, without a closed loop
     samples: int = 128  # of the cross-entropy method
     iterations: int = 6
     elites: int = 12

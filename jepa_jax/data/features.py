@@ -133,10 +133,6 @@ class FeatureStore:
             raise BadFile(name, 'missing', f'no features in {self.folder}')
         return npz.load(self.file(name).with_suffix('.numbers.npy'))
 
-    def length(self, name: str) -> int:
-        """How many; raises BadFile as `numbers`."""
-        return len(self.numbers(name))
-
     def read(self, name: str, first: int, frames: int) -> np.ndarray:
         """Features [frames, N, D] from the first-th frame kept on."""
         stored = npz.load(self.file(name), mmap_mode='r')

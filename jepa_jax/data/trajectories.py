@@ -33,6 +33,9 @@ from jepa_jax.data.pipeline import (
     threads_of_a_worker,
 )
 
+# episodes whose states a reader keeps beside their features: read anew for every piece, they took
+# most of a batch's time
+KNOWN = 4096
 PREFIX = 3  # stream of random numbers of a step: after how many frames its rollouts start
 
 
@@ -151,6 +154,7 @@ class _Reader(grain.transforms.Map):
         self._config, self._recordings, self._store = config, recordings, store
         self._order, self._process = order, process
         self._threads = threads_of_a_worker(config.data.workers)
+        self._known: dict[int, tuple] = {}
 
     def map(self, step: int) -> HostBatch:
         begin = time.perf_counter()
@@ -199,8 +203,8 @@ class _Reader(grain.transforms.Map):
     def _piece(self, record: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         config = self._config
         data = config.robot
-        episode = self._recordings.episode(record)
         if self._store is None:
+            episode = self._recordings.episode(record)
             piece = robot.cut(episode, data.frames, data.fps, lambda n: int(rng.integers(n)))
             crop = config.data.crop
             if config.augment:
@@ -211,20 +215,38 @@ class _Reader(grain.transforms.Map):
             found = {'frames': frames}
             states, actions, extrinsics = piece.states, piece.actions, piece.extrinsics
         else:
-            stored = self._store.length(episode.name)
-            if stored < data.frames:
-                raise BadFile(
-                    episode.name, 'short', f'{stored} frames are kept, a piece takes {data.frames}'
-                )
-            first = int(rng.integers(stored - data.frames + 1))
-            found = {'features': self._store.read(episode.name, first, data.frames)}
-            numbers = self._store.numbers(episode.name)[first : first + data.frames]
-            states = episode.states[numbers].astype(np.float32)
-            actions = robot.actions_between(episode.states[numbers]).astype(np.float32)
-            extrinsics = None if episode.extrinsics is None else episode.extrinsics[numbers]
+            name, states, actions, extrinsics = self._kept(record)
+            first = int(rng.integers(len(states) - data.frames + 1))
+            found = {'features': self._store.read(name, first, data.frames)}
+            states, actions = states[first:][: data.frames], actions[first:][: data.frames - 1]
+            if extrinsics is not None:
+                extrinsics = extrinsics[first:][: data.frames]
         found |= {'states': states, 'actions': actions}
         if config.ac.use_extrinsics:
             if extrinsics is None:
-                raise BadFile(episode.name, 'bad_state', 'ac.use_extrinsics is set: there are none')
+                name = self._recordings.name(record)
+                raise BadFile(name, 'bad_state', 'ac.use_extrinsics is set: there are none')
             found['extrinsics'] = extrinsics.astype(np.float32)
         return found
+
+    def _kept(self, record: int) -> tuple[str, np.ndarray, np.ndarray, np.ndarray | None]:
+        """Name, states [K, V], actions [K - 1, U] and extrinsics of an episode's frames that have
+        features."""
+        if (known := self._known.get(record)) is not None:
+            return known
+        episode, least = self._recordings.episode(record), self._config.robot.frames
+        numbers = self._store.numbers(episode.name)
+        if len(numbers) < least:
+            reason = f'{len(numbers)} frames are kept, a piece takes {least}'
+            raise BadFile(episode.name, 'short', reason)
+        states, extrinsics = episode.states[numbers], episode.extrinsics
+        known = (
+            episode.name,
+            states.astype(np.float32),
+            robot.actions_between(states).astype(np.float32),
+            None if extrinsics is None else extrinsics[numbers],
+        )
+        if len(self._known) >= KNOWN:
+            self._known.clear()
+        self._known[record] = known
+        return known

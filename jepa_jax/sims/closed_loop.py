@@ -53,6 +53,9 @@ def run(config: SimConfig, workdir: str | Path, train: Callable[[TrainConfig, st
     validate(config)
     if wrong := [task for task in _tasks(config) if task not in TASKS]:
         raise SimError(f"evaluation.tasks '{wrong[0]}': allowed are {', '.join(TASKS)}")
+    for name in ('episodes', 'judged'):
+        if (found := getattr(config.evaluation, name)) < 1:
+            raise SimError(f'evaluation.{name} {found}: must be at least 1')
     for name, asked in dataclasses.asdict(config.gates).items():
         if asked and (task := NEEDS.get(name)) and task not in _tasks(config):
             raise SimError(
@@ -216,16 +219,15 @@ def _judge(
     cost: Cost,
 ) -> None:
     """Cost and dynamics, each apart from the other and from the planner."""
-    seeds = range(SEED, SEED + min(20, config.evaluation.episodes))
+    seeds = range(SEED, SEED + config.evaluation.judged)
     size = config.collection.image_size
     encoders = {'learned features': own.encode, 'pixels': evaluate.pixels}
     if other:
         encoders['random features'] = other.encode
-    ways, numbers = {}, {}
-    for name, encode in encoders.items():
-        numbers[name], ways[name] = evaluate.judge_cost(encode, cost, seeds, image_size=size)
-        depth = evaluate.judge_depth(encode, cost, seeds, image_size=size)
-        numbers[name]['depth_over_across'] = depth
+    judged = evaluate.judge_cost(encoders, cost, seeds, image_size=size)
+    depths = evaluate.judge_depth(encoders, cost, seeds, image_size=size)
+    ways = {name: way for name, (_, way) in judged.items()}
+    numbers = {name: row | {'depth_over_across': depths[name]} for name, (row, _) in judged.items()}
     evaluate.plot_energy(ways, folder / 'energy.png', f'{config.name}: cost on the way to the goal')
     worlds = {'planner': own.world_model, 'untrained': _untrained(own.world_model)}
     others = [({RANDOM: other.world_model}, other.encode)] if other else []

@@ -251,22 +251,23 @@ def pixels(frames: jax.Array) -> jax.Array:
 
 
 def judge_cost(
-    encode: Encode,
+    encoders: Mapping[str, Encode],
     cost: Cost,
     seeds: Sequence[int],
     *,
     image_size: int = 64,
     task: str = 'reach',
-) -> tuple[dict[str, float], np.ndarray]:
-    """Whether a cost falls where the goal comes nearer, without any world model.
+) -> dict[str, tuple[dict[str, float], np.ndarray]]:
+    """Whether a cost falls where the goal comes nearer, without any world model, by each of some
+    encoders.
 
     Returns, as means over episodes: `rank_correlation` (Spearman's) of the cost with the distance
     of the tool from the goal's, over the script's way there and as many steps at random; `falls`,
     the share of the script's steps towards a goal that lower it. And the cost along the script's
     way [E, T], over what it is at first.
     """
-    rng = np.random.default_rng(len(seeds))
-    env, correlation, falls, ways = PandaEnv(task, image_size), [], [], []
+    rng, env = np.random.default_rng(len(seeds)), PandaEnv(task, image_size)
+    rows: dict[str, list] = {name: [] for name in encoders}  # correlation, falls, way by episode
     try:
         for seed in seeds:
             frames, apart, moving = [], [], []
@@ -280,32 +281,42 @@ def judge_cost(
                     if t < goal.steps:
                         chance = np.array([*rng.uniform(-0.05, 0.05, 3), 0, 0, 0, 0])
                         seen = env.step(oracle(env) if scripted else chance)[0]
-            features = encode(np.stack(frames))[:, None]
-            energy = np.asarray(cost(features, None, Goal(encode(goal.image[None])[0])))
-            correlation.append(stats.spearmanr(energy, apart).statistic)
             steps = np.flatnonzero(np.array(moving[:-1]) & moving[1:] & (np.diff(apart) < -0.005))
-            falls.append(np.mean(np.diff(energy)[steps] < 0))
-            ways.append(energy[: goal.steps + 1] / energy[0])
+            for name, encode in encoders.items():
+                features = encode(np.stack(frames))[:, None]
+                energy = np.asarray(cost(features, None, Goal(encode(goal.image[None])[0])))
+                rows[name].append((
+                    stats.spearmanr(energy, apart).statistic,
+                    np.mean(np.diff(energy)[steps] < 0),
+                    energy[: goal.steps + 1] / energy[0],
+                ))  # fmt: skip
     finally:
         env.close()
-    numbers = {
-        'rank_correlation': float(np.mean(correlation)),
-        'falls': float(np.mean(falls)),
-    }
-    return numbers, np.stack(ways)
+    found = {}
+    for name, row in rows.items():
+        correlation, falls, ways = zip(*row)
+        numbers = {'rank_correlation': correlation, 'falls': falls}
+        found[name] = {key: float(np.mean(a)) for key, a in numbers.items()}, np.stack(ways)
+    return found
 
 
 def judge_depth(
-    encode: Encode, cost: Cost, seeds: Sequence[int], *, image_size: int = 64, move: float = 0.01
-) -> float:
+    encoders: Mapping[str, Encode],
+    cost: Cost,
+    seeds: Sequence[int],
+    *,
+    image_size: int = 64,
+    move: float = 0.01,
+) -> dict[str, float]:
     """How much of the cost of a move across the picture a move towards the camera makes, or away
-    from it: what a planner has to see by how far the tool is from the camera.
+    from it, by each of some encoders: what a planner has to see by how far the tool is from the
+    camera.
 
     move: metres, of the tool from where the goal shows it, in each of six directions. Where the
     result is near 0, plans end before the goal or behind it, however good the predictions are.
     """
     rng = np.random.default_rng(len(seeds))
-    found = []
+    costs: dict[str, list] = {name: [] for name in encoders}
     with Panda(image_size) as panda:
         for _ in seeds:
             middle, cube = rng.uniform(*START), rng.uniform(*CUBE_AREA)
@@ -318,10 +329,11 @@ def judge_depth(
             for moved in (np.zeros(3), *towards, *-towards, *across, *-across):
                 panda.place(middle + moved, cube=cube)
                 frames.append(panda.draw())
-            features = encode(np.stack(frames))
-            found.append(np.asarray(cost(features[1:, None], None, Goal(features[0]))))
-    costs = np.array(found)
-    return float(costs[:, :2].mean() / costs[:, 2:].mean())
+            for name, encode in encoders.items():
+                features = encode(np.stack(frames))
+                costs[name].append(np.asarray(cost(features[1:, None], None, Goal(features[0]))))
+    found = {name: np.array(rows) for name, rows in costs.items()}
+    return {name: float(a[:, :2].mean() / a[:, 2:].mean()) for name, a in found.items()}
 
 
 def judge_dynamics(

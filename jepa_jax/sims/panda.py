@@ -138,13 +138,16 @@ class Panda:
         if not 8 <= image_size <= 512:
             raise SimError(f'image_size {image_size}: must be from 8 to 512 pixels')
         self.image_size = image_size
-        self.model = _spec(variation).compile()
+        self.model = _spec(variation, 2 * image_size).compile()
         self.data = mujoco.MjData(self.model)
         self._scratch = mujoco.MjData(self.model)  # for inverse kinematics
         self._tool = self.model.site('tool').id
         self._fingers = [self.model.joint(name).qposadr[0] for name in ('left', 'right')]
         self._cube = self.model.joint('cube').qposadr[0]
-        self._renderer = None
+        self._scene: mujoco.MjvScene | None = None
+        self._camera = mujoco.MjvCamera()
+        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        self._camera.fixedcamid = self.model.camera('outside').id
         self.variation = variation
         self._down = DOWN  # orientation last asked for: held, so that it does not drift
         self.place()
@@ -271,17 +274,20 @@ class Panda:
         return _drawing.submit(self._draw).result()
 
     def _draw(self) -> np.ndarray:
-        if self._renderer is None:
-            self._renderer = _renderer(self.model, 2 * self.image_size)
-        self._renderer.update_scene(self.data, 'outside')
-        image = self._renderer.render().reshape(self.image_size, 2, self.image_size, 2, 3)
+        if self._scene is None:
+            self._scene = mujoco.MjvScene(self.model, maxgeom=100)
+            self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0  # nothing here mirrors
+        everything = mujoco.mjtCatBit.mjCAT_ALL.value
+        mujoco.mjv_updateScene(
+            self.model, self.data, mujoco.MjvOption(), None, self._camera, everything, self._scene
+        )
+        image = _canvas(self.model).draw(self._scene)
+        image = image.reshape(self.image_size, 2, self.image_size, 2, 3)
         return ((image.sum((1, 3), dtype=np.uint16) + 2) // 4).astype(np.uint8)
 
     def close(self) -> None:
-        """Lets OpenGL go; physics and further drawing still work."""
-        if self._renderer is not None:
-            _drawing.submit(self._renderer.close).result()
-            self._renderer = None
+        """Lets what is drawn go; physics and further drawing still work."""
+        self._scene = None
 
     def __enter__(self) -> Panda:
         return self
@@ -290,22 +296,51 @@ class Panda:
         self.close()
 
 
-def _renderer(model: mujoco.MjModel, size: int) -> mujoco.Renderer:
-    try:
-        renderer = mujoco.Renderer(model, size, size)
-    except Exception as error:  # of any kind, as MuJoCo, PyOpenGL and the driver like
-        way = os.environ.get('MUJOCO_GL', 'not set')
-        raise SimError(
-            f'this machine cannot draw ({type(error).__name__}: {error}): physics works, pictures '
-            'need OpenGL. On Debian or Ubuntu: apt-get install libegl1 libgl1-mesa-dri, and set '
-            f'MUJOCO_GL=egl before MuJoCo is imported (it is {way})'
-        ) from error
-    renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0  # nothing here mirrors
-    return renderer
+class _Canvas:
+    """Where MuJoCo draws: an OpenGL context with shapes, textures and buffers, as a model asks for.
+
+    Making one takes a quarter of a second or more, so scenes share it: they differ in colours,
+    sizes and places, which are not part of it.
+    """
+
+    def __init__(self, model: mujoco.MjModel):
+        size = model.vis.global_.offwidth
+        try:
+            self._context = mujoco.GLContext(size, size)
+            self._context.make_current()
+            self._kept = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
+            mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._kept)
+        except Exception as error:  # of any kind, as MuJoCo, PyOpenGL and the driver like
+            way = os.environ.get('MUJOCO_GL', 'not set')
+            raise SimError(
+                f'this machine cannot draw ({type(error).__name__}: {error}): physics works, '
+                'pictures need OpenGL. On Debian or Ubuntu: apt-get install libegl1 '
+                'libgl1-mesa-dri, and set MUJOCO_GL=egl before MuJoCo is imported (it is '
+                f'{way})'
+            ) from error
+        self._area = mujoco.MjrRect(0, 0, size, size)
+
+    def draw(self, scene: mujoco.MjvScene) -> np.ndarray:
+        """Pixels uint8 [size, size, 3]."""
+        self._context.make_current()
+        mujoco.mjr_render(self._area, scene, self._kept)
+        image = np.empty((self._area.height, self._area.width, 3), np.uint8)
+        mujoco.mjr_readPixels(image, None, self._area, self._kept)
+        return image[::-1]  # OpenGL counts rows from below
 
 
-def _spec(variation: Variation) -> mujoco.MjSpec:
-    """The scene as MuJoCo compiles it."""
+_canvases: dict[tuple[int, int], _Canvas] = {}  # by pixels of pictures and of shadow maps
+
+
+def _canvas(model: mujoco.MjModel) -> _Canvas:
+    key = model.vis.global_.offwidth, model.vis.quality.shadowsize
+    if key not in _canvases:
+        _canvases[key] = _Canvas(model)
+    return _canvases[key]
+
+
+def _spec(variation: Variation, pixels: int) -> mujoco.MjSpec:
+    """The scene as MuJoCo compiles it, to be drawn with `pixels` along an edge."""
     spec = mujoco.MjSpec()
     spec.compiler.degree = False
     spec.option.timestep = TIMESTEP
@@ -313,7 +348,7 @@ def _spec(variation: Variation) -> mujoco.MjSpec:
     spec.option.cone = mujoco.mjtCone.mjCONE_ELLIPTIC
     spec.option.impratio = 5  # friction that holds
     spec.visual.quality.offsamples, spec.visual.quality.shadowsize = 0, SHADOW
-    spec.visual.global_.offwidth = spec.visual.global_.offheight = 1024
+    spec.visual.global_.offwidth = spec.visual.global_.offheight = pixels
     spec.visual.headlight.ambient = np.full(3, 0.45 * variation.light)
     spec.visual.headlight.diffuse = np.full(3, 0.15 * variation.light)
     spec.visual.headlight.specular = np.zeros(3)

@@ -135,9 +135,9 @@ def test_an_episode_that_cannot_be_read_is_replaced_and_named(tmp_path):
     assert host.batch.frames.shape[0] == 16 and host.tried == 16 + len(host.failures)
     store = FeatureStore(dataclasses.replace(c, features=str(tmp_path / 'f')), 'abc')
     store.fill(robot.open_recordings(c.robot), encode)
-    assert store.length(str(tmp_path / 'good.npz')) == 9
+    assert len(store.numbers(str(tmp_path / 'good.npz'))) == 9
     with pytest.raises(BadFile, match='no features'):
-        store.length(str(tmp_path / 'bad.npz'))
+        store.numbers(str(tmp_path / 'bad.npz'))
 
 
 def test_wide_frames_are_cut_to_the_middle_and_squeezed():

@@ -165,14 +165,14 @@ def test_a_cost_is_judged_by_whether_it_falls():
         y, x = (weights.sum(2) * axis).sum(1), (weights.sum(1) * axis).sum(1)
         return jnp.stack([y, x], axis=-1)[:, None]
 
-    good, way = evaluate.judge_cost(jax.jit(place), Cost(), range(2), image_size=48)
-
     @jax.vmap
     def noise(frame):
         """The same for the same picture, and nothing to do with what it shows."""
         return jax.random.normal(jax.random.fold_in(KEY, frame.astype(jnp.uint32).sum()), (4, 4))
 
-    chance, _ = evaluate.judge_cost(noise, Cost(), range(2), image_size=48)
+    encoders = {'place': jax.jit(place), 'noise': noise}
+    found = evaluate.judge_cost(encoders, Cost(), range(2), image_size=48)
+    (good, way), (chance, _) = found['place'], found['noise']
     assert good['rank_correlation'] > 0.6 and good['falls'] > 0.8
     assert way.shape == (2, 11) and (way[:, 0] == 1).all() and (way[:, -1] < 0.2).all()
     # at the goal itself even noise is right
@@ -246,7 +246,8 @@ def test_a_gripper_is_judged_by_its_cost(monkeypatch):
 
 def test_the_lamp_shows_how_far_the_tool_is(monkeypatch):
     """A move towards the camera hardly changes the arm's own pixels; its shadow it does."""
-    seen = evaluate.judge_depth(evaluate.pixels, Cost(), range(4), image_size=64)
+    given = {'pixels': evaluate.pixels}, Cost(), range(4)
+    seen = evaluate.judge_depth(*given)['pixels']
     monkeypatch.setattr(panda, 'SHADOW', 0)
-    without = evaluate.judge_depth(evaluate.pixels, Cost(), range(4), image_size=64)
+    without = evaluate.judge_depth(*given)['pixels']
     assert seen > 0.33 and without < 0.8 * seen

@@ -2,23 +2,23 @@
 planner that knows the rules finds the door."""
 
 import functools
-import os
-import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jepa_jax.planning.cem import CEM, ActionSpace
 from jepa_jax.planning.world_model import Context, Cost, Goal
 from jepa_jax.sims import two_rooms as rooms
+from tools import measure_two_rooms
+from tools.measure_two_rooms import place_of
 
 # these programs run for less time than they compile
 jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 COUNT = 400
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+REACH = rooms.MOST * 5 / 2**0.5  # of five moves, along an axis
+SPACE = ActionSpace(2, (0, 1), (REACH, REACH), (REACH, REACH))
 
 
 def layouts() -> rooms.Layout:
@@ -112,15 +112,7 @@ def test_a_planner_that_knows_the_rules_gets_to_the_other_room():
     """Also through pictures: the features are the dot's place, read from the picture."""
     hold = 5
 
-    def encode(picture):
-        dot = picture[..., 0].astype(jnp.float32)
-        x, y = dot.sum(-2), dot.sum(-1)
-        places = [(a * jnp.arange(rooms.SIZE)).sum(-1) / a.sum(-1) for a in (x, y)]
-        return jnp.stack(places, -1)[..., None, :]
-
-    reach = rooms.MOST * hold / 2**0.5
-    space = ActionSpace(2, (0, 1), (reach, reach), (reach, reach))
-    planner = CEM(space, Cost(2, 'all'), horizon=18, samples=200, iterations=6, elites=20)
+    planner = CEM(SPACE, Cost(2, 'all'), horizon=18, samples=200, iterations=6, elites=20)
     layout = rooms.Layout(jnp.float32(32), jnp.float32(25))
     start, goal = jnp.array([12.0, 40.0]), jnp.array([52.0, 35.0])
 
@@ -129,16 +121,16 @@ def test_a_planner_that_knows_the_rules_gets_to_the_other_room():
         def world(layout):
             return rooms.TrueRooms(layout, hold)
 
-        return rooms.play(world, planner, encode, layout, start, goal, key, hold=hold, steps=100)
+        return rooms.play(world, planner, place_of, layout, start, goal, key, hold=hold, steps=100)
 
     path = np.asarray(episode(jax.random.key(0)))
     assert path.shape == (21, 2) and rooms.succeeds(path, goal)
     assert all(free(p, 32, 25) for p in path.astype(np.float64))
     # what it saw of pictures is what it would have known
-    context = Context(encode(rooms.draw(layout, start))[None], start[None])
-    actions = jax.random.uniform(jax.random.key(2), (3, 4, 2), minval=-reach, maxval=reach)
+    context = Context(place_of(rooms.draw(layout, start))[None], start[None])
+    actions = jax.random.uniform(jax.random.key(2), (3, 4, 2), minval=-REACH, maxval=REACH)
     roll = jit(rooms.TrueRooms.rollout)
-    seen = roll(rooms.TrueRooms(layout, hold, encode), context, actions)
+    seen = roll(rooms.TrueRooms(layout, hold, place_of), context, actions)
     known = roll(rooms.TrueRooms(layout, hold), context, actions)
     np.testing.assert_allclose(seen[0], known[0], atol=0.02)
 
@@ -167,13 +159,59 @@ def test_what_would_come_after_the_end_costs_nothing():
         np.testing.assert_allclose(found, cost(world, actions[:, :counted]) * counted, rtol=1e-6)
 
 
-def test_the_command_prints_a_row():
-    done = subprocess.run(
-        [sys.executable, '-m', 'tools.measure_two_rooms', '--hold', '10', '--samples', '8',
-         '--iterations', '1', '--elites', '2', '--episodes', '2'],
-        cwd=ROOT, env={**os.environ, 'JAX_PLATFORMS': 'cpu'}, capture_output=True, text=True,
-        timeout=500,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith('| cem | 10 | 8 x 1, 2 elites, first deviation 1 | ')
-    assert ' of 2 (' in done.stdout
+def test_a_world_seen_through_a_function():
+    """Costs compare what it shows of predictions and of the goal."""
+    hold, layout = 5, rooms.Layout(jnp.float32(32), jnp.float32(25))
+    planner = CEM(SPACE, Cost(2, 'all'), horizon=4, samples=50, iterations=4, elites=10)
+    start, goal = jnp.array([12.0, 30.0]), jnp.array([26.0, 50.0])
+
+    def path(view):
+        def world(layout):
+            return rooms.TrueRooms(layout, hold, place_of)
+
+        given = world, planner, place_of, layout, start, goal, jax.random.key(0)
+        return np.asarray(jit(lambda: rooms.play(*given, hold=hold, steps=30, view=view))())
+
+    plain, doubled, half = path(None), path(lambda z: 2 * z), path(lambda z: z[..., 1:])
+    assert np.linalg.norm(plain[-1] - np.asarray(goal)) < 1
+    np.testing.assert_array_equal(plain, doubled)  # a power of two changes no order
+    assert abs(half[-1, 1] - 50) < 1 and abs(half[-1, 0] - plain[-1, 0]) > 2  # y alone counts
+
+
+# as the command passes them, small
+SETTINGS = dict(
+    rows='learned', planner='cem', hold=10, samples=8, iterations=1, elites=2, std=1.0,
+    min_std=0.1, episodes=2, seed=0, learn_seed=0, layouts=20, head_steps=2, steps=2, width=32,
+    depth=1, keep=None,
+)  # fmt: skip
+
+
+def test_learned_once_and_kept(tmp_path, capsys, quick_compiler):
+    given = SETTINGS | {'keep': str(tmp_path / 'rooms.npz')}
+    measure_two_rooms.main(**given | {'rows': 'place,learned'})
+    first = capsys.readouterr()
+    lines = first.out.splitlines()
+    assert [line.split(',')[0] for line in lines[:2]] == ['distance', 'dynamics']
+    names = [line.split(' | ')[0].strip('| ') for line in lines[4:]]
+    assert names == ['the rules', 'learned predictor']
+    assert all(' of 2 (' in line for line in lines[4:]) and 'dynamics' in first.err
+    measure_two_rooms.main(**given)  # learns nothing anew
+    again = capsys.readouterr()
+    assert not again.err
+    before, after = (row.split(' | ')[:8] for row in (lines[-1], again.out.splitlines()[-1]))
+    assert after == before
+    with pytest.raises(measure_two_rooms.MeasureError, match='was learned with .*"width": 32'):
+        measure_two_rooms.main(**given | {'width': 48})
+
+
+@pytest.mark.parametrize(
+    'changed, words',
+    [
+        ({'rows': 'place, plaec'}, "--rows 'plaec': allowed are place, time, learned, untrained"),
+        ({'hold': 7}, '--hold 7: must divide 90 and 200'),
+        ({'episodes': 0}, '--episodes 0: must be at least 1'),
+    ],
+)
+def test_bad_settings(changed, words):
+    with pytest.raises(measure_two_rooms.MeasureError, match=words):
+        measure_two_rooms.main(**SETTINGS | changed)
