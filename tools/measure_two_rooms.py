@@ -262,6 +262,18 @@ def worlds_of(rows, sizes: Sizes, hold: int, seed: int, keep: str | None):
     }
 
 
+def row_of(name: str, hold: int, worlds: dict):
+    """-> the world of a row, what it sees of pictures, and words for the table."""
+    from jepa_jax.sims.two_rooms import TrueRooms
+
+    if name in worlds:
+        return lambda layout: worlds[name], encode, f'{name} predictor | learned'
+    if name == 'time':
+        known = functools.partial(TrueRooms, hold=hold, encode=encode)
+        return known, encode, 'the rules | learned'
+    return functools.partial(TrueRooms, hold=hold), place_of, 'the rules | of places'
+
+
 def main(
     rows: str,
     planner: str,
@@ -321,14 +333,7 @@ def main(
         flush=True,
     )
     for name in names:
-        if name in worlds:
-            world, see, words = lambda layout: worlds[name], encode, f'{name} predictor | learned'  # noqa: B023
-        elif name == 'time':
-            world, see = functools.partial(two_rooms.TrueRooms, hold=hold, encode=encode), encode
-            words = 'the rules | learned'
-        else:
-            world, see = functools.partial(two_rooms.TrueRooms, hold=hold), place_of
-            words = 'the rules | of places'
+        world, see, words = row_of(name, hold, worlds)
 
         def episode(key, world=world, see=see, view=None if name == 'place' else view):
             draw, act = jax.random.split(key)

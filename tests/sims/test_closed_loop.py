@@ -70,7 +70,7 @@ def test_each_gate_closes():
         assert [row['name'] for row in rows if not row['passed']] == [name]
 
 
-@pytest.mark.slow  # four minutes; CI runs it beside the suite
+@pytest.mark.slow  # three minutes; CI runs it beside the suite
 def test_one_command_learns_to_reach_and_then_rests(gl, tmp_path):
     """`:ci` as it stands: what it asks for is reached, and an untrained predictor reaches none of
     it."""
