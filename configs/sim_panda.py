@@ -11,8 +11,8 @@ nothing and a script that knows everything reach; report.html shows it with pict
 misses its gates ends with exit status 1. All of it is in-domain simulation: it says nothing about
 a real robot.
 
-- `:ci` is reaching on 64 pixels, to see that the parts fit and learn, in little more than two minutes
-  on two cores, half a minute of it compiling.
+- `:ci` is reaching on 64 pixels, to see that the parts fit and learn: two minutes and a bit on two
+  cores, half a minute of it compiling.
 - `:small` is reaching and grasping on 96 pixels, 100 episodes of each, in half an hour on two
   cores: docs/simulator.md.
 - `:full` is all four tasks on 256 pixels, meant for 40 minutes of one H200. It has not been run.
