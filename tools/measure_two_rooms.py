@@ -292,6 +292,7 @@ def main(
     width: int,
     depth: int,
     keep: str | None,
+    kick: float,
 ) -> None:
     """Learns what the rows need, plays the episodes and prints a table."""
     import jax
@@ -339,7 +340,17 @@ def main(
             draw, act = jax.random.split(key)
             layout, begin, goal = two_rooms.task(draw)
             path = two_rooms.play(
-                world, solver, see, layout, begin, goal, act, hold=hold, within=True, view=view
+                world,
+                solver,
+                see,
+                layout,
+                begin,
+                goal,
+                act,
+                hold=hold,
+                within=True,
+                view=view,
+                kick=kick,
             )
             return path, goal
 
@@ -370,6 +381,8 @@ def _options(parser: argparse.ArgumentParser) -> None:
         'actions (%(default)s)')  # fmt: skip
     add('--min-std', type=float, default=0.1, metavar='X', help='mppi: the search never narrows '
         'below, in longest actions (%(default)s)')  # fmt: skip
+    add('--kick', type=float, default=0.5, metavar='PIXELS', help='deviation of what throws a dot '
+        'back that touches something (%(default)s, as published)')  # fmt: skip
     add('--episodes', type=int, default=20, metavar='N', help='a row (%(default)s)')
     add('--seed', type=int, default=0, help='of the episodes (%(default)s)')
     add('--learn-seed', type=int, default=0, help='of recordings and training (%(default)s)')

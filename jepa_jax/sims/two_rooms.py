@@ -60,6 +60,12 @@ def walls(layout: Layout) -> jax.Array:
 
 def step(layout: Layout, position: jax.Array, action: jax.Array) -> jax.Array:
     """Where a move [2] from a position [2] ends; a move longer than MOST is shortened to it."""
+    return _meet(layout, position, action)[0]
+
+
+def _meet(layout: Layout, position: jax.Array, action: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Where a move ends, and the way back from what it touched: a unit vector along x or y, or
+    zeros."""
     length = jnp.linalg.norm(action)
     action = action * jnp.minimum(1.0, MOST / jnp.maximum(length, 1e-9))
     # share of the move at which each coordinate crosses each edge; a still one never does
@@ -72,8 +78,25 @@ def step(layout: Layout, position: jax.Array, action: jax.Array) -> jax.Array:
     border = jnp.where(action == 0, jnp.inf, border)
     share = jnp.minimum(stops.min(), jnp.maximum(border, 0).min())
     back = GAP / jnp.maximum(jnp.linalg.norm(action), GAP)
-    share = jnp.where(share <= 1, jnp.maximum(share - back, 0), 1.0)
-    return position + share * action
+    touches = share <= 1
+    # the last of its coordinates to cross an edge meets a box
+    axis = jnp.where(
+        stops.min() < border.min(), crossing.min(1)[stops.argmin()].argmax(), border.argmin()
+    )
+    normal = jnp.where(touches & (jnp.arange(2) == axis), -jnp.sign(action), 0.0)
+    share = jnp.where(touches, jnp.maximum(share - back, 0), 1.0)
+    return position + share * action, normal
+
+
+def throw(
+    key: jax.Array, layout: Layout, position: jax.Array, action: jax.Array, kick: float
+) -> jax.Array:
+    """As `step`, but a dot that touches something is thrown back a little: by normal noise of
+    deviation `kick` pixels along it and away from it. The published world does that, with 0.5."""
+    position, normal = _meet(layout, position, action)
+    noise = kick * jax.random.normal(key, (2,))
+    back = jnp.where(normal == 0, noise, jnp.abs(noise) * normal)
+    return jnp.where(normal.any(), step(layout, position, back), position)
 
 
 def walk(layout: Layout, position: jax.Array, actions: jax.Array) -> jax.Array:
@@ -232,12 +255,13 @@ def play(
     steps: int = STEPS,
     within: bool = False,
     view: Callable[[jax.Array], jax.Array] | None = None,
+    kick: float = 0.0,
 ) -> jax.Array:
     """An episode: plan from the picture to the goal's, do the first action (`hold` moves), plan
     again. -> positions [steps / hold + 1, 2]. Only a world that knows the layout uses it, or the
     position, which is in the context's states. within: what a plan would do after the end of the
     episode does not count; for costs over all steps. view: of features, what the cost compares.
-    """
+    kick: see `throw`; no world model knows of it."""
     model, features = world(layout), encode(draw(layout, goal))
     if view:
         model, features = Viewed(model, view), view(features)
@@ -249,7 +273,9 @@ def play(
         context = Context(encode(draw(layout, position))[None], position[None])
         seen = Until(model, wanted, count - done) if within else model
         actions, _ = planner.solve(seen, context, wanted, key)
-        position = walk(layout, position, moves_of(actions[0], hold))[-1]
+        keys = jax.random.split(jax.random.fold_in(key, 1), hold)
+        for key, move in zip(keys, moves_of(actions[0], hold)):
+            position = throw(key, layout, position, move, kick)
         return position, position
 
     given = jax.random.split(key, count), jnp.arange(count)

@@ -70,6 +70,35 @@ def test_a_move_ends_where_it_first_touches():
     np.testing.assert_allclose(again[stopped], found[stopped], rtol=0, atol=5e-3)
 
 
+@pytest.mark.parametrize(
+    'start, action, along, away',
+    [
+        ([30.0, 40.0], [1.7, 0.3], 1, (0, -1)),  # the wall, from the left
+        ([34.0, 40.0], [-1.7, 0.3], 1, (0, 1)),
+        ([12.0, 5.5], [0.2, -1.5], 0, (1, 1)),  # the border
+        ([32.0, 28.5], [0.1, 1.5], 0, (1, -1)),  # a post of the door, from within
+        ([40.0, 40.0], [1.7, 0.3], 1, None),  # nothing
+    ],
+)
+def test_what_touches_is_thrown_back(start, action, along, away):
+    layout = rooms.Layout(jnp.float32(32), jnp.float32(25))
+    given = layout, jnp.array(start), jnp.array(action)
+    keys = jax.random.split(jax.random.key(0), 4000)
+    ends = np.asarray(jit(jax.vmap(lambda key: rooms.throw(key, *given, 0.5)))(keys), np.float64)
+    touched = np.asarray(jit(rooms.step)(*given), np.float64)
+    if away is None:
+        np.testing.assert_array_equal(ends, np.tile(touched, (4000, 1)))
+        return
+    axis, sign = away
+    moved = ends - touched
+    assert all(free(end, 32, 25) for end in ends) and (sign * moved[:, axis] >= -1e-6).all()
+    # of a normal of deviation a half: |x| has a mean of 0.4
+    np.testing.assert_allclose((sign * moved[:, axis]).mean(), 0.5 * (2 / np.pi) ** 0.5, rtol=0.05)
+    np.testing.assert_allclose(moved[:, along].std(), 0.5, rtol=0.05)
+    still = jit(rooms.throw)(keys[0], *given, 0.0)
+    np.testing.assert_allclose(still, touched, atol=1e-6)
+
+
 def test_a_picture_shows_dot_and_walls():
     layout = rooms.Layout(jnp.float32(30), jnp.float32(20))
     picture = np.asarray(jit(rooms.draw)(layout, jnp.array([40.0, 50.0])))
@@ -182,7 +211,7 @@ def test_a_world_seen_through_a_function():
 SETTINGS = dict(
     rows='learned', planner='cem', hold=10, samples=8, iterations=1, elites=2, std=1.0,
     min_std=0.1, episodes=2, seed=0, learn_seed=0, layouts=20, head_steps=2, steps=2, width=32,
-    depth=1, keep=None,
+    depth=1, keep=None, kick=0.5,
 )  # fmt: skip
 
 
