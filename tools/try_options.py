@@ -7,10 +7,10 @@ The world is Two Rooms (jepa_jax/sims/two_rooms.py), so nothing but JAX is neede
 frozen and simple: dot and walls blurred and taken at 8 x 8 places, a token a frame. Each option is
 one change to the same predictor, trained by the project's own objective and step on the same
 recordings from the same seed, and then planned with in closed loop: the goal is `--apart` pixels
-away in the same room, or, with --far, anywhere in the other one. Two rows are for comparison: the
-rules themselves in place of a predictor, and one that is not trained. The table says that every
-option works and what it costs. Success has its 95 % interval (Wilson's) over the episodes, but each
-option is trained once: which is best, runs this short and few do not say.
+away in the same room (goals in the other one: tools/measure_two_rooms.py). Two rows are for
+comparison: the rules themselves in place of a predictor, and one that is not trained. The table
+says that every option works and what it costs. Success has its 95 % interval (Wilson's) over the
+episodes, but each option is trained once: which is best, runs this short and few do not say.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def world_of(option: Option, objective, params):
     return lambda layout: model
 
 
-def episode_of(option: Option, world, apart: float, far: bool):
+def episode_of(option: Option, world, apart: float):
     """key -> whether an episode ended within two_rooms.CLOSE of the goal, and its distance from it
     at first and at last. world: see two_rooms.play."""
     import jax
@@ -179,23 +179,20 @@ def episode_of(option: Option, world, apart: float, far: bool):
     U = option.action_width
     most = two_rooms.MOST * HOLD / 2**0.5 if U == 2 else two_rooms.MOST / 2**0.5
     space = ActionSpace(U, tuple(range(U)), (most,) * U, (0.7 * most,) * U)
-    horizon = option.frames - 1 if far else option.horizon
-    planner = CEM(space, Cost(option.exponent, 'all'), horizon, 128, 4, 16)
+    planner = CEM(space, Cost(option.exponent, 'all'), option.horizon, 128, 4, 16)
 
     def episode(key):
         draw, play = jax.random.split(key)
-        layout, start, goal = two_rooms.task(draw)
-        if not far:  # towards the goal, as far as the room goes
-            room = jnp.where(start[0] > layout.wall, layout.wall + 3, two_rooms.LOW + 1)
-            end = jnp.where(start[0] > layout.wall, two_rooms.HIGH - 1, layout.wall - 3)
-            angle = jax.random.uniform(play, maxval=2 * jnp.pi)
-            goal = start + apart * jnp.stack([jnp.cos(angle), jnp.sin(angle)])
-            low = jnp.stack([room, jnp.float32(two_rooms.LOW + 1)])
-            goal = jnp.clip(goal, low, jnp.stack([end, jnp.float32(two_rooms.HIGH - 1)]))
-        steps = two_rooms.STEPS if far else 8 * HOLD
-        path = two_rooms.play(
-            world, planner, encode, layout, start, goal, play, hold=HOLD, steps=steps
-        )
+        layout, start, _ = two_rooms.task(draw)
+        # towards the goal, as far as the room goes
+        room = jnp.where(start[0] > layout.wall, layout.wall + 3, two_rooms.LOW + 1)
+        end = jnp.where(start[0] > layout.wall, two_rooms.HIGH - 1, layout.wall - 3)
+        angle = jax.random.uniform(play, maxval=2 * jnp.pi)
+        goal = start + apart * jnp.stack([jnp.cos(angle), jnp.sin(angle)])
+        low = jnp.stack([room, jnp.float32(two_rooms.LOW + 1)])
+        goal = jnp.clip(goal, low, jnp.stack([end, jnp.float32(two_rooms.HIGH - 1)]))
+        given = world, planner, encode, layout, start, goal, play
+        path = two_rooms.play(*given, hold=HOLD, steps=8 * HOLD)
         first, last = (jnp.linalg.norm(p - goal) for p in (path[0], path[-1]))
         return two_rooms.succeeds(path, goal), first, last
 
@@ -210,8 +207,6 @@ def main(
     depth: int,
     episodes: int,
     apart: float,
-    far: bool,
-    frames: int,
     seed: int,
     table: str | None,
 ) -> None:
@@ -236,7 +231,7 @@ def main(
 
     def add(name: str, words: str, trained: str, option: Option, world) -> None:
         """Plays the episodes and prints a row."""
-        run = jax.jit(functools.partial(jax.lax.map, episode_of(option, world, apart, far)))
+        run = jax.jit(functools.partial(jax.lax.map, episode_of(option, world, apart)))
         won, first, last = jax.device_get(run(keys))
         among = stats.binomtest(int(won.sum()), len(won)).proportion_ci(method='wilson')
         lines.append(
@@ -246,18 +241,14 @@ def main(
         )
         print(lines[-1], flush=True)
 
-    def option_of(name: str) -> Option:
-        option = OPTIONS[name]
-        return dataclasses.replace(option, frames=frames) if frames else option
-
-    plain = option_of('plain')
+    plain = OPTIONS['plain']
     objective = objective_of(plain, width, depth)
     params = jax.jit(objective.init)(jax.random.key(seed))
     rules = functools.partial(TrueRooms, hold=HOLD, encode=encode)
     add('rules', 'no predictor', '| |', plain, rules)
     add('untrained', 'as `plain`', '| |', plain, world_of(plain, objective, params))
     for name in names:
-        option = option_of(name)
+        option = OPTIONS[name]
         objective = objective_of(option, width, depth)
         params, health, seconds = train(option, objective, steps, seed, recordings_count)
         trained = (
@@ -265,17 +256,16 @@ def main(
             f'| {1000 * seconds:.1f}'
         )
         add(f'`{name}`', option.words, trained, option, world_of(option, objective, params))
-    where = 'in the other room' if far else f'up to {apart:g} pixels away in the same room'
     settings = (
         f'--steps {steps} --width {width} --depth {depth} --episodes {episodes} --seed {seed}'
     )
-    settings += f' --only {only}' * bool(only) + f' --frames {frames}' * bool(frames)
-    settings += ' --far' if far else f' --apart {apart:g}'
+    settings += f' --only {only}' * bool(only) + f' --apart {apart:g}'
     text = (
-        f'Two Rooms, goals {where}; {depth} blocks of width {width}, {steps} steps of 64 pieces, '
-        f'each option trained once. Success: within {CLOSE} pixels at the end of the episode, with '
-        "Wilson's 95 % interval over the episodes. Errors are of each option's own kind, those of "
-        f'`l2` squares. `python -m tools.try_options {settings}`\n'
+        f'Two Rooms, goals up to {apart:g} pixels away in the same room; {depth} blocks of width '
+        f'{width}, {steps} steps of 64 pieces, each option trained once. Success: within {CLOSE} '
+        "pixels at the end of the episode, with Wilson's 95 % interval over the episodes. Errors "
+        f"are of each option's own kind, those of `l2` squares. `python -m tools.try_options "
+        f'{settings}`\n'
     )
     print('\n' + text)
     if table:
@@ -291,9 +281,6 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add('--depth', type=int, default=2, help='(%(default)s)')
     add('--episodes', type=int, default=20, metavar='N', help='planned (%(default)s)')
     add('--apart', type=float, default=20.0, metavar='PIXELS', help='goal from start (%(default)s)')
-    add('--far', action='store_true', help='goals in the other room, 200 moves')
-    add('--frames', type=int, default=0, metavar='N', help="of a piece, in place of the options' "
-        'own; with --far plans are one shorter')  # fmt: skip
     add('--seed', type=int, default=0)
     add('--table', metavar='FILE.md', help='write the table')
 

@@ -30,7 +30,7 @@ def test_every_option_fits_together(name):
     assert loss.shape == () and 'loss/rollout' in parts
 
     def run(params, key):
-        return episode_of(option, world_of(option, objective, params), 20.0, True)(key)
+        return episode_of(option, world_of(option, objective, params), 20.0)(key)
 
     won, first, last = jax.eval_shape(run, params, jax.random.key(0))
     assert won.dtype == bool and first.shape == last.shape == ()
