@@ -12,7 +12,7 @@ so many fewer actions.
 Rows differ in where actions are said to lead and in what the cost compares:
 
 - place: the rules; the dot's place, which says nothing of the way round.
-- time: the rules; a learned head in which distance is time (objectives/temporal_distance.py).
+- time: the rules; a learned head in which squared distance is time (objectives/commute_time.py).
 - learned: the action-conditioned predictor, trained on the same recordings; the same head. All that
   it knows is from pictures and actions.
 - untrained: as learned, with random weights of the predictor.
@@ -35,7 +35,7 @@ from jepa_jax import cli
 
 HORIZON = 90  # moves
 FRAMES = 10  # of a recording
-PIECES = 8  # recordings of a layout
+PIECES = 16  # recordings of a layout
 PLACES, BLUR, GAIN = 13, (5.0, 2.5), 60.0  # see two_rooms.blur
 ROWS = ('place', 'time', 'learned', 'untrained')
 
@@ -95,9 +95,9 @@ def recordings(seed: int, layouts: int, hold: int):
 
 def distance_objective():
     """What trains the head that the cost looks through."""
-    from jepa_jax.objectives.temporal_distance import HeadConfig, TemporalDistance
+    from jepa_jax.objectives.commute_time import CommuteTime, HeadConfig
 
-    return TemporalDistance(HeadConfig(1, 2 * PLACES**2))
+    return CommuteTime(HeadConfig(1, 2 * PLACES**2))
 
 
 def dynamics_objective(width: int, depth: int):
@@ -119,7 +119,7 @@ def some_scenes(count: int, key, data):
     """A batch for the head: all recordings of some layouts."""
     import jax
 
-    from jepa_jax.objectives.temporal_distance import Scenes
+    from jepa_jax.objectives.commute_time import Scenes
 
     features, _ = data
     return Scenes(features[jax.random.randint(key, (count,), 0, len(features))])
@@ -180,10 +180,10 @@ def judge_distance(objective, params: dict, data) -> str:
     import jax
 
     batch = some_scenes(len(data[0]), jax.random.key(0), data)
-    _, found = jax.jit(objective.loss)(params, {}, batch)
+    loss, found = jax.jit(objective.loss)(params, {}, batch)
     return (
-        f'distance, new layouts: any two frames {found["apart"]:.2f} apart, neighbours '
-        f'{found["step"]:.2f}, squared excess over 1 {found["excess"]:.4f}'
+        f'distance, new layouts: loss {loss:.2f}, squared distance of neighbours '
+        f'{found["step"]:.2f} (best {objective.config.out}), of any two frames {found["apart"]:.0f}'
     )
 
 
@@ -212,7 +212,7 @@ def learn(parts, sizes: Sizes, hold: int, seed: int, keep: str | None) -> dict[s
     from jepa_jax.sharding import path_name
 
     made = {
-        'distance': (distance_objective(), some_scenes, 24, sizes.head_steps, 1e-3, judge_distance),
+        'distance': (distance_objective(), some_scenes, 16, sizes.head_steps, 1e-3, judge_distance),
         'dynamics': (
             dynamics_objective(sizes.width, sizes.depth), some_steps, 384, sizes.steps, 2e-3,
             judge_dynamics,
@@ -386,7 +386,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add('--episodes', type=int, default=20, metavar='N', help='a row (%(default)s)')
     add('--seed', type=int, default=0, help='of the episodes (%(default)s)')
     add('--learn-seed', type=int, default=0, help='of recordings and training (%(default)s)')
-    add('--layouts', type=int, default=3000, metavar='N', help='recorded (%(default)s)')
+    add('--layouts', type=int, default=1500, metavar='N', help='recorded (%(default)s)')
     add('--head-steps', type=int, default=3000, metavar='N', help='of the head (%(default)s)')
     add('--steps', type=int, default=10000, metavar='N', help='of the predictor (%(default)s)')
     add('--width', type=int, default=192, help='of the predictor (%(default)s)')
