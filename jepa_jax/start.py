@@ -25,6 +25,7 @@ from jepa_jax.data.trajectories import RobotPipeline, random_prefix
 from jepa_jax.flops import GroupShape, action_conditioned_step, pretraining_step
 from jepa_jax.memory import GIB, estimate
 from jepa_jax.metrics import Cost
+from jepa_jax.nets import ONCE
 from jepa_jax.objectives.action_conditioned import ac_predictor_config
 from jepa_jax.objectives.masked_video import predictor_config, vit_config
 from jepa_jax.sharding import concrete
@@ -94,7 +95,7 @@ def initial_state(
         state, extra = restore(folder, abstract)
         log.info('goes on from %s, with its optimizer state', folder)
         return (restart(state) if settings.restart_schedule else state), {}
-    state = jax.jit(make)(jax.random.key(config.seed))
+    state = jax.jit(make, compiler_options=ONCE)(jax.random.key(config.seed))
     if objective.given is not None:  # the frozen net's weights, from elsewhere
         target = jax.tree.map(
             lambda a, like: jax.device_put(a, like.sharding), objective.given, state.target

@@ -17,6 +17,7 @@ from jepa_jax.data.robot import Contract, open_recordings
 from jepa_jax.data.trajectories import RobotPipeline
 from jepa_jax.metrics import Cost
 from jepa_jax.models.ac_predictor import encode_frames
+from jepa_jax.nets import ONCE
 from jepa_jax.objectives.action_conditioned import ActionConditioned
 from jepa_jax.objectives.masked_video import MaskedVideo
 from jepa_jax.start import cost, robot_cost
@@ -68,7 +69,9 @@ def _features(config: RobotTrainConfig, objective: ActionConditioned) -> Feature
     if not config.features:
         return None
     # the key of start.initial_state: a random encoder is the same there
-    params = objective.given or jax.jit(objective.frozen)(jax.random.key(config.seed))
+    params = objective.given or jax.jit(objective.frozen, compiler_options=ONCE)(
+        jax.random.key(config.seed)
+    )
     store = FeatureStore(config, hash_weights(params))
 
     @jax.jit

@@ -37,7 +37,7 @@ from jepa_jax.features import Model, Part, Probe
 from jepa_jax.models import SIZES
 from jepa_jax.models.predictor import Predictor, PredictorConfig
 from jepa_jax.models.vit import ViT, ViTConfig
-from jepa_jax.nets import Net
+from jepa_jax.nets import ONCE, Net
 
 log = logging.getLogger(__name__)
 
@@ -265,7 +265,7 @@ def _random(text: str, dtype: str, seed: int) -> Model:
     encoder, predictor = random_configs(size, dtype)
     e, p = jax.random.split(jax.random.key(seed))
     parts = [
-        Part(config, jax.jit(net.init)(key))
+        Part(config, jax.jit(net.init, compiler_options=ONCE)(key))
         for config, net, key in (
             (encoder, Net(lambda rngs: ViT(encoder, rngs=rngs)), e),
             (predictor, Net(lambda rngs: Predictor(predictor, rngs=rngs)), p),

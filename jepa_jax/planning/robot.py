@@ -15,7 +15,7 @@ from jepa_jax.config import RobotData, from_dict
 from jepa_jax.data.robot import Contract, view
 from jepa_jax.models.ac_predictor import ACPredictor, ACPredictorConfig, encode_frames
 from jepa_jax.models.vit import ViT, ViTConfig
-from jepa_jax.nets import Net
+from jepa_jax.nets import ONCE, Net
 from jepa_jax.planning.world_model import ACWorldModel
 
 FRAMES = 7  # that the released predictor was shown: all but the last of 8 (reference: vjepa2 §7.4)
@@ -89,7 +89,7 @@ def load(
             )
         shape = RANDOM_TINY if name == 'random:tiny' else {}
         config = ACPredictorConfig(model.config.width, grid=grid, dtype=jnp.dtype(dtype), **shape)
-        params = jax.jit(_net(config).init)(jax.random.key(seed + 1))
+        params = jax.jit(_net(config).init, compiler_options=ONCE)(jax.random.key(seed + 1))
         about.append(
             f'predictor: RANDOM weights, {config.depth} blocks, width {config.width}; '
             'energies mean nothing'

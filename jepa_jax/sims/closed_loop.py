@@ -22,10 +22,12 @@ from jepa_jax.config import (
     DataList,
     RobotTrainConfig,
     SimConfig,
+    SimEvaluation,
     SimGates,
     TrainConfig,
     validate,
 )
+from jepa_jax.nets import ONCE
 from jepa_jax.planning import robot
 from jepa_jax.planning.cem import CEM, end_effector
 from jepa_jax.planning.world_model import ACWorldModel, Cost
@@ -38,6 +40,8 @@ from jepa_jax.workdir import lock, write_json
 log = logging.getLogger(__name__)
 
 RANDOM = 'random_encoder'  # folder of the predictor on one, and its name in reports
+# the simulator in place of the predictor, with the distance of features and with that of pixels
+SIMULATED = 'simulator_learned_cost', 'simulator_pixel_cost'
 SEED = 10_000  # of the first episode that is measured: scenes that no recording began with
 # gate -> task that it is about
 NEEDS = {'nearer': 'reach', 'within_8_cm': 'reach', 'reach': 'reach', 'grasp': 'grasp'}
@@ -125,12 +129,15 @@ def _tasks(config: SimConfig) -> list[str]:
 
 
 def _measure(config: SimConfig, folder: Path) -> dict[str, Any]:
-    """Adds `cost`, `dynamics`, `tasks` and `gates` to report.json, one after the other, draws the
-    pictures and writes the page."""
+    """Adds to report.json what it lacks of `cost`, `dynamics`, `tasks` and `gates`, one after the
+    other, draws the pictures and writes the page."""
     path = folder / FILE
     report = json.loads(path.read_text())
-    left = [task for task in _tasks(config) if task not in report['tasks']]
-    if not left and 'gates' in report:
+    _same_evaluation(config.evaluation, report.setdefault('evaluation', {}), folder)
+    wanted = _episodes_of(config.evaluation)
+    left = {task: _missing(report, task, wanted) for task in _tasks(config)}
+    judged = set(report.get('dynamics', ())) >= wanted.keys() & {'planner', RANDOM}
+    if judged and not any(left.values()) and 'gates' in report:
         report['gates'] = judge(config.gates, report)  # these may be asked anew
         return report
     size = config.collection.image_size
@@ -141,26 +148,76 @@ def _measure(config: SimConfig, folder: Path) -> dict[str, Any]:
     for line in own.about:
         log.info('%s', line)
     cost = Cost(exponent=config.evaluation.exponent)
-    if 'dynamics' not in report:
+    if not judged:
         _judge(config, folder, report, own, other, cost)
         write_json(path, report)
-    for task in left:
-        results = _play(config, task, own, other, cost)
-        report['tasks'][task] = evaluate.row(results, 'planner')
-        report['sentences'].append(evaluate.verdict(task, report['tasks'][task]))
-        log.info('%s', report['sentences'][-1])
-        title = f'{config.name}, {task}, simulated'
-        evaluate.plot_episodes(results['planner'], folder / f'episodes_{task}.png', title)
+    for task, names in left.items():
+        if not names:
+            continue
+        results = _play(config, task, names, own, other, cost)
+        before = report['tasks'].get(task)
+        known = before['policies'] if before else {}
+        known |= {name: episodes.summary() for name, episodes in results.items()}
+        in_order = {name: known[name] for name in _episodes_of(config.evaluation) if name in known}
+        row = report['tasks'][task] = evaluate.row(in_order | known, 'planner')
+        _say(report, evaluate.verdict(task, row), before and evaluate.verdict(task, before))
+        if 'planner' in results:
+            title = f'{config.name}, {task}, simulated'
+            evaluate.plot_episodes(results['planner'], folder / f'episodes_{task}.png', title)
         write_json(path, report)
+    before = report.get('gates')
     report['gates'] = judge(config.gates, report)
     if report['gates']:
         report['verdict'] = 'passed' if all(r['passed'] for r in report['gates']) else 'failed'
-        report['sentences'].append(gate_words(report['gates']))
-        log.info('%s: %s', report['verdict'], report['sentences'][-1])
+        _say(report, gate_words(report['gates']), before and gate_words(before), report['verdict'])
     write_json(path, report)
     page.write(folder, config, report)
     log.info('page: %s', folder / page.FILE)
     return report
+
+
+def _episodes_of(settings: SimEvaluation) -> dict[str, int]:
+    """How many episodes of a task each policy plays, by its name."""
+    compared = settings.compared or settings.episodes
+    counts = {'planner': settings.episodes, 'untrained': compared}
+    if settings.random_encoder:
+        counts[RANDOM] = compared
+    if settings.simulator_episodes:
+        counts |= dict.fromkeys(SIMULATED, settings.simulator_episodes)
+    return counts | dict.fromkeys(('oracle', 'random', 'no_op'), settings.episodes)
+
+
+def _missing(report: Mapping[str, Any], task: str, wanted: Mapping[str, int]) -> list[str]:
+    """Policies that have not played as many episodes of a task as are wanted."""
+    known = report['tasks'].get(task, {}).get('policies', {})
+    return [n for n, count in wanted.items() if known.get(n, {}).get('episodes') != count]
+
+
+def _same_evaluation(settings: SimEvaluation, before: dict[str, Any], folder: Path) -> None:
+    """Fills `before` in, or compares with it all but what only adds rows.
+
+    Raises:
+      SimError: rows of two kinds would stand side by side.
+    """
+    asked = dataclasses.asdict(settings)
+    for name in ('tasks', 'random_encoder', 'simulator_episodes', 'at_once'):
+        del asked[name]
+    for name, value in asked.items():
+        if before.setdefault(name, value) != value:
+            raise SimError(
+                f'{folder}: was measured with evaluation.{name} {before[name]}, {value} here; '
+                'name another folder'
+            )
+
+
+def _say(report: dict[str, Any], words: str, before: str | None = None, title: str = '') -> None:
+    """Adds a sentence to a report, or puts it in the place of the one before, and logs it."""
+    said = report['sentences']
+    if before in said:
+        said[said.index(before)] = words
+    else:
+        said.append(words)
+    log.info('%s', f'{title}: {words}' if title else words)
 
 
 def judge(gates: SimGates, report: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -237,24 +294,30 @@ def _judge(
         moving = evaluate.judge_dynamics(*given, image_size=size)
         gripper = evaluate.judge_gripper(*given, image_size=size)
         dynamics |= {name: moving[name] | gripper[name] for name in robots}
+    before = 'cost' in report and _cost_words(report['cost'], report['dynamics']['planner'])
     report['cost'] = {
         **numbers['learned features'],
         'energy_at_end': float(ways['learned features'][:, -1].mean()),
         'others': {name: row for name, row in numbers.items() if name != 'learned features'},
     }
     report['dynamics'] = dynamics
-    report['sentences'].append(_cost_words(report['cost'], dynamics['planner']))
-    log.info('%s', report['sentences'][-1])
+    _say(report, _cost_words(report['cost'], dynamics['planner']), before or None)
 
 
 def _untrained(world: ACWorldModel) -> ACWorldModel:
-    return dataclasses.replace(world, params=jax.jit(world.net.init)(jax.random.key(1)))
+    init = jax.jit(world.net.init, compiler_options=ONCE)
+    return dataclasses.replace(world, params=init(jax.random.key(1)))
 
 
 def _play(
-    config: SimConfig, task: str, own: robot.Robot, other: robot.Robot | None, cost: Cost
+    config: SimConfig,
+    task: str,
+    names: Sequence[str],
+    own: robot.Robot,
+    other: robot.Robot | None,
+    cost: Cost,
 ) -> dict[str, evaluate.Episodes]:
-    """Episodes of one task by the planner and by what it is compared with."""
+    """Episodes of one task by the policies named."""
     settings, key = config.evaluation, jax.random.key(config.seed)
     space = end_effector(settings.max_step)
     planner = CEM(
@@ -272,30 +335,25 @@ def _play(
     }
     if other:
         looking[RANDOM] = together(planner, other.world_model, other.encode)
-    counts = dict.fromkeys(looking, settings.compared or settings.episodes)
-    counts['planner'] = settings.episodes
-    if settings.simulator_episodes:
-        simulated = evaluate.plan_in_simulator
-        looking['simulator_learned_cost'] = simulated(planner, own.encode)
-        looking['simulator_pixel_cost'] = simulated(planner, evaluate.pixels)
-        for name in ('simulator_learned_cost', 'simulator_pixel_cost'):
-            counts[name] = settings.simulator_episodes
+    for name, encode in zip(SIMULATED, (own.encode, evaluate.pixels)):
+        looking[name] = evaluate.plan_in_simulator(planner, encode)
     blind: dict[str, evaluate.Policy] = {
         'oracle': evaluate.follow_script,
         'random': evaluate.act_at_random(space),
         'no_op': evaluate.do_nothing,
     }
+    policies, counts = looking | blind, _episodes_of(settings)
     return {
         name: evaluate.measure(
-            policy,
+            policies[name],
             task,
-            range(SEED, SEED + counts.get(name, settings.episodes)),
+            range(SEED, SEED + counts[name]),
             image_size=config.collection.image_size,
             key=key,
             title=f'{task}, {name}',
             pictures=name in looking,
         )
-        for name, policy in (looking | blind).items()
+        for name in names
     }
 
 

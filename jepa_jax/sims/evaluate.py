@@ -443,12 +443,11 @@ def judge_gripper(
     }
 
 
-def row(results: Mapping[str, Episodes], policy: str) -> dict[str, Any]:
-    """A task's row of report.json (`tasks`): the summary of a policy, the share of success of
-    every other one by its name, and under `policies` the summaries of all."""
-    others = {name: float(r.success.mean()) for name, r in results.items() if name != policy}
-    summaries = {name: r.summary() for name, r in results.items()}
-    return {**results[policy].summary(), **others, 'policies': summaries}
+def row(summaries: Mapping[str, Mapping[str, float]], policy: str) -> dict[str, Any]:
+    """A task's row of report.json (`tasks`) out of summaries of episodes: that of a policy, the
+    share of success of every other one by its name, and under `policies` all of them."""
+    others = {name: found['success'] for name, found in summaries.items() if name != policy}
+    return {**summaries[policy], **others, 'policies': dict(summaries)}
 
 
 def plot_episodes(episodes: Episodes, path: str | Path, title: str = '', columns: int = 7) -> None:

@@ -5,7 +5,9 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -13,7 +15,8 @@ pytest.importorskip('jepa_jax.sims.panda', reason='needs MuJoCo', exc_type=Modul
 
 from jepa_jax import cli  # noqa: E402
 from jepa_jax.config import SimConfig, validate  # noqa: E402
-from jepa_jax.sims import closed_loop  # noqa: E402
+from jepa_jax.sims import closed_loop, evaluate  # noqa: E402
+from jepa_jax.sims.panda import SimError  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = ROOT / 'configs/sim_panda.py'
@@ -68,6 +71,57 @@ def test_each_gate_closes():
     ):
         rows = closed_loop.judge(gates, report_of(**changed))
         assert [row['name'] for row in rows if not row['passed']] == [name]
+
+
+def test_rows_are_added_to_a_finished_run_but_none_of_another_kind(tmp_path, monkeypatch):
+    """What is asked for later is played, nothing twice, and sentences are replaced."""
+    config = cli.load(f'{CONFIG}:ci', SimConfig)
+    (tmp_path / 'report.json').write_text(json.dumps({'tasks': {}, 'sentences': ['trained']}))
+    played, judged = [], []
+
+    def measure(policy, task, seeds, **given):
+        played.append(given['title'])
+        won = np.arange(len(seeds)) < len(seeds) // 2
+        frames = np.zeros((1, 2, 8, 8, 3), np.uint8)
+        off = np.full(len(seeds), 0.01)
+        return evaluate.Episodes(task, won, off + 0.2, off, 0.1, frames, frames[:, :1])
+
+    def judge(config, folder, report, own, other, cost):
+        judged.append(bool(other))
+        names = ['planner', 'untrained', *(['random_encoder'] if other else [])]
+        report['cost'] = {'rank_correlation': 0.9}
+        report['dynamics'] = dict.fromkeys(names, {'shuffled_over_true': 2.0})
+
+    known = types.SimpleNamespace(about=[], world_model=None, encode=None)
+    monkeypatch.setattr(closed_loop.robot, 'load', lambda *given, **size: known)
+    monkeypatch.setattr(closed_loop.page, 'write', lambda *given: None)
+    monkeypatch.setattr(closed_loop, '_untrained', lambda world: world)
+    monkeypatch.setattr(closed_loop, '_judge', judge)
+    monkeypatch.setattr(evaluate, 'measure', measure)
+
+    def run() -> dict:
+        played.clear()
+        closed_loop._measure(config, tmp_path)
+        return json.loads((tmp_path / 'report.json').read_text())
+
+    first = run()
+    assert played == [f'reach, {n}' for n in ('planner', 'untrained', 'oracle', 'random', 'no_op')]
+    assert len(first['sentences']) == 3 and 'random_encoder' not in str(first['tasks'])
+    assert run() == first and not played
+    config.evaluation.random_encoder, config.evaluation.simulator_episodes = True, 3
+    more = run()
+    added = ['random_encoder', 'simulator_learned_cost', 'simulator_pixel_cost']
+    assert played == [f'reach, {name}' for name in added] and judged == [False, True]
+    policies = more['tasks']['reach']['policies']
+    assert [policies[name]['episodes'] for name in added] == [5, 3, 3]
+    assert policies.items() >= first['tasks']['reach']['policies'].items()
+    assert len(more['sentences']) == 3 and 'random_encoder 40 %' in more['sentences'][1]
+    config.evaluation.simulator_episodes = 6  # only these are played anew
+    assert run()['tasks']['reach']['policies']['simulator_pixel_cost']['episodes'] == 6
+    assert played == [f'reach, {name}' for name in added[1:]]
+    config.evaluation.samples = 128
+    with pytest.raises(SimError, match='with evaluation.samples 64, 128 here; name another folder'):
+        run()
 
 
 @pytest.mark.slow  # three minutes; CI runs it beside the suite

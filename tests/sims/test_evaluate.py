@@ -54,7 +54,8 @@ def test_known_policies_and_their_row(scripted):
         name: evaluate.measure(policy, 'grasp', [0, 1, 2], image_size=16, key=KEY)
         for name, policy in policies.items()
     }
-    row = evaluate.row({'oracle': scripted, **results}, 'oracle')
+    played = {'oracle': scripted, **results}
+    row = evaluate.row({name: found.summary() for name, found in played.items()}, 'oracle')
     assert row['success'] == 1 and row['random'] == row['no-op'] == 0
     assert row['low'] == pytest.approx(0.4385, abs=1e-4) and row['high'] == 1
     assert row['episodes'] == 3 and row['distance'] < 0.02 < row['start']
@@ -171,10 +172,10 @@ def test_a_cost_is_judged_by_whether_it_falls():
         return jax.random.normal(jax.random.fold_in(KEY, frame.astype(jnp.uint32).sum()), (4, 4))
 
     encoders = {'place': jax.jit(place), 'noise': noise}
-    found = evaluate.judge_cost(encoders, Cost(), range(2), image_size=48)
+    found = evaluate.judge_cost(encoders, Cost(), range(6), image_size=48)
     (good, way), (chance, _) = found['place'], found['noise']
     assert good['rank_correlation'] > 0.6 and good['falls'] > 0.8
-    assert way.shape == (2, 11) and (way[:, 0] == 1).all() and (way[:, -1] < 0.2).all()
+    assert way.shape == (6, 11) and (way[:, 0] == 1).all() and (way[:, -1] < 0.2).all()
     # at the goal itself even noise is right
     assert chance['rank_correlation'] < 0.7 * good['rank_correlation'] and chance['falls'] < 0.7
 
