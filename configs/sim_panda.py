@@ -66,7 +66,7 @@ def _ci(c: SimConfig) -> None:
     p.encoder.width, p.encoder.depth, p.encoder.heads = 96, 2, 4
     p.optim.steps = p.checkpoints.every = p.logging.health_every = 60
     a.ac.width, a.ac.depth, a.ac.heads = 96, 2, 4
-    a.optim.steps = a.checkpoints.every = a.logging.health_every = 500
+    a.optim.steps = a.checkpoints.every = a.logging.health_every = 350
     e.tasks, e.episodes, e.compared, e.judged = 'reach', 20, 5, 5
     e.samples, e.iterations, e.elites, e.horizon = 64, 5, 6, 1
     c.gates.shuffled_over_true, c.gates.rank_correlation = 1.15, 0.6

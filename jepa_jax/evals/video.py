@@ -19,9 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, StratifiedKFold
-from sklearn.preprocessing import StandardScaler
 
 from jepa_jax.config import Data, Probe
 from jepa_jax.data import clips, decode
@@ -147,6 +144,11 @@ def probe_pixels(
     Logistic regression on all frames, area-averaged to PIXELS square and standardised; the penalty
     is chosen by cross-validation on the training clips.
     """
+    # here: a second to import, which every training command would pay
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV, StratifiedKFold
+    from sklearn.preprocessing import StandardScaler
+
     scaler = StandardScaler()
     x, y = scaler.fit_transform(_small(train)), scaler.transform(_small(test))
     # A penalised solution lies in the span of the training clips. They are far fewer than pixels,

@@ -109,15 +109,18 @@ def test_a_right_world_model_solves_what_a_mirrored_one_does_not():
     assert (outcome[-1.0].distance > outcome[-1.0].start).all()
 
 
-def test_threads_change_no_plan(monkeypatch):
-    """Five episodes on two threads are those of one program, bit for bit."""
+@pytest.mark.parametrize('at_once', [1, 2])
+def test_threads_change_no_plan(monkeypatch, at_once):
+    """Five episodes on two threads, the last of a pair alone, are those of one program, bit for
+    bit."""
     monkeypatch.setattr(evaluate, 'cpus', lambda: 2)
     planner, world = CEM(end_effector(0.05), Cost(state_weight=1.0), 1, 16, 3, 4), PoseModel(1.0)
     rng = np.random.default_rng(0)
     states, goals = rng.uniform(0.1, 0.5, (2, 5, 7)).astype(np.float32)
     images = np.zeros((5, 8, 8, 3), np.uint8)
     seen = {'image': images, 'state': states, 'goal_image': images, 'goal_state': goals}
-    found = evaluate.plan_with(planner, world, blind)([None] * 5, seen, KEY)
+    choose = evaluate.plan_with(planner, world, blind, episodes_at_once=at_once)
+    found = choose([None] * 5, seen, KEY)
     nothing = jnp.zeros((5, 1, 1))
     contexts, wanted = Context(nothing[:, None], jnp.asarray(states)[:, None]), Goal(nothing, goals)
     alone, _ = plan(planner, world, contexts, wanted, jax.random.split(KEY, 5))
