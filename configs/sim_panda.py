@@ -60,11 +60,12 @@ def get_config(arg: str = 'ci') -> SimConfig:
 
 
 def _ci(c: SimConfig) -> None:
-    c.collection.episodes, c.collection.frames, c.collection.image_size = 120, 16, 64
+    c.collection.episodes, c.collection.frames, c.collection.image_size = 100, 16, 64
     c.collection.explore, c.collection.reach, c.collection.pick = 0.5, 0.5, 0.0
     p, a, e = c.pretrain, c.posttrain, c.evaluation
     p.encoder.width, p.encoder.depth, p.encoder.heads = 96, 2, 4
-    p.optim.steps = p.checkpoints.every = p.logging.health_every = 60
+    p.optim.steps = p.checkpoints.every = p.logging.health_every = 40
+    p.optim.warmup = 20
     a.ac.width, a.ac.depth, a.ac.heads = 96, 2, 4
     a.optim.steps = a.checkpoints.every = a.logging.health_every = 350
     e.tasks, e.episodes, e.compared, e.judged = 'reach', 20, 5, 5
