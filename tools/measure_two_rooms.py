@@ -374,9 +374,9 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add('--rows', default=','.join(ROWS), metavar='NAME,NAME', help='of %(default)s')
     add('--planner', default='cem', choices=('cem', 'mppi'))
     add('--hold', type=int, default=5, metavar='N', help='moves of an action (%(default)s)')
-    add('--samples', type=int, default=200, metavar='N', help='(%(default)s)')
-    add('--iterations', type=int, default=10, metavar='N', help='(%(default)s)')
-    add('--elites', type=int, default=20, metavar='N', help='cem only (%(default)s)')
+    add('--samples', type=int, default=64, metavar='N', help='(%(default)s)')
+    add('--iterations', type=int, default=8, metavar='N', help='(%(default)s)')
+    add('--elites', type=int, default=8, metavar='N', help='cem only (%(default)s)')
     add('--std', type=float, default=1.0, metavar='X', help='of the first samples, in longest '
         'actions (%(default)s)')  # fmt: skip
     add('--min-std', type=float, default=0.1, metavar='X', help='mppi: the search never narrows '
@@ -386,7 +386,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add('--episodes', type=int, default=20, metavar='N', help='a row (%(default)s)')
     add('--seed', type=int, default=0, help='of the episodes (%(default)s)')
     add('--learn-seed', type=int, default=0, help='of recordings and training (%(default)s)')
-    add('--layouts', type=int, default=1500, metavar='N', help='recorded (%(default)s)')
+    add('--layouts', type=int, default=3000, metavar='N', help='recorded (%(default)s)')
     add('--head-steps', type=int, default=3000, metavar='N', help='of the head (%(default)s)')
     add('--steps', type=int, default=10000, metavar='N', help='of the predictor (%(default)s)')
     add('--width', type=int, default=192, help='of the predictor (%(default)s)')

@@ -6,8 +6,10 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from jepa_jax.objectives.commute_time import CommuteTime, HeadConfig, Scenes
 from jepa_jax.planning.cem import CEM, ActionSpace
 from jepa_jax.planning.world_model import Context, Cost, Goal
 from jepa_jax.sims import two_rooms as rooms
@@ -205,6 +207,50 @@ def test_a_world_seen_through_a_function():
     assert np.linalg.norm(plain[-1] - np.asarray(goal)) < 1
     np.testing.assert_array_equal(plain, doubled)  # a power of two changes no order
     assert abs(half[-1, 1] - 50) < 1 and abs(half[-1, 0] - plain[-1, 0]) > 2  # y alone counts
+
+
+def test_a_learned_distance_leads_round_the_wall():
+    """Goal and start lie opposite to each other, the door in the far corner: a plan along what
+    looks near stays where it is, one along the time that recordings took goes there and back."""
+    hold, layout = 5, rooms.Layout(jnp.float32(32), jnp.float32(14))
+    planner = CEM(SPACE, Cost(2, 'all'), horizon=18, samples=48, iterations=5, elites=8)
+    start, goal = jnp.array([27.0, 48.0]), jnp.array([37.0, 48.0])
+    encode = measure_two_rooms.encode
+    objective = CommuteTime(HeadConfig(1, 2 * measure_two_rooms.PLACES**2, width=128, depth=2))
+    tx = optax.adam(optax.cosine_decay_schedule(3e-3, 300))
+
+    @jit
+    def learned(key):
+        keys = jax.random.split(key, 96)
+        places = jax.vmap(lambda k: rooms.record(k, layout, frames=10, hold=hold).positions)(keys)
+        draw = jax.vmap(jax.vmap(lambda place: encode(rooms.draw(layout, place))))
+        scenes = Scenes(draw(places)[None])
+
+        def step(carry, _):
+            params, state = carry
+            grads = jax.grad(lambda p: objective.loss(p, {}, scenes)[0])(params)
+            updates, state = tx.update(grads, state)
+            return (optax.apply_updates(params, updates), state), None
+
+        params = objective.init(key)
+        return jax.lax.scan(step, (params, tx.init(params)), length=300)[0][0]['head']
+
+    head = learned(jax.random.key(0))
+
+    @jit
+    def end(key):
+        def world(layout):
+            return rooms.TrueRooms(layout, hold, encode)
+
+        def play(view):
+            given = world, planner, encode, layout, start, goal, key
+            return rooms.play(*given, hold=hold, steps=120, view=view)[-1]
+
+        return play(None), play(functools.partial(objective.head, head))
+
+    looks, knows = np.asarray(end(jax.random.key(1)))
+    assert rooms.succeeds(knows[None], goal), knows
+    assert looks[0] < 32 and not rooms.succeeds(looks[None], goal), looks
 
 
 # as the command passes them, small
