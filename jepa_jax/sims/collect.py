@@ -36,7 +36,7 @@ from jepa_jax.sims.panda import CUBE_AREA, RATE, WORKSPACE, Panda, SimError, Var
 from jepa_jax.sims.tasks import START, TASKS, grasp_poses, place_poses, script
 from jepa_jax.workdir import write_json
 
-VERSION = 5  # part of every seed: change it with anything that changes a recording
+VERSION = 4  # part of every seed: change it with anything that changes a recording
 BLOCK = 4  # episodes that a process makes at a time
 FILE = 'collection.json'
 

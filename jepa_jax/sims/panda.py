@@ -67,12 +67,8 @@ CAMERA_FROM = np.array([0.45, 0.53, 0.39])  # metres from there to the camera
 # Pixels along an edge of the shadow map; 0: none. A hand that comes 1 cm towards the camera changes
 # pixels 0.19 times as much as one that goes across, seen from 1.2 m; 0.27 from 0.8 m, and 0.39 with
 # its shadow from a lamp straight above. (Features, trained or not, are alike.) Without that, plans
-# end before the goal or behind it. Twice the work in software, with SIDES.
+# end before the goal or behind it. Three times the work in software.
 SHADOW = 512
-# Polygons of round shapes, around and along, and of each side of a box along an edge. MuJoCo's 28,
-# 16 and 4 take half as long again to draw with a shadow; under a hundredth of the pixels differ by
-# more than 20.
-SIDES = 16, 8, 2
 
 LIGHT_GREY, DARK_GREY = (0.92, 0.92, 0.90, 1), (0.18, 0.18, 0.20, 1)
 # fingers like nothing else in the scene: grey ones, three pixels wide at 96, hardly told a cost
@@ -351,9 +347,7 @@ def _spec(variation: Variation, pixels: int) -> mujoco.MjSpec:
     spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
     spec.option.cone = mujoco.mjtCone.mjCONE_ELLIPTIC
     spec.option.impratio = 5  # friction that holds
-    quality = spec.visual.quality
-    quality.offsamples, quality.shadowsize = 0, SHADOW
-    quality.numslices, quality.numstacks, quality.numquads = SIDES
+    spec.visual.quality.offsamples, spec.visual.quality.shadowsize = 0, SHADOW
     spec.visual.global_.offwidth = spec.visual.global_.offheight = pixels
     spec.visual.headlight.ambient = np.full(3, 0.45 * variation.light)
     spec.visual.headlight.diffuse = np.full(3, 0.15 * variation.light)
