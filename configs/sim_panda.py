@@ -8,8 +8,10 @@ Collects recordings, pretrains an encoder on them, keeps its features, post-trai
 action-conditioned predictor and plans with it, all in one workdir; the same command goes on where
 it was. report.json then has `tasks`, a row a task beside what an untrained predictor, chance, doing
 nothing and a script that knows everything reach; report.html shows it with pictures. A run that
-misses its gates ends with exit status 1. All of it is in-domain simulation: it says nothing about
-a real robot.
+misses its gates ends with exit status 1. Two more rows take longer and are played when asked for,
+at once or of a finished run: --config.evaluation.random_encoder=True (a predictor trained on an
+encoder of random weights) and --config.evaluation.simulator_episodes=10 (the simulator itself in
+place of the predictor). All of it is in-domain simulation: it says nothing about a real robot.
 
 - `:ci` is reaching on 64 pixels, to see that the parts fit and learn: two minutes and a bit on two
   cores, half a minute of it compiling.
