@@ -55,6 +55,7 @@ setup(
             'pyarrow',
             'tensorboardX',
             'pytest',
+            'pytest-xdist',
             'ruff',
         ],
     },

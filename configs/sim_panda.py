@@ -13,7 +13,7 @@ at once or of a finished run: --config.evaluation.random_encoder=True (a predict
 encoder of random weights) and --config.evaluation.simulator_episodes=10 (the simulator itself in
 place of the predictor). All of it is in-domain simulation: it says nothing about a real robot.
 
-- `:ci` is reaching on 64 pixels, to see that the parts fit and learn: two minutes and a bit on two
+- `:ci` is reaching on 64 pixels, to see that the parts fit and learn: under two minutes on two
   cores, half a minute of it compiling.
 - `:small` is reaching and grasping on 96 pixels, 100 episodes of each, in half an hour on two
   cores: docs/simulator.md.
@@ -62,7 +62,7 @@ def get_config(arg: str = 'ci') -> SimConfig:
 
 
 def _ci(c: SimConfig) -> None:
-    c.collection.episodes, c.collection.frames, c.collection.image_size = 100, 16, 64
+    c.collection.episodes, c.collection.frames, c.collection.image_size = 80, 16, 64
     c.collection.explore, c.collection.reach, c.collection.pick = 0.5, 0.5, 0.0
     p, a, e = c.pretrain, c.posttrain, c.evaluation
     p.encoder.width, p.encoder.depth, p.encoder.heads = 96, 2, 4
@@ -70,7 +70,7 @@ def _ci(c: SimConfig) -> None:
     p.optim.warmup = 20
     a.ac.width, a.ac.depth, a.ac.heads = 96, 2, 4
     a.optim.steps = a.checkpoints.every = a.logging.health_every = 350
-    e.tasks, e.episodes, e.compared, e.judged = 'reach', 20, 5, 5
+    e.tasks, e.episodes, e.compared, e.judged = 'reach', 12, 4, 4
     e.samples, e.iterations, e.elites, e.horizon = 64, 5, 6, 1
     c.gates.shuffled_over_true, c.gates.rank_correlation = 1.15, 0.6
     c.gates.nearer, c.gates.within_8_cm = 0.4, 0.5

@@ -67,6 +67,7 @@ def run(config: SimConfig, workdir: str | Path, train: Callable[[TrainConfig, st
                 f"'{config.evaluation.tasks}'"
             )
     collect.check(config.collection)
+    _same_evaluation(config.evaluation, _read(Path(workdir)), workdir)
     pretrain, posttrain = stages(config, Path(workdir).absolute())
     control = _on_random_encoder(posttrain)
     for stage in (pretrain, posttrain, control):  # all before the first one takes its time
@@ -128,12 +129,17 @@ def _tasks(config: SimConfig) -> list[str]:
     return [name.strip() for name in config.evaluation.tasks.split(',')]
 
 
+def _read(folder: Path) -> dict[str, Any]:
+    """report.json of the predictor's run; empty before there is one."""
+    path = folder / FILE
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
 def _measure(config: SimConfig, folder: Path) -> dict[str, Any]:
     """Adds to report.json what it lacks of `cost`, `dynamics`, `tasks` and `gates`, one after the
     other, draws the pictures and writes the page."""
-    path = folder / FILE
-    report = json.loads(path.read_text())
-    _same_evaluation(config.evaluation, report.setdefault('evaluation', {}), folder)
+    path, report = folder / FILE, _read(folder)
+    report['evaluation'] = _same_evaluation(config.evaluation, report, folder)
     wanted = _episodes_of(config.evaluation)
     left = {task: _missing(report, task, wanted) for task in _tasks(config)}
     judged = set(report.get('dynamics', ())) >= wanted.keys() & {'planner', RANDOM}
@@ -193,21 +199,25 @@ def _missing(report: Mapping[str, Any], task: str, wanted: Mapping[str, int]) ->
     return [n for n, count in wanted.items() if known.get(n, {}).get('episodes') != count]
 
 
-def _same_evaluation(settings: SimEvaluation, before: dict[str, Any], folder: Path) -> None:
-    """Fills `before` in, or compares with it all but what only adds rows.
+def _same_evaluation(
+    settings: SimEvaluation, report: Mapping[str, Any], folder: str | Path
+) -> dict[str, Any]:
+    """The settings of `evaluation` that all rows of a report share: all but those which add rows.
 
     Raises:
-      SimError: rows of two kinds would stand side by side.
+      SimError: the report's were others; rows of two kinds would stand side by side.
     """
     asked = dataclasses.asdict(settings)
     for name in ('tasks', 'random_encoder', 'simulator_episodes', 'at_once'):
         del asked[name]
+    before = report.get('evaluation', {})
     for name, value in asked.items():
-        if before.setdefault(name, value) != value:
+        if before.get(name, value) != value:
             raise SimError(
                 f'{folder}: was measured with evaluation.{name} {before[name]}, {value} here; '
                 'name another folder'
             )
+    return asked
 
 
 def _say(report: dict[str, Any], words: str, before: str | None = None, title: str = '') -> None:
@@ -278,18 +288,21 @@ def _judge(
     """Cost and dynamics, each apart from the other and from the planner."""
     seeds = range(SEED, SEED + config.evaluation.judged)
     size = config.collection.image_size
-    encoders = {'learned features': own.encode, 'pixels': evaluate.pixels}
+    learned = evaluate.in_parts(own.encode)
+    encoders = {'learned features': learned, 'pixels': evaluate.pixels}
     if other:
-        encoders['random features'] = other.encode
+        encoders['random features'] = evaluate.in_parts(other.encode)
     judged = evaluate.judge_cost(encoders, cost, seeds, image_size=size)
     depths = evaluate.judge_depth(encoders, cost, seeds, image_size=size)
     ways = {name: way for name, (_, way) in judged.items()}
     numbers = {name: row | {'depth_over_across': depths[name]} for name, (row, _) in judged.items()}
     evaluate.plot_energy(ways, folder / 'energy.png', f'{config.name}: cost on the way to the goal')
     worlds = {'planner': own.world_model, 'untrained': _untrained(own.world_model)}
-    others = [({RANDOM: other.world_model}, other.encode)] if other else []
+    pairs = [(worlds, learned)]
+    if other:
+        pairs.append(({RANDOM: other.world_model}, encoders['random features']))
     dynamics = {}
-    for robots, encode in ((worlds, own.encode), *others):
+    for robots, encode in pairs:
         given = robots, encode, cost, seeds
         moving = evaluate.judge_dynamics(*given, image_size=size)
         gripper = evaluate.judge_gripper(*given, image_size=size)
@@ -329,12 +342,13 @@ def _play(
         elites=settings.elites,
     )
     together = functools.partial(evaluate.plan_with, episodes_at_once=settings.at_once)
+    learned = evaluate.in_parts(own.encode)
     looking: dict[str, evaluate.Policy] = {
-        'planner': together(planner, own.world_model, own.encode),
-        'untrained': together(planner, _untrained(own.world_model), own.encode),
+        'planner': together(planner, own.world_model, learned),
+        'untrained': together(planner, _untrained(own.world_model), learned),
     }
     if other:
-        looking[RANDOM] = together(planner, other.world_model, other.encode)
+        looking[RANDOM] = together(planner, other.world_model, evaluate.in_parts(other.encode))
     for name, encode in zip(SIMULATED, (own.encode, evaluate.pixels)):
         looking[name] = evaluate.plan_in_simulator(planner, encode)
     blind: dict[str, evaluate.Policy] = {

@@ -244,6 +244,18 @@ class TrueSimulator:
         return frames.reshape(S, H, *frames.shape[1:]), np.float32(states).reshape(S, H, 7)
 
 
+def in_parts(encode: Encode, size: int = 20) -> Encode:
+    """The same features by one program for any number of frames, `size` at a time, the last part
+    filled up with its last frame."""
+
+    def all_of(frames):
+        rows = np.minimum(np.arange(-(-len(frames) // size) * size), len(frames) - 1)
+        parts = [encode(frames[own]) for own in rows.reshape(-1, size)]
+        return jnp.concatenate(parts)[: len(frames)]
+
+    return all_of
+
+
 def pixels(frames: jax.Array) -> jax.Array:
     """Frames [E, H, W, 3] as features [E, H W, 3], for the cost that compares pictures."""
     return frames.reshape(frames.shape[0], -1, 3).astype(jnp.float32) / 255

@@ -127,6 +127,20 @@ def test_threads_change_no_plan(monkeypatch, at_once):
     np.testing.assert_array_equal(found, alone[:, 0])
 
 
+@pytest.mark.parametrize('count', [1, 4, 9])
+def test_encoding_in_parts_needs_one_program_and_changes_nothing(count):
+    shapes = set()
+
+    def encode(frames):
+        shapes.add(frames.shape)
+        return evaluate.pixels(frames)
+
+    frames = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), np.uint8)
+    found = evaluate.in_parts(encode, size=4)(frames)
+    np.testing.assert_array_equal(found, evaluate.pixels(frames))
+    assert shapes == {(4, 8, 8, 3)}
+
+
 def test_the_simulator_as_world_model_is_right_and_leaves_no_trace():
     env = PandaEnv('reach', 16)
     env.reset(seed=0)
