@@ -13,7 +13,7 @@ at once or of a finished run: --config.evaluation.random_encoder=True (a predict
 encoder of random weights) and --config.evaluation.simulator_episodes=10 (the simulator itself in
 place of the predictor). All of it is in-domain simulation: it says nothing about a real robot.
 
-- `:ci` is reaching on 64 pixels, to see that the parts fit and learn: under two minutes on two
+- `:ci` is reaching on 64 pixels, to see that the parts fit and learn: a minute and a half on two
   cores, half a minute of it compiling.
 - `:small` is reaching and grasping on 96 pixels, 100 episodes of each, in half an hour on two
   cores: docs/simulator.md.

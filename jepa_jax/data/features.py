@@ -133,10 +133,10 @@ class FeatureStore:
             raise BadFile(name, 'missing', f'no features in {self.folder}')
         return npz.load(self.file(name).with_suffix('.numbers.npy'))
 
-    def read(self, name: str, first: int, frames: int) -> np.ndarray:
-        """Features [frames, N, D] from the first-th frame kept on."""
+    def features(self, name: str) -> np.ndarray:
+        """Features [K, N, D] of the frames that are kept, on the disk until they are used."""
         stored = npz.load(self.file(name), mmap_mode='r')
-        return np.array(stored[first : first + frames]).view(DTYPES[self._config.features_dtype])
+        return stored.view(DTYPES[self._config.features_dtype])
 
 
 def kept_frames(episode: robot.Episode, config: RobotTrainConfig) -> tuple[np.ndarray, np.ndarray]:
