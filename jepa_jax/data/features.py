@@ -134,7 +134,11 @@ class FeatureStore:
         return npz.load(self.file(name).with_suffix('.numbers.npy'))
 
     def features(self, name: str) -> np.ndarray:
-        """Features [K, N, D] of the frames that are kept, on the disk until they are used."""
+        """Features [K, N, D] of the frames that are kept, on the disk until they are used.
+
+        Raises:
+          OSError: there are none; see `numbers`.
+        """
         stored = npz.load(self.file(name), mmap_mode='r')
         return stored.view(DTYPES[self._config.features_dtype])
 
