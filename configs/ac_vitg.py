@@ -11,12 +11,13 @@ recordings and a random encoder.
 Hardware of the original: 32 GPUs.
 """
 
-from jepa_jax.config import RobotTrainConfig, cache_root, parse_arg, smoke
+from jepa_jax.config import ActionConditionedConfig, cache_root, parse_arg
+from jepa_jax.recipes import smoke
 
 
-def get_config(arg: str = '') -> RobotTrainConfig:
+def get_config(arg: str = '') -> ActionConditionedConfig:
     _, small = parse_arg(arg, 'pretrain')
-    c = RobotTrainConfig(name='ac-vitg')
+    c = ActionConditionedConfig(name='ac-vitg')
     c.encoder.size = 'vitg'
     c.encoder_from = 'vitg'
     c.features = str(cache_root() / 'features')
@@ -33,7 +34,7 @@ def get_config(arg: str = '') -> RobotTrainConfig:
     c.optim.warmup = c.optim.anneal = 4500
     c.optim.start_lr, c.optim.lr, c.optim.final_lr = 7.5e-5, 4.25e-4, 0.0
     c.optim.weight_decay = c.optim.final_weight_decay = 0.04
-    c.optim.stretch = 1.0
+    c.optim.ipe_scale = 1.0
     c.mesh.fsdp = 8
     c.checkpoints.every = 300  # the original's epoch
     c.checkpoints.keep_every = 7500

@@ -20,7 +20,8 @@ place of the predictor). All of it is in-domain simulation: it says nothing abou
 - `:full` is all four tasks on 256 pixels, meant for 40 minutes of one H200. It has not been run.
 """
 
-from jepa_jax.config import ConfigError, MaskBlocks, SimConfig
+from jepa_jax.config import MaskConfig, SimConfig
+from jepa_jax.errors import ConfigError
 
 
 def get_config(arg: str = 'ci') -> SimConfig:
@@ -33,14 +34,14 @@ def get_config(arg: str = 'ci') -> SimConfig:
     p.encoder.size, p.encoder.patch = 'tiny', 16
     p.predictor.width, p.predictor.depth, p.predictor.heads = 48, 1, 2
     # the larger of the released masks, blocks of one shape: one program to compile
-    p.masks = [MaskBlocks(num_blocks=2, spatial_scale=(0.7, 0.7), aspect_ratio=(1.0, 1.0))]
+    p.masks = [MaskConfig(num_blocks=2, spatial_scale=(0.7, 0.7), aspect_ratio=(1.0, 1.0))]
     p.mesh.remat = a.mesh.remat = 'none'
     p.data.frames, p.data.fps = 8, 4
     p.data.augment.scale, p.data.augment.ratio = (1.0, 1.0), (1.0, 1.0)
     p.data.augment.flip = False  # a mirrored arm moves the other way
     p.optim.batch, p.optim.warmup = 32, 30
     p.optim.start_lr, p.optim.lr, p.optim.final_lr = 2e-4, 1e-3, 1e-5
-    p.optim.stretch = a.optim.stretch = 1.0
+    p.optim.ipe_scale = a.optim.ipe_scale = 1.0
     p.optim.momentum = p.optim.final_momentum = 0.99
 
     # actions that shift and scale every block: after as many steps the error over copying's is a
@@ -56,7 +57,7 @@ def get_config(arg: str = 'ci') -> SimConfig:
     # a high rate and squares: on a still ground most of a mean absolute error is not about the arm
     a.optim.batch, a.optim.warmup = 48, 50
     a.optim.start_lr, a.optim.lr, a.optim.final_lr = 1e-4, 4e-3, 1e-5
-    a.optim.beta2, a.optim.loss_exponent = 0.95, 2.0
+    a.optim.beta2, a.loss_exponent = 0.95, 2.0
     SIZES[arg](c)
     return c
 

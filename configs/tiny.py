@@ -14,19 +14,20 @@ instead:
 `tiny.py:smoke` is a minute.
 """
 
-from jepa_jax.config import DataList, TrainConfig, cache_root, parse_arg, smoke
+from jepa_jax.config import DataListConfig, MaskedVideoConfig, cache_root, parse_arg
+from jepa_jax.recipes import smoke
 
 
-def get_config(arg: str = '') -> TrainConfig:
+def get_config(arg: str = '') -> MaskedVideoConfig:
     _, small = parse_arg(arg, 'pretrain')
-    c = TrainConfig(name='tiny')
+    c = MaskedVideoConfig(name='tiny')
     c.compute_dtype = 'float32'
     c.encoder.size = 'tiny'
     c.encoder.width, c.encoder.depth, c.encoder.heads = 96, 4, 4
     c.encoder.patch = 8
     c.predictor.width, c.predictor.depth, c.predictor.heads = 48, 2, 2
     c.mesh.remat = 'none'  # memory is no concern at this size
-    c.data.lists = [DataList(kind='synthetic')]
+    c.data.lists = [DataListConfig(kind='synthetic')]
     c.data.cache = str(cache_root() / 'clips')  # 0.4 GB; decoding would take a third of the time
     c.data.crop = 32
     c.data.frames = 8
@@ -37,7 +38,7 @@ def get_config(arg: str = '') -> TrainConfig:
     c.optim.steps = 3000
     c.optim.warmup = 100
     c.optim.start_lr, c.optim.lr, c.optim.final_lr = 2e-4, 1e-3, 1e-5
-    c.optim.stretch = 1.0  # to the end of the cosine: annealed features read better
+    c.optim.ipe_scale = 1.0  # to the end of the cosine: annealed features read better
     # a faster average forgets the inputs within the first few hundred steps
     c.optim.momentum = c.optim.final_momentum = 0.998
     c.checkpoints.every = 500

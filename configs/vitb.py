@@ -11,14 +11,15 @@ released one at a twelfth of the batch. Rate and momentum are what to vary first
 docs/recipes.md; with less memory raise `optim.accumulate`, which leaves the update the same.
 """
 
-from jepa_jax.config import DataList, TrainConfig, parse_arg, smoke
+from jepa_jax.config import DataListConfig, MaskedVideoConfig, parse_arg
+from jepa_jax.recipes import smoke
 
 
-def get_config(arg: str = '') -> TrainConfig:
+def get_config(arg: str = '') -> MaskedVideoConfig:
     phase, small = parse_arg(arg, 'pretrain', 'cooldown')
-    c = TrainConfig(name=f'vitb-{phase}')
+    c = MaskedVideoConfig(name=f'vitb-{phase}')
     c.encoder.size = 'base'
-    c.data.lists = [DataList(path='')]
+    c.data.lists = [DataListConfig(path='')]
     c.data.crop = 256
     c.data.frames = 16
     c.data.workers = 8

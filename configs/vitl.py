@@ -12,17 +12,18 @@ Hardware of the original: 128 GPUs for `pretrain`, 256 for `cooldown`. The paper
 reports 73.7 % on SSv2 (attentive probe, after both phases).
 """
 
-from jepa_jax.config import DataList, TrainConfig, parse_arg, smoke
+from jepa_jax.config import DataListConfig, MaskedVideoConfig, parse_arg
+from jepa_jax.recipes import smoke
 
 
-def get_config(arg: str = '') -> TrainConfig:
+def get_config(arg: str = '') -> MaskedVideoConfig:
     phase, small = parse_arg(arg, 'pretrain', 'cooldown')
-    c = TrainConfig(name=f'vitl-{phase}')
+    c = MaskedVideoConfig(name=f'vitl-{phase}')
     c.encoder.size = 'vitl'
     c.data.lists = [
-        DataList(path='k710_train_paths.csv', weight=0.335),
-        DataList(path='ssv2_train_paths.csv', weight=0.1),
-        DataList(path='howto_320p.csv', weight=0.565),
+        DataListConfig(path='k710_train_paths.csv', weight=0.335),
+        DataListConfig(path='ssv2_train_paths.csv', weight=0.1),
+        DataListConfig(path='howto_320p.csv', weight=0.565),
     ]
     c.data.crop = 256
     c.data.frames = 16
@@ -34,7 +35,7 @@ def get_config(arg: str = '') -> TrainConfig:
     c.optim.lr = c.optim.final_lr = 5.25e-4
     c.optim.momentum = c.optim.final_momentum = 0.99925
     c.optim.weight_decay = c.optim.final_weight_decay = 0.04
-    c.optim.stretch = 1.25
+    c.optim.ipe_scale = 1.25
     c.mesh.fsdp = 8
     c.checkpoints.every = 300  # the original's epoch
     c.checkpoints.keep_every = 15_000

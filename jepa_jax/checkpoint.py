@@ -34,6 +34,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from jepa_jax import workdir
+from jepa_jax.errors import CheckpointError, Damaged
 
 log = logging.getLogger(__name__)
 
@@ -48,14 +49,6 @@ _PIECE = 2**29  # bytes written at once by `write`, or one array if that is larg
 _SPARE = 1.02  # disk asked for over the arrays' own size: indices, manifest, blocks
 _CLOSED = 'Event loop is closed'  # asyncio's words
 _HASHERS = min(8, os.cpu_count() or 1)  # threads; hashlib releases the interpreter's lock
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used: names folder, file or array, what was found and allowed."""
-
-
-class Damaged(CheckpointError):
-    """Files are not what was written."""
 
 
 class _Orbax(logging.Filter):

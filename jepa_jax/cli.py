@@ -1,6 +1,6 @@
 """The command line of every entry point: flags in, exit status and one clear line out.
 
-    def train(config: TrainConfig, workdir: str) -> None: ...
+    def train(config: MaskedVideoConfig, workdir: str) -> None: ...
 
     def main() -> int:
         return cli.run(train, doc=__doc__)
@@ -25,9 +25,19 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from jepa_jax.config import ConfigError, TrainConfig, fields, nearest
-
-OK, FAILED, USAGE, QUEUE_AGAIN, STOPPED = 0, 1, 2, 75, 130  # 75 is EX_TEMPFAIL of sysexits.h
+from jepa_jax.config import MaskedVideoConfig
+from jepa_jax.config.store import fields
+from jepa_jax.errors import (
+    FAILED,
+    OK,
+    QUEUE_AGAIN,
+    STOPPED,
+    USAGE,
+    ConfigError,
+    Interrupted,
+    UsageError,
+    nearest,
+)
 
 # Shown by `--help`; the whole schema is jepa_jax/config.py.
 USEFUL = {
@@ -52,14 +62,6 @@ OVERRIDE = re.compile(r'--?(?:no)?config\.([^=]*)')
 KINDS = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'text'}
 
 
-class Interrupted(Exception):
-    """The run was asked to stop, saved its state and wants to be queued again: exit status 75."""
-
-
-class UsageError(Exception):
-    """A command line that cannot be understood: exit status 2."""
-
-
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
         raise UsageError(message)
@@ -69,7 +71,7 @@ def run(
     main: Callable[..., Any],
     *,
     doc: str,
-    config: type | tuple[type, ...] | None = TrainConfig,
+    config: type | tuple[type, ...] | None = MaskedVideoConfig,
     options: Callable[[argparse.ArgumentParser], Any] | None = None,
     argv: Sequence[str] | None = None,
 ) -> int:
@@ -143,7 +145,7 @@ def _parser(doc: str, config, options) -> argparse.ArgumentParser:
     spec = getattr(sys.modules['__main__'], '__spec__', None)  # set by `python -m`
     usage = '%(prog)s --config=FILE[:ARG,ARG] [--config.FIELD=VALUE ...] [--workdir=DIR] [...]'
     rows = (f'  --config.{name:24} {words}' for name, words in USEFUL.items())
-    useful = TrainConfig in _kinds(config)
+    useful = MaskedVideoConfig in _kinds(config)
     parser = _Parser(
         prog=f'python -m {spec.name}' if spec else Path(sys.argv[0]).name,
         usage=usage if config else None,
@@ -183,7 +185,7 @@ def _parse(parser: argparse.ArgumentParser, config, argv: list[str]) -> dict[str
     return {'config': built, **arguments}
 
 
-def load(source: str, kind: type | tuple[type, ...] = TrainConfig) -> Any:
+def load(source: str, kind: type | tuple[type, ...] = MaskedVideoConfig) -> Any:
     """What `get_config(ARG)` of a config file returns; source: `FILE[:ARG]`.
 
     Raises:

@@ -20,8 +20,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from jepa_jax.cli import QUEUE_AGAIN, Interrupted
-from jepa_jax.config import ConfigError
+from jepa_jax.errors import QUEUE_AGAIN, ConfigError, Interrupted
 
 log = logging.getLogger(__name__)
 

@@ -21,6 +21,7 @@ import sys
 import tempfile
 
 from jepa_jax import __version__, cli
+from jepa_jax.errors import DoctorError, ZooError
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy', 'av')
 OPTIONAL = {  # package -> what it is for
@@ -38,10 +39,6 @@ WHY = {
     'blockwise': 'no fused kernel takes this type here, and all scores at once would not fit',
     'by_head': 'a CPU: a head and some queries at a time keep the scores in its cache',
 }
-
-
-class DoctorError(ValueError):
-    """Checks that failed."""
 
 
 class _Report:
@@ -146,7 +143,8 @@ def _decoder(report: _Report) -> None:
     from av import library_versions
 
     from jepa_jax.data import synthetic
-    from jepa_jax.data.decode import BadFile, read_frames
+    from jepa_jax.data.decode import read_frames
+    from jepa_jax.errors import BadFile
 
     lacking = [name for name in CODECS if name not in av.codecs_available]
     if lacking:
@@ -184,8 +182,7 @@ def _attention(report: _Report, size: str, frames: int) -> None:
 
 def _model(report: _Report, name: str, encoder: str) -> None:
     from jepa_jax import golden, start, zoo
-    from jepa_jax.checkpoint import CheckpointError
-    from jepa_jax.convert import ConvertError
+    from jepa_jax.errors import CheckpointError, ConvertError
 
     start.logging_to_terminal()  # a download or the first conversion takes minutes
     start.compilation_cache()
@@ -197,7 +194,7 @@ def _model(report: _Report, name: str, encoder: str) -> None:
     else:
         try:
             found = zoo.look(name)
-        except (CheckpointError, ConvertError, zoo.ZooError) as error:
+        except (CheckpointError, ConvertError, ZooError) as error:
             report.check('files and arrays', str(error), '')
             return
         for path in found.files:

@@ -21,10 +21,7 @@ import sys
 from typing import Any
 
 from jepa_jax import cli
-
-
-class InputsFailed(ValueError):
-    """Some inputs could not be used; all others are done."""
+from jepa_jax.errors import InputsFailed, UsageError
 
 
 def embed(
@@ -38,11 +35,11 @@ def embed(
 ) -> None:
     """Reads the inputs one after the other and writes what the encoder says of them."""
     if not out and not classify and not pictures:
-        raise cli.UsageError('--out is missing: a file that ends in .npz, or a folder')
+        raise UsageError('--out is missing: a file that ends in .npz, or a folder')
     one = out is not None and out.endswith('.npz')
     names = inputs if one else [pathlib.Path(path).name for path in inputs]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise cli.UsageError(f'--input: two are called {twice}, so one would overwrite the other')
+        raise UsageError(f'--input: two are called {twice}, so one would overwrite the other')
     from jepa_jax import start, zoo
 
     start.logging_to_terminal()
@@ -73,7 +70,7 @@ def _left_out(path: str, error: Exception, failed: dict[str, Exception]) -> None
 
 
 def _classify(model, inputs: list[str], top: int, failed: dict[str, Exception]) -> None:
-    from jepa_jax.data.decode import BadFile
+    from jepa_jax.errors import BadFile
 
     for path in inputs:
         try:
@@ -88,8 +85,8 @@ def _embed(model, inputs, output, pictures, options, failed) -> None:
     """Windows of all inputs in one stream, so that batches reach over short files."""
     from tqdm import tqdm
 
-    from jepa_jax.data.decode import BadFile
     from jepa_jax.data.windows import ahead
+    from jepa_jax.errors import BadFile
 
     reading = {name: options[name] for name in ('pool', 'layers', 'batch')}
     viewing = {name: value for name, value in options.items() if name not in reading}
@@ -142,7 +139,7 @@ class _OneFile:
 
     def begin(self, path: str, grid: tuple[int, int, int], coords, spacing: float) -> None:
         """Rows of another input follow."""
-        from jepa_jax.data.decode import BadFile
+        from jepa_jax.errors import BadFile
 
         self._path, self._first = path, self._rows.count
         if not self._files:

@@ -22,6 +22,7 @@ from jepa_jax.data import decode
 from jepa_jax.data.clips import Sampling, Timing, frame_indices
 from jepa_jax.data.views import eval_view
 from jepa_jax.data.windows import Input, Window, length, open_input, windows
+from jepa_jax.errors import BadFile, InputError
 from jepa_jax.models.pooler import AttentiveClassifier, AttentivePooler, PoolerConfig
 from jepa_jax.models.predictor import Predictor
 from jepa_jax.models.tokens import MEAN, STD
@@ -36,10 +37,6 @@ PREPROCESS = ('eval', 'none')
 LOWEST = min((0 - mean) / std for mean, std in zip(MEAN, STD))
 HIGHEST = max((1 - mean) / std for mean, std in zip(MEAN, STD))
 OVERSHOOT = 0.5
-
-
-class InputError(ValueError):
-    """Pixels or settings that a model cannot use: what was found and what is allowed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,7 +276,7 @@ class Model:
             raise InputError(f"crop {crop} with preprocess 'none': nothing is cut")
         height, width = source.size
         if height % patch or width % patch or not height or not width:
-            raise decode.BadFile(
+            raise BadFile(
                 source.path,
                 'unfit',
                 f"{height} x {width} pixels with preprocess 'none': must be multiples of {patch}, "

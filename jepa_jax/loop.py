@@ -19,10 +19,10 @@ import optax
 
 from jepa_jax import distributed, optim
 from jepa_jax.checkpoint import Checkpoints
-from jepa_jax.cli import Interrupted
-from jepa_jax.config import TrainConfig
+from jepa_jax.config import MaskedVideoConfig
 from jepa_jax.data import Batch
 from jepa_jax.data.pipeline import FailureLog, Pipeline
+from jepa_jax.errors import Interrupted, TrainingError
 from jepa_jax.metrics import Cost, Metrics, speed
 from jepa_jax.sharding import put_batch
 from jepa_jax.state import TrainState
@@ -31,10 +31,6 @@ from jepa_jax.step import first_nonfinite, make_step
 log = logging.getLogger(__name__)
 
 PROFILED = range(2, 5)  # the first compiles; those with other shapes may, too
-
-
-class TrainingError(RuntimeError):
-    """The run cannot go on: names the step and what was found."""
 
 
 @dataclasses.dataclass
@@ -154,7 +150,7 @@ def fit(
     objective,
     state: TrainState,
     pipeline: Pipeline,
-    config: TrainConfig,
+    config: MaskedVideoConfig,
     *,
     mesh: jax.sharding.Mesh,
     workdir: pathlib.Path,

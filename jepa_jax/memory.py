@@ -12,7 +12,8 @@ import math
 
 import jax
 
-from jepa_jax.config import ConfigError, MaskBlocks, RobotTrainConfig, TrainConfig, frame_counts
+from jepa_jax.config import ActionConditionedConfig, MaskConfig, MaskedVideoConfig, frame_counts
+from jepa_jax.errors import ConfigError
 from jepa_jax.objectives.action_conditioned import ActionConditioned, ac_predictor_config
 from jepa_jax.objectives.masked_video import MaskedVideo, predictor_config, vit_config
 
@@ -22,7 +23,7 @@ STORED = 2  # of features in a batch
 BYTES = {'bfloat16': 2, 'float32': 4}  # of the encoder's stream and of matmul inputs
 
 
-def context_share(mask: MaskBlocks) -> float:
+def context_share(mask: MaskConfig) -> float:
     """Expected share of tokens that no block covers, for blocks that fall anywhere.
 
     An upper bound of what is kept: every clip is cut to the shortest of its batch.
@@ -42,7 +43,7 @@ class _Activations:
     peak: float = 0.0
 
 
-def estimate(config: TrainConfig, devices: int = 1) -> dict[str, float]:
+def estimate(config: MaskedVideoConfig, devices: int = 1) -> dict[str, float]:
     """GiB a device by use, and their `total`.
 
     Raises:
@@ -68,7 +69,7 @@ def estimate(config: TrainConfig, devices: int = 1) -> dict[str, float]:
     return {**sizes, 'total': sum(sizes.values())}
 
 
-def _video(config: TrainConfig, rows: int) -> _Activations:
+def _video(config: MaskedVideoConfig, rows: int) -> _Activations:
     """Of clips with masked parts, `rows` at a time."""
     vit, predictor = vit_config(config), predictor_config(config)
     compute, kept = BYTES[config.compute_dtype], KEPT[config.mesh.remat]
@@ -96,7 +97,7 @@ def _video(config: TrainConfig, rows: int) -> _Activations:
     return found
 
 
-def _robot(config: RobotTrainConfig, rows: int) -> _Activations:
+def _robot(config: ActionConditionedConfig, rows: int) -> _Activations:
     """Of pieces of a robot's recordings, `rows` at a time."""
     vit, c, rollout = vit_config(config), ac_predictor_config(config), config.rollout
     compute, frames = BYTES[config.compute_dtype], config.robot.frames
@@ -157,10 +158,13 @@ def _everything(c, compute: int, stream: int) -> float:
 KEPT = {'full': _input, 'dots': _products, 'none': _everything}  # by mesh.remat
 
 
-def _robot_nets(config: RobotTrainConfig) -> ActionConditioned:
+def _robot_nets(config: ActionConditionedConfig) -> ActionConditioned:
     """Without the encoder's weights, which `ActionConditioned.of` reads."""
     return ActionConditioned(vit_config(config), ac_predictor_config(config))
 
 
 # by the type of the config: its nets, and what counts activations
-TASKS = {TrainConfig: (MaskedVideo.of, _video), RobotTrainConfig: (_robot_nets, _robot)}
+TASKS = {
+    MaskedVideoConfig: (MaskedVideo.of, _video),
+    ActionConditionedConfig: (_robot_nets, _robot),
+}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jepa_jax.sharding import gather
+from jepa_jax.sharding import Rules, gather, specs_for
 
 PRODUCT = 'product'  # the name of what a layer's product with weights gives
 
@@ -32,14 +33,35 @@ class Net:
 
     params is a nested dict of arrays. Trees with other names than the module's are refused, because
     NNX matches leaves by their order alone.
+
+    Args:
+      make: random numbers -> the module.
+      rules: where its parameters lie on a mesh; None for a net that is never trained or sharded.
+      part, config: the row of jepa_jax.weights.parts.PARTS that made it, and from what.
     """
 
-    def __init__(self, make: Callable[[nnx.Rngs], nnx.Module]):
+    def __init__(
+        self,
+        make: Callable[[nnx.Rngs], nnx.Module],
+        *,
+        rules: Rules | None = None,
+        part: str = '',
+        config: Any = None,
+    ):
         self._make = make
+        self._rules, self.part, self.config = rules, part, config
         module = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
         self._graph = nnx.graphdef(module)
         self.abstract = nnx.to_pure_dict(nnx.state(module, nnx.Param))
         self._tree = jax.tree.structure(self.abstract)
+
+    @functools.cached_property
+    def specs(self) -> dict:
+        """Where each parameter lies, a tree like `abstract`; ValueError for rules that do not
+        fit."""
+        if self._rules is None:
+            raise ValueError('this net has no sharding rules: it cannot be laid on a mesh')
+        return specs_for(self._rules, self.abstract)
 
     def init(self, key: jax.Array) -> dict:
         return nnx.to_pure_dict(nnx.state(self._make(nnx.Rngs(key)), nnx.Param))

@@ -8,14 +8,15 @@ term cancels, and float32 stays within 1e-6 of the value even where it nearly va
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, CollectionConfig
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jepa_jax.config import ConfigError, Optim, horizon
-from jepa_jax.config import half_life as half_life  # lives where no JAX is needed
+from jepa_jax.config import OptimConfig, horizon
+from jepa_jax.config import half_life as half_life
+from jepa_jax.errors import ConfigError
 from jepa_jax.sharding import path_name
 
 Schedule = Callable[[jax.Array | int], jax.Array]  # 0-based step, int [] -> float32 []
@@ -34,7 +35,7 @@ def _cosine(start: float, end: float, k: jax.Array, whole: int) -> jax.Array:
     return start * jnp.sin(quarter * (whole - k)) ** 2 + end * jnp.sin(quarter * k) ** 2
 
 
-def _warmup_cosine(c: Optim) -> Schedule:
+def _warmup_cosine(c: OptimConfig) -> Schedule:
     whole = horizon(c) - c.warmup
 
     def schedule(step):
@@ -47,12 +48,12 @@ def _warmup_cosine(c: Optim) -> Schedule:
     return schedule
 
 
-def _linear_decay(c: Optim) -> Schedule:
+def _linear_decay(c: OptimConfig) -> Schedule:
     """Not clipped; with `stretch` 1.25 the run ends four fifths of the way down, as released."""
     return lambda step: _line(c.lr, c.final_lr, jnp.asarray(step) + 1, horizon(c))
 
 
-def _wsd(c: Optim) -> Schedule:
+def _wsd(c: OptimConfig) -> Schedule:
     """Warm-up, stable, decay (reference: vjepa2 §7.6)."""
     stable_until = horizon(c) - c.anneal
 
@@ -65,14 +66,14 @@ def _wsd(c: Optim) -> Schedule:
     return schedule
 
 
-SCHEDULES: dict[str, Callable[[Optim], Schedule]] = {
+SCHEDULES: dict[str, Callable[[OptimConfig], Schedule]] = {
     'warmup_cosine': _warmup_cosine,
     'linear_decay': _linear_decay,
     'wsd': _wsd,
 }
 
 
-def learning_rate(config: Optim) -> Schedule:
+def learning_rate(config: OptimConfig) -> Schedule:
     """The learning rate of `config.schedule`."""
     if config.schedule not in SCHEDULES:
         raise ConfigError(
@@ -81,24 +82,24 @@ def learning_rate(config: Optim) -> Schedule:
     return SCHEDULES[config.schedule](config)
 
 
-def weight_decay(config: Optim) -> Schedule:
+def weight_decay(config: OptimConfig) -> Schedule:
     """A cosine from `weight_decay` to `final_weight_decay` over the stretched run."""
     return lambda step: _cosine(
         config.weight_decay, config.final_weight_decay, jnp.asarray(step) + 1, horizon(config)
     )
 
 
-def ema_rate(config: Optim) -> Schedule:
+def ema_rate(config: OptimConfig) -> Schedule:
     """1 - momentum of the target's moving average, linear in the 0-based step.
 
     Computed as such: 1 - 0.99925 in float32 would keep only four digits.
     """
-    whole = config.stretch * config.steps  # the one horizon that the original does not round down
+    whole = config.ipe_scale * config.steps  # the one horizon that the original does not round down
     first, last = 1 - config.momentum, 1 - config.final_momentum
     return lambda step: first * ((whole - step) / whole) + last * (step / whole)
 
 
-def optimizer(config: Optim, decay_mask) -> optax.GradientTransformation:
+def optimizer(config: OptimConfig, decay_mask) -> optax.GradientTransformation:
     """AdamW with scheduled learning rate and weight decay, which acts on the old value.
 
     decay_mask: a pytree of bools like the parameters, True where weight decay applies.
@@ -113,7 +114,7 @@ def optimizer(config: Optim, decay_mask) -> optax.GradientTransformation:
     )
 
 
-def decay_mask(params, unused: Collection[str] = frozenset()):
+def decay_mask(params, unused: CollectionConfig[str] = frozenset()):
     """Bools like `params`: True for what weight decay shrinks. (reference: vjepa2 §5.4)
 
     False for biases, for vectors (norm scales; a stack over layers does not count as an axis), and

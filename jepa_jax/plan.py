@@ -16,13 +16,10 @@ import argparse
 import sys
 
 from jepa_jax import cli
+from jepa_jax.errors import InputError
 
 PLANNERS = ('cem', 'mppi', 'adam', 'cem_adam')
 COSTS = {'l1': 1, 'l2': 2}
-
-
-class InputError(ValueError):
-    """A file or option that cannot be used: what was found and what is allowed."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jepa_jax import distributed
-from jepa_jax.config import SELF_MADE, TrainConfig
+from jepa_jax.config import SELF_MADE, MaskedVideoConfig
 from jepa_jax.data import synthetic
 from jepa_jax.evals import pictures, video
 from jepa_jax.loop import Clock
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 FILE = 'report.json'
 
 
-def finished(workdir: Path, config: TrainConfig) -> bool:
+def finished(workdir: Path, config: MaskedVideoConfig) -> bool:
     """Whether the run in `workdir` has its report and goes no further under this config; says so.
 
     Raises:
@@ -44,7 +44,7 @@ def finished(workdir: Path, config: TrainConfig) -> bool:
 
 def write(
     workdir: Path,
-    config: TrainConfig,
+    config: MaskedVideoConfig,
     objective,
     state: TrainState,
     clock: Clock,
@@ -101,7 +101,7 @@ def write(
     log.info('report: %s', workdir / FILE)
 
 
-def _labelled(config: TrainConfig) -> tuple[video.LabelledClips, video.LabelledClips]:
+def _labelled(config: MaskedVideoConfig) -> tuple[video.LabelledClips, video.LabelledClips]:
     """Training and test clips of the self-made videos, with their labels."""
     entry = next(entry for entry in config.data.lists if entry.kind in SELF_MADE)
     folder = Path(entry.path or synthetic.default_folder(entry.kind))

@@ -1,4 +1,4 @@
-"""Where arrays live: the mesh, one strict table of parameter specs, and the gather before use.
+"""Where arrays live: the mesh, strict rules for parameters, and the gather before use.
 
 Parameters are stored sharded over `fsdp` along the model's width and gathered layer by layer inside
 the scanned block; the batch is sharded over both axes. On an explicit mesh the sharding is part of
@@ -15,25 +15,10 @@ AXES = ('data', 'fsdp')
 BATCH = jax.P(AXES)
 MAX_FSDP = 128  # every width of the family divides by 128, and uneven shards are refused
 
-# path -> spec, first match wins; every parameter must match and every row must be used by some
-# model of the package. Block parameters have a leading layer axis. Vectors are small and stay
-# replicated.
-PARAM_RULES = (
-    (r'(.*/)?blocks/(attn/qkv|mlp/fc1)/kernel', jax.P(None, 'fsdp', None)),
-    (r'(.*/)?blocks/(attn/proj|mlp/fc2)/kernel', jax.P(None, None, 'fsdp')),
-    (r'(.*/)?blocks/mlp/fc3/kernel', jax.P(None, None, 'fsdp')),
-    (r'(.*/)?blocks/modulation/kernel', jax.P(None, 'fsdp', None)),
-    (r'(.*/)?patch_embed/kernel', jax.P(None, 'fsdp')),
-    (r'(.*/)?predictor/embed/kernel', jax.P('fsdp', None)),
-    (r'(.*/)?predictor/proj/kernel', jax.P(None, 'fsdp')),
-    (r'(.*/)?(action|state|extrinsics)_encoder/kernel', jax.P()),
-    # the probe's pooler and heads are small, and every device needs them whole
-    (r'(.*/)?cross_attention_block/(xattn/(q|kv)|mlp/fc[12])/kernel', jax.P()),
-    (r'(.*/)?heads/\w+/kernel', jax.P()),
-    (r'(.*/)?query_tokens', jax.P()),
-    (r'(.*/)?(bias|scale)', jax.P()),
-    (r'(.*/)?mask_tokens/\d+', jax.P()),
-)
+# (pattern of a parameter's path within its net, where it lies), first match wins. The rules of a
+# part are strict: every parameter must match, and every rule must be used.
+Rules = tuple[tuple[str, jax.P], ...]
+VECTORS: Rules = ((r'(.*/)?(bias|scale)', jax.P()),)  # small, and whole on every device
 
 
 def path_name(path: tuple) -> str:
@@ -41,12 +26,26 @@ def path_name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
-def spec_for(name: str) -> jax.P:
-    """The spec of one parameter; ValueError if no rule matches."""
-    for pattern, spec in PARAM_RULES:
-        if re.fullmatch(pattern, name):
-            return spec
-    raise ValueError(f"parameter '{name}' matches no row of sharding.PARAM_RULES: add one")
+def specs_for(rules: Rules, abstract):
+    """Where each parameter of a net lies: a tree of specs like `abstract`.
+
+    Raises:
+      ValueError: a parameter that no rule matches, or a rule that matches none.
+    """
+    unused = dict.fromkeys(pattern for pattern, _ in rules)
+
+    def spec(path: tuple, _) -> jax.P:
+        name = path_name(path)
+        for pattern, spec in rules:
+            if re.fullmatch(pattern, name):
+                unused.pop(pattern, None)
+                return spec
+        raise ValueError(f"parameter '{name}' matches no sharding rule of its part: add one")
+
+    specs = jax.tree.map_with_path(spec, abstract)
+    if unused:
+        raise ValueError(f"sharding rule '{next(iter(unused))}' matches no parameter: remove it")
+    return specs
 
 
 def make_mesh(fsdp: int = 1, devices: list | None = None) -> jax.sharding.Mesh:
@@ -64,11 +63,22 @@ def make_mesh(fsdp: int = 1, devices: list | None = None) -> jax.sharding.Mesh:
     return jax.sharding.Mesh(grid, AXES, axis_types=explicit)
 
 
-def place(tree):
-    """Parameters resharded as the rules say; outside a mesh they are left alone."""
+def place(tree, specs):
+    """Arrays resharded as `specs` say; outside a mesh they are left alone."""
     if jax.sharding.get_abstract_mesh().empty:
         return tree
-    return jax.tree.map_with_path(lambda p, a: jax.reshard(a, spec_for(path_name(p))), tree)
+    return jax.tree.map(jax.reshard, tree, specs)
+
+
+def put_params(tree, specs, mesh: jax.sharding.Mesh):
+    """Host arrays onto the mesh as `specs` say, each device its share, an array at a time."""
+
+    def one(a, spec: jax.P) -> jax.Array:
+        a = np.asarray(a)
+        sharding = jax.NamedSharding(mesh, spec)
+        return jax.make_array_from_callback(a.shape, sharding, lambda index: a[index])
+
+    return jax.tree.map(one, tree, specs)
 
 
 def platform() -> str:

@@ -18,10 +18,10 @@ from tqdm import tqdm
 from jepa_jax import optim
 from jepa_jax.checkpoint import Checkpoints, find, read_manifest, restore
 from jepa_jax.chips import peak_flops
-from jepa_jax.config import RobotTrainConfig, TrainConfig, cache_root
-from jepa_jax.config import describe as describe_config
+from jepa_jax.config import ActionConditionedConfig, MaskedVideoConfig, cache_root
 from jepa_jax.data.pipeline import Pipeline
 from jepa_jax.data.trajectories import RobotPipeline, random_prefix
+from jepa_jax.describe import describe as describe_config
 from jepa_jax.flops import GroupShape, action_conditioned_step, pretraining_step
 from jepa_jax.memory import GIB, estimate
 from jepa_jax.metrics import Cost
@@ -64,7 +64,7 @@ def compilation_cache(wanted: bool = True) -> None:
 
 
 def initial_state(
-    objective, config: TrainConfig, mesh: jax.sharding.Mesh, checkpoints: Checkpoints
+    objective, config: MaskedVideoConfig, mesh: jax.sharding.Mesh, checkpoints: Checkpoints
 ) -> tuple[TrainState, dict[str, Any]]:
     """The first of: this run's newest intact checkpoint, `resume_from`, `init_from` (weights only),
     scratch.
@@ -120,7 +120,7 @@ def initial_state(
 
 
 def describe(
-    config: TrainConfig,
+    config: MaskedVideoConfig,
     objective,
     mesh: jax.sharding.Mesh,
     pipeline: Pipeline,
@@ -156,12 +156,12 @@ def _memory(state: TrainState, needed: float) -> str:
     return f'{text}, of {limit / GIB:.1f} GiB' if limit else text
 
 
-def _peak(config: TrainConfig) -> float | None:
+def _peak(config: MaskedVideoConfig) -> float | None:
     each = peak_flops(jax.devices()[0].device_kind, config.compute_dtype)
     return each and each * jax.device_count()
 
 
-def cost(config: TrainConfig, pipeline: Pipeline) -> Callable[[int], Cost]:
+def cost(config: MaskedVideoConfig, pipeline: Pipeline) -> Callable[[int], Cost]:
     """Step -> what it is worth, by the shapes of its clips and masks."""
     vit, predictor = vit_config(config), predictor_config(config)
     peak = _peak(config)
@@ -177,7 +177,7 @@ def cost(config: TrainConfig, pipeline: Pipeline) -> Callable[[int], Cost]:
     return of
 
 
-def robot_cost(config: RobotTrainConfig, pipeline: RobotPipeline) -> Callable[[int], Cost]:
+def robot_cost(config: ActionConditionedConfig, pipeline: RobotPipeline) -> Callable[[int], Cost]:
     """Step -> what it is worth, by where its rollouts start."""
     predictor, peak = ac_predictor_config(config), _peak(config)
     clips, frames, rollout = config.optim.batch, config.robot.frames, config.rollout

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jepa_jax import optim
-from jepa_jax.config import Optim
+from jepa_jax.config import OptimConfig
 from jepa_jax.sharding import path_name, reduce_late
 from jepa_jax.state import TrainState
 
@@ -51,7 +51,7 @@ def gradients(objective, state: TrainState, batch, accumulate: int = 1):
 
 
 def make_step(
-    objective, tx: optax.GradientTransformation, config: Optim
+    objective, tx: optax.GradientTransformation, config: OptimConfig
 ) -> Callable[[TrainState, object], tuple[TrainState, dict]]:
     """step(state, batch) -> (state, metrics), to be jitted with the state donated.
 

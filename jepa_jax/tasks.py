@@ -10,7 +10,7 @@ import jax
 
 from jepa_jax import distributed
 from jepa_jax.checkpoint import find, read_manifest
-from jepa_jax.config import RobotTrainConfig, TrainConfig, from_dict
+from jepa_jax.config import ActionConditionedConfig, MaskedVideoConfig
 from jepa_jax.data.features import FeatureStore, hash_weights
 from jepa_jax.data.pipeline import Pipeline
 from jepa_jax.data.robot import Contract, open_recordings
@@ -20,6 +20,7 @@ from jepa_jax.models.ac_predictor import encode_frames
 from jepa_jax.nets import ONCE
 from jepa_jax.objectives.action_conditioned import ActionConditioned
 from jepa_jax.objectives.masked_video import MaskedVideo
+from jepa_jax.recipes import read_config
 from jepa_jax.start import cost, robot_cost
 
 
@@ -33,7 +34,7 @@ class Task:
     cost: Callable[[Any, Any], Callable[[int], Cost]]  # config, pipeline -> step -> its worth
 
 
-def of(config: TrainConfig) -> Task:
+def of(config: MaskedVideoConfig) -> Task:
     """By the type of the config."""
     return TASKS[type(config)]
 
@@ -46,15 +47,15 @@ def _placement() -> dict[str, int]:
     )
 
 
-def _nothing(config: TrainConfig, objective: MaskedVideo) -> None:
+def _nothing(config: MaskedVideoConfig, objective: MaskedVideo) -> None:
     return None
 
 
-def _videos(config: TrainConfig, prepared: None) -> Pipeline:
+def _videos(config: MaskedVideoConfig, prepared: None) -> Pipeline:
     return Pipeline(config, **_placement())
 
 
-def _features(config: RobotTrainConfig, objective: ActionConditioned) -> FeatureStore | None:
+def _features(config: ActionConditionedConfig, objective: ActionConditioned) -> FeatureStore | None:
     """Computes the features of all recordings, if the config names a folder to keep them in.
 
     Raises:
@@ -64,7 +65,7 @@ def _features(config: RobotTrainConfig, objective: ActionConditioned) -> Feature
     if start := settings.resume_from or settings.init_from:
         stored = read_manifest(find(start))['extra'].get('config', {})
         if 'robot' in stored:
-            before = Contract.of(from_dict(stored).robot)
+            before = Contract.of(read_config(stored).robot)
             Contract.of(config.robot).check(dataclasses.asdict(before))
     if not config.features:
         return None
@@ -89,11 +90,11 @@ def _features(config: RobotTrainConfig, objective: ActionConditioned) -> Feature
     return store
 
 
-def _recordings(config: RobotTrainConfig, store: FeatureStore | None) -> RobotPipeline:
+def _recordings(config: ActionConditionedConfig, store: FeatureStore | None) -> RobotPipeline:
     return RobotPipeline(config, store, **_placement())
 
 
 TASKS = {
-    TrainConfig: Task(MaskedVideo.of, _nothing, _videos, cost),
-    RobotTrainConfig: Task(ActionConditioned.of, _features, _recordings, robot_cost),
+    MaskedVideoConfig: Task(MaskedVideo.of, _nothing, _videos, cost),
+    ActionConditionedConfig: Task(ActionConditioned.of, _features, _recordings, robot_cost),
 }

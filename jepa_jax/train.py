@@ -15,13 +15,13 @@ import functools
 import sys
 
 from jepa_jax import cli, distributed
-from jepa_jax.config import SimConfig, TrainConfig
+from jepa_jax.config import MaskedVideoConfig, SimConfig
 
 
-def train(config: TrainConfig, workdir: str, profile: bool, compilation_cache: bool) -> None:
+def train(config: MaskedVideoConfig, workdir: str, profile: bool, compilation_cache: bool) -> None:
     """Runs `config` in `workdir` to its last step, from wherever its checkpoints are. (reference:
     vjepa2 §5)"""
-    from jepa_jax.config import validate
+    from jepa_jax.recipes import validate
 
     validate(config)  # before the imports that take seconds
     import dataclasses
@@ -95,7 +95,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def run(config: TrainConfig | SimConfig, workdir: str, **options: bool) -> None:
+def run(config: MaskedVideoConfig | SimConfig, workdir: str, **options: bool) -> None:
     """One training, or the several that make a closed loop."""
     if not isinstance(config, SimConfig):
         return train(config, workdir, **options)
@@ -105,7 +105,7 @@ def run(config: TrainConfig | SimConfig, workdir: str, **options: bool) -> None:
 
 
 def main() -> int:
-    kinds = TrainConfig, SimConfig
+    kinds = MaskedVideoConfig, SimConfig
     return distributed.leave(cli.run(run, doc=__doc__, config=kinds, options=_options))
 
 

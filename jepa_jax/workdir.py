@@ -16,7 +16,9 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-from jepa_jax.config import ConfigError, TrainConfig, differences
+from jepa_jax.config import MaskedVideoConfig
+from jepa_jax.config.store import differences
+from jepa_jax.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +148,9 @@ def sync_folder(path: pathlib.Path) -> None:
         os.close(fd)
 
 
-def check_config(stored: dict[str, Any], new: TrainConfig | dict[str, Any], allow: bool) -> None:
+def check_config(
+    stored: dict[str, Any], new: MaskedVideoConfig | dict[str, Any], allow: bool
+) -> None:
     """Refuses to go on with a config that would make this another run; logs what changed.
 
     Args:

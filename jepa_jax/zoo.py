@@ -32,7 +32,8 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from jepa_jax.config import cache_root, nearest
+from jepa_jax.config import cache_root
+from jepa_jax.errors import ZooError, nearest
 from jepa_jax.features import Model, Part, Probe
 from jepa_jax.models import SIZES
 from jepa_jax.models.predictor import Predictor, PredictorConfig
@@ -46,10 +47,6 @@ ATTEMPTS = 5  # at a download in a row that bring nothing
 WAIT = 1.0  # seconds before the second attempt, doubled before each further one
 TIMEOUT = 60.0  # seconds without a byte
 DTYPES = ('float32', 'bfloat16')
-
-
-class ZooError(ValueError):
-    """Weights that cannot be had: what was asked for, what is wrong, what to do."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,8 @@ import os
 import pathlib
 import sys
 
+from jepa_jax.errors import SimError
+
 os.environ['JAX_PLATFORMS'] = 'cpu'  # before jax is imported anywhere
 
 import jax  # noqa: E402
@@ -60,5 +62,5 @@ def gl():
     try:
         with panda.Panda(16) as made:
             made.draw()
-    except panda.SimError as error:
+    except SimError as error:
         pytest.skip(str(error))

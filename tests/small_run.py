@@ -18,17 +18,17 @@ from jepa_jax.data import synthetic
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 STEPS = 16
 
-CONFIG = """from jepa_jax.config import DataList, MaskBlocks, TrainConfig
+CONFIG = """from jepa_jax.config import DataListConfig, MaskConfig, MaskedVideoConfig
 
 
 def get_config(path):
-    c = TrainConfig(name='small', seed=3, compute_dtype='float32')
+    c = MaskedVideoConfig(name='small', seed=3, compute_dtype='float32')
     c.encoder.width, c.encoder.depth, c.encoder.heads, c.encoder.patch = 24, 2, 2, 8
     c.predictor.width, c.predictor.depth, c.predictor.heads = 24, 1, 2
     c.predictor.mask_tokens = 2
     # blocks of one shape: one program to compile
-    c.masks = [MaskBlocks(num_blocks=2, spatial_scale=(0.25, 0.25), aspect_ratio=(1.0, 1.0))]
-    c.data.lists = [DataList(path=path)]
+    c.masks = [MaskConfig(num_blocks=2, spatial_scale=(0.25, 0.25), aspect_ratio=(1.0, 1.0))]
+    c.data.lists = [DataListConfig(path=path)]
     c.data.crop, c.data.frames, c.data.fps = 32, 4, 8
     c.optim.batch, c.optim.steps, c.optim.warmup = 8, 16, 4
     c.checkpoints.every = 4

@@ -19,7 +19,8 @@ import optax
 import pytest
 
 from jepa_jax import checkpoint
-from jepa_jax.checkpoint import CheckpointError, Checkpoints, Damaged
+from jepa_jax.checkpoint import Checkpoints
+from jepa_jax.errors import CheckpointError, Damaged
 
 ROOT = pathlib.Path(__file__).parent.parent
 

@@ -18,7 +18,7 @@ ENTRY = '''"""Train a toy.
 import sys
 
 from jepa_jax import cli
-from jepa_jax.config import validate
+from jepa_jax.recipes import validate
 
 
 def train(config, workdir, fail):
@@ -29,7 +29,7 @@ def train(config, workdir, fail):
     if fail == 'file':
         open('no/such/file')
     if fail == 'interrupted':
-        raise cli.Interrupted('SIGTERM at step 3')
+        raise Interrupted('SIGTERM at step 3')
     if fail == 'sharding':
         from jepa_jax.sharding import spec_for
 
@@ -43,13 +43,13 @@ if __name__ == '__main__':
     sys.exit(cli.run(train, doc=__doc__, options=lambda p: p.add_argument('--fail', default='')))
 '''
 
-TOY = """from jepa_jax.config import DataList, TrainConfig, parse_arg, smoke
+TOY = """from jepa_jax.config import DataListConfig, MaskedVideoConfig, parse_arg, smoke
 
 
 def get_config(arg=''):
     phase, small = parse_arg(arg, 'pretrain', 'cooldown')
-    config = TrainConfig(name=f'toy-{phase}')
-    config.data.lists = [DataList(kind='synthetic')]
+    config = MaskedVideoConfig(name=f'toy-{phase}')
+    config.data.lists = [DataListConfig(kind='synthetic')]
     return smoke(config) if small else config
 """
 
@@ -103,9 +103,10 @@ def test_help_is_quick_and_succeeds(folder):
 
 def test_help_lists_fields_that_exist():
     from jepa_jax import cli
-    from jepa_jax.config import TrainConfig, fields
+    from jepa_jax.config import MaskedVideoConfig
+    from jepa_jax.config.store import fields
 
-    assert set(cli.USEFUL) <= {name for name, _, _ in fields(TrainConfig())}
+    assert set(cli.USEFUL) <= {name for name, _, _ in fields(MaskedVideoConfig())}
 
 
 @pytest.mark.parametrize(
@@ -147,7 +148,7 @@ CONFIG = '--config=configs/toy.py'
             ['no file configs/toi.py', 'did you mean configs/toy.py?'],
         ),
         (['--config=configs/broken.py'], 2, ['configs/broken.py', "NameError: name 'undefined'"]),
-        (['--config=configs/other.py'], 2, ['returned dict, must be TrainConfig']),
+        (['--config=configs/other.py'], 2, ['returned dict, must be MaskedVideoConfig']),
         ([CONFIG + ':cooldwn'], 2, ["'cooldwn'", 'pretrain, cooldown, smoke', 'mean cooldown?']),
         ([CONFIG, '--config.optim.step=3'], 2, ['no field optim.step', 'mean optim.steps?']),
         ([CONFIG, '--config.steps=3'], 2, ['no field steps', 'did you mean optim.steps?']),

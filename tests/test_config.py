@@ -8,11 +8,15 @@ import typing
 import pytest
 
 from jepa_jax import config as C
-from jepa_jax.config import ConfigError, DataList, Encoder, Optim, TrainConfig, validate
+from jepa_jax.config import DataListConfig, EncoderConfig, MaskedVideoConfig, OptimConfig
+from jepa_jax.errors import ConfigError
+from jepa_jax.recipes import validate
 
 
-def good() -> TrainConfig:
-    return TrainConfig(name='good', data=C.Data(lists=[DataList(path='clips.txt')]))
+def good() -> MaskedVideoConfig:
+    return MaskedVideoConfig(
+        name='good', data=C.DataConfig(lists=[DataListConfig(path='clips.txt')])
+    )
 
 
 def put(config, name: str, value) -> None:
@@ -29,7 +33,7 @@ def test_good_configs_pass():
     config.optim.steps = 3000  # the public ViT-L file: the run ends inside its warm-up
     validate(config)
     config.masks[0].max_keep = 2047
-    config.data.lists.append(DataList(path='b', frames=64, weight=0.1))
+    config.data.lists.append(DataListConfig(path='b', frames=64, weight=0.1))
     validate(config)
 
 
@@ -56,9 +60,9 @@ BAD = [
     ({'masks[0].aspect_ratio': ('a', 1.0)}, "masks[0].aspect_ratio[0] = 'a'", 'of type float'),
     ({'optim.learning_rate': 1.0}, 'optim.learning_rate: no such field'),
     ({'optim.warm_up': 1}, 'optim.warm_up: no such field', 'did you mean warmup?'),
-    ({'masks': []}, 'masks = []', 'at least one MaskBlocks'),
-    ({'data.lists': []}, 'data.lists = []', 'at least one DataList'),
-    ({'masks': ['short']}, "masks[0] = 'short'", 'of type MaskBlocks'),
+    ({'masks': []}, 'masks = []', 'at least one MaskConfig'),
+    ({'data.lists': []}, 'data.lists = []', 'at least one DataListConfig'),
+    ({'masks': ['short']}, "masks[0] = 'short'", 'of type MaskConfig'),
     # one field; ranges
     ({'seed': -1}, 'seed = -1', 'from 0 to'),
     ({'encoder.width': -384}, 'encoder.width = -384', 'at least 0'),
@@ -90,8 +94,8 @@ BAD = [
     ({'optim.momentum': -0.1}, 'optim.momentum = -0.1', 'less than 1'),
     ({'optim.final_momentum': 1.1}, 'optim.final_momentum = 1.1', 'from 0 to 1'),
     ({'optim.beta2': 1.0}, 'optim.beta2 = 1.0', 'less than 1'),
-    ({'optim.stretch': 0.8}, 'optim.stretch = 0.8', 'at least 1'),
-    ({'optim.loss_exponent': 0.5}, 'optim.loss_exponent = 0.5', 'at least 1'),
+    ({'optim.ipe_scale': 0.8}, 'optim.ipe_scale = 0.8', 'at least 1'),
+    ({'loss_exponent': 0.5}, 'loss_exponent = 0.5', 'at least 1'),
     ({'mesh.fsdp': 256}, 'mesh.fsdp = 256', 'from 1 to 128'),
     ({'mesh.fsdp': 0}, 'mesh.fsdp = 0', 'from 1 to 128'),
     ({'checkpoints.every': 0}, 'checkpoints.every = 0', 'more than 0'),
@@ -160,13 +164,13 @@ def test_bad_settings_are_refused_in_one_line(case):
 def test_more_frame_counts_than_mask_tokens():
     config = good()
     config.predictor.mask_tokens = 1
-    config.data.lists.append(DataList(path='b', frames=32))
+    config.data.lists.append(DataListConfig(path='b', frames=32))
     with pytest.raises(ConfigError, match=r'mask_tokens = 1: must be at least 2.*16, 32'):
         validate(config)
 
 
 def test_every_number_and_pair_has_a_rule_and_every_rule_a_field():
-    names = {C._row(name): kind for name, kind, _ in C.fields(C.RobotTrainConfig())}
+    names = {C._row(name): kind for name, kind, _ in C.fields(C.ActionConditionedConfig())}
     assert set(C.RULES) <= set(names)
     need = {n for n, k in names.items() if k in (int, float) or typing.get_origin(k) is tuple}
     assert need <= set(C.RULES)
@@ -183,11 +187,11 @@ def test_allowed_words_are_those_of_the_code():
 
 
 def test_encoder_shape_takes_what_is_set_and_the_rest_from_the_size():
-    shape = C.encoder_shape(Encoder(size='vitg', depth=3))
+    shape = C.encoder_shape(EncoderConfig(size='vitg', depth=3))
     assert (shape.width, shape.depth, shape.heads) == (1408, 3, 22)
     assert int(shape.width * shape.mlp_ratio) == 6144
     with pytest.raises(ConfigError, match='did you mean vitl?'):
-        C.encoder_shape(Encoder(size='vitk'))
+        C.encoder_shape(EncoderConfig(size='vitk'))
 
 
 def test_json_round_trip_and_differences():
@@ -195,7 +199,7 @@ def test_json_round_trip_and_differences():
     assert C.differences(json.loads(C.to_json(old)), json.loads(C.to_json(new))) == []
     new.optim.lr = 1e-3
     new.masks[1].num_blocks = 3
-    new.data.lists.append(DataList(path='more.txt'))
+    new.data.lists.append(DataListConfig(path='more.txt'))
     lines = C.differences(json.loads(C.to_json(old)), json.loads(C.to_json(new)))
     assert [line.split(':')[0] for line in lines] == [
         'data.lists',
@@ -234,8 +238,8 @@ def test_parse_arg_refuses(arg, words):
 def test_smoke_keeps_the_form_of_a_run():
     config = good()
     config.data.lists = [
-        DataList(path='a', weight=0.7, frames=16),
-        DataList(path='b', weight=0.3, frames=64),
+        DataListConfig(path='a', weight=0.7, frames=16),
+        DataListConfig(path='b', weight=0.3, frames=64),
     ]
     config.optim.accumulate = 4
     config.masks[0].max_keep = 512  # a quarter of the 2,048 tokens
@@ -256,7 +260,7 @@ def test_smoke_keeps_the_form_of_a_run():
 
 def test_describe_speaks_of_clips():
     config = good()
-    config.optim = Optim(batch=256, accumulate=8, steps=60_000, warmup=3_000)
+    config.optim = OptimConfig(batch=256, accumulate=8, steps=60_000, warmup=3_000)
     text = '\n'.join(C.describe(config))
     assert 'batch 256 clips in 8 parts of 32, 60,000 steps = 15,360,000 clips' in text
     assert 'warm-up 3,000 steps = 768,000 clips (released: 36,864,000)' in text

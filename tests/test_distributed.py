@@ -13,9 +13,9 @@ import pytest
 from small_run import ROOT, STEPS, copy_until, lines, parents
 
 from jepa_jax import checkpoint, cli, loop, metrics, sharding, start
-from jepa_jax.config import ConfigError
 from jepa_jax.data.pipeline import FailureLog, Pipeline
 from jepa_jax.distributed import settings
+from jepa_jax.errors import ConfigError
 from jepa_jax.objectives.masked_video import MaskedVideo
 
 SLURM = {

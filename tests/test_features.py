@@ -11,9 +11,9 @@ from models.test_pooler import fill as fill_pooler
 from PIL import Image
 
 from jepa_jax import features
-from jepa_jax.data.decode import BadFile
 from jepa_jax.data.views import eval_view
-from jepa_jax.features import Fill, Future, InputError, Model, Part, Probe
+from jepa_jax.errors import BadFile, InputError
+from jepa_jax.features import Fill, Future, Model, Part, Probe
 from jepa_jax.models.pooler import AttentiveClassifier, AttentivePooler, PoolerConfig
 from jepa_jax.models.predictor import Predictor, PredictorConfig
 from jepa_jax.models.vit import ViT, ViTConfig

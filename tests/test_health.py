@@ -14,7 +14,7 @@ from sklearn.decomposition import PCA
 from sklearn.dummy import DummyRegressor
 
 from jepa_jax import health, optim
-from jepa_jax.config import TrainConfig
+from jepa_jax.config import MaskedVideoConfig
 from jepa_jax.data import Batch, Group
 from jepa_jax.loop import _features, _lag
 from jepa_jax.masks import Mask
@@ -161,8 +161,8 @@ BATCH = 32
 GRID = np.arange(32).reshape(2, 4, 4)  # token ids of 4 frames of 32 pixels
 
 
-def small_config() -> TrainConfig:
-    c = TrainConfig(compute_dtype='float32')
+def small_config() -> MaskedVideoConfig:
+    c = MaskedVideoConfig(compute_dtype='float32')
     c.encoder.size, c.encoder.patch = 'tiny', 8
     c.encoder.width, c.encoder.depth, c.encoder.heads = 48, 2, 2
     c.predictor.width, c.predictor.depth, c.predictor.heads = 24, 2, 2

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import pytest
 
 from jepa_jax import optim
-from jepa_jax.config import ConfigError, DataList, RobotTrainConfig, TrainConfig
+from jepa_jax.config import ActionConditionedConfig, DataListConfig, MaskedVideoConfig
 from jepa_jax.data import Batch, Group
 from jepa_jax.data.trajectories import Trajectories
+from jepa_jax.errors import ConfigError
 from jepa_jax.masks import Mask
 from jepa_jax.memory import GIB, context_share, estimate
 from jepa_jax.objectives.action_conditioned import ActionConditioned
@@ -16,11 +17,11 @@ from jepa_jax.state import init_state
 from jepa_jax.step import make_step
 
 
-def recipe(**encoder) -> TrainConfig:
-    config = TrainConfig(name='memory')
+def recipe(**encoder) -> MaskedVideoConfig:
+    config = MaskedVideoConfig(name='memory')
     for key, value in encoder.items():
         setattr(config.encoder, key, value)
-    config.data.lists = [DataList(kind='synthetic')]
+    config.data.lists = [DataListConfig(kind='synthetic')]
     return config
 
 
@@ -82,8 +83,8 @@ def test_near_to_what_xla_allocates(remat):
     assert 0.6 < share < 1.3
 
 
-def robot_recipe() -> RobotTrainConfig:
-    config = RobotTrainConfig(name='memory', encoder_from='random', compute_dtype='float32')
+def robot_recipe() -> ActionConditionedConfig:
+    config = ActionConditionedConfig(name='memory', encoder_from='random', compute_dtype='float32')
     config.encoder.width, config.encoder.depth, config.encoder.heads = 96, 2, 4
     config.ac.width, config.ac.depth, config.ac.heads = 96, 4, 4
     config.data.crop, config.optim.batch = 64, 64

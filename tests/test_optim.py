@@ -9,23 +9,24 @@ import pytest
 import torch
 
 from jepa_jax import optim
-from jepa_jax.config import ConfigError, Optim, half_life
+from jepa_jax.config import OptimConfig, half_life
+from jepa_jax.errors import ConfigError
 
-PRETRAIN = Optim()
-COOLDOWN = Optim(schedule='linear_decay', warmup=0, steps=12_000, final_lr=1e-6)
-DROID = Optim(
+PRETRAIN = OptimConfig()
+COOLDOWN = OptimConfig(schedule='linear_decay', warmup=0, steps=12_000, final_lr=1e-6)
+DROID = OptimConfig(
     schedule='wsd',
     warmup=4500,
     anneal=4500,
     steps=94_500,
-    stretch=1.0,
+    ipe_scale=1.0,
     start_lr=7.5e-5,
     lr=4.25e-4,
     final_lr=0.0,
 )
-GENERIC = Optim(warmup=10, steps=100, stretch=1.0, start_lr=0.1, lr=1.0, final_lr=0.01)
+GENERIC = OptimConfig(warmup=10, steps=100, ipe_scale=1.0, start_lr=0.1, lr=1.0, final_lr=0.01)
 # the public ViT-L file as it stands: longer warm-up than run
-NEVER_WARM = Optim(steps=3000, warmup=12_000)
+NEVER_WARM = OptimConfig(steps=3000, warmup=12_000)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +78,7 @@ def test_learning_rate_is_the_originals(config, golden):
 
 
 def warmup_cosine(c, k):
-    W, T = c.warmup, int(c.stretch * c.steps)
+    W, T = c.warmup, int(c.ipe_scale * c.steps)
     if k < W:
         return c.start_lr + k / max(1, W) * (c.lr - c.start_lr)
     p = (k - W) / max(1, T - W)
@@ -85,18 +86,21 @@ def warmup_cosine(c, k):
 
 
 def linear_decay(c, k):
-    return c.lr + k / max(1, int(c.stretch * c.steps)) * (c.final_lr - c.lr)
+    return c.lr + k / max(1, int(c.ipe_scale * c.steps)) * (c.final_lr - c.lr)
 
 
 @pytest.mark.parametrize(
     ('config', 'formula'),
     [
-        (Optim(final_lr=1e-6, steps=230_000), warmup_cosine),
-        (Optim(final_lr=1e-6, steps=240_000, stretch=1.0), warmup_cosine),
-        (Optim(warmup=0, final_lr=0.0, steps=900, stretch=1.1), warmup_cosine),
-        (Optim(start_lr=1e-5, warmup=50, steps=40, final_lr=1e-7), warmup_cosine),
+        (OptimConfig(final_lr=1e-6, steps=230_000), warmup_cosine),
+        (OptimConfig(final_lr=1e-6, steps=240_000, ipe_scale=1.0), warmup_cosine),
+        (OptimConfig(warmup=0, final_lr=0.0, steps=900, ipe_scale=1.1), warmup_cosine),
+        (OptimConfig(start_lr=1e-5, warmup=50, steps=40, final_lr=1e-7), warmup_cosine),
         (COOLDOWN, linear_decay),
-        (Optim(schedule='linear_decay', warmup=0, steps=700, stretch=1.0, lr=1e-3), linear_decay),
+        (
+            OptimConfig(schedule='linear_decay', warmup=0, steps=700, ipe_scale=1.0, lr=1e-3),
+            linear_decay,
+        ),
     ],
 )
 def test_learning_rate_holds_in_float32_over_the_whole_run(config, formula):
@@ -109,7 +113,7 @@ def test_learning_rate_holds_in_float32_over_the_whole_run(config, formula):
 
 @pytest.mark.parametrize(('first', 'last'), [(0.04, 0.4), (0.4, 0.04), (0.04, 0.04), (0.04, 0.0)])
 def test_weight_decay_is_a_cosine(first, last):
-    config = Optim(weight_decay=first, final_weight_decay=last, steps=16, stretch=1.25)
+    config = OptimConfig(weight_decay=first, final_weight_decay=last, steps=16, ipe_scale=1.25)
     for k in range(1, 21):
         expected = last + (first - last) * 0.5 * (1 + math.cos(math.pi * k / 20))
         found = float(optim.weight_decay(config)(jnp.int32(k - 1)))
@@ -117,13 +121,13 @@ def test_weight_decay_is_a_cosine(first, last):
 
 
 def test_weight_decay_of_the_golden_step():
-    schedule = optim.weight_decay(Optim(final_weight_decay=0.4, steps=20))
+    schedule = optim.weight_decay(OptimConfig(final_weight_decay=0.4, steps=20))
     found = [float(schedule(step)) for step in range(2)]
     np.testing.assert_allclose(found, [0.041419354, 0.045655031], rtol=1e-6)
 
 
 def test_ema_rate_is_linear_from_the_0_based_step():
-    rate = optim.ema_rate(Optim(momentum=0.998, final_momentum=1.0, steps=20, stretch=1.25))
+    rate = optim.ema_rate(OptimConfig(momentum=0.998, final_momentum=1.0, steps=20, ipe_scale=1.25))
     found = np.array([float(rate(jnp.int32(i))) for i in range(26)])
     np.testing.assert_allclose(1 - found[:2], [0.998, 0.99808], rtol=1e-7)
     np.testing.assert_allclose(found, 0.002 * (1 - np.arange(26) / 25), rtol=1e-6, atol=1e-12)
@@ -140,7 +144,7 @@ def test_half_life():
 
 def test_unknown_schedule_lists_the_choices():
     with pytest.raises(ConfigError, match=r"'cosin'.*warmup_cosine, linear_decay, wsd"):
-        optim.learning_rate(Optim(schedule='cosin'))
+        optim.learning_rate(OptimConfig(schedule='cosin'))
 
 
 def tree(rng):
@@ -184,7 +188,7 @@ def test_decay_mask_refuses_names_that_are_not_there():
 
 def test_adamw_is_pytorchs_over_five_steps():
     """Scheduled rate and decay, two groups, one parameter without gradient that must not move."""
-    config = Optim(
+    config = OptimConfig(
         warmup=3, steps=6, start_lr=1e-3, lr=1e-2, final_lr=1e-4, weight_decay=0.3, beta2=0.95
     )
     config.final_weight_decay = 3.0  # large, so that a decay of the new value would show
@@ -213,7 +217,7 @@ def test_adamw_is_pytorchs_over_five_steps():
         return jax.tree.map(jnp.add, params, updates), state
 
     state = tx.init(params)
-    T = int(config.stretch * config.steps)
+    T = int(config.ipe_scale * config.steps)
     for k in range(1, 6):
         grads = [
             np.zeros_like(p) if n == unused else rng.standard_normal(p.shape).astype(np.float32)

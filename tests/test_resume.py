@@ -178,7 +178,7 @@ def test_cooldown_from_another_run(runs):
         'optim.steps=1',
         'optim.schedule=linear_decay',
         'optim.warmup=0',
-        'optim.stretch=1.0',
+        'optim.ipe_scale=1.0',
         'optim.final_lr=1e-6',
         'optim.beta1=0.0',  # then one update leaves mu = gradient, nu = .999 nu + .001 gradient^2
     )

@@ -9,7 +9,7 @@ import pytest
 from conftest import HERE
 
 from jepa_jax import optim
-from jepa_jax.config import Optim
+from jepa_jax.config import OptimConfig
 from jepa_jax.models.pooler import PoolerConfig
 from jepa_jax.models.predictor import PredictorConfig
 from jepa_jax.models.vit import ViTConfig
@@ -72,7 +72,7 @@ def test_a_device_holds_its_share(fsdp):
     encoder = ViTConfig(96, 2, 4, patch=8, dtype=jnp.float32)
     predictor = PredictorConfig(96, 48, 2, 2, mask_tokens=2, dtype=jnp.float32)
     objective = MaskedVideo(encoder, predictor, groups=1)
-    tx = optim.optimizer(Optim(steps=2, warmup=0), lambda params: optim.decay_mask(params))
+    tx = optim.optimizer(OptimConfig(steps=2, warmup=0), lambda params: optim.decay_mask(params))
     mesh = make_mesh(fsdp)
     with jax.set_mesh(mesh):
         state = jax.jit(lambda key: init_state(objective, tx, key))(jax.random.key(0))
@@ -93,7 +93,7 @@ def test_a_device_holds_its_share(fsdp):
 
 def test_what_vitg_replicates_is_small():
     objective = vitg()
-    tx = optim.optimizer(Optim(), lambda params: optim.decay_mask(params))
+    tx = optim.optimizer(OptimConfig(), lambda params: optim.decay_mask(params))
     mesh = make_mesh(8)
     with jax.set_mesh(mesh):
         state = jax.eval_shape(lambda k: init_state(objective, tx, k), jax.random.key(0))

@@ -11,7 +11,7 @@ import pytest
 from torch_fill import checksum, fill, mask_pair, normal
 
 from jepa_jax import optim
-from jepa_jax.config import Optim
+from jepa_jax.config import OptimConfig
 from jepa_jax.data import Batch, Group
 from jepa_jax.masks import Mask
 from jepa_jax.models.predictor import PredictorConfig
@@ -28,9 +28,9 @@ ENCODER = ViTConfig(96, 3, 4, image_size=64, frames=8, dtype=jnp.float32, remat=
 PREDICTOR = PredictorConfig(
     96, 48, 2, 2, mask_tokens=4, grid=(4, 4, 4), dtype=jnp.float32, remat='none'
 )
-OPTIM = Optim(
+OPTIM = OptimConfig(
     batch=4, steps=20, warmup=5, start_lr=1e-4, lr=1e-3, final_lr=1e-5, weight_decay=0.04,
-    final_weight_decay=0.4, stretch=1.25, momentum=0.9, final_momentum=1.0,
+    final_weight_decay=0.4, ipe_scale=1.25, momentum=0.9, final_momentum=1.0,
 )  # fmt: skip
 
 # exponent -> (loss 1, its parts, loss 2, gradient norms by parameter of the first step)

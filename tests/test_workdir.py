@@ -13,7 +13,8 @@ import sys
 import pytest
 
 from jepa_jax import config, workdir
-from jepa_jax.config import ConfigError, TrainConfig
+from jepa_jax.config import MaskedVideoConfig
+from jepa_jax.errors import ConfigError
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -148,14 +149,14 @@ def stored(settings):
 
 @pytest.mark.parametrize('as_dict', [False, True])
 def test_same_config(as_dict, caplog):
-    settings = TrainConfig()
+    settings = MaskedVideoConfig()
     new = dataclasses.asdict(settings) if as_dict else settings
     workdir.check_config(stored(settings), new, False)  # tuples there, lists here
     assert not caplog.records
 
 
 def test_changes_of_another_run(caplog):
-    old, new = TrainConfig(), TrainConfig()
+    old, new = MaskedVideoConfig(), MaskedVideoConfig()
     new.optim.steps += 1
     new.masks[0].num_blocks = 9
     new.data.workers = 3
@@ -171,7 +172,7 @@ def test_changes_of_another_run(caplog):
 
 def test_changes_of_the_same_run(caplog):
     caplog.set_level(logging.INFO)
-    old, new = TrainConfig(), TrainConfig()
+    old, new = MaskedVideoConfig(), MaskedVideoConfig()
     new.data.workers, new.logging.every, new.checkpoints.keep, new.mesh.fsdp = 3, 7, 9, 4
     workdir.check_config(stored(old), new, False)
     for change in ('data.workers: 0 -> 3', 'logging.every', 'checkpoints.keep', 'mesh.fsdp'):
@@ -180,7 +181,7 @@ def test_changes_of_the_same_run(caplog):
 
 def test_free_fields_exist():
     """A renamed field must not leave a rule behind that matches nothing."""
-    names = [name for name, _, _ in config.fields(TrainConfig())]
+    names = [name for name, _, _ in config.fields(MaskedVideoConfig())]
     for pattern in workdir.FREE:
         assert any(workdir._is_free(f'{n}: ') and n.startswith(pattern.rstrip('*')) for n in names)
     assert not workdir._is_free('data.crop: 1 -> 2') and not workdir._is_free('seed: 1 -> 2')

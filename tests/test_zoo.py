@@ -18,7 +18,7 @@ from convert import originals
 
 import jepa_jax
 from jepa_jax import convert, zoo
-from jepa_jax.convert import ConvertError
+from jepa_jax.errors import ConvertError, ZooError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LABELS = {'linear': ('a', 'b', 'c', 'd', 'e', 'f', 'g')}
@@ -154,11 +154,11 @@ def test_servers_without_ranges_and_parts_that_are_too_long(server, files, tmp_p
 
 def test_giving_up(server, tmp_path):
     server.cuts = [5] + [0] * 10
-    with pytest.raises(zoo.ZooError, match='5 of 3,000,000 bytes|IncompleteRead|closed'):
+    with pytest.raises(ZooError, match='5 of 3,000,000 bytes|IncompleteRead|closed'):
         zoo.download(server.url + 'big', tmp_path / 'big')
     assert len(server.asked) == 1 + zoo.ATTEMPTS - 1  # one that brought something, then those idle
     assert (tmp_path / 'big.part').stat().st_size == 5 and not (tmp_path / 'big').exists()
-    with pytest.raises(zoo.ZooError, match='says 404 Not Found.*put it there'):
+    with pytest.raises(ZooError, match='says 404 Not Found.*put it there'):
         zoo.download(server.url + 'nothing', tmp_path / 'nothing')
 
 
@@ -222,20 +222,20 @@ def test_a_file_that_is_not_what_it_was(server, files):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(zoo.ZooError, match='enc.pt has SHA-256 .* when first used'):
+    with pytest.raises(ZooError, match='enc.pt has SHA-256 .* when first used'):
         jepa_jax.load('vitl')
     content[len(content) // 2] ^= 1  # touched, but the same: fine
     path.write_bytes(content)
     jepa_jax.load('vitl')
     zoo.record_of(path).write_text('{}')
-    with pytest.raises(zoo.ZooError, match='enc.pt.json is damaged'):
+    with pytest.raises(ZooError, match='enc.pt.json is damaged'):
         jepa_jax.load('vitl')
 
 
 def test_a_file_of_another_size_than_its_name(server, monkeypatch):
     rows = {'vitl': zoo.Released('enc.pt', 'vitl', 64)}
     monkeypatch.setattr(zoo, 'RELEASED', rows)
-    with pytest.raises(zoo.ZooError, match='should be vitl of size vitl, holds custom'):
+    with pytest.raises(ZooError, match='should be vitl of size vitl, holds custom'):
         jepa_jax.load('vitl')
     assert not (zoo.cache_folder() / 'vitl').exists()
 
@@ -253,7 +253,7 @@ def test_a_probe_comes_with_its_encoder(server):
     assert (model.probe.frames, model.probe.step, model.probe.segments) == (4, 2, 1)
     assert len(model.classify(noise(4, 64, 64, 3)).top['linear']) == 5
     assert any('blocks 0 2' in line for line in model.about)
-    with pytest.raises(zoo.ZooError, match='is a probe already'):
+    with pytest.raises(ZooError, match='is a probe already'):
         jepa_jax.load('mini-probe', probe='mini-probe')
 
 
@@ -330,7 +330,7 @@ def test_a_hugging_face_name(files, tmp_path, monkeypatch):
     )
     assert run([sys.executable, '-c', load]).stdout.strip() == '96'
     monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
-    with pytest.raises(zoo.ZooError, match=r'jepa_jax\[hf\]'):
+    with pytest.raises(ZooError, match=r'jepa_jax\[hf\]'):
         jepa_jax.load('some/model')
 
 
@@ -343,7 +343,7 @@ REFUSED = {
 
 @pytest.mark.parametrize('name', REFUSED)
 def test_unknown_names(name):
-    with pytest.raises(zoo.ZooError, match=REFUSED[name]):
+    with pytest.raises(ZooError, match=REFUSED[name]):
         jepa_jax.load(name)
 
 
@@ -353,9 +353,9 @@ def test_mistaken_options(tmp_path):
         (dict(dtype='float16'), 'float32, bfloat16'),
         (dict(probe='x'), 'mean nothing'),
     ]:
-        with pytest.raises(zoo.ZooError, match=words):
+        with pytest.raises(ZooError, match=words):
             jepa_jax.load('random:tiny', **options)
-    with pytest.raises(zoo.ZooError, match='crop is known'):
+    with pytest.raises(ZooError, match='crop is known'):
         jepa_jax.load('vitl', crop=64)
 
 

@@ -26,9 +26,10 @@ import av
 import numpy as np
 import psutil  # comes with tensorflow-datasets
 
-from jepa_jax.config import ConfigError, DataList, TrainConfig
+from jepa_jax.config import DataListConfig, MaskedVideoConfig
 from jepa_jax.data import decode
-from jepa_jax.data.pipeline import DataError, Pipeline
+from jepa_jax.data.pipeline import Pipeline
+from jepa_jax.errors import ConfigError, DataError
 
 SECONDS, FPS = 10, 30  # of self-made videos
 
@@ -92,7 +93,7 @@ def _cpu() -> float:
     return sum(t.user + t.system for t in times)
 
 
-def requests(config: TrainConfig, steps: int) -> list[tuple[str, np.ndarray]]:
+def requests(config: MaskedVideoConfig, steps: int) -> list[tuple[str, np.ndarray]]:
     """Files and frame numbers that the pipeline reads in its first steps."""
     seen = []
     read = decode.read_frames
@@ -114,7 +115,7 @@ def requests(config: TrainConfig, steps: int) -> list[tuple[str, np.ndarray]]:
     return seen
 
 
-def run(config: TrainConfig, workers: list[int], steps: int, rounds: int) -> dict:
+def run(config: MaskedVideoConfig, workers: list[int], steps: int, rounds: int) -> dict:
     """Measures; the figures of the table."""
     import decord
 
@@ -158,7 +159,7 @@ def run(config: TrainConfig, workers: list[int], steps: int, rounds: int) -> dic
     }
 
 
-def memory(config: TrainConfig, steps: int) -> dict:
+def memory(config: MaskedVideoConfig, steps: int) -> dict:
     """Resident memory of all processes, MiB, as batches go by."""
     points = []
     with Pipeline(config) as pipeline, pipeline.batches() as batches:
@@ -216,12 +217,12 @@ def main(argv: list[str] | None = None) -> int:
     add('--memory', type=int, nargs='?', const=2000, metavar='BATCHES', help='memory, not speed')
     add('--json', metavar='FILE', help='write the figures')
     options = parser.parse_args(argv)
-    config = TrainConfig()
+    config = MaskedVideoConfig()
     config.data.frames, config.data.crop = options.frames, options.crop
     config.optim.batch = options.batch
     with tempfile.TemporaryDirectory() as folder:
         path = options.list or make_videos(Path(folder), options.videos, *options.size)
-        config.data.lists = [DataList(path=str(path))]
+        config.data.lists = [DataListConfig(path=str(path))]
         try:
             if options.memory:
                 config.data.workers = options.workers[-1]

@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from jepa_jax import cli
-from jepa_jax.config import TrainConfig, validate
+from jepa_jax.config import MaskedVideoConfig
+from jepa_jax.recipes import validate
 
 GIB = 2**30
 
@@ -40,14 +41,16 @@ class Program:
     flops: Any  # flops.StepFlops
 
 
-def mask_samplers(config: TrainConfig, rows: dict[int, int]) -> dict[int, Any]:
+def mask_samplers(config: MaskedVideoConfig, rows: dict[int, int]) -> dict[int, Any]:
     """What draws the masks of each frame count, of which a batch holds so many rows."""
     from jepa_jax.data.pipeline import mask_sampler
 
     return {frames: mask_sampler(config, frames, rows[frames]) for frames in rows}
 
 
-def programs(config: TrainConfig, samplers: dict[int, Any], rows: dict[int, int]) -> list[Program]:
+def programs(
+    config: MaskedVideoConfig, samplers: dict[int, Any], rows: dict[int, int]
+) -> list[Program]:
     """The distinct programs of a run's first four steps, nearest to their mean in FLOPs first."""
     from jepa_jax.flops import GroupShape, pretraining_step
     from jepa_jax.objectives.masked_video import predictor_config, vit_config
@@ -65,7 +68,9 @@ def programs(config: TrainConfig, samplers: dict[int, Any], rows: dict[int, int]
     return sorted(found.values(), key=lambda program: abs(program.flops.total - mean))
 
 
-def make_batch(config: TrainConfig, samplers: dict[int, Any], program: Program, seed: int = 0):
+def make_batch(
+    config: MaskedVideoConfig, samplers: dict[int, Any], program: Program, seed: int = 0
+):
     """Noise with the masks of the program's step; numpy."""
     import numpy as np
 
@@ -81,7 +86,7 @@ def make_batch(config: TrainConfig, samplers: dict[int, Any], program: Program, 
     return Batch(tuple(groups))
 
 
-def abstract_batch(config: TrainConfig, samplers: dict[int, Any], program: Program, mesh):
+def abstract_batch(config: MaskedVideoConfig, samplers: dict[int, Any], program: Program, mesh):
     """The shapes of `make_batch` on the mesh."""
     import jax
     import jax.numpy as jnp
@@ -167,7 +172,7 @@ def time_steps(compiled, state, batch, steps: int, warmup: int) -> Iterator[floa
 
 
 def bench(
-    config: TrainConfig,
+    config: MaskedVideoConfig,
     steps: int = 20,
     warmup: int = 2,
     limit: int = 1,
@@ -178,8 +183,8 @@ def bench(
 
     from jepa_jax import optim, sharding
     from jepa_jax.chips import peak_flops
-    from jepa_jax.config import ConfigError
     from jepa_jax.data.pipeline import split_rows
+    from jepa_jax.errors import ConfigError
     from jepa_jax.objectives.masked_video import MaskedVideo
     from jepa_jax.state import init_state
     from jepa_jax.step import make_step
@@ -293,7 +298,7 @@ def show(result: dict[str, Any]) -> None:
     print(f'peak resident memory of this process {r["peak_resident_bytes"] / GIB:.2f} GiB')
 
 
-def run(config: TrainConfig, workdir: str, json_file: str | None, **options: Any) -> None:
+def run(config: MaskedVideoConfig, workdir: str, json_file: str | None, **options: Any) -> None:
     """The tool: prints the figures, and writes them if asked to."""
     del workdir
     for item in config.data.lists:

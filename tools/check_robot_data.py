@@ -28,9 +28,11 @@ from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 from jepa_jax import cli
-from jepa_jax.config import ConfigError, RobotData, from_dict
-from jepa_jax.data import decode, robot, scene
+from jepa_jax.config import RobotConfig
+from jepa_jax.data import robot, scene
 from jepa_jax.data.clips import Timing
+from jepa_jax.errors import BadFile, ConfigError
+from jepa_jax.recipes import read_config
 
 STILL = (0.002, 0.01, 0.02)  # metres, radians, closedness below which a frame counts as still
 APART = 1.5  # times by which a measure may differ from that in training
@@ -51,7 +53,7 @@ class Findings:
     bad: list[str] = dataclasses.field(default_factory=list)
 
 
-def measure(recordings: robot.Recordings, data: RobotData, crop: int, most: int) -> Findings:
+def measure(recordings: robot.Recordings, data: RobotConfig, crop: int, most: int) -> Findings:
     """Looks at up to `most` episodes, evenly spread."""
     found = Findings()
     chosen = np.unique(np.linspace(0, len(recordings) - 1, most).round().astype(int))
@@ -67,7 +69,7 @@ def measure(recordings: robot.Recordings, data: RobotData, crop: int, most: int)
         try:
             episode = recordings.episode(int(i))
             frames = episode.read(choose)
-        except (decode.BadFile, OSError) as error:
+        except (BadFile, OSError) as error:
             found.bad.append(str(error))
             continue
         timing, kept, piece = seen[0]
@@ -89,7 +91,9 @@ def still(actions: np.ndarray) -> np.ndarray:
     return (move < STILL[0]) & (turn < STILL[1]) & (np.abs(actions[:, 6]) < STILL[2])
 
 
-def report(found: Findings, data: RobotData, crop: int, model: Trained | None = None) -> list[str]:
+def report(
+    found: Findings, data: RobotConfig, crop: int, model: Trained | None = None
+) -> list[str]:
     """The lines to print."""
     states, actions = np.concatenate(found.states), np.concatenate(found.actions)
     sizes = ', '.join(f'{w} x {h} ({n})' for (h, w), n in found.sizes.most_common())
@@ -131,7 +135,7 @@ def report(found: Findings, data: RobotData, crop: int, model: Trained | None = 
 class Trained:
     """What a run's checkpoint says of its recordings."""
 
-    data: RobotData
+    data: RobotConfig
     scene: scene.Scene
     crop: int
 
@@ -146,7 +150,7 @@ class Trained:
                 f"--model '{path}': what it was trained on was not measured; must be a run of "
                 'configs/ac_vitg.py or its like. Released weights: see docs/own_robot.md'
             )
-        config = from_dict(extra['config'])
+        config = read_config(extra['config'])
         return cls(config.robot, scene.Scene(**extra['scene']), config.data.crop)
 
 
@@ -156,7 +160,7 @@ def beside(here: scene.Scene, there: scene.Scene) -> list[str]:
     return [f'{title:36}{own:>18}{other:>18}' for title, own, other in rows]
 
 
-def unlike(here: scene.Scene, data: RobotData, model: Trained) -> list[str]:
+def unlike(here: scene.Scene, data: RobotConfig, model: Trained) -> list[str]:
     """How the recordings differ from what the model saw, in words."""
     found = [
         f'{title}: {max(ratio, 1 / ratio):.1f} times {"more" if ratio > 1 else "less"} than in '
@@ -171,7 +175,7 @@ def unlike(here: scene.Scene, data: RobotData, model: Trained) -> list[str]:
     return found
 
 
-def suspicions(found, states, actions, data: RobotData, moving: float) -> list[str]:
+def suspicions(found, states, actions, data: RobotConfig, moving: float) -> list[str]:
     """What looks wrong, in words."""
     far = np.abs(states[:, :3]).max()
     angles = np.abs(states[:, 3:6]).max()
@@ -235,7 +239,7 @@ def draw(piece: robot.Piece, path: Path, title: str) -> None:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    for field in dataclasses.fields(RobotData):
+    for field in dataclasses.fields(RobotConfig):
         kind = type(field.default)
         parser.add_argument(f'--{field.name}', type=kind, default=field.default)
     parser.add_argument(
@@ -249,7 +253,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(crop: int, model: str, episodes: int, picture: str, **fields) -> None:
-    data = RobotData(**fields)
+    data = RobotConfig(**fields)
     trained = Trained.at(model) if model else None
     crop = crop or (trained.crop if trained else 256)
     recordings = robot.open_recordings(data)
@@ -258,13 +262,13 @@ def main(crop: int, model: str, episodes: int, picture: str, **fields) -> None:
     for line in found.bad:
         print(f'cannot be read: {line}')
     if not found.states:
-        raise decode.BadFile(data.path, 'no_frames', 'no episode can be read')
+        raise BadFile(data.path, 'no_frames', 'no episode can be read')
     print('\n'.join(report(found, data, crop, trained)))
     if picture:
         for i in range(len(recordings)):
             try:
                 piece = robot.cut(recordings.episode(i), data.frames, data.fps, lambda n: n // 2)
-            except (decode.BadFile, OSError):
+            except (BadFile, OSError):
                 continue
             seen = dataclasses.replace(piece, frames=robot.view(piece.frames, (crop, crop)))
             draw(seen, Path(picture), f'{recordings.name(i)}, as the model sees it')

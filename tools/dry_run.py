@@ -28,7 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from jepa_jax import cli
-from jepa_jax.config import ConfigError, TrainConfig, validate
+from jepa_jax.config import MaskedVideoConfig
+from jepa_jax.errors import ConfigError
+from jepa_jax.recipes import validate
 from tools.hlo import Array, Collective
 
 GIB = 2**30
@@ -77,7 +79,7 @@ def slice_devices(topology: str) -> list:
     return list(found.devices)
 
 
-def dry_run(config: TrainConfig, devices: list, topology: str) -> tuple[dict[str, Any], str]:
+def dry_run(config: MaskedVideoConfig, devices: list, topology: str) -> tuple[dict[str, Any], str]:
     """What the step of `config` takes on `devices`, JSON-ready, and the compiled program's text.
 
     Raises:
@@ -343,7 +345,7 @@ def show(result: dict[str, Any]) -> None:
     )
 
 
-def allow_unread(config: TrainConfig) -> None:
+def allow_unread(config: MaskedVideoConfig) -> None:
     """Fills in what a recipe leaves to its user and is not read here: lists, the run before."""
     for item in config.data.lists:
         item.path = item.path or '(not read)'
@@ -352,7 +354,7 @@ def allow_unread(config: TrainConfig) -> None:
 
 
 def run(
-    config: TrainConfig,
+    config: MaskedVideoConfig,
     workdir: str,
     topology: str | None,
     json_file: str | None,

@@ -13,10 +13,11 @@ estimate, no measurement.
 import sys
 
 from jepa_jax import cli
-from jepa_jax.config import TrainConfig, validate
+from jepa_jax.config import MaskedVideoConfig
+from jepa_jax.recipes import validate
 
 
-def report(config: TrainConfig, workdir: str, devices: int) -> None:
+def report(config: MaskedVideoConfig, workdir: str, devices: int) -> None:
     """Prints the estimate; nothing is written."""
     del workdir
     validate(config)

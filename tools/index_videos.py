@@ -3,7 +3,7 @@
     python -m tools.index_videos LIST_OR_FOLDER... --out manifest.jsonl [--workers N] [--decode]
 
 One JSON object a line, in the order found: path, label, frames, fps, width, height, codec, seconds,
-variable (whether the frame rate varies), problem (null, or a key of `jepa_jax.data.decode.REASONS`)
+variable (whether the frame rate varies), problem (null, or a key of `jepa_jax.data.REASONS`)
 and detail. By default headers, packets and one frame are read; `--decode` decodes every frame,
 which finds damage that headers do not show. A list names files, `path label` a line, the label
 optional and relative paths counting from the list's folder; a folder is searched for videos; an
@@ -25,6 +25,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from jepa_jax.errors import REASONS, BadFile
+
 
 def describe(record: tuple[str, int | None], decode_all: bool) -> dict:
     """The manifest's row of one file."""
@@ -40,8 +42,8 @@ def describe(record: tuple[str, int | None], decode_all: bool) -> dict:
         row['fps'], row['seconds'] = round(info.fps, 4), round(info.seconds, 4)
         if decode_all:
             decode.check(path)
-    except decode.BadFile as error:
-        row['problem'], row['detail'] = error.reason, error.detail or decode.REASONS[error.reason]
+    except BadFile as error:
+        row['problem'], row['detail'] = error.reason, error.detail or REASONS[error.reason]
     return row
 
 

@@ -17,6 +17,7 @@ import time
 from typing import Any
 
 from jepa_jax import cli
+from jepa_jax.errors import Damaged
 
 
 def inspect(path: str, verify: bool, params: bool) -> None:
@@ -49,7 +50,7 @@ def inspect(path: str, verify: bool, params: bool) -> None:
     elif not verify:
         damaged.append(manifest)
     if damaged:
-        raise checkpoint.Damaged(damaged[0])
+        raise Damaged(damaged[0])
 
 
 def _foreign(path: pathlib.Path, params: bool) -> None:
@@ -68,7 +69,7 @@ def _foreign(path: pathlib.Path, params: bool) -> None:
 def _manifest(checkpoint: Any, folder: pathlib.Path) -> dict[str, Any] | str:
     try:
         return checkpoint.read_manifest(folder)
-    except checkpoint.Damaged as error:
+    except Damaged as error:
         return str(error)
 
 

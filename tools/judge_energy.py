@@ -28,7 +28,8 @@ from typing import Any
 import numpy as np
 
 from jepa_jax import cli
-from jepa_jax.config import RobotData
+from jepa_jax.config import RobotConfig
+from jepa_jax.errors import BadFile
 
 AXES = (0, 1, 2)  # x, y, z
 BATCH = 16  # frames encoded together
@@ -38,14 +39,14 @@ class JudgeError(ValueError):
     """Recordings that cannot be judged with: what was found and what is allowed."""
 
 
-def pairs(data: RobotData, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
+def pairs(data: RobotConfig, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
     """Frames uint8 [E, 2, H, W, 3], states [E, 2, 7] and actions [E, 7] of `count` pairs, in turn
     from every episode and spread over it; and what could not be read.
 
     Raises:
       JudgeError: no episode can be read, or their frames differ in size.
     """
-    from jepa_jax.data import decode, robot
+    from jepa_jax.data import robot
 
     recordings = robot.open_recordings(data)
     found, bad = [], {}
@@ -61,7 +62,7 @@ def pairs(data: RobotData, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
                 continue
             try:
                 found.append(robot.cut(recordings.episode(int(i)), 2, data.fps, draw))
-            except (decode.BadFile, OSError) as error:
+            except (BadFile, OSError) as error:
                 bad[i] = str(error)
     if not found:
         raise JudgeError(f'{data.path}: no episode can be read: {next(iter(bad.values()))}')
@@ -147,7 +148,7 @@ def main(
 
     if pairs_wanted < 2:
         raise JudgeError(f'--pairs {pairs_wanted}: must be at least 2')
-    data = RobotData(**fields)
+    data = RobotConfig(**fields)
     robot.check_contract(model, data)
     frames, states, actions, bad = pairs(data, pairs_wanted)
     start.compilation_cache()
@@ -171,7 +172,7 @@ def main(
 def _options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add('--model', required=True, help='name or path, or random:SIZE')
-    for field in dataclasses.fields(RobotData):
+    for field in dataclasses.fields(RobotConfig):
         if field.name != 'frames':
             add(f'--{field.name}', type=type(field.default), default=field.default)
     add('--pairs', type=int, default=64, metavar='N', dest='pairs_wanted', help='(%(default)s)')

@@ -28,10 +28,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from jepa_jax.config import ConfigError, Data, DataList
+from jepa_jax.config import DataConfig, DataListConfig
 from jepa_jax.data import decode
 from jepa_jax.data.clips import Timing
 from jepa_jax.data.sources import SHARD_VERSION, open_source
+from jepa_jax.errors import BadFile, ConfigError
 
 PIECE = 256  # frames decoded at a time: bounds memory, 0.7 GiB at 1280x720
 
@@ -61,7 +62,7 @@ def make(
 
     Raises ConfigError for a list that cannot be read, and for a folder with other shards.
     """
-    source = open_source(DataList(path=path), Data())
+    source = open_source(DataListConfig(path=path), DataConfig())
     videos = [(source.name(i), source.label(i)) for i in range(len(source))]
     settings = {'short_side': short_side, 'fps': fps, 'frames': frames, 'per_shard': per_shard}
     folder = Path(out)
@@ -113,7 +114,7 @@ def _shard(
                 start = file.tell()
                 try:
                     shard['records'] += _video(file, path, label, settings)
-                except decode.BadFile as error:
+                except BadFile as error:
                     file.seek(start)
                     file.truncate()
                     bad = {'path': path, 'reason': error.reason, 'detail': error.detail}

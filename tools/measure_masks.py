@@ -24,7 +24,7 @@ import time
 
 import numpy as np
 
-from jepa_jax.config import TrainConfig
+from jepa_jax.config import MaskedVideoConfig
 from jepa_jax.masks.multiblock import ReferenceSampler, StaticSampler, reference_batch
 
 CASES = {  # name: (grid, clips a GPU in the original)
@@ -44,7 +44,7 @@ def measure(
     grid: tuple[int, int, int], batch: int, steps: int, seed: int = 239, budgets: int = 4
 ) -> dict:
     """Both samplers over `steps` steps of `batch` clips: the figures of one row of the table."""
-    settings = TrainConfig().masks
+    settings = MaskedVideoConfig().masks
     static = StaticSampler(settings, grid, seed, batch, budgets)
     reference = [ReferenceSampler(each, grid) for each in settings]
     kept = np.zeros(

@@ -147,13 +147,13 @@ def train(objective, batch_of, data, steps: int, lr: float, seed: int, title: st
     from tqdm import tqdm
 
     from jepa_jax import optim
-    from jepa_jax.config import Optim
+    from jepa_jax.config import OptimConfig
     from jepa_jax.state import init_state
     from jepa_jax.step import make_step
 
-    schedule = Optim(
+    schedule = OptimConfig(
         steps=steps, warmup=max(1, steps // 30), start_lr=lr / 20, lr=lr, final_lr=lr / 200,
-        weight_decay=0.01, final_weight_decay=0.01, stretch=1.0,
+        weight_decay=0.01, final_weight_decay=0.01, ipe_scale=1.0,
     )  # fmt: skip
     tx = optim.optimizer(schedule, optim.decay_mask(objective.abstract, objective.unused))
     update = make_step(objective, tx, schedule)

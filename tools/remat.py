@@ -18,7 +18,8 @@ import sys
 from typing import Any
 
 from jepa_jax import cli
-from jepa_jax.config import ConfigError, TrainConfig
+from jepa_jax.config import MaskedVideoConfig
+from jepa_jax.errors import ConfigError
 from tools.dry_run import GIB, allow_unread, slice_devices
 from tools.hlo import SPLASH
 
@@ -80,7 +81,7 @@ def _kernel(eqn) -> int:
     return SPLASH[kernel] * 2 * math.prod(q) * k[-2]
 
 
-def trace(config: TrainConfig, devices: list) -> dict[str, Any]:
+def trace(config: MaskedVideoConfig, devices: list) -> dict[str, Any]:
     """What the largest program of `config` keeps and computes on `devices`.
 
     Raises:
@@ -117,11 +118,11 @@ def trace(config: TrainConfig, devices: list) -> dict[str, Any]:
     }
 
 
-def run(config: TrainConfig, workdir: str, topology: str | None) -> None:
+def run(config: MaskedVideoConfig, workdir: str, topology: str | None) -> None:
     """The tool: prints a line a policy."""
     del workdir
-    from jepa_jax.config import validate
     from jepa_jax.memory import KEPT
+    from jepa_jax.recipes import validate
 
     allow_unread(config)
     validate(config)

@@ -120,15 +120,15 @@ def train(option: Option, objective, steps: int, seed: int, count: int):
     import numpy as np
 
     from jepa_jax import optim
-    from jepa_jax.config import Optim
+    from jepa_jax.config import OptimConfig
     from jepa_jax.data.trajectories import Trajectories
     from jepa_jax.state import init_state
     from jepa_jax.step import make_step
 
     U, V = option.action_width, option.state_width
-    schedule = Optim(
+    schedule = OptimConfig(
         batch=64, steps=steps, warmup=max(1, steps // 20), start_lr=1e-4, lr=2e-3, final_lr=1e-5,
-        weight_decay=0.01, final_weight_decay=0.01, stretch=1.0,
+        weight_decay=0.01, final_weight_decay=0.01, ipe_scale=1.0,
     )  # fmt: skip
     tx = optim.optimizer(schedule, optim.decay_mask(objective.abstract, objective.unused))
     data = recordings(seed, count, option.frames, U)

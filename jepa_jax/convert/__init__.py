@@ -23,10 +23,10 @@ import numpy as np
 
 from jepa_jax import checkpoint
 from jepa_jax.convert import hf_weights, orbax_weights, shapes, tables, torch_weights
-from jepa_jax.convert.tables import ConvertError as ConvertError
 from jepa_jax.convert.tables import Leaf, flatten
 from jepa_jax.convert.weights import ENCODERS, PREDICTORS, Training, net
 from jepa_jax.convert.weights import Weights as Weights
+from jepa_jax.errors import ConvertError, Damaged
 
 FORMATS = ('jax', 'torch', 'hf')
 VERSION = '2.0'
@@ -283,7 +283,7 @@ def _read_orbax(path: pathlib.Path) -> Weights:
     manifest = checkpoint.read_manifest(folder)
     whole = folder != path.absolute()  # of a run, `find` takes the newest that it found intact
     if not whole and (found := checkpoint.problems(folder)):
-        raise checkpoint.Damaged(found[0])
+        raise Damaged(found[0])
     rows, extra = manifest['leaves'], manifest['extra']
     configs = orbax_weights.configs_of(str(folder), extra)
     trees = orbax_weights.trees(folder, rows, configs)

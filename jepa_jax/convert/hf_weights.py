@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from jepa_jax.convert import shapes, tables
-from jepa_jax.convert.tables import ConvertError, Leaf
+from jepa_jax.convert.tables import Leaf
+from jepa_jax.errors import ConvertError
 from jepa_jax.models.pooler import PoolerConfig
 from jepa_jax.models.predictor import PredictorConfig
 from jepa_jax.models.vit import ViTConfig

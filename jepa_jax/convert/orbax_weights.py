@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jepa_jax import checkpoint
-from jepa_jax.config import ConfigError, RobotTrainConfig, TrainConfig, from_dict
+from jepa_jax.config import ActionConditionedConfig, MaskedVideoConfig
 from jepa_jax.convert import weights
-from jepa_jax.convert.tables import ConvertError, Leaf, flatten, nest
+from jepa_jax.convert.tables import Leaf, flatten, nest
 from jepa_jax.convert.weights import ENCODERS, Training
+from jepa_jax.errors import ConfigError, ConvertError
 from jepa_jax.models.ac_predictor import ACPredictorConfig
 from jepa_jax.models.pooler import PoolerConfig
 from jepa_jax.models.predictor import PredictorConfig
@@ -27,6 +28,7 @@ from jepa_jax.models.vit import ViTConfig
 from jepa_jax.objectives.action_conditioned import ac_predictor_config
 from jepa_jax.objectives.masked_video import predictor_config, vit_config
 from jepa_jax.optim import learning_rate, weight_decay
+from jepa_jax.recipes import read_config
 
 # part -> where its arrays are; there is one predictor, of either kind
 PLACES = {
@@ -69,10 +71,10 @@ def configs_of(where: str, extra: dict[str, Any]) -> dict[str, Any]:
         return {part: _config(part, row) for part, row in extra['model'].items()}
     if 'config' in extra:
         try:
-            config = from_dict(extra['config'])
+            config = read_config(extra['config'])
         except ConfigError as error:
             raise ConvertError(f'{where}: not the config of one of our runs ({error})') from None
-        if isinstance(config, RobotTrainConfig):
+        if isinstance(config, ActionConditionedConfig):
             return {'encoder': vit_config(config), 'ac_predictor': ac_predictor_config(config)}
         return {'encoder': vit_config(config), 'predictor': predictor_config(config)}
     raise ConvertError(f'{where}: the manifest has neither config nor model: nets unknown')
@@ -154,7 +156,7 @@ def training(
     step = int(np.asarray(leaf(folder, 'step', rows['step'])))
     hyper = extra.get('training', {}).get('hyper')
     if 'config' in extra:
-        optim = from_dict(extra['config']).optim
+        optim = read_config(extra['config']).optim
         last = max(step - 1, 0)
         hyper = {
             'lr': float(learning_rate(optim)(last)),
@@ -210,7 +212,7 @@ def extra(found: weights.Weights) -> dict[str, Any]:
     if t := found.training:
         more['training'] = {'hyper': t.hyper, 'original': t.original}
         if t.config is not None:
-            more['config'] = dataclasses.asdict(from_dict(t.config, TrainConfig))
+            more['config'] = dataclasses.asdict(read_config(t.config, MaskedVideoConfig))
     return more
 
 

@@ -7,7 +7,8 @@ import math
 import re
 from collections.abc import Callable, Mapping
 
-from jepa_jax.convert.tables import HEADS, ConvertError
+from jepa_jax.convert.tables import HEADS
+from jepa_jax.errors import ConvertError
 from jepa_jax.models import SIZES, layers
 from jepa_jax.models.ac_predictor import ACPredictorConfig
 from jepa_jax.models.pooler import PoolerConfig

@@ -22,11 +22,8 @@ import einops
 import jax
 import numpy as np
 
+from jepa_jax.errors import ConvertError
 from jepa_jax.sharding import path_name
-
-
-class ConvertError(ValueError):
-    """Weights that cannot be converted: names the file, what was found and what is allowed."""
 
 
 @dataclasses.dataclass(frozen=True)

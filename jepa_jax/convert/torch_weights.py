@@ -18,7 +18,8 @@ import numpy as np
 
 from jepa_jax.checkpoint import check_room
 from jepa_jax.convert import tables
-from jepa_jax.convert.tables import ConvertError, Leaf
+from jepa_jax.convert.tables import Leaf
+from jepa_jax.errors import ConvertError
 from jepa_jax.models.tokens import sincos_table
 
 ZIP, PICKLE = b'PK\x03\x04', b'\x80'

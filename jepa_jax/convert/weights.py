@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jepa_jax.convert.tables import ConvertError, flatten
+from jepa_jax.convert.tables import flatten
+from jepa_jax.errors import ConvertError
 from jepa_jax.models.ac_predictor import ACPredictor, ACPredictorConfig
 from jepa_jax.models.pooler import AttentiveClassifier, PoolerConfig
 from jepa_jax.models.predictor import Predictor, PredictorConfig
@@ -33,7 +34,7 @@ class Training:
     hyper: dict[str, Any]  # of the last update: lr, weight_decay, betas, eps
     # what only the original's files have: epoch, loss, batch_size, world_size, lr, scaler
     original: dict[str, Any]
-    config: dict[str, Any] | None  # what only our runs have: TrainConfig as in JSON
+    config: dict[str, Any] | None  # what only our runs have: MaskedVideoConfig as in JSON
 
 
 @dataclasses.dataclass(frozen=True)

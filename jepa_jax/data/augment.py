@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jepa_jax.config import Augment
+from jepa_jax.config import AugmentConfig
 
 TRIES = 10  # crops drawn before the centre crop is taken
 BAND = 64  # output rows made at a time: what is between the passes stays in the cache
@@ -140,7 +140,7 @@ def _taps(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def augment(
-    frames: np.ndarray, settings: Augment, rng: np.random.Generator, out: np.ndarray
+    frames: np.ndarray, settings: AugmentConfig, rng: np.random.Generator, out: np.ndarray
 ) -> np.ndarray:
     """The training transform of one clip.
 

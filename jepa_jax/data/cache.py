@@ -26,7 +26,8 @@ from pathlib import Path
 import numpy as np
 
 from jepa_jax.data import decode
-from jepa_jax.data.clips import Timing, Unsuitable
+from jepa_jax.data.clips import Timing
+from jepa_jax.errors import BadFile, Unsuitable
 
 LARGEST = 256 * 2**20  # bytes of one decoded video
 VERSION = 1  # part of every key: change it with anything that changes what is decoded
@@ -61,7 +62,7 @@ class ClipCache:
             try:
                 wanted = np.asarray(choose(_timing(meta)))
             except Unsuitable as error:
-                raise decode.BadFile(path, error.reason, error.detail) from error
+                raise BadFile(path, error.reason, error.detail) from error
             return read_stored(entry, 0, tuple(meta['shape']), wanted)
         seen = []
 
@@ -104,7 +105,7 @@ class ClipCache:
             with self._total() as total:  # of two processes that made the same entry one wins
                 total.value -= size if entry.exists() else 0
                 os.replace(part.name, entry)
-        except (decode.BadFile, OSError) as error:
+        except (BadFile, OSError) as error:
             self._refused.add(entry)
             if isinstance(error, OSError):
                 logging.warning('data.cache: %s is not kept: %s', path, error)
@@ -158,7 +159,7 @@ def read_stored(
         for frame, number in zip(frames, wanted.ravel().tolist()):
             file.seek(offset + number * size)
             if file.readinto(memoryview(frame).cast('B')) != size:
-                raise decode.BadFile(path, 'truncated', f'frame {number} is not there')
+                raise BadFile(path, 'truncated', f'frame {number} is not there')
     return frames.reshape(*wanted.shape, *shape[1:])
 
 

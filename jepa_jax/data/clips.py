@@ -15,7 +15,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from jepa_jax.config import Data
+from jepa_jax.config import DataConfig
+from jepa_jax.errors import Unsuitable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,17 +36,6 @@ class Timing:
         return self.times is not None
 
 
-class Unsuitable(ValueError):
-    """A readable video that the settings cannot use; `reason` is a key of `decode.REASONS`."""
-
-    def __init__(self, reason: str, detail: str):
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
-
-    def __str__(self) -> str:
-        return self.detail
-
-
 @dataclasses.dataclass(frozen=True)
 class Sampling:
     """How far apart a clip's frames are: exactly one of the three rules is not 0."""
@@ -62,7 +52,7 @@ class Sampling:
             )
 
     @classmethod
-    def from_config(cls, data: Data) -> Sampling:
+    def from_config(cls, data: DataConfig) -> Sampling:
         """The rule that `config.data` gives."""
         return cls(data.fps, data.frame_step, data.duration)
 

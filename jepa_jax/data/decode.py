@@ -31,42 +31,8 @@ from av.stream import Discard, Disposition
 from av.video.reformatter import VideoReformatter
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from jepa_jax.data.clips import Timing, Unsuitable
-
-REASONS = {
-    'missing': 'there is no such file',
-    'unreadable': 'the file system refuses to give the file',
-    'empty': 'the file holds no bytes',
-    'not_video': 'the bytes are no video container that libav knows',
-    'not_image': 'the bytes are no image that Pillow knows',
-    'no_video_stream': 'a container without a video stream',
-    'unsupported': 'this build of libav has no decoder for the codec',
-    'no_frames': 'a video stream without frames',
-    'truncated': 'the end of the file is missing',
-    'corrupt': 'the decoder reports an error at or before a frame that is wanted',
-    'size_change': 'the picture size changes within the video',
-    'too_large': 'an image of more pixels than Pillow allows',
-    'slow': 'fewer frames a second than asked for',
-    'no_images': 'a folder without images',
-    'not_array': 'no array of uint8 frames',
-    'unfit': 'frames of a size that the model cannot take',
-    'short': 'fewer frames than a clip needs',
-    'mismatch': 'states and video do not belong together',
-    'bad_state': 'states that cannot be used',
-    'bad_action': 'actions that cannot be used',
-    'no_camera': 'no video from the camera',
-}
-
-
-class BadFile(Exception):
-    """A file that cannot be used, and why."""
-
-    def __init__(self, path: str | os.PathLike, reason: str, detail: str = ''):
-        super().__init__(os.fspath(path), reason, detail)  # as args, so that it survives pickling
-        self.path, self.reason, self.detail = self.args
-
-    def __str__(self) -> str:
-        return f'{self.path}: {self.reason}: {self.detail or REASONS[self.reason]}'
+from jepa_jax.data.clips import Timing
+from jepa_jax.errors import BadFile, Unsuitable
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,10 +21,10 @@ import ml_dtypes
 import numpy as np
 from tqdm import tqdm
 
-from jepa_jax.config import RobotTrainConfig
+from jepa_jax.config import ActionConditionedConfig
 from jepa_jax.data import npz, robot
 from jepa_jax.data.clips import Timing
-from jepa_jax.data.decode import BadFile
+from jepa_jax.errors import BadFile
 from jepa_jax.sharding import path_name
 from jepa_jax.workdir import write_json
 
@@ -53,7 +53,7 @@ class FeatureStore:
       weights: hash of the encoder's parameters.
     """
 
-    def __init__(self, config: RobotTrainConfig, weights: str) -> None:
+    def __init__(self, config: ActionConditionedConfig, weights: str) -> None:
         self._config = config
         data = config.robot
         about = {
@@ -143,7 +143,9 @@ class FeatureStore:
         return stored.view(DTYPES[self._config.features_dtype])
 
 
-def kept_frames(episode: robot.Episode, config: RobotTrainConfig) -> tuple[np.ndarray, np.ndarray]:
+def kept_frames(
+    episode: robot.Episode, config: ActionConditionedConfig
+) -> tuple[np.ndarray, np.ndarray]:
     """The frames of an episode that features are stored of, as the model sees them, and their
     numbers."""
     chosen = []

@@ -34,11 +34,11 @@ import jax
 import numpy as np
 from absl import flags
 
-from jepa_jax.config import ConfigError, Data, MaskBlocks, TrainConfig
+from jepa_jax.config import DataConfig, MaskConfig, MaskedVideoConfig
 from jepa_jax.data import Batch, Group
 from jepa_jax.data.augment import augment
-from jepa_jax.data.decode import BadFile
 from jepa_jax.data.sources import Source, open_source
+from jepa_jax.errors import BadFile, ConfigError, DataError
 from jepa_jax.masks import Mask, multiblock
 
 STEPS = 2**40  # as many as anyone asks for
@@ -51,10 +51,6 @@ FRAMES, AUGMENT, REPLACE = range(3)  # streams of random numbers that a record h
 
 WORKER = 'grain-process-prefetch'  # how grain names its processes
 _abandoned: list[Iterator] = []  # never to be collected: that would wait for their threads
-
-
-class DataError(RuntimeError):
-    """Data that cannot be had: names the list, file or worker."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +99,7 @@ class Pipeline:
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: MaskedVideoConfig,
         *,
         devices: int = 1,
         process_index: int = 0,
@@ -204,7 +200,7 @@ class Pipeline:
 class Batches(Iterator[HostBatch]):
     """Iterator over the steps of a pipeline. Iterate from one thread; close when done."""
 
-    def __init__(self, reader: grain.transforms.Map, data: Data, start_step: int) -> None:
+    def __init__(self, reader: grain.transforms.Map, data: DataConfig, start_step: int) -> None:
         """reader: step -> HostBatch."""
         self._timeout, self._workers = data.worker_timeout, data.workers
         self._start = self._step = start_step
@@ -335,7 +331,7 @@ class FailureLog:
         self._named = set(state['named'])
 
 
-def split_rows(config: TrainConfig, rows: int) -> dict[int, int]:
+def split_rows(config: MaskedVideoConfig, rows: int) -> dict[int, int]:
     """Rows of each frame count in a device's part of the batch: largest remainder of weights.
 
     Frame counts come in the order in which the lists name them first: their position selects the
@@ -367,7 +363,7 @@ def split_rows(config: TrainConfig, rows: int) -> dict[int, int]:
 
 
 def mask_sampler(
-    config: TrainConfig, frames: int, rows: int
+    config: MaskedVideoConfig, frames: int, rows: int
 ) -> multiblock.StaticSampler | _ReferenceMasks:
     """What draws the masks of a run's clips of `frames` frames, `rows` of them in a global batch.
 
@@ -576,7 +572,7 @@ class _ReferenceMasks:
     """
 
     def __init__(
-        self, settings: list[MaskBlocks], grid: tuple[int, int, int], seed: int, rows: int
+        self, settings: list[MaskConfig], grid: tuple[int, int, int], seed: int, rows: int
     ) -> None:
         self._samplers = [
             multiblock.ReferenceSampler(each, grid, f'masks[{i}]')
@@ -601,7 +597,7 @@ class _ReferenceMasks:
 
 
 def _static_masks(
-    settings: list[MaskBlocks], grid: tuple[int, int, int], seed: int, rows: int, budgets: int = 4
+    settings: list[MaskConfig], grid: tuple[int, int, int], seed: int, rows: int, budgets: int = 4
 ) -> multiblock.StaticSampler:
     """Shapes must not depend on the devices, so the original's clips a GPU stand for ours."""
     del rows

@@ -24,12 +24,12 @@ from typing import Any, Protocol
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from jepa_jax.config import ConfigError, RobotData, nearest
+from jepa_jax.config import RobotConfig
 from jepa_jax.data import decode, npz
 from jepa_jax.data.augment import Crop, resize
-from jepa_jax.data.clips import Timing, Unsuitable
-from jepa_jax.data.decode import BadFile
+from jepa_jax.data.clips import Timing
 from jepa_jax.data.sources import VIDEOS, image_of, prepared_folder, tfds_records
+from jepa_jax.errors import BadFile, ConfigError, Unsuitable, nearest
 
 STATE = ('x', 'y', 'z', 'roll', 'pitch', 'yaw', 'gripper')
 INSTALL = "needs {}: pip install 'jepa_jax[robot]'"
@@ -50,7 +50,7 @@ class Contract:
     action: str = 'difference of measured states'
 
     @classmethod
-    def of(cls, data: RobotData) -> Contract:
+    def of(cls, data: RobotConfig) -> Contract:
         return cls(data.robot, data.camera, float(data.fps), data.frame)
 
     def check(self, stored: dict[str, Any]) -> None:
@@ -245,7 +245,7 @@ def cut(episode: Episode, frames: int, fps: float, draw: Callable[[int], int]) -
 
 
 def _as_contract(
-    name: str, states: np.ndarray, data: RobotData, extrinsics: np.ndarray | None = None
+    name: str, states: np.ndarray, data: RobotConfig, extrinsics: np.ndarray | None = None
 ) -> np.ndarray:
     """States as recorded -> as the contract has them.
 
@@ -280,7 +280,7 @@ class Droid:
     path: a text file with a folder a line (the first word counts), or the folder of them all.
     """
 
-    def __init__(self, data: RobotData) -> None:
+    def __init__(self, data: RobotConfig) -> None:
         path, self._data = Path(data.path), data
         if path.is_dir():
             self._folders = sorted(str(h5.parent) for h5 in path.rglob('trajectory.h5'))
@@ -346,7 +346,7 @@ class Npz:
     """A folder of NAME.npz with `states` [T, 7] (or [1, T, 7]) and either `observations` uint8
     [T, H, W, 3] and `fps`, or a video NAME.mp4 beside it."""
 
-    def __init__(self, data: RobotData) -> None:
+    def __init__(self, data: RobotConfig) -> None:
         path, self._data = Path(data.path), data
         if not path.is_dir():
             raise ConfigError(f'robot.path = {data.path!r}: no such folder')
@@ -408,7 +408,7 @@ class LeRobot:
     `robot.columns`, or by our own names if it is empty.
     """
 
-    def __init__(self, data: RobotData) -> None:
+    def __init__(self, data: RobotConfig) -> None:
         self._folder, self._data = Path(data.path), data
         path = self._folder / 'meta/info.json'
         self._info = json.loads(_opened(path, data))
@@ -523,7 +523,7 @@ class Rlds:
 
     STATE = 'cartesian_position,gripper_position'
 
-    def __init__(self, data: RobotData) -> None:
+    def __init__(self, data: RobotConfig) -> None:
         folder, _, split = data.path.partition(':')
         self._data, self._split = data, split or 'train'
         try:
@@ -593,7 +593,7 @@ def _parquet(path: Path, columns: list[str]):
         raise BadFile(path, 'corrupt', ' '.join(str(error).split())[:200]) from error
 
 
-def _opened(path: Path, data: RobotData) -> str:
+def _opened(path: Path, data: RobotConfig) -> str:
     try:
         return path.read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -610,7 +610,7 @@ class SelfMade:
 
     COUNT, FRAMES, FPS, SIZE = 24, 24, 4.0, 64
 
-    def __init__(self, data: RobotData) -> None:
+    def __init__(self, data: RobotConfig) -> None:
         self._data = data
 
     def __len__(self) -> int:
@@ -641,7 +641,7 @@ class SelfMade:
         )
 
 
-READERS: dict[str, Callable[[RobotData], Recordings]] = {
+READERS: dict[str, Callable[[RobotConfig], Recordings]] = {
     'droid': Droid,
     'lerobot': LeRobot,
     'npz': Npz,
@@ -650,7 +650,7 @@ READERS: dict[str, Callable[[RobotData], Recordings]] = {
 }
 
 
-def open_recordings(data: RobotData) -> Recordings:
+def open_recordings(data: RobotConfig) -> Recordings:
     """The episodes that a config names.
 
     Raises:

@@ -11,10 +11,10 @@ import dataclasses
 
 import numpy as np
 
-from jepa_jax.config import RobotData
+from jepa_jax.config import RobotConfig
 from jepa_jax.data import robot
 from jepa_jax.data.clips import Timing
-from jepa_jax.data.decode import BadFile
+from jepa_jax.errors import BadFile
 
 MOVES = 12  # grey levels by which a pixel changes if something moves there
 TRAVEL = 0.01  # metres, root mean square, that the gripper must move about for a scale
@@ -99,7 +99,7 @@ TITLES = (
 )
 
 
-def middle(timing: Timing, data: RobotData) -> np.ndarray:
+def middle(timing: Timing, data: RobotConfig) -> np.ndarray:
     """The frames in the middle of an episode that are looked at, at the rate of `data`: a piece, or
     FRAMES if that is more, or as many as there are."""
     kept = np.arange(0, timing.frames, robot.steps_between(timing, data.fps))
@@ -108,7 +108,7 @@ def middle(timing: Timing, data: RobotData) -> np.ndarray:
     return kept[first : first + count]
 
 
-def look(recordings: robot.Recordings, data: RobotData, crop: int) -> Scene | None:
+def look(recordings: robot.Recordings, data: RobotConfig, crop: int) -> Scene | None:
     """The scene of a set, from the middle of up to EPISODES episodes; None if none can be read."""
     sizes, motions = [], []
     most = min(EPISODES, len(recordings))

@@ -19,9 +19,10 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from jepa_jax.config import SELF_MADE, ConfigError, Data, DataList
+from jepa_jax.config import SELF_MADE, DataConfig, DataListConfig
 from jepa_jax.data import clips, decode, npz
 from jepa_jax.data.cache import ClipCache, read_stored
+from jepa_jax.errors import BadFile, ConfigError, Unsuitable
 
 VIDEOS = frozenset('.mp4 .mkv .mov .avi .webm .m4v .mpg .mpeg .ts .flv .wmv .3gp .ogv'.split())
 IMAGES = frozenset('.jpg .jpeg .png .webp .bmp .tif .tiff'.split())
@@ -66,7 +67,7 @@ class Files:
     def __init__(
         self,
         records: list[tuple[str, int | None]],
-        data: Data,
+        data: DataConfig,
         skipped: dict[str, int] | None = None,
     ) -> None:
         self._names = Names(path for path, _ in records)
@@ -103,7 +104,7 @@ class Shards:
     where each record lies; written last, so a shard without one is unfinished.
     """
 
-    def __init__(self, folder: str, data: Data) -> None:
+    def __init__(self, folder: str, data: DataConfig) -> None:
         self._folder, self._sampling = folder, clips.Sampling.from_config(data)
         names, rows, self._rates, self.skipped = [], [], [], {}
         self._files = sorted(Path(folder).glob('shard-*.json'))
@@ -137,8 +138,8 @@ class Shards:
         timing = clips.Timing(shape[0], fps, shape[0] / fps)
         try:
             wanted = clips.frame_indices(timing, frames, self._sampling, rng)
-        except clips.Unsuitable as error:
-            raise decode.BadFile(self.name(index), error.reason, error.detail) from error
+        except Unsuitable as error:
+            raise BadFile(self.name(index), error.reason, error.detail) from error
         return read_stored(self._files[shard].with_suffix('.rgb'), offset, tuple(shape), wanted)
 
 
@@ -151,7 +152,7 @@ class Tfds:
 
     skipped: dict[str, int] = {}
 
-    def __init__(self, path: str, data: Data) -> None:
+    def __init__(self, path: str, data: DataConfig) -> None:
         match = re.fullmatch(r'([^:]+)(?::(\w+(?:\[[^]]*\])?))?(?::(\w+))?', path)
         if match is None:
             raise ConfigError(f'{path!r} is not FOLDER[:SPLIT[:FEATURE]]')
@@ -190,7 +191,7 @@ class Tfds:
             image = image_of(self.name(index), encoded)
             return np.broadcast_to(image, (frames, *image.shape))
         if not len(encoded):
-            raise decode.BadFile(self.name(index), 'no_frames')
+            raise BadFile(self.name(index), 'no_frames')
         wanted = clips.clip_indices(len(encoded), frames, self._step, draw=rng.integers)[0]
         unique, where = np.unique(wanted, return_inverse=True)
         return np.stack([image_of(self.name(index), encoded[i]) for i in unique])[where]
@@ -233,7 +234,7 @@ def image_of(name: str, encoded: bytes) -> np.ndarray:
         with Image.open(io.BytesIO(encoded)) as image:
             return np.array(image.convert('RGB'))
     except (OSError, SyntaxError, ValueError) as error:
-        raise decode.BadFile(name, 'corrupt', str(error)) from error
+        raise BadFile(name, 'corrupt', str(error)) from error
 
 
 def read_list(path: str | Path) -> list[tuple[str, int | None]]:
@@ -263,7 +264,7 @@ def find_videos(folder: str | Path) -> list[str]:
     return _find(folder, VIDEOS)
 
 
-def open_source(entry: DataList, data: Data, index: int = 0) -> Source:
+def open_source(entry: DataListConfig, data: DataConfig, index: int = 0) -> Source:
     """The source of `data.lists[index]`.
 
     Raises ConfigError, naming the field, for an unknown kind, a path that cannot be read and a
@@ -364,7 +365,7 @@ def _manifest(path: str) -> tuple[list[tuple[str, int | None]], dict[str, int]]:
     return records, skipped
 
 
-def _files(path: str, data: Data, suffixes: frozenset[str]) -> Files:
+def _files(path: str, data: DataConfig, suffixes: frozenset[str]) -> Files:
     if os.path.isdir(path):
         return Files([(name, None) for name in _find(path, suffixes)], data)
     suffix = Path(path).suffix.lower()
@@ -380,15 +381,15 @@ def _split(manifest, data):
     return records, data, skipped
 
 
-def _videos(path: str, data: Data) -> Files:
+def _videos(path: str, data: DataConfig) -> Files:
     return _files(path, data, VIDEOS)
 
 
-def _images(path: str, data: Data) -> Files:
+def _images(path: str, data: DataConfig) -> Files:
     return _files(path, data, IMAGES)
 
 
-def _synthetic(kind: str, path: str, data: Data) -> Files:
+def _synthetic(kind: str, path: str, data: DataConfig) -> Files:
     from jepa_jax.data import synthetic
 
     try:
@@ -397,7 +398,7 @@ def _synthetic(kind: str, path: str, data: Data) -> Files:
         raise ConfigError(str(error)) from error
 
 
-SOURCES: dict[str, Callable[[str, Data], Source]] = {
+SOURCES: dict[str, Callable[[str, DataConfig], Source]] = {
     'videos': _videos,  # text list, .npy of paths, manifest .jsonl, folder
     'images': _images,  # the same, of images
     'tfds': Tfds,  # FOLDER[:SPLIT[:FEATURE]] of a dataset prepared as ArrayRecord

@@ -15,16 +15,14 @@ import grain
 import jax
 import numpy as np
 
-from jepa_jax.config import ConfigError, RobotTrainConfig
+from jepa_jax.config import ActionConditionedConfig
 from jepa_jax.data import robot, scene
 from jepa_jax.data.augment import augment
-from jepa_jax.data.decode import BadFile
 from jepa_jax.data.features import FeatureStore
 from jepa_jax.data.pipeline import (
     FRAMES,
     REPLACE,
     Batches,
-    DataError,
     Failure,
     HostBatch,
     generator,
@@ -32,6 +30,7 @@ from jepa_jax.data.pipeline import (
     side_by_side,
     threads_of_a_worker,
 )
+from jepa_jax.errors import BadFile, ConfigError, DataError
 
 # episodes whose states and mapped features a reader keeps at hand: opened anew for every piece,
 # they took most of a batch's time
@@ -71,7 +70,7 @@ class RobotPipeline:
 
     def __init__(
         self,
-        config: RobotTrainConfig,
+        config: ActionConditionedConfig,
         store: FeatureStore | None = None,
         *,
         devices: int = 1,
@@ -158,7 +157,7 @@ def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
     return generator(seed, epoch).permutation(count)
 
 
-def random_prefix(config: RobotTrainConfig, step: int) -> int:
+def random_prefix(config: ActionConditionedConfig, step: int) -> int:
     """True frames before a step's rollouts under the prefix policy 'random': one draw for the
     step, the same in every process."""
     most = config.robot.frames - config.rollout.steps

@@ -20,7 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from jepa_jax.data import decode, npz
-from jepa_jax.data.clips import Sampling, Timing, Unsuitable, by_time
+from jepa_jax.data.clips import Sampling, Timing, by_time
+from jepa_jax.errors import BadFile, Unsuitable
 
 PIECE = 2**27  # bytes of raw frames decoded at a time
 IMAGES = {'.bmp', '.gif', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp'}
@@ -81,7 +82,7 @@ def _open_video(path: str, fps: float) -> Input:
     try:
         step = int(Sampling(fps=fps).step(info.fps, 1))
     except Unsuitable as error:
-        raise decode.BadFile(path, error.reason, error.detail) from error
+        raise BadFile(path, error.reason, error.detail) from error
     even = np.arange(0, info.frames, step)
     numbers = by_time(even, info)
     seconds = even / info.fps if info.times is None else info.times[numbers] - info.times[0]
@@ -101,7 +102,7 @@ def _open_folder(path: str, fps: float) -> Input:
     names.sort(key=_by_number)
     if not names:
         allowed = ', '.join(sorted(IMAGES))
-        raise decode.BadFile(path, 'no_images', f'a folder without frames ({allowed})')
+        raise BadFile(path, 'no_images', f'a folder without frames ({allowed})')
     first = decode.read_image(os.path.join(path, names[0]))
 
     def read(numbers: np.ndarray) -> np.ndarray:
@@ -111,7 +112,7 @@ def _open_folder(path: str, fps: float) -> Input:
             frame = decode.read_image(file)
             if frame.shape != first.shape:
                 found = f'{frame.shape[:2]}, but {names[0]} has {first.shape[:2]}'
-                raise decode.BadFile(file, 'size_change', found)
+                raise BadFile(file, 'size_change', found)
             target[...] = frame
         return frames
 
@@ -128,12 +129,12 @@ def _open_array(path: str, fps: float) -> Input:
     try:
         frames = npz.load(path, mmap_mode='r')
     except FileNotFoundError as error:
-        raise decode.BadFile(path, 'missing') from error
+        raise BadFile(path, 'missing') from error
     except (OSError, ValueError, EOFError) as error:
-        raise decode.BadFile(path, 'not_array', str(error)) from error
+        raise BadFile(path, 'not_array', str(error)) from error
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not frames.size:
         found = f'{frames.dtype} {list(frames.shape)}: must be uint8 [T, H, W, 3], RGB'
-        raise decode.BadFile(path, 'not_array', found)
+        raise BadFile(path, 'not_array', found)
     numbers = np.arange(len(frames))
     return Input(
         path, 'array', numbers, numbers / fps, 1 / fps, frames.shape[1:3],

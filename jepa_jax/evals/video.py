@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jepa_jax.config import Data, Probe
+from jepa_jax.config import DataConfig, ProbeConfig
 from jepa_jax.data import clips, decode
 from jepa_jax.data.views import eval_view
 from jepa_jax.models.pooler import PoolerConfig
@@ -39,10 +39,10 @@ class LabelledClips:
     labels: dict[str, np.ndarray]  # label -> [n], whole numbers or strings
 
 
-def read_clips(paths: Sequence[str | Path], data: Data) -> np.ndarray:
+def read_clips(paths: Sequence[str | Path], data: DataConfig) -> np.ndarray:
     """The middle clip of each video, as `data` says: uint8 `[n, frames, crop, crop, 3]`.
 
-    Seen as for evaluation (`views.eval_view`); nothing is random. Raises `decode.BadFile`.
+    Seen as for evaluation (`views.eval_view`); nothing is random. Raises `BadFile`.
     """
     sampling = clips.Sampling.from_config(data)
 
@@ -107,7 +107,7 @@ def probe(
     labels: np.ndarray,
     test: np.ndarray,
     classes: int,
-    settings: Probe,
+    settings: ProbeConfig,
     seed: int,
 ) -> np.ndarray:
     """Trains a probe on features `[n, N, D]`; returns its classes `[m]` for test `[m, N, D]`.
@@ -188,7 +188,7 @@ def measure(
     untrained: Sequence[Encode],
     train: LabelledClips,
     test: LabelledClips,
-    settings: Probe,
+    settings: ProbeConfig,
     *,
     batch: int = 64,
     say: Callable[[str], None] = lambda line: None,

@@ -37,7 +37,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.optimize import nnls
 
-from jepa_jax.config import ConfigError, MaskBlocks
+from jepa_jax.config import MaskConfig
+from jepa_jax.errors import ConfigError
 
 Grid = tuple[int, int, int]
 Pair = tuple[np.ndarray, np.ndarray]
@@ -51,7 +52,7 @@ REDRAWS = 200  # draws without context after which a setting is called impossibl
 # --- The block ----------------------------------------------------------------------------------
 
 
-def _sizes(settings: MaskBlocks, grid: Grid, u: np.ndarray) -> np.ndarray:
+def _sizes(settings: MaskConfig, grid: Grid, u: np.ndarray) -> np.ndarray:
     """Block sizes `[n, 3]` (t, y, x) for uniforms `[n, 3]` (length, area, aspect ratio)."""
     frames, rows, columns = grid
     (t0, t1), (s0, s1) = settings.temporal_scale, settings.spatial_scale
@@ -64,7 +65,7 @@ def _sizes(settings: MaskBlocks, grid: Grid, u: np.ndarray) -> np.ndarray:
     return np.stack([length, height, width], axis=1).astype(np.int64)
 
 
-def _context_frames(settings: MaskBlocks, grid: Grid) -> int:
+def _context_frames(settings: MaskConfig, grid: Grid) -> int:
     """Tubelets that may hold context."""
     return max(1, int(grid[0] * settings.max_temporal_keep))
 
@@ -132,7 +133,7 @@ def _uniforms(raw: np.ndarray) -> np.ndarray:
 # --- Checks -------------------------------------------------------------------------------------
 
 
-def check(settings: MaskBlocks, grid: Grid, name: str = 'masks') -> None:
+def check(settings: MaskConfig, grid: Grid, name: str = 'masks') -> None:
     """Refuse a mask that cannot work on `grid` (t, h, w).
 
     Raises:
@@ -175,7 +176,7 @@ def check(settings: MaskBlocks, grid: Grid, name: str = 'masks') -> None:
 
 
 def _record(
-    settings: MaskBlocks, grid: Grid, sizes: np.ndarray, rng: np.random.Philox, name: str
+    settings: MaskConfig, grid: Grid, sizes: np.ndarray, rng: np.random.Philox, name: str
 ) -> np.ndarray:
     """Context tokens per tubelet `[n, t]` of one clip for each of `sizes`, redrawn while empty."""
     counts = np.zeros((len(sizes), grid[0]), np.int64)
@@ -216,7 +217,7 @@ class ReferenceSampler:
     Oracle of tests, and for parity runs (`mask_sampler = 'reference'`, see `reference_batch`).
     """
 
-    def __init__(self, settings: MaskBlocks, grid: Grid, name: str = 'masks'):
+    def __init__(self, settings: MaskConfig, grid: Grid, name: str = 'masks'):
         """`grid` is (t, h, w). Raises ConfigError as `check` does."""
         check(settings, grid, name)
         self.settings, self.grid = settings, tuple(grid)
@@ -258,7 +259,7 @@ class ReferenceSampler:
         return _cut(masks, keep, int((~masks).sum(1).min()), s)
 
 
-def _cut(masks: np.ndarray, context: int, target: int, settings: MaskBlocks) -> Pair:
+def _cut(masks: np.ndarray, context: int, target: int, settings: MaskConfig) -> Pair:
     """Ids `[B, K]`, `[B, M]` of masks `[B, N]`: the lowest ids, complements and the swap."""
 
     def lowest(rows: np.ndarray, n: int) -> np.ndarray:
@@ -317,7 +318,7 @@ class StaticSampler:
 
     def __init__(
         self,
-        settings: Sequence[MaskBlocks],
+        settings: Sequence[MaskConfig],
         grid: Grid,
         seed: int,
         reference_batch: int = 24,
@@ -406,7 +407,7 @@ class StaticSampler:
         rng = _rng(self.seed, step, _CLIP, position, self.grid[0])
         return tuple(self._clip(s, b, u, rng) for s, b in zip(self.settings, plan))
 
-    def _clip(self, settings: MaskBlocks, budget: _Budget, u: np.ndarray, rng) -> Pair:
+    def _clip(self, settings: MaskConfig, budget: _Budget, u: np.ndarray, rng) -> Pair:
         blocks, frames = settings.num_blocks, _context_frames(settings, self.grid)
         raw = rng.random_raw(2 + TRIES * blocks * 3)
         level = np.searchsorted(budget.chances, raw[0] >> np.uint64(32), side='right')
@@ -461,14 +462,14 @@ def _round(values: Sequence[float], multiple: int, most: int) -> list[int]:
     )
 
 
-def _minima(settings: MaskBlocks, total: np.ndarray, tokens: int) -> np.ndarray:
+def _minima(settings: MaskConfig, total: np.ndarray, tokens: int) -> np.ndarray:
     """What the original would cut groups to, `[groups, 2]`, from context counts `[groups, B]`."""
     context = np.minimum(total.min(1), settings.max_keep or tokens)
     return np.stack([context, (tokens - total).min(1)], axis=1)
 
 
 def _pairs(
-    settings: MaskBlocks, grid: Grid, minima: np.ndarray, budgets: int
+    settings: MaskConfig, grid: Grid, minima: np.ndarray, budgets: int
 ) -> list[tuple[int, int]]:
     """Budgets (K, M): the mean of recorded minima `[groups, 2]`, or four with their covariance."""
     tokens, room = math.prod(grid), _context_frames(settings, grid) * grid[1] * grid[2]
@@ -493,7 +494,7 @@ def _pairs(
 
 
 def _plan(
-    settings: MaskBlocks,
+    settings: MaskConfig,
     grid: Grid,
     recorded: np.ndarray,
     pairs: list[tuple[int, int]],

@@ -17,11 +17,11 @@ from flax import nnx
 
 from jepa_jax.models import tokens
 from jepa_jax.models.attention import attend
-from jepa_jax.models.layers import Block, LayerNorm, Linear, standardise
+from jepa_jax.models.layers import Block, LayerNorm, Linear, block_sharding, standardise
 from jepa_jax.models.rope import angles
 from jepa_jax.models.vit import EPS
 from jepa_jax.nets import REMAT, stack
-from jepa_jax.sharding import batch_spec, gather
+from jepa_jax.sharding import VECTORS, Rules, batch_spec, gather
 
 CONDITIONING = ('tokens', 'adaln')
 
@@ -115,6 +115,19 @@ class ACBlock(Block):
         x = x + weigh(mixed.astype(x.dtype), each[2])
         y = self.mlp(change(self.norm2(x), *each[3:5]))
         return x + weigh(y.astype(x.dtype), each[5]), (k, v)
+
+
+def sharding(config: ACPredictorConfig) -> Rules:
+    """Where the parameters of an ACPredictor lie."""
+    modulation = ((r'blocks/modulation/kernel', jax.P(None, 'fsdp', None)),)
+    return (
+        *block_sharding(config.mlp),
+        *(modulation if config.conditioning == 'adaln' else ()),
+        (r'embed/kernel', jax.P('fsdp', None)),
+        (r'proj/kernel', jax.P(None, 'fsdp')),
+        (r'(action|state|extrinsics)_encoder/kernel', jax.P()),
+        *VECTORS,
+    )
 
 
 class ACPredictor(nnx.Module):

@@ -11,6 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jepa_jax.models.attention import attend
 from jepa_jax.models.rope import rotate
 from jepa_jax.nets import PRODUCT
+from jepa_jax.sharding import Rules
 
 # the original truncates at +-2, a hundred deviations out: a plain normal (reference: vjepa2 §1.5)
 INIT_STD = 0.02
@@ -86,6 +87,17 @@ MLPS = {
     'swiglu': (SwiGLU, lambda hidden: (2 * hidden // 3 + 7) // 8 * 8),
     'swiglu_full': (SwiGLU, lambda hidden: hidden),
 }
+
+
+def block_sharding(mlp: str, before: str = '') -> Rules:
+    """Where the parameters of stacked blocks lie: over the model's width, which every mesh divides;
+    before: pattern of what precedes `blocks/` in their paths."""
+    into, out = (('fc1',), 'fc2') if mlp == 'gelu' else (('fc1', 'fc2'), 'fc3')
+    ins = '|'.join(['attn/qkv', *(f'mlp/{name}' for name in into)])
+    return (
+        (rf'{before}blocks/({ins})/kernel', jax.P(None, 'fsdp', None)),
+        (rf'{before}blocks/(attn/proj|mlp/{out})/kernel', jax.P(None, None, 'fsdp')),
+    )
 
 
 def make_mlp(

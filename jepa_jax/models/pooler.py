@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jepa_jax.models.layers import INIT_STD, Block, GeluMLP, LayerNorm, Linear
+from jepa_jax.models.layers import INIT_STD, Block, GeluMLP, LayerNorm, Linear, block_sharding
 from jepa_jax.nets import fold, stack
+from jepa_jax.sharding import VECTORS, Rules
 
 EPS = 1e-5  # of every LayerNorm here; encoder and predictors have 1e-6
 MLP_RATIO = 4.0  # whatever the encoder's ratio is
@@ -110,6 +111,25 @@ class AttentivePooler(nnx.Module):
             x = fold(self.blocks, x, remat=self.config.remat)
         query = jnp.broadcast_to(self.query_tokens[...], (len(x), *self.query_tokens.shape[1:]))
         return self.cross_attention_block(query, x)
+
+
+def sharding(probe: tuple[PoolerConfig, dict[str, int]]) -> Rules:
+    """Where the parameters of an AttentiveClassifier lie: what reads the blocks' tokens is small,
+    and every device needs it whole."""
+    blocks = block_sharding('gelu', 'pooler/') if probe[0].depth > 1 else ()
+    return (
+        *blocks,
+        (r'pooler/cross_attention_block/(xattn/(q|kv)|mlp/fc[12])/kernel', jax.P()),
+        (r'heads/\w+/kernel', jax.P()),
+        (r'pooler/query_tokens', jax.P()),
+        *VECTORS,
+    )
+
+
+def classifier(probe: tuple[PoolerConfig, dict[str, int]], *, rngs: nnx.Rngs):
+    """The AttentiveClassifier of a probe's two settings."""
+    pooler, classes = probe
+    return AttentiveClassifier(pooler, dict(classes), rngs=rngs)
 
 
 class AttentiveClassifier(nnx.Module):

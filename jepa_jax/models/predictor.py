@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jepa_jax.models import tokens
-from jepa_jax.models.layers import INIT_STD, Block, LayerNorm, Linear
+from jepa_jax.models.layers import INIT_STD, Block, LayerNorm, Linear, block_sharding
 from jepa_jax.models.rope import angles
 from jepa_jax.models.vit import EPS, pick_rows
 from jepa_jax.nets import fold, stack
-from jepa_jax.sharding import batch_spec, gather
+from jepa_jax.sharding import VECTORS, Rules, batch_spec, gather
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,17 @@ class PredictorConfig:
         jnp.bfloat16
     )  # of matmul inputs; the residual stream is float32, as in the original
     remat: str = 'full'  # a key of nets.REMAT
+
+
+def sharding(config: PredictorConfig) -> Rules:
+    """Where the parameters of a Predictor lie."""
+    return (
+        *block_sharding(config.mlp),
+        (r'embed/kernel', jax.P('fsdp', None)),
+        (r'proj/kernel', jax.P(None, 'fsdp')),
+        (r'mask_tokens/\d+', jax.P()),
+        *VECTORS,
+    )
 
 
 class Predictor(nnx.Module):

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jepa_jax.models import tokens
-from jepa_jax.models.layers import Block, LayerNorm, Linear
+from jepa_jax.models.layers import Block, LayerNorm, Linear, block_sharding
 from jepa_jax.models.rope import angles
 from jepa_jax.nets import fold, stack
-from jepa_jax.sharding import batch_spec, gather
+from jepa_jax.sharding import VECTORS, Rules, batch_spec, gather
 
 EPS = 1e-6  # of every LayerNorm in encoder and predictors
 
@@ -39,6 +39,12 @@ class ViTConfig:
     def grid(self, T: int, H: int, W: int) -> tuple[int, int, int]:
         """Token grid (t, h, w) of a clip; what does not fill a tubelet is dropped."""
         return T // self.tubelet, H // self.patch, W // self.patch
+
+
+def sharding(config: ViTConfig) -> Rules:
+    """Where the parameters of a ViT lie."""
+    rule = (r'patch_embed/kernel', jax.P(None, 'fsdp'))
+    return (*block_sharding(config.mlp), rule, *VECTORS)
 
 
 class ViT(nnx.Module):

@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
-from jepa_jax.config import ConfigError, RobotTrainConfig
+from jepa_jax.config import ActionConditionedConfig
 from jepa_jax.data.trajectories import Trajectories
+from jepa_jax.errors import ConfigError
 from jepa_jax.models.ac_predictor import ACPredictor, ACPredictorConfig, encode_frames
 from jepa_jax.models.layers import standardise
 from jepa_jax.models.vit import ViT, ViTConfig
@@ -38,7 +39,7 @@ class ACLoss:
     normalise: bool = True  # standardise predictions, as the features they are compared with
 
 
-def ac_predictor_config(config: RobotTrainConfig) -> ACPredictorConfig:
+def ac_predictor_config(config: ActionConditionedConfig) -> ACPredictorConfig:
     """The action-conditioned predictor that a run's config describes."""
     encoder, ac = vit_config(config), config.ac
     side = config.data.crop // encoder.patch
@@ -90,7 +91,7 @@ class ActionConditioned:
         )
 
     @classmethod
-    def of(cls, config: RobotTrainConfig) -> ActionConditioned:
+    def of(cls, config: ActionConditionedConfig) -> ActionConditioned:
         """As a config says, with the encoder that it names.
 
         Raises:
@@ -101,7 +102,7 @@ class ActionConditioned:
             vit_config(config),
             ac_predictor_config(config),
             ACLoss(
-                config.optim.loss_exponent,
+                config.loss_exponent,
                 config.rollout.steps,
                 config.rollout.prefix,
                 config.rollout.stop_gradient,

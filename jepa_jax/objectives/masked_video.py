@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jepa_jax import health
-from jepa_jax.config import TrainConfig, encoder_shape, frame_counts
+from jepa_jax.config import MaskedVideoConfig, encoder_shape, frame_counts
 from jepa_jax.data import Batch
 from jepa_jax.health import positions
 from jepa_jax.models.layers import standardise
@@ -16,7 +16,7 @@ from jepa_jax.nets import Net
 from jepa_jax.sharding import batch_spec
 
 
-def vit_config(config: TrainConfig) -> ViTConfig:
+def vit_config(config: MaskedVideoConfig) -> ViTConfig:
     """The encoder that a run's config describes."""
     e = config.encoder
     shape = encoder_shape(e)
@@ -37,7 +37,7 @@ def vit_config(config: TrainConfig) -> ViTConfig:
     )
 
 
-def predictor_config(config: TrainConfig) -> PredictorConfig:
+def predictor_config(config: MaskedVideoConfig) -> PredictorConfig:
     """The predictor that a run's config describes."""
     encoder, p = vit_config(config), config.predictor
     return PredictorConfig(
@@ -77,12 +77,12 @@ class MaskedVideo:
         )
 
     @classmethod
-    def of(cls, config: TrainConfig) -> MaskedVideo:
+    def of(cls, config: MaskedVideoConfig) -> MaskedVideo:
         return cls(
             vit_config(config),
             predictor_config(config),
             groups=len(frame_counts(config.data)),
-            exponent=config.optim.loss_exponent,
+            exponent=config.loss_exponent,
         )
 
     @property

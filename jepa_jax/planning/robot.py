@@ -11,19 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from jepa_jax import checkpoint, zoo
-from jepa_jax.config import RobotData, from_dict
+from jepa_jax.config import RobotConfig
 from jepa_jax.data.robot import Contract, view
+from jepa_jax.errors import PlanError
 from jepa_jax.models.ac_predictor import ACPredictor, ACPredictorConfig, encode_frames
 from jepa_jax.models.vit import ViT, ViTConfig
 from jepa_jax.nets import ONCE, Net
 from jepa_jax.planning.world_model import ACWorldModel
+from jepa_jax.recipes import read_config
 
 FRAMES = 7  # that the released predictor was shown: all but the last of 8 (reference: vjepa2 §7.4)
 RANDOM_TINY = dict(width=96, depth=2, heads=4)  # the predictor of random:tiny
-
-
-class PlanError(ValueError):
-    """A model or pixels that cannot be planned with: what was found and what is allowed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +125,7 @@ def trained_frames(name: str) -> int:
     return recordings['frames'] - 1 if recordings else FRAMES
 
 
-def check_contract(name: str, data: RobotData) -> None:
+def check_contract(name: str, data: RobotConfig) -> None:
     """Refuses recordings of another robot than the run at `name` was trained on; of models that are
     no runs of ours nothing is known.
 
@@ -135,7 +133,9 @@ def check_contract(name: str, data: RobotData) -> None:
       ConfigError: names every difference.
     """
     if recordings := _recordings(name):
-        Contract.of(data).check(dataclasses.asdict(Contract.of(from_dict(recordings, RobotData))))
+        Contract.of(data).check(
+            dataclasses.asdict(Contract.of(read_config(recordings, RobotConfig)))
+        )
 
 
 def _recordings(name: str) -> dict | None:

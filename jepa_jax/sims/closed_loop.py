@@ -19,21 +19,21 @@ from typing import Any
 import jax
 
 from jepa_jax.config import (
-    DataList,
-    RobotTrainConfig,
+    ActionConditionedConfig,
+    DataListConfig,
+    MaskedVideoConfig,
     SimConfig,
-    SimEvaluation,
-    SimGates,
-    TrainConfig,
-    validate,
+    SimEvaluationConfig,
+    SimGatesConfig,
 )
+from jepa_jax.errors import GateError, SimError
 from jepa_jax.nets import ONCE
 from jepa_jax.planning import robot
 from jepa_jax.planning.cem import CEM, end_effector
 from jepa_jax.planning.world_model import ACWorldModel, Cost
+from jepa_jax.recipes import validate
 from jepa_jax.report import FILE
 from jepa_jax.sims import collect, evaluate, page
-from jepa_jax.sims.panda import SimError
 from jepa_jax.sims.tasks import TASKS
 from jepa_jax.workdir import lock, write_json
 
@@ -47,7 +47,9 @@ SEED = 10_000  # of the first episode that is measured: scenes that no recording
 NEEDS = {'nearer': 'reach', 'within_8_cm': 'reach', 'reach': 'reach', 'grasp': 'grasp'}
 
 
-def run(config: SimConfig, workdir: str | Path, train: Callable[[TrainConfig, str], None]) -> None:
+def run(
+    config: SimConfig, workdir: str | Path, train: Callable[[MaskedVideoConfig, str], None]
+) -> None:
     """Runs `config` in `workdir`; train: jepa_jax.train.train.
 
     Raises:
@@ -89,11 +91,7 @@ def run(config: SimConfig, workdir: str | Path, train: Callable[[TrainConfig, st
         raise GateError(f'{workdir}: the run is whole, but reached too little: {words}')
 
 
-class GateError(ValueError):
-    """A finished run that reached less than its config asks for."""
-
-
-def stages(config: SimConfig, folder: Path) -> tuple[TrainConfig, RobotTrainConfig]:
+def stages(config: SimConfig, folder: Path) -> tuple[MaskedVideoConfig, ActionConditionedConfig]:
     """The two trainings, with the paths and sizes that follow from each other."""
     recordings, size = folder / 'recordings', config.collection.image_size
     first, second = config.pretrain, config.posttrain
@@ -102,7 +100,7 @@ def stages(config: SimConfig, folder: Path) -> tuple[TrainConfig, RobotTrainConf
         name=f'{config.name}-encoder',
         seed=config.seed,
         data=dataclasses.replace(
-            first.data, crop=size, lists=[DataList(kind='videos', path=str(recordings))]
+            first.data, crop=size, lists=[DataListConfig(kind='videos', path=str(recordings))]
         ),
     )
     posttrain = dataclasses.replace(
@@ -121,7 +119,7 @@ def stages(config: SimConfig, folder: Path) -> tuple[TrainConfig, RobotTrainConf
     return pretrain, posttrain
 
 
-def _on_random_encoder(posttrain: RobotTrainConfig) -> RobotTrainConfig:
+def _on_random_encoder(posttrain: ActionConditionedConfig) -> ActionConditionedConfig:
     return dataclasses.replace(posttrain, name=f'{posttrain.name}-random', encoder_from='random')
 
 
@@ -182,7 +180,7 @@ def _measure(config: SimConfig, folder: Path) -> dict[str, Any]:
     return report
 
 
-def _episodes_of(settings: SimEvaluation) -> dict[str, int]:
+def _episodes_of(settings: SimEvaluationConfig) -> dict[str, int]:
     """How many episodes of a task each policy plays, by its name."""
     compared = settings.compared or settings.episodes
     counts = {'planner': settings.episodes, 'untrained': compared}
@@ -200,7 +198,7 @@ def _missing(report: Mapping[str, Any], task: str, wanted: Mapping[str, int]) ->
 
 
 def _same_evaluation(
-    settings: SimEvaluation, report: Mapping[str, Any], folder: str | Path
+    settings: SimEvaluationConfig, report: Mapping[str, Any], folder: str | Path
 ) -> dict[str, Any]:
     """The settings of `evaluation` that all rows of a report share: all but those which add rows.
 
@@ -230,7 +228,7 @@ def _say(report: dict[str, Any], words: str, before: str | None = None, title: s
     log.info('%s', f'{title}: {words}' if title else words)
 
 
-def judge(gates: SimGates, report: Mapping[str, Any]) -> list[dict[str, Any]]:
+def judge(gates: SimGatesConfig, report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A row for each gate that asks for something: its `name`, what was `asked` and `found`,
     whether it `passed`, and what an `untrained` predictor reaches, None where the gate is not about
     the predictor.

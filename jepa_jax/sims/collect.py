@@ -30,9 +30,10 @@ import numpy as np
 from tqdm import tqdm
 
 from jepa_jax import cli
-from jepa_jax.config import Collection
+from jepa_jax.config import CollectionConfig
 from jepa_jax.data import synthetic
-from jepa_jax.sims.panda import CUBE_AREA, RATE, WORKSPACE, Panda, SimError, Variation
+from jepa_jax.errors import SimError
+from jepa_jax.sims.panda import CUBE_AREA, RATE, WORKSPACE, Panda, Variation
 from jepa_jax.sims.tasks import START, TASKS, grasp_poses, place_poses, script
 from jepa_jax.workdir import write_json
 
@@ -41,7 +42,7 @@ BLOCK = 4  # episodes that a process makes at a time
 FILE = 'collection.json'
 
 
-def check(settings: Collection) -> None:
+def check(settings: CollectionConfig) -> None:
     """Refuses what cannot be recorded.
 
     Raises:
@@ -57,7 +58,7 @@ def check(settings: Collection) -> None:
         raise SimError(f'shares of {", ".join(KINDS)} are {shares}: they must add up to 1')
 
 
-def collect(folder: str | os.PathLike, settings: Collection, workers: int = 0) -> int:
+def collect(folder: str | os.PathLike, settings: CollectionConfig, workers: int = 0) -> int:
     """Records the episodes that the folder lacks; shows a progress bar; returns how many it made.
 
     workers: processes; 0: this one. They are spawned, so a script that calls this with workers
@@ -97,7 +98,7 @@ def collect(folder: str | os.PathLike, settings: Collection, workers: int = 0) -
     return len(missing)
 
 
-def record(settings: Collection, index: int, panda: Panda) -> dict[str, np.ndarray]:
+def record(settings: CollectionConfig, index: int, panda: Panda) -> dict[str, np.ndarray]:
     """Episode `index`, in a scene that has its variation: `frames` uint8 [T, H, W, 3], `states`
     [T, 7] as measured, `commands` [T - 1, 7] as asked for, `cube` [T, 3] its centre."""
     rng = _rng(settings, index, 'play')
@@ -167,11 +168,11 @@ def _toggle(rng: np.random.Generator, closed: float, chance: float) -> float:
     return float(rng.random() - closed) if rng.random() < chance else 0.0
 
 
-def _rng(settings: Collection, index: int, use: str) -> np.random.Generator:
+def _rng(settings: CollectionConfig, index: int, use: str) -> np.random.Generator:
     return np.random.default_rng([VERSION, settings.seed, index, len(use)])
 
 
-def _shares(settings: Collection) -> tuple[float, ...]:
+def _shares(settings: CollectionConfig) -> tuple[float, ...]:
     return tuple(getattr(settings, kind) for kind in KINDS)
 
 
@@ -179,7 +180,7 @@ def _name(index: int) -> str:
     return f'episode_{index:06d}'
 
 
-def _claim(folder: Path, settings: Collection) -> None:
+def _claim(folder: Path, settings: CollectionConfig) -> None:
     """Writes the settings into the folder, or checks those that are there."""
     path = folder / FILE
     own = {'version': VERSION, **dataclasses.asdict(settings)}
@@ -199,7 +200,7 @@ def _claim(folder: Path, settings: Collection) -> None:
     write_json(path, own)
 
 
-def _record_block(folder: Path, settings: Collection, block: list[int]) -> int:
+def _record_block(folder: Path, settings: CollectionConfig, block: list[int]) -> int:
     panda = None
     try:
         for index in block:
@@ -228,7 +229,7 @@ def _record_block(folder: Path, settings: Collection, block: list[int]) -> int:
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--out', required=True, metavar='DIR', help='folder for the recordings')
     parser.add_argument('--workers', type=int, default=0, metavar='N', help='processes; 0: this')
-    for field in dataclasses.fields(Collection):
+    for field in dataclasses.fields(CollectionConfig):
         name = '--' + field.name.replace('_', '-')
         if field.type is bool:
             parser.add_argument(name, action='store_true', help='every episode in another scene')
@@ -241,7 +242,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 def _main(out: str, workers: int, **settings) -> None:
     if workers < 0:
         raise SimError(f'--workers {workers}: must not be negative')
-    made = collect(out, Collection(**settings), workers)
+    made = collect(out, CollectionConfig(**settings), workers)
     print(f'{out}: {settings["episodes"]} episodes, {made} of them new')
 
 

@@ -19,6 +19,8 @@ import sys
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from jepa_jax.errors import SimError
+
 # MuJoCo looks for a screen unless told otherwise before its import, which fails where EGL is named
 # and absent
 if sys.platform == 'linux' and 'mujoco' not in sys.modules and ctypes.util.find_library('EGL'):
@@ -79,10 +81,6 @@ PRESS = 0.1  # closedness beyond what is measured that is asked of fingers which
 
 # An OpenGL context belongs to one thread; callers may be on any, such as one of a JAX callback
 _drawing = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix='mujoco-draws')
-
-
-class SimError(ValueError):
-    """The simulation was asked for something that it does not have."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,8 +5,10 @@ import pathlib
 import pytest
 
 from jepa_jax import cli, optim
-from jepa_jax.config import ConfigError, encoder_shape, validate
+from jepa_jax.config import encoder_shape
+from jepa_jax.errors import ConfigError, UsageError
 from jepa_jax.memory import estimate
+from jepa_jax.recipes import validate
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / 'configs'
 ALL = [
@@ -38,7 +40,7 @@ def test_values_common_to_all_released_files(name):
     assert (e.patch, e.tubelet, e.position, e.uniform_power, e.mlp) == (16, 2, 'rope', True, 'gelu')
     assert (p.width, p.depth, p.heads, p.mlp_ratio) == (384, 12, 12, 4.0)
     assert (p.zero_init_mask_tokens, p.mask_tokens, p.mlp) == (True, 10, 'gelu')
-    assert (o.batch, o.accumulate, o.lr, o.stretch) == (3072, 1, 5.25e-4, 1.25)
+    assert (o.batch, o.accumulate, o.lr, o.ipe_scale) == (3072, 1, 5.25e-4, 1.25)
     assert (o.weight_decay, o.final_weight_decay) == (0.04, 0.04)
     assert (o.momentum, o.final_momentum) == (0.99925, 0.99925)
     assert (o.beta1, o.beta2, o.eps, o.loss_exponent) == (0.9, 0.999, 1e-8, 1.0)
@@ -164,7 +166,7 @@ def test_default_argument_and_names():
 
 @pytest.mark.parametrize('name', ['vitl:small', 'vitg_384:pretrain', 'tiny:cooldown'])
 def test_unknown_arguments_list_the_choices(name):
-    with pytest.raises(cli.UsageError, match=r'argument .*: allowed are .*smoke'):
+    with pytest.raises(UsageError, match=r'argument .*: allowed are .*smoke'):
         recipe(name)
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from jepa_jax import convert
+from jepa_jax.errors import ConvertError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -62,7 +63,7 @@ def test_probe_of_another_file(tmp_path):
     weights = convert.read(tmp_path / 'out')
     assert set(weights.trees) == {'encoder', 'target', 'predictor', 'probe'}
     torch.save({'classifiers': [originals.fill(originals.probe(d=64))]}, tmp_path / 'other.pt')
-    with pytest.raises(convert.ConvertError, match='width 64, .* has 96'):
+    with pytest.raises(ConvertError, match='width 64, .* has 96'):
         convert.add_probe(weights, convert.read(tmp_path / 'other.pt'))
 
 

@@ -9,14 +9,14 @@ import originals
 import torch
 
 from jepa_jax import convert, optim
-from jepa_jax.config import Optim
+from jepa_jax.config import OptimConfig
 from jepa_jax.convert.tables import flatten, nest
 from jepa_jax.objectives.masked_video import MaskedVideo
 
 STEP = 1e-6  # parameters are of order 1, updates of order 1e-3
 TINY = dict(crop=64, frames=8, heads=4, predictor_heads=2)
 # one rate for all steps, so that it does not matter where the schedule is
-RATES = Optim(warmup=0, start_lr=1e-3, lr=1e-3, final_lr=1e-3, steps=100)
+RATES = OptimConfig(warmup=0, start_lr=1e-3, lr=1e-3, final_lr=1e-3, steps=100)
 UNUSED = 'mask_tokens.2'
 
 

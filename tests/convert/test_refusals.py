@@ -373,7 +373,7 @@ print('fine')
 for attempt in (lambda: convert.read(sys.argv[2]), lambda: convert.write(weights, 'b.pt', 'torch')):
     try:
         attempt()
-    except convert.ConvertError as error:
+    except ConvertError as error:
         print(error)
 """
 

@@ -13,6 +13,7 @@ from torch_fill import tensor
 
 from jepa_jax import checkpoint, convert
 from jepa_jax.convert.tables import flatten
+from jepa_jax.errors import ConvertError
 
 TINY = dict(crop=64, frames=8, heads=4, predictor_heads=2, probe_heads=4)
 
@@ -150,7 +151,7 @@ def test_sincos_model(tmp_path, uniform, golden_models):
     assert_same_states(content_of(path), content, *content)
     assert weights.encoder.position == weights.predictor.position == 'sincos'
     assert weights.encoder.uniform_power == weights.predictor.uniform_power == uniform
-    with pytest.raises(convert.ConvertError, match="position 'sincos'"):
+    with pytest.raises(ConvertError, match="position 'sincos'"):
         convert.write(weights, tmp_path / 'hf', 'hf')
 
 
@@ -212,7 +213,7 @@ def test_a_run_of_ours(runs, tmp_path):
     # one mask token has no frame count of its own: PyTorch keeps no state of it
     names = [k for part in ('encoder', 'predictor') for k in found[part]]
     assert len(found['opt']['state']) == len(names) - 1
-    with pytest.raises(convert.ConvertError, match='step 16, which 4 epochs of 5'):
+    with pytest.raises(ConvertError, match='step 16, which 4 epochs of 5'):
         convert.read(tmp_path / 'a.pt', steps_per_epoch=5)
     convert.write(convert.read(tmp_path / 'a.pt'), tmp_path / 'back', 'jax')
     ours, theirs = (

@@ -9,6 +9,7 @@ import pytest
 
 from jepa_jax.convert import shapes, tables, torch_weights
 from jepa_jax.convert.weights import net
+from jepa_jax.errors import ConvertError
 
 
 def reader(**told) -> shapes.Reader:
@@ -108,5 +109,5 @@ def test_a_net_of_ours_that_the_original_cannot_have():
     from jepa_jax.models.ac_predictor import ACPredictorConfig
 
     config = ACPredictorConfig(96, 64, 2, 4, conditioning='adaln')
-    with pytest.raises(tables.ConvertError, match='has no place'):
+    with pytest.raises(ConvertError, match='has no place'):
         tables.bind(tables.AC_PREDICTOR, net('ac_predictor', config).abstract)

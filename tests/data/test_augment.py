@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from jepa_jax.config import Augment
+from jepa_jax.config import AugmentConfig
 from jepa_jax.data.augment import Crop, augment, resize, sample_crop, shift
 
 MEAN = np.array([0.485, 0.456, 0.406]) * 255
@@ -36,7 +36,7 @@ class OriginalDraws:
 
     def crop(self, height, width):
         self.numpy.uniform()  # a switch of height and width that is never taken
-        settings = Augment()
+        settings = AugmentConfig()
         return sample_crop(
             height, width, settings.scale, settings.ratio, self.uniform, self.integer
         )
@@ -92,7 +92,7 @@ def test_motion_shift_moves_the_window():
     out = resize(frames, crops, np.empty((5, 32, 32, 3), np.float32))
     for i, crop in enumerate(crops):
         np.testing.assert_allclose(out[i], torch_resize(frames[i : i + 1], crop, 32)[0], atol=5e-4)
-    settings = Augment(motion_shift=True)
+    settings = AugmentConfig(motion_shift=True)
     still = np.broadcast_to(frames[0], frames.shape)
     moved = augment(still, settings, np.random.default_rng(3), np.empty((5, 32, 32, 3), np.uint8))
     assert (moved[0] != moved[-1]).any()
@@ -132,12 +132,12 @@ def test_draws_cover_the_settings():
         assert 0 <= crop.top <= 60 - crop.height and 0 <= crop.left <= 80 - crop.width
         assert 0.28 <= crop.height * crop.width / 4800 <= 1
         assert 0.72 <= crop.width / crop.height <= 1.4
-        out = augment(frames, Augment(), rng, np.empty((3, 32, 32, 3), np.uint8))
+        out = augment(frames, AugmentConfig(), rng, np.empty((3, 32, 32, 3), np.uint8))
         assert (out == out[0]).all()
-        ramped = augment(ramp, Augment(), rng, np.empty((2, 32, 32, 3), np.uint8))
+        ramped = augment(ramp, AugmentConfig(), rng, np.empty((2, 32, 32, 3), np.uint8))
         flips.add(bool(ramped[0, 0, 0, 0] > ramped[0, 0, -1, 0]))
     assert flips == {True, False}
-    never = augment(ramp, Augment(flip=False), rng, np.empty((2, 32, 32, 3), np.uint8))
+    never = augment(ramp, AugmentConfig(flip=False), rng, np.empty((2, 32, 32, 3), np.uint8))
     assert (np.diff(never[0, 0, :, 0].astype(int)) >= 0).all()
 
 
@@ -145,9 +145,11 @@ def test_a_repeated_frame_and_the_same_seed():
     frame = noise(40, 50, 3)
     out = np.empty((4, 32, 32, 3), np.uint8)
     repeated = augment(
-        np.broadcast_to(frame, (4, 40, 50, 3)), Augment(), np.random.default_rng(1), out
+        np.broadcast_to(frame, (4, 40, 50, 3)), AugmentConfig(), np.random.default_rng(1), out
     ).copy()
-    copied = augment(np.stack([frame] * 4), Augment(), np.random.default_rng(1), out)
+    copied = augment(np.stack([frame] * 4), AugmentConfig(), np.random.default_rng(1), out)
     np.testing.assert_array_equal(repeated, copied)
-    other = augment(np.stack([frame] * 4), Augment(), np.random.default_rng(2), np.empty_like(out))
+    other = augment(
+        np.stack([frame] * 4), AugmentConfig(), np.random.default_rng(2), np.empty_like(out)
+    )
     assert (other != copied).any()

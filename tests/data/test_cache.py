@@ -7,10 +7,11 @@ import time
 import numpy as np
 import pytest
 
-from jepa_jax.config import Data, DataList
+from jepa_jax.config import DataConfig, DataListConfig
 from jepa_jax.data import cache, clips, decode, synthetic
 from jepa_jax.data.cache import ClipCache
 from jepa_jax.data.sources import open_source
+from jepa_jax.errors import BadFile
 
 FRAMES, SIDE = 30, 32
 BYTES = FRAMES * SIDE * SIDE * 3  # of one decoded video
@@ -52,7 +53,7 @@ def test_a_hit_equals_a_miss_and_decodes_nothing(videos, tmp_path, monkeypatch):
     for seed in range(4):
         got = ClipCache(tmp_path / 'c', 1.0).read_frames(path, choose(seed))
         np.testing.assert_array_equal(got, expected[seed])
-    with pytest.raises(decode.BadFile, match='slow'):
+    with pytest.raises(BadFile, match='slow'):
         kept.read_frames(path, lambda t: clips.frame_indices(t, 4, clips.Sampling(fps=99)))
 
 
@@ -100,7 +101,7 @@ def test_a_changed_file_is_another_entry(videos, tmp_path):
     assert (old != new).any()
     np.testing.assert_array_equal(new, decode.read_frames(str(path), choose(0)))
     path.unlink()
-    with pytest.raises(decode.BadFile, match='missing'):
+    with pytest.raises(BadFile, match='missing'):
         kept.read_frames(str(path), choose(0))
 
 
@@ -164,9 +165,9 @@ def test_processes_share_it(videos, tmp_path):
 
 
 def test_a_source_uses_it(videos, tmp_path, monkeypatch):
-    entry = DataList(path=str(videos))
-    plain = open_source(entry, Data())
-    kept = open_source(entry, Data(cache=str(tmp_path / 'c'), cache_gib=1.0))
+    entry = DataListConfig(path=str(videos))
+    plain = open_source(entry, DataConfig())
+    kept = open_source(entry, DataConfig(cache=str(tmp_path / 'c'), cache_gib=1.0))
     for _ in range(2):
         for i in range(3):
             np.testing.assert_array_equal(

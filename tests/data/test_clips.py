@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from jepa_jax.config import Data
-from jepa_jax.data.clips import Sampling, Timing, Unsuitable, by_time, clip_indices, frame_indices
+from jepa_jax.config import DataConfig
+from jepa_jax.data.clips import Sampling, Timing, by_time, clip_indices, frame_indices
+from jepa_jax.errors import Unsuitable
 
 FOUR = Sampling(fps=4)
 
@@ -90,7 +91,7 @@ def test_step_from_fps(fps, step):
 def test_step_from_the_other_rules():
     assert Sampling(duration=4.0).step(29.97, 16) == 7  # int(4 * 30 / 16)
     assert Sampling(frame_step=5).step(29.97, 16) == 5
-    assert Sampling.from_config(Data()) == FOUR
+    assert Sampling.from_config(DataConfig()) == FOUR
 
 
 @pytest.mark.parametrize('rule', [FOUR, Sampling(duration=1.0)])

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from jepa_jax.data import clips, decode
+from jepa_jax.errors import REASONS, BadFile
 
 CLIPS = Path(__file__).parents[3] / 'shared/clips'
 BITS = 8
@@ -377,10 +378,10 @@ def audio_only(path, video=False):
 
 def fails(path, reason, read=None):
     read = read or (lambda p: decode.read_frames(p, lambda t: np.arange(t.frames)))
-    with pytest.raises(decode.BadFile) as caught:
+    with pytest.raises(BadFile) as caught:
         read(path)
     assert (caught.value.reason, caught.value.path) == (reason, str(path)), caught.value
-    assert reason in decode.REASONS and reason in str(caught.value)
+    assert reason in REASONS and reason in str(caught.value)
     return caught.value
 
 
@@ -519,7 +520,7 @@ def test_damage_is_noticed(tmp_path, codec):
         path.write_bytes(damaged(whole, rng))
         try:
             got = decode.read_frames(path, lambda t: choice)
-        except decode.BadFile as error:
+        except BadFile as error:
             assert error.reason == 'corrupt', error
             refused += 1
         else:
@@ -549,7 +550,7 @@ def test_terminal_stays_clean(tmp_path):
         'from jepa_jax.data import decode\n'
         'for path in sys.argv[1:]:\n'
         '    try: decode.read_frames(path, lambda t: np.arange(t.frames))\n'
-        '    except decode.BadFile: print("bad")\n'
+        '    except BadFile: print("bad")\n'
     )
     paths = [str(tmp_path / f'{i}.mp4') for i in range(3)]
     done = subprocess.run(
@@ -559,7 +560,7 @@ def test_terminal_stays_clean(tmp_path):
 
 
 def test_bad_file_travels_between_processes():
-    error = decode.BadFile('a b.mp4', 'corrupt', 'frame 3')
+    error = BadFile('a b.mp4', 'corrupt', 'frame 3')
     copy = pickle.loads(pickle.dumps(error))
     assert (str(copy), copy.reason, copy.detail) == (
         'a b.mp4: corrupt: frame 3',

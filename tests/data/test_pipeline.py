@@ -17,20 +17,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jepa_jax.config import ConfigError, Data, DataList, TrainConfig
+from jepa_jax.config import DataConfig, DataListConfig, MaskedVideoConfig
 from jepa_jax.data import clips, decode, synthetic
 from jepa_jax.data.augment import augment
 from jepa_jax.data.pipeline import (
     AUGMENT,
     FRAMES,
     LEAST_TRIED,
-    DataError,
     Failure,
     FailureLog,
     HostBatch,
     Pipeline,
     split_rows,
 )
+from jepa_jax.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,7 +54,7 @@ def videos(tmp_path_factory):
 
 def small(*lists, workers=0, batch=4):
     """The smallest run that masks can be drawn for."""
-    config = TrainConfig(seed=7)
+    config = MaskedVideoConfig(seed=7)
     config.data.lists = list(lists)
     config.data.crop, config.data.frames, config.data.workers = 64, 4, workers
     config.encoder.patch = 8
@@ -65,9 +65,9 @@ def small(*lists, workers=0, batch=4):
 def mixed(videos, **settings):
     """Two lists of 4 frames, images as 2: three lists, two groups."""
     return small(
-        DataList(path=str(videos / 'a.txt'), weight=2.0),
-        DataList(path=str(videos / 'images.txt'), kind='images', weight=1.0, frames=2),
-        DataList(path=str(videos / 'b.txt'), weight=1.0),
+        DataListConfig(path=str(videos / 'a.txt'), weight=2.0),
+        DataListConfig(path=str(videos / 'images.txt'), kind='images', weight=1.0, frames=2),
+        DataListConfig(path=str(videos / 'b.txt'), weight=1.0),
         **settings,
     )
 
@@ -140,7 +140,10 @@ def test_starts_anywhere(videos):
 def test_workers_do_not_matter(videos, tmp_path):
     """Also for replaced records: what workers hand over names the same failures."""
     (tmp_path / 'bad.txt').write_text(f'{videos}/0.mp4\n{videos}/1.mp4\n{tmp_path}/absent.mp4\n')
-    lists = [DataList(path=str(tmp_path / 'bad.txt')), DataList(path=str(videos / 'b.txt'))]
+    lists = [
+        DataListConfig(path=str(tmp_path / 'bad.txt')),
+        DataListConfig(path=str(videos / 'b.txt')),
+    ]
     expected = [digest(host) for host in read(small(*lists), 2, 5)]
     assert any(failures for _, failures in expected)
     for workers in (1, 3):
@@ -172,7 +175,7 @@ def test_processes_share_the_same_rows(videos):
 
 
 def test_every_epoch_holds_every_record_once_in_another_order(videos):
-    config = small(DataList(path=str(videos / 'a.txt')), batch=4)
+    config = small(DataListConfig(path=str(videos / 'a.txt')), batch=4)
     with Pipeline(config) as pipeline:
         epochs = [pipeline.groups[0].order[i][:, 1].tolist() for i in range(20)]
     assert all(sorted(epoch) == [0, 1, 2, 3] for epoch in epochs)
@@ -205,8 +208,8 @@ def test_the_originals_masks(videos):
 
 
 def quotas(weights, rows):
-    config = TrainConfig()
-    config.data.lists = [DataList(weight=w, frames=f) for f, w in weights]
+    config = MaskedVideoConfig()
+    config.data.lists = [DataListConfig(weight=w, frames=f) for f, w in weights]
     return split_rows(config, rows)
 
 
@@ -228,7 +231,12 @@ def test_quotas_by_largest_remainder(weights, rows, expected):
 @pytest.mark.parametrize(
     'change, words',
     [
-        (lambda c: c.data.lists.append(DataList(c.data.lists[0].path, weight=0.1, frames=8)), '8'),
+        (
+            lambda c: c.data.lists.append(
+                DataListConfig(c.data.lists[0].path, weight=0.1, frames=8)
+            ),
+            '8',
+        ),
         (lambda c: setattr(c.data.lists[0], 'weight', 0.0), 'data.lists[0].weight'),
         (lambda c: setattr(c.data.lists[0], 'weight', float('nan')), 'data.lists[0].weight'),
         (lambda c: setattr(c.optim, 'batch', 5), 'optim.batch: 5 is no multiple of 2'),
@@ -239,7 +247,7 @@ def test_quotas_by_largest_remainder(weights, rows, expected):
     ],
 )
 def test_impossible_settings_are_named(videos, change, words):
-    config = small(DataList(path=str(videos / 'a.txt')))
+    config = small(DataListConfig(path=str(videos / 'a.txt')))
     change(config)
     with pytest.raises(ConfigError) as error:
         Pipeline(config, devices=2)
@@ -269,7 +277,7 @@ def damaged(videos, tmp_path):
 
 
 def test_bad_records_are_replaced_the_same_way_every_time(damaged):
-    config = small(DataList(path=str(damaged / 'list.txt')))
+    config = small(DataListConfig(path=str(damaged / 'list.txt')))
     with Pipeline(config) as pipeline, pipeline.batches() as batches:
         (damaged / 'gone.mp4').unlink()  # after the list was opened
         hosts = [next(batches) for _ in range(12)]
@@ -287,20 +295,27 @@ def test_bad_records_are_replaced_the_same_way_every_time(damaged):
     (damaged / 'good.txt').write_text(
         (damaged / 'list.txt').read_text().replace(str(damaged), str(damaged / '..' / damaged.name))
     )
-    same = read(small(DataList(path=str(damaged / 'good.txt'))), 0, 12)
+    same = read(small(DataListConfig(path=str(damaged / 'good.txt'))), 0, 12)
     for host, twin in zip(hosts, same):
         assert [f.reason for f in host.failures] == [f.reason for f in twin.failures]
 
 
 def test_a_list_in_which_nothing_can_be_read_stops(tmp_path, videos):
     (tmp_path / 'none.txt').write_text('a.mp4\nb.mp4\n')
-    lists = DataList(path=str(videos / 'a.txt')), DataList(path=str(tmp_path / 'none.txt'))
+    lists = (
+        DataListConfig(path=str(videos / 'a.txt')),
+        DataListConfig(path=str(tmp_path / 'none.txt')),
+    )
     for workers in (0, 1):
         with pytest.raises(DataError) as error:
             read(small(*lists, workers=workers), 0, 1)
         text = str(error.value)
         assert 'nothing can be read in data.lists[1]' in text and 'none.txt' in text
-        assert f'{Data().attempts + 1} records' in text and 'missing' in text and '\n' not in text
+        assert (
+            f'{DataConfig().attempts + 1} records' in text
+            and 'missing' in text
+            and '\n' not in text
+        )
 
 
 def test_an_oserror_of_the_disk_is_a_failure_too(videos, monkeypatch):
@@ -312,7 +327,7 @@ def test_an_oserror_of_the_disk_is_a_failure_too(videos, monkeypatch):
         return read_frames(path, choose)
 
     monkeypatch.setattr(decode, 'read_frames', flaky)
-    hosts = read(small(DataList(path=str(videos / 'a.txt'))), 0, 3)
+    hosts = read(small(DataListConfig(path=str(videos / 'a.txt'))), 0, 3)
     failures = {(Path(f.path).name, f.reason) for host in hosts for f in host.failures}
     assert failures == {('2.mp4', 'unreadable')}
 
@@ -360,7 +375,7 @@ class Hanging:
 
 @pytest.mark.parametrize('workers', [0, 1])
 def test_a_reader_that_hangs_is_noticed(videos, workers):
-    config = small(DataList(path=str(videos / 'a.txt')), workers=workers)
+    config = small(DataListConfig(path=str(videos / 'a.txt')), workers=workers)
     config.data.worker_timeout = 1.0
     pipeline = Pipeline(config)
     pipeline.sources[0] = Hanging()
@@ -390,7 +405,7 @@ linux = pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='reads /
 
 @linux
 def test_a_worker_that_dies_is_named(videos):
-    config = small(DataList(path=str(videos / 'a.txt')), workers=2)
+    config = small(DataListConfig(path=str(videos / 'a.txt')), workers=2)
     with Pipeline(config) as pipeline, pipeline.batches() as batches:
         next(batches)
         for pid in workers_of(os.getpid()):
@@ -403,11 +418,11 @@ def test_a_worker_that_dies_is_named(videos):
 
 ORPHANS = """
 import sys, time
-from jepa_jax.config import DataList
+from jepa_jax.config import DataListConfig
 from jepa_jax.data.pipeline import Pipeline
 from test_pipeline import small
 if __name__ == '__main__':
-    config = small(DataList(path=sys.argv[1]), workers=2)
+    config = small(DataListConfig(path=sys.argv[1]), workers=2)
     batches = Pipeline(config).batches()
     next(batches), next(batches)
     print('ready', flush=True)
@@ -460,7 +475,7 @@ class Devices:
 
 
 def test_workers_open_no_devices(videos):
-    config = small(DataList(path=str(videos / 'a.txt')), workers=1)
+    config = small(DataListConfig(path=str(videos / 'a.txt')), workers=1)
     with Pipeline(config) as pipeline:
         pipeline.sources[0] = Devices()
         host = next(pipeline.batches())

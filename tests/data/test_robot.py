@@ -17,9 +17,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from jepa_jax.config import ConfigError, RobotData
+from jepa_jax.config import RobotConfig
 from jepa_jax.data import robot, synthetic
-from jepa_jax.data.decode import BadFile
+from jepa_jax.errors import BadFile, ConfigError
 
 FRAMES, FPS = 40, 15
 
@@ -157,8 +157,8 @@ def test_droid(tmp_path):
     paths = [write_droid(tmp_path / f'lab/success/{i}', seed=i)[0] for i in range(2)]
     listed = tmp_path / 'list.csv'
     listed.write_text('lab/success/1 x\nlab/success/0\n')
-    by_list = robot.open_recordings(RobotData(path=str(listed)))
-    by_folder = robot.open_recordings(RobotData(path=str(tmp_path / 'lab')))
+    by_list = robot.open_recordings(RobotConfig(path=str(listed)))
+    by_folder = robot.open_recordings(RobotConfig(path=str(tmp_path / 'lab')))
     assert len(by_list) == len(by_folder) == 2
     check_piece(by_list.episode(0), paths[1], 5)
     check_piece(by_folder.episode(0), paths[0], 28)  # the last place: 40 - 3 x 4
@@ -167,7 +167,7 @@ def test_droid(tmp_path):
 
 def test_droid_in_the_frame_of_the_camera(tmp_path):
     path, camera = write_droid(tmp_path / 'a')
-    data = RobotData(path=str(tmp_path), frame='camera')
+    data = RobotConfig(path=str(tmp_path), frame='camera')
     found = robot.open_recordings(data).episode(0).states
 
     def matrix(pose):
@@ -184,7 +184,7 @@ def test_droid_in_the_frame_of_the_camera(tmp_path):
 @pytest.mark.parametrize('version', ['v2.1', 'v3.0'])
 def test_lerobot(version, tmp_path):
     paths = write_lerobot(tmp_path / 'set', version)
-    data = RobotData('lerobot', str(tmp_path / 'set'), camera='observation.images.top')
+    data = RobotConfig('lerobot', str(tmp_path / 'set'), camera='observation.images.top')
     found = robot.open_recordings(data)
     assert len(found) == 2
     for e, path in enumerate(paths):
@@ -195,7 +195,7 @@ def test_lerobot_episodes_of_one_video_are_found_by_time(tmp_path):
     """Two seconds without frames between the episodes; then half a second within the second, too;
     then a video that is not of the rate that was written down."""
     paths = write_lerobot(tmp_path / 'set', 'v3.0', gaps=(2.0, 0.0))
-    data = RobotData('lerobot', str(tmp_path / 'set'), camera='observation.images.top')
+    data = RobotConfig('lerobot', str(tmp_path / 'set'), camera='observation.images.top')
     for e, path in enumerate(paths):
         check_piece(robot.open_recordings(data).episode(e), path, 3, seed=2 * e)
     write_lerobot(tmp_path / 'set', 'v3.0', gaps=(2.0, 0.5))
@@ -214,7 +214,7 @@ def test_npz_with_frames_or_a_video_beside(tmp_path):
     np.savez(tmp_path / 'a.npz', states=path, observations=pixels(), fps=FPS)
     np.savez(tmp_path / 'b.npz', states=path[None])
     synthetic.write(tmp_path / 'b.mp4', pixels(), FPS)
-    found = robot.open_recordings(RobotData('npz', str(tmp_path)))
+    found = robot.open_recordings(RobotConfig('npz', str(tmp_path)))
     for i in range(2):
         check_piece(found.episode(i), path, 7)
 
@@ -224,13 +224,13 @@ def test_units_and_the_sense_of_the_gripper_are_brought_to_the_contract(tmp_path
     recorded = path * ([1000] * 3 + [1] * 4)
     recorded[:, 6] = 1 - path[:, 6]
     np.savez(tmp_path / 'a.npz', states=recorded, observations=pixels(), fps=FPS)
-    data = RobotData('npz', str(tmp_path), metres=0.001, gripper='open')
+    data = RobotConfig('npz', str(tmp_path), metres=0.001, gripper='open')
     np.testing.assert_allclose(robot.open_recordings(data).episode(0).states, path, atol=1e-12)
 
 
 def test_pieces_start_anywhere_that_fits(tmp_path):
     np.savez(tmp_path / 'a.npz', states=states(0, 12), observations=pixels(12), fps=FPS)
-    episode = robot.open_recordings(RobotData('npz', str(tmp_path))).episode(0)
+    episode = robot.open_recordings(RobotConfig('npz', str(tmp_path))).episode(0)
     seen = []
     robot.cut(episode, 3, 4.0, lambda places: seen.append(places) or 0)
     assert seen == [1]
@@ -240,10 +240,10 @@ def test_pieces_start_anywhere_that_fits(tmp_path):
         robot.cut(episode, 3, 20.0, lambda places: 0)
 
 
-def broken(tmp_path, **changes) -> RobotData:
+def broken(tmp_path, **changes) -> RobotConfig:
     arrays = {'states': states(), 'observations': pixels(), 'fps': FPS, **changes}
     np.savez(tmp_path / 'a.npz', **{k: a for k, a in arrays.items() if a is not None})
-    return RobotData('npz', str(tmp_path))
+    return RobotConfig('npz', str(tmp_path))
 
 
 NAN = states()
@@ -274,7 +274,7 @@ def test_what_is_wrong_with_an_episode_is_said(changes, message, tmp_path):
 
 def test_states_of_another_rate_than_the_video_are_refused(tmp_path):
     write_droid(tmp_path / 'a', count=13)
-    episode = robot.open_recordings(RobotData(path=str(tmp_path))).episode(0)
+    episode = robot.open_recordings(RobotConfig(path=str(tmp_path))).episode(0)
     with pytest.raises(BadFile, match='13 states for 40 frames of video'):
         robot.cut(episode, 3, 4.0, lambda n: 0)
 
@@ -290,13 +290,13 @@ def test_damaged_npz_is_named(tmp_path):
     for data in (b'', b'no npz', one, whole[: len(whole) // 2], bytes(flipped)):
         path.write_bytes(data)
         with pytest.raises(BadFile, match='corrupt') as found:
-            robot.open_recordings(RobotData(kind='npz', path=str(tmp_path))).episode(0)
+            robot.open_recordings(RobotConfig(kind='npz', path=str(tmp_path))).episode(0)
         assert 'a.npz' in str(found.value)
 
 
 def test_what_is_missing_in_a_droid_folder_is_said(tmp_path):
     write_droid(tmp_path / 'a')
-    data = RobotData(path=str(tmp_path))
+    data = RobotConfig(path=str(tmp_path))
     with pytest.raises(BadFile, match="robot.camera = 'wrist': allowed are left_mp4_path"):
         robot.open_recordings(dataclasses.replace(data, camera='wrist')).episode(0)
     (tmp_path / 'a/recordings/MP4/23404442.mp4').unlink()
@@ -317,12 +317,12 @@ def test_what_is_missing_in_a_droid_folder_is_said(tmp_path):
 )
 def test_what_cannot_be_opened_is_said(changes, message):
     with pytest.raises(ConfigError, match=message):
-        robot.open_recordings(RobotData(**changes))
+        robot.open_recordings(RobotConfig(**changes))
 
 
 def test_lerobot_names_what_it_has(tmp_path):
     write_lerobot(tmp_path / 'set', 'v2.1')
-    data = RobotData('lerobot', str(tmp_path / 'set'), camera='observation.images.top')
+    data = RobotConfig('lerobot', str(tmp_path / 'set'), camera='observation.images.top')
     with pytest.raises(ConfigError, match="'wrist': allowed are observation.images.top"):
         robot.open_recordings(dataclasses.replace(data, camera='wrist'))
     with pytest.raises(ConfigError, match='no elbow; must name the 7 columns .* among gripper, x'):
@@ -330,9 +330,9 @@ def test_lerobot_names_what_it_has(tmp_path):
 
 
 def test_weights_of_another_robot_are_refused():
-    own = robot.Contract.of(RobotData())
+    own = robot.Contract.of(RobotConfig())
     own.check(dataclasses.asdict(own))
-    other = dataclasses.asdict(robot.Contract.of(RobotData(robot='ur5e', fps=5.0)))
+    other = dataclasses.asdict(robot.Contract.of(RobotConfig(robot='ur5e', fps=5.0)))
     with pytest.raises(
         ConfigError, match="another robot: robot: 'ur5e' in the weights, 'franka' here; rate: 5.0"
     ):
@@ -384,7 +384,7 @@ class Arm(tfds.core.GeneratorBasedBuilder):
 
 def test_rlds(tmp_path):
     Arm(data_dir=tmp_path, file_format='array_record').download_and_prepare()
-    data = RobotData(
+    data = RobotConfig(
         'rlds', str(tmp_path / 'arm'), camera='exterior_image_1_left', recorded_fps=FPS
     )
     found = robot.open_recordings(data)

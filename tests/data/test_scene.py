@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jepa_jax.config import RobotData
+from jepa_jax.config import RobotConfig
 from jepa_jax.data import robot, scene
 
 SIZE, RADIUS = 96, 8
@@ -50,7 +50,7 @@ def test_what_cannot_be_measured_is_none():
 
 def test_the_self_made_recordings_are_a_metre_wide():
     """By how they are drawn."""
-    data = RobotData('synthetic')
+    data = RobotConfig('synthetic')
     found = scene.look(robot.open_recordings(data), data, 64)
     assert found.span == pytest.approx(1.0, rel=0.1) and found.episodes == scene.EPISODES
 

@@ -12,9 +12,10 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from jepa_jax.config import ConfigError, Data, DataList
+from jepa_jax.config import DataConfig, DataListConfig
 from jepa_jax.data import clips, decode, synthetic
 from jepa_jax.data.sources import SOURCES, Names, find_videos, open_source, read_list
+from jepa_jax.errors import BadFile, ConfigError
 from tools import index_videos, make_shards
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +39,7 @@ def videos(tmp_path_factory):
 
 
 def open_(path, kind='videos', index=0, **data):
-    return open_source(DataList(path=str(path), kind=kind), Data(**data), index)
+    return open_source(DataListConfig(path=str(path), kind=kind), DataConfig(**data), index)
 
 
 # --- lists ---------------------------------------------------------------------------------------
@@ -120,7 +121,7 @@ def test_images_are_repeated_frames(videos, tmp_path):
 
 def test_a_slow_video_is_a_bad_file(videos):
     source = open_(videos / 'deep', fps=50)
-    with pytest.raises(decode.BadFile, match='slow'):
+    with pytest.raises(BadFile, match='slow'):
         source.read(0, 4, rng())
 
 
@@ -329,7 +330,7 @@ def test_shards_go_on_and_refuse_a_mixture(listed, tmp_path):
     with pytest.raises(ConfigError, match='empty folder'):
         make_shards.make(str(path), str(out), **settings | {'fps': 8})
     (out / 'shard-00000.rgb').write_bytes(b'')
-    with pytest.raises(decode.BadFile, match='truncated'):
+    with pytest.raises(BadFile, match='truncated'):
         open_(out, 'shards').read(0, 4, rng())
     index = json.loads((out / 'shard-00000.json').read_text())
     (out / 'shard-00000.json').write_text(json.dumps(index | {'version': 99}))

@@ -5,15 +5,16 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jepa_jax.config import ConfigError, RobotTrainConfig, smoke, validate
+from jepa_jax.config import ActionConditionedConfig
 from jepa_jax.data import robot
-from jepa_jax.data.decode import BadFile
 from jepa_jax.data.features import BATCH, FeatureStore
 from jepa_jax.data.trajectories import MANY, RobotPipeline
+from jepa_jax.errors import BadFile, ConfigError
+from jepa_jax.recipes import smoke, validate
 
 
-def config(**changes) -> RobotTrainConfig:
-    c = smoke(RobotTrainConfig(name='robot'))
+def config(**changes) -> ActionConditionedConfig:
+    c = smoke(ActionConditionedConfig(name='robot'))
     c.data.workers = 0
     for name, value in changes.items():
         setattr(c, name, value)

@@ -6,7 +6,7 @@ from PIL import Image
 from test_decode import make, numbers
 
 from jepa_jax.data import windows as w
-from jepa_jax.data.decode import BadFile
+from jepa_jax.errors import BadFile
 
 
 def same(frames):

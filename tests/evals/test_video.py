@@ -10,14 +10,15 @@ import pytest
 import scipy.stats
 from sklearn.linear_model import LogisticRegression
 
-from jepa_jax.config import Data, Probe
-from jepa_jax.data import decode, synthetic
+from jepa_jax.config import DataConfig, ProbeConfig
+from jepa_jax.data import synthetic
+from jepa_jax.errors import BadFile
 from jepa_jax.evals import video
 from jepa_jax.evals.video import LabelledClips
 from jepa_jax.sharding import make_mesh
 
 # one for all tests: compiled once
-SETTINGS = Probe(steps=150, batch=32, seeds=2, heads=2, lr=3e-3, bootstrap=500)
+SETTINGS = ProbeConfig(steps=150, batch=32, seeds=2, heads=2, lr=3e-3, bootstrap=500)
 
 
 def planted(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -118,15 +119,15 @@ def test_read_clips_takes_the_middle(tmp_path):
     paths = [tmp_path / f'{i}.mp4' for i in range(2)]
     for path in paths:
         synthetic.write(path, ramp.reshape(24, 64, 64, 3))
-    clips = video.read_clips(paths, Data(crop=32, frames=8, fps=4))
+    clips = video.read_clips(paths, DataConfig(crop=32, frames=8, fps=4))
     assert clips.shape == (2, 8, 32, 32, 3) and clips.dtype == np.uint8
     shown = clips[0].mean((1, 2, 3)) / 10
     assert np.all(np.abs(np.diff(shown) - 16 / 7) < 1)  # every second frame, end included
     assert abs(shown.mean() - 11.5) < 1.5
     np.testing.assert_array_equal(clips[0], clips[1])
     (tmp_path / 'bad.mp4').write_bytes(b'')
-    with pytest.raises(decode.BadFile, match='bad.mp4'):
-        video.read_clips([tmp_path / 'bad.mp4'], Data(crop=32, frames=8))
+    with pytest.raises(BadFile, match='bad.mp4'):
+        video.read_clips([tmp_path / 'bad.mp4'], DataConfig(crop=32, frames=8))
 
 
 def test_extract_fills_the_last_batch():

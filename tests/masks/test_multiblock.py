@@ -9,7 +9,8 @@ import pickle
 import numpy as np
 import pytest
 
-from jepa_jax.config import ConfigError, MaskBlocks
+from jepa_jax.config import MaskConfig
+from jepa_jax.errors import ConfigError
 from jepa_jax.masks.multiblock import (
     ReferenceSampler,
     StaticSampler,
@@ -21,8 +22,8 @@ from jepa_jax.masks.multiblock import (
 )
 from tools import measure_masks
 
-SHORT = MaskBlocks(num_blocks=8, spatial_scale=(0.15, 0.15))
-LONG = MaskBlocks(num_blocks=2, spatial_scale=(0.7, 0.7))
+SHORT = MaskConfig(num_blocks=8, spatial_scale=(0.15, 0.15))
+LONG = MaskConfig(num_blocks=2, spatial_scale=(0.7, 0.7))
 GRID = (8, 16, 16)
 
 # Calls of batch 2 of the original after torch.manual_seed(239), reference: vjepa2 §13:
@@ -74,9 +75,9 @@ OPTIONS = {  # name: (settings, grid): every option, tubes and boxes short in ti
     'small': (LONG, (4, 4, 4)),
     'image': (SHORT, (1, 8, 8)),
     'wide': (dataclasses.replace(SHORT, aspect_ratio=(0.2, 4.0)), (2, 6, 70)),
-    'boxes': (MaskBlocks(5, (0.1, 0.5), (0.2, 0.8), (0.5, 2.0)), (6, 7, 9)),
+    'boxes': (MaskConfig(5, (0.1, 0.5), (0.2, 0.8), (0.5, 2.0)), (6, 7, 9)),
     'past only': (dataclasses.replace(SHORT, max_temporal_keep=0.5), (6, 8, 8)),
-    'boxes, past only': (MaskBlocks(4, (0.3, 0.6), (0.3, 0.6), max_temporal_keep=0.7), (8, 8, 8)),
+    'boxes, past only': (MaskConfig(4, (0.3, 0.6), (0.3, 0.6), max_temporal_keep=0.7), (8, 8, 8)),
     'max_keep': (dataclasses.replace(SHORT, max_keep=37), (4, 8, 8)),
     'full_complement': (dataclasses.replace(LONG, full_complement=True, max_keep=60), (4, 8, 8)),
     'pred_full_complement': (dataclasses.replace(LONG, pred_full_complement=True), (4, 8, 8)),

@@ -14,9 +14,10 @@ from PIL import Image
 pytest.importorskip('jepa_jax.sims.panda', reason='needs MuJoCo', exc_type=ModuleNotFoundError)
 
 from jepa_jax import cli  # noqa: E402
-from jepa_jax.config import SimConfig, validate  # noqa: E402
+from jepa_jax.config import SimConfig
+from jepa_jax.errors import SimError  # noqa: E402
+from jepa_jax.recipes import validate
 from jepa_jax.sims import closed_loop, evaluate  # noqa: E402
-from jepa_jax.sims.panda import SimError  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = ROOT / 'configs/sim_panda.py'

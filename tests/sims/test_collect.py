@@ -11,12 +11,13 @@ import pytest
 pytest.importorskip('jepa_jax.sims.panda', reason='needs MuJoCo', exc_type=ModuleNotFoundError)
 
 from jepa_jax import poses  # noqa: E402
-from jepa_jax.config import Collection, RobotData  # noqa: E402
+from jepa_jax.config import CollectionConfig, RobotConfig
 from jepa_jax.data import robot  # noqa: E402
+from jepa_jax.errors import SimError  # noqa: E402
 from jepa_jax.sims.collect import collect, record  # noqa: E402
-from jepa_jax.sims.panda import Panda, SimError  # noqa: E402
+from jepa_jax.sims.panda import Panda  # noqa: E402
 
-SMALL = Collection(episodes=5, frames=6, image_size=32)
+SMALL = CollectionConfig(episodes=5, frames=6, image_size=32)
 
 
 @pytest.fixture(scope='module')
@@ -82,7 +83,7 @@ def play(monkeypatch, kind, count, **change):
     """Recordings of one kind, without pictures."""
     monkeypatch.setattr(Panda, 'draw', lambda self: np.zeros((16, 16, 3), np.uint8))
     shares = {name: float(name == kind) for name in ('explore', 'reach', 'pick')}
-    settings = Collection(episodes=count, frames=24, **shares, **change)
+    settings = CollectionConfig(episodes=count, frames=24, **shares, **change)
     panda = Panda(16)
     return [record(settings, i, panda) for i in range(count)]
 
@@ -140,7 +141,7 @@ def test_command(gl, tmp_path):
 
 
 def test_the_reader_of_robot_data_takes_them(folder):
-    data = RobotData(kind='npz', path=str(folder), robot='panda-sim', camera='outside', frames=4)
+    data = RobotConfig(kind='npz', path=str(folder), robot='panda-sim', camera='outside', frames=4)
     recordings = robot.open_recordings(data)
     assert len(recordings) == 5
     piece = robot.cut(recordings.episode(2), 4, 4.0, lambda n: n - 1)

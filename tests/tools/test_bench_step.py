@@ -8,23 +8,24 @@ import jax
 import pytest
 
 from jepa_jax import cli, optim
-from jepa_jax.config import ConfigError, DataList, MaskBlocks, TrainConfig
+from jepa_jax.config import DataListConfig, MaskConfig, MaskedVideoConfig
+from jepa_jax.errors import ConfigError
 from jepa_jax.objectives.masked_video import MaskedVideo
 from jepa_jax.state import init_state
 from jepa_jax.step import make_step
 from tools import bench_step
 
 
-def recipe(depth: int = 1) -> TrainConfig:
+def recipe(depth: int = 1) -> MaskedVideoConfig:
     """Few tokens, one mask: nearly all of the memory is the state's."""
-    config = TrainConfig(name='step', compute_dtype='float32')
+    config = MaskedVideoConfig(name='step', compute_dtype='float32')
     config.encoder.width, config.encoder.depth, config.encoder.heads = 192, depth, 4
     config.predictor.width, config.predictor.depth, config.predictor.heads = 48, depth, 2
     config.predictor.mask_tokens = 1
-    config.data.lists = [DataList(kind='synthetic')]
+    config.data.lists = [DataListConfig(kind='synthetic')]
     config.data.crop, config.data.frames = 64, 2
     config.optim.batch = jax.device_count()
-    config.masks = [MaskBlocks(num_blocks=2, spatial_scale=(0.3, 0.3))]
+    config.masks = [MaskConfig(num_blocks=2, spatial_scale=(0.3, 0.3))]
     return config
 
 
@@ -72,7 +73,7 @@ def test_depth_adds_nothing_to_the_program():
 
 
 def test_programs_of_a_recipe():
-    config = TrainConfig(name='released')
+    config = MaskedVideoConfig(name='released')
     rows = {16: 24}
     found = bench_step.programs(config, bench_step.mask_samplers(config, rows), rows)
     assert len(found) == 4

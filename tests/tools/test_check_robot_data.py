@@ -11,7 +11,7 @@ import pytest
 
 import tools.check_robot_data
 from jepa_jax import checkpoint, cli
-from jepa_jax.config import RobotData, RobotTrainConfig
+from jepa_jax.config import ActionConditionedConfig, RobotConfig
 from jepa_jax.data import robot, scene
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -115,8 +115,8 @@ def test_a_scene_of_another_size_is_seen(tmp_path):
             inside = np.array(apart)[..., None] < 0.08 * scale
             frames = np.where(inside, 200, 40).astype(np.uint8).repeat(3, -1)
             np.savez(folder / f'{i}.npz', states=states, observations=frames, fps=4.0)
-    config = RobotTrainConfig()
-    config.robot = RobotData('npz', str(far), camera='front')
+    config = ActionConditionedConfig()
+    config.robot = RobotConfig('npz', str(far), camera='front')
     config.data.crop = 64
     seen = scene.look(robot.open_recordings(config.robot), config.robot, 64)
     extra = {'config': dataclasses.asdict(config), 'scene': dataclasses.asdict(seen)}

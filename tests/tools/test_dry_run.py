@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 from conftest import HERE
 
-from jepa_jax.config import ConfigError
+from jepa_jax.errors import ConfigError
 from tools.dry_run import _Expected, _holds_scores, objections, slice_devices
 from tools.hlo import Array, Collective, Program
 

@@ -10,21 +10,23 @@ import sys
 import numpy as np
 import pytest
 
-from jepa_jax.config import ConfigError, RobotData, RobotTrainConfig, smoke
+from jepa_jax.config import ActionConditionedConfig, RobotConfig
+from jepa_jax.errors import ConfigError
 from jepa_jax.planning import robot
+from jepa_jax.recipes import smoke
 from tools import judge_energy
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def write(folder: pathlib.Path, episodes: int = 3, frames: int = 9) -> RobotData:
+def write(folder: pathlib.Path, episodes: int = 3, frames: int = 9) -> RobotConfig:
     rng = np.random.default_rng(0)
     for i in range(episodes):
         states = np.zeros((frames, 7))
         states[:, :3] = np.cumsum(rng.uniform(-0.05, 0.05, (frames, 3)), 0)
         pixels = rng.integers(0, 256, (frames, 32, 32, 3), np.uint8)
         np.savez(folder / f'{i}.npz', states=states, observations=pixels, fps=8)
-    return RobotData('npz', str(folder))
+    return RobotConfig('npz', str(folder))
 
 
 def test_pairs_are_those_of_the_recordings(tmp_path):
@@ -61,11 +63,11 @@ def test_summary():
 
 
 def test_recordings_of_another_robot_are_refused(monkeypatch):
-    stored = smoke(RobotTrainConfig(name='a')).robot
+    stored = smoke(ActionConditionedConfig(name='a')).robot
     monkeypatch.setattr(robot, '_recordings', lambda name: vars(stored))
     robot.check_contract('run', stored)
     with pytest.raises(ConfigError, match="another robot: camera: 'left_mp4_path' in .*, 'top'"):
-        robot.check_contract('run', RobotData(robot=stored.robot, camera='top', fps=stored.fps))
+        robot.check_contract('run', RobotConfig(robot=stored.robot, camera='top', fps=stored.fps))
 
 
 def test_the_command(tmp_path):

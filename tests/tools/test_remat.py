@@ -2,14 +2,14 @@
 
 import jax
 
-from jepa_jax.config import DataList, TrainConfig
+from jepa_jax.config import DataListConfig, MaskedVideoConfig
 from tools.bench_step import mask_samplers, programs
 from tools.remat import trace
 
 
 def test_kept_and_computed_again():
-    config = TrainConfig(name='remat')
-    config.data.lists = [DataList(kind='synthetic')]
+    config = MaskedVideoConfig(name='remat')
+    config.data.lists = [DataListConfig(kind='synthetic')]
     config.encoder.width, config.encoder.depth, config.encoder.heads = 96, 3, 4
     config.predictor.width, config.predictor.depth, config.predictor.heads = 48, 2, 2
     config.data.crop, config.data.frames, config.optim.batch = 64, 8, 16

@@ -1,0 +1,106 @@
+"""A run of V-JEPA pretraining: predict the features of masked tokens from those in sight."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from jepa_jax.config.check import (
+    AT_LEAST_ONE,
+    RULES,
+    OneOf,
+    crop_fits,
+    transformer,
+)
+from jepa_jax.config.derived import encoder_shape, frame_counts
+from jepa_jax.config.parts import (
+    SELF_MADE,
+    DataConfig,
+    EmaOptimConfig,
+    EncoderConfig,
+    MaskConfig,
+    MaskedPredictorConfig,
+    ProbeConfig,
+)
+from jepa_jax.config.runs import RunConfig
+
+
+@dataclass
+class MaskedVideoConfig(RunConfig):
+    """One run of V-JEPA pretraining."""
+
+    objective: str = 'masked_video'
+    # static: four compiled shapes | single: one, for trials | reference: one a step, for parity
+    mask_sampler: str = 'static'
+    masks: list[MaskConfig] = field(
+        default_factory=lambda: [
+            MaskConfig(num_blocks=8, spatial_scale=(0.15, 0.15)),
+            MaskConfig(num_blocks=2, spatial_scale=(0.7, 0.7)),
+        ]
+    )
+    loss_exponent: float = 1.0  # 1: L1; 2: half the squared error
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    predictor: MaskedPredictorConfig = field(default_factory=MaskedPredictorConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: EmaOptimConfig = field(default_factory=EmaOptimConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+
+
+RULES[MaskedVideoConfig] = {
+    'mask_sampler': OneOf(('static', 'single', 'reference')),
+    'loss_exponent': AT_LEAST_ONE,
+}
+
+
+def check(config: MaskedVideoConfig) -> Iterator[str]:
+    """Complaints about what no single field is to blame for."""
+    encoder, predictor, data = config.encoder, config.predictor, config.data
+    shape, position = encoder_shape(encoder), encoder.position
+    for name, part in (('encoder', shape), ('predictor', predictor)):
+        yield from transformer(config, name, part.width, part.heads, position)
+        if position == 'sincos' and not encoder.uniform_power and part.width % 8:
+            yield f"{name}.width = {part.width}: must be a multiple of 8 for position 'sincos'"
+    yield from crop_fits(data.crop, encoder)
+    for i, item in enumerate(data.lists):
+        frames = item.frames or data.frames
+        if frames % encoder.tubelet:
+            name = f'data.lists[{i}].frames' if item.frames else 'data.frames'
+            yield f'{name} = {frames}: must be a multiple of encoder.tubelet = {encoder.tubelet}'
+        if not item.path and item.kind not in SELF_MADE:
+            yield (
+                f"data.lists[{i}].path is empty: kind '{item.kind}' needs a file or folder, "
+                f'--config.data.lists[{i}].path=PATH'
+            )
+    rates = {key: getattr(data, key) for key in ('fps', 'frame_step', 'duration')}
+    if sum(value > 0 for value in rates.values()) != 1:
+        given = ', '.join(f'{key} = {value}' for key, value in rates.items())
+        yield f'data: exactly one of fps, frame_step, duration must be more than 0, found {given}'
+    counts = frame_counts(data)
+    if len(counts) > predictor.mask_tokens:
+        yield (
+            f'predictor.mask_tokens = {predictor.mask_tokens}: must be at least {len(counts)}, '
+            f'one for each frame count in data.lists: {", ".join(map(str, counts))}'
+        )
+    tokens = min(counts) // encoder.tubelet * (data.crop // encoder.patch) ** 2
+    for i, mask in enumerate(config.masks):
+        # one token at least is left to predict
+        if mask.max_keep >= tokens:
+            yield (
+                f'masks[{i}].max_keep = {mask.max_keep}: must be less than the {tokens} tokens of '
+                f'a clip of {min(counts)} frames and {data.crop} pixels; 0 means no bound'
+            )
+        if mask.full_complement and mask.pred_full_complement:
+            yield f'masks[{i}]: full_complement and pred_full_complement exclude each other'
+    yield from _probe(config, shape.width)
+
+
+def _probe(config: MaskedVideoConfig, width: int) -> Iterator[str]:
+    if not config.probe.enabled:
+        return
+    if width % config.probe.heads:
+        yield f'probe.heads = {config.probe.heads}: must divide encoder.width = {width}'
+    kinds = [item.kind for item in config.data.lists]
+    if not set(kinds) & set(SELF_MADE):
+        yield (
+            'probe.enabled: needs the labels of a self-made list (kind '
+            f'{" or ".join(SELF_MADE)}), found {", ".join(kinds)}; '
+            '--config.probe.enabled=false turns it off'
+        )

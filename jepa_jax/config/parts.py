@@ -1,0 +1,236 @@
+"""The parts that configs of runs are made of.
+
+Mutable dataclasses, so that `--config.optim.lr=3e-4` or `--config.data.lists[0].path=clips.txt` can
+set any field. Defaults are the released V-JEPA 2 values (reference: vjepa2 §11.1); what has no
+sensible default is empty and refused when the config is checked. A field that says "0: ..." derives
+its value from the named rule. Nothing in this package needs JAX, so commands answer `--help` and
+bad settings at once.
+"""
+
+from dataclasses import dataclass, field
+
+# kinds of lists that need no path: `data.synthetic` makes the videos; `_few` is for trials
+SELF_MADE = ('synthetic', 'synthetic_few')
+
+
+@dataclass
+class EncoderConfig:
+    """The vision transformer. Width, depth, heads and MLP ratio come from `size` unless set."""
+
+    size: str = 'vitl'  # a key of jepa_jax.models.SIZES: tiny small base vitl ...
+    width: int = 0  # 0: as the size says
+    depth: int = 0  # 0: as the size says
+    heads: int = 0  # 0: as the size says
+    mlp_ratio: float = 0.0  # 0: as the size says
+    patch: int = 16  # pixels, square
+    tubelet: int = 2  # frames
+    position: str = 'rope'  # rope | sincos
+    uniform_power: bool = True  # sincos only: equal shares of the width for t, y and x
+    mlp: str = 'gelu'  # gelu | swiglu (two thirds of the hidden width) | swiglu_full
+
+
+@dataclass
+class MaskedPredictorConfig:
+    """The narrow transformer that fills in the features of masked tokens."""
+
+    width: int = 384
+    depth: int = 12
+    heads: int = 12
+    mlp_ratio: float = 4.0
+    mask_tokens: int = 10  # as the released files; frame-count group i of a batch uses token i
+    zero_init_mask_tokens: bool = True
+    mlp: str = 'gelu'  # gelu | swiglu | swiglu_full
+
+
+@dataclass
+class MaskConfig:
+    """One multi-block mask: every block hides a box of the token grid, the rest is context."""
+
+    num_blocks: int = 8
+    spatial_scale: tuple[float, float] = (0.15, 0.15)  # share of the frame that a block covers
+    temporal_scale: tuple[float, float] = (1.0, 1.0)  # share of the clip's length, likewise
+    aspect_ratio: tuple[float, float] = (0.75, 1.5)  # height over width
+    max_temporal_keep: float = 1.0  # context only from this first share of the clip
+    max_keep: int = 0  # most context tokens; 0: no bound
+    full_complement: bool = False  # targets are all tokens that are not context
+    pred_full_complement: bool = False  # context is all tokens that are not targets
+    inverse: bool = False  # swap context and target
+
+
+@dataclass
+class DataListConfig:
+    """One list of records and its share of the batch."""
+
+    path: str = ''  # what `kind` reads: a list file, a folder, a manifest, a prepared dataset
+    kind: str = 'videos'  # a key of jepa_jax.data.SOURCES
+    weight: float = 1.0  # sampling weight, relative to the other lists
+    frames: int = 0  # frames a clip; 0: data.frames
+
+
+@dataclass
+class AugmentConfig:
+    """Random resized crop and flip, the same for all frames of a clip."""
+
+    scale: tuple[float, float] = (0.3, 1.0)  # share of the frame's area
+    ratio: tuple[float, float] = (0.75, 1.35)  # width over height
+    flip: bool = True  # horizontally, with probability one half
+    motion_shift: bool = False  # crop window moves linearly from one random crop to another
+
+
+@dataclass
+class LoaderConfig:
+    """How records are read: processes, patience with what cannot be read."""
+
+    workers: int = 0  # processes that decode; 0: decode in threads of the main process
+    prefetch: int = 2  # batches that each worker holds ready
+    attempts: int = 16  # records tried in place of an unreadable one before the run stops
+    max_failure_share: float = 0.2  # unreadable share of records tried, above which the run stops
+    worker_timeout: float = 300.0  # seconds without a batch after which the run stops and says so
+
+
+@dataclass
+class ViewConfig(LoaderConfig):
+    """How frames of recordings are read and cut."""
+
+    crop: int = 256  # pixels, square
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+
+@dataclass
+class DataConfig(ViewConfig):
+    """Where clips come from and how they are cut."""
+
+    lists: list[DataListConfig] = field(default_factory=lambda: [DataListConfig()])
+    frames: int = 16  # frames a clip
+    fps: int = 4  # frames a second to sample at; exactly one of fps, frame_step, duration is not 0
+    frame_step: int = 0  # take every n-th frame
+    duration: float = 0.0  # seconds that a clip spans
+    cache: str = ''  # folder for decoded clips; empty: no cache
+    cache_gib: float = 20.0  # size at which the cache stops growing, GiB
+
+
+@dataclass
+class OptimConfig:
+    """AdamW and its schedules. k is the 1-based step, T = int(ipe_scale * steps)."""
+
+    batch: int = 3072  # clips a step, over all devices
+    # parts of a batch, run one by one: same update, less memory; 0: as few as memory allows
+    accumulate: int = 1
+    steps: int = 240_000
+    schedule: str = 'warmup_cosine'  # warmup_cosine | linear_decay | wsd
+    warmup: int = 12_000  # steps
+    anneal: int = 0  # wsd only: steps of the final decline
+    start_lr: float = 1e-4
+    lr: float = 5.25e-4
+    final_lr: float = 5.25e-4
+    weight_decay: float = 0.04
+    final_weight_decay: float = 0.04
+    ipe_scale: float = 1.25  # schedules are laid out over this multiple of `steps`
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+
+
+@dataclass
+class EmaOptimConfig(OptimConfig):
+    """AdamW with a moving average of what it trains: the target."""
+
+    momentum: float = 0.99925  # of the moving average, at the first step
+    final_momentum: float = 0.99925  # at step T
+
+
+@dataclass
+class MeshConfig:
+    """Devices as a grid; parameters are sharded over `fsdp`, the batch over both axes."""
+
+    # at most 128; `data` takes the remaining devices; 0: as few as memory allows
+    fsdp: int = 1
+    remat: str = 'full'  # what the backward pass recomputes: full | dots | none
+
+
+@dataclass
+class CheckpointsConfig:
+    """When to save, and where a run without checkpoints starts."""
+
+    every: int = 1000  # steps between saves
+    keep: int = 3  # newest ones kept
+    keep_every: int = 0  # also keep those at multiples of this step; 0: none
+    resume_from: str = ''  # workdir or checkpoint to resume from where this workdir has none
+    init_from: str = ''  # likewise, but the weights only, not the optimizer
+    restart_schedule: bool = False  # with resume_from: steps from 0, moments kept: a cooldown
+    allow_config_change: bool = False  # resume although the stored config differs
+
+
+@dataclass
+class LoggingConfig:
+    """What is written down, and how often."""
+
+    every: int = 10  # steps between lines of metrics.jsonl
+    health_every: int = 100  # steps between health checks; 0: never
+
+
+@dataclass
+class ProbeConfig:
+    """An attentive probe on frozen features at the end of the run; needs a source with labels."""
+
+    enabled: bool = False
+    steps: int = 400
+    batch: int = 64
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    depth: int = 1  # blocks of the pooler
+    heads: int = 4
+    seeds: int = 3  # of the probe, and of the random encoder
+    bootstrap: int = 1000  # resamples of the test clips behind each interval
+
+
+@dataclass
+class RobotConfig:
+    """Recordings of a robot and what their numbers mean; see jepa_jax.data.robot."""
+
+    kind: str = 'droid'  # a key of jepa_jax.data.robot.READERS: droid | lerobot | rlds | npz
+    path: str = ''  # what `kind` reads: a list of folders, or a folder
+    robot: str = 'franka'  # its name; weights trained for another are refused
+    # droid: key of the metadata; lerobot: video key; rlds: image of the observation; npz: any name
+    camera: str = 'left_mp4_path'
+    frame: str = 'base'  # of positions and angles: base | camera, which needs extrinsics
+    gripper: str = 'closed'  # what 1 means in the recordings: closed | open
+    metres: float = 1.0  # that a unit of the recorded positions is: 0.001 for millimetres
+    columns: str = ''  # lerobot: names of x,y,z,roll,pitch,yaw,gripper in observation.state; rlds:
+    # the observations that are these seven numbers one after the other
+    recorded_fps: float = 0.0  # rlds: frames a second of the recordings, which do not say it
+    frames: int = 8  # of a piece
+    fps: float = 4.0  # frames a second; recordings of a higher rate are thinned out
+
+
+@dataclass
+class ActionPredictorConfig:
+    """The transformer that predicts the next frame's features from actions. (reference: vjepa2
+    §7.1)"""
+
+    width: int = 1024
+    depth: int = 24
+    heads: int = 16
+    mlp_ratio: float = 4.0
+    # tokens: action and state tokens before each frame's, as released | adaln: they shift, scale
+    # and gate every block
+    conditioning: str = 'tokens'
+    use_states: bool = True  # show it the measured states
+    use_extrinsics: bool = False  # and camera poses; conditioning 'tokens' only
+    residual: bool = False  # predict the change of the features instead of the features
+    # factors of the numbers of an action: metres are small beside the first layer's weights
+    action_scale: tuple[float, float, float, float, float, float, float] = (1.0,) * 7
+    # of a state; 0: not seen
+    state_scale: tuple[float, float, float, float, float, float, float] = (1.0,) * 7
+
+
+@dataclass
+class RolloutConfig:
+    """How predictions that follow from predictions are trained. (reference: vjepa2 §7.4)"""
+
+    steps: int = 2  # predictions in a row; 1: none follows from another
+    # after which true frames a rollout starts. first: the first, as released | random: one or
+    # more, another number every step
+    prefix: str = 'first'
+    stop_gradient: bool = False  # no gradient through one prediction into the one before
+    normalise: bool = True  # standardise predictions, as their targets are

@@ -1,0 +1,77 @@
+"""The study in the simulator: play, pretrain, post-train, plan."""
+
+from dataclasses import dataclass, field
+
+from jepa_jax.config.action_conditioned import ActionConditionedConfig
+from jepa_jax.config.masked_video import MaskedVideoConfig
+from jepa_jax.config.runs import StudyConfig
+
+
+@dataclass
+class CollectionConfig:
+    """Recordings of the simulated arm at play; see jepa_jax.sims.collect. Two collections that
+    differ in the seed share no episode."""
+
+    episodes: int = 400
+    frames: int = 20  # of an episode, four a second; one more than actions
+    image_size: int = 64  # pixels, square; even
+    seed: int = 0
+    explore: float = 0.3  # shares of the kinds: the tool drifts about,
+    reach: float = 0.3  # goes to places, half of them at the cube,
+    pick: float = 0.4  # picks the cube up and puts it down
+    noise: float = 0.02  # metres; each episode draws its strength from 0 to this
+    max_step: float = 0.05  # metres along an axis
+    vary: bool = False  # each episode in a scene of its own colour, size, light and camera
+
+
+@dataclass
+class SimEvaluationConfig:
+    """Planning in the simulator, and what it is compared with; see jepa_jax.sims.evaluate."""
+
+    tasks: str = 'reach'  # keys of jepa_jax.sims.tasks.TASKS, with commas between
+    episodes: int = 50  # of each task
+    # of an untrained predictor, and of one on a random encoder, which plan as long; 0: as many
+    compared: int = 0
+    judged: int = 20  # scenes in which cost and dynamics are judged, without a closed loop
+    samples: int = 128  # of the cross-entropy method
+    iterations: int = 6
+    elites: int = 12
+    horizon: int = 1
+    max_step: float = 0.05  # metres along an axis
+    exponent: int = 1  # of the distance of features: 1 | 2
+    at_once: int = 1  # episodes that are planned side by side; more keeps an accelerator busy
+    # episodes that are also planned with the simulator itself in place of the predictor, once with
+    # the distance of features and once with that of pixels; slow
+    simulator_episodes: int = 0
+    # also post-train on an encoder of random weights, as long, and plan with that
+    random_encoder: bool = False
+
+
+@dataclass
+class SimGatesConfig:
+    """What a run must reach at least, or it ends as failed; 0 asks for nothing."""
+
+    # predictions' error with another episode's actions over that with their own; 1: ignores actions
+    shuffled_over_true: float = 0.0
+    rank_correlation: float = 0.0  # of the cost with the distance in metres
+    nearer: float = 0.0  # share of the way that the median episode of `reach` covers
+    within_8_cm: float = 0.0  # share of episodes of `reach` that end so near
+    reach: float = 0.0  # shares of success
+    grasp: float = 0.0
+
+
+@dataclass
+class SimConfig(StudyConfig):
+    """A study in the simulator: play, pretrain an encoder, post-train a predictor, plan.
+
+    What one stage takes from another (paths, crop, encoder) is filled in; see
+    jepa_jax.sims.closed_loop.
+    """
+
+    study: str = 'sim_closed_loop'
+    workers: int = 2  # processes that play
+    collection: CollectionConfig = field(default_factory=CollectionConfig)
+    pretrain: MaskedVideoConfig = field(default_factory=MaskedVideoConfig)
+    posttrain: ActionConditionedConfig = field(default_factory=ActionConditionedConfig)
+    evaluation: SimEvaluationConfig = field(default_factory=SimEvaluationConfig)
+    gates: SimGatesConfig = field(default_factory=SimGatesConfig)

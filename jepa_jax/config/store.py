@@ -1,0 +1,124 @@
+"""Configs as JSON: writing and reading them, those of older programs too, and comparing two."""
+
+import dataclasses
+import json
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+from jepa_jax.errors import ConfigError, nearest
+
+# Fields by their old names; also flags under them are understood.
+RENAMED = {'optim.stretch': 'optim.ipe_scale', 'optim.loss_exponent': 'loss_exponent'}
+# What old runs of an objective stored though it had no meaning there.
+DROPPED = {
+    'action_conditioned': (
+        'mask_sampler',
+        'masks',
+        'predictor',
+        'probe',
+        'data.lists',
+        'data.frames',
+        'data.fps',
+        'data.frame_step',
+        'data.duration',
+        'data.cache',
+        'data.cache_gib',
+        'optim.momentum',
+        'optim.final_momentum',
+    )
+}
+
+
+def to_json(config: Any) -> str:
+    """The config as indented JSON, stable in order."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + '\n'
+
+
+def upgrade(values: dict[str, Any]) -> dict[str, Any]:
+    """A stored config as this program would store it, fields that it lacks apart: old names are
+    replaced, what had no meaning is left out, and the objective is named."""
+    values = json.loads(json.dumps(values))
+    if 'objective' not in values:  # until the objective stood in the config, 'ac' told
+        values['objective'] = 'action_conditioned' if 'ac' in values else 'masked_video'
+    for old, new in RENAMED.items():
+        parent, key = _holder(values, old)
+        if key in parent:
+            place, name = _holder(values, new)
+            place[name] = parent.pop(key)
+    for name in DROPPED.get(values['objective'], ()):
+        parent, key = _holder(values, name)
+        parent.pop(key, None)
+    return values
+
+
+def _holder(values: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:
+    """The dict that holds a field, and its key there."""
+    *parents, key = name.split('.')
+    for parent in parents:
+        values = values.get(parent, {})
+    return values, key
+
+
+def from_dict(values: dict[str, Any], kind: type) -> Any:
+    """The config of class `kind` with these values; fields that they lack have their defaults.
+
+    Raises:
+      ConfigError: a field that the schema does not have.
+    """
+    hints = field_types(kind)
+    if unknown := sorted(set(values) - set(hints)):
+        raise ConfigError(f'{unknown[0]}: no such field{nearest(unknown[0], hints)}')
+
+    def build(hint: Any, value: Any) -> Any:
+        inner = typing.get_args(hint)
+        if dataclasses.is_dataclass(hint):
+            return from_dict(value, hint)
+        if typing.get_origin(hint) is list:
+            return [build(inner[0], item) for item in value]
+        return tuple(value) if typing.get_origin(hint) is tuple else value
+
+    return kind(**{key: build(hints[key], value) for key, value in values.items()})
+
+
+def field_types(kind: type) -> dict[str, Any]:
+    """Field -> its annotation."""
+    hints = typing.get_type_hints(kind)
+    return {f.name: hints[f.name] for f in dataclasses.fields(kind)}
+
+
+def fields(config: Any, prefix: str = '') -> Iterator[tuple[str, Any, Any]]:
+    """(name, type, value) of every leaf; names as flags spell them, `masks[0].num_blocks`."""
+    for key, kind in field_types(type(config)).items():
+        name, value = f'{prefix}{key}', getattr(config, key)
+        if dataclasses.is_dataclass(kind) and isinstance(value, kind):
+            yield from fields(value, name + '.')
+        elif typing.get_origin(kind) is list and isinstance(value, list):
+            (part,) = typing.get_args(kind)
+            for i, item in enumerate(value):
+                if isinstance(item, part):
+                    yield from fields(item, f'{name}[{i}].')
+                else:
+                    yield f'{name}[{i}]', part, item
+        else:
+            yield name, kind, value
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = '') -> list[str]:
+    """Lines `field: old -> new` for every leaf in which two config dicts (from JSON) differ."""
+    lines = []
+    for key in sorted(set(old) | set(new)):
+        name = f'{prefix}{key}'
+        a, b = old.get(key, '(absent)'), new.get(key, '(absent)')
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += differences(a, b, name + '.')
+        elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b) and _are_parts(a + b):
+            for i, (x, y) in enumerate(zip(a, b)):
+                lines += differences(x, y, f'{name}[{i}].')
+        elif a != b:
+            lines.append(f'{name}: {a} -> {b}')
+    return lines
+
+
+def _are_parts(values: list[Any]) -> bool:
+    return all(isinstance(value, dict) for value in values)

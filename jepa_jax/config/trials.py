@@ -1,0 +1,89 @@
+"""Any run as a trial of a minute on two cores; and the arguments that ask for one."""
+
+import math
+
+from jepa_jax.config.action_conditioned import ActionConditionedConfig
+from jepa_jax.config.derived import frame_counts
+from jepa_jax.config.masked_video import MaskedVideoConfig
+from jepa_jax.config.parts import EncoderConfig
+from jepa_jax.config.runs import RunConfig
+from jepa_jax.errors import ConfigError, allowed
+
+
+def parse_arg(arg: str, *phases: str) -> tuple[str, bool]:
+    """The argument of a config file, `PHASE,smoke` with both parts optional -> (phase, smoke).
+
+    The first of `phases` is the default.
+
+    Raises:
+      ConfigError: another word, or a second phase.
+    """
+    words = [word.strip() for word in arg.split(',') if word.strip()]
+    chosen = [word for word in words if word != 'smoke']
+    for word in chosen:
+        if word not in phases:
+            raise ConfigError(f"config argument '{word}': {allowed(word, (*phases, 'smoke'))}")
+    if len(chosen) > 1:
+        raise ConfigError(f"config argument '{arg}': choose one of {', '.join(phases)}")
+    return (chosen or phases)[0], 'smoke' in words
+
+
+def masked_video(config: MaskedVideoConfig) -> None:
+    """24 steps of a tiny model on self-made videos.
+
+    Widths, depths, pixels, frames and batch shrink; masks (but for the number of their shapes), the
+    lists' weights and relative frame counts, schedules and saving keep their form. A cooldown
+    starts from nothing unless `checkpoints.resume_from` and `checkpoints.restart_schedule` are
+    given again.
+    """
+    encoder, data = config.encoder, config.data
+    before = frame_counts(data), data.crop
+    _tiny(encoder)
+    config.predictor.width, config.predictor.depth, config.predictor.heads = 24, 2, 2
+
+    def shrink(size: int, unit: int, least: int) -> int:
+        return max(least, round(size / 4 / unit)) * unit
+
+    # four tokens a side are the fewest on which blocks of the released shares leave some context
+    data.crop = shrink(data.crop, encoder.patch, 4)
+    data.frames = shrink(data.frames, encoder.tubelet, 2)
+    for item in data.lists:
+        item.kind, item.path = 'synthetic_few', ''
+        item.frames = item.frames and shrink(item.frames, encoder.tubelet, 2)
+    data.fps, data.frame_step, data.duration = 8, 0, 0.0  # the rate of the self-made videos
+    config.mask_sampler = 'single'  # one program to compile, not four
+    share = data.crop**2 * min(frame_counts(data)) / (before[1] ** 2 * min(before[0]))
+    for mask in config.masks:
+        mask.max_keep = mask.max_keep and max(2, int(mask.max_keep * share))
+    probe = config.probe
+    probe.steps, probe.batch, probe.seeds, probe.bootstrap, probe.heads = 20, 32, 2, 100, 2
+
+
+def action_conditioned(config: ActionConditionedConfig) -> None:
+    """24 steps of a tiny predictor on self-made recordings and a random encoder."""
+    _tiny(config.encoder)
+    config.ac.width, config.ac.depth, config.ac.heads = 48, 2, 2
+    config.encoder_from = 'random'
+    config.data.crop = 4 * config.encoder.patch
+    robot = config.robot
+    robot.kind, robot.path, robot.frames, robot.fps = 'synthetic', '', 4, 4.0
+    config.rollout.steps = min(config.rollout.steps, 3)
+
+
+def _tiny(encoder: EncoderConfig) -> None:
+    encoder.width, encoder.depth, encoder.heads, encoder.mlp_ratio = 48, 2, 2, 4.0
+
+
+def few_steps(config: RunConfig, accumulate: int) -> None:
+    """What trials of all objectives have in common."""
+    config.name = f'{config.name}-smoke'
+    config.data.workers = 2
+    optim = config.optim
+    share, optim.steps = 24 / optim.steps, 24
+    optim.warmup, optim.anneal = math.ceil(optim.warmup * share), math.ceil(optim.anneal * share)
+    optim.batch, optim.accumulate = 16, accumulate
+    config.mesh.fsdp = 1
+    saved = config.checkpoints
+    saved.every, saved.keep_every = 6, 12 if saved.keep_every else 0
+    saved.resume_from, saved.restart_schedule = '', False
+    config.logging.every, config.logging.health_every = 1, 8

@@ -1,0 +1,79 @@
+"""What the numbers of a run mean in clips, beside the released recipe."""
+
+from __future__ import annotations
+
+from jepa_jax.config import (
+    ActionConditionedConfig,
+    EmaOptimConfig,
+    MaskedVideoConfig,
+    OptimConfig,
+    RunConfig,
+    half_life,
+)
+from jepa_jax.optim import learning_rate
+
+RELEASED = EmaOptimConfig()  # what runs of another batch are compared with
+
+
+def run(config: RunConfig) -> list[str]:
+    """Batch, length and learning rate."""
+    c = config.optim
+    return [f'batch {c.batch:,}, {c.steps:,} steps', _rate(c)]
+
+
+def action_conditioned(config: ActionConditionedConfig) -> list[str]:
+    """The same of a run on recordings of a robot."""
+    c = config.optim
+    return [
+        f'batch {c.batch:,} pieces of {config.robot.frames} frames, {c.steps:,} steps '
+        '(released: 256 of 8, 94,500)',
+        _rate(c),
+    ]
+
+
+def _rate(c: OptimConfig) -> str:
+    first, last = (f'{float(learning_rate(c)(step)):.3g}' for step in (0, c.steps - 1))
+    return (
+        f'learning rate {first} at the first step, at most {max(c.lr, c.start_lr):.3g}, '
+        f'{last} at the last ({c.schedule})'
+    )
+
+
+def masked_video(config: MaskedVideoConfig) -> list[str]:
+    """What batch, schedule and moving average mean in clips, beside the released recipe."""
+    c, released = config.optim, RELEASED
+    parts = f' in {c.accumulate} parts of {c.batch // c.accumulate:,}' if c.accumulate > 1 else ''
+    lines = [
+        f'batch {c.batch:,} clips{parts}, {c.steps:,} steps = {c.batch * c.steps:,} clips '
+        f'(released: {released.batch:,} x {released.steps:,} = '
+        f'{released.batch * released.steps:,})',
+        _rate(c),
+    ]
+    if c.warmup:
+        lines[1] += (
+            f'; warm-up {c.warmup:,} steps = {c.batch * c.warmup:,} clips '
+            f'(released: {released.batch * released.warmup:,})'
+        )
+    if c.warmup >= c.steps:
+        lines.append('the run ends inside its warm-up, as in the public ViT-L and ViT-H files')
+    if c.batch != released.batch:
+        lines.append(
+            f'batch differs from the released {released.batch:,}: the authors do not advise '
+            'scaling the learning rate linearly with it; '
+            f'theirs is {released.lr:.3g}; rate and EMA momentum are what to vary first'
+        )
+    ends = dict.fromkeys((c.momentum, c.final_momentum))  # one if constant
+    for momentum, where in zip(ends, ('', ' at the end')):
+        steps = half_life(momentum)
+        lines.append(
+            f'EMA momentum {momentum:.8g}{where}: half-life {steps:,.0f} steps = '
+            f'{steps * c.batch:,.0f} clips = {steps / c.steps:.1%} of the run'
+        )
+    if c.batch != released.batch:
+        same = released.momentum ** (c.batch / released.batch)
+        lines.append(
+            f'EMA as released: half-life {half_life(released.momentum):,.0f} steps = '
+            f'{half_life(released.momentum) * released.batch:,.0f} clips; the same number of clips '
+            f'at batch {c.batch:,} takes momentum {same:.8g}'
+        )
+    return lines

@@ -1,0 +1,134 @@
+"""Every error that a user may see, and the exit statuses of commands.
+
+An error says in one line what was found and what is allowed; `jepa_jax.cli` shows it without a
+traceback. Nothing of the package is imported here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable
+from typing import Any
+
+# exit statuses; 75 is EX_TEMPFAIL of sysexits.h: start the same command again
+OK, FAILED, USAGE, QUEUE_AGAIN, STOPPED = 0, 1, 2, 75, 130
+
+# why a file cannot be used
+REASONS = {
+    'missing': 'there is no such file',
+    'unreadable': 'the file system refuses to give the file',
+    'empty': 'the file holds no bytes',
+    'not_video': 'the bytes are no video container that libav knows',
+    'not_image': 'the bytes are no image that Pillow knows',
+    'no_video_stream': 'a container without a video stream',
+    'unsupported': 'this build of libav has no decoder for the codec',
+    'no_frames': 'a video stream without frames',
+    'truncated': 'the end of the file is missing',
+    'corrupt': 'the decoder reports an error at or before a frame that is wanted',
+    'size_change': 'the picture size changes within the video',
+    'too_large': 'an image of more pixels than Pillow allows',
+    'slow': 'fewer frames a second than asked for',
+    'no_images': 'a folder without images',
+    'not_array': 'no array of uint8 frames',
+    'unfit': 'frames of a size that the model cannot take',
+    'short': 'fewer frames than a clip needs',
+    'mismatch': 'states and video do not belong together',
+    'bad_state': 'states that cannot be used',
+    'bad_action': 'actions that cannot be used',
+    'no_camera': 'no video from the camera',
+}
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work: names the field, what was found and what is allowed."""
+
+
+class UsageError(Exception):
+    """A command line that cannot be understood: exit status 2."""
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, saved its state and wants to be queued again: exit status 75."""
+
+
+class TrainingError(RuntimeError):
+    """The run cannot go on: names the step and what was found."""
+
+
+class GateError(ValueError):
+    """A finished run that reached less than its config asks for."""
+
+
+class DataError(RuntimeError):
+    """Data that cannot be had: names the list, file or worker."""
+
+
+class BadFile(Exception):
+    """A file that cannot be used: its path, a key of `REASONS`, and what was found."""
+
+    def __init__(self, path: str | os.PathLike, reason: str, detail: str = ''):
+        super().__init__(os.fspath(path), reason, detail)  # as args, so that it survives pickling
+        self.path, self.reason, self.detail = self.args
+
+    def __str__(self) -> str:
+        return f'{self.path}: {self.reason}: {self.detail or REASONS[self.reason]}'
+
+
+class Unsuitable(ValueError):
+    """A readable video that the settings cannot use; `reason` is a key of `REASONS`."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+    def __str__(self) -> str:
+        return self.detail
+
+
+class InputError(ValueError):
+    """Pixels, files or settings that a model cannot use: what was found and what is allowed."""
+
+
+class InputsFailed(ValueError):
+    """Some inputs could not be used; all others are done."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used: names folder, file or array, what was found and allowed."""
+
+
+class Damaged(CheckpointError):
+    """Files are not what was written."""
+
+
+class ConvertError(ValueError):
+    """Weights that cannot be converted: names the file, what was found and what is allowed."""
+
+
+class ZooError(ValueError):
+    """Weights that cannot be had: what was asked for, what is wrong, what to do."""
+
+
+class PlanError(ValueError):
+    """A model or pixels that cannot be planned with: what was found and what is allowed."""
+
+
+class SimError(ValueError):
+    """A simulation that cannot be had, or settings that it cannot have."""
+
+
+class DoctorError(ValueError):
+    """Checks that failed."""
+
+
+def allowed(given: Any, words: Iterable[str]) -> str:
+    """`allowed are A, B; did you mean B?` for a word that is none of a few."""
+    words = list(words)
+    return f'allowed are {", ".join(words)}{nearest(str(given), words)}'
+
+
+def nearest(given: str, words: Iterable[str]) -> str:
+    """`; did you mean X?` for a word near to the one given, else nothing."""
+    near = difflib.get_close_matches(given, list(words), n=1)
+    return f'; did you mean {near[0]}?' if near else ''

@@ -1,0 +1,148 @@
+"""What can be run: a row an objective, and a row a study.
+
+    RECIPES['mine'] = Recipe(config='my_file:MyConfig', build='my_file:build', ...)
+
+Rows name what they load as `module:function`, so that this table needs no JAX. A file given to
+`--config` may add rows of its own; nothing else has to be edited for a new objective.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+from jepa_jax.config import check, store, trials
+from jepa_jax.config.runs import RunConfig, StudyConfig
+from jepa_jax.errors import ConfigError
+from jepa_jax.lookup import load, row
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """All that the program asks of an objective, each as `module:name`."""
+
+    config: str  # a dataclass that extends RunConfig
+    build: str  # config -> jepa_jax.objectives.Objective
+    # config, prepared, devices=, process_index=, process_count= -> jepa_jax.data.stream.Stream
+    stream: str
+    programs: str  # config, devices -> jepa_jax.objectives.Program of each set of static shapes
+    workload: str  # config, stream -> step -> (FLOPs that a step is worth, tokens of its clips)
+    activations: str  # config, rows -> jepa_jax.memory.Activations of so many rows at a time
+    check: str = 'jepa_jax.recipes:no_complaints'  # config -> complaints
+    smoke: str = 'jepa_jax.recipes:leave'  # shrinks a config to a trial, in place
+    # config, objective -> jepa_jax.objectives.Prepared
+    prepare: str = 'jepa_jax.objectives:nothing_to_prepare'
+    describe: str = 'jepa_jax.describe:run'  # config -> lines that say what its numbers mean
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A run made of runs, each as `module:name`."""
+
+    config: str  # a dataclass that extends StudyConfig
+    check: str  # config, workdir -> nothing; raises before anything is run
+    stages: str  # config, workdir -> jepa_jax.study.Stage of each run, in order
+    report: str  # config, workdir -> nothing; measures and writes report.json, once all are there
+
+
+RECIPES: dict[str, Recipe] = {
+    'masked_video': Recipe(
+        config='jepa_jax.config:MaskedVideoConfig',
+        check='jepa_jax.config.masked_video:check',
+        smoke='jepa_jax.config.trials:masked_video',
+        build='jepa_jax.build:masked_video',
+        stream='jepa_jax.data.videos:VideoStream',
+        programs='jepa_jax.objectives.programs:masked_video',
+        workload='jepa_jax.objectives.programs:masked_video_workload',
+        activations='jepa_jax.memory:masked_video',
+        describe='jepa_jax.describe:masked_video',
+    ),
+    'action_conditioned': Recipe(
+        config='jepa_jax.config:ActionConditionedConfig',
+        check='jepa_jax.config.action_conditioned:check',
+        smoke='jepa_jax.config.trials:action_conditioned',
+        build='jepa_jax.build:action_conditioned',
+        prepare='jepa_jax.frozen:encoder_of_recordings',
+        stream='jepa_jax.data.trajectories:RobotStream',
+        programs='jepa_jax.objectives.programs:action_conditioned',
+        workload='jepa_jax.objectives.programs:action_conditioned_workload',
+        activations='jepa_jax.memory:action_conditioned',
+        describe='jepa_jax.describe:action_conditioned',
+    ),
+}
+
+STUDIES: dict[str, Study] = {
+    'sim_closed_loop': Study(
+        config='jepa_jax.config:SimConfig',
+        check='jepa_jax.sims.closed_loop:check',
+        stages='jepa_jax.sims.closed_loop:stages',
+        report='jepa_jax.sims.closed_loop:report',
+    ),
+}
+
+
+def of(config: RunConfig) -> Recipe:
+    """The row of a run's config.
+
+    Raises:
+      ConfigError: there is none, or it is for another class of configs.
+    """
+    return _fits(config, 'objective', row(RECIPES, 'objective', config.objective))
+
+
+def study_of(config: StudyConfig) -> Study:
+    """The row of a study's config; raises as `of`."""
+    return _fits(config, 'study', row(STUDIES, 'study', config.study))
+
+
+def _fits(config: Any, key: str, found: Any) -> Any:
+    if (kind := load(found.config)) is not type(config):
+        raise ConfigError(
+            f"{key} = '{getattr(config, key)}': is for a {kind.__name__}, this config is a "
+            f'{type(config).__name__}'
+        )
+    return found
+
+
+def validate(config: RunConfig) -> None:
+    """Refuses what cannot work, as far as the config alone tells.
+
+    Raises:
+      ConfigError: one line with the first field at fault, what was found and what is allowed.
+    """
+    recipe = of(config)
+    check.types_and_ranges(config)
+    complaints = itertools.chain(load(recipe.check)(config), check.schedule(config))
+    if complaint := next(complaints, None):
+        raise ConfigError(complaint)
+
+
+def smoke(config: RunConfig, *, accumulate: int = 1) -> RunConfig:
+    """Shrinks a run to a trial of a minute on two cores, and returns it; accumulate: of the
+    trial."""
+    load(of(config).smoke)(config)
+    trials.few_steps(config, accumulate)
+    return config
+
+
+def read_config(stored: dict[str, Any]) -> RunConfig:
+    """The config that a run stored, through today's schema.
+
+    Raises:
+      ConfigError: an objective or a field that there is not.
+    """
+    values = store.upgrade(stored)
+    recipe = row(RECIPES, 'objective', values['objective'])
+    return store.from_dict(values, load(recipe.config))
+
+
+def no_complaints(config: RunConfig) -> Iterator[str]:
+    """For recipes whose fields cannot contradict each other."""
+    del config
+    return iter(())
+
+
+def leave(config: RunConfig) -> None:
+    """For recipes that are small already."""
