@@ -1,6 +1,6 @@
 """The command line of every entry point: flags in, exit status and one clear line out.
 
-    def train(config: MaskedVideoConfig, workdir: str) -> None: ...
+    def train(config: RunConfig, workdir: str, config_file: str) -> None: ...
 
     def main() -> int:
         return cli.run(train, doc=__doc__)
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import glob
-import importlib.util
 import os
 import re
 import sys
@@ -25,8 +24,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from jepa_jax.config import MaskedVideoConfig
-from jepa_jax.config.store import fields
+from jepa_jax.config import store
 from jepa_jax.errors import (
     FAILED,
     OK,
@@ -38,8 +36,9 @@ from jepa_jax.errors import (
     UsageError,
     nearest,
 )
+from jepa_jax.lookup import import_file
 
-# Shown by `--help`; the whole schema is jepa_jax/config.py.
+# Shown by `--help`; the whole schema is jepa_jax/config/.
 USEFUL = {
     'data.lists[0].path': 'list file, folder, manifest or prepared dataset to read',
     'data.lists[0].kind': 'what the path is: videos, synthetic, ...',
@@ -47,18 +46,23 @@ USEFUL = {
     'data.frames': 'frames a clip',
     'data.fps': 'frames a second to sample at',
     'data.workers': 'processes that decode; 0: threads of the main process',
-    'encoder.size': 'tiny, small, base, vitl, vith, vitg, ...',
+    'encoder.size': 'tiny, vits, vitb, vitl, vith, vitg, ...',
     'optim.batch': 'clips a step, over all devices',
-    'optim.accumulate': 'parts of a batch: same update, less memory',
+    'optim.accumulate': 'parts of a batch: same update, less memory; 0: chosen',
     'optim.steps': 'length of the run',
     'optim.lr': 'learning rate after the warm-up',
     'optim.momentum': "of the target's moving average",
-    'mesh.fsdp': 'devices that share one copy of the parameters',
+    'mesh.fsdp': 'devices that share one copy of the parameters; 0: chosen by memory',
     'checkpoints.every': 'steps between saves',
-    'checkpoints.resume_from': 'run to go on from, with its optimizer',
+    'checkpoints.resume_from': 'run to resume from, with its optimizer',
     'checkpoints.init_from': 'run to take the weights of',
 }
 OVERRIDE = re.compile(r'--?(?:no)?config\.([^=]*)')
+KINDS_OF_CONFIG = {
+    'objective': 'a run (RunConfig)',
+    'study': 'a study (StudyConfig)',
+    'evaluation': 'an evaluation (EvalConfig)',
+}
 KINDS = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'text'}
 
 
@@ -71,17 +75,18 @@ def run(
     main: Callable[..., Any],
     *,
     doc: str,
-    config: type | tuple[type, ...] | None = MaskedVideoConfig,
+    tables: Sequence[str] = ('objective',),
     options: Callable[[argparse.ArgumentParser], Any] | None = None,
     argv: Sequence[str] | None = None,
 ) -> int:
     """Parses the command line, calls `main`, and returns the exit status.
 
     Args:
-      main: called as main(config, workdir, **options), without config as main(**options).
+      main: called as main(config, workdir, config_file, **options), without tables as
+        main(**options).
       doc: the entry point's docstring, shown by `--help`.
-      config: the dataclass that `configs/*.py:get_config(arg)` must return, or several of which it
-        must be one; None: takes no config.
+      tables: of what kind the config that `configs/*.py:get_config(arg)` returns may be: objective
+        (a run), study, evaluation; empty: the command takes no config.
       options: adds flags of the entry point's own to the parser.
       argv: what follows the command's name; the process's own unless given.
 
@@ -93,10 +98,10 @@ def run(
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = '--debug' in argv
-    parser = _parser(doc, config, options)
+    parser = _parser(doc, tables, options)
     try:
         try:
-            arguments = _parse(parser, config, argv)
+            arguments = _parse(parser, tables, argv)
         except SystemExit as done:  # argparse after --help
             return int(done.code or 0)
         except (UsageError, ConfigError) as error:
@@ -105,7 +110,8 @@ def run(
         main(**arguments)
         return OK
     except Interrupted as stop:
-        print(f'interrupted: {_line(stop)}; start the same command again to go on', file=sys.stderr)
+        advice = 'start the same command again to resume'
+        print(f'interrupted: {_line(stop)}; {advice}', file=sys.stderr)
         return QUEUE_AGAIN
     except KeyboardInterrupt:
         print('stopped by hand', file=sys.stderr)
@@ -141,20 +147,19 @@ def _line(error: BaseException) -> str:
     return ' '.join(str(error).split()) or type(error).__name__
 
 
-def _parser(doc: str, config, options) -> argparse.ArgumentParser:
+def _parser(doc: str, tables: Sequence[str], options) -> argparse.ArgumentParser:
     spec = getattr(sys.modules['__main__'], '__spec__', None)  # set by `python -m`
     usage = '%(prog)s --config=FILE[:ARG,ARG] [--config.FIELD=VALUE ...] [--workdir=DIR] [...]'
     rows = (f'  --config.{name:24} {words}' for name, words in USEFUL.items())
-    useful = MaskedVideoConfig in _kinds(config)
     parser = _Parser(
         prog=f'python -m {spec.name}' if spec else Path(sys.argv[0]).name,
-        usage=usage if config else None,
+        usage=usage if tables else None,
         description=doc.strip(),
-        epilog='\n'.join(('fields most often set:', *rows)) if useful else None,
+        epilog='\n'.join(('fields most often set:', *rows)) if 'objective' in tables else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    if config:
+    if tables:
         parser.add_argument('--config', metavar='FILE[:ARG,ARG]', help='a file of configs/')
         parser.add_argument(
             '--workdir', metavar='DIR', help='folder of the run (default: runs/NAME of the config)'
@@ -165,11 +170,13 @@ def _parser(doc: str, config, options) -> argparse.ArgumentParser:
     return parser
 
 
-def _parse(parser: argparse.ArgumentParser, config, argv: list[str]) -> dict[str, Any]:
+def _parse(
+    parser: argparse.ArgumentParser, tables: Sequence[str], argv: list[str]
+) -> dict[str, Any]:
     known, rest = parser.parse_known_args(argv)
     arguments = vars(known)
     del arguments['debug']
-    if not config:
+    if not tables:
         if rest:
             raise UsageError(_unknown(rest[0], parser))
         return arguments
@@ -179,13 +186,14 @@ def _parse(parser: argparse.ArgumentParser, config, argv: list[str]) -> dict[str
     first = next(i for i, a in enumerate(argv) if a == '--config' or a.startswith('--config='))
     if early := [a for a in argv[:first] if OVERRIDE.match(a)]:
         raise UsageError(f'{early[0]} stands before --config: put it behind what it changes')
-    built = _override(load(source, config), rest, parser)
-    name = getattr(built, 'name', '') or Path(source.split(':')[0]).stem
+    built = _override(load(source, tables), rest, parser)
+    file = source.partition(':')[0]
+    name = built.name or Path(file).stem
     arguments['workdir'] = arguments['workdir'] or os.path.join('runs', name)
-    return {'config': built, **arguments}
+    return {'config': built, 'config_file': os.path.abspath(file), **arguments}
 
 
-def load(source: str, kind: type | tuple[type, ...] = MaskedVideoConfig) -> Any:
+def load(source: str, tables: Sequence[str] = ('objective',)) -> Any:
     """What `get_config(ARG)` of a config file returns; source: `FILE[:ARG]`.
 
     Raises:
@@ -194,32 +202,26 @@ def load(source: str, kind: type | tuple[type, ...] = MaskedVideoConfig) -> Any:
     path, _, arg = source.partition(':')
     if not os.path.isfile(path):
         raise UsageError(f'--config={source}: no file {path}{_offer(path)}')
-    spec = importlib.util.spec_from_file_location(f'config_file_{Path(path).stem}', path)
-    if spec is None:
-        raise UsageError(f'--config={source}: {path} is not a Python file')
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        module = import_file(path, again=True)
         built = module.get_config(arg) if arg else module.get_config()
     except ConfigError as error:
         raise UsageError(f'--config={source}: {error}') from error
     except Exception as error:  # whatever a file of the user's may raise
         raise UsageError(f'{path}: {type(error).__name__}: {error}') from error
-    if not isinstance(built, kind):
+    if getattr(built, 'table', None) not in tables:
         raise UsageError(
-            f'{path}: get_config returned {type(built).__name__}, must be '
-            f'{" or ".join(k.__name__ for k in _kinds(kind))}'
+            f'{path}: get_config returned {type(built).__name__}, must be a config of '
+            f'{" or ".join(KINDS_OF_CONFIG[table] for table in tables)}'
         )
+    store.adopt_old_names(built)
     return built
-
-
-def _kinds(config: type | tuple[type, ...] | None) -> tuple[type, ...]:
-    return config if isinstance(config, tuple) else (config,) if config else ()
 
 
 def _override(config: Any, argv: list[str], parser: argparse.ArgumentParser) -> Any:
     """The config with every `--config.FIELD=VALUE`, or `--config.FIELD VALUE`, applied."""
-    kinds = {name: kind for name, kind, _ in fields(config)}
+    kinds = {name: kind for name, kind, _ in store.fields(config)}
+    argv = [_renamed(given, kinds) for given in argv]
     for given in argv:
         match = OVERRIDE.match(given)
         if not match and re.match(r'-[^\d.]', given):  # a negative number is a value
@@ -237,6 +239,15 @@ def _override(config: Any, argv: list[str], parser: argparse.ArgumentParser) -> 
     if left:
         raise UsageError(f"'{left[0]}' follows no flag")
     return holder.value
+
+
+def _renamed(given: str, kinds: dict[str, Any]) -> str:
+    """A flag under the name that its field has today."""
+    match = OVERRIDE.match(given)
+    if not match or match[1] in kinds:
+        return given
+    name = store.renamed(match[1], kinds)
+    return given[: match.start(1)] + name + given[match.end(1) :]
 
 
 def _flag_error(error: Exception, argv: list[str], kinds: dict[str, Any]) -> str:

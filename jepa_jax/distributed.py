@@ -141,7 +141,7 @@ def watch() -> Iterator[None]:
         who = f'process {jax.process_index()} of {jax.process_count()}'
         print(
             f'interrupted: {who} lost another process ({_short(error)}); start the same command '
-            'again to go on from the last checkpoint',
+            'again to resume from the last checkpoint',
             file=sys.stderr,
             flush=True,
         )
@@ -195,12 +195,17 @@ def leave(status: int) -> int:
 
 def any_process(flag: bool) -> bool:
     """Whether `flag` is true in any process; all must ask at the same point."""
+    return bool(largest(flag))
+
+
+def largest(value: int) -> int:
+    """The largest `value` of any process; all must ask at the same point."""
     if _alone:
-        return flag
+        return value
     import numpy as np
     from jax.experimental import multihost_utils
 
-    return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
+    return int(multihost_utils.process_allgather(np.asarray(value)).max())
 
 
 def whole(tree):

@@ -1,10 +1,9 @@
-"""The only training loop. An objective brings nets and loss, a pipeline batches; the rest is the
-same for all."""
+"""The only training loop. An objective brings nets and loss, a stream batches; the rest is the same
+for all."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import pathlib
 import signal
@@ -17,13 +16,14 @@ import jax
 import numpy as np
 import optax
 
-from jepa_jax import distributed, optim
+from jepa_jax import distributed
 from jepa_jax.checkpoint import Checkpoints
-from jepa_jax.config import MaskedVideoConfig
-from jepa_jax.data import Batch
-from jepa_jax.data.pipeline import FailureLog, Pipeline
-from jepa_jax.errors import Interrupted, TrainingError
-from jepa_jax.metrics import Cost, Metrics, speed
+from jepa_jax.config import RunConfig
+from jepa_jax.data.stream import FailureLog, HostBatch, Stream
+from jepa_jax.errors import DataError, Interrupted, TrainingError
+from jepa_jax.metrics import Metrics, Workload, speed
+from jepa_jax.objectives import Objective
+from jepa_jax.optim import Optimizer
 from jepa_jax.sharding import put_batch
 from jepa_jax.state import TrainState
 from jepa_jax.step import first_nonfinite, make_step
@@ -33,39 +33,63 @@ log = logging.getLogger(__name__)
 PROFILED = range(2, 5)  # the first compiles; those with other shapes may, too
 
 
-@dataclasses.dataclass
+# What wall time goes to. Devices are at work in the first two; the others are theirs to wait.
+USES = {
+    'step': 'steps',
+    'compile': 'first steps of their shapes',
+    'data': 'waiting for a batch',
+    'put': 'handing it to the devices',
+    'save': 'saving',
+    'agree': 'agreeing with other processes',
+    'health': 'measuring health and logging',
+}
+
+
 class Clock:
-    """What wall time was spent on, seconds."""
+    """Where the seconds of a loop went: every moment belongs to one of USES."""
 
-    data: float = 0.0  # devices waiting for a batch
-    step: float = 0.0  # devices at work, compilations apart
-    steps: int = 0  # counted in `step`
-    compile: float = 0.0  # first steps of their shapes
-    compiled: int = 0  # counted in `compile`
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(USES, 0.0)
+        self.steps = self.compiled = 0  # counted under `step` and `compile`
 
-    def add(self, step: float, wait: float, compiled: bool) -> None:
-        self.data += wait
-        if compiled:
-            self.compile, self.compiled = self.compile + step, self.compiled + 1
-        else:
-            self.step, self.steps = self.step + step, self.steps + 1
+    def add(self, use: str, seconds: float) -> None:
+        self.seconds[use] += seconds
+
+    def add_step(self, seconds: float, compiled: bool) -> None:
+        self.add('compile' if compiled else 'step', seconds)
+        self.compiled, self.steps = self.compiled + compiled, self.steps + (not compiled)
 
     def merge(self, other: Clock) -> None:
-        for field in dataclasses.fields(self):
-            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+        for use, seconds in other.seconds.items():
+            self.add(use, seconds)
+        self.steps, self.compiled = self.steps + other.steps, self.compiled + other.compiled
 
     def rates(self, clips: int) -> dict[str, float]:
-        """Per-step means as metrics, for steps of so many clips; compiling counts only if every
-        step compiled."""
-        seconds, steps = (self.step, self.steps) if self.steps else (self.compile, self.compiled)
-        step, wait = seconds / steps, self.data / steps
-        return {'step_s': step, 'data_wait_s': wait, 'clips_per_s': clips / (step + wait)}
+        """Per-step means as metrics, for steps of so many clips; clips_per_s is of all that a step
+        takes, saves and measures included. Compiling counts only if every step compiled."""
+        of, count = ('step', self.steps) if self.steps else ('compile', self.compiled)
+        every = self.steps + self.compiled
+        step, wait = self.seconds[of] / count, self.seconds['data'] / every
+        rest = sum(self.seconds[use] for use in ('put', 'save', 'agree', 'health')) / every
+        return {
+            'step_s': step,
+            'data_wait_s': wait,
+            'overhead_s': rest,
+            'clips_per_s': clips / (step + wait + rest),
+        }
 
     def verdict(self) -> str:
         """Which part of the machine a faster run would need."""
-        share = self.data / max(self.data + self.step, 1e-9)
-        word = 'data-bound' if share > 0.1 else 'compute-bound'
-        return f'{word}: devices waited for batches {share:.0%} of the time'
+        total = max(sum(self.seconds.values()) - self.seconds['compile'], 1e-9)
+        shares = {use: self.seconds[use] / total for use in USES if use != 'compile'}
+        word = 'data-bound' if shares['data'] > 0.1 else 'compute-bound'
+        rest = [
+            f'{USES[use]} {shares[use]:.0%}'
+            for use in ('put', 'save', 'agree', 'health')
+            if shares[use] >= 0.01
+        ]
+        text = f'{word}: devices waited for batches {shares["data"]:.0%} of the time'
+        return f'{text}; {", ".join(rest)}' if rest else text
 
 
 @contextlib.contextmanager
@@ -113,21 +137,23 @@ def _span(steps: range) -> str:
     return f'{steps.start + 1} to {steps.stop} of this start'
 
 
-def _lag(params: dict, target: dict) -> jax.Array:
-    """Distance between a net and its moving average, relative to the average's size."""
-    gap = optax.tree.norm(optax.tree.sub(params, target))
-    return gap / optax.tree.norm(target)
+def _lag(params: dict, ema: dict) -> dict[str, jax.Array]:
+    """Distance between each net and its moving average, relative to the average's size."""
+    return {
+        name: optax.tree.norm(optax.tree.sub(params[name], average)) / optax.tree.norm(average)
+        for name, average in ema.items()
+    }
 
 
-def _features(objective, parts: int):
+def _health(objective: Objective, parts: int):
     """objective.health of one of the parts in which a step takes its batch: what fits there fits
     here."""
 
-    def features(params: dict, target: dict, batch: Batch) -> dict:
+    def health(state: TrainState, frozen: dict, batch) -> dict:
         part = jax.tree.map(lambda a: a.reshape(-1, parts, *a.shape[1:])[:, 0], batch)
-        return objective.health(params, target, part)
+        return objective.health(state.params, state.ema, frozen, part)
 
-    return features
+    return health
 
 
 def _finished(values: dict[str, jax.Array]) -> tuple[dict[str, Any], float]:
@@ -135,117 +161,176 @@ def _finished(values: dict[str, jax.Array]) -> tuple[dict[str, Any], float]:
     return jax.device_get(values), time.perf_counter()
 
 
-def _explain(objective, state: TrainState, batch, host: Batch, n: int, path: pathlib.Path) -> str:
+def _explain(
+    objective: Objective, state: TrainState, frozen: dict, batch, host, n: int, path: pathlib.Path
+) -> str:
     """Stores the batch of a step that is not finite and says which tensor went first."""
     named = jax.tree_util.tree_leaves_with_path(host)
     np.savez(path, **{jax.tree_util.keystr(p).strip('.'): np.asarray(a) for p, a in named})
     return (
         f'step {n + 1} is not finite; first tensor that is not: '
-        f'{first_nonfinite(objective, state, batch)}. The state before it is saved as step {n}, '
-        f'its batch as {path}'
+        f'{first_nonfinite(objective, state, frozen, batch)}. The state before it is saved as step '
+        f'{n}, its batch as {path}'
     )
 
 
+class _Feed:
+    """Batches of a stream, handed to the devices one step ahead."""
+
+    def __init__(self, batches: Iterator[HostBatch], mesh: jax.sharding.Mesh):
+        self._batches, self._mesh = batches, mesh
+        self.host: HostBatch | None = None  # of the batch on the devices
+        self.batch: Any = None
+        self.error: DataError | None = None  # why there is no next one
+        self.fetched = 0.0  # when the host had it
+
+    def advance(self) -> None:
+        """Fetches the next batch and starts to transfer it, which goes on beside a step."""
+        self.host = self.batch = None
+        try:
+            self.host = next(self._batches)
+        except DataError as error:
+            self.error = error
+        self.fetched = time.perf_counter()
+        if self.host is not None:
+            self.batch = put_batch(self.host.batch, self._mesh)
+
+
 def fit(
-    objective,
+    objective: Objective,
+    optimizer: Optimizer,
     state: TrainState,
-    pipeline: Pipeline,
-    config: MaskedVideoConfig,
+    frozen: dict,
+    stream: Stream,
+    config: RunConfig,
     *,
+    known: dict[str, Any],
     mesh: jax.sharding.Mesh,
     workdir: pathlib.Path,
     checkpoints: Checkpoints,
     metrics: Metrics,
     failures: FailureLog,
-    cost: Callable[[int], Cost],
+    workload: Callable[[int], Workload],
     profile: pathlib.Path | None = None,
 ) -> tuple[TrainState, Clock]:
     """Trains from state.step to config.optim.steps; the position in the data is the step itself.
 
     Each round: save if due, step, check, log, measure health if due. A checkpoint holds no batch
-    that was not trained on, and needs no state of the data. The next batch is fetched while the
-    devices compute; data_wait_s is the time that they had nothing to do because it was not there.
-    cost: what the step of a number is worth, for the metrics of speed. profile: a folder for a
-    trace of steps PROFILED of this start, which TensorBoard shows.
+    that was not trained on, and needs no state of the data. The next batch is fetched and handed to
+    the devices while they compute; data_wait_s is the time that they had nothing to do because it
+    was not there.
+
+    Args:
+      frozen: parameters of objective.frozen, on the mesh.
+      known: what checkpoints say of the run beside its state.
+      workload: what the step of a number is worth, for the metrics of speed.
+      profile: a folder for a trace of steps PROFILED of this start, which TensorBoard shows.
 
     Raises:
       TrainingError: loss or gradient is not finite. The state before that step is saved, the batch
       stored in the workdir.
       Interrupted: SIGTERM came; the state is saved.
-      DataError: too many files cannot be read.
+      DataError: too many files cannot be read; the state is saved.
     """
-    mask = optim.decay_mask(state.params, objective.unused)
-    step = jax.jit(
-        make_step(objective, optim.optimizer(config.optim, mask), config.optim), donate_argnums=0
-    )
-    features, lag = jax.jit(_features(objective, config.optim.accumulate)), jax.jit(_lag)
-    stored = dataclasses.asdict(config)
+    accumulate = config.optim.accumulate
+    step = jax.jit(make_step(objective, optimizer, accumulate), donate_argnums=0)
+    health, lag = jax.jit(_health(objective, accumulate)), jax.jit(_lag)
     every, total = config.logging, config.optim.steps
     first = n = logged = int(jax.device_get(state.step))
     clock, interval, compiled = Clock(), Clock(), set()
 
     def save() -> None:
-        known = {'config': stored, 'failures': failures.state(), **pipeline.facts}
-        checkpoints.save(n, state, known)
+        checkpoints.save(n, state, {**known, 'failures': failures.state(), **stream.facts})
 
     def save_last() -> None:
         save()
         checkpoints.wait()
         if checkpoints.last_error:
             raise TrainingError(
-                f'{checkpoints.last_error}; start the same command again to go on from the last '
+                f'{checkpoints.last_error}; start the same command again to resume from the last '
                 'checkpoint'
             )
 
+    def line(values: dict[str, Any], measured: bool) -> dict[str, float]:
+        row = {k: float(v) for k, v in values.items()}
+        rates = interval.rates(config.optim.batch)
+        row |= failures.counts() | rates
+        seconds = config.optim.batch / rates['clips_per_s']
+        row |= speed([workload(i) for i in range(logged, n)], seconds)
+        if measured:
+            row |= objective.measure(health(state, frozen, batch))
+            for name, gap in jax.device_get(lag(state.params, state.ema)).items():
+                key = 'health/ema_lag' if len(state.ema) == 1 else f'health/ema_lag/{name}'
+                row[key] = float(gap)
+        return row
+
     with (
         _termination() as received,
-        pipeline.batches(first) as batches,
+        stream.batches(first) as batches,
         ThreadPoolExecutor(1) as watcher,
         _Trace(profile) as trace,
     ):
+        feed = _Feed(batches, mesh)
         mark = time.perf_counter()
-        host = next(batches) if n < total else None
-        interval.data = time.perf_counter() - mark
+
+        def lap(use: str) -> None:
+            nonlocal mark
+            now = time.perf_counter()
+            interval.add(use, now - mark)
+            mark = now
+
+        if n < total:
+            feed.advance()
+            if feed.error:
+                raise feed.error
+        lap('data')
         while n < total:
             if n > first and n % config.checkpoints.every == 0:
                 save()
-            batch = put_batch(host.batch, mesh)
-            if new := pipeline.shapes(n) not in compiled:
-                compiled.add(pipeline.shapes(n))
-                log.info('program %d: token counts %s', len(compiled), pipeline.shapes(n))
-            mark = time.perf_counter()
+            if new := stream.shapes(n) not in compiled:
+                compiled.add(stream.shapes(n))
+                log.info('program %d: token counts %s', len(compiled), stream.shapes(n))
+            host, batch = feed.host, feed.batch
+            lap('save')
             with trace.step(n, n - first):
-                state, values = step(state, batch)  # returns before the devices are done
+                state, values = step(state, frozen, batch)  # returns before the devices are done
             done = watcher.submit(_finished, values)
-            current, host = host, next(batches) if n + 1 < total else None
-            fetched = time.perf_counter()
+            if n + 1 < total:
+                feed.advance()
+            handed = time.perf_counter()
             values, ended = done.result()
+            interval.add_step(ended - mark, new)
+            if handed > ended:  # the devices waited
+                waited = max(0.0, feed.fetched - ended)
+                interval.add('data', waited)
+                interval.add('put', handed - ended - waited)
+            mark = max(handed, ended)
             if not values.pop('finite'):
                 save_last()
                 path = workdir / f'nonfinite_step_{n + 1}.npz'
-                raise TrainingError(_explain(objective, state, batch, current.batch, n, path))
+                raise TrainingError(_explain(objective, state, frozen, batch, host.batch, n, path))
             n += 1
-            failures.add(current)
-            interval.add(ended - mark, max(0.0, fetched - ended), new)
+            trouble = feed.error
+            try:
+                failures.add(host)
+            except DataError as error:
+                trouble = error
             measured = every.health_every and (n % every.health_every == 0 or n == total)
             if n % every.every == 0 or measured or n == total:
-                line = {k: float(v) for k, v in values.items()}
-                rates = interval.rates(config.optim.batch)
-                seconds = rates['step_s'] + rates['data_wait_s']
-                line |= failures.counts() | rates
-                line |= speed([cost(i) for i in range(logged, n)], seconds)
+                metrics.write(n, line(values, bool(measured)))
                 logged = n
-                if measured:
-                    line |= objective.measure(features(state.params, state.target, batch))
-                    if objective.averaged:
-                        gap = lag(state.params[objective.averaged], state.target)
-                        line['health/ema_lag'] = float(jax.device_get(gap))
-                metrics.write(n, line)
                 clock.merge(interval)
                 interval = Clock()
-            if distributed.any_process(bool(received)):
+            lap('health')
+            stop = distributed.largest(2 if trouble else 1 if received else 0)
+            lap('agree')
+            if stop:
                 save_last()
+                if stop == 2:
+                    raise trouble or DataError('another process cannot read its data and says why')
                 raise Interrupted(f'SIGTERM at step {n} of {total}, which is saved')
         if n > first:
             save_last()
+        lap('save')
+        clock.merge(interval)
     return state, clock

@@ -8,15 +8,28 @@ estimate, no measurement.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
+import os
 
 import jax
 
-from jepa_jax.config import ActionConditionedConfig, MaskConfig, MaskedVideoConfig, frame_counts
+from jepa_jax import build, recipes
+from jepa_jax.config import (
+    ActionConditionedConfig,
+    MaskConfig,
+    MaskedVideoConfig,
+    RunConfig,
+    frame_counts,
+)
 from jepa_jax.errors import ConfigError
-from jepa_jax.objectives.action_conditioned import ActionConditioned, ac_predictor_config
-from jepa_jax.objectives.masked_video import MaskedVideo, predictor_config, vit_config
+from jepa_jax.lookup import load
+from jepa_jax.nets import Net
+from jepa_jax.sharding import MAX_FSDP
 
+log = logging.getLogger(__name__)
+
+FILLED = 0.85  # share of a device's memory that an estimate may take: fragmentation comes on top
 GIB = 2**30
 FLOAT = 4  # bytes of parameters, moments, predictor stream and targets
 STORED = 2  # of features in a batch
@@ -33,104 +46,221 @@ def context_share(mask: MaskConfig) -> float:
 
 
 @dataclasses.dataclass
-class _Activations:
+class Activations:
     """Bytes of what a step holds of one part of the batch on a device, besides state and
     gradients."""
 
     inputs: float = 0.0  # all parts of the batch
-    saved: float = 0.0
-    features: float = 0.0
-    peak: float = 0.0
+    saved: float = 0.0  # for the backward pass
+    features: float = 0.0  # targets and predictions
+    peak: float = 0.0  # of the largest block at work
 
 
-def estimate(config: MaskedVideoConfig, devices: int = 1) -> dict[str, float]:
-    """GiB a device by use, and their `total`.
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Bytes of a run's nets, each counted once."""
+
+    trained: float
+    averaged: float
+    frozen: float
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Weights:
+        objective = load(recipes.of(config).build)(config)
+        averaged = [objective.nets[name] for name in objective.ema]
+        groups = objective.nets.values(), averaged, objective.frozen.values()
+        return cls(*(sum(map(_bytes, nets)) for nets in groups))
+
+
+def estimate(
+    config: RunConfig, devices: int = 1, weights: Weights | None = None
+) -> dict[str, float]:
+    """GiB a device by use, and their `total`; mesh.fsdp and optim.accumulate of 0 count as 1.
+
+    weights: of the config, if known.
 
     Raises:
       ConfigError: the batch does not split over the devices.
     """
-    c, parts = config.optim, devices * config.optim.accumulate
-    if c.batch % parts:
-        raise ConfigError(f'optim.batch = {c.batch}: must be a multiple of {parts} parts')
-    objective, count = TASKS[type(config)]
-    nets = objective(config)
-    trained, target = _size(nets.abstract), _size(nets.encoder.abstract)
-    found = count(config, c.batch // parts)
+    config = _split(config, config.mesh.fsdp or 1, config.optim.accumulate or 1)
+    fsdp, accumulate = config.mesh.fsdp, config.optim.accumulate
+    rows = rows_at_a_time(config.optim.batch, devices, accumulate)
+    weights = weights or Weights.of(config)
+    held = load(recipes.of(config).activations)(config, rows)
     sizes = {
-        'parameters, moments, target': (3 * trained + target) * FLOAT / config.mesh.fsdp,
+        'parameters, moments, averages': (3 * weights.trained + weights.averaged) / fsdp,
+        'frozen nets': weights.frozen / fsdp,
         # the update happens in place; adding up parts takes a sum besides
-        'gradients': (2 if c.accumulate > 1 else 1) * trained * FLOAT / config.mesh.fsdp,
-        'clips': found.inputs,
-        'kept for the backward pass': found.saved,
-        'targets and predictions': found.features,
-        'largest block': found.peak,
+        'gradients': (2 if accumulate > 1 else 1) * weights.trained / fsdp,
+        'clips': held.inputs,
+        'kept for the backward pass': held.saved,
+        'targets and predictions': held.features,
+        'largest block': held.peak,
     }
     sizes = {use: size / GIB for use, size in sizes.items()}
     return {**sizes, 'total': sum(sizes.values())}
 
 
-def _video(config: MaskedVideoConfig, rows: int) -> _Activations:
+def _split(config: RunConfig, fsdp: int, accumulate: int) -> RunConfig:
+    mesh = dataclasses.replace(config.mesh, fsdp=fsdp)
+    optim = dataclasses.replace(config.optim, accumulate=accumulate)
+    return dataclasses.replace(config, mesh=mesh, optim=optim)
+
+
+def rows_at_a_time(batch: int, devices: int, accumulate: int) -> int:
+    """Clips that a device takes at once.
+
+    Raises:
+      ConfigError: the batch does not split into as many equal parts.
+    """
+    parts = devices * accumulate
+    if batch % parts:
+        raise ConfigError(
+            f'optim.batch = {batch}: must be a multiple of {parts} ({devices} devices x '
+            f'optim.accumulate {accumulate})'
+        )
+    return batch // parts
+
+
+def device_memory() -> float:
+    """Bytes that a device of this process may use; of CPUs each its share of the machine's, 0 where
+    the system does not tell."""
+    device = jax.local_devices()[0]
+    if stats := device.memory_stats():  # None on CPUs
+        return stats.get('bytes_limit', 0)
+    if device.platform != 'cpu' or not hasattr(os, 'sysconf'):
+        return 0
+    machine = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    return machine / len(jax.local_devices())
+
+
+def choose(config: RunConfig, devices: int, memory: float) -> RunConfig:
+    """`config` with mesh.fsdp and optim.accumulate chosen where they are 0, and says what it chose.
+
+    The fewest parts that fit a device of `memory` bytes to FILLED, then the fewest shards: parts
+    cost time on a part too small to fill the device, shards cost communication. With memory 0
+    (unknown) nothing is cut.
+
+    Raises:
+      ConfigError: nothing fits, or the batch does not split over the devices.
+    """
+    fsdp, accumulate = config.mesh.fsdp, config.optim.accumulate
+    if fsdp and accumulate:
+        return config
+    batch = config.optim.batch
+    rows_at_a_time(batch, devices, accumulate or 1)
+    shards = [fsdp] if fsdp else [n for n in range(1, MAX_FSDP + 1) if devices % n == 0]
+    parts = [accumulate] if accumulate else _divisors(batch // devices)
+    weights, least = Weights.of(config), None
+    for a in parts:
+        for n in shards:
+            tried = _split(config, n, a)
+            if not _works(tried):
+                continue
+            needed = estimate(tried, devices, weights)['total'] * GIB
+            if needed <= FILLED * memory or not memory:
+                log.info(
+                    'chosen: mesh.fsdp %d, optim.accumulate %d (%d clips at a time on each of %d '
+                    'devices, estimated %.3g GiB of %.3g)',
+                    n, a, batch // (devices * a), devices, needed / GIB, memory / GIB,
+                )  # fmt: skip
+                return tried
+            if least is None or needed < least[0]:
+                least = needed, n, a
+    if least is None:
+        raise ConfigError(
+            f'optim.batch = {batch} on {devices} devices: no split of it works with mesh.fsdp '
+            f'{fsdp or "1 to " + str(MAX_FSDP)}; set mesh.fsdp and optim.accumulate'
+        )
+    needed, n, a = least
+    raise ConfigError(
+        f'{config.name or "this run"} needs at least {needed / GIB:.3g} GiB a device (estimated, '
+        f'mesh.fsdp {n}, optim.accumulate {a}), {FILLED:.0%} of {memory / GIB:.3g} GiB are there: '
+        'take more devices, a smaller model or shorter clips; setting mesh.fsdp and '
+        'optim.accumulate tries it all the same'
+    )
+
+
+def _divisors(n: int) -> list[int]:
+    return [k for k in range(1, n + 1) if n % k == 0]
+
+
+def _works(config: RunConfig) -> bool:
+    """Whether fields contradict each other, such as a width that fsdp does not divide, or lists of
+    which one gets no row."""
+    try:
+        recipes.validate(config)
+        return True
+    except ConfigError:
+        return False
+
+
+def masked_video(config: MaskedVideoConfig, rows: int) -> Activations:
     """Of clips with masked parts, `rows` at a time."""
-    vit, predictor = vit_config(config), predictor_config(config)
+    vit = build.video_encoder(config)
+    predictor = build.predictor(config, vit)
     compute, kept = BYTES[config.compute_dtype], KEPT[config.mesh.remat]
-    found = _Activations()
+    held = Activations()
     rows /= len(frame_counts(config.data))  # of a group
     for frames in frame_counts(config.data):
         tokens = math.prod(vit.grid(frames, config.data.crop, config.data.crop))
         pixels = frames * config.data.crop**2 * 3
         # all parts as uint8, one as floats
-        found.inputs += rows * pixels * (config.optim.accumulate + FLOAT)
-        found.features += 2 * rows * tokens * vit.width * FLOAT  # before and after standardising
-        found.peak = max(found.peak, rows * tokens * _values(vit, compute, compute))
+        held.inputs += rows * pixels * (config.optim.accumulate + FLOAT)
+        held.features += 2 * rows * tokens * vit.width * FLOAT  # before and after standardising
+        held.peak = max(held.peak, rows * tokens * _values(vit, compute, compute))
         for mask in config.masks:
             context = context_share(mask) * tokens
-            found.saved += rows * context * kept(vit, compute, compute) * vit.depth
-            found.saved += rows * tokens * kept(predictor, compute, FLOAT) * predictor.depth
-            # predicted, wanted
-            found.features += 2 * rows * (tokens - context) * vit.width * FLOAT
+            held.saved += rows * context * kept(vit, compute, compute) * vit.depth
+            held.saved += rows * tokens * kept(predictor, compute, FLOAT) * predictor.depth
+            # predictions, targets
+            held.features += 2 * rows * (tokens - context) * vit.width * FLOAT
             # in the backward pass, with their gradients
-            found.peak = max(
-                found.peak,
+            held.peak = max(
+                held.peak,
                 2 * rows * context * _values(vit, compute, compute),
                 2 * rows * tokens * _values(predictor, compute, FLOAT),
             )
-    return found
+    return held
 
 
-def _robot(config: ActionConditionedConfig, rows: int) -> _Activations:
+def action_conditioned(config: ActionConditionedConfig, rows: int) -> Activations:
     """Of pieces of a robot's recordings, `rows` at a time."""
-    vit, c, rollout = vit_config(config), ac_predictor_config(config), config.rollout
+    vit, rollout = build.frame_encoder(config), config.rollout
+    c = build.ac_predictor(config, vit)
     compute, frames = BYTES[config.compute_dtype], config.robot.frames
     kept = KEPT[config.mesh.remat](c, compute, compute)
     frame = rows * math.prod(c.grid) * vit.width * FLOAT  # features of one
-    found = _Activations()
+    held = Activations()
     if config.features:
-        found.inputs = STORED / FLOAT * frames * frame * config.optim.accumulate
+        held.inputs = STORED / FLOAT * frames * frame * config.optim.accumulate
     else:
         pixels = rows * frames * config.data.crop**2 * 3
-        found.inputs = pixels * (config.optim.accumulate + vit.tubelet * FLOAT)  # a tubelet of each
+        held.inputs = pixels * (config.optim.accumulate + vit.tubelet * FLOAT)  # a tubelet of each
         tokens = rows * frames * math.prod(c.grid)
-        found.features = frames * frame  # before standardising
-        found.peak = tokens * _values(vit, compute, compute)
-    found.features += frames * frame
+        held.features = frames * frame  # before standardising
+        held.peak = tokens * _values(vit, compute, compute)
+    held.features += frames * frame
     # predictions from true frames, then one a frame; before and after standardising
     predicted = frames - 1 + rollout.steps - 1
-    found.features += 2 * predicted * frame
+    held.features += 2 * predicted * frame
 
     size = rows * c.tokens_per_frame  # tokens of a frame
     past = 2 * compute * c.width  # keys and values of a token
     prefix = 1 if rollout.prefix == 'first' else frames - rollout.steps
     # the rollout takes keys and values of all layers, and they have gradients
-    found.saved = c.depth * size * (frames - 1) * (kept + 2 * past)
+    held.saved = c.depth * size * (frames - 1) * (kept + 2 * past)
     for before in range(prefix, prefix + rollout.steps - 1):
-        found.saved += c.depth * size * (kept + 2 * past * (before + 1))
+        held.saved += c.depth * size * (kept + 2 * past * (before + 1))
     values = _values(c, compute, compute)
-    found.peak = max(found.peak, 2 * size * (frames - 1) * values)
-    return found
+    held.peak = max(held.peak, 2 * size * (frames - 1) * values)
+    return held
 
 
-def _size(tree) -> int:
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+def _bytes(net: Net) -> int:
+    return sum(
+        math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(net.abstract)
+    )
 
 
 def _input(c, compute: int, stream: int) -> float:
@@ -156,15 +286,3 @@ def _everything(c, compute: int, stream: int) -> float:
 
 
 KEPT = {'full': _input, 'dots': _products, 'none': _everything}  # by mesh.remat
-
-
-def _robot_nets(config: ActionConditionedConfig) -> ActionConditioned:
-    """Without the encoder's weights, which `ActionConditioned.of` reads."""
-    return ActionConditioned(vit_config(config), ac_predictor_config(config))
-
-
-# by the type of the config: its nets, and what counts activations
-TASKS = {
-    MaskedVideoConfig: (MaskedVideo.of, _video),
-    ActionConditionedConfig: (_robot_nets, _robot),
-}

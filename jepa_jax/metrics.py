@@ -29,14 +29,22 @@ log = logging.getLogger(__name__)
 
 FILE = 'metrics.jsonl'
 # What the clock decides; all other values of two equal runs are equal bit for bit.
-TIMING_KEYS = ('clips_per_s', 'data_wait_s', 'step_s', 'tokens_per_s', 'mfu', 'memory_gib')
+TIMING_KEYS = (
+    'clips_per_s',
+    'data_wait_s',
+    'overhead_s',
+    'step_s',
+    'tokens_per_s',
+    'mfu',
+    'memory_gib',
+)
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NOT_FINITE = {'nan': math.nan, 'inf': math.inf, '-inf': -math.inf}
 
 
 @dataclasses.dataclass(frozen=True)
-class Cost:
+class Workload:
     """What a step is worth, over all devices."""
 
     flops: float  # forward and backward of what is useful (jepa_jax/flops.py)
@@ -44,13 +52,13 @@ class Cost:
     peak: float | None  # FLOP/s of all devices together; None where no figure is published
 
 
-def speed(costs: Sequence[Cost], seconds: float) -> dict[str, float]:
+def speed(workloads: Sequence[Workload], seconds: float) -> dict[str, float]:
     """Metrics of steps that took `seconds` each: `tokens_per_s`; `mfu`, the share of the devices'
     published peak that was put to use, where there is one; `memory_gib`, the most that the first
     device has held so far, or this process on a CPU."""
-    mean = sum(cost.flops for cost in costs) / len(costs)
-    found = {'tokens_per_s': sum(cost.tokens for cost in costs) / len(costs) / seconds}
-    if peak := costs[0].peak:
+    mean = sum(each.flops for each in workloads) / len(workloads)
+    found = {'tokens_per_s': sum(each.tokens for each in workloads) / len(workloads) / seconds}
+    if peak := workloads[0].peak:
         found['mfu'] = mean / seconds / peak
     return found | {'memory_gib': _peak_bytes() / 2**30}
 
@@ -75,7 +83,7 @@ class Metrics:
         terminal: bool | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """Cuts the file back to the step that the run goes on from.
+        """Cuts the file back to the step that the run resumes from.
 
         Args:
           workdir: the run's folder, which exists.
@@ -134,12 +142,6 @@ class Metrics:
         if self._events is not None and not self._events.write(step, row):
             self._events = None
         self._show(step, row)
-
-    def note(self, text: str) -> None:
-        """Shows a line of text, above the bar if there is one."""
-        if self._file is not None:
-            tqdm.write(text, file=sys.stdout)
-            sys.stdout.flush()
 
     def close(self) -> None:
         """Ends the bar and closes the files."""

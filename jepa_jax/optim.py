@@ -8,15 +8,16 @@ term cancels, and float32 stays within 1e-6 of the value even where it nearly va
 
 from __future__ import annotations
 
-from collections.abc import Callable, CollectionConfig
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jepa_jax.config import OptimConfig, horizon
-from jepa_jax.config import half_life as half_life
+from jepa_jax.config import EmaOptimConfig, OptimConfig, horizon
 from jepa_jax.errors import ConfigError
+from jepa_jax.objectives import Objective
 from jepa_jax.sharding import path_name
 
 Schedule = Callable[[jax.Array | int], jax.Array]  # 0-based step, int [] -> float32 []
@@ -49,7 +50,7 @@ def _warmup_cosine(c: OptimConfig) -> Schedule:
 
 
 def _linear_decay(c: OptimConfig) -> Schedule:
-    """Not clipped; with `stretch` 1.25 the run ends four fifths of the way down, as released."""
+    """Not clipped; with `ipe_scale` 1.25 the run ends four fifths of the way down, as released."""
     return lambda step: _line(c.lr, c.final_lr, jnp.asarray(step) + 1, horizon(c))
 
 
@@ -83,13 +84,13 @@ def learning_rate(config: OptimConfig) -> Schedule:
 
 
 def weight_decay(config: OptimConfig) -> Schedule:
-    """A cosine from `weight_decay` to `final_weight_decay` over the stretched run."""
+    """A cosine from `weight_decay` to `final_weight_decay` over the whole horizon."""
     return lambda step: _cosine(
         config.weight_decay, config.final_weight_decay, jnp.asarray(step) + 1, horizon(config)
     )
 
 
-def ema_rate(config: OptimConfig) -> Schedule:
+def ema_rate(config: EmaOptimConfig) -> Schedule:
     """1 - momentum of the target's moving average, linear in the 0-based step.
 
     Computed as such: 1 - 0.99925 in float32 would keep only four digits.
@@ -99,22 +100,64 @@ def ema_rate(config: OptimConfig) -> Schedule:
     return lambda step: first * ((whole - step) / whole) + last * (step / whole)
 
 
-def optimizer(config: OptimConfig, decay_mask) -> optax.GradientTransformation:
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """AdamW and its schedules; made once, by `build`, and passed on."""
+
+    tx: optax.GradientTransformation
+    learning_rate: Schedule
+    weight_decay: Schedule
+    ema_rate: Schedule | None  # None: nothing is averaged
+
+
+def build(config: OptimConfig, objective: Objective) -> Optimizer:
+    """AdamW as a config says, for the nets of an objective.
+
+    config: an EmaOptimConfig where the objective averages nets.
+
+    Raises:
+      ConfigError: no such schedule, or a batch cut into parts that cannot be.
+    """
+    if objective.whole_batch and config.accumulate > 1:
+        raise ConfigError(
+            f'optim.accumulate = {config.accumulate}: must be 1, the loss is of the whole batch'
+        )
+    return Optimizer(
+        adamw(config, decay_mask(objective.abstract, objective.unused), objective.rates),
+        learning_rate(config),
+        weight_decay(config),
+        ema_rate(config) if objective.ema else None,
+    )
+
+
+def adamw(
+    config: OptimConfig, mask, rates: Mapping[str, float] | None = None
+) -> optax.GradientTransformation:
     """AdamW with scheduled learning rate and weight decay, which acts on the old value.
 
-    decay_mask: a pytree of bools like the parameters, True where weight decay applies.
+    mask: a pytree of bools like the parameters, True where weight decay applies. rates: factors on
+    the learning rate of nets, the first level of the parameters; 1 for those not named.
     """
-    return optax.adamw(
+    tx = optax.adamw(
         learning_rate(config),
         b1=config.beta1,
         b2=config.beta2,
         eps=config.eps,
         weight_decay=weight_decay(config),
-        mask=decay_mask,
+        mask=mask,
     )
+    if not rates:
+        return tx
+
+    def update(grads, state, params=None):
+        updates, state = tx.update(grads, state, params)
+        scaled = {net: optax.tree.scale(rates.get(net, 1.0), tree) for net, tree in updates.items()}
+        return scaled, state
+
+    return optax.GradientTransformation(tx.init, update)
 
 
-def decay_mask(params, unused: CollectionConfig[str] = frozenset()):
+def decay_mask(params, unused: Collection[str] = frozenset()):
     """Bools like `params`: True for what weight decay shrinks. (reference: vjepa2 §5.4)
 
     False for biases, for vectors (norm scales; a stack over layers does not count as an axis), and

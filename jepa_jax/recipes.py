@@ -16,7 +16,7 @@ from typing import Any
 from jepa_jax.config import check, store, trials
 from jepa_jax.config.runs import RunConfig, StudyConfig
 from jepa_jax.errors import ConfigError
-from jepa_jax.lookup import load, row
+from jepa_jax.lookup import import_file, load, row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +32,11 @@ class Recipe:
     activations: str  # config, rows -> jepa_jax.memory.Activations of so many rows at a time
     check: str = 'jepa_jax.recipes:no_complaints'  # config -> complaints
     smoke: str = 'jepa_jax.recipes:leave'  # shrinks a config to a trial, in place
-    # config, objective -> jepa_jax.objectives.Prepared
+    # config, objective, jepa_jax.origin.Origin -> jepa_jax.objectives.Prepared
     prepare: str = 'jepa_jax.objectives:nothing_to_prepare'
     describe: str = 'jepa_jax.describe:run'  # config -> lines that say what its numbers mean
+    # workdir, config, objective, state, frozen -> jepa_jax.report.Findings at the end of a run
+    finish: str = 'jepa_jax.report:nothing'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Study:
 
     config: str  # a dataclass that extends StudyConfig
     check: str  # config, workdir -> nothing; raises before anything is run
-    stages: str  # config, workdir -> jepa_jax.study.Stage of each run, in order
+    stages: str  # config, workdir -> jepa_jax.studies.Stage of each step, in order
     report: str  # config, workdir -> nothing; measures and writes report.json, once all are there
 
 
@@ -58,6 +60,7 @@ RECIPES: dict[str, Recipe] = {
         workload='jepa_jax.objectives.programs:masked_video_workload',
         activations='jepa_jax.memory:masked_video',
         describe='jepa_jax.describe:masked_video',
+        finish='jepa_jax.report:masked_video',
     ),
     'action_conditioned': Recipe(
         config='jepa_jax.config:ActionConditionedConfig',
@@ -127,13 +130,18 @@ def smoke(config: RunConfig, *, accumulate: int = 1) -> RunConfig:
     return config
 
 
-def read_config(stored: dict[str, Any]) -> RunConfig:
+def read_config(stored: dict[str, Any], config_file: str = '') -> RunConfig:
     """The config that a run stored, through today's schema.
+
+    config_file: the file of the user's that the run began with, if it is to be trusted: it is run
+    where the objective is none of ours, as it may bring its row.
 
     Raises:
       ConfigError: an objective or a field that there is not.
     """
     values = store.upgrade(stored)
+    if values['objective'] not in RECIPES and config_file:
+        import_file(config_file)
     recipe = row(RECIPES, 'objective', values['objective'])
     return store.from_dict(values, load(recipe.config))
 

@@ -1,4 +1,4 @@
-"""How a run begins: logging, compilation cache, and the ladder to its first state."""
+"""How a run begins: logging, compilation cache, its first state, and what it says of itself."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,22 +15,20 @@ import jax.numpy as jnp
 import optax
 from tqdm import tqdm
 
-from jepa_jax import optim
-from jepa_jax.checkpoint import Checkpoints, find, read_manifest, restore
+from jepa_jax import distributed, recipes
+from jepa_jax.checkpoint import leaves, restore
 from jepa_jax.chips import peak_flops
-from jepa_jax.config import ActionConditionedConfig, MaskedVideoConfig, cache_root
-from jepa_jax.data.pipeline import Pipeline
-from jepa_jax.data.trajectories import RobotPipeline, random_prefix
-from jepa_jax.describe import describe as describe_config
-from jepa_jax.flops import GroupShape, action_conditioned_step, pretraining_step
-from jepa_jax.memory import GIB, estimate
-from jepa_jax.metrics import Cost
-from jepa_jax.nets import ONCE
-from jepa_jax.objectives.action_conditioned import ac_predictor_config
-from jepa_jax.objectives.masked_video import predictor_config, vit_config
-from jepa_jax.sharding import concrete
+from jepa_jax.config import RunConfig, cache_root
+from jepa_jax.data.stream import Stream
+from jepa_jax.lookup import load
+from jepa_jax.memory import GIB, device_memory, estimate
+from jepa_jax.metrics import Workload
+from jepa_jax.nets import ONCE, Net
+from jepa_jax.objectives import Objective
+from jepa_jax.optim import Optimizer
+from jepa_jax.origin import Origin
+from jepa_jax.sharding import concrete, put_params
 from jepa_jax.state import TrainState, init_state
-from jepa_jax.workdir import check_config
 
 log = logging.getLogger(__name__)
 
@@ -54,79 +52,95 @@ def logging_to_terminal() -> None:
     logging.getLogger('jepa_jax').setLevel(logging.INFO)
 
 
-def compilation_cache(wanted: bool = True) -> None:
+def compilation_cache(use: bool = True) -> None:
     """Keeps compiled programs between runs in the cache folder; JAX_COMPILATION_CACHE_DIR
     overrides, empty turns it off."""
-    if not wanted:
+    if not use:
         jax.config.update('jax_enable_compilation_cache', False)
     elif 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
         jax.config.update('jax_compilation_cache_dir', str(cache_root() / 'xla'))
 
 
-def initial_state(
-    objective, config: MaskedVideoConfig, mesh: jax.sharding.Mesh, checkpoints: Checkpoints
-) -> tuple[TrainState, dict[str, Any]]:
-    """The first of: this run's newest intact checkpoint, `resume_from`, `init_from` (weights only),
-    scratch.
+def placement() -> dict[str, int]:
+    """Which share of a batch this process makes."""
+    return dict(
+        devices=jax.device_count(),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
 
-    Returns the state and what was saved beside it (empty unless this run goes on). Call under
-    jax.set_mesh(mesh).
+
+def smallest_memory() -> float:
+    """Bytes of memory of a device, the least of all processes; 0: not known."""
+    return -distributed.largest(-int(device_memory() // 2**20)) * 2**20
+
+
+def on_mesh(nets: Mapping[str, Net], params: Mapping[str, Any], mesh: jax.sharding.Mesh) -> dict:
+    """Parameters of nets from the host onto the mesh, as the rules of their parts say."""
+    return {name: put_params(params[name], net.specs, mesh) for name, net in nets.items()}
+
+
+def initial_state(
+    objective: Objective,
+    optimizer: Optimizer,
+    config: RunConfig,
+    mesh: jax.sharding.Mesh,
+    origin: Origin,
+) -> tuple[TrainState, dict[str, Any]]:
+    """The state that a run starts with, and what was saved beside it (empty for a new run). Call
+    under jax.set_mesh(mesh).
 
     Raises:
-      ConfigError: this run was started with another config and that is not allowed.
-      CheckpointError: a checkpoint is damaged or does not fit the model.
+      CheckpointError: a checkpoint does not fit the model.
     """
-    mask = optim.decay_mask(objective.abstract, objective.unused)
-    tx = optim.optimizer(config.optim, mask)
 
     def make(key):
-        return init_state(objective, tx, key)
+        return init_state(objective, optimizer.tx, key)
 
     abstract = concrete(jax.eval_shape(make, jax.random.key(0)), mesh)
-    settings = config.checkpoints
-    if (step := checkpoints.latest()) is not None:
-        stored = read_manifest(checkpoints.directory / str(step))['extra']['config']
-        check_config(stored, config, allow=settings.allow_config_change)
-        state, extra = checkpoints.restore(step, abstract)
-        log.info('goes on from step %d of this workdir', step)
-        return state, extra
-    if settings.resume_from:
-        folder = find(settings.resume_from)
-        state, extra = restore(folder, abstract)
-        log.info('goes on from %s, with its optimizer state', folder)
-        return (restart(state) if settings.restart_schedule else state), {}
+    everything = tuple(field.name for field in dataclasses.fields(TrainState))
+    folder = origin.folder
+    if folder and not origin.weights_only:
+        # of this run, `origin_of` has just verified every byte
+        state, extra = restore(folder, abstract, only=everything, verify=not origin.same_run)
+        if origin.same_run:
+            log.info('resumes from step %d of this workdir', jax.device_get(state.step))
+            return state, extra
+        log.info('resumes from %s, with its optimizer state', folder)
+        return (restart(state) if config.checkpoints.restart_schedule else state), {}
     state = jax.jit(make, compiler_options=ONCE)(jax.random.key(config.seed))
-    if objective.given is not None:  # the frozen net's weights, from elsewhere
-        target = jax.tree.map(
-            lambda a, like: jax.device_put(a, like.sharding), objective.given, state.target
-        )
-        state = dataclasses.replace(state, target=target)
-    if settings.init_from:
-        folder = find(settings.init_from)
-        wanted = {'params': abstract.params, 'target': abstract.target}
-        only = (*(f'params/{net}' for net in abstract.params), 'target')
-        # converted from a source with one encoder, a checkpoint has no target
-        alone = not any(name.startswith('target/') for name in read_manifest(folder)['leaves'])
-        if alone:
-            del wanted['target']
-        weights, _ = restore(folder, wanted, only=only)
-        log.info('starts with the weights of %s', folder)
-        if alone and objective.averaged:
-            log.info('the target starts as a copy of its only encoder')
-            weights['target'] = jax.tree.map(jnp.copy, weights['params'][objective.averaged])
-        target = weights.get('target', {})
-        return TrainState(state.step, weights['params'], target, state.opt_state), {}
-    return state, {}
+    if not folder:
+        return state, {}
+    nets = {'params': abstract.params, 'ema': abstract.ema}
+    stored = leaves(folder)
+    # converted from a source with one encoder, a checkpoint has no average of it
+    for name in [name for name in abstract.ema if not _holds(stored, f'ema/{name}')]:
+        del nets['ema'][name]
+    only = tuple(f'{kind}/{name}' for kind, trees in nets.items() for name in trees)
+    weights, _ = restore(folder, nets, only=only)
+    log.info('starts with the weights of %s', folder)
+    for name in objective.ema:
+        if name not in weights['ema']:
+            log.info('the average of %s starts as a copy of it', name)
+            weights['ema'][name] = jax.tree.map(jnp.copy, weights['params'][name])
+    return dataclasses.replace(state, params=weights['params'], ema=weights['ema']), {}
+
+
+def _holds(stored: Mapping[str, Any], part: str) -> bool:
+    return any(name.startswith(f'{part}/') for name in stored)
 
 
 def describe(
-    config: MaskedVideoConfig,
-    objective,
+    config: RunConfig,
+    objective: Objective,
     mesh: jax.sharding.Mesh,
-    pipeline: Pipeline,
-    state: TrainState,
+    stream: Stream,
+    held: Any,
 ) -> None:
-    """Logs what is about to run: devices, memory, programs, model, data, what the batch means."""
+    """Logs what is about to run: devices, memory, programs, model, data, what the batch means.
+
+    held: arrays that stay on the devices.
+    """
     kinds = {device.device_kind for device in mesh.devices.flat}
     axes = ' x '.join(f'{name} {size}' for name, size in mesh.shape.items())
     names = ', '.join(sorted(kinds))
@@ -135,67 +149,34 @@ def describe(
         mesh.size, names, jax.process_count(), axes, config.compute_dtype,
         config.optim.batch // (mesh.size * config.optim.accumulate),
     )  # fmt: skip
-    log.info('memory of a device: %s', _memory(state, estimate(config, mesh.size)['total']))
-    count = len(pipeline.programs)
+    log.info('memory of a device: %s', _memory(held, estimate(config, mesh.size)['total']))
+    count = len(stream.programs)
     log.info('programs to compile: %s', count or 'one for each new set of token counts')
-    for name in ('encoder', 'predictor'):
-        count = sum(leaf.size for leaf in jax.tree.leaves(getattr(objective, name).abstract))
-        log.info('%s: %s parameters', name, f'{count:,}')
-    for line in (*pipeline.describe(), *describe_config(config)):
+    nets = {'': objective.nets, ' (frozen)': objective.frozen, ' (kept, frozen)': objective.kept}
+    for word, group in nets.items():
+        for name, net in group.items():
+            count = sum(leaf.size for leaf in jax.tree.leaves(net.abstract))
+            log.info('%s%s: %s parameters', name, word, f'{count:,}')
+    for line in (*stream.describe(), *load(recipes.of(config).describe)(config)):
         log.info('%s', line)
 
 
-def _memory(state: TrainState, needed: float) -> str:
+def _memory(arrays: Any, needed: float) -> str:
     held = sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(state)
+        for leaf in jax.tree.leaves(arrays)
     )
     text = f'{held / GIB:.3g} GiB of state, {needed:.3g} GiB with all that a step holds (estimated)'
-    stats = jax.local_devices()[0].memory_stats() or {}  # None on CPUs
-    limit = stats.get('bytes_limit')
+    limit = device_memory()
     return f'{text}, of {limit / GIB:.1f} GiB' if limit else text
 
 
-def _peak(config: MaskedVideoConfig) -> float | None:
+def workload(config: RunConfig, stream: Stream) -> Callable[[int], Workload]:
+    """Step -> what it is worth."""
+    of = load(recipes.of(config).workload)(config, stream)
     each = peak_flops(jax.devices()[0].device_kind, config.compute_dtype)
-    return each and each * jax.device_count()
-
-
-def cost(config: MaskedVideoConfig, pipeline: Pipeline) -> Callable[[int], Cost]:
-    """Step -> what it is worth, by the shapes of its clips and masks."""
-    vit, predictor = vit_config(config), predictor_config(config)
-    peak = _peak(config)
-
-    def of(step: int) -> Cost:
-        groups = []
-        for clips, masks in zip(pipeline.groups, pipeline.shapes(step), strict=True):
-            tokens = math.prod(vit.grid(clips.frames, config.data.crop, config.data.crop))
-            groups.append(GroupShape(clips.rows, tokens, masks))
-        flops = pretraining_step(vit, predictor, groups).total
-        return Cost(flops, sum(group.clips * group.tokens for group in groups), peak)
-
-    return of
-
-
-def robot_cost(config: ActionConditionedConfig, pipeline: RobotPipeline) -> Callable[[int], Cost]:
-    """Step -> what it is worth, by where its rollouts start."""
-    predictor, peak = ac_predictor_config(config), _peak(config)
-    clips, frames, rollout = config.optim.batch, config.robot.frames, config.rollout
-    tokens = clips * frames * math.prod(predictor.grid)
-
-    def of(step: int) -> Cost:
-        flops = action_conditioned_step(
-            predictor,
-            clips,
-            frames,
-            rollout=rollout.steps,
-            prefix=1 if rollout.prefix == 'first' else random_prefix(config, step),
-            cut=rollout.stop_gradient,
-            encode=None if config.features else vit_config(config),
-        )
-        return Cost(flops, tokens, peak)
-
-    return of
+    peak = each and each * jax.device_count()
+    return lambda step: Workload(*of(step), peak)
 
 
 def restart(state: TrainState) -> TrainState:
@@ -210,4 +191,4 @@ def restart(state: TrainState) -> TrainState:
     opt_state = jax.tree.map(
         rewind, state.opt_state, is_leaf=lambda node: isinstance(node, optax.ScaleByAdamState)
     )
-    return TrainState(state.step * 0, state.params, state.target, opt_state)
+    return dataclasses.replace(state, step=state.step * 0, opt_state=opt_state)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jepa_jax.objectives import Objective
 from jepa_jax.sharding import place
 
 
@@ -16,20 +17,18 @@ class TrainState:
 
     step: jax.Array  # [] int32, updates made so far
     params: dict  # trained by gradient, one entry a net
-    # moving average of params[objective.averaged]; without one the parameters that are not trained
-    target: dict
+    ema: dict  # moving averages, one entry for each net of objective.ema
     opt_state: optax.OptState
 
 
-def init_state(objective, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
-    """A fresh state; under a mesh its arrays lie as sharding.PARAM_RULES say. Call it under
+def init_state(
+    objective: Objective, tx: optax.GradientTransformation, key: jax.Array
+) -> TrainState:
+    """A fresh state; under a mesh its arrays lie as the rules of their parts say. Call it under
     jax.jit.
 
-    The target starts as an exact copy of the net it averages.
+    Moving averages start as exact copies of their nets.
     """
-    params = place(objective.init(key))
-    if objective.averaged:
-        target = jax.tree.map(jnp.copy, params[objective.averaged])
-    else:
-        target = place(objective.frozen(key))
-    return TrainState(jnp.zeros((), jnp.int32), params, target, tx.init(params))
+    params = place(objective.init(key), objective.specs)
+    ema = {name: jax.tree.map(jnp.copy, params[name]) for name in objective.ema}
+    return TrainState(jnp.zeros((), jnp.int32), params, ema, tx.init(params))

@@ -1,4 +1,4 @@
-"""The training step: one pure function of (state, batch)."""
+"""The training step: one pure function of (state, frozen, batch)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jepa_jax import optim
-from jepa_jax.config import OptimConfig
+from jepa_jax.objectives import Objective
+from jepa_jax.optim import Optimizer
 from jepa_jax.sharding import path_name, reduce_late
 from jepa_jax.state import TrainState
 
@@ -23,27 +23,27 @@ def _parts(batch, count: int):
     )
 
 
-def gradients(objective, state: TrainState, batch, accumulate: int = 1):
+def gradients(objective: Objective, state: TrainState, frozen: dict, batch, accumulate: int = 1):
     """Mean loss, metrics and gradients of a batch, computed in `accumulate` parts one after the
     other.
 
     All parts weigh the same, so the result is the whole batch's up to rounding.
     """
 
-    def loss(params, target, batch):
-        return objective.loss(reduce_late(params), target, batch)
+    def loss(params, batch):
+        return objective.loss(reduce_late(params), state.ema, frozen, batch, state.step)
 
     grad = jax.value_and_grad(loss, has_aux=True)
     if accumulate == 1:
-        return grad(state.params, state.target, batch)
+        return grad(state.params, batch)
 
     def add(total, part):
-        return jax.tree.map(jnp.add, total, grad(state.params, state.target, part)), None
+        return jax.tree.map(jnp.add, total, grad(state.params, part)), None
 
     # from zero, not from the first part: the program then holds the model once
     parts = _parts(batch, accumulate)
     like = jax.eval_shape(
-        lambda parts: grad(state.params, state.target, jax.tree.map(lambda a: a[0], parts)), parts
+        lambda parts: grad(state.params, jax.tree.map(lambda a: a[0], parts)), parts
     )
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype, out_sharding=a.sharding), like)
     total, _ = jax.lax.scan(add, zeros, parts)
@@ -51,31 +51,34 @@ def gradients(objective, state: TrainState, batch, accumulate: int = 1):
 
 
 def make_step(
-    objective, tx: optax.GradientTransformation, config: OptimConfig
-) -> Callable[[TrainState, object], tuple[TrainState, dict]]:
-    """step(state, batch) -> (state, metrics), to be jitted with the state donated.
+    objective: Objective, optimizer: Optimizer, accumulate: int = 1
+) -> Callable[[TrainState, dict, object], tuple[TrainState, dict]]:
+    """step(state, frozen, batch) -> (state, metrics), to be jitted with the state donated.
 
-    Order: gradients, AdamW, then target <- m target + (1 - m) net with the updated net. Nothing is
-    clipped. If the loss or a gradient is not finite, the state comes back as it was and
-    metrics['finite'] is False. Metrics are float32 scalars. (reference: vjepa2 §5.2)
+    frozen: parameters of objective.frozen. Order: gradients, AdamW, then average <- m average +
+    (1 - m) net with the updated net. Nothing is clipped. If the loss or a gradient is not finite,
+    the state comes back as it was and metrics['finite'] is False. Metrics are float32 scalars.
+    (reference: vjepa2 §5.2)
     """
-    lr, wd = optim.learning_rate(config), optim.weight_decay(config)
-    ema_rate = optim.ema_rate(config)
+    tx, ema_rate = optimizer.tx, optimizer.ema_rate
 
     def update(state: TrainState, grads: dict) -> TrainState:
         with jax.named_scope('adamw'):
             updates, opt_state = tx.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-        target = state.target
-        if objective.averaged:
+        ema = state.ema
+        if ema:
             with jax.named_scope('ema'):
-                net = params[objective.averaged]
-                target = optax.incremental_update(net, target, ema_rate(state.step))
-        return TrainState(state.step + 1, params, target, opt_state)
+                rate = ema_rate(state.step)
+                ema = {
+                    name: optax.incremental_update(params[name], average, rate)
+                    for name, average in ema.items()
+                }
+        return TrainState(state.step + 1, params, ema, opt_state)
 
-    def step(state: TrainState, batch) -> tuple[TrainState, dict]:
+    def step(state: TrainState, frozen: dict, batch) -> tuple[TrainState, dict]:
         with jax.named_scope('gradients'):
-            (loss, metrics), grads = gradients(objective, state, batch, config.accumulate)
+            (loss, metrics), grads = gradients(objective, state, frozen, batch, accumulate)
         norms = {name: optax.tree.norm(g) for name, g in grads.items()}
         norm = optax.tree.norm(list(norms.values()))
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -87,31 +90,33 @@ def make_step(
             'loss': loss,
             'grad_norm': norm,
             **{f'grad_norm/{name}': n for name, n in norms.items()},
-            'lr': lr(state.step),
-            'weight_decay': wd(state.step),
-            'momentum': 1 - ema_rate(state.step),
+            'lr': optimizer.learning_rate(state.step),
+            'weight_decay': optimizer.weight_decay(state.step),
             'finite': finite,
         }
+        if ema_rate:
+            metrics['momentum'] = 1 - ema_rate(state.step)
         return new, metrics
 
     return step
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _finite_tensors(objective, state: TrainState, batch):
+def _finite_tensors(objective: Objective, state: TrainState, frozen: dict, batch):
     """Which tensors are finite, by name, in the order in which a step computes them."""
-    inputs = {'params': state.params, 'target': state.target}
-    grads = jax.grad(lambda p: objective.loss(p, state.target, batch)[0])(state.params)
-    stages = [inputs, objective.trace(state.params, state.target, batch), {'gradient': grads}]
+    inputs = {'params': state.params, 'ema': state.ema, 'frozen': frozen}
+    fixed = state.ema, frozen, batch
+    grads = jax.grad(lambda p: objective.loss(p, *fixed, state.step)[0])(state.params)
+    stages = [inputs, objective.trace(state.params, *fixed), {'gradient': grads}]
     check = functools.partial(jax.tree.map, lambda a: jnp.isfinite(a).all())
     return [check(stage) for stage in stages]
 
 
-def first_nonfinite(objective, state: TrainState, batch) -> str:
+def first_nonfinite(objective: Objective, state: TrainState, frozen: dict, batch) -> str:
     """The name of the first tensor of a step that holds a NaN or an infinity: parameters, then
     activations from the target encoder to the loss, then gradients; backward order within the
     gradients is not resolved."""
-    for stage in jax.device_get(_finite_tensors(objective, state, batch)):
+    for stage in jax.device_get(_finite_tensors(objective, state, frozen, batch)):
         for path, finite in jax.tree_util.tree_leaves_with_path(stage):
             if not finite:
                 return path_name(path)

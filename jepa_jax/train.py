@@ -1,11 +1,11 @@
-"""Pretrains V-JEPA 2 on video, or post-trains its action-conditioned predictor on a robot's data;
-or does both on a simulated robot, and plans with it.
+"""Trains what a config asks for: V-JEPA 2 on video, its action-conditioned predictor on a robot's
+recordings, an objective of your own; or a study, several such runs with a report at the end.
 
     python -m jepa_jax.train --config=configs/tiny.py [--workdir=DIR] [--config.field=value ...]
 
 The workdir gets config.json, metrics.jsonl, checkpoints/, pictures and, at the end, report.json.
-The same command with the same workdir goes on where a killed run was; a finished run is left as it
-is.
+The same command with the same workdir resumes a killed run where it was; a finished run is left as
+it is.
 """
 
 from __future__ import annotations
@@ -14,26 +14,28 @@ import argparse
 import functools
 import sys
 
-from jepa_jax import cli, distributed
-from jepa_jax.config import MaskedVideoConfig, SimConfig
+from jepa_jax import cli, distributed, recipes
+from jepa_jax.config import RunConfig, StudyConfig
 
 
-def train(config: MaskedVideoConfig, workdir: str, profile: bool, compilation_cache: bool) -> None:
+def train(
+    config: RunConfig, workdir: str, profile: bool, compilation_cache: bool, config_file: str
+) -> None:
     """Runs `config` in `workdir` to its last step, from wherever its checkpoints are. (reference:
     vjepa2 §5)"""
-    from jepa_jax.recipes import validate
-
-    validate(config)  # before the imports that take seconds
+    recipes.validate(config)  # before the imports that take seconds
     import dataclasses
     import pathlib
     import time
 
     import jax
 
-    from jepa_jax import loop, report, sharding, start, tasks
+    from jepa_jax import loop, memory, optim, report, sharding, start
     from jepa_jax.checkpoint import Checkpoints
-    from jepa_jax.data.pipeline import FailureLog
+    from jepa_jax.data.stream import FailureLog
+    from jepa_jax.lookup import load
     from jepa_jax.metrics import Metrics
+    from jepa_jax.origin import origin_of
     from jepa_jax.workdir import lock, write_json
 
     start.logging_to_terminal()
@@ -44,14 +46,13 @@ def train(config: MaskedVideoConfig, workdir: str, profile: bool, compilation_ca
     with distributed.session(), distributed.first(lock(folder)):
         if report.finished(folder, config):
             return
+        recipe, asked = recipes.of(config), dataclasses.asdict(config)
+        config = memory.choose(config, jax.device_count(), start.smallest_memory())
+        objective = load(recipe.build)(config)
+        optimizer = optim.build(config.optim, objective)
         mesh = sharding.make_mesh(config.mesh.fsdp)
-        task = tasks.of(config)
-        objective = task.objective(config)
-        prepared = task.prepare(config, objective)
         with (
             jax.set_mesh(mesh),
-            # refuses bad lists before the folder of checkpoints is made
-            task.pipeline(config, prepared) as pipeline,
             Checkpoints(
                 folder / 'checkpoints',
                 keep=config.checkpoints.keep,
@@ -59,30 +60,49 @@ def train(config: MaskedVideoConfig, workdir: str, profile: bool, compilation_ca
             ) as checkpoints,
             distributed.watch(),
         ):
-            state, extra = start.initial_state(objective, config, mesh, checkpoints)
-            failures = FailureLog(config.data.max_failure_share)
-            if 'failures' in extra:
-                failures.restore(extra['failures'])
-            if jax.process_index() == 0:
-                write_json(folder / 'config.json', dataclasses.asdict(config))
-            start.describe(config, objective, mesh, pipeline, state)
-            with Metrics(
-                folder, start_step=int(jax.device_get(state.step)), total_steps=config.optim.steps
-            ) as metrics:
-                state, clock = loop.fit(
-                    objective,
-                    state,
-                    pipeline,
-                    config,
-                    mesh=mesh,
-                    workdir=folder,
-                    checkpoints=checkpoints,
-                    metrics=metrics,
-                    failures=failures,
-                    cost=task.cost(config, pipeline),
-                    profile=folder / 'profile' if profile else None,
-                )
-        report.write(folder, config, objective, state, clock, begun)
+            origin = origin_of(config, checkpoints)
+            prepared = load(recipe.prepare)(config, objective, origin)
+            with load(recipe.stream)(config, prepared.data, **start.placement()) as stream:
+                state, extra = start.initial_state(objective, optimizer, config, mesh, origin)
+                frozen = start.on_mesh(objective.frozen, prepared.frozen, mesh)
+                checkpoints.keep_frozen(prepared.frozen | prepared.kept)
+                failures = FailureLog(config.data.max_failure_share)
+                if 'failures' in extra:
+                    failures.restore(extra['failures'])
+                if jax.process_index() == 0:
+                    write_json(folder / 'config.json', asked)
+                start.describe(config, objective, mesh, stream, (state, frozen))
+                steps = int(jax.device_get(state.step)), config.optim.steps
+                with Metrics(folder, start_step=steps[0], total_steps=steps[1]) as metrics:
+                    state, clock = loop.fit(
+                        objective,
+                        optimizer,
+                        state,
+                        frozen,
+                        stream,
+                        config,
+                        known={'config': asked, 'config_file': config_file},
+                        mesh=mesh,
+                        workdir=folder,
+                        checkpoints=checkpoints,
+                        metrics=metrics,
+                        failures=failures,
+                        workload=start.workload(config, stream),
+                        profile=folder / 'profile' if profile else None,
+                    )
+        report.write(folder, config, objective, state, frozen, clock, begun)
+
+
+def study(config: StudyConfig, workdir: str, **options) -> None:
+    """Runs a study: its runs one after the other, then its report."""
+    from jepa_jax import studies
+
+    studies.run(config, workdir, functools.partial(train, **options))
+
+
+def run(config: RunConfig | StudyConfig, workdir: str, **options) -> None:
+    """One run, or the several of a study."""
+    {'objective': train, 'study': study}[config.table](config, workdir, **options)
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
@@ -95,18 +115,9 @@ def _options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def run(config: MaskedVideoConfig | SimConfig, workdir: str, **options: bool) -> None:
-    """One training, or the several that make a closed loop."""
-    if not isinstance(config, SimConfig):
-        return train(config, workdir, **options)
-    from jepa_jax.sims import closed_loop
-
-    return closed_loop.run(config, workdir, functools.partial(train, **options))
-
-
 def main() -> int:
-    kinds = MaskedVideoConfig, SimConfig
-    return distributed.leave(cli.run(run, doc=__doc__, config=kinds, options=_options))
+    tables = 'objective', 'study'
+    return distributed.leave(cli.run(run, doc=__doc__, tables=tables, options=_options))
 
 
 if __name__ == '__main__':

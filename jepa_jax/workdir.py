@@ -1,12 +1,10 @@
-"""A run's folder: one run at a time, files that are whole or absent, the config it began with."""
+"""A run's folder: one run at a time, and files that are whole or absent."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime
 import fcntl
-import fnmatch
 import json
 import logging
 import os
@@ -16,29 +14,11 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-from jepa_jax.config import MaskedVideoConfig
-from jepa_jax.config.store import differences
 from jepa_jax.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-# Fields that may differ when a run goes on, and why it is the same run (to rounding where so said).
-FREE = {
-    'name': 'a label',
-    'data.workers': 'the order of records does not depend on who decodes them',
-    'data.prefetch': 'only how early batches are ready',
-    'data.attempts': 'only when a run gives up; a replacement is a function of its attempt',
-    'data.max_failure_share': 'only when a run gives up',
-    'data.worker_timeout': 'only when a run gives up',
-    'data.cache': 'holds what decoding gives',
-    'data.cache_gib': 'holds what decoding gives',
-    'optim.accumulate': 'the same update to rounding',
-    'mesh.*': 'checkpoints restore onto any mesh; the same values to rounding',
-    'checkpoints.*': 'when to save, and where a run without a checkpoint starts',
-    'logging.*': 'what is written down',
-    'probe.*': 'runs on the finished features',
-}
-
+LOCK = '.lock'
 _held: set[int] = set()  # descriptors of this process's locks
 
 
@@ -56,7 +36,8 @@ os.register_at_fork(after_in_child=_let_go)
 
 @contextlib.contextmanager
 def lock(workdir: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Makes the folder if need be and holds it; the kernel lets go when this process dies.
+    """Makes the folder if need be and holds it; the kernel lets go when this process dies. A folder
+    that it made and nothing was written into goes again.
 
     Yields:
       The absolute path.
@@ -65,10 +46,11 @@ def lock(workdir: str | os.PathLike) -> Iterator[pathlib.Path]:
       ConfigError: another run holds the folder, or it cannot be made, read or written.
     """
     path = pathlib.Path(workdir).absolute()
+    made = not path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
         os.listdir(path)
-        fd = os.open(path / '.lock', os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fd = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         reason = 'a file is in its place' if path.is_file() else error.strerror
         allowed = 'must be a folder that this user can read and write'
@@ -88,6 +70,9 @@ def lock(workdir: str | os.PathLike) -> Iterator[pathlib.Path]:
         yield path
     finally:
         if fd in _held:  # in a forked child it is closed already
+            if made and os.listdir(path) == [LOCK]:  # refused before anything was written
+                os.unlink(path / LOCK)
+                path.rmdir()
             _held.remove(fd)
             os.close(fd)
 
@@ -146,36 +131,3 @@ def sync_folder(path: pathlib.Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def check_config(
-    stored: dict[str, Any], new: MaskedVideoConfig | dict[str, Any], allow: bool
-) -> None:
-    """Refuses to go on with a config that would make this another run; logs what changed.
-
-    Args:
-      stored: the config of the run so far, from JSON.
-      new: the config asked for now.
-      allow: go on all the same (`checkpoints.allow_config_change`).
-
-    Raises:
-      ConfigError: fields outside `FREE` differ; one line, each as `field: old -> new`.
-    """
-    if dataclasses.is_dataclass(new):
-        new = dataclasses.asdict(new)
-    lines = differences(stored, json.loads(json.dumps(new)))  # tuples become lists, as in `stored`
-    free = [line for line in lines if _is_free(line)]
-    bound = [line for line in lines if not _is_free(line)]
-    if free:
-        log.info('the config changed where the run stays the same: %s', '; '.join(free))
-    if bound and not allow:
-        raise ConfigError(
-            f'the run in this workdir has another config: {"; ".join(bound)}. Take the old values, '
-            'another workdir, or --config.checkpoints.allow_config_change=True'
-        )
-    if bound:
-        log.warning('going on with another config, as allowed: %s', '; '.join(bound))
-
-
-def _is_free(line: str) -> bool:
-    return any(fnmatch.fnmatchcase(line.split(':', 1)[0], pattern) for pattern in FREE)

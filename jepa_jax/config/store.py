@@ -39,8 +39,7 @@ def upgrade(values: dict[str, Any]) -> dict[str, Any]:
     """A stored config as this program would store it, fields that it lacks apart: old names are
     replaced, what had no meaning is left out, and the objective is named."""
     values = json.loads(json.dumps(values))
-    if 'objective' not in values:  # until the objective stood in the config, 'ac' told
-        values['objective'] = 'action_conditioned' if 'ac' in values else 'masked_video'
+    values['objective'] = objective_of(values)
     for old, new in RENAMED.items():
         parent, key = _holder(values, old)
         if key in parent:
@@ -50,6 +49,40 @@ def upgrade(values: dict[str, Any]) -> dict[str, Any]:
         parent, key = _holder(values, name)
         parent.pop(key, None)
     return values
+
+
+def renamed(name: str, known: typing.Container[str]) -> str:
+    """A field's name of today, also of one within a study's run, as `pretrain.optim.stretch`; the
+    name itself if it was never another's."""
+    for old, new in RENAMED.items():
+        prefix = name.removesuffix(old)
+        if name.endswith(old) and prefix + new in known and (not prefix or prefix.endswith('.')):
+            return prefix + new
+    return name
+
+
+def adopt_old_names(config: Any) -> None:
+    """Moves what a config file has set under old names of fields to where they are today."""
+    for part in (config, *vars(config).values()):
+        for old, new in RENAMED.items():
+            *parents, key = old.split('.')
+            holder = _walk(part, parents)
+            *parents, field = new.split('.')
+            place = _walk(part, parents)
+            if holder is not None and place is not None and key in vars(holder):
+                setattr(place, field, vars(holder).pop(key))
+
+
+def _walk(part: Any, names: list[str]) -> Any:
+    """The dataclass below `part` that the names lead to; None: there is none."""
+    for name in names:
+        part = getattr(part, name, None)
+    return part if dataclasses.is_dataclass(part) else None
+
+
+def objective_of(values: dict[str, Any]) -> str:
+    """Which objective a stored config is of; until it stood in the config, the field `ac` told."""
+    return values.get('objective', 'action_conditioned' if 'ac' in values else 'masked_video')
 
 
 def _holder(values: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:

@@ -13,15 +13,14 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
-from jepa_jax.config import ActionConditionedConfig
 from jepa_jax.data.trajectories import Trajectories
-from jepa_jax.errors import ConfigError
-from jepa_jax.models.ac_predictor import ACPredictor, ACPredictorConfig, encode_frames
+from jepa_jax.models.ac_predictor import ACPredictorConfig, encode_frames
 from jepa_jax.models.layers import standardise
-from jepa_jax.models.vit import ViT, ViTConfig
+from jepa_jax.models.vit import ViTConfig
 from jepa_jax.nets import Net
-from jepa_jax.objectives.masked_video import vit_config
+from jepa_jax.objectives import Objective
 from jepa_jax.sharding import batch_spec
+from jepa_jax.weights.parts import net
 
 PREFIXES = ('first', 'random')
 
@@ -39,49 +38,25 @@ class ACLoss:
     normalise: bool = True  # standardise predictions, as the features they are compared with
 
 
-def ac_predictor_config(config: ActionConditionedConfig) -> ACPredictorConfig:
-    """The action-conditioned predictor that a run's config describes."""
-    encoder, ac = vit_config(config), config.ac
-    side = config.data.crop // encoder.patch
-    return ACPredictorConfig(
-        encoder_width=encoder.width,
-        width=ac.width,
-        depth=ac.depth,
-        heads=ac.heads,
-        mlp_ratio=ac.mlp_ratio,
-        grid=(side, side),
-        state_width=7 if ac.use_states else 0,
-        use_extrinsics=ac.use_extrinsics,
-        conditioning=ac.conditioning,
-        action_scale=_factors(ac.action_scale),
-        state_scale=_factors(ac.state_scale) if ac.use_states else (),
-        residual=ac.residual,
-        dtype=encoder.dtype,
-        remat=encoder.remat,
-    )
-
-
-def _factors(scale: tuple[float, ...]) -> tuple[float, ...]:
-    """Those of 1 as the released model has them: none."""
-    return () if all(x == 1 for x in scale) else scale
-
-
-class ActionConditioned:
+class ActionConditioned(Objective):
     """Nets and loss of the action-conditioned predictor."""
 
-    averaged = None  # no net has a moving average: the target is the frozen encoder
-    given: dict | None = None  # the encoder's weights; None: random
-
     def __init__(
-        self, encoder: ViTConfig | None, predictor: ACPredictorConfig, loss: ACLoss = ACLoss()
+        self,
+        encoder: ViTConfig,
+        predictor: ACPredictorConfig,
+        loss: ACLoss = ACLoss(),
+        *,
+        features: bool = False,
     ):
-        """encoder: None where batches hold features and no encoder is kept."""
+        """features: batches hold the frozen encoder's features; else it reads their frames."""
         if loss.prefix not in PREFIXES:
             raise ValueError(f"prefix '{loss.prefix}': allowed are {', '.join(PREFIXES)}")
         if loss.rollout_steps < 1:
             raise ValueError(f'rollout_steps {loss.rollout_steps}: must be at least 1')
-        self.encoder = encoder and Net(lambda rngs: ViT(encoder, rngs=rngs))
-        self.predictor = Net(lambda rngs: ACPredictor(predictor, rngs=rngs))
+        self.nets = {'predictor': net('ac_predictor', predictor)}
+        unneeded = {'encoder': net('encoder', encoder)}
+        self.frozen, self.kept = ({}, unneeded) if features else (unneeded, {})
         self.encoder_config, self.config, self.settings = encoder, predictor, loss
         unused = ('kernel', 'bias') if predictor.conditioning == 'tokens' else ()
         self.unused = frozenset(
@@ -90,62 +65,23 @@ class ActionConditioned:
             if not predictor.use_extrinsics
         )
 
-    @classmethod
-    def of(cls, config: ActionConditionedConfig) -> ActionConditioned:
-        """As a config says, with the encoder that it names.
+    def encoder(self, params: dict, ema: dict, frozen: dict) -> tuple[Net, dict]:
+        """The frozen encoder.
 
         Raises:
-          ConfigError: the encoder has another shape than the config says.
-          ZooError, ConvertError, CheckpointError: it cannot be had.
+          ValueError: batches hold features, and the encoder is on no device.
         """
-        found = cls(
-            vit_config(config),
-            ac_predictor_config(config),
-            ACLoss(
-                config.loss_exponent,
-                config.rollout.steps,
-                config.rollout.prefix,
-                config.rollout.stop_gradient,
-                config.rollout.normalise,
-            ),
-        )
-        if config.encoder_from != 'random':
-            from jepa_jax import zoo
+        if 'encoder' not in frozen:
+            raise ValueError('the encoder of kept features is on no device')
+        return self.frozen['encoder'], frozen['encoder']
 
-            part = zoo.load(config.encoder_from).encoder
-            shapes = [
-                jax.tree.map(lambda a: a.shape, t) for t in (part.params, found.encoder.abstract)
-            ]
-            if shapes[0] != shapes[1]:
-                given, asked = (
-                    f'{c.depth} blocks, width {c.width}, patch {c.patch}'
-                    for c in (part.config, found.encoder_config)
-                )
-                raise ConfigError(
-                    f'encoder_from = {config.encoder_from!r}: an encoder of {given}; '
-                    f'config.encoder asks for {asked}'
-                )
-            found.given = part.params
-        return found
-
-    @property
-    def abstract(self) -> dict:
-        """Shapes of what `init` returns."""
-        return {'predictor': self.predictor.abstract}
-
-    def init(self, key: jax.Array) -> dict:
-        return {'predictor': self.predictor.init(key)}
-
-    def frozen(self, key: jax.Array) -> dict:
-        """Random weights of the encoder; it is kept beside the predictor, so that a checkpoint is
-        enough to plan with."""
-        return self.encoder.init(jax.random.fold_in(key, 1)) if self.encoder else {}
-
-    def targets(self, target: dict, batch: Trajectories) -> jax.Array:
+    def targets(self, frozen: dict, batch: Trajectories) -> jax.Array:
         """Standardised features of every frame [B, T, N, D]; no gradient passes."""
         if batch.features is not None:
             return batch.features.astype(jnp.float32)
-        frames = encode_frames(self.encoder, target, batch.frames, self.encoder_config.tubelet)
+        frames = encode_frames(
+            self.frozen['encoder'], frozen['encoder'], batch.frames, self.encoder_config.tubelet
+        )
         return jax.lax.stop_gradient(frames)
 
     def predict(self, params: dict, frames: jax.Array, *conditions, **past):
@@ -154,16 +90,18 @@ class ActionConditioned:
         B, T, N, D = frames.shape
         spec = batch_spec(frames)
         flat = jnp.reshape(frames, (B, T * N, D), out_sharding=spec)
-        z, past = self.predictor(params, flat, *conditions, return_past=True, **past)
+        z, past = self.nets['predictor'](params, flat, *conditions, return_past=True, **past)
         z = jnp.reshape(z, frames.shape, out_sharding=spec)
         return (standardise(z) if self.settings.normalise else z), past
 
-    def error(self, predicted: jax.Array, wanted: jax.Array) -> jax.Array:
-        """Mean of |predicted - wanted|^p / p."""
+    def error(self, predicted: jax.Array, targets: jax.Array) -> jax.Array:
+        """Mean of |predicted - targets|^p / p."""
         p = self.settings.exponent
-        return (jnp.abs(predicted - wanted) ** p / p).mean()
+        return (jnp.abs(predicted - targets) ** p / p).mean()
 
-    def loss(self, params: dict, target: dict, batch: Trajectories) -> tuple[jax.Array, dict]:
+    def loss(
+        self, params: dict, ema: dict, frozen: dict, batch: Trajectories, step: jax.Array
+    ) -> tuple[jax.Array, dict]:
         """Teacher forcing plus rollout. (reference: vjepa2 §7.4, §13)
 
         Teacher forcing: from all true frames but the last, the frame after each. Rollout: after a
@@ -173,8 +111,9 @@ class ActionConditioned:
 
         Metrics: both parts, and `copy`, the error of taking each frame for the next.
         """
+        del ema, step
         with jax.named_scope('target'):
-            h = self.targets(target, batch)
+            h = self.targets(frozen, batch)
         T = h.shape[1]
         steps = self.settings.rollout_steps
         assert steps < T, f'{steps} rollout steps need more than {T} frames'
@@ -212,24 +151,24 @@ class ActionConditioned:
         }
         return parts['loss/teacher_forcing'] + rollout, parts
 
-    def trace(self, params: dict, target: dict, batch: Trajectories) -> dict:
+    def trace(self, params: dict, ema: dict, frozen: dict, batch: Trajectories) -> dict:
         """Activations of a step by name, in order of computation."""
-        h = self.targets(target, batch)
+        h = self.targets(frozen, batch)
         conditions = batch.conditions(0, h.shape[1] - 1)
         z, (keys, values) = self.predict(params['predictor'], h[:, :-1], *conditions)
-        found = {'actions': batch.actions, 'states': batch.states, 'target features': h}
+        activations = {'actions': batch.actions, 'states': batch.states, 'target features': h}
         for layer in range(self.config.depth):
-            found[f'predictor block {layer:02d}: keys'] = keys[layer]
-            found[f'predictor block {layer:02d}: values'] = values[layer]
-        return {**found, 'prediction': z}
+            activations[f'predictor block {layer:02d}: keys'] = keys[layer]
+            activations[f'predictor block {layer:02d}: values'] = values[layer]
+        return {**activations, 'prediction': z}
 
-    def health(self, params: dict, target: dict, batch: Trajectories) -> dict:
+    def health(self, params: dict, ema: dict, frozen: dict, batch: Trajectories) -> dict:
         """Teacher-forced errors as scalars: `true`; `shuffled`, with the actions of the clip
         before in the batch; `copy`, of taking each frame for the next.
 
         A model that ignores actions has shuffled = true.
         """
-        h = self.targets(target, batch)
+        h = self.targets(frozen, batch)
 
         def error(batch: Trajectories) -> jax.Array:
             conditions = batch.conditions(0, h.shape[1] - 1)
@@ -249,19 +188,17 @@ class ActionConditioned:
             'copy': self.error(h[:, :-1], h[:, 1:]),
         }
 
-    @staticmethod
-    def measure(found: dict) -> dict[str, float]:
+    def measure(self, health: dict) -> dict[str, float]:
         """Health metrics from `health`: how much worse the prediction is with another clip's
         actions (1: actions are ignored), and its error over that of copying the frame (1: nothing
         is predicted)."""
-        true, shuffled, copy = (float(found[key]) for key in ('true', 'shuffled', 'copy'))
+        true, shuffled, copy = (float(health[key]) for key in ('true', 'shuffled', 'copy'))
         return {
             'health/shuffled_actions': shuffled / max(true, 1e-12),
             'health/error_over_copy': true / max(copy, 1e-12),
         }
 
-    @staticmethod
-    def verdict(records: Sequence[Mapping[str, float]]) -> tuple[str, str]:
+    def verdict(self, records: Sequence[Mapping[str, float]]) -> tuple[str, str]:
         """One word and one sentence on a run: unknown, undertrained, ignores actions, healthy."""
         lines = [r for r in records if 'health/shuffled_actions' in r]
         if not lines:

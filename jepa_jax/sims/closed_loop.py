@@ -1,5 +1,5 @@
 """The whole way in one resumable run: play in the simulator, pretrain an encoder on the recordings,
-keep its features, train the action-conditioned predictor, plan with it in the simulator.
+keep its features, train the action-conditioned predictor, plan with it in the simulator: a study.
 
 The workdir is that of the predictor's run, with `recordings/`, `encoder/` (a run of its own),
 `features/` and, if asked for, `random_encoder/` (a predictor on one) below it.
@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,10 @@ from jepa_jax.nets import ONCE
 from jepa_jax.planning import robot
 from jepa_jax.planning.cem import CEM, end_effector
 from jepa_jax.planning.world_model import ACWorldModel, Cost
-from jepa_jax.recipes import validate
 from jepa_jax.report import FILE
 from jepa_jax.sims import collect, evaluate, page
 from jepa_jax.sims.tasks import TASKS
+from jepa_jax.studies import Stage
 from jepa_jax.workdir import lock, write_json
 
 log = logging.getLogger(__name__)
@@ -47,21 +47,15 @@ SEED = 10_000  # of the first episode that is measured: scenes that no recording
 NEEDS = {'nearer': 'reach', 'within_8_cm': 'reach', 'reach': 'reach', 'grasp': 'grasp'}
 
 
-def run(
-    config: SimConfig, workdir: str | Path, train: Callable[[MaskedVideoConfig, str], None]
-) -> None:
-    """Runs `config` in `workdir`; train: jepa_jax.train.train.
+def check(config: SimConfig, workdir: Path) -> None:
+    """Refuses settings that cannot work, before the trainings.
 
     Raises:
-      SimError, ConfigError: settings that cannot work.
-      GateError: the run is finished and reached less than its gates ask for.
+      SimError: which, what was found and what is allowed.
     """
-    validate(config)
     if wrong := [task for task in _tasks(config) if task not in TASKS]:
         raise SimError(f"evaluation.tasks '{wrong[0]}': allowed are {', '.join(TASKS)}")
-    for name in ('episodes', 'judged'):
-        if (found := getattr(config.evaluation, name)) < 1:
-            raise SimError(f'evaluation.{name} {found}: must be at least 1')
+    _check_planner(config.evaluation)
     for name, asked in dataclasses.asdict(config.gates).items():
         if asked and (task := NEEDS.get(name)) and task not in _tasks(config):
             raise SimError(
@@ -69,29 +63,63 @@ def run(
                 f"'{config.evaluation.tasks}'"
             )
     collect.check(config.collection)
-    _same_evaluation(config.evaluation, _read(Path(workdir)), workdir)
-    pretrain, posttrain = stages(config, Path(workdir).absolute())
-    control = _on_random_encoder(posttrain)
-    for stage in (pretrain, posttrain, control):  # all before the first one takes its time
-        validate(stage)
-    folder = Path(posttrain.robot.path)
-    with lock(folder):
-        collect.collect(folder, config.collection, config.workers)
-    train(pretrain, posttrain.encoder_from)
-    train(posttrain, str(workdir))
+    _same_evaluation(config.evaluation, _read(workdir), workdir)
+
+
+def _check_planner(settings: SimEvaluationConfig) -> None:
+    for name in ('episodes', 'judged', 'samples', 'iterations', 'elites', 'horizon', 'at_once'):
+        if (value := getattr(settings, name)) < 1:
+            raise SimError(f'evaluation.{name} {value}: must be at least 1')
+    for name in ('compared', 'simulator_episodes'):
+        if (value := getattr(settings, name)) < 0:
+            raise SimError(f'evaluation.{name} {value}: must be at least 0')
+    if settings.elites > settings.samples:
+        raise SimError(
+            f'evaluation.elites {settings.elites}: must be at most evaluation.samples '
+            f'{settings.samples}'
+        )
+    if settings.exponent not in (1, 2):
+        raise SimError(f'evaluation.exponent {settings.exponent}: allowed are 1, 2')
+    if not settings.max_step > 0:
+        raise SimError(f'evaluation.max_step {settings.max_step:g}: must be above 0')
+
+
+def stages(config: SimConfig, folder: Path) -> list[Stage]:
+    """Play, the encoder's training, the predictor's, and that of one on a random encoder."""
+    pretrain, posttrain = trainings(config, folder)
+    recordings = Path(posttrain.robot.path)
+
+    def play(into: Path) -> None:
+        with lock(into):
+            collect.collect(into, config.collection, config.workers)
+
+    steps = [
+        Stage('recordings', recordings, make=play),
+        Stage('encoder', Path(posttrain.encoder_from), pretrain),
+        Stage('predictor', folder, posttrain),
+    ]
     if config.evaluation.random_encoder:
-        train(control, str(Path(workdir).absolute() / RANDOM))
-    with lock(workdir) as path:
-        report = _measure(config, path)
-    failed = [row for row in report['gates'] if not row['passed']]
+        steps.append(Stage(RANDOM, folder / RANDOM, _on_random_encoder(posttrain)))
+    return steps
+
+
+def report(config: SimConfig, folder: Path) -> None:
+    """Plans in the simulator and writes what came of it.
+
+    Raises:
+      GateError: the run is finished and reached less than its gates ask for.
+    """
+    with lock(folder) as path:
+        measured = _measure(config, path)
+    failed = [row for row in measured['gates'] if not row['passed']]
     if failed:
         words = ', '.join(
             f'{row["name"]} {row["found"]:.2f}, asked {row["asked"]:g}' for row in failed
         )
-        raise GateError(f'{workdir}: the run is whole, but reached too little: {words}')
+        raise GateError(f'{folder}: the run is whole, but reached too little: {words}')
 
 
-def stages(config: SimConfig, folder: Path) -> tuple[MaskedVideoConfig, ActionConditionedConfig]:
+def trainings(config: SimConfig, folder: Path) -> tuple[MaskedVideoConfig, ActionConditionedConfig]:
     """The two trainings, with the paths and sizes that follow from each other."""
     recordings, size = folder / 'recordings', config.collection.image_size
     first, second = config.pretrain, config.posttrain

@@ -13,8 +13,7 @@ from PIL import Image
 
 pytest.importorskip('jepa_jax.sims.panda', reason='needs MuJoCo', exc_type=ModuleNotFoundError)
 
-from jepa_jax import cli  # noqa: E402
-from jepa_jax.config import SimConfig
+from jepa_jax import cli, studies  # noqa: E402
 from jepa_jax.errors import SimError  # noqa: E402
 from jepa_jax.recipes import validate
 from jepa_jax.sims import closed_loop, evaluate  # noqa: E402
@@ -38,9 +37,8 @@ def train(workdir, *overrides, arg='ci', timeout=1200):
 
 @pytest.mark.parametrize('size', ['ci', 'small', 'full'])
 def test_stages_take_from_each_other(tmp_path, size):
-    config = cli.load(f'{CONFIG}:{size}', SimConfig)
-    validate(config)
-    first, second = closed_loop.stages(config, tmp_path)
+    config = cli.load(f'{CONFIG}:{size}', ['study'])
+    first, second = closed_loop.trainings(config, tmp_path)
     for stage in (first, second):
         validate(stage)
     assert first.data.lists[0].path == second.robot.path == str(tmp_path / 'recordings')
@@ -62,7 +60,7 @@ def report_of(**changed) -> dict:
 
 
 def test_each_gate_closes():
-    gates = cli.load(f'{CONFIG}:ci', SimConfig).gates
+    gates = cli.load(f'{CONFIG}:ci', ['study']).gates
     assert all(row['passed'] for row in closed_loop.judge(gates, report_of()))
     for changed, name in (
         ({'ratio': 1.05}, 'shuffled_over_true'),
@@ -76,7 +74,7 @@ def test_each_gate_closes():
 
 def test_rows_are_added_to_a_finished_run_but_none_of_another_kind(tmp_path, monkeypatch):
     """What is asked for later is played, nothing twice, and sentences are replaced."""
-    config = cli.load(f'{CONFIG}:ci', SimConfig)
+    config = cli.load(f'{CONFIG}:ci', ['study'])
     (tmp_path / 'report.json').write_text(json.dumps({'tasks': {}, 'sentences': ['trained']}))
     played, judged = [], []
 
@@ -124,7 +122,7 @@ def test_rows_are_added_to_a_finished_run_but_none_of_another_kind(tmp_path, mon
     with pytest.raises(SimError, match='with evaluation.samples 64, 128 here; name another folder'):
         run()
     with pytest.raises(SimError, match='name another folder'):  # before anything takes its time
-        closed_loop.run(config, tmp_path, train=lambda *given: pytest.fail('trained'))
+        studies.run(config, tmp_path, train=lambda *given: pytest.fail('trained'))
     assert not (tmp_path / 'recordings').exists()
 
 
@@ -167,6 +165,9 @@ def test_refusals(tmp_path):
     for override, words in (
         ('evaluation.tasks=reach,juggle', "evaluation.tasks 'juggle': allowed are reach, grasp"),
         ('posttrain.rollout.steps=5', 'rollout.steps = 5: must be less than robot.frames'),
+        ('evaluation.elites=65', 'evaluation.elites 65: must be at most evaluation.samples 64'),
+        ('evaluation.exponent=3', 'evaluation.exponent 3: allowed are 1, 2'),
+        ('evaluation.max_step=0', 'evaluation.max_step 0: must be above 0'),
         ('gates.grasp=0.5', "evaluation.tasks must have grasp to measure it, found 'reach'"),
         ('collection.pick=0.5', 'they must add up to 1'),
     ):

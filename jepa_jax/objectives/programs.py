@@ -1,0 +1,164 @@
+"""The programs of a run, a set of static shapes each: batches of noise, and what a step is worth.
+
+Tools compile and time these; nothing is read from a run's lists.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from jepa_jax import build, flops
+from jepa_jax.config import ActionConditionedConfig, MaskedVideoConfig
+from jepa_jax.data import Batch, Group
+from jepa_jax.data.trajectories import RobotStream, Trajectories, random_prefix
+from jepa_jax.data.videos import VideoStream, split_rows
+from jepa_jax.flops import GroupShape
+from jepa_jax.masks import Mask
+from jepa_jax.masks.samplers import mask_sampler
+from jepa_jax.memory import rows_at_a_time
+from jepa_jax.objectives import Program
+
+STEPS = 4  # the static sampler visits all of its shapes in four
+
+
+def masked_video(config: MaskedVideoConfig, devices: int) -> list[Program]:
+    """Of the first steps: up to four sets of token counts.
+
+    Raises:
+      ConfigError: the batch does not split over the devices.
+    """
+    parts = devices * config.optim.accumulate
+    quotas = split_rows(config, rows_at_a_time(config.optim.batch, devices, parts // devices))
+    rows = {frames: quota * parts for frames, quota in quotas.items()}
+    samplers = {frames: mask_sampler(config, frames, rows[frames]) for frames in rows}
+    vit = build.video_encoder(config)
+    predictor = build.predictor(config, vit)
+    programs: dict[tuple, Program] = {}
+    for step in range(STEPS):
+        groups = []
+        for frames, sampler in samplers.items():
+            tokens = math.prod(vit.grid(frames, config.data.crop, config.data.crop))
+            groups.append(GroupShape(rows[frames], tokens, sampler.shapes(step)))
+        worth = flops.pretraining_step(vit, predictor, groups)
+        lengths = {group.tokens for group in groups}
+        for group in groups:
+            lengths |= {n for k, m in group.masks for n in (k, k + m)}
+        words = '; '.join(', '.join(f'{k} -> {m}' for k, m in group.masks) for group in groups)
+        programs.setdefault(
+            tuple(groups),
+            Program(
+                functools.partial(_noise_and_masks, config, samplers, groups, step),
+                {'target': worth.target, 'context': worth.context, 'predictor': worth.predictor},
+                frozenset(lengths),
+                f'context -> target tokens {words}',
+            ),
+        )
+    return list(programs.values())
+
+
+def _noise_and_masks(
+    config: MaskedVideoConfig, samplers: dict, groups: list[GroupShape], step: int, seed: int
+) -> Batch:
+    rng, crop, made = np.random.default_rng(seed), config.data.crop, []
+    for shape, (frames, sampler) in zip(groups, samplers.items(), strict=True):
+        clips = rng.integers(0, 256, (shape.clips, frames, crop, crop, 3), np.uint8)
+        drawn = zip(*(sampler.sample(step, row) for row in range(shape.clips)))
+        masks = tuple(Mask(*map(np.stack, zip(*rows))) for rows in drawn)
+        made.append(Group(clips, masks))
+    return Batch(tuple(made))
+
+
+def masked_video_workload(
+    config: MaskedVideoConfig, stream: VideoStream
+) -> Callable[[int], tuple[int, int]]:
+    """Step -> FLOPs and tokens, by its token counts."""
+    vit = build.video_encoder(config)
+    predictor = build.predictor(config, vit)
+
+    @functools.lru_cache
+    def of(shapes: tuple) -> tuple[int, int]:
+        groups = []
+        for clips, masks in zip(stream.groups, shapes, strict=True):
+            tokens = math.prod(vit.grid(clips.frames, config.data.crop, config.data.crop))
+            groups.append(GroupShape(clips.rows, tokens, masks))
+        total = flops.pretraining_step(vit, predictor, groups).total
+        return total, sum(group.clips * group.tokens for group in groups)
+
+    return lambda step: of(stream.shapes(step))
+
+
+def action_conditioned(config: ActionConditionedConfig, devices: int) -> list[Program]:
+    """The one program of a run on recordings.
+
+    Raises:
+      ConfigError: the batch does not split over the devices.
+    """
+    rows_at_a_time(config.optim.batch, devices, config.optim.accumulate)
+    vit = build.frame_encoder(config)
+    predictor = build.ac_predictor(config, vit)
+    size, frames = predictor.tokens_per_frame, config.robot.frames
+    source = 'features' if config.features else 'pixels'
+    lengths = {size * n for n in range(1, frames)}
+    if not config.features:
+        lengths.add(math.prod(predictor.grid))
+    return [
+        Program(
+            functools.partial(_noise_and_actions, config, vit.width, math.prod(predictor.grid)),
+            {'step': _step_on_recordings(config, _prefix(config, 0))},
+            frozenset(lengths),
+            f'{frames} frames of {size} tokens, from {source}',
+        )
+    ]
+
+
+def _prefix(config: ActionConditionedConfig, step: int) -> int:
+    return 1 if config.rollout.prefix == 'first' else random_prefix(config, step)
+
+
+def _step_on_recordings(config: ActionConditionedConfig, prefix: int) -> int:
+    vit = build.frame_encoder(config)
+    return flops.action_conditioned_step(
+        build.ac_predictor(config, vit),
+        config.optim.batch,
+        config.robot.frames,
+        rollout=config.rollout.steps,
+        prefix=prefix,
+        cut=config.rollout.stop_gradient,
+        encode=None if config.features else vit,
+    )
+
+
+def _noise_and_actions(
+    config: ActionConditionedConfig, width: int, tokens: int, seed: int
+) -> Trajectories:
+    rng, B, T = np.random.default_rng(seed), config.optim.batch, config.robot.frames
+    crop = config.data.crop
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape, np.float32)
+
+    pixels = rng.integers(0, 256, (B, T, crop, crop, 3), np.uint8) if not config.features else None
+    features = normal(B, T, tokens, width).astype(np.float16) if config.features else None
+    return Trajectories(
+        actions=normal(B, T - 1, 7) / 100,
+        states=normal(B, T, 7) / 10 if config.ac.use_states else None,
+        prefix=np.full(B, _prefix(config, 0), np.int32),
+        frames=pixels,
+        features=features,
+        extrinsics=normal(B, T, 6) if config.ac.use_extrinsics else None,
+    )
+
+
+def action_conditioned_workload(
+    config: ActionConditionedConfig, stream: RobotStream
+) -> Callable[[int], tuple[int, int]]:
+    """Step -> FLOPs and tokens, by where its rollouts start."""
+    del stream
+    side = config.data.crop // config.encoder.patch
+    tokens = config.optim.batch * config.robot.frames * side**2
+    worth = functools.lru_cache(functools.partial(_step_on_recordings, config))
+    return lambda step: (worth(_prefix(config, step)), tokens)
