@@ -19,7 +19,7 @@ from jepa_jax.nets import ONCE, Net
 from jepa_jax.objectives import Prepared
 from jepa_jax.objectives.action_conditioned import ActionConditioned
 from jepa_jax.origin import Origin
-from jepa_jax.recipes import read_config
+from jepa_jax.recipes import read_stored
 
 FRAMES = 32  # encoded together on a device
 
@@ -47,10 +47,10 @@ def encoder_of_recordings(
 
 
 def _same_robot(config: ActionConditionedConfig, folder: pathlib.Path) -> None:
-    stored = read_manifest(folder)['extra'].get('config')
-    if stored is None:
+    extra = read_manifest(folder)['extra']
+    if 'config' not in extra:
         return
-    before = read_config(stored)
+    before = read_stored(extra, folder)
     if before.objective == config.objective:
         Contract.of(config.robot).check(dataclasses.asdict(Contract.of(before.robot)))
 

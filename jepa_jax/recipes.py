@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jepa_jax.config import check, store, trials
@@ -144,6 +146,21 @@ def read_config(stored: dict[str, Any], config_file: str = '') -> RunConfig:
         import_file(config_file)
     recipe = row(RECIPES, 'objective', values['objective'])
     return store.from_dict(values, load(recipe.config))
+
+
+def read_stored(extra: Mapping[str, Any], folder: str | os.PathLike) -> RunConfig:
+    """The config of the run that wrote a checkpoint: what its manifest says of it.
+
+    extra: of the manifest. folder: what is being read; the config file that the run began with is
+    run if the objective is not known otherwise, but not where it lies within that folder, which may
+    come from a stranger.
+
+    Raises:
+      ConfigError: as `read_config`; or it would take a file from within the folder.
+    """
+    file = extra.get('config_file', '')
+    inside = file and pathlib.Path(file).resolve().is_relative_to(pathlib.Path(folder).resolve())
+    return read_config(extra['config'], '' if inside else file)
 
 
 def no_complaints(config: RunConfig) -> Iterator[str]:
