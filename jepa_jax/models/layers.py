@@ -112,7 +112,7 @@ class SelfAttention(nnx.Module):
         """x [B, N, D] -> [B, N, D]; rope: tables from rope.angles or None; lengths [B]: valid
         tokens."""
         q, k, v = self.split(x, rope)
-        return self.proj(attend(q, k, v, lengths).reshape(x.shape))
+        return self.proj(attend(q, k, v, lengths=lengths).reshape(x.shape))
 
     def split(self, x: jax.Array, rope=None) -> tuple[jax.Array, jax.Array, jax.Array]:
         """x [B, N, D] -> q, k, v, each [B, N, A, C], q and k turned by rope."""
