@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 
 from jepa_jax.models import tokens
@@ -116,7 +117,8 @@ class ACBlock(Block):
         q, k, v = self.attn.split(change(self.norm1(x), *each[:2]), rope)
         if past is not None:
             k, v = (jnp.concatenate(pair, axis=1) for pair in zip(past, (k, v)))
-        mixed = self.attn.proj(attend_frames(q, k, v, frames).reshape(x.shape))
+        mixed = rearrange(attend_frames(q, k, v, frames), 'b n a c -> b n (a c)')
+        mixed = self.attn.proj(mixed)
         x = x + weigh(mixed.astype(x.dtype), each[2])
         y = self.mlp(change(self.norm2(x), *each[3:5]))
         return x + weigh(y.astype(x.dtype), each[5]), (k, v) if return_past else None
