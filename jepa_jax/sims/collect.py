@@ -33,7 +33,8 @@ from jepa_jax import cli
 from jepa_jax.config import CollectionConfig
 from jepa_jax.data import synthetic
 from jepa_jax.errors import SimError
-from jepa_jax.sims.panda import CUBE_AREA, RATE, WORKSPACE, Panda, Variation
+from jepa_jax.sims.panda import RATE, WORKSPACE, Panda
+from jepa_jax.sims.scene import CUBE_AREA, Variation
 from jepa_jax.sims.tasks import START, TASKS, grasp_poses, place_poses, script
 from jepa_jax.workdir import write_json
 

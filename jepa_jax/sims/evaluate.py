@@ -28,7 +28,8 @@ from jepa_jax.evals.pictures import save
 from jepa_jax.planning.cem import ActionSpace, plan
 from jepa_jax.planning.world_model import Context, Cost, Goal, WorldModel
 from jepa_jax.sharding import platform
-from jepa_jax.sims.panda import CAMERA_FROM, CUBE_AREA, LOOK_AT, STANDARD, Panda, Variation
+from jepa_jax.sims.panda import Panda
+from jepa_jax.sims.scene import CAMERA_FROM, CUBE_AREA, LOOK_AT, STANDARD, Variation
 from jepa_jax.sims.tasks import START, PandaEnv, oracle
 
 # Frames [E, H, W, 3] uint8 -> features [E, N, D], each frame alone

@@ -14,7 +14,8 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from jepa_jax.errors import SimError
-from jepa_jax.sims.panda import CUBE, CUBE_AREA, RATE, STANDARD, Panda, Variation
+from jepa_jax.sims.panda import RATE, Panda
+from jepa_jax.sims.scene import CUBE, CUBE_AREA, STANDARD, Variation
 
 GRASP = (('above', 6), ('around', 3), ('closed', 2), ('lifted', 3))
 # task -> its goals, and the actions given for each

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures('gl')
 from jepa_jax import poses  # noqa: E402
 from jepa_jax.planning.cem import CEM, end_effector, plan  # noqa: E402
 from jepa_jax.planning.world_model import Context, Cost, Goal  # noqa: E402
-from jepa_jax.sims import evaluate, panda  # noqa: E402
+from jepa_jax.sims import evaluate, scene  # noqa: E402
 from jepa_jax.sims.panda import Panda  # noqa: E402
 from jepa_jax.sims.tasks import PandaEnv  # noqa: E402
 
@@ -266,6 +266,6 @@ def test_the_lamp_shows_how_far_the_tool_is(monkeypatch):
     """A move towards the camera hardly changes the arm's own pixels; its shadow it does."""
     given = {'pixels': evaluate.pixels}, Cost(), range(4)
     seen = evaluate.judge_depth(*given)['pixels']
-    monkeypatch.setattr(panda, 'SHADOW', 0)
+    monkeypatch.setattr(scene, 'SHADOW', 0)
     without = evaluate.judge_depth(*given)['pixels']
     assert seen > 0.33 and without < 0.8 * seen

@@ -16,7 +16,8 @@ import mujoco  # noqa: E402 - after panda, which chooses how it draws
 
 from jepa_jax import poses  # noqa: E402
 from jepa_jax.errors import SimError  # noqa: E402
-from jepa_jax.sims.panda import OPENING, WORKSPACE, Panda, Variation  # noqa: E402
+from jepa_jax.sims.panda import WORKSPACE, Panda  # noqa: E402
+from jepa_jax.sims.scene import OPENING, Variation  # noqa: E402
 from jepa_jax.sims.tasks import TASKS, PandaEnv, follow, grasp_poses, oracle  # noqa: E402
 
 # Franka Emika's published table: a, d (m), alpha (rad) of each joint
