@@ -113,7 +113,7 @@ def test_a_right_world_model_solves_what_a_mirrored_one_does_not():
 def test_threads_change_no_plan(monkeypatch, at_once):
     """Five episodes on two threads, the last of a pair alone, are those of one program, bit for
     bit."""
-    monkeypatch.setattr(evaluate, 'cpus', lambda: 2)
+    monkeypatch.setattr(evaluate.policies, 'cpus', lambda: 2)
     planner, world = CEM(end_effector(0.05), Cost(state_weight=1.0), 1, 16, 3, 4), PoseModel(1.0)
     rng = np.random.default_rng(0)
     states, goals = rng.uniform(0.1, 0.5, (2, 5, 7)).astype(np.float32)
