@@ -12,7 +12,7 @@ so many fewer actions.
 Rows differ in where actions are said to lead and in what the cost compares:
 
 - place: the rules; the dot's place, which says nothing of the way round.
-- time: the rules; a learned head in which squared distance is time (objectives/commute_time.py).
+- time: the rules; a learned head in which squared distance is time (contrib/commute_time.py).
 - learned: the action-conditioned predictor, trained on the same recordings; the same head. All that
   it knows is from pictures and actions.
 - untrained: as learned, with random weights of the predictor.
@@ -67,7 +67,7 @@ def place_of(picture):
 
 def encode(pictures):
     """Pictures [..., SIZE, SIZE, 3] uint8 -> features [..., 1, 2 PLACES^2]."""
-    from jepa_jax.sims import two_rooms
+    from jepa_jax.contrib import two_rooms
 
     return two_rooms.blur(pictures, PLACES, BLUR, GAIN)
 
@@ -77,7 +77,7 @@ def recordings(seed: int, layouts: int, hold: int):
     layouts."""
     import jax
 
-    from jepa_jax.sims import two_rooms
+    from jepa_jax.contrib import two_rooms
 
     def one(key, layout):
         found = two_rooms.record(key, layout, frames=FRAMES, hold=hold)
@@ -95,7 +95,7 @@ def recordings(seed: int, layouts: int, hold: int):
 
 def distance_objective():
     """What trains the head that the cost looks through."""
-    from jepa_jax.objectives.commute_time import CommuteTime, HeadConfig
+    from jepa_jax.contrib.commute_time import CommuteTime, HeadConfig
 
     return CommuteTime(HeadConfig(1, 2 * PLACES**2))
 
@@ -119,7 +119,7 @@ def some_scenes(count: int, key, data):
     """A batch for the head: all recordings of some layouts."""
     import jax
 
-    from jepa_jax.objectives.commute_time import Scenes
+    from jepa_jax.contrib.commute_time import Scenes
 
     features, _ = data
     return Scenes(features[jax.random.randint(key, (count,), 0, len(features))])
@@ -264,7 +264,7 @@ def worlds_of(rows, sizes: Sizes, hold: int, seed: int, keep: str | None):
 
 def row_of(name: str, hold: int, worlds: dict):
     """-> the world of a row, what it sees of pictures, and words for the table."""
-    from jepa_jax.sims.two_rooms import TrueRooms
+    from jepa_jax.contrib.two_rooms import TrueRooms
 
     if name in worlds:
         return lambda layout: worlds[name], encode, f'{name} predictor | learned'
@@ -300,9 +300,9 @@ def main(
     from scipy import stats
 
     from jepa_jax import start
+    from jepa_jax.contrib import two_rooms
     from jepa_jax.planning.cem import CEM, MPPI, ActionSpace
     from jepa_jax.planning.world_model import Cost
-    from jepa_jax.sims import two_rooms
 
     names = [name.strip() for name in rows.split(',')]
     if unknown := [name for name in names if name not in ROWS]:

@@ -3,7 +3,7 @@ scale.
 
     python -m tools.try_options [--only NAME,NAME] [--steps N] [--table docs/options.md]
 
-The world is Two Rooms (jepa_jax/sims/two_rooms.py), so nothing but JAX is needed. The encoder is
+The world is Two Rooms (jepa_jax/contrib/two_rooms.py), so nothing but JAX is needed. The encoder is
 frozen and simple: dot and walls blurred and taken at 8 x 8 places, a token a frame. Each option is
 one change to the same predictor, trained by the project's own objective and step on the same
 recordings from the same seed, and then planned with in closed loop: the goal is `--apart` pixels
@@ -70,7 +70,7 @@ class OptionError(ValueError):
 
 def encode(pictures):
     """Pictures [..., SIZE, SIZE, 3] uint8 -> features [..., 1, 2 PLACES^2]."""
-    from jepa_jax.sims import two_rooms
+    from jepa_jax.contrib import two_rooms
 
     return two_rooms.blur(pictures, PLACES, BLUR, GAIN)
 
@@ -79,7 +79,7 @@ def recordings(seed: int, count: int, frames: int, action_width: int):
     """Features [n, T, 1, D], positions [n, T, 2] and actions [n, T - 1, U]."""
     import jax
 
-    from jepa_jax.sims import two_rooms
+    from jepa_jax.contrib import two_rooms
 
     def one(key):
         if action_width == 2:
@@ -172,9 +172,9 @@ def episode_of(option: Option, world, apart: float):
     import jax
     import jax.numpy as jnp
 
+    from jepa_jax.contrib import two_rooms
     from jepa_jax.planning.cem import CEM, ActionSpace
     from jepa_jax.planning.world_model import Cost
-    from jepa_jax.sims import two_rooms
 
     U = option.action_width
     most = two_rooms.MOST * HOLD / 2**0.5 if U == 2 else two_rooms.MOST / 2**0.5
@@ -215,7 +215,7 @@ def main(
     from scipy import stats
 
     from jepa_jax import start
-    from jepa_jax.sims.two_rooms import CLOSE, TrueRooms
+    from jepa_jax.contrib.two_rooms import CLOSE, TrueRooms
 
     names = only.split(',') if only else list(OPTIONS)
     if unknown := [name for name in names if name not in OPTIONS]:

@@ -173,7 +173,7 @@ class ACWorldModel:
 @dataclasses.dataclass(frozen=True)
 class Viewed:
     """A world model whose features are seen through a function, and compared as it shows them:
-    objectives/commute_time.py has one. The goal's features must be seen alike."""
+    contrib/commute_time.py has one. The goal's features must be seen alike."""
 
     world: WorldModel
     # features [..., N, D] -> what the cost compares [..., M, K]

@@ -9,10 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from jepa_jax.objectives.commute_time import CommuteTime, HeadConfig, Scenes
+from jepa_jax.contrib import two_rooms as rooms
+from jepa_jax.contrib.commute_time import CommuteTime, HeadConfig, Scenes
 from jepa_jax.planning.cem import CEM, ActionSpace
 from jepa_jax.planning.world_model import Context, Cost, Goal
-from jepa_jax.sims import two_rooms as rooms
 from tools import measure_two_rooms
 from tools.measure_two_rooms import place_of
 

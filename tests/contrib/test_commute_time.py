@@ -9,7 +9,7 @@ import optax
 import pytest
 import scipy.linalg
 
-from jepa_jax.objectives.commute_time import LEAST, CommuteTime, HeadConfig, Scenes
+from jepa_jax.contrib.commute_time import LEAST, CommuteTime, HeadConfig, Scenes
 
 SIDE = 4
 WALL = {(2, 0), (2, 2), (2, 3)}  # between two rooms, with a door
