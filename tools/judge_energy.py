@@ -143,18 +143,18 @@ def main(
     """Reads, judges, prints."""
     from jepa_jax import start
     from jepa_jax.plan import COSTS
-    from jepa_jax.planning import robot
+    from jepa_jax.planning.model import check_contract, load
     from jepa_jax.planning.world_model import Cost
 
     if pairs_wanted < 2:
         raise JudgeError(f'--pairs {pairs_wanted}: must be at least 2')
     data = RobotConfig(**fields)
-    robot.check_contract(model, data)
+    check_contract(model, data)
     frames, states, actions, bad = pairs(data, pairs_wanted)
     start.compilation_cache()
     # a random model is made for squares, as training makes them
     size = (crop, crop) if model.startswith('random:') else frames.shape[2:4]
-    agent = robot.load(model, size=size, encoder=encoder, dtype=dtype, seed=seed)
+    agent = load(model, size=size, encoder=encoder, dtype=dtype, seed=seed)
     for line in (*agent.about, *(f'cannot be read: {text}' for text in bad)):
         print(line)
     found = judge(agent, frames, states, actions, Cost(COSTS[cost]), samples=samples, bound=bound,

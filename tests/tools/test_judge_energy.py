@@ -12,7 +12,7 @@ import pytest
 
 from jepa_jax.config import ActionConditionedConfig, RobotConfig
 from jepa_jax.errors import ConfigError
-from jepa_jax.planning import robot
+from jepa_jax.planning import model
 from jepa_jax.recipes import smoke
 from tools import judge_energy
 
@@ -64,10 +64,10 @@ def test_summary():
 
 def test_recordings_of_another_robot_are_refused(monkeypatch):
     stored = smoke(ActionConditionedConfig(name='a')).robot
-    monkeypatch.setattr(robot, '_recordings', lambda name: vars(stored))
-    robot.check_contract('run', stored)
+    monkeypatch.setattr(model, '_recordings', lambda name: vars(stored))
+    model.check_contract('run', stored)
     with pytest.raises(ConfigError, match="another robot: camera: 'left_mp4_path' in .*, 'top'"):
-        robot.check_contract('run', RobotConfig(robot=stored.robot, camera='top', fps=stored.fps))
+        model.check_contract('run', RobotConfig(robot=stored.robot, camera='top', fps=stored.fps))
 
 
 def test_the_command(tmp_path):

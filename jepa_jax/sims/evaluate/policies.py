@@ -52,7 +52,7 @@ def plan_with(
     first of the planned ones.
 
     planner: of jepa_jax/planning/cem.py. encode: what the world model was trained on, such as
-      planning.robot.Robot.encode; it is not compiled here.
+      planning.model.PlanningModel.encode; it is not compiled here.
 
     episodes_at_once: of one program, which any number of episodes takes turns in. On a CPU as many
       threads as there are cores run it: programs of small models keep little more than one core

@@ -1,4 +1,4 @@
-"""A model that plans: an encoder for frames and a world model of their features."""
+"""A model to plan with: an encoder for frames and a world model of their features."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RANDOM_TINY = dict(width=96, depth=2, heads=4)  # the predictor of random:tiny
 
 
 @dataclasses.dataclass(frozen=True)
-class Robot:
+class PlanningModel:
     """An encoder, the world model of its features, and lines that say where they are from."""
 
     encoder: dict  # parameters
@@ -66,7 +66,7 @@ def load(
     encoder: str = 'target',
     dtype: str = 'float32',
     seed: int = 0,
-) -> Robot:
+) -> PlanningModel:
     """A name or path of a model with an action-conditioned predictor, or `random:SIZE`.
 
     size: height and width of the frames; random models are made for it, of others it is known.
@@ -116,7 +116,7 @@ def load(
             'high, is squeezed to that, as in training'
         )
     world_model = ACWorldModel(params, _net(config), config, trained_frames(name))
-    return Robot(model.encoder.params, model.config, world_model, tuple(about))
+    return PlanningModel(model.encoder.params, model.config, world_model, tuple(about))
 
 
 def trained_frames(name: str) -> int:
