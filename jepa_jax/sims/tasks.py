@@ -32,7 +32,7 @@ MAX_STEP = 0.075  # metres along an axis, of the script
 
 
 @dataclasses.dataclass(frozen=True)
-class Goal:
+class Subgoal:
     """One of a task's goals, as the script reached it."""
 
     name: str
@@ -73,7 +73,7 @@ class PandaEnv:
             raise SimError(f"task '{task}': allowed are {', '.join(TASKS)}")
         self.task, self.pictures = task, pictures
         self.panda = Panda(image_size, variation)
-        self.goals: tuple[Goal, ...] = ()
+        self.goals: tuple[Subgoal, ...] = ()
         self._rng = np.random.default_rng()
         self._left = 0  # actions
 
@@ -83,7 +83,7 @@ class PandaEnv:
         return sum(count for _, count in TASKS[self.task])
 
     @property
-    def goal(self) -> Goal:
+    def goal(self) -> Subgoal:
         """The present goal."""
         return self.goals[self._present()]
 
@@ -178,10 +178,10 @@ class PandaEnv:
             return [_pose(_away(rng, START, start), 1)]
         return grasp + place_poses(self.panda, _away(rng, CUBE_AREA, cube))
 
-    def _reach(self, name: str, steps: int, pose: np.ndarray) -> Goal:
+    def _reach(self, name: str, steps: int, pose: np.ndarray) -> Subgoal:
         follow(self.panda, pose, steps)
         image = self.panda.draw() if self.pictures else None
-        return Goal(name, steps, pose, self.panda.state(), self.panda.cube(), image)
+        return Subgoal(name, steps, pose, self.panda.state(), self.panda.cube(), image)
 
 
 def grasp_poses(panda: Panda) -> list[np.ndarray]:
