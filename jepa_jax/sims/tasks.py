@@ -18,7 +18,7 @@ from jepa_jax.sims.panda import RATE, Panda
 from jepa_jax.sims.scene import CUBE, CUBE_AREA, STANDARD, Variation
 
 GRASP = (('above', 6), ('around', 3), ('closed', 2), ('lifted', 3))
-# task -> its goals, and the actions given for each
+# task -> its goals, and how many actions each gets
 TASKS = {
     'reach': (('target', 10),),
     'grasp': GRASP,
@@ -36,7 +36,7 @@ class Subgoal:
     """One of a task's goals, as the script reached it."""
 
     name: str
-    steps: int  # actions given for it
+    steps: int  # actions it gets
     pose: np.ndarray  # [7] what the script aims at
     state: np.ndarray  # [7] where it ended
     cube: np.ndarray  # [3] centre of the cube then
@@ -63,7 +63,7 @@ class PandaEnv:
         variation: Variation = STANDARD,
         pictures: bool = True,
     ):
-        """variation: of the scene, unless `reset` is given another. pictures: False runs without
+        """variation: of the scene, unless `reset` names another. pictures: False runs without
         OpenGL; observations then hold states only.
 
         Raises:

@@ -61,12 +61,12 @@ def judge_cost(
                 ))  # fmt: skip
     finally:
         env.close()
-    found = {}
+    judged = {}
     for name, row in rows.items():
         correlation, falls, ways = zip(*row)
         numbers = {'rank_correlation': correlation, 'falls': falls}
-        found[name] = {key: float(np.mean(a)) for key, a in numbers.items()}, np.stack(ways)
-    return found
+        judged[name] = {key: float(np.mean(a)) for key, a in numbers.items()}, np.stack(ways)
+    return judged
 
 
 def judge_depth(
@@ -101,8 +101,8 @@ def judge_depth(
             for name, encode in encoders.items():
                 features = encode(np.stack(frames))
                 costs[name].append(np.asarray(cost(features[1:, None], None, Goal(features[0]))))
-    found = {name: np.array(rows) for name, rows in costs.items()}
-    return {name: float(a[:, :2].mean() / a[:, 2:].mean()) for name, a in found.items()}
+    arrays = {name: np.array(rows) for name, rows in costs.items()}
+    return {name: float(a[:, :2].mean() / a[:, 2:].mean()) for name, a in arrays.items()}
 
 
 def judge_dynamics(
@@ -146,9 +146,9 @@ def judge_dynamics(
 
     @jax.jit
     def errors(world: WorldModel, actions: jax.Array, *seen: jax.Array) -> jax.Array:
-        def one(action, frame, state, wanted):
-            found = world.rollout(Context(frame[None], state[None]), action[None, None])[0]
-            return cost(found, None, Goal(wanted))[0]
+        def one(action, frame, state, next_frame):
+            predicted = world.rollout(Context(frame[None], state[None]), action[None, None])[0]
+            return cost(predicted, None, Goal(next_frame))[0]
 
         return jax.vmap(one)(actions.reshape(-1, 7), *seen)
 
@@ -156,12 +156,12 @@ def judge_dynamics(
         return float(errors(world, actions, before, states, after).mean())
 
     copy = float(jax.vmap(lambda a, b: cost(a[None, None], None, Goal(b)))(before, after).mean())
-    found = {}
+    judged = {}
     for name, world in worlds.items():
         true = error(world, actions)
         shuffled = error(world, np.roll(actions, 1, axis=0))
-        found[name] = {'shuffled_over_true': shuffled / true, 'error_over_copy': true / copy}
-    return found
+        judged[name] = {'shuffled_over_true': shuffled / true, 'error_over_copy': true / copy}
+    return judged
 
 
 def judge_gripper(
@@ -183,26 +183,26 @@ def judge_gripper(
     closedness = np.linspace(0, 1, 9)
     ranges: dict[str, list] = {name: [] for name in worlds}
     off: dict[str, list] = {name: [] for name in worlds}
-    rollout = jax.jit(lambda world, *given: world.rollout(*given)[0])
+    rollout = jax.jit(lambda world, context, actions: world.rollout(context, actions)[0])
     with Panda(image_size) as panda:
         for _ in seeds:
             cube, first = rng.uniform(*CUBE_AREA), rng.uniform()
-            wanted = rng.integers(len(closedness))
+            end = rng.integers(len(closedness))
             frames = []
             for closed in (*closedness, first):
                 panda.place([*cube, HEIGHT], closed, cube)
                 frames.append(panda.draw())
             state = np.float32(panda.state())
             features = encode(np.stack(frames))
-            goal = Goal(features[wanted])
+            goal = Goal(features[end])
             true = np.ptp(np.asarray(cost(features[:-1, None], None, goal)))
             actions = np.zeros((len(closedness), 1, 7), np.float32)
             actions[:, 0, 6] = closedness - first
             context = Context(features[-1:], jnp.asarray(state)[None])
             for name, world in worlds.items():
-                found = np.asarray(cost(rollout(world, context, actions), None, goal))
-                ranges[name].append(np.ptp(found) / true)
-                off[name].append(abs(closedness[found.argmin()] - closedness[wanted]))
+                costs = np.asarray(cost(rollout(world, context, actions), None, goal))
+                ranges[name].append(np.ptp(costs) / true)
+                off[name].append(abs(closedness[costs.argmin()] - closedness[end]))
     return {
         name: {
             'gripper_range': float(np.median(ranges[name])),

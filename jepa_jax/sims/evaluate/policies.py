@@ -66,14 +66,14 @@ def plan_with(
     def choose(envs, seen, key):
         contexts = Context(encode(seen['image'])[:, None], jnp.asarray(seen['state'])[:, None])
         goals = Goal(encode(seen['goal_image']), jnp.asarray(seen['goal_state']))
-        given = contexts, goals, jax.random.split(key, len(envs))
+        episodes = contexts, goals, jax.random.split(key, len(envs))
         parts = -(-len(envs) // size)
         rows = np.minimum(np.arange(parts * size), len(envs) - 1).reshape(parts, size)
-        shares = [jax.tree.map(lambda a, own=own: a[own], given) for own in rows]
+        shares = [jax.tree.map(lambda a, own=own: a[own], episodes) for own in rows]
         if not programs:
             programs.append(plan.lower(planner, world_model, *shares[0], at_once=size).compile())
-        found = pool.map(lambda share: np.asarray(programs[0](world_model, *share)[0]), shares)
-        return np.concatenate(list(found))[: len(envs), 0]
+        plans = pool.map(lambda share: np.asarray(programs[0](world_model, *share)[0]), shares)
+        return np.concatenate(list(plans))[: len(envs), 0]
 
     return choose
 
@@ -86,13 +86,15 @@ def plan_in_simulator(planner, encode: Encode) -> Policy:
     solve = jax.jit(planner.solve)
 
     def choose(envs, seen, key):
-        now, goal = encode(seen['image']), encode(seen['goal_image'])
+        now = encode(seen['image'])
+        goals = Goal(encode(seen['goal_image']), jnp.asarray(seen['goal_state']))
         actions = []
         for i, own in enumerate(jax.random.split(key, len(envs))):
             world = TrueSimulator(jnp.int32(i), tuple(envs), encode)
             context = Context(now[i : i + 1], jnp.asarray(seen['state'][i : i + 1]))
-            found, _ = solve(world, context, Goal(goal[i], jnp.asarray(seen['goal_state'][i])), own)
-            actions.append(np.asarray(found[0]))
+            goal = jax.tree.map(lambda a, i=i: a[i], goals)
+            planned, _ = solve(world, context, goal, own)
+            actions.append(np.asarray(planned[0]))
         return np.stack(actions)
 
     return choose

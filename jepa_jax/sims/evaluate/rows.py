@@ -22,7 +22,7 @@ OWN = (
 def row(summaries: Mapping[str, Mapping[str, float]], policy: str) -> dict[str, Any]:
     """A task's row of report.json (`tasks`) out of summaries of episodes: that of a policy, the
     share of success of every other one by its name, and under `policies` all of them."""
-    others = {name: found['success'] for name, found in summaries.items() if name != policy}
+    others = {name: s['success'] for name, s in summaries.items() if name != policy}
     return {**summaries[policy], **others, 'policies': dict(summaries)}
 
 
