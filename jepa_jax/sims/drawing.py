@@ -32,7 +32,43 @@ except ModuleNotFoundError as missing:
     ) from missing
 
 # An OpenGL context belongs to one thread; callers may be on any, such as one of a JAX callback
-thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix='mujoco-draws')
+_thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix='mujoco-draws')
+
+
+class Camera:
+    """A fixed camera of a model, and what it sees."""
+
+    def __init__(self, model: mujoco.MjModel, name: str, size: int):
+        """size: pixels of the square picture; the model draws with twice as many along an edge."""
+        self._model, self._size = model, size
+        self._scene: mujoco.MjvScene | None = None
+        self._view = mujoco.MjvCamera()
+        self._view.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        self._view.fixedcamid = model.camera(name).id
+
+    def draw(self, data: mujoco.MjData) -> np.ndarray:
+        """A picture uint8 [size, size, 3], averaged from one of twice the size.
+
+        Raises:
+          SimError: there is no OpenGL on this machine.
+        """
+        return _thread.submit(self._draw, data).result()
+
+    def _draw(self, data: mujoco.MjData) -> np.ndarray:
+        if self._scene is None:
+            self._scene = mujoco.MjvScene(self._model, maxgeom=100)
+            self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0  # nothing here mirrors
+        everything = mujoco.mjtCatBit.mjCAT_ALL.value
+        mujoco.mjv_updateScene(
+            self._model, data, mujoco.MjvOption(), None, self._view, everything, self._scene
+        )
+        image = _canvas(self._model).draw(self._scene)
+        image = image.reshape(self._size, 2, self._size, 2, 3)
+        return ((image.sum((1, 3), dtype=np.uint16) + 2) // 4).astype(np.uint8)
+
+    def close(self) -> None:
+        """Lets what is drawn go; drawing still works."""
+        self._scene = None
 
 
 class _Canvas:
@@ -71,7 +107,7 @@ class _Canvas:
 _canvases: dict[tuple[int, int], _Canvas] = {}  # by pixels of pictures and of shadow maps
 
 
-def canvas(model: mujoco.MjModel) -> _Canvas:
+def _canvas(model: mujoco.MjModel) -> _Canvas:
     key = model.vis.global_.offwidth, model.vis.quality.shadowsize
     if key not in _canvases:
         _canvases[key] = _Canvas(model)

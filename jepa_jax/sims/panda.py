@@ -12,8 +12,8 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from jepa_jax.errors import SimError
-from jepa_jax.sims import drawing, scene
-from jepa_jax.sims.drawing import mujoco
+from jepa_jax.sims import scene
+from jepa_jax.sims.drawing import Camera, mujoco
 from jepa_jax.sims.scene import CUBE, OPENING, STANDARD, TIMESTEP, Variation
 
 RATE = 4  # actions a second
@@ -45,10 +45,7 @@ class Panda:
         self._tool = self.model.site('tool').id
         self._fingers = [self.model.joint(name).qposadr[0] for name in ('left', 'right')]
         self._cube = self.model.joint('cube').qposadr[0]
-        self._scene: mujoco.MjvScene | None = None
-        self._camera = mujoco.MjvCamera()
-        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
-        self._camera.fixedcamid = self.model.camera('outside').id
+        self._camera = Camera(self.model, 'outside', image_size)
         self.variation = variation
         self._down = DOWN  # orientation last asked for: held, so that it does not drift
         self.place()
@@ -75,7 +72,7 @@ class Panda:
         used to stay near HOME."""
         d, q = self._scratch, np.array(start, float)
         low, high = self.model.jnt_range[:7].T
-        wanted = rotation.as_matrix()
+        goal = rotation.as_matrix()
         jacobian = np.empty((6, self.model.nv))
         for _ in range(50):
             d.qpos[:7] = q
@@ -83,8 +80,8 @@ class Panda:
             mujoco.mj_comPos(self.model, d)
             mujoco.mj_jacSite(self.model, d, jacobian[:3], jacobian[3:], self._tool)
             J = jacobian[:, :7]
-            found = d.site_xmat[self._tool].reshape(3, 3)
-            turn = 0.5 * np.cross(found, wanted, axis=0).sum(1)  # exact where it is small
+            tool = d.site_xmat[self._tool].reshape(3, 3)
+            turn = 0.5 * np.cross(tool, goal, axis=0).sum(1)  # exact where it is small
             error = np.concatenate([position - d.site_xpos[self._tool], turn])
             if np.abs(error).max() < 1e-5:
                 break
@@ -172,23 +169,11 @@ class Panda:
         Raises:
           SimError: there is no OpenGL on this machine.
         """
-        return drawing.thread.submit(self._draw).result()
-
-    def _draw(self) -> np.ndarray:
-        if self._scene is None:
-            self._scene = mujoco.MjvScene(self.model, maxgeom=100)
-            self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0  # nothing here mirrors
-        everything = mujoco.mjtCatBit.mjCAT_ALL.value
-        mujoco.mjv_updateScene(
-            self.model, self.data, mujoco.MjvOption(), None, self._camera, everything, self._scene
-        )
-        image = drawing.canvas(self.model).draw(self._scene)
-        image = image.reshape(self.image_size, 2, self.image_size, 2, 3)
-        return ((image.sum((1, 3), dtype=np.uint16) + 2) // 4).astype(np.uint8)
+        return self._camera.draw(self.data)
 
     def close(self) -> None:
         """Lets what is drawn go; physics and further drawing still work."""
-        self._scene = None
+        self._camera.close()
 
     def __enter__(self) -> Panda:
         return self
