@@ -27,11 +27,11 @@ def judge_cost(
     image_size: int = 64,
     task: str = 'reach',
 ) -> dict[str, tuple[dict[str, float], np.ndarray]]:
-    """Whether a cost falls where the goal comes nearer, without any world model, by each of some
+    """Whether a cost falls as the goal comes nearer, without any world model, by each of some
     encoders.
 
     Returns, as means over episodes: `rank_correlation` (Spearman's) of the cost with the distance
-    of the tool from the goal's, over the script's way there and as many steps at random; `falls`,
+    of the tool from the goal's, over the script's way there and as many random steps; `falls`,
     the share of the script's steps towards a goal that lower it. And the cost along the script's
     way [E, T], over what it is at first.
     """
@@ -77,12 +77,11 @@ def judge_depth(
     image_size: int = 64,
     move: float = 0.01,
 ) -> dict[str, float]:
-    """How much of the cost of a move across the picture a move towards the camera makes, or away
-    from it, by each of some encoders: what a planner has to see by how far the tool is from the
-    camera.
+    """The cost of a move towards the camera or away from it, over the cost of a move across the
+    picture, by each of some encoders: whether a planner can see how far away the tool is.
 
     move: metres, of the tool from where the goal shows it, in each of six directions. Where the
-    result is near 0, plans end before the goal or behind it, however good the predictions are.
+    ratio is near 0, plans end before the goal or behind it, however good the predictions are.
     """
     rng = np.random.default_rng(len(seeds))
     costs: dict[str, list] = {name: [] for name in encoders}

@@ -138,8 +138,8 @@ class TrueSimulator:
 
 
 def in_parts(encode: Encode, size: int = 20) -> Encode:
-    """The same features by one program for any number of frames, `size` at a time, the last part
-    filled up with its last frame."""
+    """An encoder of the same features that needs one program for any number of frames: it takes
+    `size` of them at a time and repeats the last one to fill the last part."""
 
     def all_of(frames):
         rows = np.minimum(np.arange(-(-len(frames) // size) * size), len(frames) - 1)

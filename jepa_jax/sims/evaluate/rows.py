@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from jepa_jax.evals.pictures import save
 from jepa_jax.sims.evaluate.episodes import Episodes
 
-# fields of a row of `tasks` that are the policy's own; the others are shares of success of others
+# fields of a row of `tasks` that are the policy's own; others are shares of success by policy
 OWN = (
     'success', 'low', 'high', 'distance', 'start', 'within_8_cm', 'episodes', 'seconds_per_action',
     'policies',
@@ -20,8 +20,8 @@ OWN = (
 
 
 def row(summaries: Mapping[str, Mapping[str, float]], policy: str) -> dict[str, Any]:
-    """A task's row of report.json (`tasks`) out of summaries of episodes: that of a policy, the
-    share of success of every other one by its name, and under `policies` all of them."""
+    """A task's row of report.json (`tasks`): the summary of a policy, the share of success of every
+    other policy by its name, and all summaries under `policies`."""
     others = {name: s['success'] for name, s in summaries.items() if name != policy}
     return {**summaries[policy], **others, 'policies': dict(summaries)}
 
