@@ -28,7 +28,7 @@ from jepa_jax.config import (
 )
 from jepa_jax.errors import GateError, SimError
 from jepa_jax.nets import ONCE
-from jepa_jax.planning import robot
+from jepa_jax.planning import model
 from jepa_jax.planning.cem import CEM, end_effector
 from jepa_jax.planning.world_model import ACWorldModel, Cost
 from jepa_jax.report import FILE
@@ -173,10 +173,10 @@ def _measure(config: SimConfig, folder: Path) -> dict[str, Any]:
         report['gates'] = judge(config.gates, report)  # these may be asked anew
         return report
     size = config.collection.image_size
-    own = robot.load(str(folder), size=(size, size))
+    own = model.load(str(folder), size=(size, size))
     other = None
     if config.evaluation.random_encoder:
-        other = robot.load(str(folder / RANDOM), size=(size, size))
+        other = model.load(str(folder / RANDOM), size=(size, size))
     for line in own.about:
         log.info('%s', line)
     cost = Cost(exponent=config.evaluation.exponent)
@@ -307,8 +307,8 @@ def _judge(
     config: SimConfig,
     folder: Path,
     report: dict[str, Any],
-    own: robot.Robot,
-    other: robot.Robot | None,
+    own: model.PlanningModel,
+    other: model.PlanningModel | None,
     cost: Cost,
 ) -> None:
     """Cost and dynamics, each apart from the other and from the planner."""
@@ -352,8 +352,8 @@ def _play(
     config: SimConfig,
     task: str,
     names: Sequence[str],
-    own: robot.Robot,
-    other: robot.Robot | None,
+    own: model.PlanningModel,
+    other: model.PlanningModel | None,
     cost: Cost,
 ) -> dict[str, evaluate.Episodes]:
     """Episodes of one task by the policies named."""

@@ -92,7 +92,7 @@ def test_rows_are_added_to_a_finished_run_but_none_of_another_kind(tmp_path, mon
         report['dynamics'] = dict.fromkeys(names, {'shuffled_over_true': 2.0})
 
     known = types.SimpleNamespace(about=[], world_model=None, encode=None)
-    monkeypatch.setattr(closed_loop.robot, 'load', lambda *given, **size: known)
+    monkeypatch.setattr(closed_loop.model, 'load', lambda *given, **size: known)
     monkeypatch.setattr(closed_loop.page, 'write', lambda *given: None)
     monkeypatch.setattr(closed_loop, '_untrained', lambda world: world)
     monkeypatch.setattr(closed_loop, '_judge', judge)

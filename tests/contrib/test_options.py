@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jepa_jax.contrib.options import OPTIONS, PLACES, episode_of, objective_of, world_of
 from jepa_jax.data.trajectories import Trajectories
-from tools.try_options import OPTIONS, PLACES, episode_of, objective_of, world_of
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 QUICK = '--xla_backend_optimization_level=0'  # these programs run for less time than they compile
@@ -39,8 +39,9 @@ def test_every_option_fits_together(name):
 @pytest.mark.slow
 def test_the_command(tmp_path):
     done = subprocess.run(
-        [sys.executable, '-m', 'tools.try_options', '--only', 'plain,adaln', '--steps', '3',
-         '--recordings', '64', '--episodes', '2', '--table', str(tmp_path / 'table.md')],
+        [sys.executable, '-m', 'tools.two_rooms', 'options', '--only', 'plain,adaln',
+         '--steps', '3', '--recordings', '64', '--episodes', '2',
+         '--table', str(tmp_path / 'table.md')],
         cwd=ROOT, env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': QUICK},
         capture_output=True, text=True, timeout=900,
     )  # fmt: skip

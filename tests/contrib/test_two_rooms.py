@@ -9,12 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from jepa_jax.objectives.commute_time import CommuteTime, HeadConfig, Scenes
+from jepa_jax.contrib import two_rooms as rooms
+from jepa_jax.contrib.commute_time import CommuteTime, HeadConfig, Scenes
 from jepa_jax.planning.cem import CEM, ActionSpace
 from jepa_jax.planning.world_model import Context, Cost, Goal
-from jepa_jax.sims import two_rooms as rooms
-from tools import measure_two_rooms
-from tools.measure_two_rooms import place_of
 
 # these programs run for less time than they compile
 jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
@@ -60,16 +58,16 @@ def test_a_move_ends_where_it_first_touches():
     angles = rng.uniform(0, 2 * np.pi, COUNT)
     actions = rng.uniform(0, 3.6, (COUNT, 1)) * np.stack([np.cos(angles), np.sin(angles)], 1)
     actions[:20, 1], actions[20:40, 0] = 0.0, 0.0  # along an axis
-    found = step(layout, jnp.float32(starts), jnp.float32(actions))
-    wanted = [slow_step(*row) for row in zip(starts, actions, walls, doors)]
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=5e-3)
-    moved = np.hypot(*(np.asarray(found) - starts).T)
+    ends = step(layout, jnp.float32(starts), jnp.float32(actions))
+    expected = [slow_step(*row) for row in zip(starts, actions, walls, doors)]
+    np.testing.assert_allclose(ends, expected, rtol=0, atol=5e-3)
+    moved = np.hypot(*(np.asarray(ends) - starts).T)
     stopped = moved < np.minimum(np.hypot(*actions.T), 1.8) - 1e-3
     assert 0.1 < stopped.mean() < 0.7  # both kinds are among them
-    assert all(free(p, w, d) for p, w, d in zip(np.asarray(found, np.float64), walls, doors))
+    assert all(free(p, w, d) for p, w, d in zip(np.asarray(ends, np.float64), walls, doors))
     # pushing on changes nothing
-    again = step(layout, found, jnp.float32(actions))
-    np.testing.assert_allclose(again[stopped], found[stopped], rtol=0, atol=5e-3)
+    again = step(layout, ends, jnp.float32(actions))
+    np.testing.assert_allclose(again[stopped], ends[stopped], rtol=0, atol=5e-3)
 
 
 @pytest.mark.parametrize(
@@ -84,10 +82,10 @@ def test_a_move_ends_where_it_first_touches():
 )
 def test_what_touches_is_thrown_back(start, action, along, away):
     layout = rooms.Layout(jnp.float32(32), jnp.float32(25))
-    given = layout, jnp.array(start), jnp.array(action)
+    move = layout, jnp.array(start), jnp.array(action)
     keys = jax.random.split(jax.random.key(0), 4000)
-    ends = np.asarray(jit(jax.vmap(lambda key: rooms.throw(key, *given, 0.5)))(keys), np.float64)
-    touched = np.asarray(jit(rooms.step)(*given), np.float64)
+    ends = np.asarray(jit(jax.vmap(lambda key: rooms.throw(key, *move, 0.5)))(keys), np.float64)
+    touched = np.asarray(jit(rooms.step)(*move), np.float64)
     if away is None:
         np.testing.assert_array_equal(ends, np.tile(touched, (4000, 1)))
         return
@@ -97,7 +95,7 @@ def test_what_touches_is_thrown_back(start, action, along, away):
     # of a normal of deviation a half: |x| has a mean of 0.4
     np.testing.assert_allclose((sign * moved[:, axis]).mean(), 0.5 * (2 / np.pi) ** 0.5, rtol=0.05)
     np.testing.assert_allclose(moved[:, along].std(), 0.5, rtol=0.05)
-    still = jit(rooms.throw)(keys[0], *given, 0.0)
+    still = jit(rooms.throw)(keys[0], *move, 0.0)
     np.testing.assert_allclose(still, touched, atol=1e-6)
 
 
@@ -118,18 +116,18 @@ def test_a_picture_shows_dot_and_walls():
 
 def test_recordings():
     keys = jax.random.split(jax.random.key(1), 500)
-    found = jit(jax.vmap(functools.partial(rooms.record, frames=18)))(keys)
-    assert found.positions.shape == (500, 18, 2) and found.actions.shape == (500, 17, 2)
-    lengths = np.linalg.norm(found.actions, axis=-1)
+    walks = jit(jax.vmap(functools.partial(rooms.record, frames=18)))(keys)
+    assert walks.positions.shape == (500, 18, 2) and walks.actions.shape == (500, 17, 2)
+    lengths = np.linalg.norm(walks.actions, axis=-1)
     assert (
         0.2 - 1e-5 <= lengths.min()
         and lengths.max() <= 1.8 + 1e-5
         and abs(lengths.mean() - 1) < 0.03
     )
-    walked = jit(jax.vmap(rooms.walk))(found.layout, found.positions[:, 0], found.actions)
-    np.testing.assert_allclose(walked, found.positions[:, 1:], atol=1e-4)
-    places = np.asarray(found.positions, np.float64)
-    walls, doors = np.asarray(found.layout.wall), np.asarray(found.layout.door)
+    walked = jit(jax.vmap(rooms.walk))(walks.layout, walks.positions[:, 0], walks.actions)
+    np.testing.assert_allclose(walked, walks.positions[:, 1:], atol=1e-4)
+    places = np.asarray(walks.positions, np.float64)
+    walls, doors = np.asarray(walks.layout.wall), np.asarray(walks.layout.door)
     assert all(free(p, w, d) for path, w, d in zip(places, walls, doors) for p in path)
     right = places[..., 0] > walls[:, None]
     assert 0.15 < (right[:, 0] != right[:, -1]).mean() < 0.6  # through the door
@@ -152,16 +150,18 @@ def test_a_planner_that_knows_the_rules_gets_to_the_other_room():
         def world(layout):
             return rooms.TrueRooms(layout, hold)
 
-        return rooms.play(world, planner, place_of, layout, start, goal, key, hold=hold, steps=100)
+        return rooms.play(
+            world, planner, rooms.place_of, layout, start, goal, key, hold=hold, steps=100
+        )
 
     path = np.asarray(episode(jax.random.key(0)))
     assert path.shape == (21, 2) and rooms.succeeds(path, goal)
     assert all(free(p, 32, 25) for p in path.astype(np.float64))
     # what it saw of pictures is what it would have known
-    context = Context(place_of(rooms.draw(layout, start))[None], start[None])
+    context = Context(rooms.place_of(rooms.draw(layout, start))[None], start[None])
     actions = jax.random.uniform(jax.random.key(2), (3, 4, 2), minval=-REACH, maxval=REACH)
     roll = jit(rooms.TrueRooms.rollout)
-    seen = roll(rooms.TrueRooms(layout, hold, place_of), context, actions)
+    seen = roll(rooms.TrueRooms(layout, hold, rooms.place_of), context, actions)
     known = roll(rooms.TrueRooms(layout, hold), context, actions)
     np.testing.assert_allclose(seen[0], known[0], atol=0.02)
 
@@ -176,18 +176,18 @@ def test_tasks_begin_and_end_in_different_rooms():
 
 def test_what_would_come_after_the_end_costs_nothing():
     layout, goal = rooms.Layout(jnp.float32(32), jnp.float32(25)), jnp.array([52.0, 35.0])
-    world, wanted = rooms.TrueRooms(layout), Goal(goal[None], goal)
+    world, aim = rooms.TrueRooms(layout), Goal(goal[None], goal)
     start = jnp.array([12.0, 40.0])
     context = Context(start[None, None], start[None])
     actions = jax.random.normal(jax.random.key(0), (3, 6, 2))
 
     def cost(world, actions):
-        return Cost(2, 'all')(*jit(type(world).rollout)(world, context, actions), wanted)
+        return Cost(2, 'all')(*jit(type(world).rollout)(world, context, actions), aim)
 
     for left in (1, 4, 9):
         counted = min(left, 6)
-        found = cost(rooms.Until(world, wanted, jnp.int32(left)), actions) * 6
-        np.testing.assert_allclose(found, cost(world, actions[:, :counted]) * counted, rtol=1e-6)
+        costs = cost(rooms.Until(world, aim, jnp.int32(left)), actions) * 6
+        np.testing.assert_allclose(costs, cost(world, actions[:, :counted]) * counted, rtol=1e-6)
 
 
 def test_a_world_seen_through_a_function():
@@ -198,10 +198,13 @@ def test_a_world_seen_through_a_function():
 
     def path(view):
         def world(layout):
-            return rooms.TrueRooms(layout, hold, place_of)
+            return rooms.TrueRooms(layout, hold, rooms.place_of)
 
-        given = world, planner, place_of, layout, start, goal, jax.random.key(0)
-        return np.asarray(jit(lambda: rooms.play(*given, hold=hold, steps=30, view=view))())
+        key = jax.random.key(0)
+        play = functools.partial(rooms.play, hold=hold, steps=30, view=view)
+        return np.asarray(
+            jit(lambda: play(world, planner, rooms.place_of, layout, start, goal, key))()
+        )
 
     plain, doubled, half = path(None), path(lambda z: 2 * z), path(lambda z: z[..., 1:])
     assert np.linalg.norm(plain[-1] - np.asarray(goal)) < 1
@@ -245,48 +248,11 @@ def test_a_learned_distance_leads_round_the_wall():
         def world(layout):
             return rooms.TrueRooms(layout, hold)
 
-        given = world, planner, place_of, layout, start, goal, jax.random.key(1)
+        key = jax.random.key(1)
         play = functools.partial(rooms.play, hold=hold, steps=120, view=view, kick=0.5)
-        return np.asarray(jit(lambda: play(*given)[-1])())
+        return np.asarray(
+            jit(lambda: play(world, planner, rooms.place_of, layout, start, goal, key)[-1])()
+        )
 
     knows, looks = end(lambda z: objective.head(head, spread(z))), end(None)
     assert looks[0] < 32 < knows[0], (looks, knows)
-
-
-# as the command passes them, small
-SETTINGS = dict(
-    rows='learned', planner='cem', hold=10, samples=8, iterations=1, elites=2, std=1.0,
-    min_std=0.1, episodes=2, seed=0, learn_seed=0, layouts=20, head_steps=2, steps=2, width=32,
-    depth=1, keep=None, kick=0.5,
-)  # fmt: skip
-
-
-def test_learned_once_and_kept(tmp_path, capsys, quick_compiler):
-    given = SETTINGS | {'keep': str(tmp_path / 'rooms.npz')}
-    measure_two_rooms.main(**given | {'rows': 'place,learned'})
-    first = capsys.readouterr()
-    lines = first.out.splitlines()
-    assert [line.split(',')[0] for line in lines[:2]] == ['distance', 'dynamics']
-    names = [line.split(' | ')[0].strip('| ') for line in lines[4:]]
-    assert names == ['the rules', 'learned predictor']
-    assert all(' of 2 (' in line for line in lines[4:]) and 'dynamics' in first.err
-    measure_two_rooms.main(**given)  # learns nothing anew
-    again = capsys.readouterr()
-    assert not again.err
-    before, after = (row.split(' | ')[:8] for row in (lines[-1], again.out.splitlines()[-1]))
-    assert after == before
-    with pytest.raises(measure_two_rooms.MeasureError, match='was learned with .*"width": 32'):
-        measure_two_rooms.main(**given | {'width': 48})
-
-
-@pytest.mark.parametrize(
-    'changed, words',
-    [
-        ({'rows': 'place, plaec'}, "--rows 'plaec': allowed are place, time, learned, untrained"),
-        ({'hold': 7}, '--hold 7: must divide 90 and 200'),
-        ({'episodes': 0}, '--episodes 0: must be at least 1'),
-    ],
-)
-def test_bad_settings(changed, words):
-    with pytest.raises(measure_two_rooms.MeasureError, match=words):
-        measure_two_rooms.main(**SETTINGS | changed)

@@ -9,7 +9,7 @@ import optax
 import pytest
 import scipy.linalg
 
-from jepa_jax.objectives.commute_time import LEAST, CommuteTime, HeadConfig, Scenes
+from jepa_jax.contrib.commute_time import LEAST, CommuteTime, HeadConfig, Scenes
 
 SIDE = 4
 WALL = {(2, 0), (2, 2), (2, 3)}  # between two rooms, with a door
@@ -26,10 +26,10 @@ def test_the_loss_over_all_frames_of_a_scene():
     scenes = z.reshape(2, 12, 4)
     volumes = [np.log(np.linalg.det(np.cov(s.T, bias=True) + LEAST * np.eye(4))) for s in scenes]
     apart = [np.square(a - b).sum() for s in scenes for a in s for b in s]
-    loss, found = objective.loss(params, {}, Scenes(jnp.asarray(features)))
+    loss, metrics = objective.loss(params, {}, Scenes(jnp.asarray(features)))
     np.testing.assert_allclose(loss, np.mean(steps) - np.mean(volumes), rtol=1e-4)
-    np.testing.assert_allclose(found['step'], np.mean(steps), rtol=1e-5)
-    np.testing.assert_allclose(found['apart'], np.mean(apart), rtol=1e-5)
+    np.testing.assert_allclose(metrics['step'], np.mean(steps), rtol=1e-5)
+    np.testing.assert_allclose(metrics['apart'], np.mean(apart), rtol=1e-5)
 
 
 def test_a_still_scene_has_gradients_and_one_of_few_frames_is_refused():
@@ -95,8 +95,8 @@ def fitted(graph: np.ndarray, out: int) -> np.ndarray:
 @pytest.mark.parametrize('make', [chain, rooms])
 def test_squared_distances_are_half_the_commute_times(make):
     graph = make()
-    wanted = commute_times(graph) / 2
-    np.testing.assert_allclose(fitted(graph, len(graph) - 1), wanted, rtol=2e-3, atol=1e-3)
+    expected = commute_times(graph) / 2
+    np.testing.assert_allclose(fitted(graph, len(graph) - 1), expected, rtol=2e-3, atol=1e-3)
 
 
 def test_a_narrow_head_keeps_the_slowest_directions():
@@ -109,5 +109,5 @@ def test_a_narrow_head_keeps_the_slowest_directions():
     rest = scipy.linalg.null_space(share[None])  # without the constant
     rates, waves = scipy.linalg.eigh(rest.T @ steps @ rest, rest.T @ spread @ rest)
     points = (rest @ waves)[:, :3] / np.sqrt(rates[:3])
-    wanted = np.square(points[:, None] - points).sum(-1)
-    np.testing.assert_allclose(fitted(graph, 3), wanted, rtol=2e-3, atol=1e-3)
+    expected = np.square(points[:, None] - points).sum(-1)
+    np.testing.assert_allclose(fitted(graph, 3), expected, rtol=2e-3, atol=1e-3)

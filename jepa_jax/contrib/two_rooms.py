@@ -140,6 +140,14 @@ def blur(
     return standardise(jnp.concatenate(parts, -1))
 
 
+def place_of(pictures: jax.Array) -> jax.Array:
+    """The dot's place in pictures uint8 [..., SIZE, SIZE, 3], as features [..., 1, 2]."""
+    dot = pictures[..., 0].astype(jnp.float32)
+    along = jnp.arange(SIZE)
+    places = [(a * along).sum(-1) / a.sum(-1) for a in (dot.sum(-2), dot.sum(-1))]
+    return jnp.stack(places, -1)[..., None, :]
+
+
 def place(key: jax.Array, layout: Layout, right: jax.Array) -> jax.Array:
     """A free place in the room on the right of the wall, or on the left."""
     margin = HALF_WALL + 1
@@ -154,7 +162,7 @@ def place(key: jax.Array, layout: Layout, right: jax.Array) -> jax.Array:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Recording:
-    """What was done and seen; actions are those given, which a wall may have cut short."""
+    """What was done and seen; a wall may have cut an action short."""
 
     layout: Layout
     positions: jax.Array  # [T, 2]
@@ -165,8 +173,8 @@ def record(
     key: jax.Array, layout: Layout | None = None, *, frames: int = 18, hold: int = 1
 ) -> Recording:
     """A recording of `frames` frames, `hold` equal moves apart: a direction that wanders, and moves
-    of about one pixel. THROUGH of the recordings, if they can, pass the door halfway. The layout is
-    drawn unless given; `actions` are the moves of a frame together."""
+    of about one pixel. THROUGH of the recordings, if they can, pass the door halfway. Without a
+    layout one is drawn; `actions` are the moves of a frame together."""
     keys = jax.random.split(key, 9)
     layout = draw_layout(keys[0]) if layout is None else layout
     count = frames - 1
@@ -265,21 +273,21 @@ def play(
     model, features = world(layout), encode(draw(layout, goal))
     if view:
         model, features = Viewed(model, view), view(features)
-    wanted = Goal(features, goal)
+    aim = Goal(features, goal)
     count = steps // hold
 
-    def act(position, given):
-        key, done = given
+    def act(position, now):
+        key, done = now
         context = Context(encode(draw(layout, position))[None], position[None])
-        seen = Until(model, wanted, count - done) if within else model
-        actions, _ = planner.solve(seen, context, wanted, key)
+        seen = Until(model, aim, count - done) if within else model
+        actions, _ = planner.solve(seen, context, aim, key)
         keys = jax.random.split(jax.random.fold_in(key, 1), hold)
         for key, move in zip(keys, moves_of(actions[0], hold)):
             position = throw(key, layout, position, move, kick)
         return position, position
 
-    given = jax.random.split(key, count), jnp.arange(count)
-    path = jax.lax.scan(act, start, given)[1]
+    plans = jax.random.split(key, count), jnp.arange(count)
+    path = jax.lax.scan(act, start, plans)[1]
     return jnp.concatenate([start[None], path])
 
 

@@ -1,4 +1,4 @@
-"""A model that plans: an encoder for frames and a world model of their features."""
+"""A model to plan with: an encoder for frames and a world model of their features."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RANDOM_TINY = dict(width=96, depth=2, heads=4)  # the predictor of random:tiny
 
 
 @dataclasses.dataclass(frozen=True)
-class Robot:
+class PlanningModel:
     """An encoder, the world model of its features, and lines that say where they are from."""
 
     encoder: dict  # parameters
@@ -66,10 +66,11 @@ def load(
     encoder: str = 'target',
     dtype: str = 'float32',
     seed: int = 0,
-) -> Robot:
+) -> PlanningModel:
     """A name or path of a model with an action-conditioned predictor, or `random:SIZE`.
 
-    size: height and width of the frames; random models are made for it, of others it is known.
+    size: height and width of the frames in pixels; a random model is made for it, others have
+    their own.
     random:tiny has a predictor of 2 layers and width 96, the others the released one's shape.
 
     Raises:
@@ -112,11 +113,11 @@ def load(
     about.append(f'frames of {h * patch} x {w * patch} pixels, {h} x {w} tokens')
     if size != (h * patch, w * patch):
         about.append(
-            f'of the {size[0]} x {size[1]} pixels given the middle, at most 1.35 times as wide as '
-            'high, is squeezed to that, as in training'
+            f'of frames of {size[0]} x {size[1]} pixels the middle, at most 1.35 times as wide as '
+            'high, is squeezed to that size, as in training'
         )
     world_model = ACWorldModel(params, _net(config), config, trained_frames(name))
-    return Robot(model.encoder.params, model.config, world_model, tuple(about))
+    return PlanningModel(model.encoder.params, model.config, world_model, tuple(about))
 
 
 def trained_frames(name: str) -> int:
@@ -148,5 +149,5 @@ def _recordings(name: str) -> dict | None:
 
 @functools.cache
 def _net(config: ACPredictorConfig) -> Net:
-    """One for each config: a compiled plan is found again by it."""
+    """One for each config, so that what was compiled with it is reused."""
     return Net(lambda rngs: ACPredictor(config, rngs=rngs))
