@@ -16,7 +16,6 @@ from __future__ import annotations
 import collections
 import ctypes
 import dataclasses
-import functools
 import logging
 import multiprocessing
 import os
@@ -34,12 +33,13 @@ import jax
 import numpy as np
 from absl import flags
 
-from jepa_jax.config import DataConfig, MaskConfig, MaskedVideoConfig
+from jepa_jax.config import DataConfig, MaskedVideoConfig
 from jepa_jax.data import Batch, Group
 from jepa_jax.data.augment import augment
 from jepa_jax.data.sources import Source, open_source
 from jepa_jax.errors import BadFile, ConfigError, DataError
-from jepa_jax.masks import Mask, multiblock
+from jepa_jax.masks import Mask
+from jepa_jax.masks.samplers import MaskSampler, mask_sampler
 
 STEPS = 2**40  # as many as anyone asks for
 GRACE = 30  # seconds that a worker lives on after SIGTERM
@@ -83,7 +83,7 @@ class _Clips:
     quota: int  # rows a device and accumulation part
     rows: int  # rows a step, over all devices
     order: grain.MapDataset  # step -> (list, record) of this process's rows
-    sampler: multiblock.StaticSampler | _ReferenceMasks
+    sampler: MaskSampler
 
 
 class Pipeline:
@@ -362,23 +362,6 @@ def split_rows(config: MaskedVideoConfig, rows: int) -> dict[int, int]:
     return quotas
 
 
-def mask_sampler(
-    config: MaskedVideoConfig, frames: int, rows: int
-) -> multiblock.StaticSampler | _ReferenceMasks:
-    """What draws the masks of a run's clips of `frames` frames, `rows` of them in a global batch.
-
-    Raises:
-      ConfigError: no such sampler, or masks that cannot work on the clips' grid.
-    """
-    side = config.data.crop // config.encoder.patch
-    grid = (frames // config.encoder.tubelet, side, side)
-    if config.mask_sampler not in _SAMPLERS:
-        raise ConfigError(
-            f'mask_sampler: {config.mask_sampler!r} is none of {", ".join(_SAMPLERS)}'
-        )
-    return _SAMPLERS[config.mask_sampler](config.masks, grid, config.seed, rows)
-
-
 class _Tag(grain.transforms.Map):
     """Record -> (list, record)."""
 
@@ -564,56 +547,6 @@ def _start_worker(index: int, count: int) -> None:
 
     threading.Thread(target=watch, name='parent-watch', daemon=True).start()
 
-
-class _ReferenceMasks:
-    """The original's masks behind the interface of StaticSampler.
-
-    Their shape is the minimum over the global batch, so every process draws all of its rows.
-    """
-
-    def __init__(
-        self, settings: list[MaskConfig], grid: tuple[int, int, int], seed: int, rows: int
-    ) -> None:
-        self._samplers = [
-            multiblock.ReferenceSampler(each, grid, f'masks[{i}]')
-            for i, each in enumerate(settings)
-        ]
-        self._seed, self._rows = seed, rows
-        self._last: tuple[int, tuple[multiblock.Pair, ...]] = (-1, ())
-
-    def shapes(self, step: int) -> tuple[tuple[int, int], ...]:
-        return tuple((k.shape[1], m.shape[1]) for k, m in self._batch(step))
-
-    def sample(self, step: int, position: int) -> tuple[multiblock.Pair, ...]:
-        row = position % self._rows
-        return tuple((k[row], m[row]) for k, m in self._batch(step))
-
-    def _batch(self, step: int) -> tuple[multiblock.Pair, ...]:
-        known, batch = self._last
-        if known != step:
-            batch = multiblock.reference_batch(self._samplers, self._seed, step, self._rows)
-            self._last = step, batch
-        return batch
-
-
-def _static_masks(
-    settings: list[MaskConfig], grid: tuple[int, int, int], seed: int, rows: int, budgets: int = 4
-) -> multiblock.StaticSampler:
-    """Shapes must not depend on the devices, so the original's clips a GPU stand for ours."""
-    del rows
-    tokens = int(np.prod(grid))
-    clips = next(clips for most, clips in _CLIPS_A_GPU if tokens <= most)
-    return multiblock.StaticSampler(settings, grid, seed, clips, budgets)
-
-
-_SAMPLERS = {
-    'static': _static_masks,
-    'single': functools.partial(_static_masks, budgets=1),
-    'reference': _ReferenceMasks,
-}
-
-# tokens a clip, clips a GPU: 16 frames at 256 px, 64 frames at 256 px, larger (vjepa2 §11)
-_CLIPS_A_GPU = ((2048, 24), (8192, 12), (float('inf'), 6))
 
 _EXIT_HINTS = {
     '-7': ' (bus error: shared memory, /dev/shm, may be full; containers need --shm-size)',
