@@ -21,7 +21,8 @@ from jepa_jax import distributed, optim
 from jepa_jax.checkpoint import Checkpoints
 from jepa_jax.config import MaskedVideoConfig
 from jepa_jax.data import Batch
-from jepa_jax.data.pipeline import FailureLog, Pipeline
+from jepa_jax.data.stream import FailureLog
+from jepa_jax.data.videos import VideoStream
 from jepa_jax.errors import Interrupted, TrainingError
 from jepa_jax.metrics import Cost, Metrics, speed
 from jepa_jax.sharding import put_batch
@@ -149,7 +150,7 @@ def _explain(objective, state: TrainState, batch, host: Batch, n: int, path: pat
 def fit(
     objective,
     state: TrainState,
-    pipeline: Pipeline,
+    pipeline: VideoStream,
     config: MaskedVideoConfig,
     *,
     mesh: jax.sharding.Mesh,

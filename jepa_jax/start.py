@@ -19,8 +19,8 @@ from jepa_jax import optim
 from jepa_jax.checkpoint import Checkpoints, find, read_manifest, restore
 from jepa_jax.chips import peak_flops
 from jepa_jax.config import ActionConditionedConfig, MaskedVideoConfig, cache_root
-from jepa_jax.data.pipeline import Pipeline
-from jepa_jax.data.trajectories import RobotPipeline, random_prefix
+from jepa_jax.data.trajectories import RobotStream, random_prefix
+from jepa_jax.data.videos import VideoStream
 from jepa_jax.describe import describe as describe_config
 from jepa_jax.flops import GroupShape, action_conditioned_step, pretraining_step
 from jepa_jax.memory import GIB, estimate
@@ -123,7 +123,7 @@ def describe(
     config: MaskedVideoConfig,
     objective,
     mesh: jax.sharding.Mesh,
-    pipeline: Pipeline,
+    pipeline: VideoStream,
     state: TrainState,
 ) -> None:
     """Logs what is about to run: devices, memory, programs, model, data, what the batch means."""
@@ -161,7 +161,7 @@ def _peak(config: MaskedVideoConfig) -> float | None:
     return each and each * jax.device_count()
 
 
-def cost(config: MaskedVideoConfig, pipeline: Pipeline) -> Callable[[int], Cost]:
+def cost(config: MaskedVideoConfig, pipeline: VideoStream) -> Callable[[int], Cost]:
     """Step -> what it is worth, by the shapes of its clips and masks."""
     vit, predictor = vit_config(config), predictor_config(config)
     peak = _peak(config)
@@ -177,7 +177,7 @@ def cost(config: MaskedVideoConfig, pipeline: Pipeline) -> Callable[[int], Cost]
     return of
 
 
-def robot_cost(config: ActionConditionedConfig, pipeline: RobotPipeline) -> Callable[[int], Cost]:
+def robot_cost(config: ActionConditionedConfig, pipeline: RobotStream) -> Callable[[int], Cost]:
     """Step -> what it is worth, by where its rollouts start."""
     predictor, peak = ac_predictor_config(config), _peak(config)
     clips, frames, rollout = config.optim.batch, config.robot.frames, config.rollout

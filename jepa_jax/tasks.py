@@ -12,9 +12,9 @@ from jepa_jax import distributed
 from jepa_jax.checkpoint import find, read_manifest
 from jepa_jax.config import ActionConditionedConfig, MaskedVideoConfig
 from jepa_jax.data.features import FeatureStore, hash_weights
-from jepa_jax.data.pipeline import Pipeline
 from jepa_jax.data.robot import Contract, open_recordings
-from jepa_jax.data.trajectories import RobotPipeline
+from jepa_jax.data.trajectories import RobotStream
+from jepa_jax.data.videos import VideoStream
 from jepa_jax.metrics import Cost
 from jepa_jax.models.ac_predictor import encode_frames
 from jepa_jax.nets import ONCE
@@ -51,8 +51,8 @@ def _nothing(config: MaskedVideoConfig, objective: MaskedVideo) -> None:
     return None
 
 
-def _videos(config: MaskedVideoConfig, prepared: None) -> Pipeline:
-    return Pipeline(config, **_placement())
+def _videos(config: MaskedVideoConfig, prepared: None) -> VideoStream:
+    return VideoStream(config, **_placement())
 
 
 def _features(config: ActionConditionedConfig, objective: ActionConditioned) -> FeatureStore | None:
@@ -90,8 +90,8 @@ def _features(config: ActionConditionedConfig, objective: ActionConditioned) -> 
     return store
 
 
-def _recordings(config: ActionConditionedConfig, store: FeatureStore | None) -> RobotPipeline:
-    return RobotPipeline(config, store, **_placement())
+def _recordings(config: ActionConditionedConfig, store: FeatureStore | None) -> RobotStream:
+    return RobotStream(config, store, **_placement())
 
 
 TASKS = {

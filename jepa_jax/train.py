@@ -32,7 +32,7 @@ def train(config: MaskedVideoConfig, workdir: str, profile: bool, compilation_ca
 
     from jepa_jax import loop, report, sharding, start, tasks
     from jepa_jax.checkpoint import Checkpoints
-    from jepa_jax.data.pipeline import FailureLog
+    from jepa_jax.data.stream import FailureLog
     from jepa_jax.metrics import Metrics
     from jepa_jax.workdir import lock, write_json
 

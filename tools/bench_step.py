@@ -183,7 +183,7 @@ def bench(
 
     from jepa_jax import optim, sharding
     from jepa_jax.chips import peak_flops
-    from jepa_jax.data.pipeline import split_rows
+    from jepa_jax.data.videos import split_rows
     from jepa_jax.errors import ConfigError
     from jepa_jax.objectives.masked_video import MaskedVideo
     from jepa_jax.state import init_state

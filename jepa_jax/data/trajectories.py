@@ -1,6 +1,6 @@
 """Recordings of a robot -> batches of pieces, as a pure function of (seed, step, position).
 
-The robot's counterpart of `Pipeline`, with the same promises: neither worker nor process count
+The robot's counterpart of `VideoStream`, with the same promises: neither worker nor process count
 moves a piece, and a step can be made without those before it.
 """
 
@@ -19,7 +19,7 @@ from jepa_jax.config import ActionConditionedConfig
 from jepa_jax.data import robot, scene
 from jepa_jax.data.augment import augment
 from jepa_jax.data.features import FeatureStore
-from jepa_jax.data.pipeline import (
+from jepa_jax.data.stream import (
     FRAMES,
     REPLACE,
     Batches,
@@ -60,8 +60,8 @@ class Trajectories:
         return [None if a is None else a[:, start:stop] for a in given]
 
 
-class RobotPipeline:
-    """Batches of one process; see Pipeline for the arguments.
+class RobotStream:
+    """Batches of one process; see VideoStream for the arguments.
 
     store: features in place of frames.
 
@@ -139,7 +139,7 @@ class RobotPipeline:
         while self._open:
             self._open.pop().close()
 
-    def __enter__(self) -> RobotPipeline:
+    def __enter__(self) -> RobotStream:
         return self
 
     def __exit__(self, *_: object) -> None:

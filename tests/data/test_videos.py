@@ -20,16 +20,8 @@ from PIL import Image
 from jepa_jax.config import DataConfig, DataListConfig, MaskedVideoConfig
 from jepa_jax.data import clips, decode, synthetic
 from jepa_jax.data.augment import augment
-from jepa_jax.data.pipeline import (
-    AUGMENT,
-    FRAMES,
-    LEAST_TRIED,
-    Failure,
-    FailureLog,
-    HostBatch,
-    Pipeline,
-    split_rows,
-)
+from jepa_jax.data.stream import AUGMENT, FRAMES, LEAST_TRIED, Failure, FailureLog, HostBatch
+from jepa_jax.data.videos import VideoStream, split_rows
 from jepa_jax.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[2]
@@ -79,7 +71,7 @@ def digest(host):
 
 
 def read(config, start, count, **settings):
-    with Pipeline(config, **settings) as pipeline, pipeline.batches(start) as batches:
+    with VideoStream(config, **settings) as pipeline, pipeline.batches(start) as batches:
         return [next(batches) for _ in range(count)]
 
 
@@ -89,7 +81,7 @@ def read(config, start, count, **settings):
 def test_batch_is_made_of_what_the_files_hold(videos):
     """One step again by hand: order aside, every row is read, cut and masked from its own seed."""
     config = mixed(videos)
-    with Pipeline(config) as pipeline:
+    with VideoStream(config) as pipeline:
         host = next(pipeline.batches(3))
         assert [g.clips.shape for g in host.batch.groups] == [(3, 4, 64, 64, 3), (1, 2, 64, 64, 3)]
         assert host.batch.groups[0].clips.dtype == np.uint8
@@ -176,14 +168,14 @@ def test_processes_share_the_same_rows(videos):
 
 def test_every_epoch_holds_every_record_once_in_another_order(videos):
     config = small(DataListConfig(path=str(videos / 'a.txt')), batch=4)
-    with Pipeline(config) as pipeline:
+    with VideoStream(config) as pipeline:
         epochs = [pipeline.groups[0].order[i][:, 1].tolist() for i in range(20)]
     assert all(sorted(epoch) == [0, 1, 2, 3] for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 5
 
 
 def test_lists_are_mixed_by_weight(videos):
-    with Pipeline(mixed(videos)) as pipeline:
+    with VideoStream(mixed(videos)) as pipeline:
         order = np.concatenate([pipeline.groups[0].order[i] for i in range(20)])
     counts = np.bincount(order[:, 0], minlength=3)
     assert counts.tolist() == [40, 0, 20]
@@ -192,7 +184,7 @@ def test_lists_are_mixed_by_weight(videos):
 def test_the_originals_masks(videos):
     config = mixed(videos, batch=8)
     config.mask_sampler = 'reference'
-    with Pipeline(config, devices=2) as pipeline:
+    with VideoStream(config, devices=2) as pipeline:
         host, other = (next(pipeline.batches(step)) for step in (2, 3))
         assert pipeline.programs == []
         for group, shapes in zip(host.batch.groups, pipeline.shapes(2)):
@@ -250,12 +242,12 @@ def test_impossible_settings_are_named(videos, change, words):
     config = small(DataListConfig(path=str(videos / 'a.txt')))
     change(config)
     with pytest.raises(ConfigError) as error:
-        Pipeline(config, devices=2)
+        VideoStream(config, devices=2)
     assert words in str(error.value) and '\n' not in str(error.value)
 
 
 def test_describe(videos):
-    with Pipeline(mixed(videos)) as pipeline:
+    with VideoStream(mixed(videos)) as pipeline:
         text = '\n'.join(pipeline.describe())
     assert 'list 1: images' in text and '5 records' in text
     assert 'group 0: 4 frames from list 0, 2: 3 rows a device and part, 3 a step' in text
@@ -278,7 +270,7 @@ def damaged(videos, tmp_path):
 
 def test_bad_records_are_replaced_the_same_way_every_time(damaged):
     config = small(DataListConfig(path=str(damaged / 'list.txt')))
-    with Pipeline(config) as pipeline, pipeline.batches() as batches:
+    with VideoStream(config) as pipeline, pipeline.batches() as batches:
         (damaged / 'gone.mp4').unlink()  # after the list was opened
         hosts = [next(batches) for _ in range(12)]
     failures = [failure for host in hosts for failure in host.failures]
@@ -377,7 +369,7 @@ class Hanging:
 def test_a_reader_that_hangs_is_noticed(videos, workers):
     config = small(DataListConfig(path=str(videos / 'a.txt')), workers=workers)
     config.data.worker_timeout = 1.0
-    pipeline = Pipeline(config)
+    pipeline = VideoStream(config)
     pipeline.sources[0] = Hanging()
     start = time.monotonic()
     with pipeline, pytest.raises(DataError, match=r'no batch for step 3 within 1 s'):
@@ -406,7 +398,7 @@ linux = pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='reads /
 @linux
 def test_a_worker_that_dies_is_named(videos):
     config = small(DataListConfig(path=str(videos / 'a.txt')), workers=2)
-    with Pipeline(config) as pipeline, pipeline.batches() as batches:
+    with VideoStream(config) as pipeline, pipeline.batches() as batches:
         next(batches)
         for pid in workers_of(os.getpid()):
             os.kill(pid, signal.SIGKILL)
@@ -419,11 +411,11 @@ def test_a_worker_that_dies_is_named(videos):
 ORPHANS = """
 import sys, time
 from jepa_jax.config import DataListConfig
-from jepa_jax.data.pipeline import Pipeline
-from test_pipeline import small
+from jepa_jax.data.videos import VideoStream
+from test_videos import small
 if __name__ == '__main__':
     config = small(DataListConfig(path=sys.argv[1]), workers=2)
-    batches = Pipeline(config).batches()
+    batches = VideoStream(config).batches()
     next(batches), next(batches)
     print('ready', flush=True)
     time.sleep(600)
@@ -476,7 +468,7 @@ class Devices:
 
 def test_workers_open_no_devices(videos):
     config = small(DataListConfig(path=str(videos / 'a.txt')), workers=1)
-    with Pipeline(config) as pipeline:
+    with VideoStream(config) as pipeline:
         pipeline.sources[0] = Devices()
         host = next(pipeline.batches())
     assert not host.batch.groups[0].clips.any()
