@@ -1,99 +1,113 @@
-"""Lists of videos and images -> batches of clips and masks.
-
-with VideoStream(config, devices=8) as stream:
-    for host in stream.batches(start_step):
-        log.add(host)
-        ...
-"""
+"""Lists of videos and images -> batches of clips and masks."""
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import time
 
-import grain
 import numpy as np
 
 from jepa_jax.config import MaskedVideoConfig
 from jepa_jax.data import Batch, Group
 from jepa_jax.data.augment import augment
-from jepa_jax.data.sources import Source, open_source
-from jepa_jax.data.stream import (
-    AUGMENT,
-    FRAMES,
-    REPLACE,
-    TRIM_EVERY,
-    Batches,
-    Failure,
-    HostBatch,
-    generator,
-    hash_of,
-    side_by_side,
-    threads_of_a_worker,
-    trim,
-)
-from jepa_jax.errors import BadFile, ConfigError, DataError
+from jepa_jax.data.sources import open_source
+from jepa_jax.data.stream import AUGMENT, Order, Row, Stream
+from jepa_jax.errors import ConfigError
 from jepa_jax.masks import Mask
 from jepa_jax.masks.samplers import MaskSampler, mask_sampler
 
 
 @dataclasses.dataclass(frozen=True)
-class _Clips:
-    """Clips of one frame count: which lists, how many rows, in which order."""
+class Clips:
+    """Clips of one frame count: from which lists, how many rows, and what draws their masks."""
 
     frames: int
     lists: tuple[int, ...]
     quota: int  # rows a device and accumulation part
     rows: int  # rows a step, over all devices
-    order: grain.MapDataset  # step -> (list, record) of this process's rows
     sampler: MaskSampler
 
 
-class VideoStream:
-    """Batches of one process.
+class VideoStream(Stream):
+    """Clips of `config.data.lists` and their masks; a group of rows for each frame count.
 
     Args:
-      config: a run.
-      devices: over all processes; each gets the same number of rows of every frame count.
-      process_index, process_count: which share of the rows this process makes.
+      prepared: nothing is.
+      devices, process_index, process_count: see Stream.
 
     Raises ConfigError for lists that cannot be opened and batches that cannot be split.
     """
 
+    many = 0  # grain orders lists of any length, as it always has
+
     def __init__(
         self,
         config: MaskedVideoConfig,
+        prepared: None = None,
         *,
         devices: int = 1,
         process_index: int = 0,
         process_count: int = 1,
     ) -> None:
-        if devices % process_count:
-            raise ValueError(f'{devices} devices do not spread over {process_count} processes')
-        self._config = config
-        self._process = (process_index, process_count)
+        del prepared
         data = config.data
         if not data.lists:
             raise ConfigError('data.lists is empty; at least one list is needed')
-        self.sources = [open_source(entry, data, i) for i, entry in enumerate(data.lists)]
-        parts = devices * config.optim.accumulate
-        if config.optim.batch % parts:
-            raise ConfigError(
-                f'optim.batch: {config.optim.batch} is no multiple of {parts} '
-                f'({devices} devices x optim.accumulate {config.optim.accumulate})'
-            )
-        quotas = split_rows(config, config.optim.batch // parts)
-        self.groups = tuple(
-            self._clips(frames, quota, quota * parts) for frames, quota in quotas.items()
+        sources = [open_source(entry, data, i) for i, entry in enumerate(data.lists)]
+        super().__init__(
+            config,
+            sources,
+            devices=devices,
+            process_index=process_index,
+            process_count=process_count,
         )
-        self._open: list[Batches] = []
 
-    def batches(self, start_step: int = 0) -> Batches:
-        """Batches of steps `start_step`, `start_step + 1`, ... without end; to be closed."""
-        batches = Batches(_Reader(self), self._config.data, start_step)
-        self._open.append(batches)
-        return batches
+    def plan(self) -> tuple[Order, ...]:
+        config, lists = self.config, self.config.data.lists
+        quotas = split_rows(config, config.optim.batch // self.parts)
+        groups, orders = [], []
+        for frames, quota in quotas.items():
+            own = tuple(
+                i for i, e in enumerate(lists) if (e.frames or config.data.frames) == frames
+            )
+            rows = quota * self.parts
+            groups.append(Clips(frames, own, quota, rows, mask_sampler(config, frames, rows)))
+            orders.append(self.order(own, rows, [lists[i].weight for i in own]))
+        self.groups = tuple(groups)
+        return tuple(orders)
+
+    def empty(self, step: int) -> Batch:
+        crop = self.config.data.crop
+        groups = []
+        for group, order in zip(self.groups, self.orders):
+            rows = order.share
+            masks = tuple(
+                Mask(np.empty((rows, k), np.int32), np.empty((rows, m), np.int32))
+                for k, m in group.sampler.shapes(step)
+            )
+            groups.append(Group(np.empty((rows, group.frames, crop, crop, 3), np.uint8), masks))
+        return Batch(tuple(groups))
+
+    def read(self, row: Row) -> None:
+        """Fills a row: reads, cuts, draws masks."""
+        group, into = self.groups[row.group], row.into.groups[row.group]
+        frames = self.lists[row.list].read(row.record, group.frames, row.rng())
+        start = time.perf_counter()
+        augment(frames, self.config.data.augment, row.rng(AUGMENT), into.clips[row.number])
+        cut = time.perf_counter()
+        drawn = group.sampler.sample(row.step, row.position)
+        for mask, (context, target) in zip(into.masks, drawn):
+            mask.context[row.number], mask.target[row.number] = context, target
+        row.seconds.update(augment=cut - start, masks=time.perf_counter() - cut)
+
+    def gather(self, step: int, into: Batch, rows: list[None]) -> Batch:
+        return into
+
+    def name(self, row: Row) -> str:
+        return self.lists[row.list].name(row.record)
+
+    def place(self, list_index: int) -> str:
+        return f'data.lists[{list_index}] {self.config.data.lists[list_index].path!r}'
 
     def shapes(self, step: int) -> tuple[tuple[tuple[int, int], ...], ...]:
         """Per frame count and mask the numbers of context and target tokens at a step."""
@@ -101,23 +115,16 @@ class VideoStream:
 
     @property
     def programs(self) -> list[tuple[tuple[tuple[int, int], ...], ...]]:
-        """The values of `shapes`: a program to compile each. Empty if every step has its own."""
-        if self._config.mask_sampler == 'reference':
+        if self.config.mask_sampler == 'reference':
             return []
         # at most four, drawn with equal chance: 256 steps miss one with a chance of 1e-31
         return sorted({self.shapes(step) for step in range(256)})
 
-    @property
-    def facts(self) -> dict[str, dict]:
-        """What checkpoints say of the data, beside the config: nothing."""
-        return {}
-
     def describe(self) -> list[str]:
-        """Lines for the start of a run's log."""
         lines = []
-        for i, (entry, source) in enumerate(zip(self._config.data.lists, self.sources)):
+        for i, (entry, source) in enumerate(zip(self.config.data.lists, self.lists)):
             left_out = ''.join(f', {n} left out: {why}' for why, n in source.skipped.items())
-            frames = entry.frames or self._config.data.frames
+            frames = entry.frames or self.config.data.frames
             path = entry.path or '(default folder)'
             lines.append(
                 f'list {i}: {entry.kind} {path}: {len(source)} records{left_out}; '
@@ -130,35 +137,6 @@ class VideoStream:
                 f'and part, {group.rows} a step'
             )
         return lines
-
-    def close(self) -> None:
-        """Ends all iterators and their workers."""
-        while self._open:
-            self._open.pop().close()
-
-    def __enter__(self) -> VideoStream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _clips(self, frames: int, quota: int, rows: int) -> _Clips:
-        config = self._config
-        data = config.data
-        lists = [i for i, e in enumerate(data.lists) if (e.frames or data.frames) == frames]
-        order = grain.MapDataset.mix(
-            [
-                grain.MapDataset.range(len(self.sources[i]))
-                .shuffle(seed=hash_of(config.seed, i) % 2**32)
-                .map(_Tag(i))
-                .repeat()
-                for i in lists
-            ],
-            [data.lists[i].weight for i in lists],
-        )
-        index, count = self._process
-        order = order[index::count].batch(rows // count)
-        return _Clips(frames, tuple(lists), quota, rows, order, mask_sampler(config, frames, rows))
 
 
 def split_rows(config: MaskedVideoConfig, rows: int) -> dict[int, int]:
@@ -190,106 +168,3 @@ def split_rows(config: MaskedVideoConfig, rows: int) -> dict[int, int]:
                 'lower optim.accumulate'
             )
     return quotas
-
-
-class _Tag(grain.transforms.Map):
-    """Record -> (list, record)."""
-
-    def __init__(self, index: int) -> None:
-        self._index = index
-
-    def map(self, record: int) -> np.ndarray:
-        return np.array((self._index, record), np.int64)
-
-
-class _Reader(grain.transforms.Map):
-    """Step -> HostBatch. Runs wherever grain reads: in a thread of this process, or in a worker."""
-
-    def __init__(self, stream: VideoStream) -> None:
-        config = stream._config
-        self._config, self._process = config, stream._process
-        self._sources: list[Source] = stream.sources
-        self._groups = stream.groups
-        self._threads = threads_of_a_worker(config.data.workers)
-        self._read = 0  # clips since memory was given back
-
-    def map(self, step: int) -> HostBatch:
-        begin = time.perf_counter()
-        tasks, groups = [], []
-        for index, group in enumerate(self._groups):
-            arrays, rows = self._group(step, index, group)
-            groups.append(arrays)
-            tasks += rows
-        failures: list[Failure] = []
-        seconds: collections.Counter[str] = collections.Counter()
-        for failed, spent in side_by_side(self._row, tasks, self._threads):
-            failures += failed
-            seconds.update(spent)
-        seconds['batch'] = time.perf_counter() - begin
-        tried = len(tasks) + len(failures)
-        self._read += tried
-        if self._read >= TRIM_EVERY:
-            self._read = 0
-            trim()
-        return HostBatch(Batch(tuple(groups)), tuple(failures), tried, dict(seconds))
-
-    def _group(self, step: int, index: int, group: _Clips) -> tuple[Group, list[tuple]]:
-        """Empty arrays of a group and what fills each of their rows."""
-        order = group.order[step]
-        process, count = self._process
-        crop = self._config.data.crop
-        clips = np.empty((len(order), group.frames, crop, crop, 3), np.uint8)
-        masks = tuple(
-            Mask(np.empty((len(order), k), np.int32), np.empty((len(order), m), np.int32))
-            for k, m in group.sampler.shapes(step)
-        )
-        first = step * group.rows + process
-        rows = [
-            (step, index, first + row * count, *record, clips[row], [(m, row) for m in masks])
-            for row, record in enumerate(order.tolist())
-        ]
-        return Group(clips, masks), rows
-
-    def _row(
-        self,
-        step: int,
-        index: int,
-        position: int,
-        list_index: int,
-        record: int,
-        out: np.ndarray,
-        masks: list[tuple[Mask, int]],
-    ) -> tuple[list[Failure], dict[str, float]]:
-        """Fills one row: reads, cuts, draws masks. A record that cannot be read is replaced."""
-        data, group = self._config.data, self._groups[index]
-        source = self._sources[list_index]
-        failures: list[Failure] = []
-        start = time.perf_counter()
-        for attempt in range(data.attempts + 1):
-            key = (self._config.seed, index, position, attempt)
-            if attempt:
-                record = hash_of(*key, REPLACE) % len(source)
-            try:
-                frames = source.read(record, group.frames, generator(*key, FRAMES))
-                break
-            except BadFile as error:
-                failures.append(Failure(error.path, error.reason, error.detail, list_index))
-            except OSError as error:
-                reason = 'missing' if isinstance(error, FileNotFoundError) else 'unreadable'
-                failures.append(Failure(source.name(record), reason, str(error), list_index))
-        else:
-            path = data.lists[list_index].path
-            last = failures[-1]
-            raise DataError(
-                f'nothing can be read in data.lists[{list_index}] {path!r}: {len(failures)} '
-                f'records tried in a row (data.attempts), the last was {last.path} ({last.reason}: '
-                f'{last.detail})'
-            )
-        read = time.perf_counter()
-        augment(frames, data.augment, generator(*key, AUGMENT), out)
-        cut = time.perf_counter()
-        drawn = group.sampler.sample(step, position)
-        for (mask, row), (context, target) in zip(masks, drawn):
-            mask.context[row], mask.target[row] = context, target
-        spent = {'read': read - start, 'augment': cut - read, 'masks': time.perf_counter() - cut}
-        return failures, spent

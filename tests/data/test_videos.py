@@ -71,7 +71,7 @@ def digest(host):
 
 
 def read(config, start, count, **settings):
-    with VideoStream(config, **settings) as pipeline, pipeline.batches(start) as batches:
+    with VideoStream(config, **settings) as stream, stream.batches(start) as batches:
         return [next(batches) for _ in range(count)]
 
 
@@ -81,14 +81,14 @@ def read(config, start, count, **settings):
 def test_batch_is_made_of_what_the_files_hold(videos):
     """One step again by hand: order aside, every row is read, cut and masked from its own seed."""
     config = mixed(videos)
-    with VideoStream(config) as pipeline:
-        host = next(pipeline.batches(3))
+    with VideoStream(config) as stream:
+        host = next(stream.batches(3))
         assert [g.clips.shape for g in host.batch.groups] == [(3, 4, 64, 64, 3), (1, 2, 64, 64, 3)]
         assert host.batch.groups[0].clips.dtype == np.uint8
-        group, order = pipeline.groups[0], pipeline.groups[0].order[3]
+        group, order = stream.groups[0], stream.orders[0][3]
         for row, (list_index, record) in enumerate(order.tolist()):
             position = 3 * 3 + row
-            path = pipeline.sources[list_index].name(record)
+            path = stream.lists[list_index].name(record)
             key = (config.seed, 0, position, 0)
             rngs = [
                 np.random.Generator(np.random.Philox(np.random.SeedSequence((*key, stream))))
@@ -113,8 +113,8 @@ def test_batch_is_made_of_what_the_files_hold(videos):
             tuple((m.context.shape[1], m.target.shape[1]) for m in g.masks)
             for g in host.batch.groups
         )
-        assert shapes == pipeline.shapes(3) and shapes in pipeline.programs
-        assert 1 <= len(pipeline.programs) <= 4
+        assert shapes == stream.shapes(3) and shapes in stream.programs
+        assert 1 <= len(stream.programs) <= 4
     image = host.batch.groups[1].clips
     assert (image == image[:, :1]).all()  # a repeated frame
     assert set(host.seconds) == {'read', 'augment', 'masks', 'batch'} and host.tried == 4
@@ -168,15 +168,15 @@ def test_processes_share_the_same_rows(videos):
 
 def test_every_epoch_holds_every_record_once_in_another_order(videos):
     config = small(DataListConfig(path=str(videos / 'a.txt')), batch=4)
-    with VideoStream(config) as pipeline:
-        epochs = [pipeline.groups[0].order[i][:, 1].tolist() for i in range(20)]
+    with VideoStream(config) as stream:
+        epochs = [stream.orders[0][i][:, 1].tolist() for i in range(20)]
     assert all(sorted(epoch) == [0, 1, 2, 3] for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 5
 
 
 def test_lists_are_mixed_by_weight(videos):
-    with VideoStream(mixed(videos)) as pipeline:
-        order = np.concatenate([pipeline.groups[0].order[i] for i in range(20)])
+    with VideoStream(mixed(videos)) as stream:
+        order = np.concatenate([stream.orders[0][i] for i in range(20)])
     counts = np.bincount(order[:, 0], minlength=3)
     assert counts.tolist() == [40, 0, 20]
 
@@ -184,10 +184,10 @@ def test_lists_are_mixed_by_weight(videos):
 def test_the_originals_masks(videos):
     config = mixed(videos, batch=8)
     config.mask_sampler = 'reference'
-    with VideoStream(config, devices=2) as pipeline:
-        host, other = (next(pipeline.batches(step)) for step in (2, 3))
-        assert pipeline.programs == []
-        for group, shapes in zip(host.batch.groups, pipeline.shapes(2)):
+    with VideoStream(config, devices=2) as stream:
+        host, other = (next(stream.batches(step)) for step in (2, 3))
+        assert stream.programs == []
+        for group, shapes in zip(host.batch.groups, stream.shapes(2)):
             for mask, (k, m) in zip(group.masks, shapes):
                 assert mask.context.shape[1] == k and mask.target.shape[1] == m
     half = read(config, 2, 1, devices=2, process_index=1, process_count=2)[0]
@@ -216,8 +216,8 @@ def quotas(weights, rows):
     ],
 )
 def test_quotas_by_largest_remainder(weights, rows, expected):
-    found = quotas(weights, rows)
-    assert found == expected and list(found) == list(expected)
+    result = quotas(weights, rows)
+    assert result == expected and list(result) == list(expected)
 
 
 @pytest.mark.parametrize(
@@ -247,8 +247,8 @@ def test_impossible_settings_are_named(videos, change, words):
 
 
 def test_describe(videos):
-    with VideoStream(mixed(videos)) as pipeline:
-        text = '\n'.join(pipeline.describe())
+    with VideoStream(mixed(videos)) as stream:
+        text = '\n'.join(stream.describe())
     assert 'list 1: images' in text and '5 records' in text
     assert 'group 0: 4 frames from list 0, 2: 3 rows a device and part, 3 a step' in text
 
@@ -270,7 +270,7 @@ def damaged(videos, tmp_path):
 
 def test_bad_records_are_replaced_the_same_way_every_time(damaged):
     config = small(DataListConfig(path=str(damaged / 'list.txt')))
-    with VideoStream(config) as pipeline, pipeline.batches() as batches:
+    with VideoStream(config) as stream, stream.batches() as batches:
         (damaged / 'gone.mp4').unlink()  # after the list was opened
         hosts = [next(batches) for _ in range(12)]
     failures = [failure for host in hosts for failure in host.failures]
@@ -369,11 +369,11 @@ class Hanging:
 def test_a_reader_that_hangs_is_noticed(videos, workers):
     config = small(DataListConfig(path=str(videos / 'a.txt')), workers=workers)
     config.data.worker_timeout = 1.0
-    pipeline = VideoStream(config)
-    pipeline.sources[0] = Hanging()
+    stream = VideoStream(config)
+    stream.lists[0] = Hanging()
     start = time.monotonic()
-    with pipeline, pytest.raises(DataError, match=r'no batch for step 3 within 1 s'):
-        next(pipeline.batches(3))
+    with stream, pytest.raises(DataError, match=r'no batch for step 3 within 1 s'):
+        next(stream.batches(3))
     assert time.monotonic() - start < 30 and not workers_of(os.getpid())
 
 
@@ -398,7 +398,7 @@ linux = pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='reads /
 @linux
 def test_a_worker_that_dies_is_named(videos):
     config = small(DataListConfig(path=str(videos / 'a.txt')), workers=2)
-    with VideoStream(config) as pipeline, pipeline.batches() as batches:
+    with VideoStream(config) as stream, stream.batches() as batches:
         next(batches)
         for pid in workers_of(os.getpid()):
             os.kill(pid, signal.SIGKILL)
@@ -468,7 +468,7 @@ class Devices:
 
 def test_workers_open_no_devices(videos):
     config = small(DataListConfig(path=str(videos / 'a.txt')), workers=1)
-    with VideoStream(config) as pipeline:
-        pipeline.sources[0] = Devices()
-        host = next(pipeline.batches())
+    with VideoStream(config) as stream:
+        stream.lists[0] = Devices()
+        host = next(stream.batches())
     assert not host.batch.groups[0].clips.any()
