@@ -23,7 +23,7 @@ from scipy import stats
 from tqdm import tqdm
 
 from jepa_jax.data.robot import actions_between
-from jepa_jax.data.stream import cpus
+from jepa_jax.data.workers import cpus
 from jepa_jax.evals.pictures import save
 from jepa_jax.planning.cem import ActionSpace, plan
 from jepa_jax.planning.world_model import Context, Cost, Goal, WorldModel

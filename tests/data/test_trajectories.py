@@ -39,23 +39,6 @@ def test_a_step_depends_on_neither_start_nor_process_count():
         np.testing.assert_array_equal(part.batch.prefix, whole[0].prefix[index::2])
 
 
-@pytest.mark.parametrize('count', [12, RobotStream.many])
-def test_every_epoch_holds_every_recording_once_in_another_order(monkeypatch, count):
-    monkeypatch.setattr(robot, 'open_recordings', lambda data: range(count))
-    c = config()
-    c.optim.batch = 4
-    (order,) = RobotStream(c).orders
-    steps = range(3 * count // 4)
-    found = np.concatenate([order[step][:, 1] for step in steps]).reshape(3, count)
-    np.testing.assert_array_equal(np.sort(found), np.tile(np.arange(count), (3, 1)))
-    assert len({tuple(row) for row in found}) == 3
-    shares = [
-        RobotStream(c, devices=2, process_index=i, process_count=2).orders[0] for i in range(2)
-    ]
-    both = np.stack([np.concatenate([share[step][:, 1] for step in steps]) for share in shares], 1)
-    np.testing.assert_array_equal(both.ravel(), found.ravel())
-
-
 def test_pieces_are_those_of_the_recordings():
     c = config()
     c.rollout.prefix = 'random'

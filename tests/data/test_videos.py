@@ -2,14 +2,6 @@
 
 import collections
 import hashlib
-import logging
-import os
-import pickle
-import signal
-import subprocess
-import sys
-import threading
-import time
 from pathlib import Path
 
 import jax
@@ -20,7 +12,7 @@ from PIL import Image
 from jepa_jax.config import DataConfig, DataListConfig, MaskedVideoConfig
 from jepa_jax.data import clips, decode, synthetic
 from jepa_jax.data.augment import augment
-from jepa_jax.data.stream import AUGMENT, FRAMES, LEAST_TRIED, Failure, FailureLog, HostBatch
+from jepa_jax.data.stream import AUGMENT, FRAMES
 from jepa_jax.data.videos import VideoStream, split_rows
 from jepa_jax.errors import ConfigError, DataError
 
@@ -322,153 +314,3 @@ def test_an_oserror_of_the_disk_is_a_failure_too(videos, monkeypatch):
     hosts = read(small(DataListConfig(path=str(videos / 'a.txt'))), 0, 3)
     failures = {(Path(f.path).name, f.reason) for host in hosts for f in host.failures}
     assert failures == {('2.mp4', 'unreadable')}
-
-
-def host_with(reasons, tried):
-    failures = tuple(Failure(f'{reason}.mp4', reason, 'why', 0) for reason in reasons)
-    return HostBatch(batch=None, failures=failures, tried=tried, seconds={})
-
-
-def test_failures_are_counted_named_once_and_bounded(caplog):
-    log = FailureLog(0.25)
-    with caplog.at_level(logging.WARNING):
-        log.add(host_with(['corrupt', 'corrupt', 'empty'], 4))  # too few to judge
-        log.add(host_with(['corrupt'], 40))
-    assert [record.getMessage() for record in caplog.records] == [
-        'cannot read corrupt.mp4 (corrupt: why); replaced',
-        'cannot read empty.mp4 (empty: why); replaced',
-    ]
-    assert log.counts() == {'data/tried': 44, 'data/failed/corrupt': 3, 'data/failed/empty': 1}
-    again = FailureLog(0.25)
-    again.restore(pickle.loads(pickle.dumps(log.state())))
-    assert again.counts() == log.counts() and again.state() == log.state()
-    again.add(host_with(['empty'] * 12, LEAST_TRIED - 44))  # 16 of 64 is the bound itself
-    with pytest.raises(DataError, match=r'17 of 65 .*14 empty, 3 corrupt.*max_failure_share 0.25'):
-        again.add(host_with(['empty'], 1))
-
-
-# --- processes -----------------------------------------------------------------------------------
-
-
-class Hanging:
-    """A source that never answers."""
-
-    skipped: dict[str, int] = {}
-
-    def __len__(self):
-        return 4
-
-    def name(self, index):
-        return str(index)
-
-    def read(self, index, frames, rng):
-        threading.Event().wait()
-
-
-@pytest.mark.parametrize('workers', [0, 1])
-def test_a_reader_that_hangs_is_noticed(videos, workers):
-    config = small(DataListConfig(path=str(videos / 'a.txt')), workers=workers)
-    config.data.worker_timeout = 1.0
-    stream = VideoStream(config)
-    stream.lists[0] = Hanging()
-    start = time.monotonic()
-    with stream, pytest.raises(DataError, match=r'no batch for step 3 within 1 s'):
-        next(stream.batches(3))
-    assert time.monotonic() - start < 30 and not workers_of(os.getpid())
-
-
-def workers_of(parent):
-    """Live children of a process that run grain's workers."""
-    found = []
-    for entry in Path('/proc').iterdir():
-        if entry.name.isdigit():
-            try:
-                stat = (entry / 'stat').read_text().rpartition(')')[2].split()
-                command = (entry / 'cmdline').read_bytes()
-            except OSError:
-                continue  # it ended in the meantime
-            if int(stat[1]) == parent and stat[0] != 'Z' and b'spawn_main' in command:
-                found.append(int(entry.name))
-    return found
-
-
-linux = pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='reads /proc')
-
-
-@linux
-def test_a_worker_that_dies_is_named(videos):
-    config = small(DataListConfig(path=str(videos / 'a.txt')), workers=2)
-    with VideoStream(config) as stream, stream.batches() as batches:
-        next(batches)
-        for pid in workers_of(os.getpid()):
-            os.kill(pid, signal.SIGKILL)
-        with pytest.raises(DataError, match=r'data worker [01] of 2 ended with exit code -9'):
-            for _ in range(20):
-                next(batches)
-    assert not workers_of(os.getpid())
-
-
-ORPHANS = """
-import sys, time
-from jepa_jax.config import DataListConfig
-from jepa_jax.data.videos import VideoStream
-from test_videos import small
-if __name__ == '__main__':
-    config = small(DataListConfig(path=sys.argv[1]), workers=2)
-    batches = VideoStream(config).batches()
-    next(batches), next(batches)
-    print('ready', flush=True)
-    time.sleep(600)
-"""
-
-
-@linux
-def test_workers_end_with_their_parent(videos, tmp_path):
-    """SIGKILL gives the parent no chance to tell them."""
-    script = tmp_path / 'parent.py'
-    script.write_text(ORPHANS)
-    path = os.pathsep.join(
-        [str(ROOT), str(Path(__file__).parent), os.environ.get('PYTHONPATH', '')]
-    )
-    parent = subprocess.Popen(
-        [sys.executable, str(script), str(videos / 'a.txt')],
-        stdout=subprocess.PIPE,
-        env=os.environ | {'PYTHONPATH': path},
-    )
-    with parent:
-        assert parent.stdout.readline() == b'ready\n'
-        workers = workers_of(parent.pid)
-        assert len(workers) == 2
-        parent.kill()
-    deadline = time.monotonic() + 10
-    while (alive := [pid for pid in workers if Path(f'/proc/{pid}').exists()]) and (
-        time.monotonic() < deadline
-    ):
-        time.sleep(0.1)
-    assert not alive
-
-
-class Devices:
-    """A source that tells whether its process has opened devices."""
-
-    skipped: dict[str, int] = {}
-
-    def __len__(self):
-        return 4
-
-    def name(self, index):
-        return str(index)
-
-    def read(self, index, frames, rng):
-        from jax._src import xla_bridge
-
-        opened = xla_bridge.backends_are_initialized()
-        return np.full((frames, 64, 64, 3), opened, np.uint8)
-
-
-def test_workers_open_no_devices(videos):
-    config = small(DataListConfig(path=str(videos / 'a.txt')), workers=1)
-    with VideoStream(config) as stream:
-        stream.lists[0] = Devices()
-        host = next(stream.batches())
-    assert not host.batch.groups[0].clips.any()
