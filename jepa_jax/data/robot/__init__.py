@@ -12,12 +12,10 @@ kept in the checkpoint, and weights trained under another are refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+from jepa_jax import lookup
 from jepa_jax.config import RobotConfig
 from jepa_jax.data.robot.contract import STATE as STATE
 from jepa_jax.data.robot.contract import Contract as Contract
-from jepa_jax.data.robot.droid import Droid
 from jepa_jax.data.robot.episodes import NARROWEST as NARROWEST
 from jepa_jax.data.robot.episodes import WIDEST as WIDEST
 from jepa_jax.data.robot.episodes import Episode as Episode
@@ -27,18 +25,14 @@ from jepa_jax.data.robot.episodes import actions_between as actions_between
 from jepa_jax.data.robot.episodes import cut as cut
 from jepa_jax.data.robot.episodes import steps_between as steps_between
 from jepa_jax.data.robot.episodes import view as view
-from jepa_jax.data.robot.lerobot import LeRobot
-from jepa_jax.data.robot.npz_recordings import Npz
-from jepa_jax.data.robot.rlds import Rlds
-from jepa_jax.data.robot.self_made import SelfMade
-from jepa_jax.errors import ConfigError, nearest
 
-READERS: dict[str, Callable[[RobotConfig], Recordings]] = {
-    'droid': Droid,
-    'lerobot': LeRobot,
-    'npz': Npz,
-    'rlds': Rlds,
-    'synthetic': SelfMade,
+# what RobotConfig.kind may be -> a class: RobotConfig -> Recordings
+READERS: dict[str, str] = {
+    'droid': 'jepa_jax.data.robot.droid:Droid',
+    'lerobot': 'jepa_jax.data.robot.lerobot:LeRobot',
+    'npz': 'jepa_jax.data.robot.npz_recordings:Npz',
+    'rlds': 'jepa_jax.data.robot.rlds:Rlds',
+    'synthetic': 'jepa_jax.data.robot.self_made:SelfMade',
 }
 
 
@@ -48,9 +42,4 @@ def open_recordings(data: RobotConfig) -> Recordings:
     Raises:
       ConfigError: no such kind or path, a camera or column that is not there.
     """
-    if data.kind not in READERS:
-        raise ConfigError(
-            f"robot.kind = '{data.kind}': allowed are {', '.join(READERS)}"
-            f'{nearest(data.kind, READERS)}'
-        )
-    return READERS[data.kind](data)
+    return lookup.load(lookup.row(READERS, 'robot.kind', data.kind))(data)
