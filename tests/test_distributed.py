@@ -13,7 +13,8 @@ import pytest
 from small_run import ROOT, STEPS, copy_until, lines, parents
 
 from jepa_jax import checkpoint, cli, loop, metrics, sharding, start
-from jepa_jax.data.pipeline import FailureLog, Pipeline
+from jepa_jax.data.stream import FailureLog
+from jepa_jax.data.videos import VideoStream
 from jepa_jax.distributed import settings
 from jepa_jax.errors import ConfigError
 from jepa_jax.objectives.masked_video import MaskedVideo
@@ -126,7 +127,7 @@ def go_on(config, workdir, devices: int, fsdp: int) -> int:
     workdir.mkdir(exist_ok=True)
     with (
         jax.set_mesh(mesh),
-        Pipeline(config, devices=devices) as pipeline,
+        VideoStream(config, devices=devices) as pipeline,
         checkpoint.Checkpoints(workdir / 'checkpoints', keep=9) as checkpoints,
     ):
         state, _ = start.initial_state(objective, config, mesh, checkpoints)

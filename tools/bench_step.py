@@ -43,7 +43,7 @@ class Program:
 
 def mask_samplers(config: MaskedVideoConfig, rows: dict[int, int]) -> dict[int, Any]:
     """What draws the masks of each frame count, of which a batch holds so many rows."""
-    from jepa_jax.data.pipeline import mask_sampler
+    from jepa_jax.masks.samplers import mask_sampler
 
     return {frames: mask_sampler(config, frames, rows[frames]) for frames in rows}
 
@@ -183,7 +183,7 @@ def bench(
 
     from jepa_jax import optim, sharding
     from jepa_jax.chips import peak_flops
-    from jepa_jax.data.pipeline import split_rows
+    from jepa_jax.data.videos import split_rows
     from jepa_jax.errors import ConfigError
     from jepa_jax.objectives.masked_video import MaskedVideo
     from jepa_jax.state import init_state

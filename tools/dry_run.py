@@ -89,7 +89,7 @@ def dry_run(config: MaskedVideoConfig, devices: list, topology: str) -> tuple[di
 
     from jepa_jax import optim, sharding
     from jepa_jax.chips import CHIPS
-    from jepa_jax.data.pipeline import split_rows
+    from jepa_jax.data.videos import split_rows
     from jepa_jax.objectives.masked_video import MaskedVideo
     from jepa_jax.state import init_state
     from jepa_jax.step import make_step

@@ -90,7 +90,7 @@ def trace(config: MaskedVideoConfig, devices: list) -> dict[str, Any]:
     import jax
 
     from jepa_jax import optim, sharding
-    from jepa_jax.data.pipeline import split_rows
+    from jepa_jax.data.videos import split_rows
     from jepa_jax.objectives.masked_video import MaskedVideo
     from jepa_jax.state import init_state
     from jepa_jax.step import make_step

@@ -548,6 +548,7 @@ def test_terminal_stays_clean(tmp_path):
     program = (
         'import sys, numpy as np\n'
         'from jepa_jax.data import decode\n'
+        'from jepa_jax.errors import BadFile\n'
         'for path in sys.argv[1:]:\n'
         '    try: decode.read_frames(path, lambda t: np.arange(t.frames))\n'
         '    except BadFile: print("bad")\n'

@@ -8,7 +8,7 @@ import pytest
 
 from jepa_jax.data import npz
 from jepa_jax.data.npz import NpzRows
-from jepa_jax.data.pipeline import side_by_side
+from jepa_jax.data.workers import side_by_side
 
 
 def test_many_threads_read(tmp_path):

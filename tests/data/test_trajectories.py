@@ -8,7 +8,7 @@ import pytest
 from jepa_jax.config import ActionConditionedConfig
 from jepa_jax.data import robot
 from jepa_jax.data.features import BATCH, FeatureStore
-from jepa_jax.data.trajectories import MANY, RobotPipeline
+from jepa_jax.data.trajectories import RobotStream
 from jepa_jax.errors import BadFile, ConfigError
 from jepa_jax.recipes import smoke, validate
 
@@ -22,8 +22,8 @@ def config(**changes) -> ActionConditionedConfig:
 
 
 def batches(c, steps, start=0, store=None, **process):
-    with RobotPipeline(c, store, **process) as pipeline, pipeline.batches(start) as found:
-        return [next(found) for _ in range(steps)]
+    with RobotStream(c, store, **process) as stream, stream.batches(start) as hosts:
+        return [next(hosts) for _ in range(steps)]
 
 
 def test_a_step_depends_on_neither_start_nor_process_count():
@@ -37,21 +37,6 @@ def test_a_step_depends_on_neither_start_nor_process_count():
         (part,) = batches(c, 1, devices=2, process_index=index, process_count=2)
         np.testing.assert_array_equal(part.batch.states, whole[0].states[index::2])
         np.testing.assert_array_equal(part.batch.prefix, whole[0].prefix[index::2])
-
-
-@pytest.mark.parametrize('count', [12, MANY])
-def test_every_epoch_holds_every_recording_once_in_another_order(monkeypatch, count):
-    monkeypatch.setattr(robot, 'open_recordings', lambda data: range(count))
-    c = config()
-    c.optim.batch = 4
-    order = RobotPipeline(c)._order
-    steps = range(3 * count // 4)
-    found = np.concatenate([order[step] for step in steps]).reshape(3, count)
-    np.testing.assert_array_equal(np.sort(found), np.tile(np.arange(count), (3, 1)))
-    assert len({tuple(row) for row in found}) == 3
-    shares = [RobotPipeline(c, process_index=i, process_count=2)._order for i in range(2)]
-    both = np.stack([np.concatenate([share[step] for step in steps]) for share in shares], 1)
-    np.testing.assert_array_equal(both.ravel(), found.ravel())
 
 
 def test_pieces_are_those_of_the_recordings():

@@ -43,7 +43,7 @@ class CodecConfig:
 
 
 class Codec(nnx.Module):
-    """Clips [B, T, H, W, 3] uint8 -> clips drawn again [B, values] and squares of the bottleneck."""
+    """Clips [B, T, H, W, 3] uint8 -> the same, drawn again [B, values]."""
 
     def __init__(self, config: CodecConfig, *, rngs: nnx.Rngs):
         self.squeeze = Linear(config.values, config.width, dtype=config.dtype, rngs=rngs)

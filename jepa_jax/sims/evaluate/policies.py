@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jepa_jax.data.pipeline import cpus
+from jepa_jax.data.workers import cpus
 from jepa_jax.planning.cem import ActionSpace, plan
 from jepa_jax.planning.world_model import Context, Goal, WorldModel
 from jepa_jax.sharding import platform

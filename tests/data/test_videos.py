@@ -2,14 +2,6 @@
 
 import collections
 import hashlib
-import logging
-import os
-import pickle
-import signal
-import subprocess
-import sys
-import threading
-import time
 from pathlib import Path
 
 import jax
@@ -20,16 +12,8 @@ from PIL import Image
 from jepa_jax.config import DataConfig, DataListConfig, MaskedVideoConfig
 from jepa_jax.data import clips, decode, synthetic
 from jepa_jax.data.augment import augment
-from jepa_jax.data.pipeline import (
-    AUGMENT,
-    FRAMES,
-    LEAST_TRIED,
-    Failure,
-    FailureLog,
-    HostBatch,
-    Pipeline,
-    split_rows,
-)
+from jepa_jax.data.stream import AUGMENT, FRAMES
+from jepa_jax.data.videos import VideoStream, split_rows
 from jepa_jax.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[2]
@@ -79,7 +63,7 @@ def digest(host):
 
 
 def read(config, start, count, **settings):
-    with Pipeline(config, **settings) as pipeline, pipeline.batches(start) as batches:
+    with VideoStream(config, **settings) as stream, stream.batches(start) as batches:
         return [next(batches) for _ in range(count)]
 
 
@@ -89,14 +73,14 @@ def read(config, start, count, **settings):
 def test_batch_is_made_of_what_the_files_hold(videos):
     """One step again by hand: order aside, every row is read, cut and masked from its own seed."""
     config = mixed(videos)
-    with Pipeline(config) as pipeline:
-        host = next(pipeline.batches(3))
+    with VideoStream(config) as stream:
+        host = next(stream.batches(3))
         assert [g.clips.shape for g in host.batch.groups] == [(3, 4, 64, 64, 3), (1, 2, 64, 64, 3)]
         assert host.batch.groups[0].clips.dtype == np.uint8
-        group, order = pipeline.groups[0], pipeline.groups[0].order[3]
+        group, order = stream.groups[0], stream.orders[0][3]
         for row, (list_index, record) in enumerate(order.tolist()):
             position = 3 * 3 + row
-            path = pipeline.sources[list_index].name(record)
+            path = stream.lists[list_index].name(record)
             key = (config.seed, 0, position, 0)
             rngs = [
                 np.random.Generator(np.random.Philox(np.random.SeedSequence((*key, stream))))
@@ -121,8 +105,8 @@ def test_batch_is_made_of_what_the_files_hold(videos):
             tuple((m.context.shape[1], m.target.shape[1]) for m in g.masks)
             for g in host.batch.groups
         )
-        assert shapes == pipeline.shapes(3) and shapes in pipeline.programs
-        assert 1 <= len(pipeline.programs) <= 4
+        assert shapes == stream.shapes(3) and shapes in stream.programs
+        assert 1 <= len(stream.programs) <= 4
     image = host.batch.groups[1].clips
     assert (image == image[:, :1]).all()  # a repeated frame
     assert set(host.seconds) == {'read', 'augment', 'masks', 'batch'} and host.tried == 4
@@ -176,15 +160,15 @@ def test_processes_share_the_same_rows(videos):
 
 def test_every_epoch_holds_every_record_once_in_another_order(videos):
     config = small(DataListConfig(path=str(videos / 'a.txt')), batch=4)
-    with Pipeline(config) as pipeline:
-        epochs = [pipeline.groups[0].order[i][:, 1].tolist() for i in range(20)]
+    with VideoStream(config) as stream:
+        epochs = [stream.orders[0][i][:, 1].tolist() for i in range(20)]
     assert all(sorted(epoch) == [0, 1, 2, 3] for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 5
 
 
 def test_lists_are_mixed_by_weight(videos):
-    with Pipeline(mixed(videos)) as pipeline:
-        order = np.concatenate([pipeline.groups[0].order[i] for i in range(20)])
+    with VideoStream(mixed(videos)) as stream:
+        order = np.concatenate([stream.orders[0][i] for i in range(20)])
     counts = np.bincount(order[:, 0], minlength=3)
     assert counts.tolist() == [40, 0, 20]
 
@@ -192,10 +176,10 @@ def test_lists_are_mixed_by_weight(videos):
 def test_the_originals_masks(videos):
     config = mixed(videos, batch=8)
     config.mask_sampler = 'reference'
-    with Pipeline(config, devices=2) as pipeline:
-        host, other = (next(pipeline.batches(step)) for step in (2, 3))
-        assert pipeline.programs == []
-        for group, shapes in zip(host.batch.groups, pipeline.shapes(2)):
+    with VideoStream(config, devices=2) as stream:
+        host, other = (next(stream.batches(step)) for step in (2, 3))
+        assert stream.programs == []
+        for group, shapes in zip(host.batch.groups, stream.shapes(2)):
             for mask, (k, m) in zip(group.masks, shapes):
                 assert mask.context.shape[1] == k and mask.target.shape[1] == m
     half = read(config, 2, 1, devices=2, process_index=1, process_count=2)[0]
@@ -224,8 +208,8 @@ def quotas(weights, rows):
     ],
 )
 def test_quotas_by_largest_remainder(weights, rows, expected):
-    found = quotas(weights, rows)
-    assert found == expected and list(found) == list(expected)
+    result = quotas(weights, rows)
+    assert result == expected and list(result) == list(expected)
 
 
 @pytest.mark.parametrize(
@@ -250,13 +234,13 @@ def test_impossible_settings_are_named(videos, change, words):
     config = small(DataListConfig(path=str(videos / 'a.txt')))
     change(config)
     with pytest.raises(ConfigError) as error:
-        Pipeline(config, devices=2)
+        VideoStream(config, devices=2)
     assert words in str(error.value) and '\n' not in str(error.value)
 
 
 def test_describe(videos):
-    with Pipeline(mixed(videos)) as pipeline:
-        text = '\n'.join(pipeline.describe())
+    with VideoStream(mixed(videos)) as stream:
+        text = '\n'.join(stream.describe())
     assert 'list 1: images' in text and '5 records' in text
     assert 'group 0: 4 frames from list 0, 2: 3 rows a device and part, 3 a step' in text
 
@@ -278,7 +262,7 @@ def damaged(videos, tmp_path):
 
 def test_bad_records_are_replaced_the_same_way_every_time(damaged):
     config = small(DataListConfig(path=str(damaged / 'list.txt')))
-    with Pipeline(config) as pipeline, pipeline.batches() as batches:
+    with VideoStream(config) as stream, stream.batches() as batches:
         (damaged / 'gone.mp4').unlink()  # after the list was opened
         hosts = [next(batches) for _ in range(12)]
     failures = [failure for host in hosts for failure in host.failures]
@@ -330,153 +314,3 @@ def test_an_oserror_of_the_disk_is_a_failure_too(videos, monkeypatch):
     hosts = read(small(DataListConfig(path=str(videos / 'a.txt'))), 0, 3)
     failures = {(Path(f.path).name, f.reason) for host in hosts for f in host.failures}
     assert failures == {('2.mp4', 'unreadable')}
-
-
-def host_with(reasons, tried):
-    failures = tuple(Failure(f'{reason}.mp4', reason, 'why', 0) for reason in reasons)
-    return HostBatch(batch=None, failures=failures, tried=tried, seconds={})
-
-
-def test_failures_are_counted_named_once_and_bounded(caplog):
-    log = FailureLog(0.25)
-    with caplog.at_level(logging.WARNING):
-        log.add(host_with(['corrupt', 'corrupt', 'empty'], 4))  # too few to judge
-        log.add(host_with(['corrupt'], 40))
-    assert [record.getMessage() for record in caplog.records] == [
-        'cannot read corrupt.mp4 (corrupt: why); replaced',
-        'cannot read empty.mp4 (empty: why); replaced',
-    ]
-    assert log.counts() == {'data/tried': 44, 'data/failed/corrupt': 3, 'data/failed/empty': 1}
-    again = FailureLog(0.25)
-    again.restore(pickle.loads(pickle.dumps(log.state())))
-    assert again.counts() == log.counts() and again.state() == log.state()
-    again.add(host_with(['empty'] * 12, LEAST_TRIED - 44))  # 16 of 64 is the bound itself
-    with pytest.raises(DataError, match=r'17 of 65 .*14 empty, 3 corrupt.*max_failure_share 0.25'):
-        again.add(host_with(['empty'], 1))
-
-
-# --- processes -----------------------------------------------------------------------------------
-
-
-class Hanging:
-    """A source that never answers."""
-
-    skipped: dict[str, int] = {}
-
-    def __len__(self):
-        return 4
-
-    def name(self, index):
-        return str(index)
-
-    def read(self, index, frames, rng):
-        threading.Event().wait()
-
-
-@pytest.mark.parametrize('workers', [0, 1])
-def test_a_reader_that_hangs_is_noticed(videos, workers):
-    config = small(DataListConfig(path=str(videos / 'a.txt')), workers=workers)
-    config.data.worker_timeout = 1.0
-    pipeline = Pipeline(config)
-    pipeline.sources[0] = Hanging()
-    start = time.monotonic()
-    with pipeline, pytest.raises(DataError, match=r'no batch for step 3 within 1 s'):
-        next(pipeline.batches(3))
-    assert time.monotonic() - start < 30 and not workers_of(os.getpid())
-
-
-def workers_of(parent):
-    """Live children of a process that run grain's workers."""
-    found = []
-    for entry in Path('/proc').iterdir():
-        if entry.name.isdigit():
-            try:
-                stat = (entry / 'stat').read_text().rpartition(')')[2].split()
-                command = (entry / 'cmdline').read_bytes()
-            except OSError:
-                continue  # it ended in the meantime
-            if int(stat[1]) == parent and stat[0] != 'Z' and b'spawn_main' in command:
-                found.append(int(entry.name))
-    return found
-
-
-linux = pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='reads /proc')
-
-
-@linux
-def test_a_worker_that_dies_is_named(videos):
-    config = small(DataListConfig(path=str(videos / 'a.txt')), workers=2)
-    with Pipeline(config) as pipeline, pipeline.batches() as batches:
-        next(batches)
-        for pid in workers_of(os.getpid()):
-            os.kill(pid, signal.SIGKILL)
-        with pytest.raises(DataError, match=r'data worker [01] of 2 ended with exit code -9'):
-            for _ in range(20):
-                next(batches)
-    assert not workers_of(os.getpid())
-
-
-ORPHANS = """
-import sys, time
-from jepa_jax.config import DataListConfig
-from jepa_jax.data.pipeline import Pipeline
-from test_pipeline import small
-if __name__ == '__main__':
-    config = small(DataListConfig(path=sys.argv[1]), workers=2)
-    batches = Pipeline(config).batches()
-    next(batches), next(batches)
-    print('ready', flush=True)
-    time.sleep(600)
-"""
-
-
-@linux
-def test_workers_end_with_their_parent(videos, tmp_path):
-    """SIGKILL gives the parent no chance to tell them."""
-    script = tmp_path / 'parent.py'
-    script.write_text(ORPHANS)
-    path = os.pathsep.join(
-        [str(ROOT), str(Path(__file__).parent), os.environ.get('PYTHONPATH', '')]
-    )
-    parent = subprocess.Popen(
-        [sys.executable, str(script), str(videos / 'a.txt')],
-        stdout=subprocess.PIPE,
-        env=os.environ | {'PYTHONPATH': path},
-    )
-    with parent:
-        assert parent.stdout.readline() == b'ready\n'
-        workers = workers_of(parent.pid)
-        assert len(workers) == 2
-        parent.kill()
-    deadline = time.monotonic() + 10
-    while (alive := [pid for pid in workers if Path(f'/proc/{pid}').exists()]) and (
-        time.monotonic() < deadline
-    ):
-        time.sleep(0.1)
-    assert not alive
-
-
-class Devices:
-    """A source that tells whether its process has opened devices."""
-
-    skipped: dict[str, int] = {}
-
-    def __len__(self):
-        return 4
-
-    def name(self, index):
-        return str(index)
-
-    def read(self, index, frames, rng):
-        from jax._src import xla_bridge
-
-        opened = xla_bridge.backends_are_initialized()
-        return np.full((frames, 64, 64, 3), opened, np.uint8)
-
-
-def test_workers_open_no_devices(videos):
-    config = small(DataListConfig(path=str(videos / 'a.txt')), workers=1)
-    with Pipeline(config) as pipeline:
-        pipeline.sources[0] = Devices()
-        host = next(pipeline.batches())
-    assert not host.batch.groups[0].clips.any()
