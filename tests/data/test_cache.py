@@ -120,6 +120,68 @@ def test_what_a_killed_process_left(videos, tmp_path):
     assert (folder / 'bytes').read_text() == '300'
 
 
+def _no_pixels(json, rgb):
+    rgb.unlink()
+
+
+def _no_meta(json, rgb):
+    json.unlink()
+
+
+def _half_the_pixels(json, rgb):
+    os.truncate(rgb, BYTES // 2)
+
+
+def _half_the_meta(json, rgb):
+    os.truncate(json, 20)
+
+
+def _no_right_to_read(json, rgb):
+    rgb.unlink()
+    rgb.mkdir()  # root may read any file
+
+
+def _being_written(json, rgb):
+    os.rename(rgb, rgb.with_suffix('.part'))
+
+
+@pytest.mark.parametrize('full', [False, True])
+@pytest.mark.parametrize(
+    'harm',
+    [_no_pixels, _no_meta, _half_the_pixels, _half_the_meta, _no_right_to_read, _being_written],
+)
+def test_the_same_clips_whatever_state_an_entry_is_in(videos, tmp_path, harm, full):
+    """`choose` draws, so one call more would read another clip."""
+    path, folder = str(videos / '3.mp4'), tmp_path / 'c'
+    ClipCache(folder, 1.0).read_frames(path, choose(0))
+    (rgb,) = folder.rglob('*.rgb')
+    harm(rgb.with_suffix('.json'), rgb)
+    kept = ClipCache(folder, BYTES / 2 / GIB if full else 1.0)
+    with_cache, without = np.random.default_rng(1), np.random.default_rng(1)
+
+    def draw(rng):
+        return lambda timing: clips.frame_indices(timing, 4, clips.Sampling(fps=8), rng)
+
+    for _ in range(3):  # while it is harmed, and once it may be whole again
+        np.testing.assert_array_equal(
+            kept.read_frames(path, draw(with_cache)), decode.read_frames(path, draw(without))
+        )
+
+
+def test_a_damaged_entry_is_made_anew(videos, tmp_path, monkeypatch):
+    path, folder = str(videos / '4.mp4'), tmp_path / 'c'
+    expected = ClipCache(folder, 1.0).read_frames(path, choose(0))
+    (rgb,) = folder.rglob('*.rgb')
+    for harm in (_no_pixels, _no_meta, _half_the_pixels, _half_the_meta):
+        harm(rgb.with_suffix('.json'), rgb)
+        kept = ClipCache(folder, 1.0)
+        kept.read_frames(path, choose(0))
+        with monkeypatch.context() as context:
+            forbid(context)
+            np.testing.assert_array_equal(kept.read_frames(path, choose(0)), expected)
+        assert int((folder / 'bytes').read_text()) == stored(folder) == BYTES
+
+
 def test_a_full_disk_stops_keeping_not_reading(videos, tmp_path, monkeypatch, caplog):
     kept = ClipCache(tmp_path / 'c', 1.0)
 
