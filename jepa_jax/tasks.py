@@ -73,7 +73,7 @@ def _features(config: ActionConditionedConfig, objective: ActionConditioned) -> 
     params = objective.given or jax.jit(objective.frozen, compiler_options=ONCE)(
         jax.random.key(config.seed)
     )
-    store = FeatureStore(config, hash_weights(params))
+    store = FeatureStore(config, objective.encoder_config, hash_weights(params))
 
     @jax.jit
     def encode(params: dict, frames: jax.Array) -> jax.Array:

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 import pathlib
 import pickle
 from fractions import Fraction
@@ -163,6 +164,19 @@ def test_droid(tmp_path):
     check_piece(by_list.episode(0), paths[1], 5)
     check_piece(by_folder.episode(0), paths[0], 28)  # the last place: 40 - 3 x 4
     assert np.ptp(paths[0][:, 3]) > 6  # the trap is in the data
+    folder = tmp_path / 'lab/success/0'
+    files = ('trajectory.h5', 'metadata_x.json', 'recordings/MP4/23404442.mp4')
+    check_state(by_folder, 0, *(folder / name for name in files))
+
+
+def check_state(recordings: robot.Recordings, index: int, *files: pathlib.Path) -> None:
+    """The episode's state is another if any of the files is, and the other episode's is not."""
+    states = {recordings.state(index)}
+    other = recordings.state(1 - index)
+    for file in files:
+        os.utime(file, (1, 1))
+        states.add(recordings.state(index))
+    assert len(states) == 1 + len(files) and recordings.state(1 - index) == other
 
 
 def test_droid_in_the_frame_of_the_camera(tmp_path):
@@ -189,6 +203,10 @@ def test_lerobot(version, tmp_path):
     assert len(found) == 2
     for e, path in enumerate(paths):
         check_piece(found.episode(e), path, 3, seed=2 * e)
+    if version == 'v2.1':
+        check_state(found, 1, *(tmp_path / 'set').rglob('*_000001.*'))
+    else:  # of one file, so they tell each other by where they are in it
+        assert found.state(0) != found.state(1)
 
 
 def test_lerobot_episodes_of_one_video_are_found_by_time(tmp_path):
@@ -217,6 +235,7 @@ def test_npz_with_frames_or_a_video_beside(tmp_path):
     found = robot.open_recordings(RobotConfig('npz', str(tmp_path)))
     for i in range(2):
         check_piece(found.episode(i), path, 7)
+    check_state(found, 1, tmp_path / 'b.npz', tmp_path / 'b.mp4')
 
 
 def test_units_and_the_sense_of_the_gripper_are_brought_to_the_contract(tmp_path):
@@ -394,6 +413,9 @@ def test_rlds(tmp_path):
             episode = recordings.episode(i)
             e = {30: 0, 25: 1}[len(episode.states)]
             check_piece(episode, states(e, len(episode.states)), 3, seed=2 * e)
+    state = found.state(0)
+    os.utime(next((tmp_path / 'arm').rglob('*array_record*')), (1, 1))
+    assert robot.open_recordings(data).state(0) != state
     with pytest.raises(ConfigError, match='recorded_fps = 0: RLDS recordings do not say'):
         robot.open_recordings(dataclasses.replace(data, recorded_fps=0.0))
     with pytest.raises(ConfigError, match="robot.camera = 'wrist': allowed are .*exterior_image_1"):

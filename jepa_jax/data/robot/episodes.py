@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -106,6 +107,9 @@ class Recordings(Protocol):
 
     def name(self, index: int) -> str: ...
 
+    def state(self, index: int) -> str:
+        """What changes when the episode does, without reading it; see `state_of`."""
+
     def episode(self, index: int) -> Episode:
         """Raises BadFile, OSError."""
 
@@ -194,6 +198,18 @@ def cut(episode: Episode, frames: int, fps: float, draw: Callable[[int], int]) -
         chosen[0],
         None if extrinsics is None else extrinsics.astype(np.float32),
     )
+
+
+def state_of(*files: str | os.PathLike, also: tuple = ()) -> str:
+    """Sizes and times of change of an episode's files, and what else says where it is in them."""
+    states = []
+    for file in files:
+        try:
+            status = os.stat(file)
+            states.append((os.path.basename(file), status.st_size, status.st_mtime_ns))
+        except OSError:
+            states.append((os.path.basename(file), 'missing'))
+    return repr((states, also))
 
 
 def text_of(path: Path, data: RobotConfig) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from jepa_jax.config import RobotConfig
 from jepa_jax.data.robot.contract import STATE, as_contract
-from jepa_jax.data.robot.episodes import INSTALL, Episode, text_of
+from jepa_jax.data.robot.episodes import INSTALL, Episode, state_of, text_of
 from jepa_jax.errors import BadFile, ConfigError, nearest
 
 
@@ -98,6 +98,10 @@ class LeRobot:
 
     def name(self, index: int) -> str:
         return f'{self._folder}#{index}'
+
+    def state(self, index: int) -> str:
+        path, number, length, video, second, _ = self._rows[index]
+        return state_of(path, video, also=(number, length, second))
 
     def episode(self, index: int) -> Episode:
         path, number, length, video, second, whole = self._rows[index]

@@ -12,7 +12,7 @@ import numpy as np
 
 from jepa_jax.config import RobotConfig
 from jepa_jax.data.robot.contract import as_contract
-from jepa_jax.data.robot.episodes import Episode
+from jepa_jax.data.robot.episodes import Episode, state_of
 from jepa_jax.data.sources import image_of, prepared_folder, tfds_records
 from jepa_jax.errors import BadFile, ConfigError, nearest
 
@@ -87,6 +87,14 @@ class Rlds:
 
     def name(self, index: int) -> str:
         return f'{self._folder}:{self._split}#{index}'
+
+    def state(self, index: int) -> str:
+        return self._state
+
+    @functools.cached_property
+    def _state(self) -> str:
+        """Of the whole set: which of its files holds an episode is tfds's own matter."""
+        return state_of(*sorted(entry.path for entry in os.scandir(self._folder)))
 
     def episode(self, index: int) -> Episode:
         found, name = self._observation(index), self.name(index)
