@@ -78,7 +78,7 @@ def test_the_bound_holds_and_the_rest_is_still_read(videos, tmp_path):
         )
     assert stored(tmp_path / 'c') == 2 * BYTES
     assert int((tmp_path / 'c' / 'bytes').read_text()) == 2 * BYTES
-    again = ClipCache(tmp_path / 'c', 3.5 * BYTES / GIB)  # a larger bound: goes on growing
+    again = ClipCache(tmp_path / 'c', 3.5 * BYTES / GIB)  # a larger bound: grows further
     for i in range(6):
         again.read_frames(str(videos / f'{i}.mp4'), choose(i))
     assert stored(tmp_path / 'c') == 3 * BYTES

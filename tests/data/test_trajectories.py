@@ -46,12 +46,12 @@ def test_a_step_depends_on_neither_start_nor_process_count():
 def test_pieces_are_those_of_the_recordings():
     c = config()
     c.rollout.prefix = 'random'
-    found = batches(c, 4)
+    hosts = batches(c, 4)
     recordings = robot.open_recordings(c.robot)
     known = {recordings.episode(i).states[t].astype('f').tobytes(): (i, t)
              for i in range(len(recordings)) for t in range(24)}  # fmt: skip
     prefixes = set()
-    for host in found:
+    for host in hosts:
         batch = host.batch
         assert batch.frames.shape == (16, 4, 64, 64, 3) and batch.frames.dtype == np.uint8
         assert len(set(batch.prefix.tolist())) == 1
@@ -61,8 +61,8 @@ def test_pieces_are_those_of_the_recordings():
             path = recordings.episode(episode)
             np.testing.assert_array_equal(states, path.states[first : first + 4].astype('f'))
             np.testing.assert_array_equal(frames, path.pixels[first : first + 4])
-            wanted = robot.actions_between(path.states[first : first + 4])
-            np.testing.assert_allclose(actions, wanted, atol=1e-6)
+            expected = robot.actions_between(path.states[first : first + 4])
+            np.testing.assert_allclose(actions, expected, atol=1e-6)
     assert prefixes <= {1, 2} and len(prefixes) == 2
 
 

@@ -45,16 +45,17 @@ class LeRobot:
         if isinstance(names, dict):  # {'axes': [...]} or {'motors': [...]}
             names = next(iter(names.values()))
         names = list(names or [])
-        wanted = [w.strip() for w in self._data.columns.split(',')] if self._data.columns else STATE
-        if len(wanted) != len(STATE) or (missing := [w for w in wanted if w not in names]):
-            why = (
-                f'no {", ".join(missing)}' if len(wanted) == len(STATE) else f'{len(wanted)} names'
-            )
+        columns = self._data.columns.split(',') if self._data.columns else STATE
+        columns = [column.strip() for column in columns]
+        missing = [column for column in columns if column not in names]
+        if missing or len(columns) != len(STATE):
+            right = len(columns) == len(STATE)
+            why = f'no {", ".join(missing)}' if right else f'{len(columns)} names'
             raise ConfigError(
                 f"robot.columns = '{self._data.columns}': {why}; must name the 7 columns of "
                 f'observation.state that are {", ".join(STATE)}, among {", ".join(names)}'
             )
-        return [names.index(w) for w in wanted]
+        return [names.index(column) for column in columns]
 
     def _path(self, template: str, **values: Any) -> Path:
         return self._folder / template.format(video_key=self._data.camera, **values)

@@ -63,9 +63,9 @@ class Npz:
         states = as_contract(path, arrays['states'], self._data, extrinsics)
         if (pixels := arrays.get('observations')) is not None:
             if pixels.ndim != 4 or pixels.shape[-1] != 3 or pixels.dtype != np.uint8:
-                found = f'{pixels.dtype} {list(pixels.shape)}'
+                kind = f'{pixels.dtype} {list(pixels.shape)}'
                 raise BadFile(
-                    path, 'not_array', f'observations: {found}, must be uint8 [T, H, W, 3]'
+                    path, 'not_array', f'observations: {kind}, must be uint8 [T, H, W, 3]'
                 )
             if 'fps' not in arrays:
                 raise BadFile(path, 'bad_state', 'observations need fps, frames a second, beside')
