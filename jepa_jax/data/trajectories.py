@@ -139,7 +139,7 @@ class RobotStream(Stream):
         if (known := self._known.get(record)) is not None:
             return known
         episode, least = self.recordings.episode(record), self.config.robot.frames
-        numbers = self._store.numbers(episode.name)
+        numbers, features = self._store.read(self.recordings, record)
         if len(numbers) < least:
             reason = f'{len(numbers)} frames are kept, a piece takes {least}'
             raise BadFile(episode.name, 'short', reason)
@@ -148,7 +148,7 @@ class RobotStream(Stream):
             states.astype(np.float32),
             robot.actions_between(states).astype(np.float32),
             None if extrinsics is None else extrinsics[numbers],
-            self._store.features(episode.name),
+            features,
         )
         if len(self._known) >= KNOWN:
             self._known.clear()

@@ -197,7 +197,7 @@ def test_a_reader_that_hangs_is_noticed(workers):
 
 def workers_of(parent):
     """Live children of a process that run grain's workers."""
-    found = []
+    pids = []
     for entry in Path('/proc').iterdir():
         if entry.name.isdigit():
             try:
@@ -206,8 +206,8 @@ def workers_of(parent):
             except OSError:
                 continue  # it ended in the meantime
             if int(stat[1]) == parent and stat[0] != 'Z' and b'spawn_main' in command:
-                found.append(int(entry.name))
-    return found
+                pids.append(int(entry.name))
+    return pids
 
 
 linux = pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='reads /proc')

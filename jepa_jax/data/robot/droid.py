@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from jepa_jax.config import RobotConfig
 from jepa_jax.data.robot.contract import as_contract
-from jepa_jax.data.robot.episodes import INSTALL, Episode, text_of
+from jepa_jax.data.robot.episodes import INSTALL, Episode, state_of, text_of
 from jepa_jax.errors import BadFile, ConfigError
 
 
@@ -34,6 +35,13 @@ class Droid:
 
     def name(self, index: int) -> str:
         return self._folders[index]
+
+    def state(self, index: int) -> str:
+        folder = Path(self._folders[index])
+        files = [folder / 'trajectory.h5', *_metadata(folder)]
+        with contextlib.suppress(BadFile):
+            files.append(self._camera(folder)[0])
+        return state_of(*files)
 
     def episode(self, index: int) -> Episode:
         try:
@@ -62,20 +70,24 @@ class Droid:
 
     def _camera(self, folder: Path) -> tuple[Path, str]:
         """The video of the camera, and the camera's number."""
-        found = sorted(folder.glob('*.json'))
-        if not found:
+        if not (paths := _metadata(folder)):
             raise BadFile(folder, 'missing', 'no metadata*.json, which names the cameras')
         try:
-            metadata = json.loads(found[0].read_text())
+            metadata = json.loads(paths[0].read_text())
         except ValueError as error:
-            raise BadFile(found[0], 'corrupt', f'no JSON: {error}') from error
+            raise BadFile(paths[0], 'corrupt', f'no JSON: {error}') from error
         view = self._data.camera
         if view not in metadata:
             cameras = [key for key in metadata if key.endswith('_mp4_path')]
             raise BadFile(
-                found[0],
+                paths[0],
                 'no_camera',
                 f"robot.camera = '{view}': allowed are {', '.join(cameras) or '(none)'}",
             )
         file = metadata[view].split('recordings/MP4/')[-1]
         return folder / 'recordings/MP4' / file, file.split('.')[0]
+
+
+def _metadata(folder: Path) -> list[Path]:
+    """The file that names the cameras, if it is there."""
+    return sorted(folder.glob('*.json'))[:1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -78,25 +79,25 @@ class Episode:
         """The frame of the video with which the episode begins: by when frames are shown, or by
         counting where they follow evenly."""
         if timing.times is not None:
-            found = int(np.abs(timing.times - self.begins).argmin())
-            shown = timing.times[found : found + len(self.states)]
-            wanted = self.begins + np.arange(len(shown)) / self.fps
-            if len(apart := np.flatnonzero(np.abs(shown - wanted) > 0.5 / self.fps)):
+            first = int(np.abs(timing.times - self.begins).argmin())
+            shown = timing.times[first : first + len(self.states)]
+            expected = self.begins + np.arange(len(shown)) / self.fps
+            if len(apart := np.flatnonzero(np.abs(shown - expected) > 0.5 / self.fps)):
                 i = apart[0]
                 raise Unsuitable(
                     'mismatch',
-                    f'frame {i} of the episode should be shown at {wanted[i]:.3f} s, the video '
+                    f'frame {i} of the episode should be shown at {expected[i]:.3f} s, the video '
                     f'has it at {shown[i]:.3f}',
                 )
-            return found
-        found = round(self.begins * timing.fps)
-        if abs(found - self.begins * self.fps) > 0.5:  # frames are counted, so rates must agree
+            return first
+        first = round(self.begins * timing.fps)
+        if abs(first - self.begins * self.fps) > 0.5:  # frames are counted, so rates must agree
             raise Unsuitable(
                 'mismatch',
                 f'the video has {timing.fps:g} frames a second, the recordings {self.fps:g}: which '
                 f'frame is shown at {self.begins:g} s, where the episode begins, is not certain',
             )
-        return found
+        return first
 
 
 class Recordings(Protocol):
@@ -105,6 +106,9 @@ class Recordings(Protocol):
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str: ...
+
+    def state(self, index: int) -> str:
+        """What changes when the episode does, without reading it; see `state_of`."""
 
     def episode(self, index: int) -> Episode:
         """Raises BadFile, OSError."""
@@ -152,7 +156,7 @@ def steps_between(timing: Timing, fps: float) -> int:
     """Frames from one kept to the next: rounded up, so the rate is `fps` or a little less.
     (reference: vjepa2 §7.3)"""
     if timing.fps < fps:
-        raise Unsuitable('slow', f'{timing.fps:g} frames a second, {fps:g} are wanted')
+        raise Unsuitable('slow', f'{timing.fps:g} frames a second, {fps:g} are needed')
     return math.ceil(timing.fps / fps - 1e-6)
 
 
@@ -194,6 +198,18 @@ def cut(episode: Episode, frames: int, fps: float, draw: Callable[[int], int]) -
         chosen[0],
         None if extrinsics is None else extrinsics.astype(np.float32),
     )
+
+
+def state_of(*files: str | os.PathLike, also: tuple = ()) -> str:
+    """Sizes and times of change of an episode's files, and what else says where it is in them."""
+    states = []
+    for file in files:
+        try:
+            status = os.stat(file)
+            states.append((os.path.basename(file), status.st_size, status.st_mtime_ns))
+        except OSError:
+            states.append((os.path.basename(file), 'missing'))
+    return repr((states, also))
 
 
 def text_of(path: Path, data: RobotConfig) -> str:

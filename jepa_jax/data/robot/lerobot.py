@@ -11,7 +11,7 @@ import numpy as np
 
 from jepa_jax.config import RobotConfig
 from jepa_jax.data.robot.contract import STATE, as_contract
-from jepa_jax.data.robot.episodes import INSTALL, Episode, text_of
+from jepa_jax.data.robot.episodes import INSTALL, Episode, state_of, text_of
 from jepa_jax.errors import BadFile, ConfigError, nearest
 
 
@@ -45,16 +45,17 @@ class LeRobot:
         if isinstance(names, dict):  # {'axes': [...]} or {'motors': [...]}
             names = next(iter(names.values()))
         names = list(names or [])
-        wanted = [w.strip() for w in self._data.columns.split(',')] if self._data.columns else STATE
-        if len(wanted) != len(STATE) or (missing := [w for w in wanted if w not in names]):
-            why = (
-                f'no {", ".join(missing)}' if len(wanted) == len(STATE) else f'{len(wanted)} names'
-            )
+        columns = self._data.columns.split(',') if self._data.columns else STATE
+        columns = [column.strip() for column in columns]
+        missing = [column for column in columns if column not in names]
+        if missing or len(columns) != len(STATE):
+            right = len(columns) == len(STATE)
+            why = f'no {", ".join(missing)}' if right else f'{len(columns)} names'
             raise ConfigError(
                 f"robot.columns = '{self._data.columns}': {why}; must name the 7 columns of "
                 f'observation.state that are {", ".join(STATE)}, among {", ".join(names)}'
             )
-        return [names.index(w) for w in wanted]
+        return [names.index(column) for column in columns]
 
     def _path(self, template: str, **values: Any) -> Path:
         return self._folder / template.format(video_key=self._data.camera, **values)
@@ -98,6 +99,10 @@ class LeRobot:
 
     def name(self, index: int) -> str:
         return f'{self._folder}#{index}'
+
+    def state(self, index: int) -> str:
+        path, number, length, video, second, _ = self._rows[index]
+        return state_of(path, video, also=(number, length, second))
 
     def episode(self, index: int) -> Episode:
         path, number, length, video, second, whole = self._rows[index]

@@ -10,7 +10,7 @@ import numpy as np
 from jepa_jax.config import RobotConfig
 from jepa_jax.data import npz
 from jepa_jax.data.robot.contract import STATE, as_contract
-from jepa_jax.data.robot.episodes import Episode
+from jepa_jax.data.robot.episodes import Episode, state_of
 from jepa_jax.data.sources import VIDEOS
 from jepa_jax.errors import BadFile, ConfigError
 
@@ -32,6 +32,10 @@ class Npz:
 
     def name(self, index: int) -> str:
         return self._files[index]
+
+    def state(self, index: int) -> str:
+        path = self._files[index]
+        return state_of(path, *_videos_beside(path))
 
     def episode(self, index: int) -> Episode:
         path = self._files[index]
@@ -59,16 +63,21 @@ class Npz:
         states = as_contract(path, arrays['states'], self._data, extrinsics)
         if (pixels := arrays.get('observations')) is not None:
             if pixels.ndim != 4 or pixels.shape[-1] != 3 or pixels.dtype != np.uint8:
-                found = f'{pixels.dtype} {list(pixels.shape)}'
+                kind = f'{pixels.dtype} {list(pixels.shape)}'
                 raise BadFile(
-                    path, 'not_array', f'observations: {found}, must be uint8 [T, H, W, 3]'
+                    path, 'not_array', f'observations: {kind}, must be uint8 [T, H, W, 3]'
                 )
             if 'fps' not in arrays:
                 raise BadFile(path, 'bad_state', 'observations need fps, frames a second, beside')
             fps = float(arrays['fps'])
             return Episode(path, states, fps=fps, pixels=pixels, extrinsics=extrinsics)
-        stem = os.path.splitext(path)[0]
-        video = next((stem + end for end in sorted(VIDEOS) if os.path.exists(stem + end)), None)
-        if video is None:
+        if not (videos := _videos_beside(path)):
+            stem = os.path.splitext(path)[0]
             raise BadFile(path, 'no_camera', f'neither observations nor a video {stem}.mp4')
-        return Episode(path, states, video, extrinsics=extrinsics)
+        return Episode(path, states, videos[0], extrinsics=extrinsics)
+
+
+def _videos_beside(path: str) -> list[str]:
+    """The video with the name of an .npz file, if it is there."""
+    stem = os.path.splitext(path)[0]
+    return [stem + end for end in sorted(VIDEOS) if os.path.exists(stem + end)][:1]

@@ -12,7 +12,7 @@ import numpy as np
 
 from jepa_jax.config import RobotConfig
 from jepa_jax.data.robot.contract import as_contract
-from jepa_jax.data.robot.episodes import Episode
+from jepa_jax.data.robot.episodes import Episode, state_of
 from jepa_jax.data.sources import image_of, prepared_folder, tfds_records
 from jepa_jax.errors import BadFile, ConfigError, nearest
 
@@ -75,25 +75,33 @@ class Rlds:
           ConfigError: they have not what the settings name.
         """
         record = self._records[index]
-        found = record['steps'].get('observation', {}) if 'steps' in record else {}
+        observation = record['steps'].get('observation', {}) if 'steps' in record else {}
         for field, names in (('camera', [self._data.camera]), ('columns', self._columns)):
             for name in names:
-                if name not in found:
+                if name not in observation:
+                    has = ', '.join(observation) or '(none)'
                     raise ConfigError(
-                        f"robot.{field} = '{name}': allowed are {', '.join(found) or '(none)'}"
-                        f'{nearest(name, found)}'
+                        f"robot.{field} = '{name}': allowed are {has}{nearest(name, observation)}"
                     )
-        return found
+        return observation
 
     def name(self, index: int) -> str:
         return f'{self._folder}:{self._split}#{index}'
 
+    def state(self, index: int) -> str:
+        return self._state
+
+    @functools.cached_property
+    def _state(self) -> str:
+        """Of the whole set: which of its files holds an episode is tfds's own matter."""
+        return state_of(*sorted(entry.path for entry in os.scandir(self._folder)))
+
     def episode(self, index: int) -> Episode:
-        found, name = self._observation(index), self.name(index)
-        files = found[self._data.camera]
+        observation, name = self._observation(index), self.name(index)
+        files = observation[self._data.camera]
         if not len(files):
             raise BadFile(name, 'no_frames')
-        parts = [np.asarray(found[key], np.float64) for key in self._columns]
+        parts = [np.asarray(observation[key], np.float64) for key in self._columns]
         states = np.concatenate([a.reshape(len(files), -1) for a in parts], axis=1)
         states = as_contract(name, states, self._data)
         return Episode(name, states, fps=self._data.recorded_fps, pixels=Images(name, files))

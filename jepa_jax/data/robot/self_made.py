@@ -27,6 +27,9 @@ class SelfMade:
     def name(self, index: int) -> str:
         return f'self-made recording {index}'
 
+    def state(self, index: int) -> str:
+        return ''
+
     def episode(self, index: int) -> Episode:
         rng = np.random.default_rng([1, index])
         moves = rng.normal(0, [0.05, 0.05, 0.02, 0.02, 0.02, 0.02, 0.1], (self.FRAMES, 7))
