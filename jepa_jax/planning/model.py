@@ -12,13 +12,13 @@ import numpy as np
 
 from jepa_jax import checkpoint, zoo
 from jepa_jax.config import RobotConfig
+from jepa_jax.config.store import from_dict
 from jepa_jax.data.robot import Contract, view
 from jepa_jax.errors import PlanError
 from jepa_jax.models.ac_predictor import ACPredictor, ACPredictorConfig, encode_frames
 from jepa_jax.models.vit import ViT, ViTConfig
 from jepa_jax.nets import ONCE, Net
 from jepa_jax.planning.world_model import ACWorldModel
-from jepa_jax.recipes import read_config
 
 FRAMES = 7  # that the released predictor was shown: all but the last of 8 (reference: vjepa2 §7.4)
 RANDOM_TINY = dict(width=96, depth=2, heads=4)  # the predictor of random:tiny
@@ -134,9 +134,8 @@ def check_contract(name: str, data: RobotConfig) -> None:
       ConfigError: names every difference.
     """
     if recordings := _recordings(name):
-        Contract.of(data).check(
-            dataclasses.asdict(Contract.of(read_config(recordings, RobotConfig)))
-        )
+        stored = Contract.of(from_dict(recordings, RobotConfig))
+        Contract.of(data).check(dataclasses.asdict(stored))
 
 
 def _recordings(name: str) -> dict | None:
