@@ -52,7 +52,7 @@ USEFUL = {
     'optim.steps': 'length of the run',
     'optim.lr': 'learning rate after the warm-up',
     'optim.momentum': "of the target's moving average",
-    'mesh.fsdp': 'devices that share one copy of the parameters; 0: chosen by memory',
+    'mesh.fsdp': 'devices that share one copy of the parameters; 0: chosen',
     'checkpoints.every': 'steps between saves',
     'checkpoints.resume_from': 'run to resume from, with its optimizer',
     'checkpoints.init_from': 'run to take the weights of',

@@ -124,9 +124,11 @@ def validate(config: RunConfig) -> None:
         raise ConfigError(complaint)
 
 
-def smoke(config: RunConfig, *, accumulate: int = 1) -> RunConfig:
-    """Shrinks a run to a trial of a minute on two cores, and returns it; accumulate: of the
-    trial."""
+def smoke(config: RunConfig, *, accumulate: int = 0) -> RunConfig:
+    """Shrinks a run to a trial of a minute on two cores, and returns it.
+
+    accumulate: of the trial; 0: 2 if the run's batch is cut into parts.
+    """
     load(of(config).smoke)(config)
     trials.few_steps(config, accumulate)
     return config

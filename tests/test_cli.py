@@ -18,10 +18,11 @@ ENTRY = '''"""Train a toy.
 import sys
 
 from jepa_jax import cli
+from jepa_jax.errors import Interrupted
 from jepa_jax.recipes import validate
 
 
-def train(config, workdir, fail):
+def train(config, workdir, config_file, fail):
     if fail == 'bug':
         {}['missing']
     if fail == 'number':  # a ValueError that no code of ours raised
@@ -31,12 +32,13 @@ def train(config, workdir, fail):
     if fail == 'interrupted':
         raise Interrupted('SIGTERM at step 3')
     if fail == 'sharding':
-        from jepa_jax.sharding import spec_for
+        from jepa_jax.sharding import specs_for
 
-        spec_for('who/knows')
+        specs_for((), {'who': {'knows': 0}})
     validate(config)
     o = config.optim
     print(workdir, o.steps, o.lr, config.data.augment.flip, config.masks[0].spatial_scale)
+    print(o.ipe_scale, config.loss_exponent, config_file)
 
 
 if __name__ == '__main__':
@@ -62,7 +64,7 @@ def main(out):
     print('wrote', out)
 
 
-sys.exit(cli.run(main, doc='Write.', config=None, options=lambda p: p.add_argument('--out')))
+sys.exit(cli.run(main, doc='Write.', tables=(), options=lambda p: p.add_argument('--out')))
 """
 
 
@@ -74,6 +76,8 @@ def folder(tmp_path_factory):
     (folder / 'plain.py').write_text(PLAIN)
     (folder / 'configs/toy.py').write_text(TOY)
     (folder / 'configs/broken.py').write_text('def get_config():\n    return undefined\n')
+    study = 'from jepa_jax.config import SimConfig as get_config'
+    (folder / 'configs/study.py').write_text(study)
     (folder / 'configs/other.py').write_text('def get_config():\n    return {}\n')
     return folder
 
@@ -127,6 +131,12 @@ def test_help_lists_fields_that_exist():
             'runs/mine 7 0.001 False (0.1, 0.2)',
         ),
         (['--config=configs/toy.py', '--config.data.augment.flip=false'], 'False (0.15, 0.15)'),
+        (
+            ['--config=configs/toy.py', '--config.optim.stretch=2', '--config.loss_exponent=1.5'],
+            '2.0 1.5 /',
+        ),
+        (['--config=configs/toy.py', '--config.optim.loss_exponent', '3'], '1.25 3.0 /'),
+        (['--config=configs/toy.py'], '/configs/toy.py\n'),
     ],
 )
 def test_good_command_lines(folder, argv, printed):
@@ -148,8 +158,14 @@ CONFIG = '--config=configs/toy.py'
             ['no file configs/toi.py', 'did you mean configs/toy.py?'],
         ),
         (['--config=configs/broken.py'], 2, ['configs/broken.py', "NameError: name 'undefined'"]),
-        (['--config=configs/other.py'], 2, ['returned dict, must be MaskedVideoConfig']),
+        (
+            ['--config=configs/other.py'],
+            2,
+            ['returned dict, must be a config of a run (RunConfig)'],
+        ),
         ([CONFIG + ':cooldwn'], 2, ["'cooldwn'", 'pretrain, cooldown, smoke', 'mean cooldown?']),
+        (['--config=configs/study.py'], 2, ['returned SimConfig, must be a config of a run']),
+        ([CONFIG, '--config.optim.stretch=much'], 2, ["optim.ipe_scale = 'much'", 'a number']),
         ([CONFIG, '--config.optim.step=3'], 2, ['no field optim.step', 'mean optim.steps?']),
         ([CONFIG, '--config.steps=3'], 2, ['no field steps', 'did you mean optim.steps?']),
         ([CONFIG, '--config.masks[9].max_keep=3'], 2, ['no field masks[9].max_keep']),
@@ -166,7 +182,7 @@ CONFIG = '--config=configs/toy.py'
         ([CONFIG, '--config.optim.lr', '-1e-3'], 1, ['optim.lr = -0.001', 'more than 0']),
         ([CONFIG, '--config.masks[0].spatial_scale=3'], 1, ['spatial_scale = (3,)', '2 values']),
         ([CONFIG, '--fail=file'], 1, ['no/such/file: No such file or directory']),
-        ([CONFIG, '--fail=sharding'], 1, ["'who/knows' matches no row"]),
+        ([CONFIG, '--fail=sharding'], 1, ["'who/knows' matches no sharding rule"]),
         ([CONFIG, '--fail=interrupted'], 75, ['SIGTERM at step 3', 'start the same command again']),
     ],
     ids=lambda value: ' '.join(value[-1:]) if isinstance(value, list) else None,

@@ -1,16 +1,32 @@
 """Bad settings are refused in one clear line, and the schema's tables agree with the code's."""
 
 import copy
+import dataclasses
 import json
 import math
+import pathlib
 import typing
 
 import pytest
 
+from jepa_jax import cli, describe, recipes
 from jepa_jax import config as C
-from jepa_jax.config import DataListConfig, EncoderConfig, MaskedVideoConfig, OptimConfig
+from jepa_jax.config import (
+    ActionConditionedConfig,
+    DataListConfig,
+    EmaOptimConfig,
+    EncoderConfig,
+    MaskedVideoConfig,
+    OptimConfig,
+    check,
+    parts,
+    store,
+)
 from jepa_jax.errors import ConfigError
-from jepa_jax.recipes import validate
+from jepa_jax.lookup import load
+from jepa_jax.recipes import RECIPES, validate
+
+OLD_RUNS = pathlib.Path(__file__).parent / 'old_runs'
 
 
 def good() -> MaskedVideoConfig:
@@ -29,6 +45,7 @@ def put(config, name: str, value) -> None:
 
 def test_good_configs_pass():
     validate(good())
+    validate(good_robot())
     config = good()
     config.optim.steps = 3000  # the public ViT-L file: the run ends inside its warm-up
     validate(config)
@@ -86,7 +103,7 @@ BAD = [
     ({'data.max_failure_share': 1.5}, 'max_failure_share = 1.5', 'from 0 to 1'),
     ({'optim.batch': 0}, 'optim.batch = 0', 'more than 0'),
     ({'optim.steps': 0}, 'optim.steps = 0', 'more than 0'),
-    ({'optim.accumulate': 0}, 'optim.accumulate = 0', 'more than 0'),
+    ({'optim.accumulate': -1}, 'optim.accumulate = -1', 'at least 0'),
     ({'optim.warmup': -1}, 'optim.warmup = -1', 'at least 0'),
     ({'optim.lr': 0.0}, 'optim.lr = 0.0', 'more than 0'),
     ({'optim.weight_decay': -0.1}, 'optim.weight_decay = -0.1', 'at least 0'),
@@ -97,7 +114,7 @@ BAD = [
     ({'optim.ipe_scale': 0.8}, 'optim.ipe_scale = 0.8', 'at least 1'),
     ({'loss_exponent': 0.5}, 'loss_exponent = 0.5', 'at least 1'),
     ({'mesh.fsdp': 256}, 'mesh.fsdp = 256', 'from 1 to 128'),
-    ({'mesh.fsdp': 0}, 'mesh.fsdp = 0', 'from 1 to 128'),
+    ({'mesh.fsdp': -1}, 'mesh.fsdp = -1', 'from 1 to 128, or 0 to choose'),
     ({'checkpoints.every': 0}, 'checkpoints.every = 0', 'more than 0'),
     ({'checkpoints.keep': 0}, 'checkpoints.keep = 0', 'more than 0'),
     ({'logging.every': 0}, 'logging.every = 0', 'more than 0'),
@@ -118,6 +135,7 @@ BAD = [
         'multiple of 8',
     ),
     ({'encoder.size': 'tiny', 'mesh.fsdp': 128}, 'mesh.fsdp = 128', 'divide encoder.width = 192'),
+    ({'probe.enabled': True}, 'probe.enabled: needs the labels', 'synthetic', 'found videos'),
     ({'probe.enabled': True, 'probe.heads': 7}, 'probe.heads = 7', 'divide encoder.width = 1024'),
     ({'data.crop': 250}, 'data.crop = 250', 'multiple of encoder.patch = 16'),
     ({'data.frames': 15}, 'data.frames = 15', 'multiple of encoder.tubelet = 2'),
@@ -137,20 +155,55 @@ BAD = [
     (
         {'optim.schedule': 'wsd', 'optim.anneal': 300_000},
         'optim.warmup + optim.anneal = 312000',
-        'at most stretch * steps = 300000',
+        'at most ipe_scale * steps = 300000',
     ),
     (
         {'checkpoints.resume_from': 'a', 'checkpoints.init_from': 'b'},
         'resume_from and checkpoints.init_from are both set',
     ),
     ({'checkpoints.restart_schedule': True}, 'checkpoints.resume_from is empty', 'WORKDIR'),
+    ({'objective': 'masked_vide'}, "objective = 'masked_vide'", 'did you mean masked_video?'),
+    ({'objective': 'action_conditioned'}, 'is for a ActionConditionedConfig, this config is a Mas'),
+]
+
+BAD_ROBOT = [
+    ({'encoder_from': ''}, 'encoder_from is empty', '--config.encoder_from='),
+    ({'robot.path': ''}, 'robot.path is empty', "kind 'droid' needs --config.robot.path=PATH"),
+    ({'robot.frames': 1}, 'robot.frames = 1', 'at least 2'),
+    ({'robot.frame': 'world'}, "robot.frame = 'world'", 'base, camera'),
+    ({'rollout.steps': 8}, 'rollout.steps = 8', 'less than robot.frames = 8'),
+    ({'ac.conditioning': 'token'}, "ac.conditioning = 'token'", 'did you mean tokens?'),
+    (
+        {'ac.conditioning': 'adaln', 'ac.use_extrinsics': True},
+        "ac.use_extrinsics: needs ac.conditioning = 'tokens'",
+    ),
+    ({'ac.action_scale': (1.0,) * 6}, 'ac.action_scale', 'must hold 7 values'),
+    ({'ac.action_scale': (0.0,) * 7}, 'ac.action_scale', '7 numbers above 0'),
+    ({'ac.width': 1000}, 'ac.width = 1000', 'multiple of ac.heads = 16'),
+    ({'encoder.size': 'tiny', 'mesh.fsdp': 128}, 'mesh.fsdp = 128', 'divide encoder.width = 192'),
+    ({'data.crop': 250}, 'data.crop = 250', 'multiple of encoder.patch = 16'),
+    ({'features_dtype': 'float32'}, "features_dtype = 'float32'", 'float16, bfloat16'),
+    ({'augment': True, 'features': 'here'}, 'augment = true', "set features = ''"),
+    ({'augment': True}, 'augment = true', 'set data.augment.flip = false'),
+    ({'masks': []}, 'masks: no such field'),
+    ({'optim.momentum': 0.9}, 'optim.momentum: no such field'),
 ]
 
 
-@pytest.mark.parametrize('case', BAD, ids=lambda case: ','.join(case[0]))
-def test_bad_settings_are_refused_in_one_line(case):
+def good_robot() -> ActionConditionedConfig:
+    config = ActionConditionedConfig(name='good', encoder_from='vitl')
+    config.robot.path = 'droid.csv'
+    return config
+
+
+@pytest.mark.parametrize(
+    ('make', 'case'),
+    [*((good, case) for case in BAD), *((good_robot, case) for case in BAD_ROBOT)],
+    ids=lambda case: ','.join(case[0]) if isinstance(case, tuple) else case.__name__,
+)
+def test_bad_settings_are_refused_in_one_line(make, case):
     changes, *words = case
-    config = good()
+    config = make()
     for name, value in changes.items():
         put(config, name, value)
     with pytest.raises(ConfigError) as caught:
@@ -169,21 +222,53 @@ def test_more_frame_counts_than_mask_tokens():
         validate(config)
 
 
-def test_every_number_and_pair_has_a_rule_and_every_rule_a_field():
-    names = {C._row(name): kind for name, kind, _ in C.fields(C.ActionConditionedConfig())}
-    assert set(C.RULES) <= set(names)
-    need = {n for n, k in names.items() if k in (int, float) or typing.get_origin(k) is tuple}
-    assert need <= set(C.RULES)
+def every_part(config) -> list:
+    """The config and all parts in it."""
+    inner = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        inner += [v for v in (value if isinstance(value, list) else [value]) if is_part(v)]
+    return [config, *(part for each in inner for part in every_part(each))]
+
+
+def is_part(value) -> bool:
+    return dataclasses.is_dataclass(value)
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_every_number_and_pair_has_a_rule(name):
+    for part in every_part(load(RECIPES[name].config)()):
+        kinds = store.field_types(type(part))
+        need = {n for n, k in kinds.items() if k in (int, float) or typing.get_origin(k) is tuple}
+        assert need <= set(check.rules_of(type(part))), type(part)
+
+
+def test_every_rule_has_a_field():
+    for kind, rules in check.RULES.items():
+        assert set(rules) <= set(store.field_types(kind)), kind
 
 
 def test_allowed_words_are_those_of_the_code():
     from jepa_jax import nets, optim, sharding
-    from jepa_jax.models import layers
+    from jepa_jax.models import ac_predictor, layers
+    from jepa_jax.objectives import action_conditioned
 
-    assert C.RULES['optim.schedule'].words == tuple(optim.SCHEDULES)
-    assert C.RULES['mesh.remat'].words == tuple(nets.REMAT)
-    assert C.RULES['encoder.mlp'].words == tuple(layers.MLPS)
-    assert C.MAX_FSDP == sharding.MAX_FSDP
+    def words(kind, field):
+        return check.rules_of(kind)[field].words
+
+    assert words(EmaOptimConfig, 'schedule') == tuple(optim.SCHEDULES)
+    assert words(parts.MeshConfig, 'remat') == tuple(nets.REMAT)
+    for kind in (EncoderConfig, parts.MaskedPredictorConfig):
+        assert words(kind, 'mlp') == tuple(layers.MLPS)
+    assert words(parts.ActionPredictorConfig, 'conditioning') == ac_predictor.CONDITIONING
+    assert words(parts.RolloutConfig, 'prefix') == action_conditioned.PREFIXES
+    assert check.MAX_FSDP == sharding.MAX_FSDP
+
+
+def test_rules_hold_for_what_extends_a_part():
+    assert check.rules_of(EmaOptimConfig).keys() == {
+        *check.RULES[OptimConfig], *check.RULES[EmaOptimConfig]
+    }  # fmt: skip
 
 
 def test_encoder_shape_takes_what_is_set_and_the_rest_from_the_size():
@@ -196,17 +281,117 @@ def test_encoder_shape_takes_what_is_set_and_the_rest_from_the_size():
 
 def test_json_round_trip_and_differences():
     old, new = good(), good()
-    assert C.differences(json.loads(C.to_json(old)), json.loads(C.to_json(new))) == []
+    assert store.differences(json.loads(store.to_json(old)), json.loads(store.to_json(new))) == []
     new.optim.lr = 1e-3
     new.masks[1].num_blocks = 3
     new.data.lists.append(DataListConfig(path='more.txt'))
-    lines = C.differences(json.loads(C.to_json(old)), json.loads(C.to_json(new)))
+    lines = store.differences(json.loads(store.to_json(old)), json.loads(store.to_json(new)))
     assert [line.split(':')[0] for line in lines] == [
         'data.lists',
         'masks[1].num_blocks',
         'optim.lr',
     ]
     assert lines[2] == 'optim.lr: 0.000525 -> 0.001'
+
+
+# --- Old names ------------------------------------------------------------------------------------
+
+
+def test_classes_are_known_under_their_old_names():
+    assert C.TrainConfig is MaskedVideoConfig and C.RobotTrainConfig is ActionConditionedConfig
+    assert C.DataList is DataListConfig and C.MaskBlocks is C.MaskConfig
+    assert C.smoke is recipes.smoke
+    with pytest.raises(AttributeError, match="no attribute 'TrainConfiguration'"):
+        C.TrainConfiguration  # noqa: B018
+
+
+OLD_FILE = """from jepa_jax.config import DataList, MaskBlocks, RobotTrainConfig, TrainConfig, smoke
+
+
+def get_config(arg=''):
+    c = RobotTrainConfig(name='old') if arg == 'robot' else TrainConfig(name='old')
+    c.optim.stretch = 1.5
+    c.optim.loss_exponent = 2.0
+    if arg == 'robot':
+        c.encoder_from = 'vitl'
+    else:
+        c.masks = [MaskBlocks(num_blocks=3)]
+        c.data.lists = [DataList(path='a.txt')]
+    return smoke(c)
+"""
+
+OLD_STUDY = """from jepa_jax.config import SimConfig
+
+
+def get_config():
+    c = SimConfig()
+    c.pretrain.optim.stretch = 1.5
+    c.posttrain.optim.loss_exponent = 2.0
+    return c
+"""
+
+
+@pytest.mark.parametrize('arg', ['', ':robot'])
+def test_config_files_that_use_old_names_work_on(tmp_path, arg):
+    (tmp_path / 'old_file.py').write_text(OLD_FILE)
+    config = cli.load(f'{tmp_path}/old_file.py{arg}')
+    assert (config.optim.ipe_scale, config.loss_exponent) == (1.5, 2.0)
+    assert config.optim.steps == 24
+    validate(config)
+
+
+def test_old_names_within_a_study(tmp_path):
+    (tmp_path / 'old_study.py').write_text(OLD_STUDY)
+    config = cli.load(f'{tmp_path}/old_study.py', ('study',))
+    assert config.pretrain.optim.ipe_scale == 1.5 and config.posttrain.loss_exponent == 2.0
+    check.types_and_ranges(config)
+
+
+def test_flags_under_old_names_are_those_of_today():
+    fields = {name for name, _, _ in store.fields(MaskedVideoConfig())}
+    assert store.renamed('optim.stretch', fields) == 'optim.ipe_scale'
+    assert store.renamed('optim.loss_exponent', fields) == 'loss_exponent'
+    for name in ('optim.lr', 'stretch', 'other.stretch', 'my_optim.stretch'):
+        assert store.renamed(name, fields) == name
+    fields = {name for name, _, _ in store.fields(C.SimConfig())}
+    assert store.renamed('pretrain.optim.stretch', fields) == 'pretrain.optim.ipe_scale'
+    assert store.renamed('posttrain.optim.loss_exponent', fields) == 'posttrain.loss_exponent'
+
+
+@pytest.mark.parametrize('run', ['masked', 'action_conditioned'])
+def test_configs_that_old_runs_stored_are_read(run):
+    stored = json.loads((OLD_RUNS / run / 'config.json').read_text())
+    before = copy.deepcopy(stored)
+    config = recipes.read_config(stored)
+    validate(config)
+    assert stored == before
+    again = recipes.read_config(json.loads(store.to_json(config)))
+    assert again == config == cli.load(f'{OLD_RUNS}/new_{run}.py')
+    assert type(config.masks[0] if run == 'masked' else config.ac).__module__ == parts.__name__
+
+
+def test_what_a_stored_config_lacks_has_its_default():
+    stored = {'name': 'short', 'optim': {'steps': 7, 'stretch': 1.5, 'loss_exponent': 2.0}}
+    config = recipes.read_config(stored)
+    expected = MaskedVideoConfig(name='short', loss_exponent=2.0)
+    expected.optim.steps, expected.optim.ipe_scale = 7, 1.5
+    assert config == expected and isinstance(config.data.augment.scale, tuple)
+
+
+@pytest.mark.parametrize(
+    ('stored', 'words'),
+    [
+        ({'objective': 'masked_vide'}, "'masked_vide': allowed are .*did you mean masked_video?"),
+        ({'optim': {'step': 1}}, 'step: no such field; did you mean steps?'),
+        ({'objective': 'masked_video', 'robot': {}}, 'robot: no such field'),
+    ],
+)
+def test_stored_configs_of_another_schema_are_refused(stored, words):
+    with pytest.raises(ConfigError, match=words):
+        recipes.read_config(stored)
+
+
+# --- Arguments and trials -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -244,7 +429,7 @@ def test_smoke_keeps_the_form_of_a_run():
     config.optim.accumulate = 4
     config.masks[0].max_keep = 512  # a quarter of the 2,048 tokens
     before = copy.deepcopy(config)
-    C.smoke(config)
+    assert recipes.smoke(config) is config
     validate(config)
     assert [item.weight for item in config.data.lists] == [0.7, 0.3]
     assert [item.frames for item in config.data.lists] == [4, 16]
@@ -260,8 +445,8 @@ def test_smoke_keeps_the_form_of_a_run():
 
 def test_describe_speaks_of_clips():
     config = good()
-    config.optim = OptimConfig(batch=256, accumulate=8, steps=60_000, warmup=3_000)
-    text = '\n'.join(C.describe(config))
+    config.optim = EmaOptimConfig(batch=256, accumulate=8, steps=60_000, warmup=3_000)
+    text = '\n'.join(describe.masked_video(config))
     assert 'batch 256 clips in 8 parts of 32, 60,000 steps = 15,360,000 clips' in text
     assert 'warm-up 3,000 steps = 768,000 clips (released: 36,864,000)' in text
     assert 'do not advise scaling' in text
@@ -274,11 +459,11 @@ def test_describe_speaks_of_clips():
 
 
 def test_describe_of_the_released_recipe_compares_nothing():
-    text = '\n'.join(C.describe(good()))
+    text = '\n'.join(describe.masked_video(good()))
     assert 'do not advise' not in text and 'as released' not in text
     config = good()
     config.optim.steps, config.optim.final_momentum = 3000, 1.0
-    text = '\n'.join(C.describe(config))
+    text = '\n'.join(describe.masked_video(config))
     assert 'ends inside its warm-up' in text
     assert '0.000206 at the last' in text  # 2.0625e-4, reference: vjepa2 §5.3
     assert 'EMA momentum 1 at the end: half-life inf steps' in text

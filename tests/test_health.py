@@ -13,12 +13,11 @@ from scipy.stats import entropy, ortho_group
 from sklearn.decomposition import PCA
 from sklearn.dummy import DummyRegressor
 
-from jepa_jax import health, optim
+from jepa_jax import build, health, optim
 from jepa_jax.config import MaskedVideoConfig
 from jepa_jax.data import Batch, Group
-from jepa_jax.loop import _features, _lag
+from jepa_jax.loop import _health, _lag
 from jepa_jax.masks import Mask
-from jepa_jax.objectives.masked_video import MaskedVideo
 from jepa_jax.sharding import make_mesh, place, put_batch
 from jepa_jax.state import init_state
 from jepa_jax.step import make_step
@@ -151,8 +150,9 @@ def test_lag_of_the_moving_average():
     a, b = ({'x': rng.normal(size=(3, 4)), 'y': {'z': rng.normal(size=5)}} for _ in range(2))
     flat = [np.concatenate([tree['x'].ravel(), tree['y']['z']]) for tree in (a, b)]
     expected = np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(flat[1])
-    assert float(_lag(a, b)) == pytest.approx(expected, rel=1e-5)
-    assert float(_lag(a, a)) == 0
+    lag = _lag({'net': a, 'other': b}, {'net': b})  # the other is not averaged
+    assert lag.keys() == {'net'} and float(lag['net']) == pytest.approx(expected, rel=1e-5)
+    assert float(_lag({'net': a}, {'net': a})['net']) == 0
 
 
 # --- Runs -----------------------------------------------------------------------------------------
@@ -205,15 +205,10 @@ class Runs:
 
     def __init__(self):
         config = small_config()
-        self.objective = objective = MaskedVideo.of(config)
+        self.objective = objective = build.masked_video(config)
         self.clips = make_clips(np.random.default_rng(0), 768)
         self.held_out = Batch((Group(self.clips[:BATCH], (self.masks(1),)),))
         key = jax.random.key(1)
-        params = jax.eval_shape(objective.init, key)
-        mask = optim.decay_mask(params, objective.unused)
-
-        def optimiser(c):
-            return optim.optimizer(c, mask)
 
         @jax.jit
         def step(state, batch, lr, weight_decay, momentum):
@@ -222,10 +217,11 @@ class Runs:
                 weight_decay=weight_decay, final_weight_decay=weight_decay,
                 momentum=momentum, final_momentum=momentum,
             )  # fmt: skip
-            return make_step(objective, optimiser(c), c)(state, batch)
+            return make_step(objective, optim.build(c, objective))(state, {}, batch)
 
         self.step = step
-        self.start = jax.jit(lambda k: init_state(objective, optimiser(config.optim), k))(key)
+        tx = optim.build(config.optim, objective).tx
+        self.start = jax.jit(lambda k: init_state(objective, tx, k))(key)
         self.features = jax.jit(objective.health)
 
     def masks(self, seed: int) -> Mask:
@@ -239,13 +235,13 @@ class Runs:
             batch = Batch((Group(self.clips[rows], (make_masks(rng, BATCH),)),))
             state, values = self.step(state, batch, lr, weight_decay, momentum)
             if n % 40 == 0 or n in (1, steps):
-                found = health.measure(self.features(state.params, state.target, self.held_out))
+                found = health.measure(self.features(state.params, state.ema, {}, self.held_out))
                 records.append({'step': n, 'loss': float(values['loss'])} | found)
         return records, state
 
     def tokens(self, state) -> np.ndarray:
         """Target features [n, D] of clips held out."""
-        found = self.features(state.params, state.target, self.held_out)
+        found = self.features(state.params, state.ema, {}, self.held_out)
         return np.asarray(found['target']).reshape(-1, 48)
 
 
@@ -300,15 +296,17 @@ def test_a_run_whose_features_become_constant_is_collapsed(runs, healthy):
 def test_health_of_an_objective_is_brute_force(runs):
     state, group = runs.start, runs.held_out.groups[0]
     params = state.params | {'encoder': jax.tree.map(lambda a: a * 1.1, state.params['encoder'])}
-    found = jax.device_get(runs.features(params, state.target, runs.held_out))
-    h = np.asarray(jax.jit(runs.objective.encoder)(state.target, group.clips), np.float64)
+    found = jax.device_get(runs.features(params, state.ema, {}, runs.held_out))
+    h = np.asarray(
+        jax.jit(runs.objective.nets['encoder'])(state.ema['encoder'], group.clips), np.float64
+    )
     np.testing.assert_allclose(found['target'], h, atol=1e-5)  # so few tokens that all are taken
     h = (h - h.mean(-1, keepdims=True)) / np.sqrt(h.var(-1, keepdims=True) + 1e-5)
     for b, ids in enumerate(np.asarray(group.masks[0].target)):
         others = [i for i in range(BATCH) if i != b]
         np.testing.assert_allclose(found['wanted'][b], h[b, ids], atol=1e-4)
         np.testing.assert_allclose(found['guess'][b], h[others][:, ids].mean(0), atol=1e-4)
-    loss, _ = jax.jit(runs.objective.loss)(params, state.target, runs.held_out)
+    loss, _ = jax.jit(runs.objective.loss)(params, state.ema, {}, runs.held_out, 0)
     error = np.abs(found['prediction'] - found['wanted']).mean()
     assert error == pytest.approx(float(loss), abs=1e-6)
     assert found['context'].shape == (BATCH, 14, 48)
@@ -318,12 +316,19 @@ def test_health_on_eight_devices_in_parts_is_that_of_the_part(runs):
     state = runs.start
     batch = runs.held_out
     part = jax.tree.map(lambda a: a[::2], batch)
-    expected = jax.jit(runs.objective.health)(state.params, state.target, part)
+    expected = jax.jit(runs.objective.health)(state.params, state.ema, {}, part)
     mesh = make_mesh(fsdp=2)
     with jax.set_mesh(mesh):
         everywhere = jax.device_put(state, jax.NamedSharding(mesh, jax.P()))
-        params, target = (jax.jit(place)(t) for t in (everywhere.params, everywhere.target))
-        features = jax.jit(_features(runs.objective, 2))(params, target, put_batch(batch, mesh))
+        specs = runs.objective.specs
+
+        @jax.jit
+        def spread(state):
+            ema = place(state.ema, {'encoder': specs['encoder']})
+            return dataclasses.replace(state, params=place(state.params, specs), ema=ema)
+
+        health_of_part = jax.jit(_health(runs.objective, 2))
+        features = health_of_part(spread(everywhere), {}, put_batch(batch, mesh))
         assert features['target'].sharding.spec[0] == ('data', 'fsdp')  # it stays where it was
     one, eight = health.measure(expected), health.measure(features)
     assert one.keys() == eight.keys()

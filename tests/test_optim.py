@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from jepa_jax import optim
-from jepa_jax.config import OptimConfig, half_life
+from jepa_jax.config import EmaOptimConfig, OptimConfig, half_life
 from jepa_jax.errors import ConfigError
 
-PRETRAIN = OptimConfig()
+PRETRAIN = EmaOptimConfig()
 COOLDOWN = OptimConfig(schedule='linear_decay', warmup=0, steps=12_000, final_lr=1e-6)
 DROID = OptimConfig(
     schedule='wsd',
@@ -127,7 +127,8 @@ def test_weight_decay_of_the_golden_step():
 
 
 def test_ema_rate_is_linear_from_the_0_based_step():
-    rate = optim.ema_rate(OptimConfig(momentum=0.998, final_momentum=1.0, steps=20, ipe_scale=1.25))
+    config = EmaOptimConfig(momentum=0.998, final_momentum=1.0, steps=20, ipe_scale=1.25)
+    rate = optim.ema_rate(config)
     found = np.array([float(rate(jnp.int32(i))) for i in range(26)])
     np.testing.assert_allclose(1 - found[:2], [0.998, 0.99808], rtol=1e-7)
     np.testing.assert_allclose(found, 0.002 * (1 - np.arange(26) / 25), rtol=1e-6, atol=1e-12)
@@ -196,7 +197,7 @@ def test_adamw_is_pytorchs_over_five_steps():
     params = tree(rng)
     unused = 'predictor/mask_tokens/1'
     mask = optim.decay_mask(params, {unused})
-    tx = optim.optimizer(config, mask)
+    tx = optim.adamw(config, mask)
 
     leaves, structure = jax.tree.flatten(params)
     flags = jax.tree.leaves(mask)

@@ -1,5 +1,7 @@
-"""Where parameters lie: every tensor of ViT-g in a golden file, and bytes of a state a device."""
+"""Where parameters lie: every tensor of ViT-g in a golden file, every kind of net on any mesh, and
+bytes of a state a device."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,14 +11,26 @@ import pytest
 from conftest import HERE
 
 from jepa_jax import optim
-from jepa_jax.config import OptimConfig
+from jepa_jax.config import EmaOptimConfig
+from jepa_jax.models import SIZES
+from jepa_jax.models.ac_predictor import CONDITIONING, ACPredictorConfig
+from jepa_jax.models.layers import MLPS
 from jepa_jax.models.pooler import PoolerConfig
 from jepa_jax.models.predictor import PredictorConfig
 from jepa_jax.models.vit import ViTConfig
-from jepa_jax.objectives import attentive_probe
+from jepa_jax.nets import Net
 from jepa_jax.objectives.masked_video import MaskedVideo
-from jepa_jax.sharding import concrete, make_mesh, path_name, spec_for
+from jepa_jax.sharding import (
+    MAX_FSDP,
+    VECTORS,
+    concrete,
+    make_mesh,
+    path_name,
+    put_params,
+    specs_for,
+)
 from jepa_jax.state import init_state
+from jepa_jax.weights.parts import PARTS, net
 
 GOLDEN = HERE / 'golden/vitg_parameters.txt'
 
@@ -37,18 +51,23 @@ def drawn(a: np.ndarray, stacked: bool) -> str:
     return 'normal ' + ' to '.join(dict.fromkeys(ends))
 
 
+def laid(abstract, specs) -> list[tuple[str, jax.ShapeDtypeStruct, jax.P]]:
+    """Name, shape and spec of every parameter."""
+    leaves = jax.tree_util.tree_leaves_with_path(abstract)
+    each = jax.tree.leaves(specs, is_leaf=lambda node: isinstance(node, jax.P))
+    return [(path_name(path), leaf, spec) for (path, leaf), spec in zip(leaves, each, strict=True)]
+
+
 def table() -> str:
     """One line a parameter of ViT-g and its predictor: path, shape, spec, start, weight decay."""
     objective, small = vitg(), vitg(264, 4)
-    shapes = {'encoder': objective.encoder.abstract, 'predictor': objective.predictor.abstract}
-    decays = jax.tree.leaves(optim.decay_mask(shapes, objective.unused))
-    values = jax.jit(small.init)(jax.random.key(0))
+    decays = jax.tree.leaves(optim.decay_mask(objective.abstract, objective.unused))
+    values = jax.tree.leaves(jax.jit(small.init)(jax.random.key(0)))
     lines = []
-    for (path, leaf), value, decay in zip(
-        jax.tree_util.tree_leaves_with_path(shapes), jax.tree.leaves(values), decays, strict=True
+    for (name, leaf, spec), value, decay in zip(
+        laid(objective.abstract, objective.specs), values, decays, strict=True
     ):
-        name = path_name(path)
-        spec = ', '.join(map(str, spec_for(name))) or 'replicated'
+        spec = ', '.join(map(str, spec)) or 'replicated'
         start = drawn(np.asarray(value), 'blocks' in name)
         shape = 'x'.join(map(str, leaf.shape))
         lines.append(f'{name:48} {shape:14} {spec:18} {start:26} {"decay" if decay else "-"}')
@@ -72,7 +91,7 @@ def test_a_device_holds_its_share(fsdp):
     encoder = ViTConfig(96, 2, 4, patch=8, dtype=jnp.float32)
     predictor = PredictorConfig(96, 48, 2, 2, mask_tokens=2, dtype=jnp.float32)
     objective = MaskedVideo(encoder, predictor, groups=1)
-    tx = optim.optimizer(OptimConfig(steps=2, warmup=0), lambda params: optim.decay_mask(params))
+    tx = optim.build(EmaOptimConfig(steps=2, warmup=0), objective).tx
     mesh = make_mesh(fsdp)
     with jax.set_mesh(mesh):
         state = jax.jit(lambda key: init_state(objective, tx, key))(jax.random.key(0))
@@ -85,15 +104,18 @@ def test_a_device_holds_its_share(fsdp):
             if shard.device == device
         )
         assert held == sharded / fsdp + replicated
-    # moments and target lie as their parameters
-    for moments in (state.opt_state[0].mu, state.opt_state[0].nu):
-        same = jax.tree.map(lambda a, b: a.sharding == b.sharding, state.params, moments)
-        assert all(jax.tree.leaves(same))
+    # moments and averages lie as their parameters, and weights from the host where they do
+    host = jax.device_get(state.params)
+    copies = [state.opt_state[0].mu, state.opt_state[0].nu, put_params(host, objective.specs, mesh)]
+    averaged = {'encoder': state.params['encoder']}
+    for tree, like in (*((copy, state.params) for copy in copies), (state.ema, averaged)):
+        for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(like), strict=True):
+            assert a.sharding.is_equivalent_to(b.sharding, a.ndim)
 
 
 def test_what_vitg_replicates_is_small():
     objective = vitg()
-    tx = optim.optimizer(OptimConfig(), lambda params: optim.decay_mask(params))
+    tx = optim.build(EmaOptimConfig(), objective).tx
     mesh = make_mesh(8)
     with jax.set_mesh(mesh):
         state = jax.eval_shape(lambda k: init_state(objective, tx, k), jax.random.key(0))
@@ -103,12 +125,99 @@ def test_what_vitg_replicates_is_small():
     assert replicated < 0.001 * sharded
 
 
-def test_every_parameter_of_the_probe_has_a_rule():
-    net = attentive_probe.make_net(PoolerConfig(96, heads=4, depth=2, queries=1), {'motion': 2})
-    for path, leaf in jax.tree_util.tree_leaves_with_path(net.abstract):
-        assert len(spec_for(path_name(path))) <= leaf.ndim
-    with pytest.raises(ValueError, match="parameter 'who/knows' matches no row"):
-        spec_for('who/knows')
+# --- Every kind of net ---------------------------------------------------------------------------
+
+WIDTH = 96
+
+
+def kinds() -> dict[str, tuple[str, object]]:
+    """A small net of every part, with all that changes which parameters it has."""
+    made = {}
+    for mlp in MLPS:
+        for position in ('rope', 'sincos'):
+            vit = ViTConfig(WIDTH, 1, 4, patch=8, mlp=mlp, position=position)
+            made[f'encoder {mlp} {position}'] = 'encoder', vit
+            predictor = PredictorConfig(WIDTH, 48, 1, 2, mask_tokens=2, mlp=mlp, position=position)
+            made[f'predictor {mlp} {position}'] = 'predictor', predictor
+        for conditioning in CONDITIONING:
+            ac = ACPredictorConfig(WIDTH, 48, 1, 2, mlp=mlp, grid=(4, 4), conditioning=conditioning)
+            made[f'ac_predictor {mlp} {conditioning}'] = 'ac_predictor', ac
+            blind = dataclasses.replace(ac, state_width=0)
+            made[f'ac_predictor {mlp} {conditioning} without states'] = 'ac_predictor', blind
+    for depth in (1, 2):
+        pooler = PoolerConfig(WIDTH, heads=4, depth=depth, queries=2)
+        made[f'probe of depth {depth}'] = 'probe', (pooler, {'motion': 2, 'shape': 3})
+    return made
+
+
+KINDS = kinds()
+
+
+def test_every_part_is_among_the_kinds():
+    assert {part for part, _ in KINDS.values()} == set(PARTS)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_every_parameter_has_a_rule_and_every_rule_a_parameter(kind):
+    part = net(*KINDS[kind])
+    parameters = laid(part.abstract, part.specs)  # refuses what does not fit
+    assert parameters
+    for name, leaf, spec in parameters:
+        assert len(spec) <= leaf.ndim, name
+        # along the width of the model, or of the encoder beside it
+        assert all(leaf.shape[i] in (WIDTH, 48) for i, axis in enumerate(spec) if axis), name
+        matrix = leaf.ndim - ('blocks/' in name) > 1
+        if matrix and part.part != 'probe' and not name.startswith(('mask_', 'action_', 'state_')):
+            assert 'fsdp' in spec or 'extrinsics' in name, name
+
+
+def test_rules_that_do_not_fit_are_refused():
+    abstract = net(*KINDS['encoder gelu rope']).abstract
+    rules = (r'.*kernel', jax.P()), *VECTORS
+    specs_for(rules, abstract)
+    with pytest.raises(ValueError, match="'blocks/attn/proj/kernel' matches no sharding rule"):
+        specs_for(VECTORS, abstract)
+    with pytest.raises(ValueError, match="sharding rule 'blocks/mlp/fc3/kernel' matches no par"):
+        specs_for((*rules, (r'blocks/mlp/fc3/kernel', jax.P())), abstract)
+    with pytest.raises(ValueError, match='no sharding rules'):
+        Net(lambda rngs: None).specs  # noqa: B018
+
+
+def shards_evenly(part: Net, fsdp: int) -> bool:
+    return all(
+        leaf.shape[axis] % fsdp == 0
+        for _, leaf, spec in laid(part.abstract, part.specs)
+        for axis, over in enumerate(spec)
+        if over
+    )
+
+
+@pytest.mark.parametrize('mlp', MLPS)
+def test_a_mesh_that_divides_the_widths_divides_every_parameter(mlp):
+    """Two thirds of four times the width of ViT-L are rounded to 2,736, which 32 does not divide:
+    no parameter may be cut along it."""
+    encoders = [
+        ViTConfig(s.width, 2, s.heads, s.mlp_ratio, mlp=mlp) for s in dict.fromkeys(SIZES.values())
+    ]
+    predictors = [PredictorConfig(1024, mlp=mlp, depth=2)]
+    predictors.append(ACPredictorConfig(1024, depth=2, mlp=mlp))
+    tried = 0
+    for config in encoders + predictors:
+        name = {ViTConfig: 'encoder', PredictorConfig: 'predictor'}.get(type(config))
+        part = net(name or 'ac_predictor', config)
+        for fsdp in range(1, MAX_FSDP + 1):
+            if config.width % fsdp == 0 and getattr(config, 'encoder_width', 0) % fsdp == 0:
+                assert shards_evenly(part, fsdp), (config, fsdp)
+                tried += 1
+    assert tried > 50
+
+
+def test_a_hidden_width_that_the_mesh_does_not_divide_is_placed():
+    """On eight devices, with 100 hidden channels."""
+    part = net('encoder', ViTConfig(48, 1, 2, 100 / 48, patch=8, mlp='swiglu_full'))
+    zeros = jax.tree.map(lambda like: np.zeros(like.shape, like.dtype), part.abstract)
+    kernel = put_params(zeros, part.specs, make_mesh(8))['blocks']['mlp']['fc2']['kernel']
+    assert kernel.shape == (1, 48, 100) and kernel.addressable_shards[0].data.shape == (1, 6, 100)
 
 
 if __name__ == '__main__':

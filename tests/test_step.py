@@ -11,7 +11,7 @@ import pytest
 from torch_fill import checksum, fill, mask_pair, normal
 
 from jepa_jax import optim
-from jepa_jax.config import OptimConfig
+from jepa_jax.config import EmaOptimConfig
 from jepa_jax.data import Batch, Group
 from jepa_jax.masks import Mask
 from jepa_jax.models.predictor import PredictorConfig
@@ -28,7 +28,7 @@ ENCODER = ViTConfig(96, 3, 4, image_size=64, frames=8, dtype=jnp.float32, remat=
 PREDICTOR = PredictorConfig(
     96, 48, 2, 2, mask_tokens=4, grid=(4, 4, 4), dtype=jnp.float32, remat='none'
 )
-OPTIM = OptimConfig(
+OPTIM = EmaOptimConfig(
     batch=4, steps=20, warmup=5, start_lr=1e-4, lr=1e-3, final_lr=1e-5, weight_decay=0.04,
     final_weight_decay=0.4, ipe_scale=1.25, momentum=0.9, final_momentum=1.0,
 )  # fmt: skip
@@ -80,22 +80,23 @@ def make_batch() -> Batch:
 @functools.cache  # compiling is what these tests take their time for
 def make_run(exponent: float, groups: int = 2, accumulate: int = 1):
     """Objective, optimizer, state, and step(state, batch) -> state, metrics, and the gradients for
-    parameters, which XLA computes once, and for the target."""
-    config = dataclasses.replace(OPTIM, accumulate=accumulate)
+    parameters, which XLA computes once, and for the averages."""
     objective = MaskedVideo(ENCODER, PREDICTOR, groups=groups, exponent=exponent)
-    encoder = fill(objective.encoder.abstract, sigma=0.05)
-    predictor = fill(objective.predictor.abstract, sigma=0.05, predictor=True)
+    encoder = fill(objective.nets['encoder'].abstract, sigma=0.05)
+    predictor = fill(objective.nets['predictor'].abstract, sigma=0.05, predictor=True)
     params = jax.tree.map(jnp.asarray, {'encoder': encoder, 'predictor': predictor})
-    tx = optim.optimizer(config, optim.decay_mask(params, objective.unused))
-    target = jax.tree.map(jnp.copy, params['encoder'])
+    optimizer = optim.build(dataclasses.replace(OPTIM, accumulate=accumulate), objective)
+    ema = {'encoder': jax.tree.map(jnp.copy, params['encoder'])}
 
     @jax.jit
     def step(state, batch):
-        _, grads = gradients(objective, state, batch, accumulate)
-        through = jax.grad(lambda target: objective.loss(state.params, target, batch)[0])
-        return *make_step(objective, tx, config)(state, batch), grads, through(state.target)
+        _, grads = gradients(objective, state, {}, batch, accumulate)
+        through = jax.grad(lambda ema: objective.loss(state.params, ema, {}, batch, state.step)[0])
+        stepped = make_step(objective, optimizer, accumulate)(state, {}, batch)
+        return *stepped, grads, through(state.ema)
 
-    return objective, tx, TrainState(jnp.int32(0), params, target, tx.init(params)), step
+    state = TrainState(jnp.int32(0), params, ema, optimizer.tx.init(params))
+    return objective, optimizer, state, step
 
 
 @pytest.mark.parametrize('exponent', [1.0, 2.0])
@@ -131,7 +132,8 @@ def test_two_steps_of_the_original(exponent, golden_step):
     assert float(second['momentum']) == pytest.approx(0.904, abs=1e-6)
     assert float(first['grad_norm/encoder']) == pytest.approx(norms['encoder'], rel=2e-5)
 
-    e, p, target = state.params['encoder'], state.params['predictor'], state.target
+    e, p = state.params['encoder'], state.params['predictor']
+    target = state.ema['encoder']
     after = {
         'enc_backbone.blocks.0.attn.qkv.weight': e['blocks']['attn']['qkv']['kernel'][0].T,
         'enc_backbone.norm.bias': e['norm']['bias'],
@@ -170,7 +172,7 @@ def test_accumulation_is_the_large_batch(accumulate):
     cut, cut_metrics, g2, _ = in_parts(state, batch)
     assert float(metrics['loss']) == pytest.approx(float(cut_metrics['loss']), abs=1e-6)
     assert largest_difference(g1, g2) < 1e-6
-    assert largest_difference(whole.target, cut.target) < 1e-5
+    assert largest_difference(whole.ema, cut.ema) < 1e-5
     # and it is no accident: a part alone, as often as makes a batch, gives another gradient
     part = jax.tree.map(lambda a: np.repeat(a[::accumulate], accumulate, axis=0), batch)
     _, _, g3, _ = step(state, part)
@@ -179,27 +181,26 @@ def test_accumulation_is_the_large_batch(accumulate):
 
 @pytest.mark.parametrize('accumulate', [1, 2])
 def test_mesh_of_eight_devices_equals_one(accumulate):
-    config = dataclasses.replace(OPTIM, accumulate=accumulate)
-    objective, tx, state, step = make_run(1.0, groups=1, accumulate=accumulate)
+    objective, optimizer, state, step = make_run(1.0, groups=1, accumulate=accumulate)
     batch = even_batch()
     single, metrics, *_ = step(state, batch)
     mesh = make_mesh(fsdp=2)
     with jax.set_mesh(mesh):
         params = jax.device_put(state.params, jax.NamedSharding(mesh, jax.P()))
-        params = jax.jit(place)(params)
+        params = jax.jit(lambda p: place(p, objective.specs))(params)
         spread = TrainState(
             jax.device_put(state.step, jax.NamedSharding(mesh, jax.P())),
             params,
-            jax.jit(lambda p: jax.tree.map(jnp.copy, p))(params['encoder']),
-            jax.jit(tx.init)(params),
+            {'encoder': jax.jit(lambda p: jax.tree.map(jnp.copy, p))(params['encoder'])},
+            jax.jit(optimizer.tx.init)(params),
         )
         qkv = spread.opt_state[0].mu['encoder']['blocks']['attn']['qkv']['kernel']
         assert qkv.sharding.spec == jax.P(None, 'fsdp', None)  # moments inherit the sharding
-        many, many_metrics = jax.jit(make_step(objective, tx, config))(
-            spread, put_batch(batch, mesh)
+        many, many_metrics = jax.jit(make_step(objective, optimizer, accumulate))(
+            spread, {}, put_batch(batch, mesh)
         )
     assert float(metrics['loss']) == pytest.approx(float(many_metrics['loss']), abs=1e-6)
-    assert largest_difference(single.target, many.target) < 1e-5
+    assert largest_difference(single.ema, many.ema) < 1e-5
 
 
 def test_non_finite_batch_leaves_the_state_and_is_named():
@@ -215,12 +216,12 @@ def test_non_finite_batch_leaves_the_state_and_is_named():
     def less(batch: Batch) -> Batch:  # to compile: one mask a group
         return Batch(tuple(Group(group.clips, group.masks[:1]) for group in batch.groups))
 
-    assert first_nonfinite(objective, state, less(bad)) == 'group1: target encoder block 00'
+    assert first_nonfinite(objective, state, {}, less(bad)) == 'group1: target encoder block 00'
     broken = jax.tree.map(lambda a: a, state.params)
     broken['predictor']['proj']['kernel'] = (
         broken['predictor']['proj']['kernel'].at[0, 0].set(jnp.inf)
     )
-    name = first_nonfinite(objective, dataclasses.replace(state, params=broken), less(batch))
+    name = first_nonfinite(objective, dataclasses.replace(state, params=broken), {}, less(batch))
     assert name == 'params/predictor/proj/kernel'
     _, metrics, *_ = step(state, batch)
     assert bool(metrics['finite'])

@@ -96,7 +96,7 @@ def few_steps(config: RunConfig, accumulate: int) -> None:
     optim = config.optim
     share, optim.steps = 24 / optim.steps, 24
     optim.warmup, optim.anneal = math.ceil(optim.warmup * share), math.ceil(optim.anneal * share)
-    optim.batch, optim.accumulate = 16, accumulate
+    optim.batch, optim.accumulate = 16, accumulate or min(max(1, optim.accumulate), 2)
     config.mesh.fsdp = 1
     saved = config.checkpoints
     saved.every, saved.keep_every = 6, 12 if saved.keep_every else 0

@@ -20,6 +20,7 @@ from jepa_jax.sharding import make_mesh, place, put_batch
 TINY = ACPredictorConfig(
     96, width=64, depth=2, heads=4, grid=(4, 4), dtype=jnp.float32, remat='none'
 )
+ENCODER = ViTConfig(96, 2, 4, dtype=jnp.float32)
 LOSS = 1e-5  # design: loss of a training step
 
 
@@ -42,8 +43,9 @@ def batch(normalise: bool = True) -> Trajectories:
 
 
 def make(config: ACPredictorConfig = TINY, **settings) -> tuple[ActionConditioned, dict]:
-    objective = ActionConditioned(None, config, ACLoss(**settings))
-    params = fill(objective.predictor.abstract, sigma=0.05, predictor=True)
+    """For batches that hold features."""
+    objective = ActionConditioned(ENCODER, config, ACLoss(**settings), features=True)
+    params = fill(objective.abstract['predictor'], sigma=0.05, predictor=True)
     return objective, {'predictor': params}
 
 
@@ -62,7 +64,7 @@ def test_golden(settings, wanted):
     objective, params = make(**settings)
     found = batch(settings.get('normalise', True))
     grad = jit(jax.value_and_grad(objective.loss, has_aux=True))
-    (loss, parts), grads = grad(params, {}, found)
+    (loss, parts), grads = grad(params, {}, {}, found, 0)
     assert abs(float(parts['loss/teacher_forcing']) - wanted[0]) < LOSS
     assert abs(float(parts['loss/rollout']) - wanted[1]) < LOSS
     assert abs(float(loss) - wanted[0] - wanted[1]) < 2 * LOSS
@@ -97,7 +99,7 @@ def test_rollout_with_cached_keys_has_loss_and_gradient_of_one_without(prefix, s
     config = dataclasses.replace(TINY, depth=1)
     objective, params = make(config, stop_gradient=stop, prefix='random')
     found = dataclasses.replace(batch(), prefix=jnp.full(2, prefix, jnp.int32))
-    grad = jit(jax.value_and_grad(lambda p: objective.loss(p, {}, found)[0]))
+    grad = jit(jax.value_and_grad(lambda p: objective.loss(p, {}, {}, found, 0)[0]))
     loss, grads = grad(params)
     wanted, slow = jit(
         jax.value_and_grad(lambda p: slow_loss(objective, p, found, prefix, 2, stop))
@@ -107,17 +109,18 @@ def test_rollout_with_cached_keys_has_loss_and_gradient_of_one_without(prefix, s
 
 
 def test_frames_and_their_features_give_the_same_loss():
-    encoder = ViTConfig(96, 2, 4, dtype=jnp.float32)
-    objective = ActionConditioned(encoder, TINY)
-    params = {'predictor': fill(objective.predictor.abstract, sigma=0.05, predictor=True)}
-    weights = fill(objective.encoder.abstract, sigma=0.05)
+    objective = ActionConditioned(ENCODER, TINY)
+    params = {'predictor': fill(objective.abstract['predictor'], sigma=0.05, predictor=True)}
+    weights = {'encoder': fill(objective.frozen['encoder'].abstract, sigma=0.05)}
     frames = np.random.RandomState(0).randint(0, 256, (2, 4, 64, 64, 3)).astype(np.uint8)
     found = dataclasses.replace(batch(), features=None, frames=jnp.asarray(frames))
     targets = jit(objective.targets)
     features = targets(weights, found)
     cached = dataclasses.replace(found, frames=None, features=features)
     assert features.shape == (2, 4, 16, 96)
-    loss, cached = (float(jit(objective.loss)(params, weights, b)[0]) for b in (found, cached))
+    loss, cached = (
+        float(jit(objective.loss)(params, {}, weights, b, 0)[0]) for b in (found, cached)
+    )
     assert abs(loss - cached) < LOSS
     # no leak: what comes after a frame has no part in its features
     changed = frames.copy()
@@ -130,17 +133,34 @@ def test_frames_and_their_features_give_the_same_loss():
 def test_on_a_mesh_the_loss_is_the_same():
     objective, params = make(prefix='random')
     found = jax.tree.map(lambda a: jnp.concatenate([a, a]), batch())
-    alone = float(jit(objective.loss)(params, {}, found)[0])
+    alone = float(jit(objective.loss)(params, {}, {}, found, 0)[0])
     mesh = make_mesh(fsdp=2, devices=jax.devices()[:4])
     with jax.set_mesh(mesh):
-        spread = jit(objective.loss)(place(params), {}, put_batch(found, mesh))[0]
-        health = jit(objective.health)(place(params), {}, put_batch(found, mesh))
+        inputs = place(params, objective.specs), {}, {}, put_batch(found, mesh)
+        spread = jit(objective.loss)(*inputs, 0)[0]
+        health = jit(objective.health)(*inputs)
     assert abs(float(spread) - alone) < 1e-6
     assert 0 < float(health['true']) != float(health['shuffled'])
 
 
 def test_bad_settings():
     with pytest.raises(ValueError, match="prefix 'last': allowed are first, random"):
-        ActionConditioned(None, TINY, ACLoss(prefix='last'))
+        ActionConditioned(ENCODER, TINY, ACLoss(prefix='last'))
     with pytest.raises(ValueError, match='rollout_steps 0: must be at least 1'):
-        ActionConditioned(None, TINY, ACLoss(rollout_steps=0))
+        ActionConditioned(ENCODER, TINY, ACLoss(rollout_steps=0))
+
+
+def test_the_encoder_is_frozen_or_only_kept():
+    """Of features that come with the batch the encoder is on no device, but goes with the run."""
+    whole, features = ActionConditioned(ENCODER, TINY), make()[0]
+    assert (set(whole.nets), set(whole.frozen), set(whole.kept)) == (
+        {'predictor'},
+        {'encoder'},
+        set(),
+    )
+    assert (set(features.frozen), set(features.kept)) == (set(), {'encoder'})
+    assert whole.ema == features.ema == ()
+    net, params = whole.encoder({}, {}, {'encoder': 'weights'})
+    assert net is whole.frozen['encoder'] and params == 'weights'
+    with pytest.raises(ValueError, match='on no device'):
+        features.encoder({}, {}, {})
