@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jepa_jax import checkpoint, zoo
+from jepa_jax import checkpoint, pretrained
 from jepa_jax.config import RobotConfig
 from jepa_jax.config.store import from_dict
 from jepa_jax.data.robot import Contract, view
@@ -75,9 +75,9 @@ def load(
 
     Raises:
       PlanError: a model without such a predictor; frames smaller than a patch.
-      ZooError, ConvertError, CheckpointError: as zoo.load.
+      ZooError, ConvertError, CheckpointError: as pretrained.load.
     """
-    model = zoo.load(name, encoder=encoder, dtype=dtype, seed=seed)
+    model = pretrained.load(name, encoder=encoder, dtype=dtype, seed=seed)
     about = list(model.about)
     if name.startswith('random:'):
         grid = size[0] // model.config.patch, size[1] // model.config.patch

@@ -10,27 +10,23 @@ from typing import Any
 
 import numpy as np
 
-from jepa_jax.convert import shapes, tables
-from jepa_jax.convert.tables import Leaf
 from jepa_jax.errors import ConvertError
 from jepa_jax.models.pooler import PoolerConfig
 from jepa_jax.models.predictor import PredictorConfig
 from jepa_jax.models.vit import ViTConfig
+from jepa_jax.weights import parts, shapes
+from jepa_jax.weights.tables import Leaf
 
 CONFIG, SINGLE, INDEX = 'config.json', 'model.safetensors', 'model.safetensors.index.json'
 MODEL, CLASSIFIER = 'VJEPA2Model', 'VJEPA2ForVideoClassification'
 SHARD = 2**30  # bytes of a file, or one array if that is larger
-ROWS = {
-    'encoder': tables.HF_ENCODER,
-    'predictor': tables.HF_PREDICTOR,
-    'probe': tables.HF_PROBE,
-}
 STARTS = {
-    'encoder.': 'encoder',
+    'encoder.': 'online',  # as the official ones; folders that we write say it themselves
     'predictor.': 'predictor',
     'pooler.': 'probe',
     'classifier.': 'probe',
 }
+OURS = 'jepa_jax_encoder'  # in config.json of folders that we write: online | target
 # what our nets fix and `transformers` leaves open
 FIXED = {
     'in_chans': 3,
@@ -60,10 +56,6 @@ def _library(path: pathlib.Path):
             f"{path}: a Hugging Face folder needs safetensors: pip install 'jepa_jax[hf]'"
         ) from None
     return safetensors
-
-
-def sizes(config: ViTConfig) -> dict[str, int]:
-    return {'c': 3, 't': config.tubelet, 'y': config.patch, 'x': config.patch}
 
 
 # Reading
@@ -111,43 +103,50 @@ DEFAULTS = {
 }
 
 
-def configs(config: dict[str, Any], arrays: dict[str, dict[str, Leaf]]) -> dict[str, Any]:
-    """Our configs of the parts that are there."""
-    c = config
-    encoder = ViTConfig(
-        c['hidden_size'],
-        c['num_hidden_layers'],
-        c['num_attention_heads'],
-        c['mlp_ratio'],
-        c['patch_size'],
-        c['tubelet_size'],
-        image_size=c['crop_size'],
-        frames=c['frames_per_clip'],
+# The readers of jepa_jax.weights.parts.PARTS: values of `read_config`, the arrays' shapes by name,
+# and the config of the encoder -> config.
+
+
+def encoder(values: dict[str, Any], forms: shapes.Shapes, beside: ViTConfig | None) -> ViTConfig:
+    return ViTConfig(
+        values['hidden_size'],
+        values['num_hidden_layers'],
+        values['num_attention_heads'],
+        values['mlp_ratio'],
+        values['patch_size'],
+        values['tubelet_size'],
+        rope=parts.FLAVOURS['2.0'],
+        image_size=values['crop_size'],
+        frames=values['frames_per_clip'],
     )
-    found: dict[str, Any] = {'encoder': encoder}
-    if 'predictor' in arrays:
-        found['predictor'] = PredictorConfig(
-            encoder.width,
-            c['pred_hidden_size'],
-            c['pred_num_hidden_layers'],
-            c['pred_num_attention_heads'],
-            c['pred_mlp_ratio'],
-            c['pred_num_mask_tokens'],
-            grid=encoder.grid(encoder.frames, encoder.image_size, encoder.image_size),
-        )
-    if 'probe' in arrays:
-        head = arrays['probe'].get('classifier.weight')
-        classes = head.shape[0] if head else 0
-        pooler = PoolerConfig(encoder.width, encoder.heads, c['num_pooler_layers'] + 1)
-        found['probe'] = pooler, {'linear': classes}
-    return found
 
 
-def take_apart(folder: pathlib.Path) -> dict[str, dict[str, Leaf]]:
-    """Part -> arrays by the names of `VJEPA2Model`, read when wanted.
+def predictor(values: dict[str, Any], forms: shapes.Shapes, beside: ViTConfig) -> PredictorConfig:
+    return PredictorConfig(
+        beside.width,
+        values['pred_hidden_size'],
+        values['pred_num_hidden_layers'],
+        values['pred_num_attention_heads'],
+        values['pred_mlp_ratio'],
+        values['pred_num_mask_tokens'],
+        rope=parts.FLAVOURS['2.0'],
+        grid=beside.grid(beside.frames, beside.image_size, beside.image_size),
+    )
+
+
+def probe(
+    values: dict[str, Any], forms: shapes.Shapes, beside: ViTConfig
+) -> tuple[PoolerConfig, dict[str, int]]:
+    classes = forms.get('classifier.weight', (0,))[0]
+    pooler = PoolerConfig(beside.width, beside.heads, values['num_pooler_layers'] + 1)
+    return pooler, {'linear': classes}
+
+
+def take_apart(folder: pathlib.Path, values: dict[str, Any]) -> dict[str, dict[str, Leaf]]:
+    """Net -> arrays by the names of `VJEPA2Model`, read when needed; values: of `read_config`.
 
     Raises:
-      ConvertError: no safetensors in the folder, a damaged file, or a name of no part.
+      ConvertError: no safetensors in the folder, a damaged file, or a name of no net.
     """
     _library(folder)
     if (folder / INDEX).exists():
@@ -157,7 +156,7 @@ def take_apart(folder: pathlib.Path) -> dict[str, dict[str, Leaf]]:
             raise ConvertError(f'{folder / INDEX} is not an index ({error!r})') from None
     else:
         files = [SINGLE]
-    parts: dict[str, dict[str, Leaf]] = {}
+    nets: dict[str, dict[str, Leaf]] = {}
     for file in files:
         path = folder / file
         if not path.is_file():
@@ -165,15 +164,17 @@ def take_apart(folder: pathlib.Path) -> dict[str, dict[str, Leaf]]:
         with _opened(path) as opened:
             for name in opened.keys():  # noqa: SIM118  (it is no dict)
                 short = name.removeprefix('vjepa2.')
-                part = next((p for start, p in STARTS.items() if short.startswith(start)), None)
+                net = next((n for start, n in STARTS.items() if short.startswith(start)), None)
                 if newer := shapes.newer([short, short.removeprefix('encoder.')]):
                     raise ConvertError(
                         f'{path} holds V-JEPA 2.1 ({newer}); only 2.0 can be converted'
                     )
-                if part is None:
+                if net is None:
                     raise ConvertError(f'{path}: {name} is not known')
-                parts.setdefault(part, {})[short] = _leaf(opened.get_slice(name), path, name)
-    return parts
+                nets.setdefault(net, {})[short] = _leaf(opened.get_slice(name), path, name)
+    if 'online' in nets and values.get(OURS) == 'target':
+        nets['target'] = nets.pop('online')
+    return nets
 
 
 def _opened(path: pathlib.Path):
@@ -208,11 +209,12 @@ def _first_line(error: Exception) -> str:
 def write_config(
     folder: pathlib.Path,
     encoder: ViTConfig,
+    which: str,
     predictor: PredictorConfig | None,
     probe: tuple[PoolerConfig, dict[str, int]] | None,
     labels: Iterable[str],
 ) -> None:
-    """config.json and video_preprocessor_config.json.
+    """config.json and video_preprocessor_config.json; which: the encoder is online or target.
 
     Raises:
       ConvertError: `transformers` has no option for something in the configs.
@@ -222,7 +224,7 @@ def write_config(
         return ConvertError(f'{folder}: {what}, which a VJEPA2Model cannot have: use torch or jax')
 
     for part in filter(None, (encoder, predictor)):
-        if (part.position, part.rope, part.mlp) != ('rope', 'tiled', 'gelu'):
+        if (part.position, part.rope, part.mlp) != ('rope', parts.FLAVOURS['2.0'], 'gelu'):
             raise refuse(f"position '{part.position}', rope '{part.rope}', mlp '{part.mlp}'")
     if encoder.tubelet == 1:
         raise refuse('an image model')
@@ -230,6 +232,7 @@ def write_config(
         'architectures': [CLASSIFIER if probe else MODEL],
         'model_type': 'vjepa2',
         'dtype': 'float32',
+        OURS: which,
         **FIXED,
         'patch_size': encoder.patch,
         'crop_size': encoder.image_size,

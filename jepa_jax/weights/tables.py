@@ -23,7 +23,9 @@ import jax
 import numpy as np
 
 from jepa_jax.errors import ConvertError
+from jepa_jax.lookup import load
 from jepa_jax.sharding import path_name
+from jepa_jax.weights import parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +73,14 @@ def _block(name: str, path: str):
 
 def _split(name: str, path: str, *parts: str):
     """An affine map that the file keeps as several."""
-    return _affine(
-        name, path, 'part o -> (part o)', 'part o i -> i (part o)', parts=parts
-    )  # fmt: skip
+    return _affine(name, path, 'part o -> (part o)', 'part o i -> i (part o)', parts=parts)
 
+
+# What the original's files call the nets: entry -> ours. Its training files have both encoders, the
+# target being the moving average of the online one.
+TORCH_NETS = {'encoder': 'online', 'target_encoder': 'target', 'predictor': 'predictor'}
+TORCH_PROBES = 'classifiers'  # a list of them
+NEWER_TARGET = 'ema_encoder'  # what files of V-JEPA 2.1 call the target
 
 VIDEO, IMAGE = 'd c t y x -> (t y x c) d', 'd c y x -> (y x c) d'
 SINCOS = 'a sin-cos table, computed and not learned'
@@ -170,13 +176,65 @@ HF_PROBE = (
 )
 
 
-# Arrays that are read when they are wanted
+# The rows of a part in a kind of file: a net's config -> rules, and sizes that patterns do not tell
+
+Table = tuple[tuple[Rule, ...], dict[str, int]]
+
+
+def _patch(config) -> dict[str, int]:
+    return {'c': 3, 't': config.tubelet, 'y': config.patch, 'x': config.patch}
+
+
+def torch_encoder(config) -> Table:
+    return (ENCODER if config.tubelet > 1 else IMAGE_ENCODER), _patch(config)
+
+
+def torch_predictor(config) -> Table:
+    return PREDICTOR, {}
+
+
+def torch_ac_predictor(config) -> Table:
+    return AC_PREDICTOR, {}
+
+
+def torch_probe(config) -> Table:
+    return PROBE, {}
+
+
+def hf_encoder(config) -> Table:
+    return HF_ENCODER, _patch(config)
+
+
+def hf_predictor(config) -> Table:
+    return HF_PREDICTOR, {}
+
+
+def hf_probe(config) -> Table:
+    return HF_PROBE, {}
+
+
+def table(part: str, config, format: str) -> Table:
+    """The rows of a part in a kind of file, torch or hf.
+
+    Raises:
+      ConvertError: such files cannot hold the part.
+    """
+    kind = parts.PARTS[part]
+    if format not in kind.files:
+        raise ConvertError(
+            f"{part}: a {kind.title} has no place in files of format '{format}'; "
+            f'allowed are {", ".join(("jax", *kind.files))}'
+        )
+    return load(kind.files[format].rules)(config)
+
+
+# Arrays that are read when they are needed
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Leaf:
-    """An array not read yet. `np.asarray(leaf)` reads it and keeps nothing; so does `jnp.asarray`
-    of that."""
+    """An array that is not read yet. `np.asarray(leaf)` reads it and keeps nothing; so does
+    `jnp.asarray` of that."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -284,9 +342,9 @@ def bind(rules: tuple[Rule, ...], abstract: Mapping, sizes: Mapping[str, int] = 
     for rule in rules:
         if rule.path is None:
             continue
-        wanted = re.compile(re.escape(rule.path).replace(r'\{i\}', r'(\d+)'))
-        found = [(m, p) for p in leaves if (m := wanted.fullmatch(p))]
-        for match, path in sorted(found, key=lambda pair: [int(g) for g in pair[0].groups()]):
+        pattern = re.compile(re.escape(rule.path).replace(r'\{i\}', r'(\d+)'))
+        matches = [(m, p) for p in leaves if (m := pattern.fullmatch(p))]
+        for match, path in sorted(matches, key=lambda pair: [int(g) for g in pair[0].groups()]):
             shape = tuple(leaves.pop(path).shape)
             counted = '{i}' in rule.path
             if '{i}' not in rule.name:
@@ -308,21 +366,21 @@ def bind(rules: tuple[Rule, ...], abstract: Mapping, sizes: Mapping[str, int] = 
 
 def expected(links: list[Link]) -> dict[str, tuple[int, ...]]:
     """The shape of every array that the file must have, by name."""
-    found: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for link in links:
         names, shape = link.form()
         if link.index is not None:  # one array holds the leaves of all links of the rule
             shape = (sum(other.rule is link.rule for other in links), *shape)
-        found |= dict.fromkeys(names, shape)
-    return found
+        shapes |= dict.fromkeys(names, shape)
+    return shapes
 
 
 def to_file(links: list[Link], tree: Mapping) -> Iterator[tuple[str, np.ndarray]]:
-    """The file's arrays (name, array) of a net; a leaf is read when its turn comes."""
+    """The file's arrays (name, float32 array) of a net; a leaf is read when its turn comes."""
     leaves = flatten(tree)
     together: dict[str, list[np.ndarray]] = {}
     for link in links:
-        for name, array in link.theirs(np.asarray(leaves[link.path])):
+        for name, array in link.theirs(np.asarray(leaves[link.path], np.float32)):
             if link.index is None:
                 yield name, array
             else:
@@ -332,7 +390,7 @@ def to_file(links: list[Link], tree: Mapping) -> Iterator[tuple[str, np.ndarray]
 
 
 def from_file(links: list[Link], arrays: Mapping[str, Leaf]) -> dict:
-    """A net's nested dict of leaves that are read from the file's when wanted."""
+    """A net's nested dict of leaves that are read from the file's when needed."""
 
     def fetch(name: str) -> np.ndarray:
         return np.asarray(arrays[name])
@@ -370,7 +428,7 @@ def compare(
     shapes: Mapping[str, tuple[int, ...]],
     allow_missing: Iterable[str] = (),
 ) -> set[str]:
-    """Holds a file's names and shapes against what a net needs.
+    """Compares a file's names and shapes with what a net needs.
 
     Args:
       where: file and part, for the message.
@@ -383,15 +441,15 @@ def compare(
       ConvertError: a name is missing or unknown, or a shape is wrong: one line, names the first.
     """
     allowed = tuple(allow_missing)
-    wanted = expected(links)
+    needed = expected(links)
     known = dropped(rules, shapes)
-    missing = [name for name in wanted if name not in shapes]
+    missing = [name for name in needed if name not in shapes]
     forgiven = {n for n in missing if any(fnmatch.fnmatchcase(n, pattern) for pattern in allowed)}
     wrong = [f'{name} is missing' for name in missing if name not in forgiven]
-    wrong += [f'{n} is not known' for n in shapes if n not in wanted and n not in known]
+    wrong += [f'{n} is not known' for n in shapes if n not in needed and n not in known]
     wrong += [
         f'{name} has shape {list(shapes[name])}, must have {list(shape)}'
-        for name, shape in wanted.items()
+        for name, shape in needed.items()
         if name in shapes and tuple(shapes[name]) != shape
     ]
     if wrong:

@@ -14,6 +14,7 @@ from jepa_jax.models.pooler import AttentiveClassifier
 from jepa_jax.models.predictor import Predictor
 from jepa_jax.models.vit import ViT
 from jepa_jax.nets import Net
+from jepa_jax.weights import hf_files
 
 transformers = pytest.importorskip('transformers')
 WHOLE, PART = 1e-4, 1e-5  # design §5: nets, and pooler
@@ -124,7 +125,7 @@ def test_sixteen_bit_folder(folders, tmp_path):
 
 def test_several_files(folders, tmp_path, monkeypatch):
     """What is larger than a file may be goes into several, with an index that they read."""
-    monkeypatch.setattr(convert.hf_weights, 'SHARD', 200_000)
+    monkeypatch.setattr(hf_files, 'SHARD', 200_000)
     convert.write(convert.read(folders[0]), tmp_path / 'many', 'hf')
     assert len(list((tmp_path / 'many').glob('model-*.safetensors'))) > 3
     one, many = (

@@ -17,32 +17,18 @@ from typing import Any
 import numpy as np
 
 from jepa_jax.checkpoint import check_room
-from jepa_jax.convert import tables
-from jepa_jax.convert.tables import Leaf
 from jepa_jax.errors import ConvertError
 from jepa_jax.models.tokens import sincos_table
+from jepa_jax.weights import parts
+from jepa_jax.weights.tables import NEWER_TARGET, TORCH_NETS, TORCH_PROBES, Leaf
 
 ZIP, PICKLE = b'PK\x03\x04', b'\x80'
 INSTALL = "needs PyTorch: pip install 'jepa_jax[torch]'"
 PREFIX = re.compile(r'^(module\.|backbone\.)+')
 ACTION = 'action_encoder.weight'  # only the action-conditioned predictor has it
-NETS = {'encoder': 'encoder', 'target_encoder': 'target', 'predictor': 'predictor'}
 OURS = 'jepa_jax'  # entry of files that we write, JSON: what the original's entries cannot say
 # entries of training checkpoints that are plain values (reference: vjepa2 §5.5)
 PLAIN = ('epoch', 'loss', 'batch_size', 'world_size', 'lr', 'scaler')
-ROWS = {
-    'predictor': tables.PREDICTOR,
-    'ac_predictor': tables.AC_PREDICTOR,
-    'probe': tables.PROBE,
-}
-
-
-def table(part: str, config: Any) -> tuple[tuple[tables.Rule, ...], dict[str, int]]:
-    """The rows of a part, and the sizes of axes that its patterns do not tell."""
-    if part in ROWS:
-        return ROWS[part], {}
-    rules = tables.ENCODER if config.tubelet > 1 else tables.IMAGE_ENCODER
-    return rules, {'c': 3, 't': config.tubelet, 'y': config.patch, 'x': config.patch}
 
 
 def _torch(path: os.PathLike):
@@ -88,9 +74,9 @@ def load(path: pathlib.Path) -> Any:
             # the format before PyTorch 1.6 is no archive and cannot be mapped
             return torch.load(path, map_location='cpu', weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
-        if found := re.search(r'GLOBAL ([\w.]+)', str(error)):
+        if name := re.search(r'GLOBAL ([\w.]+)', str(error)):
             raise ConvertError(
-                f'{path} is refused: loading it would run {found[1]}, and weights run nothing'
+                f'{path} is refused: loading it would run {name[1]}, and weights run nothing'
             ) from None
         # the rest of its message is advice to load the file without protection
         reason = str(error).split('WeightsUnpickler error:')[-1].strip().splitlines() or ['']
@@ -114,7 +100,7 @@ def _unreadable(path: pathlib.Path, error: Exception) -> ConvertError:
 class Content:
     """A `.pt` file taken apart."""
 
-    parts: dict[str, dict[str, Leaf]]  # part -> arrays by the original's names without prefixes
+    nets: dict[str, dict[str, Leaf]]  # net -> arrays by the original's names without prefixes
     opt: Mapping | None  # state dict of the optimizer
     plain: dict[str, Any]  # the entries of PLAIN that are there
     ours: dict[str, Any]  # what we wrote beside them; empty in files of others
@@ -130,43 +116,43 @@ def take_apart(path: pathlib.Path) -> Content:
     content = load(path)
     if not isinstance(content, Mapping) or not content:
         raise ConvertError(f'{path} is not a checkpoint: it holds a {type(content).__name__}')
-    if 'ema_encoder' in content:
-        raise ConvertError(f'{path} holds V-JEPA 2.1 (ema_encoder); only 2.0 can be converted')
-    parts = {
-        part: _arrays(f'{path}: {name}', content[name])
-        for name, part in NETS.items()
-        if name in content
+    if NEWER_TARGET in content:
+        raise ConvertError(f'{path} holds V-JEPA 2.1 ({NEWER_TARGET}); only 2.0 can be converted')
+    nets = {
+        net: _arrays(f'{path}: {entry}', content[entry])
+        for entry, net in TORCH_NETS.items()
+        if entry in content
     }
     notes = []
-    if 'classifiers' in content:
-        probes = content['classifiers']
+    if TORCH_PROBES in content:
+        probes = content[TORCH_PROBES]
         if not isinstance(probes, list | tuple) or not probes:
-            raise ConvertError(f'{path}: classifiers must be a list of at least one')
-        parts['probe'] = _arrays(f'{path}: classifiers[0]', probes[0])
+            raise ConvertError(f'{path}: {TORCH_PROBES} must be a list of at least one')
+        nets['probe'] = _arrays(f'{path}: {TORCH_PROBES}[0]', probes[0])
         if len(probes) > 1:
             notes.append(f'probe: the first of {len(probes)} is taken')
-    if not parts:
+    if not nets:
         return Content(_bare(path, content), None, {}, {}, notes)
-    if ACTION in parts.get('predictor', {}):
-        parts['ac_predictor'] = parts.pop('predictor')
+    if ACTION in nets.get('predictor', {}):
+        nets['ac_predictor'] = nets.pop('predictor')
     for name, value in content.items():
-        if name in (*NETS, *PLAIN, 'classifiers', 'opt', OURS):
+        if name in (*TORCH_NETS, *PLAIN, TORCH_PROBES, 'opt', OURS):
             continue
         if not isinstance(value, str | int | float | np.generic | None):
             raise ConvertError(f'{path}: entry {name} ({type(value).__name__}) is not known')
         notes.append(f'entry {name} is dropped')
     opt = content.get('opt')
-    if opt is not None and 'probe' in parts:
+    if opt is not None and 'probe' in nets:
         opt, _ = None, notes.append("probe: its optimizer's state is dropped")
     plain = {name: _plain(content[name]) for name in PLAIN if name in content}
-    return Content(parts, opt, plain, _ours(path, content.get(OURS, '{}')), notes)
+    return Content(nets, opt, plain, _ours(path, content.get(OURS, '{}')), notes)
 
 
 def _ours(path: pathlib.Path, text: Any) -> dict[str, Any]:
     try:
-        found = json.loads(text)
-        if isinstance(found, dict):
-            return found
+        entry = json.loads(text)
+        if isinstance(entry, dict):
+            return entry
     except (TypeError, ValueError):
         pass
     raise ConvertError(f'{path}: entry {OURS} is not what jepa_jax writes there')
@@ -184,16 +170,16 @@ def _bare(path: pathlib.Path, content: Mapping) -> dict[str, dict[str, Leaf]]:
     arrays = _arrays(str(path), content)
     marks = {
         ACTION: 'ac_predictor',
-        'patch_embed.proj.weight': 'encoder',
+        'patch_embed.proj.weight': 'online',
         'predictor_embed.weight': 'predictor',
         'pooler.query_tokens': 'probe',
     }
-    part = next((part for name, part in marks.items() if name in arrays), None)
-    if part is None:
+    net = next((net for name, net in marks.items() if name in arrays), None)
+    if net is None:
         raise ConvertError(
             f'{path} holds no weights of V-JEPA: its first key is {next(iter(arrays))}'
         )
-    return {part: arrays}
+    return {net: arrays}
 
 
 def _arrays(where: str, state: Any) -> dict[str, Leaf]:
@@ -204,8 +190,8 @@ def _arrays(where: str, state: Any) -> dict[str, Leaf]:
     """
     torch = _torch(pathlib.Path(where))
     if not isinstance(state, Mapping) or not state:
-        raise ConvertError(f'{where}: must be a dict of tensors, found {type(state).__name__}')
-    found: dict[str, Leaf] = {}
+        raise ConvertError(f'{where}: must be a dict of tensors, is a {type(state).__name__}')
+    leaves: dict[str, Leaf] = {}
     for name, tensor in state.items():
         short = PREFIX.sub('', str(name))
         if not isinstance(tensor, torch.Tensor):
@@ -214,10 +200,10 @@ def _arrays(where: str, state: Any) -> dict[str, Leaf]:
             raise ConvertError(
                 f'{where}: {name} is of type {tensor.dtype}, must be float32, bfloat16 or float16'
             )
-        if short in found:
+        if short in leaves:
             raise ConvertError(f'{where}: {short} is there twice, with and without a prefix')
-        found[short] = _leaf(tensor)
-    return found
+        leaves[short] = _leaf(tensor)
+    return leaves
 
 
 def _leaf(tensor: Any) -> Leaf:
@@ -229,7 +215,7 @@ def _leaf(tensor: Any) -> Leaf:
 
 @dataclasses.dataclass
 class Moments:
-    """Adam's state by part and the original's names."""
+    """Adam's state by net and the original's names."""
 
     mu: dict[str, dict[str, Leaf]]
     nu: dict[str, dict[str, Leaf]]
@@ -243,15 +229,15 @@ def decays(name: str, shape: tuple[int, ...]) -> bool:
 
 
 def groups(forms: Mapping[str, Mapping[str, tuple[int, ...]]]) -> list[list[tuple[str, str]]]:
-    """(part, name) of the parameters in each of the optimizer's four groups, in its order.
+    """(net, name) of the parameters in each of the optimizer's four groups, in its order.
 
     Args:
       forms: encoder and predictor, in this order: shapes by name, as their modules register them.
     """
     return [
-        [(part, name) for name, shape in form.items() if decays(name, shape) == decayed]
+        [(net, name) for name, shape in form.items() if decays(name, shape) == decayed]
         for decayed in (True, False)
-        for part, form in forms.items()
+        for net, form in forms.items()
     ]
 
 
@@ -268,27 +254,27 @@ def moments(where: str, opt: Any, forms: Mapping[str, Mapping[str, tuple[int, ..
         sizes = [len(row['params']) for row in rows]
     except (KeyError, TypeError, IndexError) as error:
         raise ConvertError(f'{where} is no state of an optimizer ({error!r})') from None
-    wanted = groups(forms)
-    if sizes != [len(group) for group in wanted]:
+    expected = groups(forms)
+    if sizes != [len(group) for group in expected]:
         raise ConvertError(
-            f'{where}: groups of {sizes} parameters, must be of {[len(g) for g in wanted]}; '
+            f'{where}: groups of {sizes} parameters, must be of {[len(g) for g in expected]}; '
             '--weights-only leaves it out'
         )
-    mu: dict = {part: {} for part in forms}
-    nu: dict = {part: {} for part in forms}
+    mu: dict = {net: {} for net in forms}
+    nu: dict = {net: {} for net in forms}
     counts = set()
-    for row, group in zip(rows, wanted):
-        for index, (part, name) in zip(row['params'], group):
+    for row, group in zip(rows, expected):
+        for index, (net, name) in zip(row['params'], group):
             if index not in stored:
                 continue  # no gradient ever reached it
-            state, shape = stored[index], forms[part][name]
-            for key, target in (('exp_avg', mu), ('exp_avg_sq', nu)):
+            state, shape = stored[index], forms[net][name]
+            for key, moment in (('exp_avg', mu), ('exp_avg_sq', nu)):
                 if key not in state or tuple(state[key].shape) != shape:
-                    found = list(state[key].shape) if key in state else 'nothing'
+                    form = list(state[key].shape) if key in state else 'nothing'
                     raise ConvertError(
-                        f'{where}: {key} of {part} {name} is {found}, must be {list(shape)}'
+                        f'{where}: {key} of {net} {name} is {form}, must be {list(shape)}'
                     )
-                target[part][name] = _leaf(state[key])
+                moment[net][name] = _leaf(state[key])
             counts.add(int(state['step']))
     if len(counts) != 1:
         raise ConvertError(
@@ -304,34 +290,45 @@ def moments(where: str, opt: Any, forms: Mapping[str, Mapping[str, tuple[int, ..
 # Writing
 
 
-def made(part: str, config: Any) -> dict[str, np.ndarray]:
-    """Arrays of the original that we compute: the tables of a model with sin-cos positions."""
-    if getattr(config, 'position', 'rope') != 'sincos':
+# Arrays of the original that we compute: the tables of models with sin-cos positions
+
+
+def encoder_table(config: Any) -> dict[str, np.ndarray]:
+    if config.position != 'sincos':
         return {}
-    if part == 'predictor':
-        table = sincos_table(config.grid, config.width, config.uniform_power)
-        return {'predictor_pos_embed': table[None]}
     grid = config.grid(config.frames, config.image_size, config.image_size)
     if config.tubelet == 1:
         grid = (0, *grid[1:])
     return {'pos_embed': sincos_table(grid, config.width, config.uniform_power)[None]}
 
 
+def predictor_table(config: Any) -> dict[str, np.ndarray]:
+    if config.position != 'sincos':
+        return {}
+    table = sincos_table(config.grid, config.width, config.uniform_power)
+    return {'predictor_pos_embed': table[None]}
+
+
 # options of ours -> the only value that the original has
-ONLY = {'rope': 'tiled', 'residual': False, 'action_scale': (), 'state_scale': ()}
+ONLY = {
+    'rope': parts.FLAVOURS['2.0'],
+    'residual': False,
+    'action_scale': (),
+    'state_scale': (),
+}
 
 
-def beyond(part: str, config: Any) -> list[str]:
+def beyond(net: str, config: Any) -> list[str]:
     """What the original would not know of a net from its arrays: it would compute another one."""
-    found = [
-        f'{part}: {option} = {getattr(config, option)}, which the original does not have: it would '
+    notes = [
+        f'{net}: {option} = {getattr(config, option)}, which the original does not have: it would '
         'compute something else from these weights'
         for option, value in ONLY.items()
         if getattr(config, option, value) != value
     ]
     if getattr(config, 'state_width', 1) == 0:
-        found.append(f'{part}: no states, which the original needs: it cannot load this file')
-    return found
+        notes.append(f'{net}: no states, which the original needs: it cannot load this file')
+    return notes
 
 
 class Scratch:
@@ -387,7 +384,7 @@ def optimizer(
 
     Args:
       forms: as for `groups`.
-      mu, nu: tensors by (part, name); parameters without are those that got no gradient.
+      mu, nu: tensors by (net, name); parameters without are those that got no gradient.
     """
     import torch
 

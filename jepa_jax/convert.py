@@ -11,11 +11,26 @@ converted, and nothing in a .pt file is run. Bits do not change.
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 import threading
 import time
 
 from jepa_jax import cli
+
+# For Python, as `from jepa_jax import convert; convert.read('vitl.pt')`; not before they are needed
+_LIBRARY = {
+    'Weights': 'jepa_jax.weights.contents',
+    'read': 'jepa_jax.weights.read',
+    'write': 'jepa_jax.weights.write',
+    'add_probe': 'jepa_jax.weights.write',
+}
+
+
+def __getattr__(name: str):
+    if name in _LIBRARY:
+        return getattr(importlib.import_module(_LIBRARY[name]), name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 
 def convert(
@@ -35,22 +50,23 @@ def convert(
     """
     from tqdm import tqdm
 
-    from jepa_jax import convert as both_ways  # jax, orbax: not for --help
+    from jepa_jax.weights.read import read  # jax, orbax: not for --help
+    from jepa_jax.weights.write import add_probe, nbytes, refuse_existing, write
 
     began = time.monotonic()
-    both_ways.refuse_existing(destination)  # reading may take minutes
+    refuse_existing(destination)  # reading may take minutes
     with _Peak() as peak:
-        weights = both_ways.read(source, steps_per_epoch=steps_per_epoch, **choices)
+        weights = read(source, steps_per_epoch=steps_per_epoch, **choices)
         if probe:
-            weights = both_ways.add_probe(weights, both_ways.read(probe, **choices))
+            weights = add_probe(weights, read(probe, **choices))
         for line in weights.summary():
             print(line)
         to = to or ('torch' if weights.format == 'jax' or _is_file(destination) else 'jax')
-        total = both_ways.nbytes(weights, to, encoder)
+        total = nbytes(weights, to, encoder)
         with tqdm(
             total=total, unit='B', unit_scale=True, desc=f'to {to}', disable=not sys.stderr.isatty()
         ) as bar:
-            notes = both_ways.write(
+            notes = write(
                 weights,
                 destination,
                 to,

@@ -10,10 +10,11 @@ import torch_fill
 from models.test_pooler import fill as fill_pooler
 from PIL import Image
 
-from jepa_jax import features
+from jepa_jax import inputs
+from jepa_jax.data import decode
 from jepa_jax.data.views import eval_view
 from jepa_jax.errors import BadFile, InputError
-from jepa_jax.features import Fill, Future, Model, Part, Probe
+from jepa_jax.model import Fill, Future, Loaded, Model, ProbeHead
 from jepa_jax.models.pooler import AttentiveClassifier, AttentivePooler, PoolerConfig
 from jepa_jax.models.predictor import Predictor, PredictorConfig
 from jepa_jax.models.vit import ViT, ViTConfig
@@ -39,9 +40,11 @@ def model():
     probe = fill_pooler(net_of(AttentiveClassifier, POOLER, named).abstract)
     probe['heads'] = {head: probe['heads'][f'{head}_classifier'] for head in CLASSES}
     return Model(
-        Part(VIT, torch_fill.fill(encoder.abstract, sigma=0.05)),
-        predictor=Part(PREDICTOR, torch_fill.fill(predictor.abstract, sigma=0.05, predictor=True)),
-        probe=Probe(POOLER, CLASSES, probe, reads='future', frames=8),
+        Loaded(VIT, torch_fill.fill(encoder.abstract, sigma=0.05)),
+        predictor=Loaded(
+            PREDICTOR, torch_fill.fill(predictor.abstract, sigma=0.05, predictor=True)
+        ),
+        probe=ProbeHead(POOLER, CLASSES, probe, reads='future', frames=8),
     )
 
 
@@ -190,7 +193,7 @@ def test_nothing_leaks(model, task):
 @pytest.fixture
 def any_pixels(monkeypatch):
     """The golden inputs are normal noise, wider than pixels can be."""
-    monkeypatch.setattr(features, 'check_pixels', lambda *_, **__: None)
+    monkeypatch.setattr(inputs, 'check_pixels', lambda *_, **__: None)
 
 
 @pytest.fixture(scope='module')
@@ -246,7 +249,9 @@ def test_levels_are_read_one_after_the_other(model):
     net = net_of(AttentiveClassifier, config, {'linear': 7})
     params = jax.jit(net.init)(jax.random.key(0))
     clip = noise(8, 64, 64, 3)
-    probe = Probe(config, {'linear': 7}, params, reads=(0, 2), labels={'linear': tuple('abcdefg')})
+    probe = ProbeHead(
+        config, {'linear': 7}, params, reads=(0, 2), labels={'linear': tuple('abcdefg')}
+    )
     ready = Model(model.encoder, probe=probe)
     encoder = net_of(ViT, VIT)
     levels = run(encoder, model.encoder.params, jnp.asarray(clip[None]), levels=(0, 2))
@@ -272,14 +277,14 @@ def test_a_video_is_sampled_as_the_probe_was_trained(model, tmp_path, monkeypatc
     synthetic.write(path, noise(40, 64, 64, 3))
     config = PoolerConfig(96, heads=4, depth=1, dtype=jnp.float32)
     params = jax.jit(net_of(AttentiveClassifier, config, {'linear': 2}).init)(jax.random.key(0))
-    probe = Probe(config, {'linear': 2}, params, frames=4, step=3, segments=2)
+    probe = ProbeHead(config, {'linear': 2}, params, frames=4, step=3, segments=2)
     chosen = []
-    real = features.decode.read_frames
+    real = decode.read_frames
 
     def read(path, choose):
         return real(path, lambda timing: chosen.append(choose(timing)) or chosen[-1])
 
-    monkeypatch.setattr(features.decode, 'read_frames', read)
+    monkeypatch.setattr(decode, 'read_frames', read)
     Model(model.encoder, probe=probe).classify(path)
     expected = clip_indices(40, 4, 3, num_clips=2, overlap=True)
     np.testing.assert_array_equal(chosen[0], expected.ravel())

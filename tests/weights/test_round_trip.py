@@ -12,8 +12,8 @@ import torch
 from torch_fill import tensor
 
 from jepa_jax import checkpoint, convert
-from jepa_jax.convert.tables import flatten
 from jepa_jax.errors import ConvertError
+from jepa_jax.weights.tables import flatten
 
 TINY = dict(crop=64, frames=8, heads=4, predictor_heads=2, probe_heads=4)
 
@@ -181,7 +181,7 @@ def test_other_encoders(tmp_path, more):
 def test_sixteen_bits_are_widened(tmp_path, kind):
     state = {k: v.to(kind) for k, v in originals.fill(originals.encoder()).items()}
     torch.save(state, tmp_path / 'a.pt', _use_new_zipfile_serialization=False)  # the old format too
-    found = convert.read(tmp_path / 'a.pt', **TINY).params('encoder')
+    found = convert.read(tmp_path / 'a.pt', **TINY).params('online')
     expected = state['norm.weight'].float().numpy()
     np.testing.assert_array_equal(found['norm']['scale'], expected, strict=True)
 
@@ -192,7 +192,8 @@ def test_what_only_ours_has_is_said_and_comes_back(tmp_path):
     state = originals.fill(originals.ac_predictor(), 'module.')
     path, weights = through(tmp_path, {'predictor': state}, 'jax', predictor_heads=4)
     ours = dataclasses.replace(weights.predictor, residual=True, action_scale=(2.0,) * 7)
-    weights = dataclasses.replace(weights, predictor=ours)
+    net = dataclasses.replace(weights.nets['ac_predictor'], config=ours)
+    weights = dataclasses.replace(weights, nets={'ac_predictor': net})
     notes = convert.write(weights, tmp_path / 'b.pt', 'torch')
     assert [n.split(' = ')[0] for n in notes] == [
         'ac_predictor: residual',

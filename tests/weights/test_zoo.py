@@ -12,15 +12,16 @@ import sys
 import threading
 
 import numpy as np
+import originals
 import pytest
 import torch
-from convert import originals
 
 import jepa_jax
-from jepa_jax import convert, zoo
+from jepa_jax import convert
 from jepa_jax.errors import ConvertError, ZooError
+from jepa_jax.weights import download, zoo
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 LABELS = {'linear': ('a', 'b', 'c', 'd', 'e', 'f', 'g')}
 
 
@@ -99,7 +100,7 @@ def files(tmp_path_factory):
 @pytest.fixture
 def server(files, tmp_path, monkeypatch):
     monkeypatch.setenv('JEPA_JAX_CACHE', str(tmp_path / 'cache'))
-    monkeypatch.setattr(zoo, 'WAIT', 0.0)
+    monkeypatch.setattr(download, 'WAIT', 0.0)
     # the released rows with the sizes of the tiny files
     rows = {
         'vitl': zoo.Released('enc.pt', 'custom', 64),
@@ -121,7 +122,7 @@ def server(files, tmp_path, monkeypatch):
 def test_a_cut_connection_is_gone_on_from(server, files, tmp_path, etag):
     server.etag = etag
     server.cuts = [1_000_000, 0, 500_000]
-    zoo.download(server.url + 'big', tmp_path / 'big')
+    download.download(server.url + 'big', tmp_path / 'big')
     assert (tmp_path / 'big').read_bytes() == (files / 'big').read_bytes()
     spans = [span for _, span in server.asked]
     assert spans == [None, 'bytes=1000000-', 'bytes=1000000-', 'bytes=1500000-']
@@ -131,35 +132,37 @@ def test_a_cut_connection_is_gone_on_from(server, files, tmp_path, etag):
 def test_a_killed_download_is_gone_on_from(server, files, tmp_path):
     content = (files / 'big').read_bytes()
     (tmp_path / 'big.part').write_bytes(content[:7])
-    zoo.download(server.url + 'big', tmp_path / 'big')
+    download.download(server.url + 'big', tmp_path / 'big')
     assert (tmp_path / 'big').read_bytes() == content and server.asked[0][1] == 'bytes=7-'
 
 
 def test_a_file_that_changed_meanwhile_is_fetched_anew(server, files, tmp_path):
     (tmp_path / 'big.part').write_bytes(b'of another version')
     (tmp_path / 'big.part.tag').write_text('"another"')
-    zoo.download(server.url + 'big', tmp_path / 'big')
+    download.download(server.url + 'big', tmp_path / 'big')
     assert (tmp_path / 'big').read_bytes() == (files / 'big').read_bytes()
 
 
 def test_servers_without_ranges_and_parts_that_are_too_long(server, files, tmp_path):
     content = (files / 'big').read_bytes()
     (tmp_path / 'big.part').write_bytes(content + b'more')
-    zoo.download(server.url + 'big', tmp_path / 'big')
+    download.download(server.url + 'big', tmp_path / 'big')
     assert (tmp_path / 'big').read_bytes() == content
     server.ranges, server.cuts = False, [10]
-    zoo.download(server.url + 'big', tmp_path / 'again')
+    download.download(server.url + 'big', tmp_path / 'again')
     assert (tmp_path / 'again').read_bytes() == content
 
 
 def test_giving_up(server, tmp_path):
     server.cuts = [5] + [0] * 10
     with pytest.raises(ZooError, match='5 of 3,000,000 bytes|IncompleteRead|closed'):
-        zoo.download(server.url + 'big', tmp_path / 'big')
-    assert len(server.asked) == 1 + zoo.ATTEMPTS - 1  # one that brought something, then those idle
+        download.download(server.url + 'big', tmp_path / 'big')
+    assert (
+        len(server.asked) == 1 + download.ATTEMPTS - 1
+    )  # one that brought something, then those idle
     assert (tmp_path / 'big.part').stat().st_size == 5 and not (tmp_path / 'big').exists()
     with pytest.raises(ZooError, match='says 404 Not Found.*put it there'):
-        zoo.download(server.url + 'nothing', tmp_path / 'nothing')
+        download.download(server.url + 'nothing', tmp_path / 'nothing')
 
 
 def test_without_a_network_the_error_says_what_goes_where(tmp_path):
@@ -260,7 +263,7 @@ def test_a_probe_comes_with_its_encoder(server):
 def test_the_released_table():
     """Reference: vjepa2 §10.2, §11.2."""
     base = 'https://dl.fbaipublicfiles.com/vjepa2/'
-    assert zoo.SERVER == base
+    assert download.SERVER == base
     names = {name: row.file for name, row in zoo.RELEASED.items()}
     assert names['ac-vitg'] == 'vjepa2-ac-vitg.pt' and names['vitg-384'] == 'vitg-384.pt'
     probes = [row for row in zoo.RELEASED.values() if row.probe_of]
@@ -320,7 +323,7 @@ def test_a_hugging_face_name(files, tmp_path, monkeypatch):
     (home / 'refs/main').write_text('0' * 40)
     (home / 'snapshots').mkdir()
     (tmp_path / 'hf').rename(home / 'snapshots' / ('0' * 40))
-    load = "import sys, jepa_jax; print(jepa_jax.load('some/model').config.width)"
+    load = "import sys, jepa_jax; print(jepa_jax.load('hf:some/model').config.width)"
     environment = {
         **os.environ, 'PYTHONPATH': str(ROOT), 'HF_HUB_CACHE': str(tmp_path / 'hub'),
         'HF_HUB_OFFLINE': '1',
@@ -331,12 +334,12 @@ def test_a_hugging_face_name(files, tmp_path, monkeypatch):
     assert run([sys.executable, '-c', load]).stdout.strip() == '96'
     monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
     with pytest.raises(ZooError, match=r'jepa_jax\[hf\]'):
-        jepa_jax.load('some/model')
+        jepa_jax.load('hf:some/model')
 
 
 REFUSED = {
     'vitll': 'did you mean vitl',
-    'random:huge': 'tiny, small, base, vitl',
+    'random:huge': 'tiny, vits, vitb, vitl',
     './nowhere.pt': 'no such file or folder',
 }
 
@@ -355,7 +358,7 @@ def test_mistaken_options(tmp_path):
     ]:
         with pytest.raises(ZooError, match=words):
             jepa_jax.load('random:tiny', **options)
-    with pytest.raises(ZooError, match='crop is known'):
+    with pytest.raises(ZooError, match='its crop cannot be chosen'):
         jepa_jax.load('vitl', crop=64)
 
 

@@ -39,7 +39,7 @@ def test_defaults_and_what_was_dropped_are_printed(tmp_path):
     assert 'crop 256 (shapes do not tell; the -384 files have 384; --crop to change)' in out
     assert 'heads 4' not in out and 'frames 8' not in out  # told, not taken
     assert 'predictor_heads 1' in out and '--predictor-heads' in out
-    assert 'the encoder is the target' in out and 'dropped: encoder (online)' in out
+    assert 'the encoder is the target' in out and 'dropped: online encoder' in out
     assert 'GiB of memory at the most' in out or sys.platform != 'linux'
     assert done.stderr == ''
     weights = convert.read(tmp_path / 'hf')
@@ -61,7 +61,7 @@ def test_probe_of_another_file(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     weights = convert.read(tmp_path / 'out')
-    assert set(weights.trees) == {'encoder', 'target', 'predictor', 'probe'}
+    assert set(weights.trees) == {'online', 'target', 'predictor', 'probe'}
     torch.save({'classifiers': [originals.fill(originals.probe(d=64))]}, tmp_path / 'other.pt')
     with pytest.raises(ConvertError, match='width 64, .* has 96'):
         convert.add_probe(weights, convert.read(tmp_path / 'other.pt'))

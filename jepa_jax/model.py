@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -18,25 +17,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jepa_jax import inputs
 from jepa_jax.data import decode
 from jepa_jax.data.clips import Sampling, Timing, frame_indices
 from jepa_jax.data.views import eval_view
 from jepa_jax.data.windows import Input, Window, length, open_input, windows
-from jepa_jax.errors import BadFile, InputError
+from jepa_jax.errors import InputError
+from jepa_jax.inputs import FPS
 from jepa_jax.models.pooler import AttentiveClassifier, AttentivePooler, PoolerConfig
 from jepa_jax.models.predictor import Predictor
-from jepa_jax.models.tokens import MEAN, STD
 from jepa_jax.models.vit import ViT, ViTConfig
 from jepa_jax.nets import Net
+from jepa_jax.weights.shapes import size_of
 
 FRAMES = 16  # of a window, unless asked otherwise
-FPS = 4.0  # frames a second, likewise: what the released models were trained at
 POOLS = ('none', 'mean', 'attentive')
-PREPROCESS = ('eval', 'none')
-# what pixels of 0 to 255 become, and how far beyond a resize may overshoot
-LOWEST = min((0 - mean) / std for mean, std in zip(MEAN, STD))
-HIGHEST = max((1 - mean) / std for mean, std in zip(MEAN, STD))
-OVERSHOOT = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +111,7 @@ class Classes:
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class Loaded:
     """What shapes a net, and its weights."""
 
     config: Any  # ViTConfig, PredictorConfig, ...
@@ -124,7 +119,7 @@ class Part:
 
 
 @dataclasses.dataclass(frozen=True)
-class Probe:
+class ProbeHead:
     """An attentive probe and how its clips are made. (reference: vjepa2 §9.1, §11.2)"""
 
     config: PoolerConfig
@@ -139,31 +134,114 @@ class Probe:
     labels: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
 
+class Encoder:
+    """A function from clips to features.
+
+    tokens = encoder(clips)  # uint8 [B, T, H, W, 3] -> float32 [B, N, D]
+    """
+
+    def __init__(self, config: ViTConfig, params: dict):
+        self.config, self.params = config, params
+        net = Net(lambda rngs: ViT(config, rngs=rngs))
+
+        def run(params, clips, keep=None, levels=()):
+            return net(params, clips, keep, levels=levels)
+
+        self._run = jax.jit(run, static_argnames='levels')
+
+    def __call__(
+        self,
+        clips: np.ndarray | jax.Array,
+        keep: jax.Array | None = None,
+        *,
+        levels: tuple[int, ...] = (),
+    ) -> Any:
+        """Features of the clips' tokens, row-major over time, y, x.
+
+        Args:
+          clips: [B, T, H, W, 3], uint8, or floats with ImageNet's mean and deviation taken out. Any
+            multiple of the tubelet and the patch; nothing is resized.
+          keep: int32 [B, K]: token ids, where the encoder is to see these alone.
+          levels: blocks, from 0; then a list, the features after each of them.
+
+        Returns:
+          [B, N or K, D] float32.
+
+        Raises:
+          InputError: another shape, or pixels that cannot have been meant.
+        """
+        if clips.ndim != 5 or clips.shape[-1] != 3:
+            raise InputError(f'clips {list(clips.shape)}: must be [B, T, H, W, 3], channels last')
+        if isinstance(clips, np.ndarray):  # of those on a device the values are not looked at
+            inputs.check_pixels(clips, clips.dtype != np.uint8)
+        return self._run(self.params, jnp.asarray(clips), keep, levels=levels)
+
+    def __repr__(self) -> str:
+        return f'Encoder({_shape(self.config, self.params)})'
+
+
 class Model:
     """An encoder, and what came with it: predictor, action-conditioned predictor, probe."""
 
     def __init__(
         self,
-        encoder: Part,
+        encoder: Loaded | Encoder,
         *,
-        predictor: Part | None = None,
-        ac_predictor: Part | None = None,
-        probe: Probe | None = None,
+        predictor: Loaded | None = None,
+        ac_predictor: Loaded | None = None,
+        probe: ProbeHead | None = None,
         about: Sequence[str] = (),
+        name: str = '',
+        which: str = '',
     ):
-        """about: lines that tell where the weights are from and what was chosen."""
+        """about: lines that tell where the weights are from and what was chosen; name: of the
+        model, or its path; which: the encoder is `target`, `online`, or what else people say."""
         self.config: ViTConfig = encoder.config
-        self.encoder, self.predictor, self.ac_predictor = encoder, predictor, ac_predictor
+        self.encoder = Encoder(encoder.config, encoder.params)
+        self.predictor, self.ac_predictor = predictor, ac_predictor
         self.probe = probe
         self.about = tuple(about)
-        net = Net(lambda rngs: ViT(self.config, rngs=rngs))
-
-        def run(params, clips, keep=None, levels=()):
-            return net(params, clips, keep, levels=levels)
-
-        self._encode = jax.jit(run, static_argnames='levels')
+        self.name, self.which = name, which
         self._fill_in = functools.cache(self._make_fill_in)
         self._sizes: dict[tuple, int] = {}  # shape of a clip -> largest batch of them so far
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | os.PathLike, **options: Any) -> Model:
+        """A model with weights: as `jepa_jax.load`, whose options it takes."""
+        from jepa_jax import pretrained
+
+        return pretrained.load(name_or_path, **options)
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Writes one of our checkpoints, which `load` reads again bit for bit, and a model card.
+
+        Raises:
+          ConvertError: there is something at `folder` already.
+          CheckpointError: the disk has not enough room.
+        """
+        from jepa_jax import pretrained
+
+        pretrained.save(self, folder)
+
+    def __repr__(self) -> str:
+        c, size = self.config, size_of(self.config)
+        name = size if self.name in ('', size) else f'{self.name}, size {size}'
+        line = (
+            f'Model({name}: {self.which or "its"} encoder of {_shape(c, self.encoder.params)}, '
+            f'crop {c.image_size}, computes in {np.dtype(c.dtype).name})'
+        )
+        more = [
+            f'{title} of {_shape(net.config, net.params)}'
+            for title, net in (
+                ('predictor', self.predictor),
+                ('action-conditioned predictor', self.ac_predictor),
+            )
+            if net
+        ]
+        if self.probe:
+            classes = ', '.join(f'{head} {n}' for head, n in self.probe.classes.items())
+            more.append(f'probe with classes {classes}')
+        return line + ('\n  with ' + '; '.join(more) if more else '')
 
     # Features
 
@@ -194,7 +272,7 @@ class Model:
           preprocess: 'eval': short side to crop * 256 / 224, middle cut out, by the original's rule
             to the pixel; 'none': as it is, any multiple of the patch, not only squares.
           pool: 'none': all tokens; 'mean' over them; 'attentive': the probe's pooler.
-          layers: blocks (from 0) whose features are wanted too, through the final norm.
+          layers: blocks (from 0) whose features to return too, through the final norm.
           stride: sampled frames from one window to the next; None: no overlap but at the end.
           batch: windows that go through the encoder together.
           normalised: floats with ImageNet's mean and deviation taken out; else only uint8.
@@ -202,27 +280,17 @@ class Model:
         Raises:
           BadFile: a file that cannot be read. InputError: pixels or settings that cannot be used.
         """
-        if isinstance(video, np.ndarray):
-            if video.ndim not in (4, 5) or video.shape[-1] != 3 or not video.size:
-                raise InputError(
-                    f'array {list(video.shape)}: must be [T, H, W, 3] or [n, T, H, W, 3], channels '
-                    'last'
-                )
-            if normalised and preprocess != 'none':
-                raise InputError("normalised pixels go with preprocess 'none'")
-            check_pixels(video, normalised)
-        elif not isinstance(video, (str, os.PathLike)):
-            kind = type(video).__name__
-            raise InputError(f'video is of type {kind}: must be a path or a numpy array')
+        inputs.check_video(video, preprocess, normalised)
         if isinstance(video, np.ndarray) and video.ndim == 5:
-            source = self._given(video, fps, crop, preprocess)
+            view = self._view(inputs.array_input(video[0], fps), crop, preprocess)
+            source = inputs.array_windows(video, fps, view, self.config.tubelet)
         else:
-            one = _array_input(video, fps) if isinstance(video, np.ndarray) else video
+            one = inputs.array_input(video, fps) if isinstance(video, np.ndarray) else video
             source = self.windows(
                 one, frames=frames, fps=fps, crop=crop, preprocess=preprocess, stride=stride
             )
-        found = self.stream(source, pool=pool, layers=layers, batch=batch, normalised=normalised)
-        rows, outputs = zip(*found)
+        results = self.stream(source, pool=pool, layers=layers, batch=batch, normalised=normalised)
+        rows, outputs = zip(*results)
         grid = self.config.grid(*rows[0].clip.shape[:3])
         return Features(
             clips=np.stack([row.clip for row in rows]),
@@ -264,40 +332,12 @@ class Model:
 
     def _view(self, source: Input, crop: int | None, preprocess: str):
         """What is done to the frames of an input."""
-        patch = self.config.patch
-        if preprocess == 'eval':
-            crop = self.config.image_size if crop is None else crop
-            if crop < patch or crop % patch:
-                raise InputError(f'crop {crop}: must be a multiple of {patch}, the patch')
-            return lambda frames: eval_view(frames, crop)
-        if preprocess != 'none':
-            raise InputError(f"preprocess '{preprocess}': allowed are {', '.join(PREPROCESS)}")
-        if crop is not None:
-            raise InputError(f"crop {crop} with preprocess 'none': nothing is cut")
-        height, width = source.size
-        if height % patch or width % patch or not height or not width:
-            raise BadFile(
-                source.path,
-                'unfit',
-                f"{height} x {width} pixels with preprocess 'none': must be multiples of {patch}, "
-                "the patch; 'eval' resizes",
-            )
-        return lambda frames: frames
-
-    def _given(self, clips, fps, crop, preprocess) -> Iterator[Window]:
-        """Windows from an array [n, T, H, W, 3]."""
-        view = self._view(_array_input(clips[0], fps), crop, preprocess)
-        if clips.shape[1] % self.config.tubelet:
-            raise InputError(
-                f'{clips.shape[1]} frames: must be a multiple of {self.config.tubelet}, the tubelet'
-            )
-        numbers = np.arange(clips.shape[1])
-        for clip in clips:
-            yield Window('the array', view(clip), numbers, numbers / fps, 1 / fps, 0)
+        c = self.config
+        return inputs.view(source, crop, preprocess, trained=c.image_size, patch=c.patch)
 
     def stream(
         self,
-        found: Iterable[Window],
+        source: Iterable[Window],
         *,
         pool: str = 'none',
         layers: Sequence[int] = (),
@@ -325,7 +365,7 @@ class Model:
 
         def run(group: list[Window]) -> Iterator[tuple[Window, dict[str, np.ndarray]]]:
             clips = np.stack([window.clip for window in group])
-            check_pixels(clips, normalised, decoded=True)
+            inputs.check_pixels(clips, normalised, decoded=True)
             shape = clips.shape[1:]
             # a last, smaller batch is filled up: compiling takes longer than a few rows
             size = self._sizes[shape] = max(len(clips), self._sizes.get(shape, 0))
@@ -334,19 +374,19 @@ class Model:
                 reads = self._probe_reads(jnp.asarray(clips))
                 outputs = {'pooled': self._pooler(self.probe.params['pooler'], reads)}
             else:
-                wanted = tuple(sorted({*layers, depth - 1}))
-                found = self.encode(jnp.asarray(clips), wanted)
+                blocks = tuple(sorted({*layers, depth - 1}))
+                levels = self.encode(jnp.asarray(clips), blocks)
                 if pool == 'mean':
-                    found = [level.mean(axis=1) for level in found]
-                outputs = {'tokens' if pool == 'none' else 'pooled': found[-1]}
+                    levels = [level.mean(axis=1) for level in levels]
+                outputs = {'tokens' if pool == 'none' else 'pooled': levels[-1]}
                 if layers:
-                    outputs['levels'] = jnp.stack([found[wanted.index(i)] for i in layers], axis=1)
+                    outputs['levels'] = jnp.stack([levels[blocks.index(i)] for i in layers], axis=1)
             outputs = {name: np.asarray(value) for name, value in outputs.items()}
             for i, window in enumerate(group):
                 yield window, {name: value[i] for name, value in outputs.items()}
 
         group: list[Window] = []
-        for window in found:
+        for window in source:
             if group and (len(group) == batch or window.clip.shape != group[0].clip.shape):
                 yield from run(group)
                 group = []
@@ -354,10 +394,10 @@ class Model:
         if group:
             yield from run(group)
 
-    def encode(self, clips: jax.Array, levels: tuple[int, ...] = ()) -> Any:
-        """The encoder: clips [B, T, H, W, 3], uint8 or normalised -> [B, N, D] float32, or a list
-        of those after the blocks `levels`."""
-        return self._encode(self.encoder.params, clips, levels=levels)
+    def encode(self, clips: np.ndarray | jax.Array, levels: tuple[int, ...] = ()) -> Any:
+        """The encoder on clips that are known to be fit: [B, T, H, W, 3], uint8 or normalised ->
+        [B, N, D] float32, or a list of those after the blocks `levels`."""
+        return self.encoder(jnp.asarray(clips), levels=levels)
 
     def coords(
         self, grid: tuple[int, int, int], spacing: float, ids: np.ndarray | None = None
@@ -403,7 +443,7 @@ class Model:
             raise InputError('these weights have no predictor: predict needs one')
         clips = np.asarray(context)
         clips = clips[None] if clips.ndim == 4 else clips
-        check_pixels(clips, normalised)
+        inputs.check_pixels(clips, normalised)
         c = self.config
         for name, side, unit in zip(
             ('frames', 'height', 'width'), clips.shape[1:4], (c.tubelet, c.patch, c.patch)
@@ -419,23 +459,23 @@ class Model:
                 )
             if mask.all() or not mask.any():
                 raise InputError(f'mask hides {mask.sum()} of {mask.size} tokens: some must stay')
-            seen, wanted = np.flatnonzero(~mask), np.flatnonzero(mask)
+            seen, hidden = np.flatnonzero(~mask), np.flatnonzero(mask)
         elif isinstance(targets, Future):
             if targets.seconds <= 0 or targets.skip < 0:
                 raise InputError(f'{targets}: seconds must be above 0 and skip not below')
             tubelets = max(1, int(targets.seconds * fps / c.tubelet))
             begin = t + int(targets.skip * fps / c.tubelet)
             seen = np.arange(t * h * w)
-            wanted = np.arange(begin * h * w, (begin + tubelets) * h * w)
+            hidden = np.arange(begin * h * w, (begin + tubelets) * h * w)
         else:
             raise InputError(f'targets {targets!r}: must be a Fill or a Future')
         clips = jnp.asarray(clips)
         keep = jnp.asarray(np.tile(seen.astype(np.int32), (len(clips), 1)))
-        asked = jnp.asarray(np.tile(wanted.astype(np.int32), (len(clips), 1)))
-        x = self._encode(self.encoder.params, clips, keep)
+        asked = jnp.asarray(np.tile(hidden.astype(np.int32), (len(clips), 1)))
+        x = self.encoder(clips, keep)
         z = self._fill_in(grid)(self.predictor.params, x, keep, asked, mask_index=mask_index)
-        coords = self.coords(grid, 1 / fps, wanted)
-        return Prediction(np.asarray(z), wanted, coords, np.asarray(x), seen)
+        coords = self.coords(grid, 1 / fps, hidden)
+        return Prediction(np.asarray(z), hidden, coords, np.asarray(x), seen)
 
     def _make_fill_in(self, grid: tuple[int, int, int]):
         """The predictor for clips of a grid. The original builds it for a square size and counts
@@ -464,7 +504,7 @@ class Model:
         """
         probe = self._need_probe('classify')
         if isinstance(video, np.ndarray):
-            check_pixels(video, False)
+            inputs.check_pixels(video, False)
             if video.ndim != 4:
                 raise InputError(f'clip {list(video.shape)}: must be [T, H, W, 3]')
             clips = video[None]
@@ -473,19 +513,19 @@ class Model:
         x = self._probe_reads(jnp.asarray(clips))
         x = x.reshape(1, -1, x.shape[-1])  # the segments' tokens, one after the other
         logits = self._classifier(probe.params, x)
-        found = {}
+        likeliest = {}
         for head, row in logits.items():
             # anticipation was trained with a focal loss on each class, so those do not add up to 1
             chance = jax.nn.sigmoid(row[0]) if probe.reads == 'future' else jax.nn.softmax(row[0])
             chance = np.asarray(chance, np.float64)
             order = np.argsort(-chance, kind='stable')[:top]
             names = probe.labels.get(head, ())
-            found[head] = [
+            likeliest[head] = [
                 (int(i), names[i] if i < len(names) else '', float(chance[i])) for i in order
             ]
-        return Classes(found)
+        return Classes(likeliest)
 
-    def _probe_clips(self, path: str, probe: Probe) -> np.ndarray:
+    def _probe_clips(self, path: str, probe: ProbeHead) -> np.ndarray:
         """[segments, T, crop, crop, 3]"""
 
         def choose(timing: Timing) -> np.ndarray:
@@ -527,55 +567,16 @@ class Model:
         """tokens [B, N, D] -> [B, queries, D]"""
         return jax.jit(Net(lambda rngs: AttentivePooler(self.probe.config, rngs=rngs)))
 
-    def _need_probe(self, why: str) -> Probe:
+    def _need_probe(self, why: str) -> ProbeHead:
         if self.probe is None:
             raise InputError(f'{why}: these weights have no probe')
         return self.probe
 
 
-def _array_input(frames: np.ndarray, fps: float) -> Input:
-    """An array [T, H, W, 3] as an input."""
-    numbers = np.arange(len(frames))
-    return Input(
-        'the array', 'array', numbers, numbers / fps, 1 / fps, frames.shape[1:3],
-        lambda wanted: frames[wanted],
-    )  # fmt: skip
-
-
-def check_pixels(pixels: np.ndarray, normalised: bool, decoded: bool = False) -> None:
-    """Refuses pixels that cannot have been meant, and warns of what is hardly meant.
-
-    decoded: from a file or checked before, so dark ones are no surprise.
-
-    Raises:
-      InputError: what was found and what is allowed.
-    """
-    if pixels.dtype == np.uint8:
-        if normalised:
-            raise InputError('uint8 pixels with normalised=True: the model normalises uint8')
-        if not decoded and pixels.size and pixels.max() <= 1:
-            warnings.warn(
-                f'uint8 pixels go up to {pixels.max()} of 255: 0-1 floats cast to bytes?',
-                stacklevel=3,
-            )
-        return
-    if not np.issubdtype(pixels.dtype, np.floating):
-        raise InputError(f'pixels of type {pixels.dtype}: must be uint8')
-    low, high = float(pixels.min()), float(pixels.max())
-    found = f'{pixels.dtype} pixels from {low:.3g} to {high:.3g}'
-    if not np.isfinite([low, high]).all():
-        raise InputError(f'{found}: must be finite')
-    if not normalised:
-        guess = 'between 0 and 255, as it seems: round and cast to uint8'
-        if low < 0:
-            guess = 'already normalised, as it seems: say so with normalised=True'
-        elif high <= 1:
-            guess = 'between 0 and 1, as it seems: multiply by 255, round and cast to uint8'
-        raise InputError(f'{found}, {guess}; must be uint8 from 0 to 255')
-    if low < LOWEST - OVERSHOOT or high > HIGHEST + OVERSHOOT:
-        raise InputError(
-            f"{found} with normalised=True: ImageNet's mean and deviation leave "
-            f'{LOWEST:.2f} to {HIGHEST:.2f}'
-        )
-    if low >= 0 and high <= 1 and not decoded:
-        warnings.warn(f'{found} with normalised=True: 0-1 pixels not normalised?', stacklevel=3)
+def _shape(config: Any, params: dict) -> str:
+    """`303.9 M parameters, 24 blocks, width 1024, 16 heads`"""
+    count = sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e6
+    return (
+        f'{count:.3g} M parameters, {config.depth} blocks, width {config.width}, '
+        f'{config.heads} heads'
+    )

@@ -1,4 +1,4 @@
-"""A run begun in PyTorch goes on here, and the other way round: the same updates on both sides."""
+"""A run begun in PyTorch is resumed here, and the other way round, with the same updates."""
 
 import dataclasses
 
@@ -10,14 +10,17 @@ import torch
 
 from jepa_jax import convert, optim
 from jepa_jax.config import OptimConfig
-from jepa_jax.convert.tables import flatten, nest
 from jepa_jax.objectives.masked_video import MaskedVideo
+from jepa_jax.weights import tables
+from jepa_jax.weights.tables import Leaf, flatten, nest
+from jepa_jax.weights.write import links_of
 
 STEP = 1e-6  # parameters are of order 1, updates of order 1e-3
 TINY = dict(crop=64, frames=8, heads=4, predictor_heads=2)
 # one rate for all steps, so that it does not matter where the schedule is
 RATES = OptimConfig(warmup=0, start_lr=1e-3, lr=1e-3, final_lr=1e-3, steps=100)
 UNUSED = 'mask_tokens.2'
+NETS = {'encoder': 'online', 'predictor': 'predictor'}  # of a run, and of its weights
 
 
 class Original:
@@ -74,10 +77,9 @@ def gradient(part: str, name: str, shape, seed: int) -> torch.Tensor:
 def our_step(weights: convert.Weights, path, seed: int) -> convert.Weights:
     """One update by the code of `step.make_step`, on a checkpoint of ours; gradients by the tables
     too."""
-    parts = ('encoder', 'predictor')
     vit, predictor = weights.encoder, weights.predictor
     objective = MaskedVideo(vit, predictor, groups=2)
-    params = {part: weights.params(part) for part in parts}
+    params = {part: weights.params(net) for part, net in NETS.items()}
     mask = optim.decay_mask(params, objective.unused)
     tx = optim.optimizer(RATES, mask)
     abstract = jax.eval_shape(tx.init, params)
@@ -85,19 +87,22 @@ def our_step(weights: convert.Weights, path, seed: int) -> convert.Weights:
 
     def fill(node):
         if isinstance(node, optax.ScaleByAdamState):
-            moments = ({p: jax.tree.map(np.asarray, m[p]) for p in parts} for m in (t.mu, t.nu))
+            moments = (
+                {p: jax.tree.map(np.asarray, m[net]) for p, net in NETS.items()}
+                for m in (t.mu, t.nu)
+            )
             return optax.ScaleByAdamState(np.int32(t.count), *moments)
         return jax.tree.map(lambda a: np.full(a.shape, t.step, a.dtype), node)
 
     state = jax.tree.map(fill, abstract, is_leaf=lambda n: isinstance(n, optax.ScaleByAdamState))
     grads = {}
-    for part in parts:
-        links = convert._links(part, weights.config(part))
+    for part, net in NETS.items():
+        links = links_of(weights.nets[net], 'torch')
         arrays = {
             name: np.zeros(shape, np.float32)
             if UNUSED in name
             else gradient(part, name, shape, seed).numpy()
-            for name, shape in convert.tables.expected(links).items()
+            for name, shape in tables.expected(links).items()
         }
         grads[part] = nest({link.path: link.ours(arrays.__getitem__) for link in links})
     updates, state = tx.update(grads, state, params)
@@ -106,18 +111,20 @@ def our_step(weights: convert.Weights, path, seed: int) -> convert.Weights:
 
     def leaves(tree):
         return jax.tree.map(
-            lambda a: convert.Leaf(a.shape, np.dtype('float32'), lambda a=a: np.asarray(a)), tree
+            lambda a: Leaf(a.shape, np.dtype('float32'), lambda a=a: np.asarray(a)), tree
         )
 
     training = dataclasses.replace(
         t,
         step=t.step + 1,
         count=int(adam.count),
-        mu={p: leaves(adam.mu[p]) for p in parts},
-        nu={p: leaves(adam.nu[p]) for p in parts},
+        mu={net: leaves(adam.mu[p]) for p, net in NETS.items()},
+        nu={net: leaves(adam.nu[p]) for p, net in NETS.items()},
     )
-    trees = {**weights.trees, **{p: leaves(params[p]) for p in parts}}
-    stepped = dataclasses.replace(weights, trees=trees, training=training)
+    nets = dict(weights.nets)
+    for part, net in NETS.items():
+        nets[net] = dataclasses.replace(nets[net], tree=leaves(params[part]))
+    stepped = dataclasses.replace(weights, nets=nets, training=training)
     convert.write(stepped, path, 'jax')
     return convert.read(path)
 
@@ -135,16 +142,16 @@ def test_a_step_on_each_side(tmp_path):
     assert weights.training.hyper['lr'] == RATES.lr
     convert.write(weights, tmp_path / 'three', 'jax')
     weights = our_step(convert.read(tmp_path / 'three'), tmp_path / 'four', 3)
-    before = flatten(convert.read(tmp_path / 'three').params('encoder'))
+    before = flatten(convert.read(tmp_path / 'three').params('online'))
     original.step(3)
     torch.save(original.content(4), tmp_path / 'b.pt')
     theirs = convert.read(tmp_path / 'b.pt', **TINY)
-    for part in ('encoder', 'predictor'):
-        ours = flatten(weights.params(part))
-        for name, leaf in flatten(theirs.params(part)).items():
+    for net in NETS.values():
+        ours = flatten(weights.params(net))
+        for name, leaf in flatten(theirs.params(net)).items():
             np.testing.assert_allclose(ours[name], leaf, rtol=0, atol=STEP, err_msg=name)
     moved = [
-        np.abs(leaf - before[n]).max() for n, leaf in flatten(weights.params('encoder')).items()
+        np.abs(leaf - before[n]).max() for n, leaf in flatten(weights.params('online')).items()
     ]
     assert min(moved) > 1e-4
 
@@ -200,9 +207,9 @@ def test_schedules_and_adam_may_count_differently(tmp_path):
     convert.write(weights, tmp_path / 'ours', 'jax')
     weights = convert.read(tmp_path / 'ours')
     assert (weights.training.step, weights.training.count) == (2, 5)
-    guessed = convert.read(tmp_path / 'a.pt', **TINY)
-    assert guessed.training.step == 5
-    assert any("Adam's count" in note for note in guessed.notes)
+    assumed = convert.read(tmp_path / 'a.pt', **TINY)
+    assert assumed.training.step == 5
+    assert any("Adam's count" in note for note in assumed.notes)
 
 
 def test_action_conditioned_training(tmp_path):
@@ -222,7 +229,7 @@ def test_action_conditioned_training(tmp_path):
     torch.save(content, tmp_path / 'a.pt')
     choices = {**TINY, 'predictor_heads': 4}
     weights = convert.read(tmp_path / 'a.pt', **choices)
-    assert any('encoder: frozen in training' in note for note in weights.notes)
+    assert any('online: frozen in training' in note for note in weights.notes)
     assert list(weights.training.mu) == ['ac_predictor']
     convert.write(weights, tmp_path / 'ours', 'jax')
     convert.write(convert.read(tmp_path / 'ours'), tmp_path / 'b.pt', 'torch')
