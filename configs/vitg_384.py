@@ -10,7 +10,7 @@ Hardware of the original: 512 GPUs. The paper reports 77.3 % on SSv2 (attentive 
 """
 
 from jepa_jax.config import MaskedVideoConfig
-from jepa_jax.config.released import recipe
+from jepa_jax.released import recipe
 
 
 def get_config(arg: str = '') -> MaskedVideoConfig:

@@ -10,7 +10,7 @@ The public files have no such run: the values are those at 384 pixels. It has no
 """
 
 from jepa_jax.config import MaskedVideoConfig
-from jepa_jax.config.released import recipe
+from jepa_jax.released import recipe
 
 
 def get_config(arg: str = '') -> MaskedVideoConfig:

@@ -12,7 +12,7 @@ Hardware of the original: 128 GPUs for `pretrain`, 256 for `cooldown`.
 """
 
 from jepa_jax.config import MaskedVideoConfig
-from jepa_jax.config.released import recipe
+from jepa_jax.released import recipe
 
 
 def get_config(arg: str = '') -> MaskedVideoConfig:

@@ -13,7 +13,7 @@ reports 73.7 % on SSv2 (attentive probe, after both phases).
 """
 
 from jepa_jax.config import MaskedVideoConfig
-from jepa_jax.config.released import recipe
+from jepa_jax.released import recipe
 
 
 def get_config(arg: str = '') -> MaskedVideoConfig:

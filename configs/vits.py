@@ -13,7 +13,7 @@ leaves the update the same.
 """
 
 from jepa_jax.config import MaskedVideoConfig
-from jepa_jax.config.released import recipe
+from jepa_jax.released import recipe
 
 
 def get_config(arg: str = '') -> MaskedVideoConfig:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from jepa_jax.inputs import preprocessor as preprocessor
     from jepa_jax.inputs import preprocessor as vjepa2_preprocessor  # noqa: F401
-    from jepa_jax.model import Model as Model
+    from jepa_jax.pretrained import Model as Model
     from jepa_jax.pretrained import load as load
 
 __version__ = '0.1.0'
@@ -16,7 +16,7 @@ __version__ = '0.1.0'
 # not before they are needed: they bring JAX, which takes a second
 _LAZY = {
     'load': 'jepa_jax.pretrained:load',
-    'Model': 'jepa_jax.model:Model',
+    'Model': 'jepa_jax.pretrained:Model',
     'preprocessor': 'jepa_jax.inputs:preprocessor',
     'vjepa2_preprocessor': 'jepa_jax.inputs:preprocessor',  # as the original's torch.hub has it
 }

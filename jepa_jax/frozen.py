@@ -80,7 +80,7 @@ def _encoder(config: ActionConditionedConfig, objective: ActionConditioned, orig
 def _load(config: ActionConditionedConfig, net: Net) -> dict:
     from jepa_jax.weights import parts, zoo
 
-    weights = zoo.read(config.encoder_from)
+    weights = zoo.find(config.encoder_from)
     if weights.encoder is None:
         raise ConfigError(f'encoder_from = {config.encoder_from!r}: holds no encoder')
     if other := parts.differences(weights.encoder, net.config):
@@ -88,7 +88,7 @@ def _load(config: ActionConditionedConfig, net: Net) -> dict:
             f'encoder_from = {config.encoder_from!r}: another encoder than config.encoder '
             f'describes: {"; ".join(other)}'
         )
-    return jax.tree.map(np.asarray, weights.params('target'))
+    return weights.params('target')
 
 
 def _fill(store: FeatureStore, config: ActionConditionedConfig, net: Net, params: dict) -> None:

@@ -205,24 +205,6 @@ class Model:
         self._fill_in = functools.cache(self._make_fill_in)
         self._sizes: dict[tuple, int] = {}  # shape of a clip -> largest batch of them so far
 
-    @classmethod
-    def from_pretrained(cls, name_or_path: str | os.PathLike, **options: Any) -> Model:
-        """A model with weights: as `jepa_jax.load`, whose options it takes."""
-        from jepa_jax import pretrained
-
-        return pretrained.load(name_or_path, **options)
-
-    def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Writes one of our checkpoints, which `load` reads again bit for bit, and a model card.
-
-        Raises:
-          ConvertError: there is something at `folder` already.
-          CheckpointError: the disk has not enough room.
-        """
-        from jepa_jax import pretrained
-
-        pretrained.save(self, folder)
-
     def __repr__(self) -> str:
         c, size = self.config, size_of(self.config)
         name = size if self.name in ('', size) else f'{self.name}, size {size}'

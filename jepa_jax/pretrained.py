@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jepa_jax import model
 from jepa_jax.errors import ZooError, allowed, nearest
-from jepa_jax.model import Encoder, Loaded, Model, ProbeHead
+from jepa_jax.model import Encoder, Loaded, ProbeHead
 from jepa_jax.models import SIZE_ALIASES, SIZES
 from jepa_jax.models.predictor import PredictorConfig
 from jepa_jax.models.tokens import MEAN, STD
@@ -34,6 +35,24 @@ WHICH = {'target': 'target (moving average)', 'online': 'online'}
 # of the settings of a ProbeHead what a checkpoint tells beside its config
 READS = ('reads', 'frames', 'step', 'segments')
 CARD = 'README.md'
+
+
+class Model(model.Model):
+    """A model that knows where its weights come from, and can be written to disk."""
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | os.PathLike, **options: Any) -> Model:
+        """A model with weights: as `jepa_jax.load`, whose options it takes."""
+        return load(name_or_path, **options)
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Writes one of our checkpoints, which `load` reads again bit for bit, and a model card.
+
+        Raises:
+          ConvertError: there is something at `folder` already.
+          CheckpointError: the disk has not enough room.
+        """
+        save(self, folder)
 
 
 def load(

@@ -17,14 +17,14 @@ FLOORS = (
     ('errors',),
     ('lookup', 'models'),  # models/__init__.py is a table of sizes without JAX
     ('config', 'workdir', 'chips', 'poses'),
-    ('recipes', 'cli', 'sharding', 'weights.parts', 'distributed'),
-    ('nets', 'checkpoint'),
+    ('recipes', 'cli', 'sharding', 'weights', 'distributed'),
+    ('nets', 'checkpoint', 'released'),
     ('models.*', 'masks'),
-    ('data', 'flops'),
+    ('data', 'flops', 'weights.parts'),
     ('objectives', 'health', 'metrics'),
-    ('optim', 'state', 'step', 'build', 'weights', 'describe'),
-    ('memory', 'golden', 'model'),
-    ('objectives.programs', 'origin', 'loop'),
+    ('optim', 'state', 'step', 'build', 'weights.*', 'describe'),
+    ('memory', 'golden', 'inputs', 'model'),
+    ('pretrained', 'objectives.programs', 'origin', 'loop'),
     ('frozen', 'start', 'planning', 'evals'),
     ('report', 'studies'),
     ('sims', 'contrib'),
@@ -157,7 +157,7 @@ def test_tables_need_no_jax():
     import subprocess
     import sys
 
-    light = ('cli', 'config', 'recipes', 'evals', 'weights.parts', 'lookup', 'errors')
+    light = ('cli', 'config', 'recipes', 'released', 'evals', 'weights.parts', 'lookup')
     code = '; '.join(f'import jepa_jax.{name}' for name in light)
     code += '; import sys; print([m for m in ("jax", "flax", "numpy") if m in sys.modules])'
     done = subprocess.run(

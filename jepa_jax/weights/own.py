@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jepa_jax import checkpoint, lookup, recipes
-from jepa_jax.config import store
+from jepa_jax.config import RunConfig, store
 from jepa_jax.errors import ConfigError, ConvertError, Damaged
 from jepa_jax.weights import parts
 from jepa_jax.weights.contents import ENCODERS, PREDICTORS, StoredNet, Training, Weights
@@ -61,32 +61,22 @@ def read(path: pathlib.Path, weights_only: bool = False) -> Weights:
         {head: tuple(names) for head, names in extra.get('labels', {}).items()},
         extra.get('reads', {}),
         extra.get('origin', ''),
+        extra.get('config_file', ''),
     )
 
 
 def stored_leaves(folder: pathlib.Path) -> dict[str, Leaf]:
     """Every array of a checkpoint whose files are known to be whole, and of the frozen nets that it
     refers to, by name."""
-    if hasattr(checkpoint, 'leaves'):  # TODO: the only way once checkpoints have format 2
-        rows = {name: row for name, (_, row) in checkpoint.leaves(folder).items()}
-        return {name: _leaf(folder, name, name, row) for name, row in rows.items()}
-    rows = checkpoint.read_manifest(folder)['leaves']
-    average = any(name.startswith('params/encoder/') for name in rows)
-    place = 'ema/encoder/' if average else 'frozen/encoder/'
-    return {
-        place + name.removeprefix('target/') if name.startswith('target/') else name: _leaf(
-            folder, name, name, row
-        )
-        for name, row in rows.items()
-    }
+    return {name: _leaf(folder, name, row) for name, (_, row) in checkpoint.leaves(folder).items()}
 
 
-def _leaf(folder: pathlib.Path, name: str, stored: str, row: dict[str, Any]) -> Leaf:
+def _leaf(folder: pathlib.Path, name: str, row: dict[str, Any]) -> Leaf:
     shape, dtype = tuple(row['shape']), jax.numpy.dtype(row['dtype'])
 
     def read() -> np.ndarray:
-        abstract = nest({stored: jax.ShapeDtypeStruct(shape, dtype)})
-        tree, _ = checkpoint.restore(folder, abstract, only=(stored,), verify=False)
+        abstract = nest({name: jax.ShapeDtypeStruct(shape, dtype)})
+        tree, _ = checkpoint.restore(folder, abstract, only=(name,), verify=False)
         return np.asarray(jax.tree.leaves(tree)[0])
 
     return Leaf(shape, dtype, read)
@@ -102,9 +92,11 @@ def nets_of(where: str, extra: dict[str, Any]) -> dict[str, tuple[str, Any, str]
     try:
         if 'model' in extra:
             rows = extra['model'].items()
+            if any(described.get('part', net) not in parts.PARTS for net, described in rows):
+                recipes.add_rows(extra, where)
             return dict(_described(net, row) for net, row in rows)
         if 'config' in extra:
-            return _of_run(extra['config'])
+            return _of_run(recipes.read_stored(extra, where))
     except (ConfigError, TypeError, KeyError) as error:
         what = 'the nets' if 'model' in extra else 'the config of one of our runs'
         raise ConvertError(f'{where}: this does not describe {what} ({error})') from None
@@ -118,8 +110,7 @@ def _described(net: str, row: dict[str, Any]) -> tuple[str, tuple[str, Any, str]
     return net, (row['part'], parts.config_of(row['part'], row['config']), row.get('which', ''))
 
 
-def _of_run(stored: dict[str, Any]) -> dict[str, tuple[str, Any, str]]:
-    config = recipes.read_config(stored)
+def _of_run(config: RunConfig) -> dict[str, tuple[str, Any, str]]:
     objective = lookup.load(recipes.of(config).build)(config)
     nets = {**objective.nets, **objective.frozen, **objective.kept}
     return {name: (net.part, net.config, '') for name, net in nets.items()}
@@ -212,7 +203,7 @@ def training(
     if hyper is None and 'config' in extra:
         from jepa_jax.optim import learning_rate, weight_decay
 
-        optim = recipes.read_config(extra['config']).optim
+        optim = recipes.read_stored(extra, folder).optim
         last = max(step - 1, 0)
         hyper = {
             'lr': float(learning_rate(optim)(last)),
@@ -287,6 +278,8 @@ def extra(weights: Weights) -> dict[str, Any]:
         more['reads'] = weights.reads
     if weights.origin:
         more['origin'] = weights.origin
+    if weights.config_file:
+        more['config_file'] = weights.config_file
     if t := weights.training:
         more['training'] = {'hyper': t.hyper, 'original': t.original}
         if t.config is not None:
