@@ -157,7 +157,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 def main() -> int:
-    return cli.run(convert, doc=__doc__, config=None, options=_options)
+    return cli.run(convert, doc=__doc__, tables=(), options=_options)
 
 
 if __name__ == '__main__':

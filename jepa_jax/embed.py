@@ -264,7 +264,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 def main() -> int:
-    return cli.run(embed, doc=__doc__, config=None, options=_options)
+    return cli.run(embed, doc=__doc__, tables=(), options=_options)
 
 
 if __name__ == '__main__':

@@ -290,7 +290,8 @@ def fit(
                 save()
             if new := stream.shapes(n) not in compiled:
                 compiled.add(stream.shapes(n))
-                log.info('program %d: token counts %s', len(compiled), stream.shapes(n))
+                if stream.shapes(n):
+                    log.info('program %d: token counts %s', len(compiled), stream.shapes(n))
             host, batch = feed.host, feed.batch
             lap('save')
             with trace.step(n, n - first):

@@ -261,4 +261,4 @@ def read_axes(text: str) -> tuple[int, int]:
 
 
 if __name__ == '__main__':
-    sys.exit(cli.run(main, doc=__doc__, config=None, options=add_options))
+    sys.exit(cli.run(main, doc=__doc__, tables=(), options=add_options))

@@ -67,7 +67,7 @@ NAN[0, 1, 3] = np.nan
 def said(capsys, *arguments: str) -> str:
     """The line that the command ends with; the same process, as starting JAX takes seconds."""
     status = cli.run(
-        plan.main, doc=plan.__doc__, config=None, options=plan.add_options, argv=arguments
+        plan.main, doc=plan.__doc__, tables=(), options=plan.add_options, argv=arguments
     )
     error = capsys.readouterr().err.strip()
     assert status == 1 and error.startswith('error: ') and len(error.splitlines()) == 1, error

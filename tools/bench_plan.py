@@ -361,7 +361,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 def main() -> int:
-    return cli.run(run, doc=__doc__, config=None, options=_options)
+    return cli.run(run, doc=__doc__, tables=(), options=_options)
 
 
 if __name__ == '__main__':

@@ -228,4 +228,4 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == '__main__':
-    sys.exit(cli.run(main, doc=__doc__, config=None, options=_options))
+    sys.exit(cli.run(main, doc=__doc__, tables=(), options=_options))

@@ -248,7 +248,7 @@ def _main(out: str, workers: int, **settings) -> None:
 
 
 def main() -> int:
-    return cli.run(_main, doc=__doc__, config=None, options=_options)
+    return cli.run(_main, doc=__doc__, tables=(), options=_options)
 
 
 if __name__ == '__main__':
