@@ -117,7 +117,7 @@ class FeatureStore:
                     log.warning('features: %s', error)
                     continue
                 self._write(path, frames, numbers, encode, batch)
-        if bad == len(left):
+        if bad == count:  # of fewer, some may be there already, or be another process's
             raise BadFile(
                 self._config.robot.path or recordings.name(0), 'no_frames', 'no episode can be read'
             )
