@@ -312,11 +312,12 @@ def fit(
                 path = workdir / f'nonfinite_step_{n + 1}.npz'
                 raise TrainingError(_explain(objective, state, frozen, batch, host.batch, n, path))
             n += 1
-            trouble = feed.error
+            trouble, counted = feed.error, failures.state()
             try:
                 failures.add(host)
             except DataError as error:
                 trouble = error
+                failures.restore(counted)  # or a start with mended data would end here again
             measured = every.health_every and (n % every.health_every == 0 or n == total)
             if n % every.every == 0 or measured or n == total:
                 metrics.write(n, line(values, bool(measured)))

@@ -186,10 +186,11 @@ def digest_of(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def hash_arrays(arrays: Mapping[str, Any]) -> str:
-    """A hash of names, types, shapes and values, short enough to name a folder."""
+def hash_arrays(tree: Any) -> str:
+    """A hash of names, types, shapes and values of a pytree's arrays, short enough to name a
+    folder."""
     found = hashlib.sha256()
-    for name, leaf in arrays.items():
+    for name, leaf in named(tree).items():
         array = np.asarray(jax.device_get(leaf))
         found.update(f'{name} {array.dtype} {array.shape} '.encode())
         found.update(np.ascontiguousarray(array).data)

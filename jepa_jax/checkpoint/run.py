@@ -187,6 +187,8 @@ class Checkpoints:
             self.frozen[name] = hash_arrays(arrays)
             folder = self.directory.parent / FROZEN / self.frozen[name]
             if jax.process_index() == 0 and not (folder / MANIFEST).exists():
+                for left in folder.parent.glob(f'{UNFINISHED}{folder.name}-*'):  # by a killed run
+                    shutil.rmtree(left)
                 write(folder, arrays, step=0, extra={})
         agree(0)  # a checkpoint must not refer to what process 0 has yet to write
 
