@@ -10,10 +10,11 @@ import torch_fill
 from models.test_pooler import fill as fill_pooler
 from PIL import Image
 
+import jepa_jax
 from jepa_jax import inputs
 from jepa_jax.data import decode
 from jepa_jax.data.views import eval_view
-from jepa_jax.errors import BadFile, InputError
+from jepa_jax.errors import BadFile, ConvertError, InputError
 from jepa_jax.model import Fill, Future, Loaded, Model, ProbeHead
 from jepa_jax.models.pooler import AttentiveClassifier, AttentivePooler, PoolerConfig
 from jepa_jax.models.predictor import Predictor, PredictorConfig
@@ -72,15 +73,15 @@ def test_features_are_the_nets(model):
 
 
 def test_coordinates(model):
-    found = model.embed(noise(8, 32, 48, 3), fps=4, preprocess='none')
+    features = model.embed(noise(8, 32, 48, 3), fps=4, preprocess='none')
     expected = [
         ((2 * t + 0.5) / 4, 16 * y + 8, 16 * x + 8)
         for t in range(4)
         for y in range(2)
         for x in range(3)
     ]
-    np.testing.assert_allclose(found.coords, expected)
-    assert found.tokens.shape == (1, 24, 96)
+    np.testing.assert_allclose(features.coords, expected)
+    assert features.tokens.shape == (1, 24, 96)
 
 
 def test_batches_change_nothing(model):
@@ -149,6 +150,78 @@ def test_sizes_and_dark_pixels(model):
         model.embed(np.zeros((2, 32, 32, 3), np.uint8), preprocess='none')
     with pytest.warns(UserWarning, match='0-1 pixels'):
         model.embed(FLOATS, preprocess='none', normalised=True)
+
+
+# A model as people of this ecosystem use it
+
+
+def test_the_encoder_is_a_function(model):
+    clips = noise(2, 4, 32, 48, 3)
+    tokens = model.encoder(clips)
+    assert tokens.shape == (2, 12, 96) and tokens.dtype == jnp.float32
+    np.testing.assert_array_equal(tokens, model.embed(clips, preprocess='none', batch=2).tokens)
+    expected = run(net_of(ViT, VIT), model.encoder.params, jnp.asarray(clips), levels=(0, 2))
+    for level, other in zip(model.encoder(clips, levels=(0, 2)), expected):
+        np.testing.assert_allclose(level, other, rtol=0, atol=1e-5)
+    for pixels, words in ((clips[0], 'channels last'), (FLOATS[None] * 255, '-2.12 to 2.64')):
+        with pytest.raises(InputError, match=words):
+            model.encoder(pixels)
+
+
+def test_the_preprocessor_is_what_embed_feeds(model):
+    cv2 = pytest.importorskip('cv2')
+    video = noise(4, 70, 90, 3)
+    view = jepa_jax.preprocessor(crop=64)(video)
+    np.testing.assert_array_equal(view, model.embed(video, frames=4).clips[0])
+    assert jepa_jax.vjepa2_preprocessor is jepa_jax.preprocessor
+    short = int(64 * 256 / 224)
+    frame = cv2.resize(video[1], (int(short * 90 / 70), short), interpolation=cv2.INTER_LINEAR)
+    y, x = (round((side - 64) / 2) for side in frame.shape[:2])
+    np.testing.assert_array_equal(view[1], frame[y : y + 64, x : x + 64])
+    for pixels in (FLOATS, video[0], video.transpose(3, 0, 1, 2)):
+        with pytest.raises(InputError, match='must be uint8'):
+            jepa_jax.preprocessor(64)(pixels)
+    with pytest.raises(InputError, match='at least 1'):
+        jepa_jax.preprocessor(0)
+
+
+def test_a_model_says_what_it_is(model):
+    lines = repr(model).splitlines()
+    count = sum(leaf.size for leaf in jax.tree.leaves(model.encoder.params)) / 1e6
+    for words in (f'{count:.3g} M parameters', '3 blocks', 'width 96', 'crop 64', 'float32'):
+        assert words in lines[0]
+    assert len(lines) == 2 and 'predictor of ' in lines[1] and 'verb 3, noun 4' in lines[1]
+
+
+def test_saved_and_loaded_again(model, tmp_path):
+    """Bit for bit, with all that the probe knows; and a card that says what it is."""
+    names = dict(labels={'verb': tuple('abc')}, segments=2, step=3)
+    probe = dataclasses.replace(model.probe, **names)
+    whole = Model(
+        model.encoder, predictor=model.predictor, probe=probe, name='vitl', which='online',
+        about=('made for a test',),
+    )  # fmt: skip
+    whole.save_pretrained(tmp_path / 'saved')
+    again = Model.from_pretrained(tmp_path / 'saved')
+    for name in ('encoder', 'predictor', 'probe'):
+        one, other = getattr(whole, name), getattr(again, name)
+        assert one.config == other.config
+        assert jax.tree.structure(one.params) == jax.tree.structure(other.params)
+        for a, b in zip(*map(jax.tree.leaves, (one.params, other.params))):
+            np.testing.assert_array_equal(a, b, strict=True)
+    for key in ('classes', 'reads', 'frames', 'step', 'segments', 'labels'):
+        assert getattr(again.probe, key) == getattr(probe, key)
+    assert again.which == 'online' and 'saved from made for a test' in again.about
+    card = (tmp_path / 'saved/README.md').read_text()
+    for words in (
+        'https://dl.fbaipublicfiles.com/vjepa2/vitl.pt',
+        '| licence of the weights | see the source',
+        '| encoder | online encoder |', 'short side to 73 pixels', 'mean (0.485, 0.456, 0.406)',
+        "jepa_jax.load('saved')",
+    ):  # fmt: skip
+        assert words in card, words
+    with pytest.raises(ConvertError, match='exists'):
+        whole.save_pretrained(tmp_path / 'saved')
 
 
 # Prediction

@@ -19,6 +19,7 @@ import torch
 import jepa_jax
 from jepa_jax import convert
 from jepa_jax.errors import ConvertError, ZooError
+from jepa_jax.pretrained import random_configs
 from jepa_jax.weights import download, zoo
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -337,6 +338,50 @@ def test_a_hugging_face_name(files, tmp_path, monkeypatch):
         jepa_jax.load('hf:some/model')
 
 
+def test_a_mistyped_path_never_reaches_a_hub(monkeypatch):
+    def called(name):
+        raise AssertionError(f'{name} was looked up')
+
+    monkeypatch.setattr(zoo, '_hugging_face', called)
+    for path in ('runs/mien', 'facebook/vjepa2-vitl-fpc64-265', 'meta/vjepa2-vitl-fpc64-256'):
+        with pytest.raises(ZooError, match=f"no such file.*is written 'hf:{path}'"):
+            jepa_jax.load(path)
+    for path in ('runs/mine/too', './runs', 'vitl/'):
+        with pytest.raises(ZooError) as caught:
+            jepa_jax.load(path)
+        assert 'no such file or folder' in str(caught.value) and 'hf:' not in str(caught.value)
+
+
+def test_names_of_the_hub_and_of_torch_hub(monkeypatch):
+    asked = []
+
+    def called(name):
+        asked.append(name)
+        raise ZooError('asked')
+
+    monkeypatch.setattr(zoo, '_hugging_face', called)
+    for name in ('facebook/vjepa2-vitg-fpc64-384', 'hf:some/other'):
+        with pytest.raises(ZooError, match='asked'):
+            jepa_jax.load(name)
+    assert asked == ['facebook/vjepa2-vitg-fpc64-384', 'some/other']
+    assert len(set(zoo.PUBLISHED)) == 8
+    assert {zoo.released_name(alias) for alias in zoo.ALIASES} == {
+        name for name, row in zoo.RELEASED.items() if not row.probe_of
+    }
+    released = []
+    monkeypatch.setattr(zoo, '_released', lambda name: released.append(name) or called(name))
+    for alias in ('vjepa2_vit_giant_384', 'vjepa2_ac_vit_giant'):
+        with pytest.raises(ZooError, match='asked'):
+            jepa_jax.load(alias)
+    assert released == ['vitg-384', 'ac-vitg']
+
+
+def test_sizes_by_their_old_names():
+    small, _ = random_configs('small')
+    assert small == random_configs('vits')[0] and small.width == 384
+    assert random_configs('base')[0].width == 768
+
+
 REFUSED = {
     'vitll': 'did you mean vitl',
     'random:huge': 'tiny, vits, vitb, vitl',
@@ -358,8 +403,15 @@ def test_mistaken_options(tmp_path):
     ]:
         with pytest.raises(ZooError, match=words):
             jepa_jax.load('random:tiny', **options)
-    with pytest.raises(ZooError, match='its crop cannot be chosen'):
-        jepa_jax.load('vitl', crop=64)
+    for name, options in [
+        ('vitl', dict(crop=64)),
+        ('ssv2-vitl-16x2x3', dict(crop=64)),
+        ('ssv2-vitl-16x2x3', dict(frames=8)),
+        ('ek100-vitg-384', dict(heads=4)),
+        ('random:tiny', dict(crop=64)),
+    ]:
+        with pytest.raises(ZooError, match=f"'{name}' is a name: its {next(iter(options))} cannot"):
+            jepa_jax.load(name, **options)
 
 
 def test_random_weights_are_said():
