@@ -110,4 +110,4 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == '__main__':
-    sys.exit(cli.run(inspect, doc=__doc__, config=None, options=_options))
+    sys.exit(cli.run(inspect, doc=__doc__, tables=(), options=_options))
