@@ -51,7 +51,7 @@ def evaluate(config: EvalConfig, workdir: str, config_file: str, model: str, enc
         'protocol': row.protocol,
         'model': {
             'name': model,
-            'hash': hash_arrays(_leaves(loaded)),
+            'hash': hash_arrays(loaded.encoder.params),
             'encoder': encoder,
             'frames': loaded.config.frames,
             'crop': loaded.config.image_size,
@@ -84,15 +84,6 @@ def evaluate(config: EvalConfig, workdir: str, config_file: str, model: str, enc
             write_json(path, report)
     show(report)
     print(f'report: {path}')
-
-
-def _leaves(model) -> dict:
-    from jax import tree_util
-
-    from jepa_jax.sharding import path_name
-
-    leaves = tree_util.tree_leaves_with_path(model.encoder.params)
-    return {path_name(path): leaf for path, leaf in leaves}
 
 
 def show(report: dict) -> None:

@@ -1,5 +1,5 @@
 """Recordings of the simulated arm at play: a folder of NAME.mp4 and NAME.npz, the layout `npz` of
-jepa_jax/data/robot.py.
+jepa_jax/data/robot/.
 
 An episode is one of three kinds. `explore`: the tool drifts about, the gripper opens and closes at
 random. `reach`: it goes to one place after another, half of them at the cube. `pick`: it picks the
