@@ -18,8 +18,9 @@ import numpy as np
 import optax
 import pytest
 
-from jepa_jax import checkpoint
-from jepa_jax.checkpoint import Checkpoints
+from jepa_jax import checkpoint, workdir
+from jepa_jax.checkpoint import Checkpoints, files
+from jepa_jax.checkpoint import run as run_of_checkpoints
 from jepa_jax.errors import CheckpointError, Damaged
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -30,7 +31,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 class State:
     step: jax.Array
     params: dict
-    target: dict
+    ema: dict
     opt_state: optax.OptState
     key: jax.Array
 
@@ -54,9 +55,9 @@ def make_state(mesh, step=3, rows=16):
     tx = optax.adamw(optax.constant_schedule(1e-3), weight_decay=0.1)
     with jax.set_mesh(mesh):
         _, opt_state = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
-        target = jax.tree.map(lambda a: a + 1, params['encoder'])
+        ema = {'encoder': jax.tree.map(lambda a: a + 1, params['encoder'])}
         key = jax.random.fold_in(jax.random.key(5), step)
-        return State(jnp.int32(step), params, target, opt_state, key)
+        return State(jnp.int32(step), params, ema, opt_state, key)
 
 
 def abstract_of(state, mesh=None):
@@ -134,9 +135,11 @@ def test_abstract_mesh_and_no_sharding(tmp_path):
     with jax.set_mesh(mesh):
         inside = jax.eval_shape(lambda: jax.reshard(jnp.zeros((16, 8)), jax.P('data')))
         assert isinstance(inside.sharding.mesh, jax.sharding.AbstractMesh)
-        wanted = {'target': {'weight': inside}}
-        found, _ = checkpoint.restore(tmp_path / '3', wanted, only=('target/weight',))
-    assert found['target']['weight'].sharding == jax.NamedSharding(mesh, jax.P('data', None))
+        wanted = {'ema': {'encoder': {'weight': inside}}}
+        found, _ = checkpoint.restore(tmp_path / '3', wanted, only=('ema/encoder/weight',))
+    assert found['ema']['encoder']['weight'].sharding == jax.NamedSharding(
+        mesh, jax.P('data', None)
+    )
     bare = {'step': jax.ShapeDtypeStruct((), jnp.int32)}
     found, _ = checkpoint.restore(tmp_path / '3', bare, only=('step',))
     assert found['step'].devices() == {jax.devices()[0]} and found['step'] == 3
@@ -145,19 +148,24 @@ def test_abstract_mesh_and_no_sharding(tmp_path):
 def test_parts(tmp_path):
     _, state = saved(tmp_path, 3)
     folder = checkpoint.find(tmp_path)
-    want = {'params': abstract_of(state.params), 'target': abstract_of(state.target)}
-    found, _ = checkpoint.restore(folder, want, only=('params', 'target'))
-    assert_equal(found, {'params': state.params, 'target': state.target})
-    without_model = checkpoint.stored_abstract(folder, 'target')
-    found, _ = checkpoint.restore(folder, without_model, only=('target',))
-    assert_equal(found, {'target': state.target})
+    want = {'params': abstract_of(state.params), 'ema': abstract_of(state.ema)}
+    found, _ = checkpoint.restore(folder, want, only=('params', 'ema'))
+    assert_equal(found, {'params': state.params, 'ema': state.ema})
+    without_model = checkpoint.stored_abstract(folder, 'ema')
+    found, _ = checkpoint.restore(folder, without_model, only=('ema',))
+    assert_equal(found, {'ema': state.ema})
+    host = checkpoint.read_on_host(folder, 'ema/encoder')
+    assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(host))
+    assert_equal(host, state.ema['encoder'])
+    with pytest.raises(CheckpointError, match='3 holds no ema/encode$'):
+        checkpoint.read_on_host(folder, 'ema/encode')
     moments = checkpoint.stored_abstract(folder, 'opt_state/0/mu')['opt_state']['0']['mu']
     assert moments['encoder']['weight'].shape == (16, 8)
     with pytest.raises(CheckpointError, match='key is a random key'):
         checkpoint.stored_abstract(folder)
     with pytest.raises(CheckpointError, match='params/encoder/bias is stored but not expected'):
         del want['params']['encoder']['bias']
-        checkpoint.restore(folder, want, only=('params', 'target'))
+        checkpoint.restore(folder, want, only=('params', 'ema'))
 
 
 def test_saved_before_donation(tmp_path):
@@ -276,14 +284,14 @@ def test_unfinished_is_ignored_then_removed(tmp_path, caplog):
 def rewrite(folder, **changes):
     path = folder / 'manifest.json'
     manifest = {**json.loads(path.read_text())['manifest'], **changes}
-    text = json.dumps({'manifest': manifest, 'sha256': checkpoint._digest(manifest)})
+    text = json.dumps({'manifest': manifest, 'sha256': files.digest_of(manifest)})
     path.write_text(text)
 
 
 def test_format_of_the_future(tmp_path):
     saved(tmp_path, 10, 20)
     rewrite(tmp_path / '20', format=checkpoint.FORMAT + 1)
-    with pytest.raises(CheckpointError, match='20 has format 2, known up to 1: update jepa_jax'):
+    with pytest.raises(CheckpointError, match='20 has format 3, known up to 2: update jepa_jax'):
         Checkpoints(tmp_path, keep=1).latest()
 
 
@@ -302,13 +310,179 @@ def test_older_format_is_upgraded(tmp_path, monkeypatch):
         leaves['params/encoder/bias'] = leaves.pop('params/encoder/b')
         return {**manifest, 'extra': {'bad': manifest['extra']['counts']['bad']}}
 
-    monkeypatch.setitem(checkpoint.UPGRADES, 0, rename)
+    monkeypatch.setitem(files.UPGRADES, 0, rename)
     newer = dataclasses.replace(
         state, params={'encoder': {'bias': state.params['encoder']['bias']}}
     )
     found, extra = checkpoint.restore(tmp_path / '3', abstract_of(newer))
     assert_equal(found, newer)
-    assert extra == {'bad': 2} and checkpoint.read_manifest(tmp_path / '3')['format'] == 1
+    assert extra == {'bad': 2} and checkpoint.read_manifest(tmp_path / '3')['format'] == 2
+
+
+OLD_RUNS = pathlib.Path(__file__).parent / 'old_runs'
+
+
+def old_arrays(file):
+    """Arrays by the names that they had in format 1."""
+    with np.load(OLD_RUNS / f'expected_{file}.npz') as arrays:
+        return dict(arrays)
+
+
+def test_format_1_of_pretraining_had_its_average_as_target():
+    folder = OLD_RUNS / 'masked' / 'checkpoints' / '4'
+    assert json.loads((folder / 'manifest.json').read_text())['manifest']['format'] == 1
+    manifest = checkpoint.read_manifest(folder)
+    assert (manifest['format'], manifest['frozen']) == (2, {})
+    names = {
+        name.replace('target/', 'ema/encoder/') if name.startswith('target/') else name
+        for name in old_arrays('masked')
+    }
+    assert manifest['leaves'].keys() == names == checkpoint.leaves(folder).keys()
+    only = ('ema', 'params')
+    found, _ = checkpoint.restore(folder, checkpoint.stored_abstract(folder, *only), only=only)
+    assert found['ema'].keys() == {'encoder'} and found['params'].keys() == {'encoder', 'predictor'}
+    assert jax.tree.structure(found['ema']['encoder']) == jax.tree.structure(
+        found['params']['encoder']
+    )
+    assert_equal(checkpoint.read_on_host(folder, 'ema/encoder'), found['ema']['encoder'])
+
+
+def test_format_1_of_a_run_on_recordings_had_its_frozen_encoder_as_target():
+    """It was the target of the pretraining run at its end."""
+    folder = OLD_RUNS / 'action_conditioned' / 'checkpoints' / '4'
+    assert {name.split('/')[0] for name in checkpoint.leaves(folder)} == {
+        'params', 'frozen', 'opt_state', 'step'
+    }  # fmt: skip
+    encoder = files.named(checkpoint.read_on_host(folder, 'frozen/encoder'))
+    expected = {
+        name.removeprefix('target/'): array
+        for name, array in old_arrays('masked').items()
+        if name.startswith('target/')
+    }
+    assert encoder.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(encoder[name], array, err_msg=name, strict=True)
+
+
+def test_format_1_without_a_config_is_weights_of_pretraining():
+    names = checkpoint.leaves(OLD_RUNS / 'converted')
+    assert {name.split('/')[0] for name in names} == {'params', 'ema'}
+
+
+# Nets that a run never trains
+
+
+FROZEN = {
+    'teacher': {'w': np.arange(48, dtype=np.float32).reshape(4, 12), 'b': np.zeros(3, np.int8)}
+}
+
+
+def frozen_run(folder, *steps, frozen=FROZEN):
+    """A run's folder with checkpoints that refer to frozen nets; and where those lie."""
+    with Checkpoints(folder / 'checkpoints', keep=9) as series:
+        series.keep_frozen(frozen)
+        for step in steps:
+            assert series.save(step, {'step': jnp.int32(step)}, {})
+    assert not series.failures
+    return sorted((folder / 'frozen').iterdir())
+
+
+def test_frozen_nets_are_written_once_and_read_with_every_checkpoint(tmp_path):
+    (place,) = frozen_run(tmp_path, 10, 20)
+    written = {path: path.stat().st_mtime_ns for path in place.rglob('*')}
+    (place.parent / f'saving-{place.name}-7.orbax-checkpoint-tmp').mkdir()  # a killed run's
+    assert frozen_run(tmp_path, 30)[0] == place
+    assert {path: path.stat().st_mtime_ns for path in place.rglob('*')} == written
+    manifests = [checkpoint.read_manifest(tmp_path / f'checkpoints/{s}') for s in (10, 20, 30)]
+    assert [m['frozen'] for m in manifests] == [{'teacher': place.name}] * 3
+    assert all(m['leaves'].keys() == {'step'} for m in manifests)
+    for step in (10, 30):
+        folder = tmp_path / 'checkpoints' / str(step)
+        assert {name: holder for name, (holder, _) in checkpoint.leaves(folder).items()} == {
+            'step': folder, 'frozen/teacher/b': place, 'frozen/teacher/w': place,
+        }  # fmt: skip
+        found, _ = checkpoint.restore(folder, checkpoint.stored_abstract(folder))
+        assert_equal(found, {'step': jnp.int32(step), 'frozen': FROZEN})
+        assert_equal(checkpoint.read_on_host(folder, 'frozen/teacher'), FROZEN['teacher'])
+
+
+def test_frozen_nets_are_told_apart_by_their_weights(tmp_path):
+    (before,) = frozen_run(tmp_path, 10)
+    other = {'teacher': FROZEN['teacher'] | {'b': np.ones(3, np.int8)}}
+    assert len(frozen_run(tmp_path, 20, frozen=other)) == 2
+    for step, nets in ((10, FROZEN), (20, other)):
+        folder = tmp_path / 'checkpoints' / str(step)
+        assert_equal(checkpoint.read_on_host(folder, 'frozen'), nets)
+    hashes = [checkpoint.hash_arrays(net) for net in (FROZEN, other, FROZEN['teacher'])]
+    assert len(set(hashes)) == 3
+    assert checkpoint.hash_arrays(jax.tree.map(jnp.asarray, FROZEN)) == hashes[0]
+    assert before.name == checkpoint.hash_arrays({'frozen': FROZEN})
+
+
+def test_frozen_nets_go_onto_a_mesh(tmp_path):
+    frozen_run(tmp_path, 10)
+    mesh = mesh_of(2, 4)
+    sharded, whole = (jax.NamedSharding(mesh, spec) for spec in (jax.P(None, 'fsdp'), jax.P()))
+    wanted = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharded if a.ndim > 1 else whole),
+        {'frozen': FROZEN},
+    )
+    found, _ = checkpoint.restore(tmp_path / 'checkpoints' / '10', wanted, only=('frozen',))
+    assert_equal(found, {'frozen': FROZEN})
+    kernel = found['frozen']['teacher']['w']
+    assert kernel.sharding == sharded and kernel.addressable_shards[0].data.shape == (4, 3)
+
+
+def test_damage_of_a_frozen_net_is_damage_of_its_checkpoints(tmp_path):
+    (place,) = frozen_run(tmp_path, 10, 20)
+    folder = tmp_path / 'checkpoints' / '20'
+    assert checkpoint.problems(folder) == []
+    victim = max(
+        (p for p in place.rglob('*') if p.is_file() and p.name != 'manifest.json'),
+        key=lambda path: path.stat().st_size,
+    )
+    flip(victim)
+    assert checkpoint.problems(folder) == [f'{victim} differs from what was written (SHA-256)']
+    with pytest.raises(Damaged, match=f'{victim} differs'):
+        checkpoint.restore(folder, checkpoint.stored_abstract(folder))
+    with pytest.raises(CheckpointError, match=f'is intact: {victim} differs'):
+        Checkpoints(tmp_path / 'checkpoints', keep=1).latest()
+
+
+def test_an_absent_frozen_net_is_named(tmp_path):
+    (place,) = frozen_run(tmp_path, 10)
+    shutil.rmtree(place)
+    folder = tmp_path / 'checkpoints' / '10'
+    assert checkpoint.problems(folder) == [f'the frozen teacher is absent: {place}']
+    with pytest.raises(CheckpointError, match=f'frozen teacher in {place}: it is absent'):
+        checkpoint.leaves(folder)
+    with pytest.raises(Damaged, match=f'the frozen teacher is absent: {place}'):
+        checkpoint.restore(folder, {'step': abstract_of(jnp.int32(0))}, only=('step',))
+    # a run that is resumed writes it anew, from where it came
+    assert frozen_run(tmp_path, 20) == [place] and checkpoint.problems(folder) == []
+
+
+def test_a_checkpoint_that_was_copied_without_its_frozen_nets_says_so(tmp_path):
+    frozen_run(tmp_path / 'run', 10)
+    copy = tmp_path / 'elsewhere' / 'best'
+    shutil.copytree(tmp_path / 'run' / 'checkpoints' / '10', copy)
+    (line,) = checkpoint.problems(checkpoint.find(copy))
+    assert line.startswith('the frozen teacher is absent: ')
+    with pytest.raises(CheckpointError, match=f'{copy} refers to the frozen teacher in '):
+        checkpoint.read_on_host(copy, 'frozen/teacher')
+    shutil.copytree(tmp_path / 'run', tmp_path / 'whole')
+    moved = tmp_path / 'whole' / 'checkpoints' / '10'
+    assert_equal(checkpoint.read_on_host(moved, 'frozen'), FROZEN)
+
+
+def test_no_room_for_a_frozen_net(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, 'free_bytes', lambda _: 100)
+    with pytest.raises(CheckpointError, match='GiB needed, .* GiB free'):
+        frozen_run(tmp_path, 10)
+    assert not list((tmp_path / 'frozen').iterdir())
+
+
+# Which one a path means
 
 
 @pytest.mark.parametrize('make', ['absent', 'file', 'empty'])
@@ -352,7 +526,7 @@ def test_old_one_goes_only_after_the_new_is_complete(tmp_path, monkeypatch):
         whole = not checkpoint.problems(tmp_path / '20')
         seen.append((folder.name, whole, checkpoint.complete_steps(tmp_path)))
 
-    monkeypatch.setattr(checkpoint, '_remove', remove)
+    monkeypatch.setattr(run_of_checkpoints, '_remove', remove)
     saved(tmp_path, 20, keep=1)
     assert seen == [('10', True, [10, 20])]
 
@@ -362,15 +536,15 @@ def test_no_space_is_seen_before(tmp_path, monkeypatch, caplog):
     with Checkpoints(tmp_path, keep=1) as series:
         assert series.save(10, state, {})
         series.wait()
-        free = checkpoint._free_bytes
-        monkeypatch.setattr(checkpoint, '_free_bytes', lambda _: 1000)
+        free = files.free_bytes
+        monkeypatch.setattr(files, 'free_bytes', lambda _: 1000)
         assert not series.save(20, state, {})
         assert series.failures == 1 and 'step 20 is not saved: ' in series.last_error
         assert 'GiB free' in series.last_error
         (record,) = caplog.records
         assert record.levelno == logging.ERROR
         assert record.getMessage().endswith('; the last checkpoint is 10')
-        monkeypatch.setattr(checkpoint, '_free_bytes', free)
+        monkeypatch.setattr(files, 'free_bytes', free)
         assert series.save(20, state, {})
         series.wait()
         assert series.failures == 1 and not series.last_error and series.latest() == 20
@@ -423,9 +597,9 @@ def die_at(directory, where):
             series.save(step, numbers(step), {'step': step})
         series.wait()
         if where == 'hashing':
-            checkpoint._hash = die
+            files._hash = die
         if where == 'manifest':
-            checkpoint.workdir.write_json = die
+            workdir.write_json = die
         if where == 'rename':
             pathlib.Path.rename = die
         if where == 'retention':
@@ -461,10 +635,12 @@ def one_of_two(directory, rank, port):
         sharding = jax.NamedSharding(mesh, jax.P('data', 'fsdp'))
         return {'w': jax.make_array_from_callback((4, 8), sharding, lambda at: whole[at])}
 
-    with Checkpoints(directory, keep=2) as series:
+    with Checkpoints(directory / 'checkpoints', keep=2) as series:
+        series.keep_frozen(FROZEN)
         last = series.latest() or 0
         if last:
-            found, extra = series.restore(last, abstract_of(make(0)))
+            assert_equal(checkpoint.read_on_host(series.directory / str(last), 'frozen'), FROZEN)
+            found, extra = series.restore(last, abstract_of(make(0)), only=('w',))
             shards = zip(found['w'].addressable_shards, make(last)['w'].addressable_shards)
             assert all(np.array_equal(a.data, b.data) for a, b in shards)
             assert extra == {'step': last}
@@ -551,10 +727,11 @@ def test_two_processes(tmp_path):
         return [int(out.splitlines()[-1]) for out, _ in outputs]
 
     assert run() == [0, 0]
-    flip(tmp_path / '20' / 'state' / '_METADATA')  # only process 0 looks, both must agree
+    saves = tmp_path / 'checkpoints'
+    flip(saves / '20' / 'state' / '_METADATA')  # only process 0 looks, both must agree
     assert run() == [10, 10]
-    assert checkpoint.complete_steps(tmp_path) == [20, 30]
-    assert checkpoint.problems(tmp_path / '20') == checkpoint.problems(tmp_path / '30') == []
+    assert checkpoint.complete_steps(saves) == [20, 30]
+    assert checkpoint.problems(saves / '20') == checkpoint.problems(saves / '30') == []
 
 
 def test_inspect(tmp_path):
@@ -568,7 +745,7 @@ def test_inspect(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('intact') == 2 and 'step 20' in done.stdout
     assert 'params/predictor/half' in done.stdout and 'bfloat16' in done.stdout
-    assert 'config   x' in done.stdout and 'format   1' in done.stdout
+    assert 'config   x' in done.stdout and 'format   2' in done.stdout
     victim = tmp_path / 'checkpoints' / '20' / '_CHECKPOINT_METADATA'
     flip(victim)
     done = run(str(tmp_path), '--verify')

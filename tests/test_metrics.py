@@ -172,17 +172,9 @@ def test_lines_are_few(tmp_path, capsys):
 
 def test_bar(tmp_path, capsys):
     with Metrics(tmp_path, start_step=40, total_steps=100, terminal=True) as writer:
-        writer.note('a word')
         writer.write(100, {'loss': 0.25})
     shown = capsys.readouterr().out
     assert '40/100' in shown and '100/100' in shown and 'loss=0.2500' in shown
-    assert 'a word\n' in shown
-
-
-def test_note_without_a_bar(tmp_path, capsys):
-    with Metrics(tmp_path, start_step=0, total_steps=1, terminal=False) as writer:
-        writer.note('a word')
-    assert capsys.readouterr().out == 'a word\n'
 
 
 def test_other_processes_are_silent(tmp_path, capsys, monkeypatch):
@@ -248,10 +240,10 @@ def test_without_tensorboard(tmp_path, monkeypatch):
 
 
 def test_speed_is_a_mean_over_steps_of_different_shapes():
-    costs = [metrics.Cost(flops, tokens, 4e12) for flops, tokens in ((1e12, 100), (3e12, 300))]
-    found = metrics.speed(costs, seconds=2.0)
+    worth = [metrics.Workload(flops, tokens, 4e12) for flops, tokens in ((1e12, 100), (3e12, 300))]
+    found = metrics.speed(worth, seconds=2.0)
     assert found['tokens_per_s'] == 100  # 200 tokens a step
     assert found['mfu'] == 0.25  # 1e12 FLOP/s of 4e12
     assert 0.01 < found['memory_gib'] < 1000
-    unknown = [metrics.Cost(1e12, 100, None)]
+    unknown = [metrics.Workload(1e12, 100, None)]
     assert 'mfu' not in metrics.speed(unknown, seconds=1.0)

@@ -19,8 +19,8 @@ CUT, STEPS = 4, 8  # the checkpoint that each run has, and its last step
 
 # how the names of arrays begin: then -> now
 RENAMED = {
-    'masked': {'target/': 'target/'},
-    'action_conditioned': {'target/': 'target/'},
+    'masked': {'target/': 'ema/encoder/'},
+    'action_conditioned': {'target/': 'frozen/encoder/'},
 }
 
 

@@ -346,6 +346,7 @@ def write(
     progress: Callable[[int], Any] = lambda size: None,
 ) -> None:
     """Writes one checkpoint, a few arrays at a time: for what would not fit into memory at once.
+    Of several processes all call it, as Orbax wants, with the same arrays.
 
     Args:
       folder: must not exist; appears whole or not at all.
@@ -361,9 +362,11 @@ def write(
     if folder.exists():
         raise CheckpointError(f'{folder} exists: choose a new folder or move it away')
     folder.parent.mkdir(parents=True, exist_ok=True)
-    check_room(folder.parent, sum(array.nbytes for array in arrays.values()))
+    lack = lack_of_room(folder.parent, sum(array.nbytes for array in arrays.values()))
+    if not agree(not lack):
+        raise CheckpointError(lack or 'process 0 has too little room, and says so')
     manifest = manifest_of(arrays, step, extra)
-    unfinished = folder.with_name(f'{UNFINISHED}{folder.name}-{os.getpid()}')
+    unfinished = folder.with_name(f'{UNFINISHED}{folder.name}-{agree(os.getpid())}')
     pieces: list[dict[str, Any]] = [{}]
     for name, array in arrays.items():
         if pieces[-1] and sum(a.nbytes for a in pieces[-1].values()) + array.nbytes > _PIECE:
@@ -377,11 +380,13 @@ def write(
                 ocp.partial.save(unfinished, {n: np.asarray(a) for n, a in piece.items()})
                 progress(sum(array.nbytes for array in piece.values()))
             ocp.partial.finalize(unfinished)
-        manifest = {**manifest, 'files': hash_all(unfinished)}
-        content = {'manifest': manifest, 'sha256': digest_of(manifest)}
-        workdir.write_json(unfinished / MANIFEST, content)
-        unfinished.rename(folder)
-        workdir.sync_folder(folder.parent)
+        if jax.process_index() == 0:
+            manifest = {**manifest, 'files': hash_all(unfinished)}
+            content = {'manifest': manifest, 'sha256': digest_of(manifest)}
+            workdir.write_json(unfinished / MANIFEST, content)
+            unfinished.rename(folder)
+            workdir.sync_folder(folder.parent)
+        agree(0)  # it is there for all of them
     except BaseException:
         for left in folder.parent.glob(f'{unfinished.name}*'):
             shutil.rmtree(left, ignore_errors=True)

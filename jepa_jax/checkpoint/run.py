@@ -186,11 +186,12 @@ class Checkpoints:
             arrays = named({'frozen': {name: params}})
             self.frozen[name] = hash_arrays(arrays)
             folder = self.directory.parent / FROZEN / self.frozen[name]
-            if jax.process_index() == 0 and not (folder / MANIFEST).exists():
+            if agree((folder / MANIFEST).exists()):
+                continue
+            if jax.process_index() == 0:
                 for left in folder.parent.glob(f'{UNFINISHED}{folder.name}-*'):  # by a killed run
                     shutil.rmtree(left)
-                write(folder, arrays, step=0, extra={})
-        agree(0)  # a checkpoint must not refer to what process 0 has yet to write
+            write(folder, arrays, step=0, extra={})
 
     def save(self, step: int, state: Any, extra: dict[str, Any]) -> bool:
         """Starts a save; returns when `state` is in host memory and may be donated or changed.
