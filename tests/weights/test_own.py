@@ -1,4 +1,4 @@
-"""Our own checkpoints: runs by what their nets are, folders of older programs, a net of a user's."""
+"""Our own checkpoints: runs, folders of older programs, a net that a user brought."""
 
 import dataclasses
 import json
