@@ -93,7 +93,7 @@ def weights(config: ViTConfig) -> dict:
 def forward(size: str) -> np.ndarray:
     """The encoder's output for the formula's weights and input, [1, 32, D] float32."""
     config = config_of(size)
-    net = parts.shared_net('encoder', config)
+    net = parts.net('encoder', config)
     video = np.random.RandomState(0).standard_normal((1, 3, 4, 64, 64)).astype(np.float32)
     return np.asarray(jax.jit(net)(weights(config), jnp.asarray(np.moveaxis(video, 1, -1))))
 

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jepa_jax.nets import Net
+from jepa_jax.objectives import Objective
 
 LEAST = 1e-5  # is added to variances, so that a still scene has a volume
 
@@ -61,29 +62,17 @@ class Scenes:
     features: jax.Array  # [L, M, T, N, D]: L scenes, M pieces of each, T frames, N tokens
 
 
-class CommuteTime:
-    """Net and loss of the head."""
-
-    averaged = None  # no net has a moving average: there is no target
-    unused: frozenset[str] = frozenset()
+class CommuteTime(Objective):
+    """Net and loss of the head. Features come with the batch."""
 
     def __init__(self, config: HeadConfig):
-        self.head = Net(lambda rngs: Head(config, rngs=rngs))
-        self.config = config
+        small = (('.*', jax.P()),)  # whole on every device
+        self.head = Net(lambda rngs: Head(config, rngs=rngs), rules=small)
+        self.nets, self.config = {'head': self.head}, config
 
-    @property
-    def abstract(self) -> dict:
-        """Shapes of what `init` returns."""
-        return {'head': self.head.abstract}
-
-    def init(self, key: jax.Array) -> dict:
-        return {'head': self.head.init(key)}
-
-    def frozen(self, key: jax.Array) -> dict:
-        """Nothing: features come with the batch."""
-        return {}
-
-    def loss(self, params: dict, target: dict, batch: Scenes) -> tuple[jax.Array, dict]:
+    def loss(
+        self, params: dict, ema: dict, frozen: dict, batch: Scenes, step: jax.Array
+    ) -> tuple[jax.Array, dict]:
         """See the top of this file; the mean over scenes.
 
         metrics: `step`, the mean squared distance of neighbours, which is K where the loss is
@@ -91,14 +80,15 @@ class CommuteTime:
 
         Raises ValueError where a scene has no more than K frames: their volume is 0.
         """
+        del ema, frozen, step
         z = self.head(params['head'], batch.features)
         L, M, T, _, K = z.shape
         if M * T <= K:
             raise ValueError(f'{M} x {T} frames of a scene: must be more than the {K} numbers')
-        step = jnp.square(jnp.diff(z, axis=2)).sum((-2, -1)).mean()
+        near = jnp.square(jnp.diff(z, axis=2)).sum((-2, -1)).mean()
         z = z.reshape(L, M * T, K)
         z = z - z.mean(1, keepdims=True)
         covariance = jnp.einsum('lnj,lnk->ljk', z, z) / (M * T)
         volume = jnp.linalg.slogdet(covariance + LEAST * jnp.eye(K))[1].mean()
         apart = 2 * jnp.square(z).sum(-1).mean()  # over all pairs: twice the variance
-        return step - volume, {'step': step, 'apart': apart}
+        return near - volume, {'step': near, 'apart': apart}

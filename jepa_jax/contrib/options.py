@@ -85,7 +85,7 @@ def objective_of(option: Option, width: int, depth: int) -> ActionConditioned:
         PLACES, width, depth, action_width=option.action_width, state_width=option.state_width,
         **option.predictor,
     )  # fmt: skip
-    return ActionConditioned(None, config, ACLoss(**option.loss))
+    return ActionConditioned(None, config, ACLoss(**option.loss), features=True)
 
 
 def train(option: Option, objective: ActionConditioned, steps: int, seed: int, count: int):
@@ -109,14 +109,14 @@ def train(option: Option, objective: ActionConditioned, steps: int, seed: int, c
         steps=steps, warmup=max(1, steps // 20), lr=2e-3, seed=seed, title=option.words,
     )  # fmt: skip
     held_back = batch_of((np.arange(256), 1), recordings(seed + 1, 256, *shape))
-    health = jax.jit(objective.health)(params, {}, held_back)
+    health = jax.jit(objective.health)(params, {}, {}, held_back)
     return params, objective.measure(jax.device_get(health)), seconds
 
 
 def world_of(option: Option, objective: ActionConditioned, params: dict) -> Callable:
     """The predictor as two_rooms.play takes a world."""
     model = ACWorldModel(
-        params['predictor'], objective.predictor, objective.config, option.frames - 1, 'sum'
+        params['predictor'], objective.nets['predictor'], objective.config, option.frames - 1, 'sum'
     )
     return lambda layout: model
 

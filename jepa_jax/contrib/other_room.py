@@ -66,7 +66,8 @@ def distance_objective() -> CommuteTime:
 def dynamics_objective(width: int, depth: int) -> ActionConditioned:
     """What trains the predictor: single steps from single frames."""
     config = training.predictor_config(PLACES, width, depth, conditioning='adaln')
-    return ActionConditioned(None, config, ACLoss(exponent=2.0, rollout_steps=1))
+    loss = ACLoss(exponent=2.0, rollout_steps=1)
+    return ActionConditioned(None, config, loss, features=True)
 
 
 def some_scenes(count: int, key: jax.Array, data) -> Scenes:
@@ -89,7 +90,7 @@ def some_steps(count: int, key: jax.Array, data) -> Trajectories:
 def judge_distance(objective: CommuteTime, params: dict, data) -> str:
     """How the head does on layouts that it has not seen."""
     batch = some_scenes(len(data[0]), jax.random.key(0), data)
-    loss, metrics = jax.jit(objective.loss)(params, {}, batch)
+    loss, metrics = jax.jit(objective.loss)(params, {}, {}, batch, 0)
     return (
         f'distance, new layouts: loss {loss:.2f}, squared distance of neighbours '
         f'{metrics["step"]:.2f} (best {objective.config.out}), of any two frames '
@@ -100,7 +101,7 @@ def judge_distance(objective: CommuteTime, params: dict, data) -> str:
 def judge_dynamics(objective: ActionConditioned, params: dict, data) -> str:
     """How the predictor does on layouts that it has not seen."""
     batch = some_steps(2048, jax.random.key(0), data)
-    health = objective.measure(jax.device_get(jax.jit(objective.health)(params, {}, batch)))
+    health = objective.measure(jax.device_get(jax.jit(objective.health)(params, {}, {}, batch)))
     return (
         f'dynamics, new layouts: squared error {health["health/error_over_copy"]:.4f} of '
         f"copying's, {health['health/shuffled_actions']:.0f} times as large with another "
@@ -165,7 +166,7 @@ def worlds_of(
     params |= {'learned': learned['dynamics']} if 'learned' in rows else {}
     return view, {
         row: ACWorldModel(
-            each['predictor'], dynamics.predictor, dynamics.config, 1, 'none', slide=True
+            each['predictor'], dynamics.nets['predictor'], dynamics.config, 1, 'none', slide=True
         )
         for row, each in params.items()
     }

@@ -56,14 +56,14 @@ def train(
         steps=steps, warmup=warmup, start_lr=lr / 20, lr=lr, final_lr=lr / 200,
         weight_decay=0.01, final_weight_decay=0.01, ipe_scale=1.0,
     )  # fmt: skip
-    tx = optim.optimizer(schedule, optim.decay_mask(objective.abstract, objective.unused))
-    update = make_step(objective, tx, schedule)
+    optimizer = optim.build(schedule, objective)
+    update = make_step(objective, optimizer)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state, choice, data):
-        return update(state, batch_of(choice, data))
+        return update(state, {}, batch_of(choice, data))
 
-    state = jax.jit(functools.partial(init_state, objective, tx))(jax.random.key(seed))
+    state = jax.jit(functools.partial(init_state, objective, optimizer.tx))(jax.random.key(seed))
     bar = tqdm(range(steps), desc=title, unit='step', file=sys.stderr, mininterval=1.0)
     for n, choice in zip(bar, choices):
         state, metrics = step(state, choice, data)

@@ -43,20 +43,21 @@ class ActionConditioned(Objective):
 
     def __init__(
         self,
-        encoder: ViTConfig,
+        encoder: ViTConfig | None,
         predictor: ACPredictorConfig,
         loss: ACLoss = ACLoss(),
         *,
         features: bool = False,
     ):
-        """features: batches hold the frozen encoder's features; else it reads their frames."""
+        """features: batches hold the frozen encoder's features, and the encoder, if one is told, is
+        kept beside them; else it reads their frames."""
         if loss.prefix not in PREFIXES:
             raise ValueError(f"prefix '{loss.prefix}': allowed are {', '.join(PREFIXES)}")
         if loss.rollout_steps < 1:
             raise ValueError(f'rollout_steps {loss.rollout_steps}: must be at least 1')
         self.nets = {'predictor': net('ac_predictor', predictor)}
-        unneeded = {'encoder': net('encoder', encoder)}
-        self.frozen, self.kept = ({}, unneeded) if features else (unneeded, {})
+        fixed = {'encoder': net('encoder', encoder)} if encoder else {}
+        self.frozen, self.kept = ({}, fixed) if features else (fixed, {})
         self.encoder_config, self.config, self.settings = encoder, predictor, loss
         unused = ('kernel', 'bias') if predictor.conditioning == 'tokens' else ()
         self.unused = frozenset(

@@ -26,7 +26,7 @@ def test_the_loss_over_all_frames_of_a_scene():
     scenes = z.reshape(2, 12, 4)
     volumes = [np.log(np.linalg.det(np.cov(s.T, bias=True) + LEAST * np.eye(4))) for s in scenes]
     apart = [np.square(a - b).sum() for s in scenes for a in s for b in s]
-    loss, metrics = objective.loss(params, {}, Scenes(jnp.asarray(features)))
+    loss, metrics = objective.loss(params, {}, {}, Scenes(jnp.asarray(features)), 0)
     np.testing.assert_allclose(loss, np.mean(steps) - np.mean(volumes), rtol=1e-4)
     np.testing.assert_allclose(metrics['step'], np.mean(steps), rtol=1e-5)
     np.testing.assert_allclose(metrics['apart'], np.mean(apart), rtol=1e-5)
@@ -38,7 +38,7 @@ def test_a_still_scene_has_gradients_and_one_of_few_frames_is_refused():
 
     def grads(frames):
         batch = Scenes(jnp.ones((1, 1, frames, 2, 3)))
-        return jax.grad(lambda p: objective.loss(p, {}, batch)[0])(params)
+        return jax.grad(lambda p: objective.loss(p, {}, {}, batch, 0)[0])(params)
 
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads(5)))
     with pytest.raises(ValueError, match='1 x 4 frames of a scene: must be more than the 4'):
@@ -81,7 +81,7 @@ def fitted(graph: np.ndarray, out: int) -> np.ndarray:
     def fit(params):
         def step(carry, _):
             params, state = carry
-            grads = jax.grad(lambda p: objective.loss(p, {}, batch)[0])(params)
+            grads = jax.grad(lambda p: objective.loss(p, {}, {}, batch, 0)[0])(params)
             updates, state = tx.update(grads, state)
             return (optax.apply_updates(params, updates), state), None
 

@@ -26,7 +26,7 @@ def test_every_option_fits_together(name):
         features=jnp.zeros((2, T, 1, 2 * PLACES**2)),
     )  # fmt: skip
     params = jax.eval_shape(objective.init, jax.random.key(0))
-    loss, parts = jax.eval_shape(objective.loss, params, {}, batch)
+    loss, parts = jax.eval_shape(objective.loss, params, {}, {}, batch, 0)
     assert loss.shape == () and 'loss/rollout' in parts
 
     def run(params, key):

@@ -235,7 +235,7 @@ def test_a_learned_distance_leads_round_the_wall():
 
         def step(carry, _):
             params, state = carry
-            grads = jax.grad(lambda p: objective.loss(p, {}, scenes)[0])(params)
+            grads = jax.grad(lambda p: objective.loss(p, {}, {}, scenes, 0)[0])(params)
             updates, state = tx.update(grads, state)
             return (optax.apply_updates(params, updates), state), None
 

@@ -1,4 +1,4 @@
-"""Our own checkpoints: runs by what their nets are, folders of older programs, a user's own net."""
+"""Our own checkpoints: runs, folders of older programs, a net that a user brought."""
 
 import dataclasses
 import json

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import pickle
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -15,7 +16,7 @@ import originals
 import pytest
 import torch
 
-from jepa_jax import checkpoint, convert
+from jepa_jax import convert
 from jepa_jax.weights.write import FORMATS
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -328,7 +329,7 @@ def test_a_full_disk_is_noticed_before_writing(tmp_path, monkeypatch, to):
     torch.save(originals.released(), tmp_path / 'a.pt')
     weights = convert.read(tmp_path / 'a.pt', **TINY)
     usage = collections.namedtuple('usage', 'total used free')
-    monkeypatch.setattr(checkpoint.shutil, 'disk_usage', lambda path: usage(10, 10, 1000))
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage(10, 10, 1000))
     with pytest.raises(ValueError, match='GiB needed, .* free'):
         convert.write(weights, tmp_path / 'b', to)
     assert sorted(p.name for p in tmp_path.iterdir()) == ['a.pt']

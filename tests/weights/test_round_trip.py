@@ -53,6 +53,7 @@ def test_released_file(tmp_path):
 def test_hugging_face_holds_the_target_and_the_predictor(tmp_path):
     content = originals.released()
     path, weights = through(tmp_path, content, 'hf', 'jax', 'hf', 'torch')
+    assert 'target' in convert.read(tmp_path / '0.hf').nets
     found = content_of(path)
     assert_same_states(found, content, 'target_encoder', 'predictor')
     assert_same_states(found, {'encoder': content['target_encoder']}, 'encoder')
@@ -66,7 +67,9 @@ def test_hugging_face_of_the_online_encoder(tmp_path):
     )
     assert 'the encoder is the online one' in notes
     assert 'dropped: target encoder (moving average)' in notes
-    params = convert.read(tmp_path / 'hf').params('target')  # one encoder serves either choice
+    weights = convert.read(tmp_path / 'hf')
+    assert 'online' in weights.nets and 'target' not in weights.nets
+    params = weights.params('target')  # one encoder serves either choice
     expected = tensor('online.norm.weight', (96,), 0.05)
     np.testing.assert_array_equal(params['norm']['scale'], expected, strict=True)
 
