@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from jepa_jax.zoo import load as load
+    from jepa_jax.inputs import preprocessor as preprocessor
+    from jepa_jax.inputs import preprocessor as vjepa2_preprocessor  # noqa: F401
+    from jepa_jax.pretrained import Model as Model
+    from jepa_jax.pretrained import load as load
 
 __version__ = '0.1.0'
 
+# not before they are needed: they bring JAX, which takes a second
+_LAZY = {
+    'load': 'jepa_jax.pretrained:load',
+    'Model': 'jepa_jax.pretrained:Model',
+    'preprocessor': 'jepa_jax.inputs:preprocessor',
+    'vjepa2_preprocessor': 'jepa_jax.inputs:preprocessor',  # as the original's torch.hub has it
+}
+
 
 def __getattr__(name: str):
-    if name == 'load':  # not before it is wanted: it brings JAX, which takes a second
-        from jepa_jax.zoo import load
-
-        return load
+    if name in _LAZY:
+        module, _, attribute = _LAZY[name].partition(':')
+        return getattr(importlib.import_module(module), attribute)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

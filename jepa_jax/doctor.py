@@ -42,7 +42,7 @@ WHY = {
 
 
 class _Report:
-    """Prints findings; remembers what failed."""
+    """Prints results; remembers what failed."""
 
     def __init__(self):
         self.failed: list[str] = []
@@ -86,8 +86,8 @@ def _machine(report: _Report) -> None:
     report.note('python', f'{platform.python_version()} on {platform.platform()}')
     report.note('packages', ', '.join(f'{p} {_version(p)}' for p in PACKAGES))
     for package, why in OPTIONAL.items():
-        if found := _version(package):
-            report.note(package, found)
+        if version := _version(package):
+            report.note(package, version)
         else:
             report.missing(package, why)
     import jax
@@ -149,15 +149,15 @@ def _decoder(report: _Report) -> None:
     lacking = [name for name in CODECS if name not in av.codecs_available]
     if lacking:
         report.missing('decoders', f'this PyAV cannot read {", ".join(lacking)}')
-    wanted = np.arange(0, 24, 3)
+    rows = np.arange(0, 24, 3)
     levels = (40 + 8 * np.arange(24)).astype(np.uint8)
     frames = np.broadcast_to(levels[:, None, None, None], (24, 64, 80, 3))
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, 'try.mp4')
         synthetic.write(path, np.ascontiguousarray(frames))
         try:
-            found = read_frames(path, lambda timing: wanted).mean((1, 2, 3))
-            off = np.abs(found - levels[wanted]).max()
+            brightness = read_frames(path, lambda timing: rows).mean((1, 2, 3))
+            off = np.abs(brightness - levels[rows]).max()
             problem = None if off < 3 else f'brightness of frames is off by {off:.1f} of 255'
         except BadFile as error:
             problem = str(error)
@@ -176,36 +176,39 @@ def _attention(report: _Report, size: str, frames: int) -> None:
     shape = SIZES[size]
     tokens, channels = frames // 2 * 16 * 16, shape.width // shape.heads
     for dtype in ('float32', 'bfloat16'):
-        found = choose(jax.default_backend(), dtype, tokens, tokens, channels)
-        report.note(f'attention, {size}, {frames} frames, {dtype}', f'{found}: {WHY[found]}')
+        kind = choose(jax.default_backend(), dtype, tokens, tokens, channels)
+        report.note(f'attention, {size}, {frames} frames, {dtype}', f'{kind}: {WHY[kind]}')
 
 
 def _model(report: _Report, name: str, encoder: str) -> None:
-    from jepa_jax import golden, start, zoo
+    from jepa_jax import golden, pretrained, start
     from jepa_jax.errors import CheckpointError, ConvertError
+    from jepa_jax.models import SIZE_ALIASES
+    from jepa_jax.weights import zoo
 
     start.logging_to_terminal()  # a download or the first conversion takes minutes
     start.compilation_cache()
     print()
     size = name.removeprefix('random:')
+    size = SIZE_ALIASES.get(size, size)
     if name.startswith('random:'):
-        zoo.random_configs(size)  # refuses an unknown one
+        pretrained.random_configs(size)  # refuses an unknown one
         report.note('files', 'none: random weights')
     else:
         try:
-            found = zoo.look(name)
+            sources = zoo.look(name)
         except (CheckpointError, ConvertError, ZooError) as error:
             report.check('files and arrays', str(error), '')
             return
-        for path in found.files:
+        for path in sources.files:
             report.note('sha256', f'{_digest(path)}  {path}')
         report.check(
             'files and arrays', None, 'every array is known, none is missing, all shapes are right'
         )
-        for line in found.weights.summary():
+        for line in sources.weights.summary():
             report.note('model', line.strip())
-        size = found.weights.size
-        if found.weights.encoder is None:
+        size = sources.weights.size
+        if sources.weights.encoder is None:
             return
     if size in golden.ROWS:
         need, (_, free) = golden.memory(size), _memory()
@@ -230,9 +233,9 @@ def _own_forward(report: _Report, name: str, encoder: str) -> None:
     """The model's own weights on a small clip: finite, and not all the same."""
     import numpy as np
 
-    from jepa_jax import zoo
+    from jepa_jax import pretrained
 
-    model = zoo.load(name, encoder=encoder)
+    model = pretrained.load(name, encoder=encoder)
     for line in model.about:
         report.note('loaded', line)
     side = 4 * model.config.patch
@@ -262,7 +265,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 def main() -> int:
-    return cli.run(doctor, doc=__doc__, config=None, options=_options)
+    return cli.run(doctor, doc=__doc__, tables=(), options=_options)
 
 
 if __name__ == '__main__':

@@ -40,12 +40,12 @@ def embed(
     names = inputs if one else [pathlib.Path(path).name for path in inputs]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UsageError(f'--input: two are called {twice}, so one would overwrite the other')
-    from jepa_jax import start, zoo
+    from jepa_jax import pretrained, start
 
     start.logging_to_terminal()
     start.compilation_cache()
     loading = ('encoder', 'probe', 'dtype', 'seed', 'heads')
-    ready = zoo.load(model, **{name: options.pop(name) for name in loading})
+    ready = pretrained.load(model, **{name: options.pop(name) for name in loading})
     for line in ready.about:
         print(line)
     failed: dict[str, Exception] = {}
@@ -74,11 +74,11 @@ def _classify(model, inputs: list[str], top: int, failed: dict[str, Exception]) 
 
     for path in inputs:
         try:
-            found = model.classify(path, top=top)
+            classes = model.classify(path, top=top)
         except BadFile as error:
             _left_out(path, error, failed)
         else:
-            print(f'{path}\n{found}', flush=True)
+            print(f'{path}\n{classes}', flush=True)
 
 
 def _embed(model, inputs, output, pictures, options, failed) -> None:
@@ -145,8 +145,8 @@ class _OneFile:
         if not self._files:
             self._grid, self._coords, self._spacing = grid, coords, spacing
         elif grid != self._grid:
-            found = f'token grid {grid}, inputs before it have {self._grid}'
-            raise BadFile(path, 'unfit', f'{found}: make --out a folder, for a file an input')
+            grids = f'token grid {grid}, inputs before it have {self._grid}'
+            raise BadFile(path, 'unfit', f'{grids}: make --out a folder, for a file an input')
         elif spacing != self._spacing:
             from tqdm import tqdm
 
@@ -264,7 +264,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 def main() -> int:
-    return cli.run(embed, doc=__doc__, config=None, options=_options)
+    return cli.run(embed, doc=__doc__, tables=(), options=_options)
 
 
 if __name__ == '__main__':

@@ -19,7 +19,7 @@ from jepa_jax.nets import ONCE, Net
 from jepa_jax.objectives import Prepared
 from jepa_jax.objectives.action_conditioned import ActionConditioned
 from jepa_jax.origin import Origin
-from jepa_jax.recipes import read_config
+from jepa_jax.recipes import read_stored
 
 FRAMES = 32  # encoded together on a device
 
@@ -47,10 +47,10 @@ def encoder_of_recordings(
 
 
 def _same_robot(config: ActionConditionedConfig, folder: pathlib.Path) -> None:
-    stored = read_manifest(folder)['extra'].get('config')
-    if stored is None:
+    extra = read_manifest(folder)['extra']
+    if 'config' not in extra:
         return
-    before = read_config(stored)
+    before = read_stored(extra, folder)
     if before.objective == config.objective:
         Contract.of(config.robot).check(dataclasses.asdict(Contract.of(before.robot)))
 
@@ -80,7 +80,7 @@ def _encoder(config: ActionConditionedConfig, objective: ActionConditioned, orig
 def _load(config: ActionConditionedConfig, net: Net) -> dict:
     from jepa_jax.weights import parts, zoo
 
-    weights = zoo.read(config.encoder_from)
+    weights = zoo.find(config.encoder_from)
     if weights.encoder is None:
         raise ConfigError(f'encoder_from = {config.encoder_from!r}: holds no encoder')
     if other := parts.differences(weights.encoder, net.config):
@@ -88,7 +88,7 @@ def _load(config: ActionConditionedConfig, net: Net) -> dict:
             f'encoder_from = {config.encoder_from!r}: another encoder than config.encoder '
             f'describes: {"; ".join(other)}'
         )
-    return jax.tree.map(np.asarray, weights.params('target'))
+    return weights.params('target')
 
 
 def _fill(store: FeatureStore, config: ActionConditionedConfig, net: Net, params: dict) -> None:

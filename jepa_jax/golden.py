@@ -14,10 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jepa_jax.convert import tables, torch_weights
 from jepa_jax.models import SIZES
-from jepa_jax.models.vit import ViT, ViTConfig
-from jepa_jax.nets import Net
+from jepa_jax.models.vit import ViTConfig
+from jepa_jax.weights import parts, tables
 
 SIGMA = 0.02
 TOLERANCE = 1e-4  # of a feature, float32
@@ -34,18 +33,18 @@ class Row:
     last: tuple[float, ...]
 
 
-# tiny, small, base: computed with transformers 5.23 on weights of the same formula; the others with
+# tiny, vits, vitb: computed with transformers 5.23 on weights of the same formula; the others with
 # the original (reference: vjepa2 §13, F rows)
 ROWS = {
     'tiny': Row(
         -0.0003758067, 0.7973522, -0.4789565,
         (-0.2208665, -1.299417, 1.42986), (0.4302407, -0.2865612),
     ),
-    'small': Row(
+    'vits': Row(
         0.0006300148, 0.7951625, -9.381792,
         (-0.2378789, -2.067542, 1.36577), (1.00156, 0.2458546),
     ),
-    'base': Row(
+    'vitb': Row(
         0.0005098254, 0.798232, -14.57563,
         (0.2328775, -0.0902535, 0.09975966), (0.8797672, -1.564387),
     ),
@@ -82,24 +81,19 @@ def formula(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 def weights(config: ViTConfig) -> dict:
     """An encoder's parameters by the formula, array by array on the device."""
-    net = Net(lambda rngs: ViT(config, rngs=rngs))
-    links = tables.bind(*_table(config, net.abstract))
-    found = {}
+    rules, sizes = tables.table('encoder', config, 'torch')
+    links = tables.bind(rules, parts.shared_net('encoder', config).abstract, sizes)
+    leaves = {}
     for link in links:
         _, shape = link.form()
-        found[link.path] = jnp.asarray(link.ours(lambda name, shape=shape: formula(name, shape)))
-    return tables.nest(found)
-
-
-def _table(config: ViTConfig, abstract: dict):
-    rules, sizes = torch_weights.table('encoder', config)
-    return rules, abstract, sizes
+        leaves[link.path] = jnp.asarray(link.ours(lambda name, shape=shape: formula(name, shape)))
+    return tables.nest(leaves)
 
 
 def forward(size: str) -> np.ndarray:
     """The encoder's output for the formula's weights and input, [1, 32, D] float32."""
     config = config_of(size)
-    net = Net(lambda rngs: ViT(config, rngs=rngs))
+    net = parts.shared_net('encoder', config)
     video = np.random.RandomState(0).standard_normal((1, 3, 4, 64, 64)).astype(np.float32)
     return np.asarray(jax.jit(net)(weights(config), jnp.asarray(np.moveaxis(video, 1, -1))))
 
@@ -121,15 +115,15 @@ def problems(size: str, output: np.ndarray) -> list[str]:
         (f'feature {i - count}', flat[i - count], v, TOLERANCE) for i, v in enumerate(row.last)
     ]
     return [
-        f'{name} is {found:.7g}, must be {wanted:.7g} (to {allowed:.1g})'
-        for name, found, wanted, allowed in pairs
-        if not abs(found - wanted) <= allowed
+        f'{name} is {value:.7g}, must be {expected:.7g} (to {tolerance:.1g})'
+        for name, value, expected, tolerance in pairs
+        if not abs(value - expected) <= tolerance
     ]
 
 
 def memory(size: str) -> int:
     """Bytes that `forward` takes, about: parameters, and one of them twice while it is made."""
     config = config_of(size)
-    abstract = Net(lambda rngs: ViT(config, rngs=rngs)).abstract
+    abstract = parts.shared_net('encoder', config).abstract
     sizes = [leaf.size for leaf in jax.tree.leaves(abstract)]
     return 4 * (sum(sizes) + 2 * max(sizes)) + 2**29

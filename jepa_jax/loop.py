@@ -36,7 +36,7 @@ PROFILED = range(2, 5)  # the first compiles; those with other shapes may, too
 # What wall time goes to. Devices are at work in the first two; the others are theirs to wait.
 USES = {
     'step': 'steps',
-    'compile': 'first steps of their shapes',
+    'compile': 'compiling: first steps of their shapes, the first look at health',
     'data': 'waiting for a batch',
     'put': 'handing it to the devices',
     'save': 'saving',
@@ -238,6 +238,7 @@ def fit(
     every, total = config.logging, config.optim.steps
     first = n = logged = int(jax.device_get(state.step))
     clock, interval, compiled = Clock(), Clock(), set()
+    looked = False  # whether health was measured before, so that its program is there
 
     def save() -> None:
         checkpoints.save(n, state, {**known, 'failures': failures.state(), **stream.facts})
@@ -289,7 +290,8 @@ def fit(
                 save()
             if new := stream.shapes(n) not in compiled:
                 compiled.add(stream.shapes(n))
-                log.info('program %d: token counts %s', len(compiled), stream.shapes(n))
+                if stream.shapes(n):
+                    log.info('program %d: token counts %s', len(compiled), stream.shapes(n))
             host, batch = feed.host, feed.batch
             lap('save')
             with trace.step(n, n - first):
@@ -322,7 +324,8 @@ def fit(
                 logged = n
                 clock.merge(interval)
                 interval = Clock()
-            lap('health')
+            lap('compile' if measured and not looked else 'health')
+            looked |= bool(measured)
             stop = distributed.largest(2 if trouble else 1 if received else 0)
             lap('agree')
             if stop:

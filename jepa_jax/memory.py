@@ -20,11 +20,11 @@ from jepa_jax.config import (
     MaskConfig,
     MaskedVideoConfig,
     RunConfig,
-    frame_counts,
 )
 from jepa_jax.errors import ConfigError
 from jepa_jax.lookup import load
 from jepa_jax.nets import Net
+from jepa_jax.objectives import Objective
 from jepa_jax.sharding import MAX_FSDP
 
 log = logging.getLogger(__name__)
@@ -65,8 +65,7 @@ class Weights:
     frozen: float
 
     @classmethod
-    def of(cls, config: RunConfig) -> Weights:
-        objective = load(recipes.of(config).build)(config)
+    def of(cls, objective: Objective) -> Weights:
         averaged = [objective.nets[name] for name in objective.ema]
         groups = objective.nets.values(), averaged, objective.frozen.values()
         return cls(*(sum(map(_bytes, nets)) for nets in groups))
@@ -85,7 +84,7 @@ def estimate(
     config = _split(config, config.mesh.fsdp or 1, config.optim.accumulate or 1)
     fsdp, accumulate = config.mesh.fsdp, config.optim.accumulate
     rows = rows_at_a_time(config.optim.batch, devices, accumulate)
-    weights = weights or Weights.of(config)
+    weights = weights or Weights.of(load(recipes.of(config).build)(config))
     held = load(recipes.of(config).activations)(config, rows)
     sizes = {
         'parameters, moments, averages': (3 * weights.trained + weights.averaged) / fsdp,
@@ -149,15 +148,20 @@ def choose(config: RunConfig, devices: int, memory: float) -> RunConfig:
         return config
     batch = config.optim.batch
     rows_at_a_time(batch, devices, accumulate or 1)
-    shards = [fsdp] if fsdp else [n for n in range(1, MAX_FSDP + 1) if devices % n == 0]
-    parts = [accumulate] if accumulate else _divisors(batch // devices)
-    weights, least = Weights.of(config), None
+    objective = load(recipes.of(config).build)(config)
+    shards = [n for n in range(1, MAX_FSDP + 1) if devices % n == 0 and _splits(objective, n)]
+    shards = [fsdp] if fsdp else shards
+    parts = [1] if objective.whole_batch else _divisors(batch // devices)
+    parts = [accumulate] if accumulate else parts
+    weights, least = Weights.of(objective), None
     for a in parts:
         for n in shards:
             tried = _split(config, n, a)
-            if not _works(tried):
+            try:
+                recipes.validate(tried)
+                needed = estimate(tried, devices, weights)['total'] * GIB
+            except ConfigError:  # a width that fsdp does not divide, a list that gets no row
                 continue
-            needed = estimate(tried, devices, weights)['total'] * GIB
             if needed <= FILLED * memory or not memory:
                 log.info(
                     'chosen: mesh.fsdp %d, optim.accumulate %d (%d clips at a time on each of %d '
@@ -185,24 +189,31 @@ def _divisors(n: int) -> list[int]:
     return [k for k in range(1, n + 1) if n % k == 0]
 
 
-def _works(config: RunConfig) -> bool:
-    """Whether fields contradict each other, such as a width that fsdp does not divide, or lists of
-    which one gets no row."""
-    try:
-        recipes.validate(config)
-        return True
-    except ConfigError:
-        return False
+def _splits(objective: Objective, fsdp: int) -> bool:
+    """Whether every parameter splits into so many equal shards."""
+    nets = (*objective.nets.values(), *objective.frozen.values())
+    return not any(
+        size % fsdp
+        for net in nets
+        for leaf, spec in zip(jax.tree.leaves(net.abstract), jax.tree.leaves(net.specs))
+        for size, axis in zip(leaf.shape, spec)
+        if axis == 'fsdp'
+    )
 
 
 def masked_video(config: MaskedVideoConfig, rows: int) -> Activations:
-    """Of clips with masked parts, `rows` at a time."""
+    """Of clips with masked parts, `rows` at a time.
+
+    Raises:
+      ConfigError: some lists get none of so few.
+    """
+    from jepa_jax.data.videos import split_rows  # which brings libraries for data
+
     vit = build.video_encoder(config)
     predictor = build.predictor(config, vit)
     compute, kept = BYTES[config.compute_dtype], KEPT[config.mesh.remat]
-    held = Activations()
-    rows /= len(frame_counts(config.data))  # of a group
-    for frames in frame_counts(config.data):
+    held, quotas = Activations(), split_rows(config, rows)
+    for frames, rows in quotas.items():
         tokens = math.prod(vit.grid(frames, config.data.crop, config.data.crop))
         pixels = frames * config.data.crop**2 * 3
         # all parts as uint8, one as floats

@@ -85,32 +85,53 @@ def stack(
 
 
 def fold(
-    blocks: nnx.Module, x: jax.Array, *args, remat: str = 'full', levels: Sequence[int] = ()
-) -> jax.Array | list[jax.Array]:
+    blocks: nnx.Module,
+    x: jax.Array,
+    *args,
+    beside: tuple = (),
+    remat: str = 'full',
+    levels: Sequence[int] = (),
+) -> jax.Array | list[jax.Array] | tuple:
     """Runs stacked blocks one after the other: x = block(x, *args).
 
     Compiled once whatever the depth; parameters sharded over `fsdp` are gathered for one layer at a
-    time, again in the backward pass. levels: block indices, ascending, after which x is wanted;
+    time, again in the backward pass. levels: block indices, ascending, after which x is asked for;
     then a list of those is returned.
+
+    beside: trees of arrays [L, ...] of which each layer gets its slice (adapters, caches), taken
+    as they are, without a gather; an empty tree, None, stays what it is. Then a step is x, out =
+    block(x, *slices, *args), and the result is (x or the list of levels, the outs stacked, for as
+    many layers as ran). ValueError for levels or trees beside that do not fit the blocks.
     """
 
     @functools.partial(jax.checkpoint, prevent_cse=False, policy=REMAT[remat])
-    def body(x, block):
-        return gather(block)(x, *args), None
+    def body(x, layer):
+        block, slices = layer
+        result = gather(block)(x, *slices, *args)
+        return result if beside else (result, None)
 
+    layers = blocks, beside
     depth = jax.tree.leaves(blocks)[0].shape[0]
+    for leaf in jax.tree.leaves(beside):
+        if leaf.shape[0] != depth:
+            raise ValueError(f'beside: an array {leaf.shape} for {depth} blocks')
     if not levels:
-        return jax.lax.scan(body, x, blocks)[0]
+        result = jax.lax.scan(body, x, layers)
+        return result if beside else result[0]
     if list(levels) != sorted(set(levels)) or levels[0] < 0 or levels[-1] >= depth:
         raise ValueError(f'levels {tuple(levels)}: must ascend within 0..{depth - 1}')
 
     def at(x, index):  # slices of the stack as a scan's input would be copies of the weights
-        block = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, index, 0, False), blocks)
-        return body(x, block)
+        return body(
+            x, jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, index, 0, False), layers)
+        )
 
-    found, start = [], 0
+    results, outs, start = [], [], 0
     for level in levels:
-        x = jax.lax.scan(at, x, jnp.arange(start, level + 1))[0]
-        found.append(x)
+        x, out = jax.lax.scan(at, x, jnp.arange(start, level + 1))
+        results.append(x)
+        outs.append(out)
         start = level + 1
-    return found
+    if not beside:
+        return results
+    return results, jax.tree.map(lambda *parts: jnp.concatenate(parts), *outs)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-import json
 import logging
 import pathlib
 from typing import Any
@@ -84,7 +83,7 @@ def check_config(stored: dict[str, Any], new: RunConfig, allow: bool) -> None:
             f"the run in this workdir is of objective '{before.objective}', this config of "
             f"'{new.objective}': take another workdir"
         )
-    old, now = (json.loads(store.to_json(config)) for config in (before, new))
+    old, now = (store.upgrade(dataclasses.asdict(config)) for config in (before, new))
     lines = store.differences(old, now)
     free = [line for line in lines if _is_free(line)]
     bound = [line for line in lines if not _is_free(line)]

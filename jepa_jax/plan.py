@@ -77,8 +77,9 @@ def main(
     import numpy as np
 
     from jepa_jax import poses, start
-    from jepa_jax.planning import energy, robot
+    from jepa_jax.planning import energy
     from jepa_jax.planning.cem import CEM, MPPI, Adam, CEMAdam, end_effector
+    from jepa_jax.planning.model import load
     from jepa_jax.planning.world_model import Context, Cost, Goal, energies
     from jepa_jax.workdir import write_json
 
@@ -99,7 +100,7 @@ def main(
     images = np.stack(
         [observations[0], read_goal(goal, observations) if goal else observations[-1]]
     )
-    agent = robot.load(model, size=images.shape[1:3], encoder=encoder, dtype=dtype, seed=seed)
+    agent = load(model, size=images.shape[1:3], encoder=encoder, dtype=dtype, seed=seed)
     for line in agent.about:
         print(line)
     world_model = dataclasses.replace(agent.world_model, at_once=at_once)
@@ -260,4 +261,4 @@ def read_axes(text: str) -> tuple[int, int]:
 
 
 if __name__ == '__main__':
-    sys.exit(cli.run(main, doc=__doc__, config=None, options=add_options))
+    sys.exit(cli.run(main, doc=__doc__, tables=(), options=add_options))

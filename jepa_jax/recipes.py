@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jepa_jax.config import check, store, trials
@@ -132,20 +134,40 @@ def smoke(config: RunConfig, *, accumulate: int = 0) -> RunConfig:
     return config
 
 
-def read_config(stored: dict[str, Any], config_file: str = '') -> RunConfig:
+def read_config(stored: dict[str, Any]) -> RunConfig:
     """The config that a run stored, through today's schema.
-
-    config_file: the file of the user's that the run began with, if it is to be trusted: it is run
-    where the objective is none of ours, as it may bring its row.
 
     Raises:
       ConfigError: an objective or a field that there is not.
     """
     values = store.upgrade(stored)
-    if values['objective'] not in RECIPES and config_file:
-        import_file(config_file)
     recipe = row(RECIPES, 'objective', values['objective'])
     return store.from_dict(values, load(recipe.config))
+
+
+def read_stored(extra: Mapping[str, Any], folder: str | os.PathLike) -> RunConfig:
+    """The config of the run that wrote a checkpoint.
+
+    extra: of the manifest. folder: that is read; see `add_rows`.
+
+    Raises:
+      ConfigError: an objective or a field that there is not.
+    """
+    if store.objective_of(extra['config']) not in RECIPES:
+        add_rows(extra, folder)
+    return read_config(extra['config'])
+
+
+def add_rows(extra: Mapping[str, Any], folder: str | os.PathLike) -> None:
+    """Runs the config file that a checkpoint's run began with, which may have brought rows of its
+    own; not one that lies within the folder that is read, which may come from a stranger.
+
+    Raises:
+      ConfigError: there is no such file any more.
+    """
+    file = extra.get('config_file', '')
+    if file and not pathlib.Path(file).resolve().is_relative_to(pathlib.Path(folder).resolve()):
+        import_file(file)
 
 
 def no_complaints(config: RunConfig) -> Iterator[str]:

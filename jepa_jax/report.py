@@ -14,9 +14,8 @@ import jax
 import numpy as np
 
 from jepa_jax import distributed, recipes
-from jepa_jax.config import SELF_MADE, MaskedVideoConfig, RunConfig
-from jepa_jax.data import synthetic
-from jepa_jax.evals import pictures, video
+from jepa_jax.config import MaskedVideoConfig, RunConfig
+from jepa_jax.evals import pictures, self_made, video
 from jepa_jax.lookup import load
 from jepa_jax.loop import Clock
 from jepa_jax.metrics import read
@@ -113,7 +112,7 @@ def masked_video(
     target = distributed.whole(params)
     if jax.process_index():
         return Findings()
-    train, test = _labelled(config)
+    train, test = self_made.labelled(config.data)
     encode = jax.jit(net)
     seeds = jax.random.split(jax.random.key(config.seed + 1), config.probe.seeds)
     probes = video.measure(
@@ -134,17 +133,3 @@ def masked_video(
         title='target features of one test clip',
     )
     return Findings(probes, [video.verdict(label, rows) for label, rows in probes.items()])
-
-
-def _labelled(config: MaskedVideoConfig) -> tuple[video.LabelledClips, video.LabelledClips]:
-    """Training and test clips of the self-made videos, with their labels."""
-    entry = next(entry for entry in config.data.lists if entry.kind in SELF_MADE)
-    folder = Path(entry.path or synthetic.default_folder(entry.kind))
-    labels = synthetic.load_labels(folder)
-    parts = []
-    for split in ('train', 'test'):
-        names = sorted(name for name in labels if name.startswith(f'videos/{split}'))
-        clips = video.read_clips([folder / name for name in names], config.data)
-        columns = {k: np.array([labels[n][k] for n in names]) for k in labels[names[0]]}
-        parts.append(video.LabelledClips(clips, columns))
-    return parts[0], parts[1]

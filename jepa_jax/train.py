@@ -95,8 +95,9 @@ def train(
 
 def study(config: StudyConfig, workdir: str, **options) -> None:
     """Runs a study: its runs one after the other, then its report."""
-    from jepa_jax import studies
+    from jepa_jax import start, studies
 
+    start.logging_to_terminal()
     studies.run(config, workdir, functools.partial(train, **options))
 
 

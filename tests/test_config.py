@@ -56,7 +56,7 @@ def test_good_configs_pass():
 
 BAD = [
     # one field; words, types
-    ({'encoder.size': 'vit_l'}, "encoder.size = 'vit_l'", 'allowed are tiny, small'),
+    ({'encoder.size': 'vit_l'}, "encoder.size = 'vit_l'", 'allowed are tiny, vits'),
     ({'encoder.size': 'vitgg'}, 'did you mean vitg?'),
     ({'encoder.position': 'learned'}, "encoder.position = 'learned'", 'rope, sincos'),
     ({'encoder.mlp': 'relu'}, "encoder.mlp = 'relu'", 'gelu, swiglu, swiglu_full'),

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from convert import originals
 from models.test_golden import FULL
 from torch_fill import fill
+from weights import originals
 
 from jepa_jax import golden
 from jepa_jax.models import rope

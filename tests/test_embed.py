@@ -140,7 +140,7 @@ def test_frames_as_they_are(folder):
 
     from jepa_jax.models.vit import ViT
     from jepa_jax.nets import Net
-    from jepa_jax.zoo import random_configs
+    from jepa_jax.pretrained import random_configs
 
     config, _ = random_configs('tiny')
     net = Net(lambda rngs: ViT(config, rngs=rngs))
@@ -178,4 +178,4 @@ def test_importing_the_package_is_quick():
     done = subprocess.run(
         [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
-    assert done.stdout.strip() == 'jepa_jax.zoo', done.stderr
+    assert done.stdout.strip() == 'jepa_jax.pretrained', done.stderr

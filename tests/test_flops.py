@@ -68,22 +68,23 @@ def test_a_step_is_what_its_program_multiplies(mlp):
     params = jax.eval_shape(objective.init, jax.random.key(0))
     groups = [GroupShape(2, 64, ((20, 30), (12, 40))), GroupShape(3, 32, ((10, 15),))]
     batch = shapes(groups)
-    found = flops.pretraining_step(encoder, predictor, groups)
+    counted = flops.pretraining_step(encoder, predictor, groups)
     grad = jax.value_and_grad(objective.loss, has_aux=True)
-    assert found.total == traced(grad, params, params['encoder'], batch)
-    assert found.target == sum(
-        traced(objective.targets, params['encoder'], group.clips) for group in batch.groups
+    assert counted.total == traced(grad, params, {'encoder': params['encoder']}, {}, batch, 0)
+    assert counted.target == sum(
+        traced(objective.targets, {'encoder': params['encoder']}, group.clips)
+        for group in batch.groups
     )
 
     def features(params, clips, ids):
-        return objective.encoder(params, clips, ids).sum()
+        return objective.nets['encoder'](params, clips, ids).sum()
 
     context = (
         (params['encoder'], group.clips, mask.context)
         for group in batch.groups
         for mask in group.masks
     )
-    assert found.context == sum(traced(jax.value_and_grad(features), *each) for each in context)
+    assert counted.context == sum(traced(jax.value_and_grad(features), *each) for each in context)
 
 
 @pytest.mark.parametrize('conditioning', ['tokens', 'adaln'])
@@ -95,7 +96,7 @@ def test_a_robots_step_is_what_its_program_multiplies(conditioning, cut):
     )
     objective = ActionConditioned(encoder, config, ACLoss(rollout_steps=3, stop_gradient=cut))
     params = jax.eval_shape(objective.init, jax.random.key(0))
-    frozen = objective.encoder.abstract
+    frozen = {'encoder': objective.frozen['encoder'].abstract}
     clips, frames = 2, 5
 
     def array(*shape, dtype=jnp.float32):
@@ -109,11 +110,11 @@ def test_a_robots_step_is_what_its_program_multiplies(conditioning, cut):
     count = functools.partial(
         flops.action_conditioned_step, config, clips, frames, rollout=3, prefix=1, cut=cut
     )
-    assert count() == traced(grad, params, {}, batch)
+    assert count() == traced(grad, params, {}, {}, batch, 0)
     pixels = dataclasses.replace(
         batch, features=None, frames=array(frames, 64, 64, 3, dtype=jnp.uint8)
     )
-    assert count(encode=encoder) == traced(grad, params, frozen, pixels)
+    assert count(encode=encoder) == traced(grad, params, {}, frozen, pixels, 0)
 
 
 def test_recomputation_does_not_count():
@@ -125,11 +126,11 @@ def test_recomputation_does_not_count():
     groups = [GroupShape(2, 64, ((20, 30),))]
     params = jax.eval_shape(again.init, jax.random.key(0))
     grad = jax.value_and_grad(again.loss, has_aux=True)
-    found = flops.pretraining_step(ENCODER, PREDICTOR, groups)
+    counted = flops.pretraining_step(ENCODER, PREDICTOR, groups)
     blocks = 2 * (flops.blocks(ENCODER, 20) + flops.blocks(PREDICTOR, 50))
-    executed = traced(grad, params, params['encoder'], shapes(groups))
+    executed = traced(grad, params, {'encoder': params['encoder']}, {}, shapes(groups), 0)
     # nearly all of the blocks' forward pass is run twice; a block's last product is not needed
-    assert 0.6 * blocks < executed - found.total <= blocks
+    assert 0.6 * blocks < executed - counted.total <= blocks
 
 
 def test_products_with_weights_can_be_kept():
@@ -142,7 +143,7 @@ def test_products_with_weights_can_be_kept():
     groups = [GroupShape(2, 64, ((20, 30),))]
     params = jax.eval_shape(again.init, jax.random.key(0))
     grad = jax.value_and_grad(again.loss, has_aux=True)
-    executed = traced(grad, params, params['encoder'], shapes(groups))
+    executed = traced(grad, params, {'encoder': params['encoder']}, {}, shapes(groups), 0)
     attention = 2 * sum(4 * n * n * c.width * c.depth for c, n in ((ENCODER, 20), (PREDICTOR, 50)))
     extra = executed - flops.pretraining_step(ENCODER, PREDICTOR, groups).total
     assert 0 < extra <= attention
@@ -171,8 +172,8 @@ def test_a_rollout_is_what_its_program_multiplies(conditioning):
     for known in (1, 2):
         given = [(known, 6, 40), (known, 7), (5, 3, 7), (known - 1, 7)]
         given = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in given]
-        found = traced(rollout, model, *given) - poses
+        counted = traced(rollout, model, *given) - poses
         if known == 2:  # the frame that all samples share, once
             frame = [jax.ShapeDtypeStruct((1, *s), jnp.float32) for s in ((6, 40), (1, 7), (1, 7))]
-            found -= traced(net, net.abstract, *frame)
-        assert found == 5 * flops.ac_rollout(config, known, 3)
+            counted -= traced(net, net.abstract, *frame)
+        assert counted == 5 * flops.ac_rollout(config, known, 3)

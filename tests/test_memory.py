@@ -1,20 +1,23 @@
-"""The memory estimate: exact where it can be, and near to what XLA allocates for a small step."""
+"""The memory estimate: exact where it can be, and near to what XLA allocates for a small step; and
+the split of a batch that is chosen by it."""
+
+import dataclasses
 
 import jax
-import jax.numpy as jnp
 import pytest
 
-from jepa_jax import optim
+from jepa_jax import memory, optim
+from jepa_jax.build import action_conditioned, masked_video
 from jepa_jax.config import ActionConditionedConfig, DataListConfig, MaskedVideoConfig
 from jepa_jax.data import Batch, Group
-from jepa_jax.data.trajectories import Trajectories
 from jepa_jax.errors import ConfigError
 from jepa_jax.masks import Mask
-from jepa_jax.memory import GIB, context_share, estimate
-from jepa_jax.objectives.action_conditioned import ActionConditioned
-from jepa_jax.objectives.masked_video import MaskedVideo
+from jepa_jax.memory import GIB, choose, context_share, estimate
+from jepa_jax.objectives import programs
 from jepa_jax.state import init_state
 from jepa_jax.step import make_step
+
+STATE = 'parameters, moments, averages'
 
 
 def recipe(**encoder) -> MaskedVideoConfig:
@@ -36,10 +39,10 @@ def recipe(**encoder) -> MaskedVideoConfig:
 def test_state_is_counted_exactly(size, encoder, predictor):
     config = recipe(size=size)
     config.mesh.fsdp = 8
-    found = estimate(config, devices=128)
+    sizes = estimate(config, devices=128)
     state = (4 * encoder + 3 * predictor) * 4 / 8 / GIB
-    assert found['parameters, moments, target'] == pytest.approx(state, rel=1e-9)
-    assert found['total'] == pytest.approx(sum(v for k, v in found.items() if k != 'total'))
+    assert sizes[STATE] == pytest.approx(state, rel=1e-9)
+    assert sizes['total'] == pytest.approx(sum(v for k, v in sizes.items() if k != 'total'))
 
 
 def test_activations_grow_with_the_clips_at_a_time():
@@ -50,6 +53,18 @@ def test_activations_grow_with_the_clips_at_a_time():
     for use in ('kept for the backward pass', 'targets and predictions', 'largest block'):
         assert half[use] == pytest.approx(one[use] / 2)
     assert half['gradients'] == one['gradients']
+
+
+def allocated(config, objective, batch) -> float:
+    """What XLA plans for a step beside its arguments, over what the estimate has beside the
+    state."""
+    optimizer = optim.build(config.optim, objective)
+    state = jax.eval_shape(lambda key: init_state(objective, optimizer.tx, key), jax.random.key(0))
+    frozen = {name: net.abstract for name, net in objective.frozen.items()}
+    step = jax.jit(make_step(objective, optimizer), donate_argnums=0)
+    planned = step.lower(state, frozen, batch).compile().memory_analysis().temp_size_in_bytes
+    sizes = estimate(config)
+    return planned / GIB / (sizes['total'] - sizes[STATE] - sizes['frozen nets'])
 
 
 @pytest.mark.slow
@@ -63,22 +78,14 @@ def test_near_to_what_xla_allocates(remat):
     config.optim.batch = rows = 256
     del config.masks[1]
     tokens = 4 * 4 * 4
-    clips = jax.ShapeDtypeStruct((rows, 8, 64, 64, 3), jnp.uint8)
+    clips = jax.ShapeDtypeStruct((rows, 8, 64, 64, 3), 'uint8')
     masks = []
     for mask in config.masks:
         kept = int(context_share(mask) * tokens)
-        ids = [jax.ShapeDtypeStruct((rows, n), jnp.int32) for n in (kept, tokens - kept)]
+        ids = [jax.ShapeDtypeStruct((rows, n), 'int32') for n in (kept, tokens - kept)]
         masks.append(Mask(*ids))
-    objective = MaskedVideo.of(config)
-    params = jax.eval_shape(objective.init, jax.random.key(0))
-    tx = optim.optimizer(config.optim, optim.decay_mask(params, objective.unused))
-    state = jax.eval_shape(lambda key: init_state(objective, tx, key), jax.random.key(0))
-    step = jax.jit(make_step(objective, tx, config.optim), donate_argnums=0)
-    compiled = step.lower(state, Batch((Group(clips, tuple(masks)),))).compile()
-    allocated = compiled.memory_analysis().temp_size_in_bytes / GIB
-    found = estimate(config)
+    share = allocated(config, masked_video(config), Batch((Group(clips, tuple(masks)),)))
     # the CPU stores attention scores, which the estimate leaves out: 64 x 64 a head, small here
-    share = allocated / (found['total'] - found['parameters, moments, target'])
     print(f'{remat}: {share:.2f} of the estimate is allocated')
     assert 0.6 < share < 1.3
 
@@ -92,12 +99,18 @@ def robot_recipe() -> ActionConditionedConfig:
 
 
 def test_state_of_a_robot_run_is_counted_exactly():
+    """The frozen encoder once, without moments; on no device where features are kept."""
     config = robot_recipe()
-    objective = ActionConditioned.of(config)
-    tx = optim.optimizer(config.optim, optim.decay_mask(objective.abstract, objective.unused))
-    state = jax.eval_shape(lambda key: init_state(objective, tx, key), jax.random.key(0))
+    objective = action_conditioned(config)
+    optimizer = optim.build(config.optim, objective)
+    state = jax.eval_shape(lambda key: init_state(objective, optimizer.tx, key), jax.random.key(0))
     held = sum(4 * leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim) / GIB
-    assert estimate(config)['parameters, moments, target'] == pytest.approx(held, rel=1e-9)
+    sizes = estimate(config)
+    assert sizes[STATE] == pytest.approx(held, rel=1e-9)
+    encoder = jax.tree.leaves(objective.frozen['encoder'].abstract)
+    assert sizes['frozen nets'] == pytest.approx(sum(4 * a.size for a in encoder) / GIB, rel=1e-9)
+    config.features = 'kept'
+    assert estimate(config)['frozen nets'] == 0
 
 
 @pytest.mark.slow
@@ -106,24 +119,8 @@ def test_state_of_a_robot_run_is_counted_exactly():
 def test_near_to_what_xla_allocates_for_a_robot(remat, prefix, features):
     config = robot_recipe()
     config.mesh.remat, config.features, config.rollout.prefix = remat, features, prefix
-    rows, frames, tokens = config.optim.batch, config.robot.frames, 4 * 4
-    objective = ActionConditioned.of(config)
-    params = jax.eval_shape(objective.init, jax.random.key(0))
-    tx = optim.optimizer(config.optim, optim.decay_mask(params, objective.unused))
-    state = jax.eval_shape(lambda key: init_state(objective, tx, key), jax.random.key(0))
-    shape = jax.ShapeDtypeStruct
-    batch = Trajectories(
-        shape((rows, frames - 1, 7), jnp.float32),
-        shape((rows, frames, 7), jnp.float32),
-        shape((rows,), jnp.int32),
-        None if features else shape((rows, frames, 64, 64, 3), jnp.uint8),
-        shape((rows, frames, tokens, 96), jnp.float16) if features else None,
-    )
-    step = jax.jit(make_step(objective, tx, config.optim), donate_argnums=0)
-    compiled = step.lower(state, batch).compile()
-    allocated = compiled.memory_analysis().temp_size_in_bytes / GIB
-    found = estimate(config)
-    share = allocated / (found['total'] - found['parameters, moments, target'])
+    (program,) = programs.action_conditioned(config, 1)
+    share = allocated(config, action_conditioned(config), program.shapes)
     print(f'{remat}, {prefix}, features {features!r}: {share:.2f} of the estimate is allocated')
     assert 0.6 < share < 1.3
 
@@ -139,3 +136,96 @@ def test_what_is_recomputed_is_not_kept():
     for config.mesh.remat in ('full', 'dots', 'none'):
         kept[config.mesh.remat] = estimate(config)['kept for the backward pass']
     assert kept['full'] < kept['dots'] / 3 and kept['dots'] < kept['none']
+
+
+def split(config) -> tuple[int, int]:
+    return config.mesh.fsdp, config.optim.accumulate
+
+
+def free(batch: int = 64, **encoder) -> MaskedVideoConfig:
+    """A config that leaves its split to the program."""
+    config = recipe(size='small', **encoder)
+    config.mesh.fsdp = config.optim.accumulate = 0
+    config.optim.batch = batch
+    return config
+
+
+def test_more_memory_takes_fewer_parts():
+    config, devices = free(), 4
+    tried = {}
+    for a in (1, 2, 4, 8, 16):
+        for n in (1, 2, 4):
+            each = memory._split(config, n, a)
+            tried[a, n] = estimate(each, devices)['total'] * GIB / memory.FILLED
+    splits = []
+    for capacity in (1.001 * tried[16, 4], 1.001 * tried[4, 1], 1.001 * tried[1, 4], 1e15):
+        chosen = choose(config, devices, capacity)
+        n, a = split(chosen)
+        # the first that fits, parts before shards
+        assert (a, n) == next(pair for pair, needed in tried.items() if needed <= capacity)
+        assert estimate(chosen, devices)['total'] * GIB <= memory.FILLED * capacity
+        splits.append((a, n))
+    assert splits == sorted(splits, reverse=True) and len(set(splits)) > 2
+    assert split(config) == (0, 0)  # the config itself is left as it is
+    assert split(choose(config, devices, 0)) == (1, 1)  # memory not known
+
+
+def test_shards_divide_devices_and_widths():
+    """Of 6 devices, 4 shards are none; of width 50, neither 4 nor 3 are."""
+    config = free(batch=60)
+    needed = estimate(memory._split(config, 6, 10), 6)['total'] * GIB / memory.FILLED
+    assert split(choose(config, 6, 1.001 * needed)) == (6, 10)
+    config = free(batch=60, width=100, depth=4, heads=5)
+    config.predictor.width, config.predictor.heads = 50, 2
+    least = estimate(memory._split(config, 2, 5), 12)['total'] * GIB / memory.FILLED
+    assert split(choose(config, 12, 1.001 * least)) == (2, 5)
+    with pytest.raises(ConfigError, match='mesh.fsdp 2, optim.accumulate 5'):
+        choose(config, 12, 0.999 * least)
+
+
+def test_what_is_set_is_left_alone():
+    config = free()
+    config.mesh.fsdp = 2
+    assert split(choose(config, 4, 1e15)) == (2, 1)
+    config.optim.accumulate = 4
+    assert choose(config, 4, 1.0) is config
+    config.mesh.fsdp = 0
+    assert split(choose(config, 4, 1e15)) == (1, 4)
+
+
+def test_nothing_fits():
+    config = free()
+    with pytest.raises(ConfigError) as error:
+        choose(config, 4, 1e6)
+    text = str(error.value)
+    for part in ('memory needs at least', 'GiB a device', 'mesh.fsdp 4', 'optim.accumulate 16',
+                 'take more devices, a smaller model or shorter clips'):  # fmt: skip
+        assert part in text
+    config.optim.batch = 6
+    with pytest.raises(ConfigError, match='optim.batch = 6: must be a multiple of 4'):
+        choose(config, 4, 1e15)
+
+
+def test_every_list_keeps_a_row():
+    """Lists of other frame counts need a row each of what a device takes at a time."""
+    config = free(batch=16)
+    config.data.lists.append(DataListConfig(kind='synthetic', frames=8))
+    assert split(choose(config, 2, 1e15)) == (1, 1)
+    with pytest.raises(ConfigError, match='mesh.fsdp 2, optim.accumulate 4'):
+        choose(config, 2, 1e6)
+
+
+def test_a_loss_of_the_whole_batch_is_not_cut(monkeypatch):
+    monkeypatch.setattr('jepa_jax.objectives.masked_video.MaskedVideo.whole_batch', True)
+    with pytest.raises(ConfigError, match='mesh.fsdp 4, optim.accumulate 1'):
+        choose(free(), 4, 1e6)
+
+
+def test_a_frozen_net_takes_room():
+    """Kept features leave room for more clips at a time."""
+    config = robot_recipe()
+    config.robot.kind, config.optim.accumulate = 'synthetic', 0
+    sizes = estimate(dataclasses.replace(config, features='kept'))
+    capacity = 1.001 * sizes['total'] * GIB / memory.FILLED
+    assert split(choose(dataclasses.replace(config, features='kept'), 1, capacity)) == (1, 1)
+    assert split(choose(config, 1, capacity))[1] > 1

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from jepa_jax import cli, convert, plan
-from jepa_jax.convert.weights import Weights
-from jepa_jax.models.ac_predictor import ACPredictor, ACPredictorConfig
-from jepa_jax.models.vit import ViT, ViTConfig
-from jepa_jax.nets import Net
+from jepa_jax.models.ac_predictor import ACPredictorConfig
+from jepa_jax.models.vit import ViTConfig
+from jepa_jax.weights import parts
+from jepa_jax.weights.contents import StoredNet, Weights
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -67,7 +67,7 @@ NAN[0, 1, 3] = np.nan
 def said(capsys, *arguments: str) -> str:
     """The line that the command ends with; the same process, as starting JAX takes seconds."""
     status = cli.run(
-        plan.main, doc=plan.__doc__, config=None, options=plan.add_options, argv=arguments
+        plan.main, doc=plan.__doc__, tables=(), options=plan.add_options, argv=arguments
     )
     error = capsys.readouterr().err.strip()
     assert status == 1 and error.startswith('error: ') and len(error.splitlines()) == 1, error
@@ -143,16 +143,15 @@ def test_what_cannot_be_planned_gets_one_line(flags, message, tmp_path, capsys):
 def test_a_model_of_other_widths_gets_one_line(widths, message, tmp_path, capsys):
     encoder = ViTConfig(48, 1, 2, image_size=32)
     config = ACPredictorConfig(48, width=48, depth=1, heads=2, grid=(2, 2), **widths)
-    trees = {
-        part: jax.tree.map(lambda a: np.zeros(a.shape, np.float32), Net(make).abstract)
-        for part, make in (
-            ('target', lambda rngs: ViT(encoder, rngs=rngs)),
-            ('ac_predictor', lambda rngs: ACPredictor(config, rngs=rngs)),
-        )
-    }
+
+    def zeros(part, config):
+        abstract = parts.net(part, config).abstract
+        tree = jax.tree.map(lambda a: np.zeros(a.shape, np.float32), abstract)
+        return StoredNet(part, config, tree)
+
+    nets = {'target': zeros('encoder', encoder), 'ac_predictor': zeros('ac_predictor', config)}
     model = tmp_path / 'model'
-    weights = Weights(tmp_path, 'jax', '2.0', 'custom', encoder, config, None, trees)
-    convert.write(weights, model, to='jax')
+    convert.write(Weights(tmp_path, 'jax', nets), model, to='jax')
     options = '--model', str(model), '--input', str(trajectory(tmp_path / 'a.npz'))
     found = said(capsys, *options, '--out', str(tmp_path), '--state-weight', '1')
     assert found == message.format(model)

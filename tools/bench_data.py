@@ -28,7 +28,7 @@ import psutil  # comes with tensorflow-datasets
 
 from jepa_jax.config import DataListConfig, MaskedVideoConfig
 from jepa_jax.data import decode
-from jepa_jax.data.pipeline import Pipeline
+from jepa_jax.data.videos import VideoStream
 from jepa_jax.errors import ConfigError, DataError
 
 SECONDS, FPS = 10, 30  # of self-made videos
@@ -107,7 +107,7 @@ def requests(config: MaskedVideoConfig, steps: int) -> list[tuple[str, np.ndarra
 
     decode.read_frames = watch
     try:
-        with Pipeline(config) as pipeline, pipeline.batches() as batches:
+        with VideoStream(config) as pipeline, pipeline.batches() as batches:
             for _ in range(steps):
                 next(batches)
     finally:
@@ -137,7 +137,7 @@ def run(config: MaskedVideoConfig, workers: list[int], steps: int, rounds: int) 
                 decode.read_frames(path, lambda _, frames=frames: frames)
         for n in workers:
             config.data.workers = n
-            with Pipeline(config) as pipeline, pipeline.batches(number * steps) as batches:
+            with VideoStream(config) as pipeline, pipeline.batches(number * steps) as batches:
                 warm = 1 + max(1, n) * config.data.prefetch  # workers are up, buffers are full
                 for _ in range(warm):
                     next(batches)
@@ -162,7 +162,7 @@ def run(config: MaskedVideoConfig, workers: list[int], steps: int, rounds: int) 
 def memory(config: MaskedVideoConfig, steps: int) -> dict:
     """Resident memory of all processes, MiB, as batches go by."""
     points = []
-    with Pipeline(config) as pipeline, pipeline.batches() as batches:
+    with VideoStream(config) as pipeline, pipeline.batches() as batches:
         for step in range(steps):
             next(batches)
             if (step + 1) % max(1, steps // 20) == 0:

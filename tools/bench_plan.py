@@ -14,8 +14,10 @@ and keeps its fastest, unless --at-once says.
 
 Budgets are those of the closed loop's `:ci` (reach), of `jepa_jax.plan --model random:tiny`
 (default) and of the paper (published: 24 blocks of width 1,024, 258 tokens a frame, 800 samples, 10
-iterations, one action). With --samples or --iterations a part of a budget is measured, and said to
-be. The floor is the predictor's FLOPs over the rate of a large matrix product in the same run.
+iterations, one action). --platform gpu --dtype bfloat16 runs both sides there; energies in bfloat16
+may differ by 2 % of themselves, and elites are not compared. With --samples or --iterations a part
+of a budget is measured, and said to be. The floor is the predictor's FLOPs over the rate of a large
+matrix product in the same run.
 """
 
 from __future__ import annotations
@@ -26,16 +28,16 @@ import json
 import os
 import pathlib
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from typing import Any
 
 from jepa_jax import cli
+from tools.bench_embed import run_side
 
 SIDES = ('jepa_jax', 'torch')
-CLOSE = 1e-4  # by which energies may differ, of themselves
+CLOSE = {'float32': 1e-4, 'bfloat16': 2e-2}  # by which energies may differ, of themselves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +76,8 @@ def bench(
     threads: int,
     at_once: int | None,
     original: str,
+    platform: str,
+    dtype: str,
     json_file: str | None,
     **changes: int | None,
 ) -> None:
@@ -87,10 +91,11 @@ def bench(
     if b.elites > b.samples:
         b = dataclasses.replace(b, elites=max(2, b.samples // 4))
     result: dict[str, Any] = {'budget': budget, **dataclasses.asdict(b), 'threads': threads}
+    result |= {'platform': platform, 'dtype': dtype}
     print(
         f'{budget}: {b.depth} blocks of width {b.width}, {b.side**2 + 2} tokens a frame; '
         f'{b.samples} samples x {b.iterations} iterations, horizon {b.horizon}, {b.elites} elites; '
-        f'float32, {threads} threads'
+        f'{dtype}, {platform}, {threads} threads'
     )
     share = b.samples * b.iterations * b.horizon / (full.samples * full.iterations * full.horizon)
     if share != 1:
@@ -100,11 +105,12 @@ def bench(
         folder = pathlib.Path(place)
         (folder / 'budget.json').write_text(json.dumps(dataclasses.asdict(b)))
         options = [f'--rounds={rounds}', f'--original={original}']
+        options += [f'--platform={platform}', f'--dtype={dtype}']
         if at_once is not None:
             options.append(f'--at-once={at_once}')
-        result['flops'] = _child('write', folder, threads, options)
+        result['flops'] = run_side('bench_plan', 'write', folder, platform, threads, options)
         for side in SIDES:
-            result[side] = found = _child(side, folder, threads, options)
+            result[side] = found = run_side('bench_plan', side, folder, platform, threads, options)
             tried = ', '.join(f'{n}: {s:.3g} s' for n, s in found['tried'].items())
             chosen = found['at_once'] or ('all' if side == 'torch' else 'by our rule')
             print(
@@ -131,7 +137,8 @@ def bench(
     )
     if json_file:
         pathlib.Path(json_file).write_text(json.dumps(result, indent=2) + '\n')
-    if result['difference'] > CLOSE or result['alike'] < b.iterations:
+    apart = dtype == 'float32' and result['alike'] < b.iterations
+    if apart or result['difference'] > CLOSE[dtype]:
         raise BenchError('the sides disagree: the times mean nothing')
 
 
@@ -150,20 +157,6 @@ def compare(folder: pathlib.Path) -> dict[str, float]:
     }
 
 
-def _child(side: str, folder: pathlib.Path, threads: int, options: list[str]) -> dict[str, Any]:
-    environment = {**os.environ, 'OMP_NUM_THREADS': str(threads), 'JAX_PLATFORMS': 'cpu'}
-    cores = sorted(os.sched_getaffinity(0))[:threads]  # as many threads as cores, for both
-    done = subprocess.run(
-        [sys.executable, '-m', __spec__.name, '--side', side, '--folder', str(folder), *options],
-        env=environment, capture_output=True, text=True,
-        preexec_fn=lambda: os.sched_setaffinity(0, cores),
-    )  # fmt: skip
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or ['nothing on stderr']
-        raise BenchError(f'{side}: exit status {done.returncode}: {lines[-1]}')
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 # In the processes of their own
 
 
@@ -174,28 +167,28 @@ def _read(folder: pathlib.Path) -> tuple[Budget, dict[str, Any]]:
         return Budget(**json.loads((folder / 'budget.json').read_text())), dict(file)
 
 
-def _predictor(b: Budget):
+def _predictor(b: Budget, dtype: str = 'float32'):
     import jax.numpy as jnp
 
-    from jepa_jax.models.ac_predictor import ACPredictor, ACPredictorConfig
-    from jepa_jax.nets import Net
+    from jepa_jax.models.ac_predictor import ACPredictorConfig
+    from jepa_jax.weights.parts import net
 
     config = ACPredictorConfig(
         b.encoder_width, width=b.width, depth=b.depth, heads=b.heads, grid=(b.side, b.side),
-        dtype=jnp.float32,
+        dtype=jnp.dtype(dtype),
     )  # fmt: skip
-    return config, Net(lambda rngs: ACPredictor(config, rngs=rngs))
+    return config, net('ac_predictor', config)
 
 
-def _write(folder: pathlib.Path) -> dict[str, float]:
+def _write(folder: pathlib.Path, dtype: str) -> dict[str, float]:
     """Weights by the names of the released files, inputs and noise; -> FLOPs."""
     import jax
     import jax.numpy as jnp
     import numpy as np
 
     from jepa_jax import flops
-    from jepa_jax.convert import tables
-    from tools.bench_step import matmul_peak
+    from jepa_jax.weights import tables
+    from tools.steps import matmul_peak
 
     b = Budget(**json.loads((folder / 'budget.json').read_text()))
     config, net = _predictor(b)
@@ -211,7 +204,7 @@ def _write(folder: pathlib.Path) -> dict[str, float]:
         return drawn + 1 if 'scale' in name else drawn
 
     params = jax.tree.map_with_path(draw, net.abstract)
-    links = tables.bind(tables.AC_PREDICTOR, params)
+    links = tables.bind(tables.table('ac_predictor', config, 'torch')[0], params)
     np.savez(folder / 'weights.npz', **dict(tables.to_file(links, params)))
 
     def features(*shape):
@@ -228,33 +221,37 @@ def _write(folder: pathlib.Path) -> dict[str, float]:
     once = flops.ac_rollout(config, 1, b.horizon)
     return {
         'plan': once * b.samples * b.iterations,
-        'matmul_per_s': matmul_peak(jnp.float32),
+        'matmul_per_s': matmul_peak(jnp.dtype(dtype)),
     }
 
 
-def candidates(b: Budget) -> list[int]:
+def candidates(b: Budget, platform: str) -> list[int]:
     """How many samples PyTorch tries running together; 0: all."""
+    if platform == 'gpu':  # no cache to stay within
+        return [0, 100] if b.samples > 100 else [0]
     tokens = b.side**2 + 2
     return sorted({n for n in (1, 2, 4, 8, 16, 40) if b.samples % n == 0 and n < b.samples
                    and 250 <= n * tokens <= 5000} | {0})  # fmt: skip
 
 
-def _ours(folder: pathlib.Path, at_once: int):
+def _ours(folder: pathlib.Path, at_once: int, platform: str, dtype: str):
     """-> a function that plans, and seconds of compiling."""
     import jax
     import jax.numpy as jnp
     import numpy as np
 
-    from jepa_jax.convert import tables
-    from jepa_jax.convert.tables import Leaf
     from jepa_jax.planning.cem import CEM, end_effector
     from jepa_jax.planning.world_model import ACWorldModel, Context, Goal
+    from jepa_jax.weights import tables
+    from jepa_jax.weights.tables import Leaf
 
+    if jax.default_backend() != platform:
+        raise BenchError(f'JAX computes on {jax.default_backend()}, must be {platform}')
     b, given = _read(folder)
-    config, net = _predictor(b)
+    config, net = _predictor(b, dtype)
     with np.load(folder / 'weights.npz') as file:
         stored = {k: Leaf(file[k].shape, file[k].dtype, lambda a=file[k]: a) for k in file}
-        links = tables.bind(tables.AC_PREDICTOR, net.abstract)
+        links = tables.bind(tables.table('ac_predictor', config, 'torch')[0], net.abstract)
         params = jax.tree.map(jnp.asarray, tables.from_file(links, stored))
     model = ACWorldModel(params, net, config, b.horizon, at_once=at_once)
     planner = CEM(
@@ -275,8 +272,9 @@ def _ours(folder: pathlib.Path, at_once: int):
     return run, seconds
 
 
-def _theirs(folder: pathlib.Path, at_once: int, original: str):
+def _theirs(folder: pathlib.Path, at_once: int, original: str, platform: str, dtype: str):
     import numpy as np
+    import torch
 
     from tools import plan_with_torch
 
@@ -286,11 +284,19 @@ def _theirs(folder: pathlib.Path, at_once: int, original: str):
     threads = int(os.environ['OMP_NUM_THREADS'])
     if original:
         return plan_with_torch.original(original, b, weights, given, threads), 0.0
-    return plan_with_torch.plain(b, weights, given, threads, at_once), 0.0
+    device = 'cuda' if platform == 'gpu' else 'cpu'
+    form = {'device': torch.device(device), 'dtype': getattr(torch, dtype)}
+    return plan_with_torch.plain(b, weights, given, threads, at_once, **form), 0.0
 
 
 def _measure(
-    side: str, folder: pathlib.Path, rounds: int, at_once: int | None, original: str
+    side: str,
+    folder: pathlib.Path,
+    rounds: int,
+    at_once: int | None,
+    original: str,
+    platform: str,
+    dtype: str,
 ) -> dict[str, Any]:
     import numpy as np
 
@@ -299,10 +305,12 @@ def _measure(
     best: tuple | None = None
     numbers = [at_once or 0]
     if side == 'torch' and at_once is None and not original:
-        numbers = candidates(b)
+        numbers = candidates(b, platform)
     for number in numbers:
-        make = _ours(folder, number) if side == 'jepa_jax' else _theirs(folder, number, original)
-        run, compiling = make
+        if side == 'jepa_jax':
+            run, compiling = _ours(folder, number, platform, dtype)
+        else:
+            run, compiling = _theirs(folder, number, original, platform, dtype)
         mark = time.perf_counter()
         output = run()
         first = time.perf_counter() - mark
@@ -335,10 +343,11 @@ def run(side: str | None, folder: str | None, **options: Any) -> None:
     if side is None:
         bench(**options)
     elif side == 'write':
-        print(json.dumps(_write(pathlib.Path(folder))))
+        print(json.dumps(_write(pathlib.Path(folder), options['dtype'])))
     else:
-        wanted = {name: options[name] for name in ('rounds', 'at_once', 'original')}
-        print(json.dumps(_measure(side, pathlib.Path(folder), **wanted)))
+        names = ('rounds', 'at_once', 'original', 'platform', 'dtype')
+        row = _measure(side, pathlib.Path(folder), **{name: options[name] for name in names})
+        print(json.dumps(row))
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
@@ -352,6 +361,8 @@ def _options(parser: argparse.ArgumentParser) -> None:
     for name in ('samples', 'iterations', 'horizon', 'elites'):
         add(f'--{name}', type=count, metavar='N', help="in place of the budget's")
     add('--at-once', type=int, metavar='N', help='samples that run together; 0: all')
+    add('--platform', choices=('cpu', 'gpu'), default='cpu', help='(%(default)s)')
+    add('--dtype', choices=CLOSE, default='float32', help='(%(default)s)')
     add('--original', default='', metavar='DIR', help="a checkout of the original's code")
     add('--rounds', type=count, default=5, metavar='N', help='timed plans (%(default)s)')
     add('--threads', type=count, default=2, metavar='N', help='and cores (%(default)s)')
@@ -361,7 +372,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 def main() -> int:
-    return cli.run(run, doc=__doc__, config=None, options=_options)
+    return cli.run(run, doc=__doc__, tables=(), options=_options)
 
 
 if __name__ == '__main__':

@@ -277,4 +277,4 @@ def main(crop: int, model: str, episodes: int, picture: str, **fields) -> None:
 
 
 if __name__ == '__main__':
-    sys.exit(cli.run(main, doc=__doc__, config=None, options=add_options))
+    sys.exit(cli.run(main, doc=__doc__, tables=(), options=add_options))

@@ -188,6 +188,8 @@ class Program:
                 return 0
             q, k, v = [o.arrays[0] for o in self._operands(where, each) if _heads(o)][:3]
             return SPLASH[kernel] * 2 * q.size * k.dims[-2]
+        if library := re.search(r'custom_call_target="(__(?:cublas|cudnn)[^"]*)"', each.attributes):
+            self.uncounted_kernels.add(library[1])  # of a GPU
         return 0
 
     def kernels(self) -> dict[str, int]:

@@ -54,8 +54,9 @@ def inspect(path: str, verify: bool, params: bool) -> None:
 
 
 def _foreign(path: pathlib.Path, params: bool) -> None:
-    from jepa_jax import convert
     from jepa_jax.convert.tables import flatten
+
+    from jepa_jax import convert
 
     weights = convert.read(path)
     print(*weights.summary(), sep='\n')
@@ -110,4 +111,4 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == '__main__':
-    sys.exit(cli.run(inspect, doc=__doc__, config=None, options=_options))
+    sys.exit(cli.run(inspect, doc=__doc__, tables=(), options=_options))

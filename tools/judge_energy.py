@@ -29,14 +29,10 @@ import numpy as np
 
 from jepa_jax import cli
 from jepa_jax.config import RobotConfig
-from jepa_jax.errors import BadFile
+from jepa_jax.errors import BadFile, ConfigError, DataError
 
 AXES = (0, 1, 2)  # x, y, z
 BATCH = 16  # frames encoded together
-
-
-class JudgeError(ValueError):
-    """Recordings that cannot be judged with: what was found and what is allowed."""
 
 
 def pairs(data: RobotConfig, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
@@ -44,12 +40,12 @@ def pairs(data: RobotConfig, count: int) -> tuple[np.ndarray, np.ndarray, np.nda
     from every episode and spread over it; and what could not be read.
 
     Raises:
-      JudgeError: no episode can be read, or their frames differ in size.
+      DataError: no episode can be read, or their frames differ in size.
     """
     from jepa_jax.data import robot
 
     recordings = robot.open_recordings(data)
-    found, bad = [], {}
+    pieces, bad = [], {}
     rounds = -(-count // len(recordings))
     chosen = np.unique(np.linspace(0, len(recordings) - 1, min(count, len(recordings))).round())
     for turn in range(rounds):
@@ -58,18 +54,18 @@ def pairs(data: RobotConfig, count: int) -> tuple[np.ndarray, np.ndarray, np.nda
             return int(share * places)
 
         for i in chosen.astype(int):
-            if len(found) == count or i in bad:
+            if len(pieces) == count or i in bad:
                 continue
             try:
-                found.append(robot.cut(recordings.episode(int(i)), 2, data.fps, draw))
+                pieces.append(robot.cut(recordings.episode(int(i)), 2, data.fps, draw))
             except (BadFile, OSError) as error:
                 bad[i] = str(error)
-    if not found:
-        raise JudgeError(f'{data.path}: no episode can be read: {next(iter(bad.values()))}')
-    if len(sizes := {piece.frames.shape[1:3] for piece in found}) > 1:
+    if not pieces:
+        raise DataError(f'{data.path}: no episode can be read: {next(iter(bad.values()))}')
+    if len(sizes := {piece.frames.shape[1:3] for piece in pieces}) > 1:
         words = ', '.join(f'{w} x {h}' for h, w in sorted(sizes))
-        raise JudgeError(f'{data.path}: pictures of {words} pixels: must be of one size')
-    stacked = [np.stack([getattr(p, k) for p in found]) for k in ('frames', 'states', 'actions')]
+        raise DataError(f'{data.path}: pictures of {words} pixels: must be of one size')
+    stacked = [np.stack([getattr(p, k) for p in pieces]) for k in ('frames', 'states', 'actions')]
     return stacked[0], stacked[1], stacked[2][:, 0], list(bad.values())
 
 
@@ -95,7 +91,7 @@ def judge(agent, frames, states, actions, cost, *, samples: int, bound: float, s
     )  # fmt: skip
 
 
-def summarise(found: dict[str, np.ndarray], actions: np.ndarray, least: float) -> dict[str, Any]:
+def summarise(judged: dict[str, np.ndarray], actions: np.ndarray, least: float) -> dict[str, Any]:
     """Means over pairs and their 95 % intervals: of shares Wilson's, of the others by the normal
     approximation."""
     from scipy import stats
@@ -116,19 +112,19 @@ def summarise(found: dict[str, np.ndarray], actions: np.ndarray, least: float) -
         return {'mean': middle, **ends, 'pairs': len(values)}
 
     result = {
-        'still': share(found['energy'] < found['still']),
-        'rank': mean(found['rank']),
-        'order': mean(found['order']),
+        'still': share(judged['energy'] < judged['still']),
+        'rank': mean(judged['rank']),
+        'order': mean(judged['order']),
     }
     for column, axis in enumerate(AXES):
         moves = np.abs(actions[:, axis]) >= least
-        result[f'sign {STATE[axis]}'] = share(found['sign'][moves, column])
+        result[f'sign {STATE[axis]}'] = share(judged['sign'][moves, column])
     return result
 
 
 def main(
     model: str,
-    pairs_wanted: int,
+    pair_count: int,
     samples: int,
     bound: float,
     least: float,
@@ -143,23 +139,24 @@ def main(
     """Reads, judges, prints."""
     from jepa_jax import start
     from jepa_jax.plan import COSTS
-    from jepa_jax.planning import robot
+    from jepa_jax.planning.model import check_contract, load
     from jepa_jax.planning.world_model import Cost
 
-    if pairs_wanted < 2:
-        raise JudgeError(f'--pairs {pairs_wanted}: must be at least 2')
+    if pair_count < 2:
+        raise ConfigError(f'--pairs {pair_count}: must be at least 2')
     data = RobotConfig(**fields)
-    robot.check_contract(model, data)
-    frames, states, actions, bad = pairs(data, pairs_wanted)
+    check_contract(model, data)
+    frames, states, actions, bad = pairs(data, pair_count)
     start.compilation_cache()
     # a random model is made for squares, as training makes them
     size = (crop, crop) if model.startswith('random:') else frames.shape[2:4]
-    agent = robot.load(model, size=size, encoder=encoder, dtype=dtype, seed=seed)
+    agent = load(model, size=size, encoder=encoder, dtype=dtype, seed=seed)
     for line in (*agent.about, *(f'cannot be read: {text}' for text in bad)):
         print(line)
-    found = judge(agent, frames, states, actions, Cost(COSTS[cost]), samples=samples, bound=bound,
-                  seed=seed)  # fmt: skip
-    result = summarise(found, actions, least)
+    judged = judge(
+        agent, frames, states, actions, Cost(COSTS[cost]), samples=samples, bound=bound, seed=seed
+    )
+    result = summarise(judged, actions, least)
     print(f'{len(actions)} pairs, {cost} cost, {samples} random actions within {bound:g} m each')
     for name, row in result.items():
         few = '' if row['pairs'] == len(actions) else f', {row["pairs"]} pairs'
@@ -175,7 +172,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     for field in dataclasses.fields(RobotConfig):
         if field.name != 'frames':
             add(f'--{field.name}', type=type(field.default), default=field.default)
-    add('--pairs', type=int, default=64, metavar='N', dest='pairs_wanted', help='(%(default)s)')
+    add('--pairs', type=int, default=64, metavar='N', dest='pair_count', help='(%(default)s)')
     add('--samples', type=int, default=64, metavar='N', help='random actions (%(default)s)')
     add('--bound', type=float, default=0.075, metavar='M', help='of random actions (%(default)s)')
     add('--least', type=float, default=0.005, metavar='M',
@@ -189,4 +186,4 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == '__main__':
-    sys.exit(cli.run(main, doc=__doc__, config=None, options=_options))
+    sys.exit(cli.run(main, doc=__doc__, tables=(), options=_options))

@@ -105,11 +105,11 @@ class Predictor(nn.Module):
 
 def advance(pose: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
     """Poses [S, 7] after actions [S, 7]."""
-    p, a = pose.numpy(), action.numpy()
+    p, a = pose.float().cpu().numpy(), action.float().cpu().numpy()
     turned = Rotation.from_euler('xyz', a[:, 3:6]) * Rotation.from_euler('xyz', p[:, 3:6])
     closed = np.clip(p[:, 6:] + a[:, 6:], 0, 1)
     new = np.concatenate([p[:, :3] + a[:, :3], turned.as_euler('xyz'), closed], 1)
-    return torch.from_numpy(new.astype(np.float32))
+    return torch.from_numpy(new.astype(np.float32)).to(pose)
 
 
 def load(module: nn.Module, weights: dict[str, np.ndarray]) -> nn.Module:
@@ -118,27 +118,40 @@ def load(module: nn.Module, weights: dict[str, np.ndarray]) -> nn.Module:
 
 
 def plain(
-    b, weights: dict[str, np.ndarray], given: dict[str, np.ndarray], threads: int, at_once: int
+    b,
+    weights: dict[str, np.ndarray],
+    given: dict[str, np.ndarray],
+    threads: int,
+    at_once: int,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> Callable[[], tuple[Any, Any, Any]]:
-    """A function that plans -> actions [H, 7], energies [J, S], elites [J, K]."""
+    """A function that plans -> actions [H, 7], energies [J, S], elites [J, K].
+
+    The predictor computes in `dtype`; what is drawn, energies and statistics are float32.
+    """
     torch.set_num_threads(threads)
-    predictor = load(Predictor(b), weights)
-    frame, goal, state, noise = (torch.from_numpy(given[k]) for k in given)
-    bounds = torch.tensor([b.max_step] * 3 + [0.75])
+    predictor = load(Predictor(b), weights).to(device, dtype)
+    predictor.tables = [tuple(t.to(device, dtype) for t in pair) for pair in predictor.tables]
+    predictor.mask = predictor.mask.to(device)
+    frame, goal, state, noise = (torch.from_numpy(given[k]).to(device) for k in given)
+    frame, state = frame.to(dtype), state.to(dtype)
+    bounds = torch.tensor([b.max_step] * 3 + [0.75], device=device)
 
     def rollout(actions: torch.Tensor) -> torch.Tensor:
         """actions [S, H, 7] -> energies [S]."""
         S = len(actions)
         frames, states = frame.expand(S, 1, -1, -1), state.expand(S, 1, -1)
         for h in range(b.horizon):
-            new = predictor(frames, actions[:, : h + 1], states)
+            new = predictor(frames, actions[:, : h + 1].to(dtype), states)
             if h + 1 < b.horizon:
                 frames = torch.cat([frames, new[:, None]], 1)
                 states = torch.cat([states, advance(states[:, -1], actions[:, h])[:, None]], 1)
-        return (new - goal).abs().mean((1, 2))
+        return (new.float() - goal).abs().mean((1, 2))
 
     def run():
-        mean, std = torch.zeros(b.horizon, 4), torch.tensor([b.max_step] * 3 + [1.0])
+        mean = torch.zeros(b.horizon, 4, device=device)
+        std = torch.tensor([b.max_step] * 3 + [1.0], device=device)
         std = std.expand(b.horizon, 4)
         all_energies, all_elites = [], []
         with torch.inference_mode():
@@ -155,11 +168,11 @@ def plain(
                 std = best.std(0) * 0.85 + std * 0.15
                 all_energies.append(energies)
                 all_elites.append(elites)
-        plan = torch.zeros(b.horizon, 7)
+        plan = torch.zeros(b.horizon, 7, device=device)
         plan[:, :3] = mean[:, :3]
         plan[:, 6] = torch.where(mean[:, 3].abs() < 0.25, 0.0, mean[:, 3])
         found = plan, torch.stack(all_energies), torch.stack(all_elites)
-        return tuple(a.numpy() for a in found)
+        return tuple(a.cpu().numpy() for a in found)
 
     return run
 

@@ -31,13 +31,16 @@ from jepa_jax.config.parts import ProbeConfig as ProbeConfig
 from jepa_jax.config.parts import RobotConfig as RobotConfig
 from jepa_jax.config.parts import RolloutConfig as RolloutConfig
 from jepa_jax.config.parts import ViewConfig as ViewConfig
+from jepa_jax.config.runs import EvalConfig as EvalConfig
 from jepa_jax.config.runs import RunConfig as RunConfig
 from jepa_jax.config.runs import StudyConfig as StudyConfig
+from jepa_jax.config.self_made import SelfMadeConfig as SelfMadeConfig
 from jepa_jax.config.sim import CollectionConfig as CollectionConfig
 from jepa_jax.config.sim import SimConfig as SimConfig
 from jepa_jax.config.sim import SimEvaluationConfig as SimEvaluationConfig
 from jepa_jax.config.sim import SimGatesConfig as SimGatesConfig
 from jepa_jax.config.trials import parse_arg as parse_arg
+from jepa_jax.config.trials import parse_words as parse_words
 from jepa_jax.errors import ConfigError as ConfigError
 
 # What users' own config files may still call things.

@@ -18,7 +18,7 @@ from jepa_jax.config.derived import horizon
 from jepa_jax.config.parts import EncoderConfig
 from jepa_jax.config.runs import RunConfig
 from jepa_jax.errors import ConfigError, allowed, nearest
-from jepa_jax.models import SIZES
+from jepa_jax.models import SIZE_ALIASES, SIZES
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,10 @@ class OneOf:
     """One of a few words."""
 
     words: tuple[str, ...]
+    aliases: tuple[str, ...] = ()  # also allowed, and not offered
 
     def holds(self, value: Any) -> bool:
-        return value in self.words
+        return value in self.words or value in self.aliases
 
     def complaint(self, value: Any) -> str:
         return allowed(value, self.words)
@@ -80,7 +81,7 @@ RULES: dict[type, dict[str, Rule | OneOf]] = {
         'max_keep': NOT_NEGATIVE,
     },
     parts.EncoderConfig: {
-        'size': OneOf(tuple(SIZES)),
+        'size': OneOf(tuple(SIZES), tuple(SIZE_ALIASES)),
         'width': NOT_NEGATIVE,
         'depth': NOT_NEGATIVE,
         'heads': NOT_NEGATIVE,

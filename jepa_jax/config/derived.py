@@ -7,7 +7,7 @@ import pathlib
 
 from jepa_jax.config.parts import DataConfig, EncoderConfig, OptimConfig
 from jepa_jax.errors import ConfigError, allowed
-from jepa_jax.models import SIZES, Size
+from jepa_jax.models import SIZE_ALIASES, SIZES, Size
 
 
 def cache_root() -> pathlib.Path:
@@ -19,11 +19,12 @@ def encoder_shape(encoder: EncoderConfig) -> Size:
     """Width, depth, heads and MLP ratio of the encoder: those set, the others as its size says.
 
     Raises:
-      ConfigError: `size` is no key of jepa_jax.models.SIZES.
+      ConfigError: `size` is no key of jepa_jax.models.SIZES, and no alias of one.
     """
-    if encoder.size not in SIZES:
+    name = SIZE_ALIASES.get(encoder.size, encoder.size)
+    if name not in SIZES:
         raise ConfigError(f"encoder.size = '{encoder.size}': {allowed(encoder.size, SIZES)}")
-    size = SIZES[encoder.size]
+    size = SIZES[name]
     names = (f.name for f in dataclasses.fields(Size))
     return Size(*(getattr(encoder, name) or getattr(size, name) for name in names))
 

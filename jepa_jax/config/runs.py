@@ -33,3 +33,14 @@ class StudyConfig:
     study: str = ''
     name: str = ''
     seed: int = 239
+
+
+@dataclass
+class EvalConfig:
+    """One run of `python -m jepa_jax.evaluate`."""
+
+    table = 'evaluation'  # its row is in jepa_jax.evals.EVALS
+
+    evaluation: str = ''
+    name: str = ''
+    seed: int = 0

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from jepa_jax.errors import ConfigError, nearest
+from jepa_jax.models import SIZE_ALIASES
 
 # Fields by their old names; also flags under them are understood.
 RENAMED = {'optim.stretch': 'optim.ipe_scale', 'optim.loss_exponent': 'loss_exponent'}
@@ -37,7 +38,7 @@ def to_json(config: Any) -> str:
 
 def upgrade(values: dict[str, Any]) -> dict[str, Any]:
     """A stored config as this program would store it, fields that it lacks apart: old names are
-    replaced, what had no meaning is left out, and the objective is named."""
+    replaced, sizes have one name, what had no meaning is left out, and the objective is named."""
     values = json.loads(json.dumps(values))
     values['objective'] = objective_of(values)
     for old, new in RENAMED.items():
@@ -45,6 +46,9 @@ def upgrade(values: dict[str, Any]) -> dict[str, Any]:
         if key in parent:
             place, name = _holder(values, new)
             place[name] = parent.pop(key)
+    encoder = values.get('encoder', {})
+    if (size := encoder.get('size')) in SIZE_ALIASES:
+        encoder['size'] = SIZE_ALIASES[size]
     for name in DROPPED.get(values['objective'], ()):
         parent, key = _holder(values, name)
         parent.pop(key, None)

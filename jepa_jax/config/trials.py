@@ -1,6 +1,7 @@
 """Any run as a trial of a minute on two cores; and the arguments that ask for one."""
 
 import math
+from collections.abc import Sequence
 
 from jepa_jax.config.action_conditioned import ActionConditionedConfig
 from jepa_jax.config.derived import frame_counts
@@ -18,14 +19,28 @@ def parse_arg(arg: str, *phases: str) -> tuple[str, bool]:
     Raises:
       ConfigError: another word, or a second phase.
     """
+    phase, words = parse_words(arg, phases, ('smoke',))
+    return phase, 'smoke' in words
+
+
+def parse_words(
+    arg: str, phases: Sequence[str], options: Sequence[str]
+) -> tuple[str, frozenset[str]]:
+    """The argument of a config file, a comma list -> (phase, the options named).
+
+    The first of `phases` is the default.
+
+    Raises:
+      ConfigError: another word, or a second phase.
+    """
     words = [word.strip() for word in arg.split(',') if word.strip()]
-    chosen = [word for word in words if word != 'smoke']
-    for word in chosen:
-        if word not in phases:
-            raise ConfigError(f"config argument '{word}': {allowed(word, (*phases, 'smoke'))}")
+    for word in words:
+        if word not in (*phases, *options):
+            raise ConfigError(f"config argument '{word}': {allowed(word, (*phases, *options))}")
+    chosen = [word for word in words if word in phases]
     if len(chosen) > 1:
         raise ConfigError(f"config argument '{arg}': choose one of {', '.join(phases)}")
-    return (chosen or phases)[0], 'smoke' in words
+    return (chosen or list(phases))[0], frozenset(words) - {*chosen}
 
 
 def masked_video(config: MaskedVideoConfig) -> None:

@@ -53,27 +53,26 @@ class ClipCache:
             total.value = self._scan()
 
     def read_frames(self, path: str, choose: Callable[[Timing], np.ndarray]) -> np.ndarray:
-        """As `decode.read_frames`, which it calls for what it does not have."""
+        """As `decode.read_frames`, which it calls for what it does not have.
+
+        The same frames whatever state the entry is in: `choose`, which may draw random numbers, is
+        called once, and what it chose is decoded if the entry turns out not to be whole.
+        """
         entry = self._entry(path)
         if entry is None:
             return decode.read_frames(path, choose)  # which says what is wrong with the file
-        with contextlib.suppress(FileNotFoundError):
-            meta = json.loads(entry.with_suffix('.json').read_text())
+        choice = _Choice(choose)
+        if (meta := _read_meta(entry)) is not None:
             try:
-                wanted = np.asarray(choose(_timing(meta)))
+                numbers = choice(_timing(meta))
             except Unsuitable as error:
                 raise BadFile(path, error.reason, error.detail) from error
-            return read_stored(entry, 0, tuple(meta['shape']), wanted)
-        seen = []
-
-        def watch(timing: Timing) -> np.ndarray:
-            seen.append(timing)
-            return choose(timing)
-
-        frames = decode.read_frames(path, watch)
-        size = seen[0].frames * int(np.prod(frames.shape[-3:]))
+            with contextlib.suppress(OSError, BadFile):  # of the entry, not of the video
+                return read_stored(entry, 0, tuple(meta['shape']), numbers)
+        frames = decode.read_frames(path, choice)
+        size = choice.timing.frames * int(np.prod(frames.shape[-3:]))
         if size <= min(LARGEST, self._bound) and entry not in self._refused:
-            self._keep(entry, path, seen[0], size)
+            self._keep(entry, path, choice.timing, size)
         return frames
 
     def _entry(self, path: str) -> Path | None:
@@ -89,7 +88,9 @@ class ClipCache:
         """Decodes all frames and stores them, if there is room."""
         entry.parent.mkdir(exist_ok=True)
         with self._total() as total:
-            if entry.exists() or total.value + size > self._bound:
+            held = _size(entry)
+            whole = held == size and _read_meta(entry) is not None
+            if whole or total.value - held + size > self._bound:
                 return
             # as long as the entry will be, so that whoever counts the folder counts it
             with tempfile.NamedTemporaryFile(
@@ -103,7 +104,7 @@ class ClipCache:
             meta = _plain(timing) | {'shape': frames.shape}
             _write(entry.with_suffix('.json'), json.dumps(meta))
             with self._total() as total:  # of two processes that made the same entry one wins
-                total.value -= size if entry.exists() else 0
+                total.value -= _size(entry)
                 os.replace(part.name, entry)
         except (BadFile, OSError) as error:
             self._refused.add(entry)
@@ -145,22 +146,49 @@ class _Total:
     value: int
 
 
+class _Choice:
+    """A `choose` that is called once; later calls get the same frame numbers."""
+
+    def __init__(self, choose: Callable[[Timing], np.ndarray]) -> None:
+        self._choose, self._numbers = choose, None
+        self.timing: Timing | None = None
+
+    def __call__(self, timing: Timing) -> np.ndarray:
+        if self._numbers is None:
+            self.timing, self._numbers = timing, np.asarray(self._choose(timing))
+        return self._numbers
+
+
 def read_stored(
-    path: str | Path, offset: int, shape: tuple[int, int, int, int], wanted: np.ndarray
+    path: str | Path, offset: int, shape: tuple[int, int, int, int], numbers: np.ndarray
 ) -> np.ndarray:
-    """Frames `[*wanted.shape, H, W, 3]` of those that a file holds, `shape`, from byte `offset`.
+    """Frames `[*numbers.shape, H, W, 3]` of those that a file holds, `shape`, from byte `offset`.
 
     Reads, and does not map: mapped pages would count as this process's memory. Raises OSError, and
     BadFile where the file is too short.
     """
-    frames = np.empty((wanted.size, *shape[1:]), np.uint8)
+    frames = np.empty((numbers.size, *shape[1:]), np.uint8)
     size = int(np.prod(shape[1:]))
     with open(path, 'rb', buffering=0) as file:
-        for frame, number in zip(frames, wanted.ravel().tolist()):
+        for frame, number in zip(frames, numbers.ravel().tolist()):
             file.seek(offset + number * size)
             if file.readinto(memoryview(frame).cast('B')) != size:
                 raise BadFile(path, 'truncated', f'frame {number} is not there')
-    return frames.reshape(*wanted.shape, *shape[1:])
+    return frames.reshape(*numbers.shape, *shape[1:])
+
+
+def _read_meta(entry: Path) -> dict | None:
+    """What is known of an entry; None if it is not there or not whole."""
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(entry.with_suffix('.json').read_text())
+    return None
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; 0 if there is none."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_size
+    return 0
 
 
 def _plain(timing: Timing) -> dict:

@@ -1,5 +1,5 @@
 """Which frames of a video make a clip. Pure functions of the video's timing, the settings and, if
-wanted, a random draw.
+there is one, a random draw.
 
 The rules are the original's, oddities included, because the released weights were trained with them
 (reference: vjepa2 §6.1, src/datasets/video_dataset.py). What is ours: the stream that random
@@ -148,8 +148,8 @@ def by_time(indices: np.ndarray, timing: Timing) -> np.ndarray:
     """
     if timing.times is None:
         return indices
-    found = np.searchsorted(timing.times, (indices + 0.5) / timing.fps, side='right') - 1
-    return np.clip(found, 0, timing.frames - 1)
+    numbers = np.searchsorted(timing.times, (indices + 0.5) / timing.fps, side='right') - 1
+    return np.clip(numbers, 0, timing.frames - 1)
 
 
 def frame_indices(

@@ -4,9 +4,9 @@ wrong with a file.
 Reading 16 frames of a 10-second video is mostly waiting for its decoder, so what saves time is
 decoding less:
   - the header is believed where it suffices (libav by itself decodes some frames to learn more);
-  - decoding starts at the last keyframe before a wanted frame and ends with the last wanted one;
-  - in between, frames that no other refers to are skipped, and only wanted ones become RGB.
-None of it may change a pixel. Wanted frames are known by their presentation time, and if one does
+  - decoding starts at the last keyframe before a chosen frame and ends with the last chosen one;
+  - in between, frames that no other refers to are skipped, and only chosen ones become RGB.
+None of it may change a pixel. Chosen frames are known by their presentation time, and if one does
 not come out, or the decoder complains, the file is decoded again from its beginning, every frame;
 if that fails too, the file is bad.
 """
@@ -82,25 +82,25 @@ def read_frames(path: str | os.PathLike, choose: Callable[[Timing], np.ndarray])
         becomes BadFile.
 
     Raises:
-      BadFile: the file cannot be read, or not up to the last frame wanted.
+      BadFile: the file cannot be read, or not up to the last frame chosen.
       IndexError: a chosen frame is not in `[0, timing.frames)`.
     """
     with _opened(path, skim=True) as (container, stream):
         table = _table(path, container, stream)
         try:
-            wanted = np.asarray(choose(table.timing))
+            numbers = np.asarray(choose(table.timing))
         except Unsuitable as error:
             raise BadFile(path, error.reason, error.detail) from error
-        if not wanted.size or wanted.min() < 0 or wanted.max() >= table.timing.frames:
+        if not numbers.size or numbers.min() < 0 or numbers.max() >= table.timing.frames:
             allowed = f'0 to {table.timing.frames - 1}'
-            raise IndexError(f'{path}: chose frames {wanted.tolist()}, there are {allowed}')
-        unique, where = np.unique(wanted, return_inverse=True)
+            raise IndexError(f'{path}: chose frames {numbers.tolist()}, there are {allowed}')
+        unique, where = np.unique(numbers, return_inverse=True)
         frames = _read_quickly(path, container, stream, table, unique.tolist())
     if frames is None:
         frames = _read_slowly(path, unique.tolist())
-    if len(unique) < wanted.size or (np.diff(wanted.ravel()) < 0).any():
+    if len(unique) < numbers.size or (np.diff(numbers.ravel()) < 0).any():
         frames = frames[where.ravel()]
-    return frames.reshape(*wanted.shape, *frames.shape[1:])
+    return frames.reshape(*numbers.shape, *frames.shape[1:])
 
 
 def check(path: str | os.PathLike) -> None:
@@ -348,44 +348,44 @@ class _Doubt(Exception):
     """The quick way gave not what it should; the slow way tells whether the file is to blame."""
 
 
-def _read_quickly(path, container, stream, table: _Table, wanted: list[int]) -> np.ndarray | None:
-    """Frames `[len(wanted), H, W, 3]` by decoding no more than they need; None if in doubt."""
+def _read_quickly(path, container, stream, table: _Table, numbers: list[int]) -> np.ndarray | None:
+    """Frames `[len(numbers), H, W, 3]` by decoding no more than they need; None if in doubt."""
     packets = table.packets
-    pictures = _Pictures(path, len(wanted))
+    pictures = _Pictures(path, len(numbers))
     try:
         if packets is None:
-            first, run = _seek(container, stream, table.index, wanted[0])
-            count = min(wanted[-1] + 1 + REORDER, len(table.index)) - first
+            first, run = _seek(container, stream, table.index, numbers[0])
+            count = min(numbers[-1] + 1 + REORDER, len(table.index)) - first
             packets = _gather(path, container, stream, itertools.islice(run, count), first)
             if len(packets.times) < count:
-                found = f'{first + len(packets.times)} of {len(table.index)} packets'
-                raise BadFile(path, 'truncated', found)
+                held = f'{first + len(packets.times)} of {len(table.index)} packets'
+                raise BadFile(path, 'truncated', held)
         if not packets.timed:
             return None
         order = sorted(time for time in packets.times if time is not None)
-        rows = {order[number - packets.first]: row for row, number in enumerate(wanted)}
+        rows = {order[number - packets.first]: row for row, number in enumerate(numbers)}
         if packets.held is not None:
             _decode(stream, packets, iter(packets.held), rows, pictures)
         else:
             with _opened(path, skim=True) as (container, stream):
                 run = _full_packets(container, stream)
                 if table.index:
-                    _, run = _seek(container, stream, table.index, wanted[0])
+                    _, run = _seek(container, stream, table.index, numbers[0])
                 _decode(stream, packets, run, rows, pictures)
     except _Doubt:
         return None
     return pictures.frames if not rows else None
 
 
-def _seek(container, stream, index, wanted: int) -> tuple[int, Iterator[av.Packet]]:
-    """A keyframe's place before a wanted frame, and the packets from it on. Raises _Doubt.
+def _seek(container, stream, index, number: int) -> tuple[int, Iterator[av.Packet]]:
+    """A keyframe's place before a frame, and the packets from it on. Raises _Doubt.
 
     A keyframe's place in the file is its number in presentation order, but for the frames that
     follow it in the file and are shown before it. So packets from a keyframe on, sorted by time,
     are numbered from its place on; and as such frames need the keyframe before, that is taken.
     """
     keys = [place for place, (_, key) in enumerate(index) if key]
-    before = max(bisect.bisect_right(keys, wanted) - 2, 0)
+    before = max(bisect.bisect_right(keys, number) - 2, 0)
     first, *later = keys[before : before + 2]
     packets = _full_packets(container, stream)
     if not first:
@@ -395,14 +395,14 @@ def _seek(container, stream, index, wanted: int) -> tuple[int, Iterator[av.Packe
     head = next(packets, None)
     if head is None or head.dts is None:
         raise _Doubt
-    found = bisect.bisect_left(index, head.dts, key=lambda entry: entry[0])
-    if found > first or index[found] != (head.dts, True):
+    place = bisect.bisect_left(index, head.dts, key=lambda entry: entry[0])
+    if place > first or index[place] != (head.dts, True):
         raise _Doubt
-    return found, itertools.chain([head], packets)
+    return place, itertools.chain([head], packets)
 
 
 def _decode(stream, packets: _Packets, run: Iterator, rows: dict[int, int], pictures) -> None:
-    """Decodes the wanted frames, `rows` by time, and takes them out of `rows`.
+    """Decodes the chosen frames, `rows` by time, and takes them out of `rows`.
 
     `run` gives the packets again. Raises _Doubt.
     """
@@ -435,11 +435,11 @@ def _decode(stream, packets: _Packets, run: Iterator, rows: dict[int, int], pict
         place = end + 1
 
 
-def _stretches(times, keys: list[int], wanted: Iterable[int]) -> list[tuple[int, int]]:
-    """Disjoint `(first, last)` places to decode: from a keyframe to the last wanted frame."""
+def _stretches(times, keys: list[int], chosen: Iterable[int]) -> list[tuple[int, int]]:
+    """Disjoint `(first, last)` places to decode: from a keyframe to the last chosen frame."""
     places = {time: place for place, time in enumerate(times) if time is not None}
     stretches = []
-    for last in sorted(places[time] for time in wanted):
+    for last in sorted(places[time] for time in chosen):
         before = keys[: bisect.bisect_right(keys, last)]
         shown = (k for k in reversed(before) if times[k] is not None and times[k] <= times[last])
         first = next(shown, None)
@@ -451,10 +451,10 @@ def _stretches(times, keys: list[int], wanted: Iterable[int]) -> list[tuple[int,
     return stretches
 
 
-def _read_slowly(path, wanted: list[int]) -> np.ndarray:
-    """Frames `[len(wanted), H, W, 3]` by decoding every frame from the start of the file."""
-    rows = {number: row for row, number in enumerate(wanted)}
-    pictures = _Pictures(path, len(wanted))
+def _read_slowly(path, numbers: list[int]) -> np.ndarray:
+    """Frames `[len(numbers), H, W, 3]` by decoding every frame from the start of the file."""
+    rows = {number: row for row, number in enumerate(numbers)}
+    pictures = _Pictures(path, len(numbers))
     for number, frame in _numbered(path):
         if (row := rows.pop(number, None)) is not None:
             pictures.put(row, frame)

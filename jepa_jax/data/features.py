@@ -2,11 +2,14 @@
 
 A folder holds a set of features of one encoder, crop, rate and set of recordings, all of which its
 name is a hash of; change any and it is another folder. In it, a file an episode, the frames that
-are kept: those at multiples of the step from one kept frame to the next, so pieces start there.
+are kept: those at multiples of the step from one kept frame to the next, so pieces start there. The
+file's name says which state of the recording it is of, so an episode that changed is encoded anew,
+and one that came to the others changes nothing of them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -15,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_dtypes
@@ -28,8 +32,8 @@ from jepa_jax.errors import BadFile
 from jepa_jax.sharding import path_name
 from jepa_jax.workdir import write_json
 
-VERSION = 1  # part of the hash: change it with anything that changes a feature
-BATCH = 32  # frames that are encoded together
+VERSION = 2  # part of the hash: change it with anything that changes a feature
+BATCH = 32  # frames that are encoded together, unless told otherwise
 DTYPES = {'float16': np.float16, 'bfloat16': ml_dtypes.bfloat16}
 
 log = logging.getLogger(__name__)
@@ -37,12 +41,12 @@ log = logging.getLogger(__name__)
 
 def hash_weights(params) -> str:
     """A hash of names, shapes and values of parameters."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         array = np.asarray(jax.device_get(leaf))
-        found.update(f'{path_name(path)} {array.dtype} {array.shape} '.encode())
-        found.update(np.ascontiguousarray(array).data)
-    return found.hexdigest()
+        digest.update(f'{path_name(path)} {array.dtype} {array.shape} '.encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 class FeatureStore:
@@ -50,15 +54,18 @@ class FeatureStore:
 
     Args:
       config: a run with `features` set.
-      weights: hash of the encoder's parameters.
+      encoder: all that shapes it, jepa_jax.models.vit.ViTConfig.
+      weights: hash of its parameters, see `hash_weights`.
     """
 
-    def __init__(self, config: ActionConditionedConfig, weights: str) -> None:
+    def __init__(self, config: ActionConditionedConfig, encoder: Any, weights: str) -> None:
         self._config = config
         data = config.robot
         about = {
             'version': VERSION,
             'weights': weights,
+            'encoder': _shape(encoder),
+            'compute_dtype': config.compute_dtype,
             'crop': config.data.crop,
             'fps': data.fps,
             'dtype': config.features_dtype,
@@ -69,52 +76,57 @@ class FeatureStore:
         if data.recorded_fps:  # by which frames are chosen, too
             about['recorded_fps'] = data.recorded_fps
         self._about = about
-        name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
-        self.folder = Path(config.features).expanduser().absolute() / name
+        self.folder = Path(config.features).expanduser().absolute() / _hash(
+            json.dumps(about, sort_keys=True), 16
+        )
 
-    def file(self, name: str) -> Path:
-        return self.folder / f'{hashlib.sha256(name.encode()).hexdigest()[:24]}.npy'
+    def file(self, recordings: robot.Recordings, index: int) -> Path:
+        """Where the features of an episode in its present state are, or will be."""
+        name, state = recordings.name(index), recordings.state(index)
+        return self.folder / f'{_hash(name, 24)}-{_hash(state, 16)}.npy'
 
     def fill(
         self, recordings: robot.Recordings, encode: Callable[[np.ndarray], np.ndarray],
-        *, process: int = 0, processes: int = 1,
+        *, batch: int = BATCH, process: int = 0, processes: int = 1,
     ) -> None:  # fmt: skip
-        """Computes what is not there yet; a killed run goes on where it was.
+        """Computes what is not there yet; a killed run resumes where it was.
 
-        encode: frames [BATCH, crop, crop, 3] uint8 -> features [BATCH, N, D]. Of several processes
-        each takes its share of the episodes. An episode that cannot be read is logged and left
-        out; training then meets it as unreadable.
+        encode: frames [batch, crop, crop, 3] uint8 -> features [batch, N, D]; a batch that several
+        devices share is a multiple of them. Of several processes each takes its share of the
+        episodes. An episode that cannot be read is logged and left out; training then meets it as
+        unreadable.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / 'about.json', self._about)
-        names = [recordings.name(i) for i in range(len(recordings))]
+        count = len(recordings)
         left = [
-            i for i in range(process, len(names), processes) if not self.file(names[i]).exists()
+            i for i in range(process, count, processes) if not self.file(recordings, i).exists()
         ]
         if not left:
-            log.info('features: all %d episodes in %s', len(names), self.folder)
+            log.info('features: all %d episodes in %s', count, self.folder)
             return
-        log.info('features: %d of %d episodes to encode, in %s', len(left), len(names), self.folder)
+        log.info('features: %d of %d episodes to encode, in %s', len(left), count, self.folder)
         bad = 0
         with tqdm(left, desc='features', unit='episode', file=sys.stderr) as bar:
             for i in bar:
+                path = self.file(recordings, i)  # of the state before it is read
                 try:
                     frames, numbers = kept_frames(recordings.episode(i), self._config)
                 except (BadFile, OSError) as error:
                     bad += 1
                     log.warning('features: %s', error)
                     continue
-                self._write(self.file(names[i]), frames, numbers, encode)
-        if bad == len(left):
+                self._write(path, frames, numbers, encode, batch)
+        if bad == count:  # of fewer, some may be there already, or be another process's
             raise BadFile(
-                self._config.robot.path or names[0], 'no_frames', 'no episode can be read'
+                self._config.robot.path or recordings.name(0), 'no_frames', 'no episode can be read'
             )
 
-    def _write(self, path: Path, frames: np.ndarray, numbers: np.ndarray, encode) -> None:
+    def _write(self, path: Path, frames: np.ndarray, numbers: np.ndarray, encode, batch) -> None:
         parts = []
-        for start in range(0, len(frames), BATCH):
-            part = frames[start : start + BATCH]
-            full = np.zeros((BATCH, *part.shape[1:]), np.uint8)
+        for start in range(0, len(frames), batch):
+            part = frames[start : start + batch]
+            full = np.zeros((batch, *part.shape[1:]), np.uint8)
             full[: len(part)] = part  # one shape, one program
             parts.append(np.asarray(encode(full))[: len(part)])
         features = np.concatenate(parts).astype(DTYPES[self._config.features_dtype])
@@ -122,25 +134,35 @@ class FeatureStore:
         # last, for it says that all is there; numpy has no name for bfloat16, so both kinds are
         # stored as their 16 bits
         _save(path, features.view(np.uint16))
+        episode = path.name.partition('-')[0]
+        for old in self.folder.glob(f'{episode}-*.npy'):  # of states that the episode had before
+            if old.name.partition('.')[0] != path.stem:
+                old.unlink(missing_ok=True)
 
-    def numbers(self, name: str) -> np.ndarray:
-        """Which frames of the episode are kept.
-
-        Raises:
-          BadFile: none, because the episode could not be read.
-        """
-        if not self.file(name).exists():
-            raise BadFile(name, 'missing', f'no features in {self.folder}')
-        return npz.load(self.file(name).with_suffix('.numbers.npy'))
-
-    def features(self, name: str) -> np.ndarray:
-        """Features [K, N, D] of the frames that are kept, on the disk until they are used.
+    def read(self, recordings: robot.Recordings, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """The numbers [K] of an episode's frames that are kept, and their features [K, N, D], which
+        stay on the disk until they are used.
 
         Raises:
-          OSError: there are none; see `numbers`.
+          BadFile: none, because the episode could not be read, or has changed since.
+          OSError: they cannot be read.
         """
-        stored = npz.load(self.file(name), mmap_mode='r')
-        return stored.view(DTYPES[self._config.features_dtype])
+        path = self.file(recordings, index)
+        if not path.exists():
+            raise BadFile(recordings.name(index), 'missing', f'no features in {self.folder}')
+        features = npz.load(path, mmap_mode='r').view(DTYPES[self._config.features_dtype])
+        return npz.load(path.with_suffix('.numbers.npy')), features
+
+
+def _shape(encoder: Any) -> dict[str, Any]:
+    """All that shapes what an encoder computes, by field: how it spares memory does not."""
+    fields = dataclasses.asdict(encoder)
+    del fields['remat']
+    return fields | {'dtype': np.dtype(encoder.dtype).name}
+
+
+def _hash(text: str, digits: int) -> str:
+    return hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:digits]
 
 
 def kept_frames(

@@ -98,7 +98,7 @@ class Files:
 
 
 class Shards:
-    """Decoded clips that `python -m tools.make_shards` wrote: only the frames wanted are read.
+    """Decoded clips that `python -m tools.make_shards` wrote: only chosen frames are read.
 
     A folder of pairs `shard-00000.rgb`, frames as plain bytes, and `shard-00000.json`, which says
     where each record lies; written last, so a shard without one is unfinished.
@@ -137,10 +137,10 @@ class Shards:
         fps = float(self._rates[index])
         timing = clips.Timing(shape[0], fps, shape[0] / fps)
         try:
-            wanted = clips.frame_indices(timing, frames, self._sampling, rng)
+            numbers = clips.frame_indices(timing, frames, self._sampling, rng)
         except Unsuitable as error:
             raise BadFile(self.name(index), error.reason, error.detail) from error
-        return read_stored(self._files[shard].with_suffix('.rgb'), offset, tuple(shape), wanted)
+        return read_stored(self._files[shard].with_suffix('.rgb'), offset, tuple(shape), numbers)
 
 
 class Tfds:
@@ -160,16 +160,16 @@ class Tfds:
         self._folder, self._split = prepared_folder(folder), split or 'train'
         self._step = data.frame_step or 1
         features = self._builder().info.features
-        found = {name: depth for name in features if (depth := _image_depth(features[name])) >= 0}
-        if key not in found if key else len(found) != 1:
+        depths = {name: depth for name in features if (depth := _image_depth(features[name])) >= 0}
+        if key not in depths if key else len(depths) != 1:
             what = f'called {key!r} ' if key else ''
             have = ', '.join(f'{name} ({type(features[name]).__name__})' for name in features)
             raise ConfigError(
-                f'{path!r}: {"more than one" if found and not key else "no"} image or sequence of '
+                f'{path!r}: {"more than one" if depths and not key else "no"} image or sequence of '
                 f'images {what}among {have}; name one: FOLDER:SPLIT:FEATURE'
             )
-        self._key = key or next(iter(found))
-        self._sequence = bool(found[self._key])
+        self._key = key or next(iter(depths))
+        self._sequence = bool(depths[self._key])
         self._labelled = 'label' in features and features['label'].np_dtype == np.int64
         self._length = len(self._records)
 
@@ -192,8 +192,8 @@ class Tfds:
             return np.broadcast_to(image, (frames, *image.shape))
         if not len(encoded):
             raise BadFile(self.name(index), 'no_frames')
-        wanted = clips.clip_indices(len(encoded), frames, self._step, draw=rng.integers)[0]
-        unique, where = np.unique(wanted, return_inverse=True)
+        numbers = clips.clip_indices(len(encoded), frames, self._step, draw=rng.integers)[0]
+        unique, where = np.unique(numbers, return_inverse=True)
         return np.stack([image_of(self.name(index), encoded[i]) for i in unique])[where]
 
     @functools.cached_property
@@ -208,7 +208,7 @@ class Tfds:
 
 def tfds_records(folder: str, split: str, key: str):
     """The records of a prepared dataset, with what `key` names left as stored, so that only the
-    images that are wanted are decoded.
+    images that are chosen are decoded.
 
     Raises:
       ConfigError: no such split, or it is not stored as ArrayRecord.
@@ -310,24 +310,24 @@ def _find(folder: str | Path, suffixes: frozenset[str]) -> list[str]:
     def refuse(error: OSError) -> None:
         raise error
 
-    found = []
+    paths = []
     for parent, _, names in os.walk(folder, onerror=refuse):
-        found += [
+        paths += [
             os.path.join(parent, name)
             for name in names
             if os.path.splitext(name)[1].lower() in suffixes
         ]
-    return sorted(found)
+    return sorted(paths)
 
 
 def prepared_folder(folder: str) -> str:
     """The folder of one version of a dataset, at or below `folder`."""
-    found = sorted(Path(folder).glob('**/dataset_info.json'))
-    if len(found) != 1:
-        what = 'no prepared dataset' if not found else f'{len(found)} prepared datasets'
-        some = ''.join(f' {path.parent}' for path in found[:5])
+    paths = sorted(Path(folder).glob('**/dataset_info.json'))
+    if len(paths) != 1:
+        what = 'no prepared dataset' if not paths else f'{len(paths)} prepared datasets'
+        some = ''.join(f' {path.parent}' for path in paths[:5])
         raise ConfigError(f'{folder!r} holds {what}, one is needed{":" if some else ""}{some}')
-    return str(found[0].parent)
+    return str(paths[0].parent)
 
 
 def _image_depth(feature) -> int:

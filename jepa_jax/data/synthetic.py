@@ -76,10 +76,10 @@ def ensure(kind: str, folder: str | Path = '') -> Path:
     with _lock(folder.with_name(folder.name + '.lock')):
         if not folder.exists() or not any(folder.iterdir()):
             _build(folder, counts)
-    found = len(list(folder.glob('videos/*.mp4')))
-    if found != sum(counts.values()) or not (folder / 'train.txt').exists():
+    videos = len(list(folder.glob('videos/*.mp4')))
+    if videos != sum(counts.values()) or not (folder / 'train.txt').exists():
         raise ValueError(
-            f'{folder}: holds {found} of the {sum(counts.values())} videos of the self-made set; '
+            f'{folder}: holds {videos} of the {sum(counts.values())} videos of the self-made set; '
             'delete the folder to have it made again, or name another'
         )
     return folder / 'train.txt'

@@ -87,9 +87,9 @@ def _open_video(path: str, fps: float) -> Input:
     numbers = by_time(even, info)
     seconds = even / info.fps if info.times is None else info.times[numbers] - info.times[0]
 
-    def read(wanted: np.ndarray) -> np.ndarray:
+    def read(chosen: np.ndarray) -> np.ndarray:
         def choose(timing: Timing) -> np.ndarray:
-            return wanted
+            return chosen
 
         return decode.read_frames(path, choose)
 
@@ -111,8 +111,8 @@ def _open_folder(path: str, fps: float) -> Input:
             file = os.path.join(path, names[number])
             frame = decode.read_image(file)
             if frame.shape != first.shape:
-                found = f'{frame.shape[:2]}, but {names[0]} has {first.shape[:2]}'
-                raise BadFile(file, 'size_change', found)
+                sizes = f'{frame.shape[:2]}, but {names[0]} has {first.shape[:2]}'
+                raise BadFile(file, 'size_change', sizes)
             target[...] = frame
         return frames
 
@@ -133,12 +133,12 @@ def _open_array(path: str, fps: float) -> Input:
     except (OSError, ValueError, EOFError) as error:
         raise BadFile(path, 'not_array', str(error)) from error
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not frames.size:
-        found = f'{frames.dtype} {list(frames.shape)}: must be uint8 [T, H, W, 3], RGB'
-        raise BadFile(path, 'not_array', found)
+        detail = f'{frames.dtype} {list(frames.shape)}: must be uint8 [T, H, W, 3], RGB'
+        raise BadFile(path, 'not_array', detail)
     numbers = np.arange(len(frames))
     return Input(
         path, 'array', numbers, numbers / fps, 1 / fps, frames.shape[1:3],
-        lambda wanted: np.array(frames[wanted]),
+        lambda chosen: np.array(frames[chosen]),
     )  # fmt: skip
 
 
@@ -147,10 +147,10 @@ def starts(count: int, frames: int, stride: int) -> list[int]:
     ends with the last frame; one window at 0 if there are no more than fit."""
     if count <= frames:
         return [0]
-    found = list(range(0, count - frames + 1, stride))
-    if found[-1] + frames < count:
-        found.append(count - frames)
-    return found
+    firsts = list(range(0, count - frames + 1, stride))
+    if firsts[-1] + frames < count:
+        firsts.append(count - frames)
+    return firsts
 
 
 def length(source: Input, frames: int, tubelet: int) -> int:

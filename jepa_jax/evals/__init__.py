@@ -1,0 +1,74 @@
+"""What is asked of a model's features: a row an evaluation.
+
+    EVALS['mine'] = Evaluation(config='my_file:MyConfig', run='my_file:run')
+
+A file given to `--config` may add rows of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from jepa_jax.config import EvalConfig
+from jepa_jax.config.check import types_and_ranges
+from jepa_jax.errors import ConfigError
+from jepa_jax.lookup import load, row
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """How a model is evaluated, each as `module:name`."""
+
+    config: str  # a dataclass that extends EvalConfig
+    run: str  # model, config, workdir -> Results; pictures go into the workdir
+    protocol: str = ''  # what was done, for the report
+    check: str = 'jepa_jax.recipes:no_complaints'  # config -> complaints
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A measured value and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int  # of what was measured: clips, episodes
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """What an evaluation measured."""
+
+    results: dict[str, Figure]
+    baselines: dict[str, Figure]  # what the results are to be held against
+    data: dict[str, Any]  # expected and read records, hash of their list
+    sentences: tuple[str, ...] = ()
+
+
+EVALS: dict[str, Evaluation] = {
+    'self_made': Evaluation(
+        config='jepa_jax.config:SelfMadeConfig',
+        run='jepa_jax.evals.self_made:run',
+        protocol='attentive probe on frozen features of self-made videos, 95 % intervals by '
+        'bootstrap over the test clips',
+    ),
+}
+
+
+def of(config: EvalConfig) -> Evaluation:
+    """The row of a config.
+
+    Raises:
+      ConfigError: there is none, it is for another class of configs, or the settings cannot work.
+    """
+    found = row(EVALS, 'evaluation', config.evaluation)
+    if (kind := load(found.config)) is not type(config):
+        raise ConfigError(
+            f"evaluation = '{config.evaluation}': is for a {kind.__name__}, this config is a "
+            f'{type(config).__name__}'
+        )
+    types_and_ranges(config)
+    if complaint := next(iter(load(found.check)(config)), None):
+        raise ConfigError(complaint)
+    return found

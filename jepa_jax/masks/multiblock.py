@@ -43,9 +43,9 @@ from jepa_jax.errors import ConfigError
 Grid = tuple[int, int, int]
 Pair = tuple[np.ndarray, np.ndarray]
 
-TRIES = 16  # draws of blocks a clip, of which the nearest to the wanted count is taken
+TRIES = 16  # draws of blocks a clip, of which the nearest to the count drawn is taken
 RECORDED = 2048  # groups recorded: the mean of their minima is known to about 0.1 % of the tokens
-LEVELS = 96  # most values that the wanted count can take
+LEVELS = 96  # most values that this count can take
 REDRAWS = 200  # draws without context after which a setting is called impossible
 
 
@@ -411,14 +411,14 @@ class StaticSampler:
         blocks, frames = settings.num_blocks, _context_frames(settings, self.grid)
         raw = rng.random_raw(2 + TRIES * blocks * 3)
         level = np.searchsorted(budget.chances, raw[0] >> np.uint64(32), side='right')
-        wanted = int(budget.counts[level])
+        count = int(budget.counts[level])
         sizes = np.repeat(_sizes(settings, self.grid, u), TRIES, axis=0)
         origins = _origins(raw[2:].reshape(TRIES, blocks, 3), sizes, self.grid)
         counts = _counts(origins, sizes, self.grid, frames).sum(1)
-        best = np.abs(counts - wanted).argmin()
+        best = np.abs(counts - count).argmin()
         mask = _carve(origins[best].tolist(), sizes[best].tolist(), self.grid, frames)
         mask = mask.reshape(self.grid[0], -1)
-        _move(mask[:frames], wanted - int(counts[best]), int(raw[1] % mask.shape[1]))
+        _move(mask[:frames], count - int(counts[best]), int(raw[1] % mask.shape[1]))
         context, target = _cut(mask.reshape(1, -1), budget.context, budget.target, settings)
         return context[0], target[0]
 

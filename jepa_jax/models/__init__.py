@@ -23,8 +23,8 @@ class Size:
 # keyword and really has 4.
 SIZES = {
     'tiny': Size(192, 12, 3),
-    'small': Size(384, 12, 6),
-    'base': Size(768, 12, 12),
+    'vits': Size(384, 12, 6),
+    'vitb': Size(768, 12, 12),
     'vitl': Size(1024, 24, 16),
     'vith': Size(1280, 32, 16),
     'vitg': Size(1408, 40, 22, 48 / 11),
@@ -32,3 +32,5 @@ SIZES = {
     'gigantic': Size(1664, 48, 26),
     'gigantic_16_heads': Size(1664, 48, 16),
 }
+# other names -> keys of SIZES; configs that are stored have them
+SIZE_ALIASES = {'small': 'vits', 'base': 'vitb'}

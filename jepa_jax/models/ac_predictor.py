@@ -8,11 +8,11 @@ frame and to all frames before it, to none after it.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 
 from jepa_jax.models import tokens
@@ -20,7 +20,7 @@ from jepa_jax.models.attention import attend
 from jepa_jax.models.layers import Block, LayerNorm, Linear, block_sharding, standardise
 from jepa_jax.models.rope import angles
 from jepa_jax.models.vit import EPS
-from jepa_jax.nets import REMAT, stack
+from jepa_jax.nets import fold, stack
 from jepa_jax.sharding import VECTORS, Rules, batch_spec, gather
 
 CONDITIONING = ('tokens', 'adaln')
@@ -92,10 +92,16 @@ class ACBlock(Block):
             )
 
     def __call__(
-        self, x: jax.Array, rope, frames: int, past: Past | None, condition: jax.Array | None
-    ) -> tuple[jax.Array, Past]:
+        self,
+        x: jax.Array,
+        past: Past | None,
+        rope,
+        frames: int,
+        condition: jax.Array | None,
+        return_past: bool,
+    ) -> tuple[jax.Array, Past | None]:
         """x [B, n, D] of `frames` frames; past: keys and values [B, P, A, C]; condition [B, T, D]
-        for adaln. -> x, and keys and values of past and new tokens."""
+        for adaln. -> x, and with return_past keys and values of past and new tokens."""
         each = (None,) * 6
         if condition is not None:
             modulation = self.modulation(jax.nn.silu(condition))
@@ -111,10 +117,11 @@ class ACBlock(Block):
         q, k, v = self.attn.split(change(self.norm1(x), *each[:2]), rope)
         if past is not None:
             k, v = (jnp.concatenate(pair, axis=1) for pair in zip(past, (k, v)))
-        mixed = self.attn.proj(attend_frames(q, k, v, frames).reshape(x.shape))
+        mixed = rearrange(attend_frames(q, k, v, frames), 'b n a c -> b n (a c)')
+        mixed = self.attn.proj(mixed)
         x = x + weigh(mixed.astype(x.dtype), each[2])
         y = self.mlp(change(self.norm2(x), *each[3:5]))
-        return x + weigh(y.astype(x.dtype), each[5]), (k, v)
+        return x + weigh(y.astype(x.dtype), each[5]), (k, v) if return_past else None
 
 
 def sharding(config: ACPredictorConfig) -> Rules:
@@ -197,14 +204,8 @@ class ACPredictor(nnx.Module):
         z = jnp.reshape(z.astype(c.dtype), (B, T * size, c.width), out_sharding=batch_spec(z))
         first = 0 if past is None else past[0].shape[2] // size
         rope = angles(self._positions(first, T), c.width // c.heads, c.rope)
-
-        @functools.partial(jax.checkpoint, prevent_cse=False, policy=REMAT[c.remat])
-        def body(z, layer):
-            block, past = layer
-            z, keys_values = gather(block)(z, rope, T, past, condition)
-            return z, keys_values if return_past else None
-
-        z, present = jax.lax.scan(body, z, (self.blocks, past))
+        shared = rope, T, condition, return_past
+        z, present = fold(self.blocks, z, *shared, beside=(past,), remat=c.remat)
         z = jnp.reshape(z, (B, T, size, c.width), out_sharding=batch_spec(z))
         z = self.norm(z[:, :, size - h * w :])
         z = gather(self.proj)(jnp.reshape(z, (B, T * h * w, c.width), out_sharding=batch_spec(z)))

@@ -18,79 +18,120 @@ FEW_SCORES = 256**2  # of a head and clip, from which on `_by_head` is the faste
 MOST_SCORES = (
     1024**2
 )  # of a head and clip that `_xla` may store; beyond it `_blockwise` is faster, too
+BEYOND = -1  # segment id of tokens beyond a row's length
+NOWHERE = -2  # of what fills up a kernel's block
 
 
-def _xla(q, k, v, lengths):
-    """Stores the scores, [B, A, N, S] float32."""
+def _positions(N: int, S: int, pad: int = 0) -> jax.Array:
+    """Index among the S keys of each of the N queries, the last ones; then of the last `pad` times.
+
+    What fills up a block of queries sees what the last query sees: a row that saw nothing would put
+    NaN into the gradients."""
+    return jnp.minimum(S - N + jnp.arange(N + pad), S - 1)
+
+
+def _visible(at, S, causal, segments):
+    """Which of the S keys the queries at positions `at` [n] see, bool [B or 1, 1, n, S]; None:
+    all."""
+    mask = None
+    if causal:
+        mask = (at[:, None] >= jnp.arange(S))[None, None]
+    if segments is not None:
+        same = (segments[:, at, None] == segments[:, None, :])[:, None]
+        mask = same if mask is None else mask & same
+    return mask
+
+
+def _xla(q, k, v, *, causal, lengths, segments, at=None):
+    """Stores the scores, [B, A, N, S] float32. at: positions of the queries, if not the last."""
+    S = k.shape[1]
+    # is_causal of JAX's own would count queries from the first key on, not to the last
+    at = _positions(q.shape[1], S) if at is None else at
     return jax.nn.dot_product_attention(
-        q, k, v, key_value_seq_lengths=lengths, implementation='xla'
+        q, k, v, mask=_visible(at, S, causal, segments),
+        key_value_seq_lengths=lengths, implementation='xla',
+    )  # fmt: skip
+
+
+def _cudnn(q, k, v, *, causal, lengths, segments):
+    """Flash attention of cuDNN. Its causal mask counts queries from the first key on, and a mask
+    of one's own would be an array of biases with a gradient: `choose` asks for neither."""
+    assert segments is None and (not causal or q.shape[1] == k.shape[1])
+    return jax.nn.dot_product_attention(
+        q, k, v, is_causal=causal, key_value_seq_lengths=lengths, implementation='cudnn'
     )
 
 
-def _cudnn(q, k, v, lengths):
-    """Flash attention of cuDNN."""
-    return jax.nn.dot_product_attention(
-        q, k, v, key_value_seq_lengths=lengths, implementation='cudnn'
-    )
-
-
-def _blockwise(q, k, v, lengths):
+def _blockwise(q, k, v, *, causal, lengths, segments):
     """A clip and a few queries at a time, again in the backward pass: scores take [A, QUERIES, S],
     whatever N and B are."""
     B, N, A, C = q.shape
     parts = -(-N // QUERIES)
-    q = jnp.pad(q, ((0, 0), (0, parts * QUERIES - N), (0, 0), (0, 0)))
+    pad = parts * QUERIES - N
+    q = jnp.pad(q, ((0, 0), (0, pad), (0, 0), (0, 0)))
     q = q.reshape(B, parts, QUERIES, A, C)
+    at = _positions(N, k.shape[1], pad).reshape(parts, QUERIES)
 
     def clip(operands):
-        q, k, v, *lengths = (a[None] for a in operands)
+        q, k, v, lengths, segments = jax.tree.map(lambda a: a[None], operands)
 
         @jax.checkpoint
         def answer(some):
-            return _xla(some[None], k, v, *(lengths or [None]))[0]
+            q, at = some
+            masks = dict(causal=causal, lengths=lengths, segments=segments, at=at)
+            return _xla(q[None], k, v, **masks)[0]
 
-        return jax.lax.map(answer, q[0])
+        return jax.lax.map(answer, (q[0], at))
 
-    operands = (q, k, v) if lengths is None else (q, k, v, lengths)
-    return jax.lax.map(clip, operands).reshape(B, parts * QUERIES, A, C)[:, :N]
+    out = jax.lax.map(clip, (q, k, v, lengths, segments))
+    return out.reshape(B, parts * QUERIES, A, C)[:, :N]
 
 
-def _by_head(q, k, v, lengths, *, rows: int = ROWS):
+def _by_head(q, k, v, *, causal, lengths, segments, rows: int = ROWS):
     """A clip, a head and a few queries at a time: on a CPU plain matrix products whose scores stay
     in the cache take a third of the time of batched ones."""
     B, N, A, C = q.shape
     S, parts = k.shape[1], -(-N // rows)
     rows = -(-N // parts)  # alike, so that 258 queries are not padded to 512
-    q = jnp.pad(q, ((0, 0), (0, parts * rows - N), (0, 0), (0, 0)))
+    pad = parts * rows - N
+    q = jnp.pad(q, ((0, 0), (0, pad), (0, 0), (0, 0)))
+    at = _positions(N, S, pad).reshape(parts, rows)
+    if k.shape[2] < A:
+        k, v = (jnp.repeat(x, A // k.shape[2], axis=2) for x in (k, v))
 
     def heads_first(x):  # -> [B * A, tokens, C]
         return x.swapaxes(1, 2).reshape(B * A, -1, C)
 
-    operands = [heads_first(x) for x in (q, k, v)]
-    if lengths is not None:
-        operands.append(jnp.repeat(lengths, A))
+    def for_heads(x):
+        return None if x is None else jnp.repeat(x, A, axis=0)
+
+    operands = (*map(heads_first, (q, k, v)), *map(for_heads, (lengths, segments)))
     product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
 
     def head(operands):
-        q, k, v, *length = operands
+        q, k, v, length, segments = operands
 
         @jax.checkpoint
         def answer(some):  # [rows, C]
-            scores = product(some, k.T) * C**-0.5
-            if length:
-                scores = jnp.where(jnp.arange(S) < length[0], scores, -jnp.inf)
+            q, at = some
+            scores = product(q, k.T) * C**-0.5
+            mask = _visible(at, S, causal, None if segments is None else segments[None])
+            if mask is not None:
+                scores = jnp.where(mask[0, 0], scores, -jnp.inf)
+            if length is not None:
+                scores = jnp.where(jnp.arange(S) < length, scores, -jnp.inf)
             largest = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
             weights = jnp.exp(scores - largest)
             total = weights.sum(-1, keepdims=True)
             return (product(weights.astype(v.dtype), v) / total).astype(v.dtype)
 
-        return jax.lax.map(answer, q.reshape(parts, rows, C))
+        return jax.lax.map(answer, (q.reshape(parts, rows, C), at))
 
-    out = jax.lax.map(head, tuple(operands)).reshape(B, A, parts * rows, C)
+    out = jax.lax.map(head, operands).reshape(B, A, parts * rows, C)
     return out.swapaxes(1, 2)[:, :N]
 
 
-def _splash(q, k, v, lengths, *, interpret: bool = False):
+def _splash(q, k, v, *, causal, lengths, segments, interpret: bool = False):
     """The splash kernels of Pallas for TPUs, which take [A, N, C] and queries scaled before."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
@@ -98,8 +139,10 @@ def _splash(q, k, v, lengths, *, interpret: bool = False):
     (N, A, C), S = q.shape[1:], k.shape[1]
     bq, bk = block_size(N), block_size(S)
     rows, columns = -(-N // bq) * bq, -(-S // bk) * bk
+    shape = rows, columns
+    mask = masks.CausalMask(shape, offset=S - N) if causal else masks.FullMask(shape)
     kernel = splash.make_splash_mha_single_device(
-        masks.MultiHeadMask([masks.FullMask((rows, columns))] * A),
+        masks.MultiHeadMask([mask] * A),
         # the fused backward kernel would store a partial gradient of q for each block of keys
         block_sizes=splash.BlockSizes(
             block_q=bq, block_kv=bk, block_q_dkv=bq, block_kv_dkv=bk, block_q_dq=bq, block_kv_dq=bk
@@ -112,13 +155,19 @@ def _splash(q, k, v, lengths, *, interpret: bool = False):
 
     scaled = (q.astype(jnp.float32) * C**-0.5).astype(q.dtype)
     operands = heads_first(scaled, rows), heads_first(k, columns), heads_first(v, columns)
-    if lengths is None and columns == S:
-        out = jax.vmap(kernel)(*operands)
-    else:  # a query sees the keys that have its segment id
+    # a query sees the keys that have its segment id
+    if segments is not None:
+        ids = splash.SegmentIds(
+            segments[:, _positions(N, S, rows - N)],
+            jnp.pad(segments, ((0, 0), (0, columns - S)), constant_values=NOWHERE),
+        )
+    elif lengths is not None or columns > S and not causal:  # causal: no query sees the padding
         limit = jnp.full(len(k), S) if lengths is None else lengths
         beyond = (jnp.arange(columns) >= limit[:, None]).astype(jnp.int32)
         ids = splash.SegmentIds(jnp.zeros((len(q), rows), jnp.int32), beyond)
-        out = jax.vmap(kernel)(*operands, ids)
+    else:
+        ids = None
+    out = jax.vmap(kernel)(*operands, ids)
     return out.swapaxes(1, 2)[:, :N].astype(q.dtype)
 
 
@@ -141,39 +190,82 @@ IMPLEMENTATIONS: dict[str, Callable] = {
 }
 
 
-def choose(platform: str, dtype: jnp.dtype, N: int, S: int, C: int) -> str:
-    """The key of IMPLEMENTATIONS that serves N queries and S keys of C channels best."""
+def choose(
+    platform: str,
+    dtype: jnp.dtype,
+    N: int,
+    S: int,
+    C: int,
+    *,
+    causal: bool = False,
+    segments: bool = False,
+) -> str:
+    """The key of IMPLEMENTATIONS that serves N queries and S keys of C channels best.
+
+    All but cuDNN take every mask; it takes no segments, and a causal one for N = S alone."""
     if platform == 'tpu' and S >= LANES:  # shorter ones would be padded to it
         return 'splash'
     sixteen_bits = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
-    if platform == 'gpu' and sixteen_bits and C % 8 == 0 and C <= 128:
+    takes_mask = not segments and (N == S or not causal)
+    if platform == 'gpu' and sixteen_bits and C % 8 == 0 and C <= 128 and takes_mask:
         return 'cudnn'
     if platform == 'cpu' and N * S >= FEW_SCORES:
         return 'by_head'
     return 'xla' if N * S <= MOST_SCORES else 'blockwise'
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
-    """Bidirectional softmax attention, scaled by 1/sqrt(C), softmax in float32.
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    causal: bool = False,
+    lengths: jax.Array | None = None,
+    segments: jax.Array | None = None,
+) -> jax.Array:
+    """Softmax attention, scaled by 1/sqrt(C), softmax in float32; bidirectional unless causal.
 
-    q [B, N, A, C], k and v [B, S, A, C] of one dtype; lengths [B] int32, at least 1: keys at or
-    beyond it are ignored. -> [B, N, A, C]. Runs inside shard_map over the batch when a mesh is set:
-    a kernel's call would lose the sharding otherwise.
+    q [B, N, A, C], k and v [B, S, A / n, C] of one dtype: n neighbouring heads of q share a head of
+    k and v (grouped queries). -> [B, N, A, C]. What a query sees must pass all that is given:
+
+    causal: the queries are the last N of the S tokens; query i sees keys 0 to S - N + i.
+    lengths [B] int32, at least 1: keys at or beyond it are not seen.
+    segments [B, S] int32, at least 0: ids of the sequences packed into a row. Again the queries are
+    the last N tokens; a token sees those of its own segment. With lengths too, what lies beyond
+    them is one more segment: its outputs have no meaning, but are finite.
+
+    ValueError: causal or segments with more queries than keys, heads that do not divide.
+    Runs inside shard_map over the batch when a mesh is set: a kernel's call would lose the sharding
+    otherwise.
     """
-    compute = IMPLEMENTATIONS[choose(platform(), q.dtype, q.shape[1], k.shape[1], q.shape[3])]
+    (B, N, A, C), (S, heads) = q.shape, k.shape[1:3]
+    if A % heads:
+        raise ValueError(f'{A} heads of queries: must be a multiple of the {heads} of keys')
+    if N > S and (causal or segments is not None):
+        raise ValueError(f'{N} queries for {S} keys: causal and segments allow at most as many')
+    causal = causal and N > 1  # the last token alone sees all
+    if segments is not None:
+        assert segments.shape == (B, S), (segments.shape, k.shape)
+        if lengths is not None:
+            segments = jnp.where(jnp.arange(S) < lengths[:, None], segments, BEYOND)
+            lengths = None
+    chosen = choose(platform(), q.dtype, N, S, C, causal=causal, segments=segments is not None)
+    compute = functools.partial(IMPLEMENTATIONS[chosen], causal=causal)
 
-    def local(q, k, v, lengths=None):
+    def local(q, k, v, masks):
         # float32 means float32 on accelerators too, where products are coarser unless asked
         with jax.default_matmul_precision('highest' if q.dtype == np.float32 else None):
-            return compute(q, k, v, lengths)
+            return compute(q, k, v, **masks)
 
-    operands = (q, k, v) if lengths is None else (q, k, v, lengths)
+    operands = q, k, v, {'lengths': lengths, 'segments': segments}
     if jax.sharding.get_abstract_mesh().empty:
         return local(*operands)
-    # v alone may be replicated over the batch (a probe's query, say): shard what the type says is
-    # sharded
-    specs = tuple(
-        BATCH if jax.typeof(a).sharding.spec[0] is not None else jax.P() for a in operands
-    )
-    out = BATCH if BATCH in specs else jax.P()
-    return jax.shard_map(local, in_specs=specs, out_specs=out, check_vma=False)(*operands)
+
+    def sharded(a):
+        return jax.typeof(a).sharding.spec[0] is not None
+
+    spec = jax.P()
+    if any(map(sharded, jax.tree.leaves(operands))):  # some may be the same on all devices
+        spec = BATCH
+        operands = jax.tree.map(lambda a: a if sharded(a) else jax.reshard(a, BATCH), operands)
+    return jax.shard_map(local, in_specs=spec, out_specs=spec, check_vma=False)(*operands)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
@@ -124,12 +125,11 @@ class SelfAttention(nnx.Module):
         """x [B, N, D] -> [B, N, D]; rope: tables from rope.angles or None; lengths [B]: valid
         tokens."""
         q, k, v = self.split(x, rope)
-        return self.proj(attend(q, k, v, lengths).reshape(x.shape))
+        return self.proj(rearrange(attend(q, k, v, lengths=lengths), 'b n a c -> b n (a c)'))
 
     def split(self, x: jax.Array, rope=None) -> tuple[jax.Array, jax.Array, jax.Array]:
         """x [B, N, D] -> q, k, v, each [B, N, A, C], q and k turned by rope."""
-        B, N, D = x.shape
-        q, k, v = jnp.moveaxis(self.qkv(x).reshape(B, N, 3, self.heads, D // self.heads), 2, 0)
+        q, k, v = rearrange(self.qkv(x), 'b n (qkv a c) -> qkv b n a c', qkv=3, a=self.heads)
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
         return q, k, v

@@ -7,6 +7,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 
 from jepa_jax.models.layers import INIT_STD, Block, GeluMLP, LayerNorm, Linear, block_sharding
@@ -48,19 +49,20 @@ class CrossAttention(nnx.Module):
 
     def __call__(self, queries: jax.Array, x: jax.Array) -> jax.Array:
         """queries [B, Q, D], x [B, N, D] -> [B, Q, D]."""
-        B, Q, D = queries.shape
-        heads = (self.heads, D // self.heads)
         product = functools.partial(
             jnp.einsum, precision=self.q.precision, preferred_element_type=jnp.float32
         )
         x = x.astype(self.dtype)
-        q = self.q(queries).reshape(B, Q, *heads) * heads[1] ** -0.5
-        kernel = self.kv.kernel[...].astype(self.dtype).reshape(D, 2, *heads)
+        q = rearrange(self.q(queries), 'b q (a c) -> b q a c', a=self.heads)
+        q = q * q.shape[-1] ** -0.5
+        kernel = self.kv.kernel[...].astype(self.dtype)
+        kernel = rearrange(kernel, 'd (kv a c) -> d kv a c', kv=2, a=self.heads)
         asked = product('bqac,dac->bqad', q, kernel[:, 0]).astype(self.dtype)
         weights = jax.nn.softmax(product('bqad,bnd->bqan', asked, x), axis=-1)
         read = product('bqan,bnd->bqad', weights.astype(self.dtype), x).astype(self.dtype)
-        bias = self.kv.bias[...].reshape(2, *heads)[1]
-        return (product('bqad,dac->bqac', read, kernel[:, 1]) + bias).reshape(B, Q, D)
+        bias = rearrange(self.kv.bias[...], '(kv a c) -> kv a c', kv=2, a=self.heads)[1]
+        out = product('bqad,dac->bqac', read, kernel[:, 1]) + bias
+        return rearrange(out, 'b q a c -> b q (a c)')
 
 
 class CrossBlock(nnx.Module):

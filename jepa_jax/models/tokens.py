@@ -19,6 +19,8 @@ def cut(video: jax.Array, tubelet: int, patch: int) -> jax.Array:
     """
     B, T, H, W, _ = video.shape
     t, h, w = T // tubelet, H // patch, W // patch
+    # einops' 'b (t f) (h p) (w q) c -> b (t h w) (f p q c)', which is refused on an explicit mesh:
+    # a reshape of several axes at once must be told there how its result is sharded
     spec = batch_spec(video)
     x = video[:, : t * tubelet, : h * patch, : w * patch]
     x = jnp.reshape(x, (B, t, tubelet, h, patch, w, patch * 3), out_sharding=spec)

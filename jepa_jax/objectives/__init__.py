@@ -97,6 +97,13 @@ class Program:
     flops: dict[str, int]  # what a step is worth, by what it is spent on
     tokens: frozenset[int]  # lengths of the sequences that are attended to
     words: str  # for people
+    like: Any = None  # shapes and types of a batch; None: those of batch(0), which is then made
+
+    @property
+    def shapes(self) -> Any:
+        """A batch without values, a pytree of jax.ShapeDtypeStruct: it may exceed the memory."""
+        like = self.batch(0) if self.like is None else self.like
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), like)
 
     @property
     def total(self) -> int:

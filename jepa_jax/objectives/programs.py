@@ -5,10 +5,14 @@ Tools compile and time these; nothing is read from a run's lists.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jepa_jax import build, flops
@@ -48,27 +52,47 @@ def masked_video(config: MaskedVideoConfig, devices: int) -> list[Program]:
         for group in groups:
             lengths |= {n for k, m in group.masks for n in (k, k + m)}
         words = '; '.join(', '.join(f'{k} -> {m}' for k, m in group.masks) for group in groups)
+        like = _masked(config.data.crop, samplers, groups)
         programs.setdefault(
             tuple(groups),
             Program(
-                functools.partial(_noise_and_masks, config, samplers, groups, step),
+                functools.partial(_noise_and_masks, like, samplers, step),
                 {'target': worth.target, 'context': worth.context, 'predictor': worth.predictor},
                 frozenset(lengths),
                 f'context -> target tokens {words}',
+                like,
             ),
         )
     return list(programs.values())
 
 
-def _noise_and_masks(
-    config: MaskedVideoConfig, samplers: dict, groups: list[GroupShape], step: int, seed: int
-) -> Batch:
-    rng, crop, made = np.random.default_rng(seed), config.data.crop, []
-    for shape, (frames, sampler) in zip(groups, samplers.items(), strict=True):
-        clips = rng.integers(0, 256, (shape.clips, frames, crop, crop, 3), np.uint8)
-        drawn = zip(*(sampler.sample(step, row) for row in range(shape.clips)))
+def _masked(crop: int, frame_counts: Iterable[int], groups: list[GroupShape]) -> Batch:
+    """The shapes of a batch."""
+    made = []
+    for group, frames in zip(groups, frame_counts, strict=True):
+        masks = (Mask(*(_array(np.int32, group.clips, n) for n in pair)) for pair in group.masks)
+        clips = _array(np.uint8, group.clips, frames, crop, crop, 3)
+        made.append(Group(clips, tuple(masks)))
+    return Batch(tuple(made))
+
+
+def _array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def _noise(rng: np.random.Generator, like: jax.ShapeDtypeStruct) -> np.ndarray:
+    """Any bytes, or normal numbers."""
+    if like.dtype == np.uint8:
+        return rng.integers(0, 256, like.shape, np.uint8)
+    return rng.standard_normal(like.shape, np.float32).astype(like.dtype)
+
+
+def _noise_and_masks(like: Batch, samplers: dict[int, Any], step: int, seed: int) -> Batch:
+    rng, made = np.random.default_rng(seed), []
+    for group, sampler in zip(like.groups, samplers.values(), strict=True):
+        drawn = zip(*(sampler.sample(step, row) for row in range(group.clips.shape[0])))
         masks = tuple(Mask(*map(np.stack, zip(*rows))) for rows in drawn)
-        made.append(Group(clips, masks))
+        made.append(Group(_noise(rng, group.clips), masks))
     return Batch(tuple(made))
 
 
@@ -105,12 +129,14 @@ def action_conditioned(config: ActionConditionedConfig, devices: int) -> list[Pr
     lengths = {size * n for n in range(1, frames)}
     if not config.features:
         lengths.add(math.prod(predictor.grid))
+    like = _pieces(config, math.prod(predictor.grid), vit.width)
     return [
         Program(
-            functools.partial(_noise_and_actions, config, vit.width, math.prod(predictor.grid)),
+            functools.partial(_noise_and_actions, like, _prefix(config, 0)),
             {'step': _step_on_recordings(config, _prefix(config, 0))},
             frozenset(lengths),
             f'{frames} frames of {size} tokens, from {source}',
+            like,
         )
     ]
 
@@ -132,24 +158,27 @@ def _step_on_recordings(config: ActionConditionedConfig, prefix: int) -> int:
     )
 
 
-def _noise_and_actions(
-    config: ActionConditionedConfig, width: int, tokens: int, seed: int
-) -> Trajectories:
-    rng, B, T = np.random.default_rng(seed), config.optim.batch, config.robot.frames
-    crop = config.data.crop
-
-    def normal(*shape: int) -> np.ndarray:
-        return rng.standard_normal(shape, np.float32)
-
-    pixels = rng.integers(0, 256, (B, T, crop, crop, 3), np.uint8) if not config.features else None
-    features = normal(B, T, tokens, width).astype(np.float16) if config.features else None
+def _pieces(config: ActionConditionedConfig, tokens: int, width: int) -> Trajectories:
+    """The shapes of a batch, of frames with so many tokens."""
+    B, T, crop = config.optim.batch, config.robot.frames, config.data.crop
+    stored = jnp.dtype(config.features_dtype)
     return Trajectories(
-        actions=normal(B, T - 1, 7) / 100,
-        states=normal(B, T, 7) / 10 if config.ac.use_states else None,
-        prefix=np.full(B, _prefix(config, 0), np.int32),
-        frames=pixels,
-        features=features,
-        extrinsics=normal(B, T, 6) if config.ac.use_extrinsics else None,
+        actions=_array(np.float32, B, T - 1, 7),
+        states=_array(np.float32, B, T, 7) if config.ac.use_states else None,
+        prefix=_array(np.int32, B),
+        frames=None if config.features else _array(np.uint8, B, T, crop, crop, 3),
+        features=_array(stored, B, T, tokens, width) if config.features else None,
+        extrinsics=_array(np.float32, B, T, 6) if config.ac.use_extrinsics else None,
+    )
+
+
+def _noise_and_actions(like: Trajectories, prefix: int, seed: int) -> Trajectories:
+    batch = jax.tree.map(functools.partial(_noise, np.random.default_rng(seed)), like)
+    return dataclasses.replace(
+        batch,
+        actions=batch.actions / 100,
+        states=None if batch.states is None else batch.states / 10,
+        prefix=np.full(like.prefix.shape, prefix, np.int32),
     )
 
 

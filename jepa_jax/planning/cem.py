@@ -39,9 +39,9 @@ class ActionSpace:
     def __post_init__(self):
         count = len(self.planned)
         for name in ('bounds', 'std', 'dead_zone'):
-            found = getattr(self, name)
-            if len(found) != count and not (name == 'dead_zone' and not found):
-                raise ValueError(f'{name} has {len(found)} numbers: {count} are planned')
+            numbers = getattr(self, name)
+            if len(numbers) != count and not (name == 'dead_zone' and not numbers):
+                raise ValueError(f'{name} has {len(numbers)} numbers: {count} are planned')
         if wrong := [i for i, _ in self.fixed if not 0 <= i < count]:
             raise ValueError(f'fixed {wrong[0]}: must be from 0 to {count - 1}')
 
@@ -133,11 +133,11 @@ class CEM:
         """
 
         def update(mean, std, planned, costs):
-            found, chosen = jax.lax.top_k(-costs, self.elites)
+            lowest, chosen = jax.lax.top_k(-costs, self.elites)
             best = planned[chosen]
             mean = _blend(best.mean(0), mean, self.momentum_mean)
             std = _blend(best.std(0, ddof=1), std, self.momentum_std)
-            return mean, std, {'energies': -found.mean(), 'best': -found[0], 'elites': chosen}
+            return mean, std, {'energies': -lowest.mean(), 'best': -lowest[0], 'elites': chosen}
 
         return _search(self, update, world_model, context, goal, key, noise)
 
@@ -231,20 +231,20 @@ class Adam:
             least = jnp.minimum(costs, least)
             updates, state = optimizer.update(grads, state)
             scaled = jnp.clip(scaled + updates, -1, 1)
-            found = {'energies': costs.mean(), 'best': least.min()}
-            return (scaled, state, best, least), found
+            metrics = {'energies': costs.mean(), 'best': least.min()}
+            return (scaled, state, best, least), metrics
 
         scaled = jnp.clip(starts / bounds, -1, 1)
         carry = scaled, optimizer.init(scaled), scaled, jnp.full(len(starts), jnp.inf)
-        (scaled, _, best, least), found = jax.lax.scan(step, carry, length=self.iterations)
+        (scaled, _, best, least), diagnostics = jax.lax.scan(step, carry, length=self.iterations)
         # a step is judged when the next begins, so where the last one led is never looked at
         chosen = space.restrict(best[jnp.argmin(least)] * bounds)
-        return _finish(self, world_model, context, goal, chosen, found)
+        return _finish(self, world_model, context, goal, chosen, diagnostics)
 
 
 @dataclasses.dataclass(frozen=True)
 class CEMAdam:
-    """CEM, then Adam from the mean that it found."""
+    """CEM, then Adam from the mean that CEM ends with."""
 
     cem: CEM
     adam: Adam
@@ -264,9 +264,9 @@ class CEMAdam:
         start = actions[None, :, jnp.asarray(self.cem.space.planned)]
         refined, second = self.adam.descend(world_model, context, goal, start)
         better = second['energy'] < first['energy']
-        found = {k: jnp.concatenate([first[k], second[k]]) for k in ('energies', 'best')}
-        found['energy'] = jnp.minimum(first['energy'], second['energy'])
-        return jnp.where(better, refined, actions), found
+        diagnostics = {k: jnp.concatenate([first[k], second[k]]) for k in ('energies', 'best')}
+        diagnostics['energy'] = jnp.minimum(first['energy'], second['energy'])
+        return jnp.where(better, refined, actions), diagnostics
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames='at_once')
@@ -310,20 +310,20 @@ def _search(planner, update, world_model, context, goal, key, noise):
     mean, std = space.start(planner.horizon)
     shape = planner.horizon, planner.samples, mean.shape[-1]
 
-    def iterate(carry, given):
+    def iterate(carry, source):
         mean, std = carry
-        drawn = given if noise is not None else jax.random.normal(given, shape)
+        drawn = source if noise is not None else jax.random.normal(source, shape)
         planned = space.restrict(jnp.moveaxis(drawn, 1, 0) * std + mean)
         costs = energies(world_model, context, goal, space.whole(planned), planner.cost)
-        mean, std, found = update(mean, std, planned, costs)
-        return (mean, std), {**found, 'costs': costs, 'std': std}
+        mean, std, metrics = update(mean, std, planned, costs)
+        return (mean, std), {**metrics, 'costs': costs, 'std': std}
 
-    given = noise if noise is not None else jax.random.split(key, planner.iterations)
-    (mean, _), found = jax.lax.scan(iterate, (mean, std), given)
-    return _finish(planner, world_model, context, goal, mean, found)
+    sources = noise if noise is not None else jax.random.split(key, planner.iterations)
+    (mean, _), diagnostics = jax.lax.scan(iterate, (mean, std), sources)
+    return _finish(planner, world_model, context, goal, mean, diagnostics)
 
 
-def _finish(planner, world_model, context, goal, planned, found):
+def _finish(planner, world_model, context, goal, planned, diagnostics):
     actions = planner.space.finish(planned)
     (energy,) = energies(world_model, context, goal, actions[None], planner.cost)
-    return actions, {**found, 'energy': energy}
+    return actions, {**diagnostics, 'energy': energy}

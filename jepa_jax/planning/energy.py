@@ -37,10 +37,10 @@ def landscape(
     first, second = np.meshgrid(values, values, indexing='ij')
     actions = np.tile(np.asarray(around, np.float32), (first.size, 1, 1))
     actions[:, 0, axes[0]], actions[:, 0, axes[1]] = first.ravel(), second.ravel()
-    found = jax.jit(energies, static_argnames='cost')(
+    grid = jax.jit(energies, static_argnames='cost')(
         world_model, context, goal, jnp.asarray(actions), cost=cost
     )
-    return np.asarray(found).reshape(first.shape)
+    return np.asarray(grid).reshape(first.shape)
 
 
 def judge_actions(
@@ -74,16 +74,16 @@ def judge_actions(
         flipped = jnp.tile(action, (len(axes), 1))
         flipped = flipped.at[jnp.arange(len(axes)), axes].multiply(-1)
         tried = jnp.concatenate([action[None], jnp.zeros_like(action)[None], flipped, random])
-        found = energies(world_model, context, goal, tried[:, None], cost)
-        others = found[2 + len(axes) :]
+        costs = energies(world_model, context, goal, tried[:, None], cost)
+        others = costs[2 + len(axes) :]
         apart = jnp.linalg.norm(drawn - action[axes], axis=-1)
         ranks = [jnp.argsort(jnp.argsort(a)).astype(jnp.float32) for a in (others, apart)]
         return {
-            'energy': found[0],
-            'still': found[1],
-            'rank': (others > found[0]).mean(),
+            'energy': costs[0],
+            'still': costs[1],
+            'rank': (others > costs[0]).mean(),
             'order': jnp.corrcoef(*ranks)[0, 1],
-            'sign': found[2 : 2 + len(axes)] > found[0],
+            'sign': costs[2 : 2 + len(axes)] > costs[0],
         }
 
     keys = jax.random.split(key, len(actions))
@@ -92,7 +92,7 @@ def judge_actions(
 
 
 def draw_landscape(
-    found: np.ndarray,
+    field: np.ndarray,
     values: np.ndarray,
     axes: tuple[int, int],
     path: str | Path,
@@ -105,9 +105,9 @@ def draw_landscape(
     plot = figure.add_subplot()
     half = (values[1] - values[0]) / 2
     span = (values[0] - half, values[-1] + half)
-    image = plot.imshow(found.T, origin='lower', extent=(*span, *span), cmap='viridis')
+    image = plot.imshow(field.T, origin='lower', extent=(*span, *span), cmap='viridis')
     figure.colorbar(image, ax=plot, label='energy: predicted distance from the goal')
-    lowest = np.unravel_index(found.argmin(), found.shape)
+    lowest = np.unravel_index(field.argmin(), field.shape)
     points = {'least energy on the grid': [values[i] for i in lowest]}
     points |= {name: [action[axis] for axis in axes] for name, action in marks.items()}
     styles = (('s', 'none', 'magenta'), ('*', 'red', 'white'), ('X', 'orange', 'black'))

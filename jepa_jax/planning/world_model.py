@@ -102,8 +102,8 @@ class ACWorldModel:
         size = -(-S // parts)
         filled = jnp.concatenate([actions, jnp.zeros((parts * size - S, *actions.shape[1:]))])
         split = filled.reshape(parts, size, *actions.shape[1:])
-        found = jax.lax.map(lambda part: self._rollout(context, part), split)
-        return jax.tree.map(lambda a: a.reshape(parts * size, *a.shape[2:])[:S], found)
+        rollouts = jax.lax.map(lambda part: self._rollout(context, part), split)
+        return jax.tree.map(lambda a: a.reshape(parts * size, *a.shape[2:])[:S], rollouts)
 
     def _rollout(self, context: Context, actions: jax.Array):
         return (self._slide if self.slide else self._remember)(context, actions)
@@ -122,8 +122,8 @@ class ACWorldModel:
         def predict(carry, action: jax.Array):
             frames, states, done = carry
             done = jnp.concatenate([done, action[:, None]], axis=1)
-            given = (states,) if stateful else ()
-            z = self.net(self.params, frames.reshape(S, T * N, D), done, *given)
+            inputs = (done, states) if stateful else (done,)
+            z = self.net(self.params, frames.reshape(S, T * N, D), *inputs)
             frame = z.reshape(S, T, N, D)[:, -1]
             frame = standardise(frame) if self.normalise else frame
             if stateful:
@@ -134,8 +134,8 @@ class ACWorldModel:
         done = jnp.zeros((0, U)) if T == 1 else context.actions
         states = spread(context.states) if stateful else None
         carry = spread(context.features), states, spread(done)
-        _, found = jax.lax.scan(predict, carry, actions.swapaxes(0, 1))
-        return jax.tree.map(lambda a: a.swapaxes(0, 1), found)
+        _, rollout = jax.lax.scan(predict, carry, actions.swapaxes(0, 1))
+        return jax.tree.map(lambda a: a.swapaxes(0, 1), rollout)
 
     def _remember(self, context: Context, actions: jax.Array):
         (T, N, D), (S, H, _) = context.features.shape, actions.shape
@@ -155,8 +155,8 @@ class ACWorldModel:
         frames, states = [], []
         for h in range(H):
             action = actions[:, h]
-            given = () if state is None else (state[:, None],)
-            inputs = self.params, frame, action[:, None], *given
+            inputs = self.params, frame, action[:, None]
+            inputs += () if state is None else (state[:, None],)
             if h + 1 < H:
                 frame, past = self.net(*inputs, past=past, return_past=True)
             else:
@@ -173,7 +173,7 @@ class ACWorldModel:
 @dataclasses.dataclass(frozen=True)
 class Viewed:
     """A world model whose features are seen through a function, and compared as it shows them:
-    objectives/commute_time.py has one. The goal's features must be seen alike."""
+    contrib/commute_time.py has one. The goal's features must be seen alike."""
 
     world: WorldModel
     # features [..., N, D] -> what the cost compares [..., M, K]
@@ -194,14 +194,14 @@ class Cost:
     state: str = 'pose'  # how states differ: pose (by the action between them) | sum (plainly)
 
     def __post_init__(self):
-        for name, found, allowed in (
+        for name, value, allowed in (
             ('exponent', self.exponent, (1, 2)),
             ('steps', self.steps, ('last', 'all')),
             ('state', self.state, ('pose', 'sum')),
         ):
-            if found not in allowed:
+            if value not in allowed:
                 words = ', '.join(map(str, allowed))
-                raise ValueError(f"cost {name} '{found}': allowed are {words}")
+                raise ValueError(f"cost {name} '{value}': allowed are {words}")
 
     def __call__(self, features: jax.Array, states: jax.Array | None, goal: Goal) -> jax.Array:
         """features [S, H, N, D], states [S, H, V] -> energies [S]."""
@@ -210,8 +210,8 @@ class Cost:
             states = None if states is None else states[:, -1:]
         energy = self._size(features - goal.features)
         if self.state_weight:
-            for name, found in (('goal', goal.state), ('model', states)):
-                if found is None:
+            for name, state in (('goal', goal.state), ('model', states)):
+                if state is None:
                     raise ValueError(f'state_weight {self.state_weight:g}: the {name} has no state')
             if self.state == 'pose':
                 apart = poses.difference(states, jnp.broadcast_to(goal.state, states.shape))

@@ -9,14 +9,11 @@ What is there already is not made again, whatever died. `report.html` shows what
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import jax
 
 from jepa_jax.config import (
     ActionConditionedConfig,
@@ -27,22 +24,15 @@ from jepa_jax.config import (
     SimGatesConfig,
 )
 from jepa_jax.errors import GateError, SimError
-from jepa_jax.nets import ONCE
-from jepa_jax.planning import robot
-from jepa_jax.planning.cem import CEM, end_effector
-from jepa_jax.planning.world_model import ACWorldModel, Cost
 from jepa_jax.report import FILE
 from jepa_jax.sims import collect, evaluate, page
+from jepa_jax.sims.bench import RANDOM, Bench, episodes_of
 from jepa_jax.sims.tasks import TASKS
 from jepa_jax.studies import Stage
 from jepa_jax.workdir import lock, write_json
 
 log = logging.getLogger(__name__)
 
-RANDOM = 'random_encoder'  # folder of the predictor on one, and its name in reports
-# the simulator in place of the predictor, with the distance of features and with that of pixels
-SIMULATED = 'simulator_learned_cost', 'simulator_pixel_cost'
-SEED = 10_000  # of the first episode that is measured: scenes that no recording began with
 # gate -> task that it is about
 NEEDS = {'nearer': 'reach', 'within_8_cm': 'reach', 'reach': 'reach', 'grasp': 'grasp'}
 
@@ -110,7 +100,7 @@ def report(config: SimConfig, folder: Path) -> None:
       GateError: the run is finished and reached less than its gates ask for.
     """
     with lock(folder) as path:
-        measured = _measure(config, path)
+        measured = measure(config, path)
     failed = [row for row in measured['gates'] if not row['passed']]
     if failed:
         words = ', '.join(
@@ -161,36 +151,35 @@ def _read(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def _measure(config: SimConfig, folder: Path) -> dict[str, Any]:
+def measure(
+    config: SimConfig, folder: Path, bench_of: Callable[[SimConfig, Path], Bench] = Bench
+) -> dict[str, Any]:
     """Adds to report.json what it lacks of `cost`, `dynamics`, `tasks` and `gates`, one after the
     other, draws the pictures and writes the page."""
     path, report = folder / FILE, _read(folder)
     report['evaluation'] = _same_evaluation(config.evaluation, report, folder)
-    wanted = _episodes_of(config.evaluation)
-    left = {task: _missing(report, task, wanted) for task in _tasks(config)}
-    judged = set(report.get('dynamics', ())) >= wanted.keys() & {'planner', RANDOM}
+    episodes = episodes_of(config.evaluation)
+    left = {task: _missing(report, task, episodes) for task in _tasks(config)}
+    judged = set(report.get('dynamics', ())) >= episodes.keys() & {'planner', RANDOM}
     if judged and not any(left.values()) and 'gates' in report:
         report['gates'] = judge(config.gates, report)  # these may be asked anew
         return report
-    size = config.collection.image_size
-    own = robot.load(str(folder), size=(size, size))
-    other = None
-    if config.evaluation.random_encoder:
-        other = robot.load(str(folder / RANDOM), size=(size, size))
-    for line in own.about:
+    bench = bench_of(config, folder)
+    for line in bench.about:
         log.info('%s', line)
-    cost = Cost(exponent=config.evaluation.exponent)
     if not judged:
-        _judge(config, folder, report, own, other, cost)
+        before = 'cost' in report and _cost_words(report['cost'], report['dynamics']['planner'])
+        report |= bench.judge(folder)
+        _say(report, _cost_words(report['cost'], report['dynamics']['planner']), before or None)
         write_json(path, report)
     for task, names in left.items():
         if not names:
             continue
-        results = _play(config, task, names, own, other, cost)
+        results = bench.play(task, names)
         before = report['tasks'].get(task)
         known = before['policies'] if before else {}
         known |= {name: episodes.summary() for name, episodes in results.items()}
-        in_order = {name: known[name] for name in _episodes_of(config.evaluation) if name in known}
+        in_order = {name: known[name] for name in episodes_of(config.evaluation) if name in known}
         row = report['tasks'][task] = evaluate.row(in_order | known, 'planner')
         _say(report, evaluate.verdict(task, row), before and evaluate.verdict(task, before))
         if 'planner' in results:
@@ -208,21 +197,10 @@ def _measure(config: SimConfig, folder: Path) -> dict[str, Any]:
     return report
 
 
-def _episodes_of(settings: SimEvaluationConfig) -> dict[str, int]:
-    """How many episodes of a task each policy plays, by its name."""
-    compared = settings.compared or settings.episodes
-    counts = {'planner': settings.episodes, 'untrained': compared}
-    if settings.random_encoder:
-        counts[RANDOM] = compared
-    if settings.simulator_episodes:
-        counts |= dict.fromkeys(SIMULATED, settings.simulator_episodes)
-    return counts | dict.fromkeys(('oracle', 'random', 'no_op'), settings.episodes)
-
-
-def _missing(report: Mapping[str, Any], task: str, wanted: Mapping[str, int]) -> list[str]:
-    """Policies that have not played as many episodes of a task as are wanted."""
+def _missing(report: Mapping[str, Any], task: str, episodes: Mapping[str, int]) -> list[str]:
+    """Policies that have not played as many episodes of a task as are episodes."""
     known = report['tasks'].get(task, {}).get('policies', {})
-    return [n for n, count in wanted.items() if known.get(n, {}).get('episodes') != count]
+    return [n for n, count in episodes.items() if known.get(n, {}).get('episodes') != count]
 
 
 def _same_evaluation(
@@ -301,100 +279,6 @@ def gate_words(rows: Sequence[Mapping[str, Any]]) -> str:
         return f'{row["name"]} {row["found"]:.2f} (asked {row["asked"]:g}{end})'
 
     return 'gates: ' + '; '.join(words(row) for row in rows)
-
-
-def _judge(
-    config: SimConfig,
-    folder: Path,
-    report: dict[str, Any],
-    own: robot.Robot,
-    other: robot.Robot | None,
-    cost: Cost,
-) -> None:
-    """Cost and dynamics, each apart from the other and from the planner."""
-    seeds = range(SEED, SEED + config.evaluation.judged)
-    size = config.collection.image_size
-    learned = evaluate.in_parts(own.encode)
-    encoders = {'learned features': learned, 'pixels': evaluate.pixels}
-    if other:
-        encoders['random features'] = evaluate.in_parts(other.encode)
-    judged = evaluate.judge_cost(encoders, cost, seeds, image_size=size)
-    depths = evaluate.judge_depth(encoders, cost, seeds, image_size=size)
-    ways = {name: way for name, (_, way) in judged.items()}
-    numbers = {name: row | {'depth_over_across': depths[name]} for name, (row, _) in judged.items()}
-    evaluate.plot_energy(ways, folder / 'energy.png', f'{config.name}: cost on the way to the goal')
-    worlds = {'planner': own.world_model, 'untrained': _untrained(own.world_model)}
-    pairs = [(worlds, learned)]
-    if other:
-        pairs.append(({RANDOM: other.world_model}, encoders['random features']))
-    dynamics = {}
-    for robots, encode in pairs:
-        given = robots, encode, cost, seeds
-        moving = evaluate.judge_dynamics(*given, image_size=size)
-        gripper = evaluate.judge_gripper(*given, image_size=size)
-        dynamics |= {name: moving[name] | gripper[name] for name in robots}
-    before = 'cost' in report and _cost_words(report['cost'], report['dynamics']['planner'])
-    report['cost'] = {
-        **numbers['learned features'],
-        'energy_at_end': float(ways['learned features'][:, -1].mean()),
-        'others': {name: row for name, row in numbers.items() if name != 'learned features'},
-    }
-    report['dynamics'] = dynamics
-    _say(report, _cost_words(report['cost'], dynamics['planner']), before or None)
-
-
-def _untrained(world: ACWorldModel) -> ACWorldModel:
-    init = jax.jit(world.net.init, compiler_options=ONCE)
-    return dataclasses.replace(world, params=init(jax.random.key(1)))
-
-
-def _play(
-    config: SimConfig,
-    task: str,
-    names: Sequence[str],
-    own: robot.Robot,
-    other: robot.Robot | None,
-    cost: Cost,
-) -> dict[str, evaluate.Episodes]:
-    """Episodes of one task by the policies named."""
-    settings, key = config.evaluation, jax.random.key(config.seed)
-    space = end_effector(settings.max_step)
-    planner = CEM(
-        space,
-        cost,
-        horizon=settings.horizon,
-        samples=settings.samples,
-        iterations=settings.iterations,
-        elites=settings.elites,
-    )
-    together = functools.partial(evaluate.plan_with, episodes_at_once=settings.at_once)
-    learned = evaluate.in_parts(own.encode)
-    looking: dict[str, evaluate.Policy] = {
-        'planner': together(planner, own.world_model, learned),
-        'untrained': together(planner, _untrained(own.world_model), learned),
-    }
-    if other:
-        looking[RANDOM] = together(planner, other.world_model, evaluate.in_parts(other.encode))
-    for name, encode in zip(SIMULATED, (own.encode, evaluate.pixels)):
-        looking[name] = evaluate.plan_in_simulator(planner, encode)
-    blind: dict[str, evaluate.Policy] = {
-        'oracle': evaluate.follow_script,
-        'random': evaluate.act_at_random(space),
-        'no_op': evaluate.do_nothing,
-    }
-    policies, counts = looking | blind, _episodes_of(settings)
-    return {
-        name: evaluate.measure(
-            policies[name],
-            task,
-            range(SEED, SEED + counts[name]),
-            image_size=config.collection.image_size,
-            key=key,
-            title=f'{task}, {name}',
-            pictures=name in looking,
-        )
-        for name in names
-    }
 
 
 def _cost_words(cost: Mapping[str, Any], dynamics: Mapping[str, float]) -> str:

@@ -1,5 +1,5 @@
 """Recordings of the simulated arm at play: a folder of NAME.mp4 and NAME.npz, the layout `npz` of
-jepa_jax/data/robot.py.
+jepa_jax/data/robot/.
 
 An episode is one of three kinds. `explore`: the tool drifts about, the gripper opens and closes at
 random. `reach`: it goes to one place after another, half of them at the cube. `pick`: it picks the
@@ -9,8 +9,8 @@ one that is to grasp needs the third. (reference: world_models §5.1)
 
     python -m jepa_jax.sims.collect --out DIR --episodes 400
 
-An episode is a function of (settings, number) alone: whatever died, the same command goes on where
-it was, and gives the same files for any number of processes.
+An episode is a function of (settings, number) alone: the same command started again resumes
+where it was interrupted, and the files are the same for any number of processes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from jepa_jax import cli
 from jepa_jax.config import CollectionConfig
 from jepa_jax.data import synthetic
 from jepa_jax.errors import SimError
-from jepa_jax.sims.panda import CUBE_AREA, RATE, WORKSPACE, Panda, Variation
+from jepa_jax.sims.panda import RATE, WORKSPACE, Panda
+from jepa_jax.sims.scene import CUBE_AREA, Variation
 from jepa_jax.sims.tasks import START, TASKS, grasp_poses, place_poses, script
 from jepa_jax.workdir import write_json
 
@@ -46,7 +47,7 @@ def check(settings: CollectionConfig) -> None:
     """Refuses what cannot be recorded.
 
     Raises:
-      SimError: names the setting, what was found and what is allowed.
+      SimError: names the setting, its value and what is allowed.
     """
     for name, least in (('episodes', 1), ('frames', 2), ('image_size', 16)):
         if getattr(settings, name) < least:
@@ -192,7 +193,7 @@ def _claim(folder: Path, settings: CollectionConfig) -> None:
             raise SimError(f'{folder} holds another collection: {words}; name another folder')
         if stored['episodes'] > own['episodes']:
             raise SimError(
-                f'{folder} holds {stored["episodes"]} episodes, {own["episodes"]} are wanted: '
+                f'{folder} holds {stored["episodes"]} episodes, {own["episodes"]} are asked for: '
                 'readers take all that lie there; name another folder'
             )
         if stored == own:
@@ -247,7 +248,7 @@ def _main(out: str, workers: int, **settings) -> None:
 
 
 def main() -> int:
-    return cli.run(_main, doc=__doc__, config=None, options=_options)
+    return cli.run(_main, doc=__doc__, tables=(), options=_options)
 
 
 if __name__ == '__main__':

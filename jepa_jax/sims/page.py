@@ -57,15 +57,15 @@ def write(folder: Path, config: SimConfig, report: Mapping[str, Any]) -> None:
         rows = [
             (
                 POLICIES[name],
-                f'{100 * found["success"]:.0f} %',
-                f'{100 * found["low"]:.0f} to {100 * found["high"]:.0f}',
-                f'{found["episodes"]}',
-                f'{100 * found["start"]:.1f}',
-                f'{100 * found["distance"]:.1f}',
-                f'{found["seconds_per_action"]:.3f}',
+                f'{100 * policy["success"]:.0f} %',
+                f'{100 * policy["low"]:.0f} to {100 * policy["high"]:.0f}',
+                f'{policy["episodes"]}',
+                f'{100 * policy["start"]:.1f}',
+                f'{100 * policy["distance"]:.1f}',
+                f'{policy["seconds_per_action"]:.3f}',
             )
             for name in POLICIES
-            if (found := row['policies'].get(name))
+            if (policy := row['policies'].get(name))
         ]
         head = 'policy', 'success', 'interval', 'episodes', 'cm off at first', 'at last', 's/action'
         parts += [_table(head, rows), _image(folder, f'episodes_{task}.png')]

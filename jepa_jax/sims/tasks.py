@@ -14,10 +14,11 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from jepa_jax.errors import SimError
-from jepa_jax.sims.panda import CUBE, CUBE_AREA, RATE, STANDARD, Panda, Variation
+from jepa_jax.sims.panda import RATE, Panda
+from jepa_jax.sims.scene import CUBE, CUBE_AREA, STANDARD, Variation
 
 GRASP = (('above', 6), ('around', 3), ('closed', 2), ('lifted', 3))
-# task -> its goals, and the actions given for each
+# task -> its goals, and how many actions each gets
 TASKS = {
     'reach': (('target', 10),),
     'grasp': GRASP,
@@ -31,11 +32,11 @@ MAX_STEP = 0.075  # metres along an axis, of the script
 
 
 @dataclasses.dataclass(frozen=True)
-class Goal:
+class Subgoal:
     """One of a task's goals, as the script reached it."""
 
     name: str
-    steps: int  # actions given for it
+    steps: int  # actions it gets
     pose: np.ndarray  # [7] what the script aims at
     state: np.ndarray  # [7] where it ended
     cube: np.ndarray  # [3] centre of the cube then
@@ -62,7 +63,7 @@ class PandaEnv:
         variation: Variation = STANDARD,
         pictures: bool = True,
     ):
-        """variation: of the scene, unless `reset` is given another. pictures: False runs without
+        """variation: of the scene, unless `reset` names another. pictures: False runs without
         OpenGL; observations then hold states only.
 
         Raises:
@@ -72,7 +73,7 @@ class PandaEnv:
             raise SimError(f"task '{task}': allowed are {', '.join(TASKS)}")
         self.task, self.pictures = task, pictures
         self.panda = Panda(image_size, variation)
-        self.goals: tuple[Goal, ...] = ()
+        self.goals: tuple[Subgoal, ...] = ()
         self._rng = np.random.default_rng()
         self._left = 0  # actions
 
@@ -82,7 +83,7 @@ class PandaEnv:
         return sum(count for _, count in TASKS[self.task])
 
     @property
-    def goal(self) -> Goal:
+    def goal(self) -> Subgoal:
         """The present goal."""
         return self.goals[self._present()]
 
@@ -177,10 +178,10 @@ class PandaEnv:
             return [_pose(_away(rng, START, start), 1)]
         return grasp + place_poses(self.panda, _away(rng, CUBE_AREA, cube))
 
-    def _reach(self, name: str, steps: int, pose: np.ndarray) -> Goal:
+    def _reach(self, name: str, steps: int, pose: np.ndarray) -> Subgoal:
         follow(self.panda, pose, steps)
         image = self.panda.draw() if self.pictures else None
-        return Goal(name, steps, pose, self.panda.state(), self.panda.cube(), image)
+        return Subgoal(name, steps, pose, self.panda.state(), self.panda.cube(), image)
 
 
 def grasp_poses(panda: Panda) -> list[np.ndarray]:

@@ -1,15 +1,30 @@
 """The kinds of nets that the program knows, a row each.
 
 Rows name what they load as `module:name`, so that this table needs no JAX. A new kind of net is a
-file in models/ and a row here; a file given to `--config` may add its own.
+file in models/ and a row here; a file given to `--config` may add its own. A part without `files`
+exists in our checkpoints alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
+from collections.abc import Mapping
 from typing import Any
 
 from jepa_jax.lookup import load, row
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """How a kind of foreign file holds a part, each as `module:name`."""
+
+    rules: str  # config -> rules of jepa_jax.weights.tables, and sizes that patterns do not tell
+    # torch: shapes.Reader, where, shapes by name, config of the encoder beside it -> config
+    # hf: values of config.json, shapes by name, config of the encoder beside it -> config
+    config: str
+    computed: str = ''  # config -> arrays by name that the file has and we compute
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +35,14 @@ class Part:
     config: str  # a frozen dataclass: all that shapes it
     module: str  # config, rngs= -> the Flax module
     sharding: str  # config -> jepa_jax.sharding.Rules
+    version: str = 'jepa_jax.weights.parts:no_version'  # config -> of V-JEPA, as '2.0', or ''
+    to_json: str = 'jepa_jax.weights.parts:to_json'  # config -> what JSON holds
+    from_json: str = 'jepa_jax.weights.parts:from_json'  # class of configs, JSON -> config
+    files: Mapping[str, Format] = dataclasses.field(default_factory=dict)  # torch, hf
 
+
+_SHAPES, _TABLES = 'jepa_jax.weights.shapes', 'jepa_jax.weights.tables'
+_TORCH, _HF = 'jepa_jax.weights.torch_files', 'jepa_jax.weights.hf_files'
 
 PARTS: dict[str, Part] = {
     'encoder': Part(
@@ -28,26 +50,51 @@ PARTS: dict[str, Part] = {
         config='jepa_jax.models.vit:ViTConfig',
         module='jepa_jax.models.vit:ViT',
         sharding='jepa_jax.models.vit:sharding',
+        version='jepa_jax.weights.parts:version_of_rope',
+        files={
+            'torch': Format(
+                f'{_TABLES}:torch_encoder', f'{_SHAPES}:encoder', f'{_TORCH}:encoder_table'
+            ),
+            'hf': Format(f'{_TABLES}:hf_encoder', f'{_HF}:encoder'),
+        },
     ),
     'predictor': Part(
         title='predictor',
         config='jepa_jax.models.predictor:PredictorConfig',
         module='jepa_jax.models.predictor:Predictor',
         sharding='jepa_jax.models.predictor:sharding',
+        version='jepa_jax.weights.parts:version_of_rope',
+        files={
+            'torch': Format(
+                f'{_TABLES}:torch_predictor', f'{_SHAPES}:predictor', f'{_TORCH}:predictor_table'
+            ),
+            'hf': Format(f'{_TABLES}:hf_predictor', f'{_HF}:predictor'),
+        },
     ),
     'ac_predictor': Part(
         title='action-conditioned predictor',
         config='jepa_jax.models.ac_predictor:ACPredictorConfig',
         module='jepa_jax.models.ac_predictor:ACPredictor',
         sharding='jepa_jax.models.ac_predictor:sharding',
+        version='jepa_jax.weights.parts:version_of_rope',
+        files={'torch': Format(f'{_TABLES}:torch_ac_predictor', f'{_SHAPES}:ac_predictor')},
     ),
     'probe': Part(
         title='attentive probe',
         config='jepa_jax.models.pooler:PoolerConfig',
         module='jepa_jax.models.pooler:classifier',
         sharding='jepa_jax.models.pooler:sharding',
+        to_json='jepa_jax.weights.parts:probe_to_json',
+        from_json='jepa_jax.weights.parts:probe_from_json',
+        files={
+            'torch': Format(f'{_TABLES}:torch_probe', f'{_SHAPES}:probe'),
+            'hf': Format(f'{_TABLES}:hf_probe', f'{_HF}:probe'),
+        },
     ),
 }
+
+# version of V-JEPA -> flavour of RoPE that its weights were trained with
+FLAVOURS = {'2.0': 'tiled', '2.1': 'paired'}
 
 
 def net(part: str, config: Any):
@@ -61,3 +108,101 @@ def net(part: str, config: Any):
     kind = row(PARTS, 'part', part)
     module, rules = load(kind.module), load(kind.sharding)(config)
     return Net(lambda rngs: module(config, rngs=rngs), rules=rules, part=part, config=config)
+
+
+def shared_net(part: str, config: Any):
+    """Likewise, one for all that ask for the same: for names and shapes."""
+    return _shared_net(part, json.dumps(json_of(part, config)))
+
+
+@functools.lru_cache(16)
+def _shared_net(part: str, text: str):
+    return net(part, config_of(part, json.loads(text)))
+
+
+def version_of(part: str, config: Any) -> str:
+    """Of V-JEPA: '2.0', or '' for nets that no version has."""
+    return load(row(PARTS, 'part', part).version)(config)
+
+
+def no_version(config: Any) -> str:
+    """Of parts that are alike in all versions, or in none."""
+    del config
+    return ''
+
+
+def version_of_rope(config: Any) -> str:
+    """Of parts whose rotary positions differ from version to version."""
+    return next((version for version, rope in FLAVOURS.items() if rope == config.rope), '')
+
+
+# Configs as JSON
+
+
+def json_of(part: str, config: Any) -> Any:
+    """A part's config as JSON holds it; raises as `net`."""
+    return load(row(PARTS, 'part', part).to_json)(config)
+
+
+def config_of(part: str, values: Any) -> Any:
+    """The inverse of `json_of`; raises TypeError for a field that the config does not have."""
+    kind = row(PARTS, 'part', part)
+    return load(kind.from_json)(load(kind.config), values)
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """Of a dataclass of numbers, words, tuples of them, and a `dtype`."""
+    import jax.numpy as jnp
+
+    values = dataclasses.asdict(config)
+    return values | ({'dtype': jnp.dtype(config.dtype).name} if 'dtype' in values else {})
+
+
+def from_json(kind: type, values: dict[str, Any]) -> Any:
+    """The inverse of `to_json`."""
+    import jax.numpy as jnp
+
+    values = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+    return kind(**values | ({'dtype': jnp.dtype(values['dtype'])} if 'dtype' in values else {}))
+
+
+def probe_to_json(probe: tuple[Any, dict[str, int]]) -> dict[str, Any]:
+    """Of a probe's two settings. Classes are pairs: their order is that of the queries, and JSON's
+    may change."""
+    pooler, classes = probe
+    return {'pooler': to_json(pooler), 'classes': [[k, v] for k, v in classes.items()]}
+
+
+def probe_from_json(kind: type, values: dict[str, Any]) -> tuple[Any, dict[str, int]]:
+    """The inverse of `probe_to_json`."""
+    return from_json(kind, values['pooler']), dict(values['classes'])
+
+
+# Encoders compared
+
+
+def differences(a: Any, b: Any) -> list[str]:
+    """In what two ViTConfigs would give other features from the same weights, or need other
+    weights: `heads 16 and 12`, a line each. Number type and recomputation are no difference, nor is
+    what only sin-cos positions know where both have RoPE."""
+    names = ['width', 'depth', 'heads', 'mlp', 'patch', 'tubelet', 'position']
+    if a.position == b.position == 'rope':
+        names.append('rope')
+    elif a.position == b.position:
+        names += ['uniform_power', 'image_size']
+        names += ['frames'] if a.tubelet > 1 else []  # an image model's table knows no time
+    lines = [
+        f'{name} {getattr(a, name)} and {getattr(b, name)}'
+        for name in names
+        if getattr(a, name) != getattr(b, name)
+    ]
+    if (a.width, a.mlp) == (b.width, b.mlp) and _hidden(a) != _hidden(b):
+        lines.append(f'mlp_ratio {a.mlp_ratio:g} and {b.mlp_ratio:g}')
+    return lines
+
+
+def _hidden(config: Any) -> int:
+    """Width of the MLP's hidden layer: several ratios give the same."""
+    from jepa_jax.models.layers import MLPS
+
+    return MLPS[config.mlp][1](int(config.width * config.mlp_ratio))

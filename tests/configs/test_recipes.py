@@ -7,7 +7,7 @@ import pytest
 from jepa_jax import cli, optim
 from jepa_jax.config import encoder_shape
 from jepa_jax.errors import ConfigError, UsageError
-from jepa_jax.memory import estimate
+from jepa_jax.memory import choose, estimate
 from jepa_jax.recipes import validate
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / 'configs'
@@ -15,7 +15,7 @@ ALL = [
     f'{name}:{phase}'
     for name in ('vits', 'vitb', 'vitl', 'vith', 'vitg')
     for phase in ('pretrain', 'cooldown')
-] + ['vitg_384:cooldown', 'tiny:pretrain']
+] + ['vitg_384:cooldown', 'vitg_512:cooldown', 'tiny:pretrain']
 RELEASED = [name for name in ALL if name.startswith(('vitl', 'vith', 'vitg'))]
 
 
@@ -40,7 +40,8 @@ def test_values_common_to_all_released_files(name):
     assert (e.patch, e.tubelet, e.position, e.uniform_power, e.mlp) == (16, 2, 'rope', True, 'gelu')
     assert (p.width, p.depth, p.heads, p.mlp_ratio) == (384, 12, 12, 4.0)
     assert (p.zero_init_mask_tokens, p.mask_tokens, p.mlp) == (True, 10, 'gelu')
-    assert (o.batch, o.accumulate, o.lr, o.ipe_scale) == (3072, 1, 5.25e-4, 1.25)
+    assert (o.batch, o.lr, o.ipe_scale) == (3072, 5.25e-4, 1.25)
+    assert (o.accumulate, c.mesh.fsdp) == (0, 0)  # chosen by devices and memory
     assert (o.weight_decay, o.final_weight_decay) == (0.04, 0.04)
     assert (o.momentum, o.final_momentum) == (0.99925, 0.99925)
     assert (o.beta1, o.beta2, o.eps, c.loss_exponent) == (0.9, 0.999, 1e-8, 1.0)
@@ -49,11 +50,11 @@ def test_values_common_to_all_released_files(name):
 
 @pytest.mark.parametrize('name', ALL)
 def test_masks_are_the_released_ones(name):
-    found = [
+    masks = [
         (m.num_blocks, m.spatial_scale, m.temporal_scale, m.aspect_ratio)
         for m in recipe(name).masks
     ]
-    assert found == [
+    assert masks == [
         (8, (0.15, 0.15), (1.0, 1.0), (0.75, 1.5)),
         (2, (0.7, 0.7), (1.0, 1.0), (0.75, 1.5)),
     ]
@@ -99,15 +100,18 @@ def test_masks_are_the_released_ones(name):
                 ),
             )
         ),
-        (
-            'vitg_384:cooldown',
-            (1408, 40, 22, 6144),
-            384,
-            64,
-            12_000,
-            0,
-            'linear_decay',
-            (5.2496507e-4, 1.058e-4),
+        *(
+            (
+                f'vitg_{crop}:cooldown',
+                (1408, 40, 22, 6144),
+                crop,
+                64,
+                12_000,
+                0,
+                'linear_decay',
+                (5.2496507e-4, 1.058e-4),
+            )
+            for crop in (384, 512)
         ),
     ],
 )
@@ -146,12 +150,38 @@ def test_smoke_is_small_and_valid(name):
     assert {item.kind for item in c.data.lists} == {'synthetic_few'}
     assert c.data.workers == 2 and c.optim.steps <= 48
     assert c.optim.steps // c.checkpoints.every >= 3
-    assert (c.optim.accumulate > 1) == (big.optim.accumulate > 1)
+    # as the first trials were stored, which are resumed with these values
+    assert c.optim.accumulate == (2 if name.startswith(('vits', 'vitb')) else 1)
+    assert c.mesh.fsdp == 1
     assert (c.optim.warmup > 0) == (big.optim.warmup > 0)
     assert (c.optim.schedule, c.optim.lr) == (big.optim.schedule, big.optim.lr)
     assert c.masks == big.masks and c.mask_sampler == 'single'  # one program to compile
     # the span of a clip fits the self-made videos: 24 frames at 8 a second
     assert c.data.frames * 8 // c.data.fps <= 24
+
+
+@pytest.mark.parametrize('size', ['vitl', 'vith', 'vitg'])
+def test_the_paper_mixture(size):
+    """VM22M: SSv2, Kinetics, HowTo100M, curated YT-1B, ImageNet as clips; final rate 1e-6."""
+    c, public = recipe(f'{size}:paper'), recipe(size)
+    assert [x.weight for x in c.data.lists] == [0.056, 0.188, 0.318, 0.188, 0.25]
+    assert sum(x.weight for x in c.data.lists) == pytest.approx(1)
+    assert [x.kind for x in c.data.lists] == ['videos'] * 4 + ['images']
+    assert len({x.path for x in c.data.lists}) == 5
+    c.data.lists, c.name = public.data.lists, public.name
+    assert c == public  # all else is as released
+    cooldown = recipe(f'{size}:cooldown,paper')
+    rate = optim.learning_rate(cooldown.optim)
+    assert float(rate(cooldown.optim.steps - 1)) == pytest.approx(1e-6, rel=1e-4)
+    assert cooldown.name == f'{size}-cooldown-paper' != recipe(f'{size}:cooldown').name
+
+
+def test_post_training_on_16_frames():
+    c, released = recipe('ac_vitg:frames_16'), recipe('ac_vitg')
+    assert (released.robot.frames, c.robot.frames) == (8, 16)
+    assert recipe('ac_vitg:pretrain') == released and c.name != released.name
+    c.robot.frames, c.name = released.robot.frames, released.name
+    assert c == released
 
 
 def test_default_argument_and_names():
@@ -180,12 +210,21 @@ def test_every_config_says_how_to_run_it(file):
 )
 def test_memory_table_of_the_docs_is_the_estimate(name):
     c = recipe(name)
-    parts = c.optim.batch // c.optim.accumulate
+    c.data.lists[0].path, c.checkpoints.restart_schedule = 'clips.txt', False
+    c = choose(c, devices=1, memory=24 * 2**30)
     sizes = estimate(c)
     assert sizes.pop('frozen nets') == 0  # the table has no column for them
     total = sizes.pop('total')
     numbers = [f'{size:.2f}' for size in sizes.values()]
-    row = [f'`{name.removesuffix(":pretrain")}`', str(parts), *numbers]
+    rows = c.optim.batch // c.optim.accumulate
+    row = [f'`{name.removesuffix(":pretrain")}`', str(rows), *numbers]
     table = (CONFIGS.parent / 'docs/recipes.md').read_text()
     assert '| ' + ' | '.join(row) + f' | {total:.1f} |' in table
-    assert total < 16  # GiB, on a card of 24
+
+
+@pytest.mark.parametrize('devices', [1, 4])
+def test_the_command_as_typed_runs_on_any_device_count(devices):
+    """`--config=configs/vitg.py` was refused on 1 and 4 devices, as 8 shards were asked for."""
+    c = choose(recipe('vitg'), devices, memory=80 * 2**30)
+    assert devices % c.mesh.fsdp == 0 and c.optim.batch % (devices * c.optim.accumulate) == 0
+    assert estimate(c, devices)['total'] < 80

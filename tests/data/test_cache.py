@@ -78,7 +78,7 @@ def test_the_bound_holds_and_the_rest_is_still_read(videos, tmp_path):
         )
     assert stored(tmp_path / 'c') == 2 * BYTES
     assert int((tmp_path / 'c' / 'bytes').read_text()) == 2 * BYTES
-    again = ClipCache(tmp_path / 'c', 3.5 * BYTES / GIB)  # a larger bound: goes on growing
+    again = ClipCache(tmp_path / 'c', 3.5 * BYTES / GIB)  # a larger bound: grows further
     for i in range(6):
         again.read_frames(str(videos / f'{i}.mp4'), choose(i))
     assert stored(tmp_path / 'c') == 3 * BYTES
@@ -118,6 +118,68 @@ def test_what_a_killed_process_left(videos, tmp_path):
     ClipCache(folder, 1.0)
     assert not (folder / 'ab/old.part').exists() and (folder / 'ab/new.part').exists()
     assert (folder / 'bytes').read_text() == '300'
+
+
+def _no_pixels(json, rgb):
+    rgb.unlink()
+
+
+def _no_meta(json, rgb):
+    json.unlink()
+
+
+def _half_the_pixels(json, rgb):
+    os.truncate(rgb, BYTES // 2)
+
+
+def _half_the_meta(json, rgb):
+    os.truncate(json, 20)
+
+
+def _no_right_to_read(json, rgb):
+    rgb.unlink()
+    rgb.mkdir()  # root may read any file
+
+
+def _being_written(json, rgb):
+    os.rename(rgb, rgb.with_suffix('.part'))
+
+
+@pytest.mark.parametrize('full', [False, True])
+@pytest.mark.parametrize(
+    'harm',
+    [_no_pixels, _no_meta, _half_the_pixels, _half_the_meta, _no_right_to_read, _being_written],
+)
+def test_the_same_clips_whatever_state_an_entry_is_in(videos, tmp_path, harm, full):
+    """`choose` draws, so one call more would read another clip."""
+    path, folder = str(videos / '3.mp4'), tmp_path / 'c'
+    ClipCache(folder, 1.0).read_frames(path, choose(0))
+    (rgb,) = folder.rglob('*.rgb')
+    harm(rgb.with_suffix('.json'), rgb)
+    kept = ClipCache(folder, BYTES / 2 / GIB if full else 1.0)
+    with_cache, without = np.random.default_rng(1), np.random.default_rng(1)
+
+    def draw(rng):
+        return lambda timing: clips.frame_indices(timing, 4, clips.Sampling(fps=8), rng)
+
+    for _ in range(3):  # while it is harmed, and once it may be whole again
+        np.testing.assert_array_equal(
+            kept.read_frames(path, draw(with_cache)), decode.read_frames(path, draw(without))
+        )
+
+
+def test_a_damaged_entry_is_made_anew(videos, tmp_path, monkeypatch):
+    path, folder = str(videos / '4.mp4'), tmp_path / 'c'
+    expected = ClipCache(folder, 1.0).read_frames(path, choose(0))
+    (rgb,) = folder.rglob('*.rgb')
+    for harm in (_no_pixels, _no_meta, _half_the_pixels, _half_the_meta):
+        harm(rgb.with_suffix('.json'), rgb)
+        kept = ClipCache(folder, 1.0)
+        kept.read_frames(path, choose(0))
+        with monkeypatch.context() as context:
+            forbid(context)
+            np.testing.assert_array_equal(kept.read_frames(path, choose(0)), expected)
+        assert int((folder / 'bytes').read_text()) == stored(folder) == BYTES
 
 
 def test_a_full_disk_stops_keeping_not_reading(videos, tmp_path, monkeypatch, caplog):

@@ -529,7 +529,7 @@ def test_damage_is_noticed(tmp_path, codec):
 
 
 def test_check_finds_what_reading_passes_by(tmp_path):
-    """A broken frame that is not wanted and to which no wanted one refers."""
+    """A broken frame that is not chosen and to which no chosen one refers."""
     path = make(tmp_path / 'a.mp4', gop=20, sc_threshold='0')
     with av.open(str(path)) as container:
         entry = container.streams.video[0].index_entries[50]
@@ -548,6 +548,7 @@ def test_terminal_stays_clean(tmp_path):
     program = (
         'import sys, numpy as np\n'
         'from jepa_jax.data import decode\n'
+        'from jepa_jax.errors import BadFile\n'
         'for path in sys.argv[1:]:\n'
         '    try: decode.read_frames(path, lambda t: np.arange(t.frames))\n'
         '    except BadFile: print("bad")\n'

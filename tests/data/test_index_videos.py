@@ -57,8 +57,8 @@ def folder(tmp_path_factory):
 
 def test_folder(folder, tmp_path):
     done = index(folder, '--out', tmp_path / 'm.jsonl', '--workers', 2, '--decode')
-    found = {Path(row['path']).name: row for row in rows(tmp_path / 'm.jsonl')}
-    assert {name: row['problem'] for name, row in found.items()} == {
+    manifest = {Path(row['path']).name: row for row in rows(tmp_path / 'm.jsonl')}
+    assert {name: row['problem'] for name, row in manifest.items()} == {
         'a good one.mp4': None,
         'b.mkv': None,
         'empty.mp4': 'empty',
@@ -66,11 +66,11 @@ def test_folder(folder, tmp_path):
         'damaged.mp4': 'corrupt',
         'cut.mp4': 'truncated',
     }
-    good = found['b.mkv']
+    good = manifest['b.mkv']
     assert (good['frames'], good['width'], good['height'], good['codec']) == (20, 96, 64, 'h264')
     assert (good['fps'], good['seconds'], good['variable']) == (30, 0.6667, False)
     assert good['label'] is None
-    assert all(row['detail'] for row in found.values() if row['problem'])
+    assert all(row['detail'] for row in manifest.values() if row['problem'])
     assert '2 of 6 files are fine' in done.stdout and '1 truncated' in done.stdout
     assert '6/6' in done.stderr  # the progress bar
     assert sorted(p.name for p in tmp_path.iterdir()) == ['m.jsonl']
@@ -79,15 +79,15 @@ def test_folder(folder, tmp_path):
 def test_list_and_headers_only(folder, tmp_path):
     out = tmp_path / 'm.jsonl'
     index(folder / 'list.txt', folder / 'damaged.mp4', '--out', out, '--workers', 1)
-    found = rows(out)
-    seen = [(Path(row['path']).name, row['label'], row['problem']) for row in found]
+    manifest = rows(out)
+    seen = [(Path(row['path']).name, row['label'], row['problem']) for row in manifest]
     assert seen == [
         ('a good one.mp4', 3, None),
         ('b.mkv', None, None),
         ('gone.mp4', 4, 'missing'),
         ('damaged.mp4', None, None),
     ]
-    assert all(Path(row['path']).is_absolute() for row in found)
+    assert all(Path(row['path']).is_absolute() for row in manifest)
 
 
 def test_refusals(folder, tmp_path):

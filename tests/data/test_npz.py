@@ -8,7 +8,7 @@ import pytest
 
 from jepa_jax.data import npz
 from jepa_jax.data.npz import NpzRows
-from jepa_jax.data.pipeline import side_by_side
+from jepa_jax.data.workers import side_by_side
 
 
 def test_many_threads_read(tmp_path):
@@ -23,8 +23,8 @@ def test_many_threads_read(tmp_path):
 
     def read(number):
         for _ in range(60):
-            found = npz.load_all(tmp_path / 'x.npz')
-            assert found['states'][2, 6] == 20 and found['cube'].shape == (3,)
+            arrays = npz.load_all(tmp_path / 'x.npz')
+            assert arrays['states'][2, 6] == 20 and arrays['cube'].shape == (3,)
             assert npz.load(tmp_path / 'x.npy', mmap_mode='r')[4] == 4
 
     gc.callbacks.append(spend)
@@ -50,10 +50,10 @@ def test_rows(tmp_path):
             rows.add(a=a[2], b=b[2])
     assert not (tmp_path / 'x.npz').exists()
     assert rows.close(names=np.array(['p', 'q'])) == {'a': (5, 3, 2), 'b': (5,)}
-    with np.load(tmp_path / 'x.npz') as found:
-        np.testing.assert_array_equal(found['a'], a)
-        np.testing.assert_array_equal(found['b'], b)
-        assert found['names'].tolist() == ['p', 'q'] and found['a'].dtype == np.float32
+    with np.load(tmp_path / 'x.npz') as arrays:
+        np.testing.assert_array_equal(arrays['a'], a)
+        np.testing.assert_array_equal(arrays['b'], b)
+        assert arrays['names'].tolist() == ['p', 'q'] and arrays['a'].dtype == np.float32
     assert [p.name for p in tmp_path.iterdir()] == ['x.npz']
 
 

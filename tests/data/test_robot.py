@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 import pathlib
 import pickle
 from fractions import Fraction
@@ -141,11 +142,11 @@ def write_lerobot(folder: pathlib.Path, version: str, gaps=(0.0, 0.0)) -> list[n
 def check_piece(episode: robot.Episode, path: np.ndarray, first: int, seed: int = 0) -> None:
     """A piece of 3 frames at 4 a second: every fourth of 15, states and actions beside them."""
     piece = robot.cut(episode, 3, 4.0, lambda places: min(first, places - 1))
-    wanted = first + 4 * np.arange(3)
-    np.testing.assert_array_equal(piece.numbers, wanted)
-    np.testing.assert_array_equal(numbers_in(np.float32(piece.frames) - seed), wanted)
-    np.testing.assert_allclose(piece.states, path[wanted], rtol=0, atol=1e-6)
-    for t, (a, b) in enumerate(zip(path[wanted], path[wanted[1:]])):
+    expected = first + 4 * np.arange(3)
+    np.testing.assert_array_equal(piece.numbers, expected)
+    np.testing.assert_array_equal(numbers_in(np.float32(piece.frames) - seed), expected)
+    np.testing.assert_allclose(piece.states, path[expected], rtol=0, atol=1e-6)
+    for t, (a, b) in enumerate(zip(path[expected], path[expected[1:]])):
         turn = Rotation.from_euler('xyz', b[3:6]) * Rotation.from_euler('xyz', a[3:6]).inv()
         action = piece.actions[t]
         np.testing.assert_allclose(action[3:6], turn.as_euler('xyz'), rtol=0, atol=1e-6)
@@ -163,12 +164,25 @@ def test_droid(tmp_path):
     check_piece(by_list.episode(0), paths[1], 5)
     check_piece(by_folder.episode(0), paths[0], 28)  # the last place: 40 - 3 x 4
     assert np.ptp(paths[0][:, 3]) > 6  # the trap is in the data
+    folder = tmp_path / 'lab/success/0'
+    files = ('trajectory.h5', 'metadata_x.json', 'recordings/MP4/23404442.mp4')
+    check_state(by_folder, 0, *(folder / name for name in files))
+
+
+def check_state(recordings: robot.Recordings, index: int, *files: pathlib.Path) -> None:
+    """The episode's state is another if any of the files is, and the other episode's is not."""
+    states = {recordings.state(index)}
+    other = recordings.state(1 - index)
+    for file in files:
+        os.utime(file, (1, 1))
+        states.add(recordings.state(index))
+    assert len(states) == 1 + len(files) and recordings.state(1 - index) == other
 
 
 def test_droid_in_the_frame_of_the_camera(tmp_path):
     path, camera = write_droid(tmp_path / 'a')
     data = RobotConfig(path=str(tmp_path), frame='camera')
-    found = robot.open_recordings(data).episode(0).states
+    result = robot.open_recordings(data).episode(0).states
 
     def matrix(pose):
         m = np.eye(4)
@@ -176,19 +190,23 @@ def test_droid_in_the_frame_of_the_camera(tmp_path):
         return m
 
     for i in (0, 17):
-        wanted = np.linalg.inv(matrix(camera[i])) @ matrix(path[i])
-        np.testing.assert_allclose(matrix(found[i]), wanted, atol=1e-9)
-    np.testing.assert_array_equal(found[:, 6], path[:, 6])
+        expected = np.linalg.inv(matrix(camera[i])) @ matrix(path[i])
+        np.testing.assert_allclose(matrix(result[i]), expected, atol=1e-9)
+    np.testing.assert_array_equal(result[:, 6], path[:, 6])
 
 
 @pytest.mark.parametrize('version', ['v2.1', 'v3.0'])
 def test_lerobot(version, tmp_path):
     paths = write_lerobot(tmp_path / 'set', version)
     data = RobotConfig('lerobot', str(tmp_path / 'set'), camera='observation.images.top')
-    found = robot.open_recordings(data)
-    assert len(found) == 2
+    recordings = robot.open_recordings(data)
+    assert len(recordings) == 2
     for e, path in enumerate(paths):
-        check_piece(found.episode(e), path, 3, seed=2 * e)
+        check_piece(recordings.episode(e), path, 3, seed=2 * e)
+    if version == 'v2.1':
+        check_state(recordings, 1, *(tmp_path / 'set').rglob('*_000001.*'))
+    else:  # of one file, so they tell each other by where they are in it
+        assert recordings.state(0) != recordings.state(1)
 
 
 def test_lerobot_episodes_of_one_video_are_found_by_time(tmp_path):
@@ -214,9 +232,10 @@ def test_npz_with_frames_or_a_video_beside(tmp_path):
     np.savez(tmp_path / 'a.npz', states=path, observations=pixels(), fps=FPS)
     np.savez(tmp_path / 'b.npz', states=path[None])
     synthetic.write(tmp_path / 'b.mp4', pixels(), FPS)
-    found = robot.open_recordings(RobotConfig('npz', str(tmp_path)))
+    recordings = robot.open_recordings(RobotConfig('npz', str(tmp_path)))
     for i in range(2):
-        check_piece(found.episode(i), path, 7)
+        check_piece(recordings.episode(i), path, 7)
+    check_state(recordings, 1, tmp_path / 'b.npz', tmp_path / 'b.mp4')
 
 
 def test_units_and_the_sense_of_the_gripper_are_brought_to_the_contract(tmp_path):
@@ -236,7 +255,7 @@ def test_pieces_start_anywhere_that_fits(tmp_path):
     assert seen == [1]
     with pytest.raises(BadFile, match='12 frames, a piece takes 4 x 4 = 16'):
         robot.cut(episode, 4, 4.0, lambda places: 0)
-    with pytest.raises(BadFile, match='15 frames a second, 20 are wanted'):
+    with pytest.raises(BadFile, match='15 frames a second, 20 are needed'):
         robot.cut(episode, 3, 20.0, lambda places: 0)
 
 
@@ -289,9 +308,9 @@ def test_damaged_npz_is_named(tmp_path):
     one = (tmp_path / 'one.npy').read_bytes()
     for data in (b'', b'no npz', one, whole[: len(whole) // 2], bytes(flipped)):
         path.write_bytes(data)
-        with pytest.raises(BadFile, match='corrupt') as found:
+        with pytest.raises(BadFile, match='corrupt') as error:
             robot.open_recordings(RobotConfig(kind='npz', path=str(tmp_path))).episode(0)
-        assert 'a.npz' in str(found.value)
+        assert 'a.npz' in str(error.value)
 
 
 def test_what_is_missing_in_a_droid_folder_is_said(tmp_path):
@@ -387,13 +406,16 @@ def test_rlds(tmp_path):
     data = RobotConfig(
         'rlds', str(tmp_path / 'arm'), camera='exterior_image_1_left', recorded_fps=FPS
     )
-    found = robot.open_recordings(data)
-    for recordings in (found, pickle.loads(pickle.dumps(found))):  # as workers get them
-        assert len(recordings) == 2
+    recordings = robot.open_recordings(data)
+    for copy in (recordings, pickle.loads(pickle.dumps(recordings))):  # as workers get them
+        assert len(copy) == 2
         for i in range(2):  # tfds mixes them
-            episode = recordings.episode(i)
+            episode = copy.episode(i)
             e = {30: 0, 25: 1}[len(episode.states)]
             check_piece(episode, states(e, len(episode.states)), 3, seed=2 * e)
+    state = recordings.state(0)
+    os.utime(next((tmp_path / 'arm').rglob('*array_record*')), (1, 1))
+    assert robot.open_recordings(data).state(0) != state
     with pytest.raises(ConfigError, match='recorded_fps = 0: RLDS recordings do not say'):
         robot.open_recordings(dataclasses.replace(data, recorded_fps=0.0))
     with pytest.raises(ConfigError, match="robot.camera = 'wrist': allowed are .*exterior_image_1"):

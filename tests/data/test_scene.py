@@ -24,35 +24,35 @@ def recording(pixels_a_metre: float, seed: int, frames: int = 16) -> tuple[np.nd
 
 @pytest.mark.parametrize('pixels_a_metre', [60, 120])
 def test_a_disc(pixels_a_metre):
-    given = [recording(pixels_a_metre, seed) for seed in range(6)]
-    motions = [scene.Motion.of(*one) for one in given]
-    found = scene.Scene.of([(48, 64), (SIZE, SIZE), (SIZE, SIZE)], motions, SIZE)
-    assert (found.height, found.width, found.episodes) == (SIZE, SIZE, 6)
-    assert found.span == pytest.approx(SIZE / pixels_a_metre, rel=0.06)
+    pieces = [recording(pixels_a_metre, seed) for seed in range(6)]
+    motions = [scene.Motion.of(*one) for one in pieces]
+    seen = scene.Scene.of([(48, 64), (SIZE, SIZE), (SIZE, SIZE)], motions, SIZE)
+    assert (seen.height, seen.width, seen.episodes) == (SIZE, SIZE, 6)
+    assert seen.span == pytest.approx(SIZE / pixels_a_metre, rel=0.06)
     # what changes is as large as the disc and the way it goes; less its thinnest tips
-    ways = [np.abs(np.diff(states[:, :2], axis=0)).max(1) for _, states in given]
-    wanted = 2 * RADIUS + np.median(np.concatenate(ways)) * pixels_a_metre
-    assert wanted - 4 < found.extent < wanted + 1
-    grey = [pictures.mean(-1) for pictures, _ in given]
+    ways = [np.abs(np.diff(states[:, :2], axis=0)).max(1) for _, states in pieces]
+    expected = 2 * RADIUS + np.median(np.concatenate(ways)) * pixels_a_metre
+    assert expected - 4 < seen.extent < expected + 1
+    grey = [pictures.mean(-1) for pictures, _ in pieces]
     shares = [(abs(b - a) > 20).mean() for g in grey for a, b in zip(g, g[1:])]
-    assert found.moving == pytest.approx(np.median(shares))
+    assert seen.moving == pytest.approx(np.median(shares))
 
 
 def test_what_cannot_be_measured_is_none():
     pictures, states = recording(60, 0)
     still = scene.Motion.of(np.repeat(pictures[:1], 16, 0), states)
-    found = scene.Scene.of([(SIZE, SIZE)], [still], SIZE)
-    assert (found.moving, found.extent, found.span) == (0.0, None, None)
+    seen = scene.Scene.of([(SIZE, SIZE)], [still], SIZE)
+    assert (seen.moving, seen.extent, seen.span) == (0.0, None, None)
     slow = scene.Motion.of(pictures, states * 1e-3)  # metres too small to be believed
-    found = scene.Scene.of([(SIZE, SIZE)], [slow], SIZE)
-    assert found.extent is not None and found.span is None
+    seen = scene.Scene.of([(SIZE, SIZE)], [slow], SIZE)
+    assert seen.extent is not None and seen.span is None
 
 
 def test_the_self_made_recordings_are_a_metre_wide():
     """By how they are drawn."""
     data = RobotConfig('synthetic')
-    found = scene.look(robot.open_recordings(data), data, 64)
-    assert found.span == pytest.approx(1.0, rel=0.1) and found.episodes == scene.EPISODES
+    seen = scene.look(robot.open_recordings(data), data, 64)
+    assert seen.span == pytest.approx(1.0, rel=0.1) and seen.episodes == scene.EPISODES
 
 
 def test_apart():

@@ -65,8 +65,8 @@ def test_read_list(tmp_path):
 
 
 def test_find_videos(videos):
-    found = [str(Path(path).relative_to(videos)) for path in find_videos(videos)]
-    assert found == ['a b.mkv', 'b.mp4', 'deep/er/c.MP4']
+    names = [str(Path(path).relative_to(videos)) for path in find_videos(videos)]
+    assert names == ['a b.mkv', 'b.mp4', 'deep/er/c.MP4']
 
 
 def test_names_pickle_small():

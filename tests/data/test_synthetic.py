@@ -84,8 +84,8 @@ def test_set_on_disk(tmp_path, few, capfd):
 
 def test_labels_are_balanced_in_the_real_set():
     for count in synthetic.COUNTS['synthetic'].values():
-        found = collections.Counter(tuple(synthetic.labels(i).values()) for i in range(count))
-        assert len(found) == 80 and len(set(found.values())) == 1
+        counts = collections.Counter(tuple(synthetic.labels(i).values()) for i in range(count))
+        assert len(counts) == 80 and len(set(counts.values())) == 1
 
 
 def test_splits_share_no_handwriting():
@@ -200,7 +200,7 @@ def test_failed_build_leaves_nothing(tmp_path, few, monkeypatch):
 def _ensure_slowly(folder, queue):
     synthetic.FRAMES = 2
     built, build = [], synthetic._build
-    synthetic._build = lambda *given: (built.append(1), build(*given))
+    synthetic._build = lambda *args: (built.append(1), build(*args))
     synthetic.ensure('synthetic_few', folder)
     queue.put(len(built))
 

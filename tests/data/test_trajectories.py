@@ -1,6 +1,7 @@
 """Batches of pieces of recordings, and features that are computed once."""
 
 import dataclasses
+import os
 
 import numpy as np
 import pytest
@@ -8,9 +9,12 @@ import pytest
 from jepa_jax.config import ActionConditionedConfig
 from jepa_jax.data import robot
 from jepa_jax.data.features import BATCH, FeatureStore
-from jepa_jax.data.trajectories import MANY, RobotPipeline
+from jepa_jax.data.trajectories import RobotStream
 from jepa_jax.errors import BadFile, ConfigError
+from jepa_jax.models.vit import ViTConfig
 from jepa_jax.recipes import smoke, validate
+
+ENCODER = ViTConfig(48, 2, 2)
 
 
 def config(**changes) -> ActionConditionedConfig:
@@ -22,8 +26,8 @@ def config(**changes) -> ActionConditionedConfig:
 
 
 def batches(c, steps, start=0, store=None, **process):
-    with RobotPipeline(c, store, **process) as pipeline, pipeline.batches(start) as found:
-        return [next(found) for _ in range(steps)]
+    with RobotStream(c, store, **process) as stream, stream.batches(start) as hosts:
+        return [next(hosts) for _ in range(steps)]
 
 
 def test_a_step_depends_on_neither_start_nor_process_count():
@@ -39,30 +43,15 @@ def test_a_step_depends_on_neither_start_nor_process_count():
         np.testing.assert_array_equal(part.batch.prefix, whole[0].prefix[index::2])
 
 
-@pytest.mark.parametrize('count', [12, MANY])
-def test_every_epoch_holds_every_recording_once_in_another_order(monkeypatch, count):
-    monkeypatch.setattr(robot, 'open_recordings', lambda data: range(count))
-    c = config()
-    c.optim.batch = 4
-    order = RobotPipeline(c)._order
-    steps = range(3 * count // 4)
-    found = np.concatenate([order[step] for step in steps]).reshape(3, count)
-    np.testing.assert_array_equal(np.sort(found), np.tile(np.arange(count), (3, 1)))
-    assert len({tuple(row) for row in found}) == 3
-    shares = [RobotPipeline(c, process_index=i, process_count=2)._order for i in range(2)]
-    both = np.stack([np.concatenate([share[step] for step in steps]) for share in shares], 1)
-    np.testing.assert_array_equal(both.ravel(), found.ravel())
-
-
 def test_pieces_are_those_of_the_recordings():
     c = config()
     c.rollout.prefix = 'random'
-    found = batches(c, 4)
+    hosts = batches(c, 4)
     recordings = robot.open_recordings(c.robot)
     known = {recordings.episode(i).states[t].astype('f').tobytes(): (i, t)
              for i in range(len(recordings)) for t in range(24)}  # fmt: skip
     prefixes = set()
-    for host in found:
+    for host in hosts:
         batch = host.batch
         assert batch.frames.shape == (16, 4, 64, 64, 3) and batch.frames.dtype == np.uint8
         assert len(set(batch.prefix.tolist())) == 1
@@ -72,8 +61,8 @@ def test_pieces_are_those_of_the_recordings():
             path = recordings.episode(episode)
             np.testing.assert_array_equal(states, path.states[first : first + 4].astype('f'))
             np.testing.assert_array_equal(frames, path.pixels[first : first + 4])
-            wanted = robot.actions_between(path.states[first : first + 4])
-            np.testing.assert_allclose(actions, wanted, atol=1e-6)
+            expected = robot.actions_between(path.states[first : first + 4])
+            np.testing.assert_allclose(actions, expected, atol=1e-6)
     assert prefixes <= {1, 2} and len(prefixes) == 2
 
 
@@ -112,7 +101,7 @@ def encode(frames: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize('dtype, close', [('float16', 1e-3), ('bfloat16', 4e-3)])
 def test_features_are_those_of_the_frames_and_are_computed_once(dtype, close, tmp_path):
     c = config(features=str(tmp_path), features_dtype=dtype)
-    store = FeatureStore(c, 'abc')
+    store = FeatureStore(c, ENCODER, 'abc')
     recordings = robot.open_recordings(c.robot)
     seen = []
 
@@ -124,7 +113,7 @@ def test_features_are_those_of_the_frames_and_are_computed_once(dtype, close, tm
     assert len(seen) == 24
     store.fill(recordings, counted)
     assert len(seen) == 24
-    store.file(recordings.name(7)).unlink()  # as if the run had been killed there
+    store.file(recordings, 7).unlink()  # as if the run had been killed there
     store.fill(recordings, counted)
     assert len(seen) == 25
     (host,) = batches(c, 1, store=store)
@@ -135,9 +124,6 @@ def test_features_are_those_of_the_frames_and_are_computed_once(dtype, close, tm
         frames = np.zeros((BATCH, 64, 64, 3), np.uint8)
         frames[:4] = recordings.episode(episode).pixels[first : first + 4]
         np.testing.assert_allclose(np.float32(features), encode(frames)[:4], rtol=0, atol=close)
-    others = [FeatureStore(c, 'abd'), FeatureStore(config(features=str(tmp_path)), 'abc')]
-    assert others[0].folder != store.folder
-    assert (others[1].folder == store.folder) == (dtype == 'float16')
 
 
 def test_an_episode_that_cannot_be_read_is_replaced_and_named(tmp_path):
@@ -149,11 +135,83 @@ def test_an_episode_that_cannot_be_read_is_replaced_and_named(tmp_path):
     (host,) = batches(c, 1)
     assert {f.path for f in host.failures} == {str(tmp_path / 'bad.npz')}
     assert host.batch.frames.shape[0] == 16 and host.tried == 16 + len(host.failures)
-    store = FeatureStore(dataclasses.replace(c, features=str(tmp_path / 'f')), 'abc')
-    store.fill(robot.open_recordings(c.robot), encode)
-    assert len(store.numbers(str(tmp_path / 'good.npz'))) == 9
+    store = FeatureStore(dataclasses.replace(c, features=str(tmp_path / 'f')), ENCODER, 'abc')
+    recordings = robot.open_recordings(c.robot)
+    for _ in range(2):  # a run that starts again meets it again
+        store.fill(recordings, encode)
+    assert [recordings.name(i)[-8:] for i in range(2)] == ['/bad.npz', 'good.npz']
+    numbers, features = store.read(recordings, 1)
+    assert len(numbers) == len(features) == 9
     with pytest.raises(BadFile, match='no features'):
-        store.numbers(str(tmp_path / 'bad.npz'))
+        store.read(recordings, 0)
+
+
+def folder_of(c, encoder=ENCODER, weights='abc'):
+    return FeatureStore(c, encoder, weights).folder
+
+
+def test_a_set_of_features_is_of_one_encoder_as_it_is_computed(tmp_path):
+    """What changes a feature makes another folder; what only spares memory does not."""
+    c = config(features=str(tmp_path))
+    others = [
+        folder_of(c, weights='abd'),
+        folder_of(config(features=str(tmp_path), features_dtype='bfloat16')),
+        folder_of(config(features=str(tmp_path), compute_dtype='float32')),
+        *(
+            folder_of(c, dataclasses.replace(ENCODER, **{field: value}))
+            for field, value in (
+                ('dtype', np.float32),
+                ('heads', 4),
+                ('position', 'sincos'),
+                ('rope', 'paired'),
+                ('mlp', 'swiglu'),
+                ('tubelet', 1),
+            )
+        ),
+    ]
+    assert len({folder_of(c), *others}) == 1 + len(others)
+    assert folder_of(c, dataclasses.replace(ENCODER, remat='none')) == folder_of(c)
+
+
+def test_features_follow_the_recordings(tmp_path):
+    """One that is new or changed is encoded, and nothing else."""
+    folder = tmp_path / 'recordings'
+    folder.mkdir()
+
+    def record(name, shade, frames=9):
+        pixels = np.full((frames, 64, 64, 3), shade, np.uint8)
+        np.savez(folder / f'{name}.npz', states=np.zeros((frames, 7)), fps=4, observations=pixels)
+
+    record('a', 50), record('c', 70)
+    c = config(features=str(tmp_path / 'f'))
+    c.robot.kind, c.robot.path = 'npz', str(folder)
+    seen = []
+
+    def shades(frames):
+        assert len(frames) == 4  # as told
+        seen.append(int(frames[0, 0, 0, 0]))
+        return frames[:, :1, :2, 0] / np.float32(2)
+
+    def fill():
+        seen.clear()
+        store, recordings = FeatureStore(c, ENCODER, 'abc'), robot.open_recordings(c.robot)
+        store.fill(recordings, shades, batch=4)
+        kept = [store.read(recordings, i)[1][0, 0, 0] for i in range(len(recordings))]
+        return list(seen), kept, len(list(store.folder.glob('*.npy')))
+
+    assert fill() == ([50, 50, 50, 70, 70, 70], [25, 35], 4)
+    assert fill() == ([], [25, 35], 4)
+    record('b', 60)
+    assert fill() == ([60, 60, 60], [25, 30, 35], 6)
+    record('a', 80)  # of the same size
+    assert fill() == ([80, 80, 80], [40, 30, 35], 6)  # what was there of it is gone
+    status = os.stat(folder / 'c.npz')
+    record('c', 90, frames=10)
+    os.utime(folder / 'c.npz', ns=(status.st_atime_ns, status.st_mtime_ns))
+    recordings = robot.open_recordings(c.robot)
+    with pytest.raises(BadFile, match='no features'):  # none of what it is now
+        FeatureStore(c, ENCODER, 'abc').read(recordings, 2)
+    assert fill() == ([90, 90, 90], [40, 30, 45], 6)
 
 
 def test_wide_frames_are_cut_to_the_middle_and_squeezed():

@@ -40,9 +40,9 @@ def test_resize_is_opencvs_bit_for_bit():
 @pytest.mark.parametrize('size', [(240, 320), (321, 243), (720, 1280), (292, 292), (292, 517)])
 def test_view_is_opencvs(size, crop):
     frames = noise(2, *size, 3)
-    found = eval_view(frames, crop)
-    assert found.shape == (2, crop, crop, 3) and found.dtype == np.uint8
-    for frame, view in zip(frames, found):
+    result = eval_view(frames, crop)
+    assert result.shape == (2, crop, crop, 3) and result.dtype == np.uint8
+    for frame, view in zip(frames, result):
         np.testing.assert_array_equal(view, opencv(frame, crop))
 
 
@@ -55,8 +55,8 @@ def test_released_short_sides():
 def test_golden_numbers():
     """Reference: vjepa2 §13, transforms: mean and first pixels of the original's output."""
     frames = np.random.RandomState(5).randint(0, 256, (4, 48, 64, 3)).astype(np.uint8)
-    found = (eval_view(frames, 32).astype(np.float32) / 255 - MEAN) / STD
-    assert abs(found.mean() - 0.2173344) < 1e-6
+    result = (eval_view(frames, 32).astype(np.float32) / 255 - MEAN) / STD
+    assert abs(result.mean() - 0.2173344) < 1e-6
     # the original's output is channels first: three neighbouring red pixels
     expected = [0.07406463, -0.3369296, 0.5193082]
-    np.testing.assert_allclose(found[0, 0, :3, 0], expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(result[0, 0, :3, 0], expected, rtol=0, atol=1e-6)

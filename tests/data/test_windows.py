@@ -16,13 +16,13 @@ def same(frames):
 @pytest.mark.parametrize('count', [1, 5, 8, 9, 16, 23])
 @pytest.mark.parametrize('frames, stride', [(8, 8), (8, 3), (8, 11), (1, 1)])
 def test_starts_cover_every_frame(count, frames, stride):
-    found = w.starts(count, frames, stride)
-    assert found[0] == 0 and all(a < b for a, b in zip(found, found[1:]))
-    assert all(s + frames <= count for s in found[count <= frames :])
-    seen = {i for s in found for i in range(s, min(s + frames, count))}
+    result = w.starts(count, frames, stride)
+    assert result[0] == 0 and all(a < b for a, b in zip(result, result[1:]))
+    assert all(s + frames <= count for s in result[count <= frames :])
+    seen = {i for s in result for i in range(s, min(s + frames, count))}
     if stride <= frames:
         assert seen == set(range(count))
-    assert all(b - a == stride for a, b in zip(found, found[1:-1]))
+    assert all(b - a == stride for a, b in zip(result, result[1:-1]))
 
 
 @pytest.fixture(scope='module')
@@ -35,10 +35,10 @@ def video(tmp_path_factory):
 def test_video(video, stride, piece, monkeypatch):
     monkeypatch.setattr(w, 'PIECE', piece * 96 * 64 * 3)
     source = w.open_input(video, fps=10)  # every third of 30 a second
-    found = list(w.windows(source, 4, stride, same))
+    result = list(w.windows(source, 4, stride, same))
     expected = [range(s * 3, s * 3 + 12, 3) for s in w.starts(20, 4, stride)]
-    assert [numbers(x.clip).tolist() for x in found] == [list(row) for row in expected]
-    for x, row in zip(found, expected):
+    assert [numbers(x.clip).tolist() for x in result] == [list(row) for row in expected]
+    for x, row in zip(result, expected):
         np.testing.assert_array_equal(x.numbers, list(row))
         np.testing.assert_allclose(x.seconds, np.array(row) / 30)
         assert (x.source, x.spacing, x.repeated) == (video, 0.1, 0)
@@ -57,9 +57,9 @@ def test_memory_of_a_long_video_is_bounded(video, monkeypatch):
 
 
 def test_short_video_repeats_its_last_frame(video):
-    (found,) = w.windows(w.open_input(video, fps=4), 16, 16, same)
-    assert numbers(found.clip).tolist() == [0, 7, 14, 21, 28, 35, 42, 49] + [56] * 8
-    assert found.repeated == 7 and found.seconds[-1] == pytest.approx(56 / 30)
+    (result,) = w.windows(w.open_input(video, fps=4), 16, 16, same)
+    assert numbers(result.clip).tolist() == [0, 7, 14, 21, 28, 35, 42, 49] + [56] * 8
+    assert result.repeated == 7 and result.seconds[-1] == pytest.approx(56 / 30)
 
 
 def test_variable_rate_goes_by_time(tmp_path):
@@ -87,11 +87,11 @@ def test_array_and_image(tmp_path):
     np.save(tmp_path / 'a.npy', frames)
     source = w.open_input(tmp_path / 'a.npy', fps=4)
     assert [w.length(source, n, 2) for n in (4, 16)] == [4, 6]  # whole tubelets
-    (found,) = w.windows(source, 6, 6, same)
-    np.testing.assert_array_equal(found.clip[[0, 4, 5]], frames[[0, 4, 4]])
+    (result,) = w.windows(source, 6, 6, same)
+    np.testing.assert_array_equal(result.clip[[0, 4, 5]], frames[[0, 4, 4]])
     Image.fromarray(frames[0]).save(tmp_path / 'i.png')
-    (found,) = w.windows(w.open_input(tmp_path / 'i.png', fps=4), 2, 2, same)
-    np.testing.assert_array_equal(found.clip, frames[[0, 0]])
+    (result,) = w.windows(w.open_input(tmp_path / 'i.png', fps=4), 2, 2, same)
+    np.testing.assert_array_equal(result.clip, frames[[0, 0]])
 
 
 BAD = {
@@ -133,8 +133,8 @@ def test_ahead_keeps_order_and_errors():
         yield from range(9)
         raise OSError('broken')
 
-    found = []
+    result = []
     with pytest.raises(OSError, match='broken'):
         for item in w.ahead(items(), 3):
-            found.append(item)
-    assert found == list(range(9))
+            result.append(item)
+    assert result == list(range(9))

@@ -208,9 +208,9 @@ def test_one_budget_is_one_shape(settings, grid):
     assert np.abs(mean - shapes).max() <= max(grid[0], 0.02 * math.prod(grid))  # a cell of a tube
     for step, position in ((0, 0), (1, 1), (6, 2)):
         assert one.shapes(step) == shapes
-        found = one.sample(step, position)
-        assert tuple((len(k), len(m)) for k, m in found) == shapes
-        assert all(not set(k.tolist()) & set(m.tolist()) for k, m in found)
+        drawn = one.sample(step, position)
+        assert tuple((len(k), len(m)) for k, m in drawn) == shapes
+        assert all(not set(k.tolist()) & set(m.tolist()) for k, m in drawn)
     assert one.sample(0, 0)[0][0].tolist() != one.sample(1, 0)[0][0].tolist()
 
 

@@ -66,11 +66,11 @@ def test_golden_notebook():
         end_effector(0.075), samples=25, iterations=3,
         momentum_mean=0.15, momentum_std=(0.75, 0.75, 0.75, 0.15),
     )  # fmt: skip
-    wanted = [
+    expected = [
         [0.03401149, -0.02743585, 0.00703506, 0, 0, 0, 0],
         [0.01803332, -0.01663488, -0.02353552, 0, 0, 0, 0],
     ]
-    np.testing.assert_allclose(golden(planner), wanted, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(golden(planner), expected, rtol=0, atol=1e-6)
 
 
 DEFAULTS = dict(  # of the original's function, but for the 25 samples of these rows
@@ -79,20 +79,20 @@ DEFAULTS = dict(  # of the original's function, but for the 25 samples of these 
 
 
 def test_golden_defaults():
-    found = golden(CEM(end_effector(), elites=5, iterations=3, **DEFAULTS))
-    wanted = [[0.03094800, -0.02216160, -0.00962511], [0.01533263, -0.01665348, -0.00979084]]
-    np.testing.assert_allclose(found[:, :3], wanted, rtol=0, atol=1e-6)
-    np.testing.assert_array_equal(found[:, 3:6], 0)
+    result = golden(CEM(end_effector(), elites=5, iterations=3, **DEFAULTS))
+    expected = [[0.03094800, -0.02216160, -0.00962511], [0.01533263, -0.01665348, -0.00979084]]
+    np.testing.assert_allclose(result[:, :3], expected, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(result[:, 3:6], 0)
 
 
 def test_golden_fixed_axis_and_closing_gripper():
     space = end_effector(fixed=((1, 0.02),), close_from=1)
-    found = golden(CEM(space, elites=5, iterations=2, **DEFAULTS))
-    wanted = [
+    result = golden(CEM(space, elites=5, iterations=2, **DEFAULTS))
+    expected = [
         [0.01497481, 0.02, -0.00216529, 0, 0, 0, -0.70564055],
         [0.03162079, 0.02, -0.02924795, 0, 0, 0, 0.9775],
     ]
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-6)
 
 
 @jax.tree_util.register_dataclass
@@ -127,12 +127,12 @@ def test_finds_the_known_optimum(name):
     # within reach of two steps: any that sum to the goal; beyond: as far as the bounds allow
     for place, end in (((0.6, -0.3), (0.6, -0.3)), ((3.0, -0.3), (1.0, -0.3))):
         goal = Goal(jnp.asarray([place]), jnp.asarray(place))
-        actions, found = solve(Point(), POINT, goal, jax.random.key(0))
+        actions, result = solve(Point(), POINT, goal, jax.random.key(0))
         assert actions.shape == (2, 2) and np.abs(actions).max() <= 0.5
         np.testing.assert_allclose(actions.sum(0), end, rtol=0, atol=0.02)
-        assert float(found['best'][-1]) <= float(found['best'][0])
-        wanted = energies(Point(), POINT, goal, actions[None], getattr(planner, 'cost', Cost(2)))
-        np.testing.assert_allclose(found['energy'], wanted[0], rtol=1e-6)
+        assert float(result['best'][-1]) <= float(result['best'][0])
+        expected = energies(Point(), POINT, goal, actions[None], getattr(planner, 'cost', Cost(2)))
+        np.testing.assert_allclose(result['energy'], expected[0], rtol=1e-6)
 
 
 def test_adam_after_cem_is_never_worse():
@@ -147,22 +147,22 @@ def test_costs():
     features, states = normal(1, 5, 3, 4, 6), normal(2, 5, 3, 7)
     goal = Goal(jnp.asarray(normal(3, 4, 6)), jnp.asarray(normal(4, 7)))
     apart = features - np.asarray(goal.features)
-    for cost, wanted in (
+    for cost, expected in (
         (Cost(), np.abs(apart[:, -1]).mean((1, 2))),
         (Cost(2), np.square(apart[:, -1]).mean((1, 2))),
         (Cost(1, 'all'), np.abs(apart).mean((1, 2, 3))),
     ):
-        np.testing.assert_allclose(cost(features, None, goal), wanted, rtol=1e-5)
+        np.testing.assert_allclose(cost(features, None, goal), expected, rtol=1e-5)
     plain = Cost(2, state_weight=0.5, state='sum')
     extra = np.square(states[:, -1] - np.asarray(goal.state)).mean(-1)
-    wanted = np.square(apart[:, -1]).mean((1, 2)) + 0.5 * extra
-    np.testing.assert_allclose(plain(features, states, goal), wanted, rtol=1e-5)
+    expected = np.square(apart[:, -1]).mean((1, 2)) + 0.5 * extra
+    np.testing.assert_allclose(plain(features, states, goal), expected, rtol=1e-5)
     # roll pi - 0.01 and -pi + 0.01 are 0.02 apart, not 2 pi
     here, there = np.zeros((1, 1, 7), np.float32), np.zeros(7, np.float32)
     here[..., 3], there[3] = np.pi - 0.01, -np.pi + 0.01
     same = Goal(jnp.zeros((4, 6)), jnp.asarray(there))
-    found = Cost(1, state_weight=1.0)(np.zeros((1, 1, 4, 6), np.float32), here, same)
-    np.testing.assert_allclose(found, 0.02 / 7, rtol=1e-3)
+    result = Cost(1, state_weight=1.0)(np.zeros((1, 1, 4, 6), np.float32), here, same)
+    np.testing.assert_allclose(result, 0.02 / 7, rtol=1e-3)
 
 
 def test_mppi_weighs_by_energy():
@@ -206,8 +206,8 @@ def test_rollout_is_the_predictor_run_on_all_frames_again(slide):
         done.append(actions[:, h])
         seen = 2 if slide else h + 2
         x = np.concatenate(frames[-seen:], 1)
-        given = (np.stack(done[-seen:], 1), np.stack(known[-seen:], 1))
-        z = again(model.params, x, *given)[:, -4:]
+        inputs = (np.stack(done[-seen:], 1), np.stack(known[-seen:], 1))
+        z = again(model.params, x, *inputs)[:, -4:]
         z = (z - z.mean(-1, keepdims=True)) / np.sqrt(z.var(-1, keepdims=True) + 1e-5)
         known.append(poses.apply(known[-1], actions[:, h]))
         np.testing.assert_allclose(features[:, h], z, rtol=0, atol=1e-4)
@@ -233,8 +233,8 @@ def test_from_a_single_frame_it_is_the_same():
     after = poses.apply(known, actions[:, 0])
     frames, seen = jnp.concatenate([x, first], 1), jnp.stack([known, after], 1)
     second = standardise(again(model.params, frames, actions, seen)[:, -4:])
-    for h, wanted in enumerate((first, second)):
-        np.testing.assert_allclose(features[:, h], wanted, rtol=0, atol=1e-4)
+    for h, expected in enumerate((first, second)):
+        np.testing.assert_allclose(features[:, h], expected, rtol=0, atol=1e-4)
     np.testing.assert_allclose(states[:, 0], after, rtol=0, atol=1e-6)
 
 
@@ -244,8 +244,8 @@ def test_a_predictor_that_sees_no_states_can_be_planned_with():
     solve = jax.jit(planner.solve)
     blind = dataclasses.replace(context, states=None)
     key = jax.random.key(0)
-    actions, found = solve(model, context, goal, key)
-    assert np.isfinite(actions).all() and np.ptp(found['costs'][0]) > 0
+    actions, result = solve(model, context, goal, key)
+    assert np.isfinite(actions).all() and np.ptp(result['costs'][0]) > 0
     np.testing.assert_array_equal(solve(model, blind, goal, key)[0], actions)
 
 
@@ -268,11 +268,11 @@ def test_episodes_in_a_padded_batch_equal_single_ones_bit_for_bit():
 
     alone = [solve([c], [k]) for c, k in zip(contexts, keys)]
     nothing = jax.tree.map(jnp.zeros_like, context)
-    together, found = solve([*contexts, nothing, nothing], [*keys, keys[0], keys[0]])
+    together, result = solve([*contexts, nothing, nothing], [*keys, keys[0], keys[0]])
     for i, (actions, diagnostics) in enumerate(alone):
         np.testing.assert_array_equal(together[i], actions[0])
         for name, values in diagnostics.items():
-            np.testing.assert_array_equal(found[name][i], values[0], err_msg=name)
+            np.testing.assert_array_equal(result[name][i], values[0], err_msg=name)
 
 
 def test_the_goal_and_later_frames_leave_what_is_known_alone():

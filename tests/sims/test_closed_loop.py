@@ -5,7 +5,6 @@ import os
 import pathlib
 import subprocess
 import sys
-import types
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ pytest.importorskip('jepa_jax.sims.panda', reason='needs MuJoCo', exc_type=Modul
 from jepa_jax import cli, studies  # noqa: E402
 from jepa_jax.errors import SimError  # noqa: E402
 from jepa_jax.recipes import validate
-from jepa_jax.sims import closed_loop, evaluate  # noqa: E402
+from jepa_jax.sims import bench, closed_loop, evaluate  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = ROOT / 'configs/sim_panda.py'
@@ -72,57 +71,70 @@ def test_each_gate_closes():
         assert [row['name'] for row in rows if not row['passed']] == [name]
 
 
-def test_rows_are_added_to_a_finished_run_but_none_of_another_kind(tmp_path, monkeypatch):
+class FakeBench:
+    """Plays without a simulator; remembers what it was asked for."""
+
+    def __init__(self):
+        self.played, self.judged, self.about = [], [], ()
+
+    def __call__(self, config, folder):
+        self.config = config
+        return self
+
+    def judge(self, folder):
+        names = ['planner', 'untrained']
+        names += ['random_encoder'] if self.config.evaluation.random_encoder else []
+        self.judged.append(len(names))
+        cost = {'falls': 0.9, 'energy_at_end': 0.3, 'rank_correlation': 0.9, 'others': {}}
+        moving = {'error_over_copy': 0.5, 'shuffled_over_true': 2.0, 'gripper_range': 0.4}
+        Image.new('RGB', (8, 8)).save(folder / 'energy.png')
+        return {'cost': cost | {'depth_over_across': 0.5}, 'dynamics': dict.fromkeys(names, moving)}
+
+    def play(self, task, names):
+        self.played += names
+        counts = bench.episodes_of(self.config.evaluation)
+        results = {}
+        for name in names:
+            off = np.full(counts[name], 0.01)
+            won = np.arange(counts[name]) < counts[name] // 2
+            frames = np.zeros((1, 2, 8, 8, 3), np.uint8)
+            results[name] = evaluate.Episodes(task, won, off + 0.2, off, 0.1, frames, frames[:, :1])
+        return results
+
+
+def test_rows_are_added_to_a_finished_run_but_none_of_another_kind(tmp_path):
     """What is asked for later is played, nothing twice, and sentences are replaced."""
     config = cli.load(f'{CONFIG}:ci', ['study'])
-    (tmp_path / 'report.json').write_text(json.dumps({'tasks': {}, 'sentences': ['trained']}))
-    played, judged = [], []
-
-    def measure(policy, task, seeds, **given):
-        played.append(given['title'])
-        won = np.arange(len(seeds)) < len(seeds) // 2
-        frames = np.zeros((1, 2, 8, 8, 3), np.uint8)
-        off = np.full(len(seeds), 0.01)
-        return evaluate.Episodes(task, won, off + 0.2, off, 0.1, frames, frames[:, :1])
-
-    def judge(config, folder, report, own, other, cost):
-        judged.append(bool(other))
-        names = ['planner', 'untrained', *(['random_encoder'] if other else [])]
-        report['cost'] = {'rank_correlation': 0.9}
-        report['dynamics'] = dict.fromkeys(names, {'shuffled_over_true': 2.0})
-
-    known = types.SimpleNamespace(about=[], world_model=None, encode=None)
-    monkeypatch.setattr(closed_loop.robot, 'load', lambda *given, **size: known)
-    monkeypatch.setattr(closed_loop.page, 'write', lambda *given: None)
-    monkeypatch.setattr(closed_loop, '_untrained', lambda world: world)
-    monkeypatch.setattr(closed_loop, '_judge', judge)
-    monkeypatch.setattr(evaluate, 'measure', measure)
+    start = {'tasks': {}, 'sentences': ['trained'], 'verdict': 'healthy', 'seconds': 1.0}
+    (tmp_path / 'report.json').write_text(json.dumps(start))
+    fake = FakeBench()
 
     def run() -> dict:
-        played.clear()
-        closed_loop._measure(config, tmp_path)
+        fake.played.clear()
+        closed_loop.measure(config, tmp_path, fake)
         return json.loads((tmp_path / 'report.json').read_text())
 
     first = run()
-    assert played == [f'reach, {n}' for n in ('planner', 'untrained', 'oracle', 'random', 'no_op')]
-    assert len(first['sentences']) == 3 and 'random_encoder' not in str(first['tasks'])
-    assert run() == first and not played
+    assert fake.played == ['planner', 'untrained', 'oracle', 'random', 'no_op']
+    assert len(first['sentences']) == 4 and 'random_encoder' not in str(first['tasks'])
+    assert run() == first and not fake.played
     config.evaluation.random_encoder, config.evaluation.simulator_episodes = True, 3
     more = run()
     added = ['random_encoder', 'simulator_learned_cost', 'simulator_pixel_cost']
-    assert played == [f'reach, {name}' for name in added] and judged == [False, True]
+    assert fake.played == added and fake.judged == [2, 3]
     policies = more['tasks']['reach']['policies']
     assert [policies[name]['episodes'] for name in added] == [4, 3, 3]
     assert policies.items() >= first['tasks']['reach']['policies'].items()
-    assert len(more['sentences']) == 3 and 'random_encoder 50 %' in more['sentences'][1]
+    assert len(more['sentences']) == 4 and 'random_encoder 50 %' in ' '.join(more['sentences'])
     config.evaluation.simulator_episodes = 6  # only these are played anew
     assert run()['tasks']['reach']['policies']['simulator_pixel_cost']['episodes'] == 6
-    assert played == [f'reach, {name}' for name in added[1:]]
+    assert fake.played == added[1:]
+    assert 'random actions' in (tmp_path / 'report.html').read_text()
     config.evaluation.samples = 128
     with pytest.raises(SimError, match='with evaluation.samples 64, 128 here; name another folder'):
         run()
     with pytest.raises(SimError, match='name another folder'):  # before anything takes its time
-        studies.run(config, tmp_path, train=lambda *given: pytest.fail('trained'))
+        studies.run(config, tmp_path, train=lambda *_: pytest.fail('trained'))
     assert not (tmp_path / 'recordings').exists()
 
 

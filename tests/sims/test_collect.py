@@ -1,4 +1,4 @@
-"""Recordings: what they hold, that they do not depend on who made them, and that they go on."""
+"""Recordings: what they hold, that they do not depend on who made them, and that they resume."""
 
 import dataclasses
 import subprocess
@@ -34,15 +34,15 @@ def contents(folder):
 def test_a_recording_is_a_video_with_its_states(folder):
     assert len(list(folder.glob('*.mp4'))) == len(list(folder.glob('*.npz'))) == 5
     with Panda(32) as panda:
-        wanted = record(SMALL, 2, panda)
+        expected = record(SMALL, 2, panda)
     stored = np.load(folder / 'episode_000002.npz')
     assert stored['states'].shape == (6, 7) and stored['commands'].shape == (5, 7)
     for key in stored.files:
-        np.testing.assert_array_equal(stored[key], wanted[key])
+        np.testing.assert_array_equal(stored[key], expected[key])
     with av.open(str(folder / 'episode_000002.mp4')) as container:
         assert container.streams.video[0].average_rate == 4
         frames = [f.to_ndarray(format='rgb24') for f in container.decode(video=0)]
-    np.testing.assert_array_equal(np.stack(frames), wanted['frames'])
+    np.testing.assert_array_equal(np.stack(frames), expected['frames'])
 
 
 def test_processes_and_interruptions_change_nothing(folder, tmp_path, capfd):
@@ -65,7 +65,7 @@ def test_processes_and_interruptions_change_nothing(folder, tmp_path, capfd):
 def test_another_collection_is_not_mixed_in(folder):
     for change, words in (
         ({'seed': 1}, 'seed 0 there, 1 here'),
-        ({'episodes': 3}, 'holds 5 episodes, 3 are wanted'),
+        ({'episodes': 3}, 'holds 5 episodes, 3 are asked for'),
     ):
         with pytest.raises(SimError, match=words):
             collect(folder, dataclasses.replace(SMALL, **change))
@@ -89,10 +89,10 @@ def play(monkeypatch, kind, count, **change):
 
 
 def test_picks_lift_the_cube_and_put_it_down_elsewhere(monkeypatch):
-    found = play(monkeypatch, 'pick', 10)
-    lifted = [e['cube'][:, 2].max() > 0.06 for e in found]
+    result = play(monkeypatch, 'pick', 10)
+    lifted = [e['cube'][:, 2].max() > 0.06 for e in result]
     assert sum(lifted) >= 5
-    carried = [np.linalg.norm(e['cube'][-1, :2] - e['cube'][0, :2]) for e in found]
+    carried = [np.linalg.norm(e['cube'][-1, :2] - e['cube'][0, :2]) for e in result]
     assert max(carried) > 0.08
     missed = play(monkeypatch, 'pick', 10, noise=0.08)  # some of the noisiest must fail
     assert sum(e['cube'][:, 2].max() > 0.06 for e in missed) < sum(lifted)
@@ -105,8 +105,8 @@ def test_exploration_covers_the_workspace_and_the_gripper(monkeypatch):
 
 
 def test_half_of_reaching_goes_to_the_cube(monkeypatch):
-    found = play(monkeypatch, 'reach', 12)
-    near = [np.linalg.norm(e['states'][:, :2] - e['cube'][:, :2], axis=1).min() for e in found]
+    result = play(monkeypatch, 'reach', 12)
+    near = [np.linalg.norm(e['states'][:, :2] - e['cube'][:, :2], axis=1).min() for e in result]
     assert np.mean(np.array(near) < 0.03) > 0.5
 
 
@@ -117,8 +117,8 @@ def test_measured_differences_are_the_commands(monkeypatch):
     for episode in play(monkeypatch, 'explore', 6):
         states = episode['states'].astype(np.float32)
         taken = np.asarray(poses.difference(states[:-1], states[1:]))
-        wanted = states[:-1, :3] + episode['commands'][:, :3]
-        inside = ((wanted > [0.32, -0.28, 0.08]) & (wanted < [0.64, 0.28, 0.40])).all(1)
+        expected = states[:-1, :3] + episode['commands'][:, :3]
+        inside = ((expected > [0.32, -0.28, 0.08]) & (expected < [0.64, 0.28, 0.40])).all(1)
         free.append(np.abs(taken - episode['commands'])[inside])
     apart = np.concatenate(free)
     assert len(apart) > 60

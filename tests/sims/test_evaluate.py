@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures('gl')
 from jepa_jax import poses  # noqa: E402
 from jepa_jax.planning.cem import CEM, end_effector, plan  # noqa: E402
 from jepa_jax.planning.world_model import Context, Cost, Goal  # noqa: E402
-from jepa_jax.sims import evaluate, panda  # noqa: E402
+from jepa_jax.sims import evaluate, scene  # noqa: E402
 from jepa_jax.sims.panda import Panda  # noqa: E402
 from jepa_jax.sims.tasks import PandaEnv  # noqa: E402
 
@@ -34,12 +34,12 @@ KEY = jax.random.key(0)
 )
 def test_interval_is_wilsons(wins, count, low, high):
     """Textbook values, and the closed form."""
-    found = evaluate.wilson(wins, count)
-    assert found == pytest.approx((low, high), abs=1e-4)
+    result = evaluate.wilson(wins, count)
+    assert result == pytest.approx((low, high), abs=1e-4)
     p, z2 = wins / count, 1.959964**2
     middle = (p + z2 / (2 * count)) / (1 + z2 / count)
     half = np.sqrt(z2 * (p * (1 - p) / count + z2 / (4 * count**2))) / (1 + z2 / count)
-    assert found == pytest.approx((middle - half, middle + half), abs=1e-6)
+    assert result == pytest.approx((middle - half, middle + half), abs=1e-6)
 
 
 @pytest.fixture(scope='module')
@@ -55,7 +55,7 @@ def test_known_policies_and_their_row(scripted):
         for name, policy in policies.items()
     }
     played = {'oracle': scripted, **results}
-    row = evaluate.row({name: found.summary() for name, found in played.items()}, 'oracle')
+    row = evaluate.row({name: result.summary() for name, result in played.items()}, 'oracle')
     assert row['success'] == 1 and row['random'] == row['no-op'] == 0
     assert row['low'] == pytest.approx(0.4385, abs=1e-4) and row['high'] == 1
     assert row['episodes'] == 3 and row['distance'] < 0.02 < row['start']
@@ -113,18 +113,18 @@ def test_a_right_world_model_solves_what_a_mirrored_one_does_not():
 def test_threads_change_no_plan(monkeypatch, at_once):
     """Five episodes on two threads, the last of a pair alone, are those of one program, bit for
     bit."""
-    monkeypatch.setattr(evaluate, 'cpus', lambda: 2)
+    monkeypatch.setattr(evaluate.policies, 'cpus', lambda: 2)
     planner, world = CEM(end_effector(0.05), Cost(state_weight=1.0), 1, 16, 3, 4), PoseModel(1.0)
     rng = np.random.default_rng(0)
     states, goals = rng.uniform(0.1, 0.5, (2, 5, 7)).astype(np.float32)
     images = np.zeros((5, 8, 8, 3), np.uint8)
     seen = {'image': images, 'state': states, 'goal_image': images, 'goal_state': goals}
     choose = evaluate.plan_with(planner, world, blind, episodes_at_once=at_once)
-    found = choose([None] * 5, seen, KEY)
+    result = choose([None] * 5, seen, KEY)
     nothing = jnp.zeros((5, 1, 1))
-    contexts, wanted = Context(nothing[:, None], jnp.asarray(states)[:, None]), Goal(nothing, goals)
-    alone, _ = plan(planner, world, contexts, wanted, jax.random.split(KEY, 5))
-    np.testing.assert_array_equal(found, alone[:, 0])
+    contexts = Context(nothing[:, None], jnp.asarray(states)[:, None])
+    alone, _ = plan(planner, world, contexts, Goal(nothing, goals), jax.random.split(KEY, 5))
+    np.testing.assert_array_equal(result, alone[:, 0])
 
 
 @pytest.mark.parametrize('count', [1, 4, 9])
@@ -136,8 +136,8 @@ def test_encoding_in_parts_needs_one_program_and_changes_nothing(count):
         return evaluate.pixels(frames)
 
     frames = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), np.uint8)
-    found = evaluate.in_parts(encode, size=4)(frames)
-    np.testing.assert_array_equal(found, evaluate.pixels(frames))
+    result = evaluate.in_parts(encode, size=4)(frames)
+    np.testing.assert_array_equal(result, evaluate.pixels(frames))
     assert shapes == {(4, 8, 8, 3)}
 
 
@@ -189,8 +189,8 @@ def test_a_cost_is_judged_by_whether_it_falls():
         return jax.random.normal(jax.random.fold_in(KEY, frame.astype(jnp.uint32).sum()), (4, 4))
 
     encoders = {'place': jax.jit(place), 'noise': noise}
-    found = evaluate.judge_cost(encoders, Cost(), range(6), image_size=48)
-    (good, way), (chance, _) = found['place'], found['noise']
+    result = evaluate.judge_cost(encoders, Cost(), range(6), image_size=48)
+    (good, way), (chance, _) = result['place'], result['noise']
     assert good['rank_correlation'] > 0.6 and good['falls'] > 0.8
     assert way.shape == (6, 11) and (way[:, 0] == 1).all() and (way[:, -1] < 0.2).all()
     # at the goal itself even noise is right
@@ -227,9 +227,9 @@ def test_dynamics_are_judged_against_copying_and_against_other_actions(monkeypat
     worlds = {'right': Moves(jnp.float32(1)), 'still': Moves(jnp.float32(0))}
     # places alone: roll flips its sign near pi
     cost = lambda f, states, goal: Cost()(f[..., :3], states, Goal(goal.features[..., :3]))  # noqa: E731
-    found = evaluate.judge_dynamics(worlds, look_up, cost, range(3), image_size=32, steps=4)
-    assert found['right']['error_over_copy'] < 1e-3 and found['right']['shuffled_over_true'] > 100
-    assert found['still'] == pytest.approx({'error_over_copy': 1.0, 'shuffled_over_true': 1.0})
+    result = evaluate.judge_dynamics(worlds, look_up, cost, range(3), image_size=32, steps=4)
+    assert result['right']['error_over_copy'] < 1e-3 and result['right']['shuffled_over_true'] > 100
+    assert result['still'] == pytest.approx({'error_over_copy': 1.0, 'shuffled_over_true': 1.0})
 
 
 def test_a_gripper_is_judged_by_its_cost(monkeypatch):
@@ -256,16 +256,16 @@ def test_a_gripper_is_judged_by_its_cost(monkeypatch):
             return context.features[-1] + self.share * actions[:, :, 6:, None], None
 
     worlds = {name: Closes(jnp.float32(share)) for name, share in (('all', 1), ('none', 0))}
-    found = evaluate.judge_gripper(worlds, look_up, Cost(), range(6), image_size=64)
-    assert found['all']['gripper_range'] == pytest.approx(1, abs=1e-3)
-    assert found['all']['gripper_off'] == 0
-    assert found['none']['gripper_range'] == 0 and found['none']['gripper_off'] > 0.1
+    result = evaluate.judge_gripper(worlds, look_up, Cost(), range(6), image_size=64)
+    assert result['all']['gripper_range'] == pytest.approx(1, abs=1e-3)
+    assert result['all']['gripper_off'] == 0
+    assert result['none']['gripper_range'] == 0 and result['none']['gripper_off'] > 0.1
 
 
 def test_the_lamp_shows_how_far_the_tool_is(monkeypatch):
     """A move towards the camera hardly changes the arm's own pixels; its shadow it does."""
-    given = {'pixels': evaluate.pixels}, Cost(), range(4)
-    seen = evaluate.judge_depth(*given)['pixels']
-    monkeypatch.setattr(panda, 'SHADOW', 0)
-    without = evaluate.judge_depth(*given)['pixels']
+    arguments = {'pixels': evaluate.pixels}, Cost(), range(4)
+    seen = evaluate.judge_depth(*arguments)['pixels']
+    monkeypatch.setattr(scene, 'SHADOW', 0)
+    without = evaluate.judge_depth(*arguments)['pixels']
     assert seen > 0.33 and without < 0.8 * seen

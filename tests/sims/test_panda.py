@@ -16,7 +16,8 @@ import mujoco  # noqa: E402 - after panda, which chooses how it draws
 
 from jepa_jax import poses  # noqa: E402
 from jepa_jax.errors import SimError  # noqa: E402
-from jepa_jax.sims.panda import OPENING, WORKSPACE, Panda, Variation  # noqa: E402
+from jepa_jax.sims.panda import WORKSPACE, Panda  # noqa: E402
+from jepa_jax.sims.scene import OPENING, Variation  # noqa: E402
 from jepa_jax.sims.tasks import TASKS, PandaEnv, follow, grasp_poses, oracle  # noqa: E402
 
 # Franka Emika's published table: a, d (m), alpha (rad) of each joint
@@ -59,10 +60,10 @@ def test_kinematics_are_the_published_ones(panda):
         angles = rng.uniform(low, high)
         panda.data.qpos[:7] = angles
         mujoco.mj_forward(panda.model, panda.data)
-        state, wanted = panda.state(), chain(angles)
-        np.testing.assert_allclose(state[:3], wanted[:3, 3], atol=1e-12)
-        found = Rotation.from_euler('xyz', state[3:6]).as_matrix()
-        np.testing.assert_allclose(found, wanted[:3, :3], atol=1e-7)
+        state, expected = panda.state(), chain(angles)
+        np.testing.assert_allclose(state[:3], expected[:3, 3], atol=1e-12)
+        result = Rotation.from_euler('xyz', state[3:6]).as_matrix()
+        np.testing.assert_allclose(result, expected[:3, :3], atol=1e-7)
 
 
 def test_inverse_kinematics_lead_there(panda):
@@ -70,10 +71,10 @@ def test_inverse_kinematics_lead_there(panda):
     down = Rotation.from_euler('x', np.pi)
     for _ in range(20):
         place = rng.uniform(*WORKSPACE)
-        wanted = Rotation.from_euler('xyz', rng.uniform(-0.3, 0.3, 3)) * down
-        pose = chain(panda.solve(place, wanted, panda.data.ctrl[:7]))
+        expected = Rotation.from_euler('xyz', rng.uniform(-0.3, 0.3, 3)) * down
+        pose = chain(panda.solve(place, expected, panda.data.ctrl[:7]))
         np.testing.assert_allclose(pose[:3, 3], place, atol=1e-4)
-        np.testing.assert_allclose(pose[:3, :3], wanted.as_matrix(), atol=1e-3)
+        np.testing.assert_allclose(pose[:3, :3], expected.as_matrix(), atol=1e-3)
 
 
 def test_an_action_does_what_the_pose_maths_say(panda):
@@ -87,14 +88,14 @@ def test_an_action_does_what_the_pose_maths_say(panda):
         action[:3] -= before[:3]
         action[6] = rng.uniform(0, 1) - before[6]
         panda.act(action)
-        wanted = np.asarray(poses.apply(np.float32(before), np.float32(action)))
+        expected = np.asarray(poses.apply(np.float32(before), np.float32(action)))
         after = panda.state()
-        np.testing.assert_allclose(after[:3], wanted[:3], atol=3e-3)
+        np.testing.assert_allclose(after[:3], expected[:3], atol=3e-3)
         turn = (
-            Rotation.from_euler('xyz', after[3:6]) * Rotation.from_euler('xyz', wanted[3:6]).inv()
+            Rotation.from_euler('xyz', after[3:6]) * Rotation.from_euler('xyz', expected[3:6]).inv()
         )
         assert np.degrees(turn.magnitude()) < 1
-        assert abs(after[6] - wanted[6]) < 0.03
+        assert abs(after[6] - expected[6]) < 0.03
 
 
 def test_orientation_does_not_drift_and_the_box_holds(panda):

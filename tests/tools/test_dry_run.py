@@ -1,18 +1,25 @@
-"""Counting what a compiled program does, and the dry run for a slice that is not there."""
+"""Counting what a compiled program does, and what the step of any recipe costs: on this machine,
+and on a slice that is not there."""
 
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
 import pytest
 from conftest import HERE
 
+from jepa_jax import cli, flops
+from jepa_jax.build import ac_predictor, frame_encoder
+from jepa_jax.config import ActionConditionedConfig
 from jepa_jax.errors import ConfigError
-from tools.dry_run import _Expected, _holds_scores, objections, slice_devices
+from jepa_jax.memory import GIB
+from tools import compiled, cost, steps
+from tools.compiled import Expected, holds_scores, objections
 from tools.hlo import Array, Collective, Program
 
 
@@ -98,8 +105,8 @@ def test_reads_what_libtpu_writes():
     assert program.flops() == 6 * (scores + kernel)
     assert program.kernels() == {'splash_mha_dkv_no_residuals': 6}
     assert not program.unknown_loops and not program.uncounted_kernels
-    found = [(c.kind, c.group, c.times, c.bytes) for c in program.collectives()]
-    assert found == [
+    collectives = [(c.kind, c.group, c.times, c.bytes) for c in program.collectives()]
+    assert collectives == [
         ('all-gather', 2, 6, 2 * 96 * 384),
         ('reduce-scatter', 4, 6, 4 * 1024 * 1024),
         ('all-reduce', 8, 1, 64),
@@ -125,7 +132,9 @@ def test_what_parameters_and_gradients_move_is_expected():
             }
         }
     }
-    expected = _Expected(abstract, fsdp=8)
+    specs = jax.tree.map(lambda _: jax.P(None, 'fsdp', None), abstract)
+    net = types.SimpleNamespace(abstract=abstract, specs=specs)
+    expected = Expected({'encoder': net}, fsdp=8)
     for kind, *dims in [
         ('all-gather', 1, 1408, 4224),
         ('reduce-scatter', 1408, 4224),
@@ -146,10 +155,10 @@ def test_what_parameters_and_gradients_move_is_expected():
 
 def test_scores_are_recognised():
     tokens = {2048, 495, 1463}
-    assert _holds_scores((24, 22, 2048, 2048), tokens)
-    assert _holds_scores((528, 1536, 1536), tokens)  # padded to a kernel's blocks
-    assert not _holds_scores((24, 2048, 1408), tokens)
-    assert not _holds_scores((24, 2048, 2048 * 3), tokens)
+    assert holds_scores((24, 22, 2048, 2048), tokens)
+    assert holds_scores((528, 1536, 1536), tokens)  # padded to a kernel's blocks
+    assert not holds_scores((24, 2048, 1408), tokens)
+    assert not holds_scores((24, 2048, 2048 * 3), tokens)
 
 
 def test_objections():
@@ -167,7 +176,166 @@ def test_objections():
 @pytest.mark.parametrize('topology', ['v5p', 'v3:2x2', 'v5e:2', 'v5e:2x2x'])
 def test_topologies_are_checked_first(topology):
     with pytest.raises(ConfigError, match=f'--topology {topology}: must be KIND:AxB'):
-        slice_devices(topology)
+        steps.slice_devices(topology)
+
+
+def recordings(**ac) -> ActionConditionedConfig:
+    config = ActionConditionedConfig(name='ac', encoder_from='random', compute_dtype='float32')
+    config.encoder.width, config.encoder.depth, config.encoder.heads = 48, 2, 2
+    config.ac.width, config.ac.depth, config.ac.heads = 48, 2, 2
+    config.data.crop, config.robot.frames, config.optim.batch = 32, 4, 8
+    config.mesh.fsdp = 2
+    return config
+
+
+def test_the_step_on_recordings(quick_compiler):
+    """Its own FLOPs, the frozen encoder, and nothing that a masked step would have."""
+    config, devices = recordings(), jax.devices()[:2]
+    result, _ = compiled.analyse(steps.settle(config, 2, 0.0), devices, 'two')
+    vit = frame_encoder(config)
+    predictor = ac_predictor(config, vit)
+    count = flops.action_conditioned_step(predictor, 8, 4, rollout=2, prefix=1, encode=vit)
+    assert result['model_flops'] == count
+    # nothing but products is counted on either side; scores are computed again in the backward pass
+    assert 1 <= result['recomputation'] < 2
+    assert result['program'] == '4 frames of 6 tokens, from pixels'
+    assert result['tokens'] == [4, 6, 12, 18]
+    step = steps.Step.of(config, devices)
+    assert result['frozen_params'] == steps.size(step.objective.frozen) > 0
+    assert result['params'] == steps.size(step.objective.nets)
+    # parameters and two moments of what is trained, the frozen net once: shared by both devices
+    held = result['state_bytes'] + result['frozen_bytes']
+    vectors = result['replicated_state_bytes']
+    assert 12 * result['params'] + 4 * result['frozen_params'] <= held + 64
+    assert held / 2 < result['argument_bytes_per_device'] < held / 2 + vectors + 2**18
+    assert result['collectives'].keys() >= {'all-gather'}
+    config.features = 'kept'
+    assert steps.programs(config, 2)[0].total == flops.action_conditioned_step(
+        predictor, 8, 4, rollout=2, prefix=1
+    )
+    assert steps.Step.of(config, devices).frozen == {}
+
+
+@pytest.mark.parametrize('file', ['ac_vitg', 'vitl', 'vitg_384'])
+def test_shapes_of_batches_too_large_to_make(file):
+    config = steps.settle(cli.load(f'configs/{file}.py'), 8, 0.0)
+    for program in steps.programs(config, 8):
+        rows = {leaf.shape[0] for leaf in jax.tree.leaves(program.shapes)}
+        assert rows == {config.optim.batch}
+    config.optim.batch, config.data.crop = 8, 64
+    for program in steps.programs(config, 8):
+        made = jax.tree.map(lambda a: (a.shape, a.dtype), program.batch(0))
+        assert made == jax.tree.map(lambda a: (a.shape, a.dtype), program.shapes)
+
+
+TOY = """
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jepa_jax.config import LoaderConfig, RunConfig
+from jepa_jax.memory import Activations
+from jepa_jax.nets import Net
+from jepa_jax.objectives import Objective, Program
+from jepa_jax.recipes import RECIPES, Recipe
+from jepa_jax.sharding import gather
+
+RULES = (('kernel', jax.P('fsdp', None)), ('bias', jax.P()))
+
+
+@dataclasses.dataclass
+class ToyConfig(RunConfig):
+    objective: str = 'toy'
+    width: int = 24
+    data: LoaderConfig = dataclasses.field(default_factory=LoaderConfig)
+
+
+def net(width):
+    return Net(lambda rngs: nnx.Linear(width, width, rngs=rngs), rules=RULES)
+
+
+class Toy(Objective):
+    def __init__(self, width):
+        self.nets, self.frozen = {'student': net(width)}, {'teacher': net(width)}
+
+    def loss(self, params, ema, frozen, batch, step):
+        z = self.nets['student'](gather(params['student']), batch)
+        h = self.frozen['teacher'](gather(frozen['teacher']), batch)
+        return jnp.mean((z - h) ** 2), {}
+
+
+def build(config):
+    return Toy(config.width)
+
+
+def programs(config, devices):
+    def batch(seed):
+        shape = (config.optim.batch, config.width)
+        return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+    worth = 3 * 2 * config.optim.batch * config.width**2
+    return [Program(batch, {'all': worth}, frozenset(), 'one')]
+
+
+def activations(config, rows):
+    return Activations(saved=4 * rows * config.width)
+
+
+RECIPES['toy'] = Recipe(
+    config=f'{__name__}:ToyConfig', build=f'{__name__}:build', stream='', workload='',
+    programs=f'{__name__}:programs', activations=f'{__name__}:activations',
+)
+
+
+def get_config(arg=''):
+    config = ToyConfig(name='toy', compute_dtype='float32')
+    config.optim.batch = 16
+    config.mesh.fsdp, config.optim.accumulate = 0, 0
+    return config
+"""
+
+
+def price(tmp_path, *options: str) -> tuple[int, dict]:
+    """Exit status and JSON of tools.cost on the toy."""
+    (tmp_path / 'toy_recipe.py').write_text(TOY)
+    path = tmp_path / 'cost.json'
+    argv = [f'--config={tmp_path / "toy_recipe.py"}', f'--json={path}', *options]
+    status = cli.run(cost.run, doc=cost.__doc__, options=cost._options, argv=argv)
+    return status, json.loads(path.read_text()) if path.exists() else {}
+
+
+def test_a_recipe_of_the_users_own(tmp_path, capsys):
+    """Priced like those that come with the program; what it leaves to the program is chosen."""
+    status, result = price(tmp_path)
+    assert status == 0 and result['objective'] == 'toy'
+    assert result['params'] == result['frozen_params'] == 24 * 25
+    assert (result['mesh']['fsdp'], result['accumulate']) == (1, 1)
+    # forward with both nets, and the gradient of the weights: no gradient of the input is needed
+    assert result['model_flops'] == result['program_flops'] == 3 * 2 * 16 * 24**2
+    status, result = price(tmp_path, '--what=memory', '--devices=2')
+    weights = 24 * 25 * 4
+    assert status == 0 and result['clips_per_device'] == 8
+    assert result['gib']['frozen nets'] == weights / GIB
+    assert result['gib']['parameters, moments, averages'] == 3 * weights / GIB
+    assert result['gib']['kept for the backward pass'] == 4 * 8 * 24 / GIB
+    status, result = price(tmp_path, '--what=remat', '--config.mesh.fsdp=2')
+    assert status == 0 and result.keys() == {'full', 'dots', 'none'}
+    assert result['full']['flops'] == result['full']['model_flops']
+    status, _ = price(tmp_path, '--devices=2')
+    assert status == 1 and 'goes with --what memory' in capsys.readouterr().err
+
+
+def test_what_a_cooldown_saves(tmp_path, capsys):
+    status, result = price(
+        tmp_path, f'--then={tmp_path / "toy_recipe.py"}', '--config.width=12',
+        '--config.optim.steps=80000',
+    )  # fmt: skip
+    # a quarter of the FLOPs for 80 of 320 thousand steps
+    assert status == 0 and result['saved'] == 0.25 * 0.75
+    assert '18.8% are saved' in capsys.readouterr().out
 
 
 @pytest.mark.skipif(
@@ -179,7 +347,7 @@ def test_step_for_tpus(tmp_path):
     command = [
         sys.executable, '-m', 'tools.dry_run', '--config=configs/tiny.py', '--topology=v5e:2x2',
         '--config.data.crop=64', '--config.compute_dtype=bfloat16', '--config.mesh.fsdp=2',
-        '--config.mesh.remat=full', '--config.encoder.depth=2', '--json', tmp_path / 'found.json',
+        '--config.mesh.remat=full', '--config.encoder.depth=2', '--json', tmp_path / 'cost.json',
     ]  # fmt: skip
     done = subprocess.run(
         command, cwd=HERE.parent, env=os.environ | {'PYTHONPATH': str(HERE.parent)},
@@ -187,17 +355,17 @@ def test_step_for_tpus(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert 'fits' in done.stdout and 'MFU at most' in done.stdout
-    found = json.loads((tmp_path / 'found.json').read_text())
-    assert found['devices'] == 4 and found['device'] == 'TPU v5 lite'
-    assert {name.partition('_mha_')[2].split('_')[0] for name in found['kernels']} == {
+    result = json.loads((tmp_path / 'cost.json').read_text())
+    assert result['devices'] == 4 and result['device'] == 'TPU v5 lite'
+    assert {name.partition('_mha_')[2].split('_')[0] for name in result['kernels']} == {
         'fwd', 'dq', 'dkv',
     }  # fmt: skip
-    assert found['score_buffers'] == found['unexpected_collectives'] == []
-    assert found['collectives'].keys() >= {'all-gather', 'all-reduce', 'reduce-scatter'}
+    assert result['score_buffers'] == result['unexpected_collectives'] == []
+    assert result['collectives'].keys() >= {'all-gather', 'all-reduce', 'reduce-scatter'}
     # 24 rows of a device are padded to 32, and put right
-    permutes = {k: n for k, n in found['collectives'].items() if k == 'collective-permute'}
-    assert found['collectives_for_padding'] == permutes
+    permutes = {k: n for k, n in result['collectives'].items() if k == 'collective-permute'}
+    assert result['collectives_for_padding'] == permutes
     # with full recomputation the trained parts run forward twice, and kernels pad
-    assert 1.1 < found['recomputation'] < 2.0
-    assert 0 < found['memory_fraction'] < 0.85 and 0 < found['mfu_ceiling'] < 1
-    assert found['step_seconds_bound'] == max(found['seconds_at_least'].values())
+    assert 1.1 < result['recomputation'] < 2.0
+    assert 0 < result['memory_fraction'] < 0.85 and 0 < result['mfu_ceiling'] < 1
+    assert result['step_seconds_bound'] == max(result['seconds_at_least'].values())

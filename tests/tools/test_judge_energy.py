@@ -12,7 +12,7 @@ import pytest
 
 from jepa_jax.config import ActionConditionedConfig, RobotConfig
 from jepa_jax.errors import ConfigError
-from jepa_jax.planning import robot
+from jepa_jax.planning import model
 from jepa_jax.recipes import smoke
 from tools import judge_energy
 
@@ -38,19 +38,19 @@ def test_pairs_are_those_of_the_recordings(tmp_path):
         stored = np.load(tmp_path / f'{i % 3}.npz')
         first = (1, 4)[i // 3]  # two of the 6 places, evenly spread
         np.testing.assert_array_equal(pair, stored['observations'][[first, first + 2]])
-        wanted = stored['states'][[first, first + 2]]
-        np.testing.assert_allclose(states[i], wanted, atol=1e-6)
-        np.testing.assert_allclose(actions[i, :3], (wanted[1] - wanted[0])[:3], atol=1e-6)
+        expected = stored['states'][[first, first + 2]]
+        np.testing.assert_allclose(states[i], expected, atol=1e-6)
+        np.testing.assert_allclose(actions[i, :3], (expected[1] - expected[0])[:3], atol=1e-6)
 
 
 def test_summary():
     actions = np.array([[0.01, 0.0, 0.01], [-0.01, 0.02, 0.001], [0.02, 0.0, -0.01]])
-    found = {
+    result = {
         'energy': np.array([1.0, 2, 3]), 'still': np.array([2.0, 1, 4]),
         'rank': np.array([1.0, 0.5, 0.75]), 'order': np.array([0.5, 0.5, 0.5]),
         'sign': np.array([[True, False, True], [True, True, False], [False, False, True]]),
     }  # fmt: skip
-    rows = judge_energy.summarise(found, actions, 0.005)
+    rows = judge_energy.summarise(result, actions, 0.005)
     assert rows['still']['mean'] == pytest.approx(2 / 3) and rows['rank']['mean'] == 0.75
     assert rows['order'] == {'mean': 0.5, 'low': 0.5, 'high': 0.5, 'pairs': 3}
     means = [(rows[f'sign {a}']['mean'], rows[f'sign {a}']['pairs']) for a in 'xyz']
@@ -58,16 +58,16 @@ def test_summary():
     # Wilson's interval of 2 in 3, by its formula
     p, n, z = 2 / 3, 3, 1.959964
     middle, half = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
-    wanted = [(middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)]
-    assert [rows['still'][k] for k in ('low', 'high')] == pytest.approx(wanted, abs=1e-5)
+    expected = [(middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)]
+    assert [rows['still'][k] for k in ('low', 'high')] == pytest.approx(expected, abs=1e-5)
 
 
 def test_recordings_of_another_robot_are_refused(monkeypatch):
     stored = smoke(ActionConditionedConfig(name='a')).robot
-    monkeypatch.setattr(robot, '_recordings', lambda name: vars(stored))
-    robot.check_contract('run', stored)
+    monkeypatch.setattr(model, '_recordings', lambda name: vars(stored))
+    model.check_contract('run', stored)
     with pytest.raises(ConfigError, match="another robot: camera: 'left_mp4_path' in .*, 'top'"):
-        robot.check_contract('run', RobotConfig(robot=stored.robot, camera='top', fps=stored.fps))
+        model.check_contract('run', RobotConfig(robot=stored.robot, camera='top', fps=stored.fps))
 
 
 def test_the_command(tmp_path):
@@ -75,13 +75,13 @@ def test_the_command(tmp_path):
     done = subprocess.run(
         [sys.executable, '-m', 'tools.judge_energy', '--model', 'random:tiny', '--kind', 'npz',
          '--path', data.path, '--pairs', '4', '--samples', '8', '--crop', '32',
-         '--json', str(tmp_path / 'found.json')],
+         '--json', str(tmp_path / 'result.json')],
         cwd=ROOT, env={**os.environ, 'JAX_PLATFORMS': 'cpu'}, capture_output=True, text=True,
         timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert 'RANDOM' in done.stdout and '4 pairs, l1 cost' in done.stdout
-    found = json.loads((tmp_path / 'found.json').read_text())
+    result = json.loads((tmp_path / 'result.json').read_text())
     for name in ('still', 'rank', 'order', 'sign x', 'sign y', 'sign z'):
-        assert found[name]['low'] <= found[name]['mean'] <= found[name]['high'], name
-        assert f'{name:8} {found[name]["mean"]:7.3f}' in done.stdout
+        assert result[name]['low'] <= result[name]['mean'] <= result[name]['high'], name
+        assert f'{name:8} {result[name]["mean"]:7.3f}' in done.stdout

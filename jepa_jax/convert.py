@@ -1,0 +1,164 @@
+"""Converts weights: the original's .pt, Hugging Face folders and our checkpoints, in any direction.
+
+    python -m jepa_jax.convert SRC DST [--to jax|torch|hf] [--encoder target|online]
+
+What SRC is, which version and size, is read from its arrays' names and shapes; what these cannot
+say is an option, and the default taken is printed. Adam's moments and the schedules of a training
+checkpoint go along between .pt and our checkpoints. Nothing that is not fully understood is
+converted, and nothing in a .pt file is run. Bits do not change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import threading
+import time
+
+from jepa_jax import cli
+
+# For Python, as `from jepa_jax import convert; convert.read('vitl.pt')`; not before they are needed
+_LIBRARY = {
+    'Weights': 'jepa_jax.weights.contents',
+    'read': 'jepa_jax.weights.read',
+    'write': 'jepa_jax.weights.write',
+    'add_probe': 'jepa_jax.weights.write',
+}
+
+
+def __getattr__(name: str):
+    if name in _LIBRARY:
+        return getattr(importlib.import_module(_LIBRARY[name]), name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def convert(
+    source: str,
+    destination: str,
+    to: str | None,
+    encoder: str,
+    probe: str | None,
+    steps_per_epoch: int | None,
+    **choices,
+) -> None:
+    """Converts `source` into `destination`.
+
+    Raises:
+      ConvertError: what is wrong with the source, or cannot be written.
+      CheckpointError: one of our checkpoints is damaged, or the disk is too full.
+    """
+    from tqdm import tqdm
+
+    from jepa_jax.weights.read import read  # jax, orbax: not for --help
+    from jepa_jax.weights.write import add_probe, nbytes, refuse_existing, write
+
+    began = time.monotonic()
+    refuse_existing(destination)  # reading may take minutes
+    with _Peak() as peak:
+        weights = read(source, steps_per_epoch=steps_per_epoch, **choices)
+        if probe:
+            weights = add_probe(weights, read(probe, **choices))
+        for line in weights.summary():
+            print(line)
+        to = to or ('torch' if weights.format == 'jax' or _is_file(destination) else 'jax')
+        total = nbytes(weights, to, encoder)
+        with tqdm(
+            total=total, unit='B', unit_scale=True, desc=f'to {to}', disable=not sys.stderr.isatty()
+        ) as bar:
+            notes = write(
+                weights,
+                destination,
+                to,
+                encoder=encoder,
+                steps_per_epoch=steps_per_epoch,
+                progress=bar.update,
+            )
+    print(f'{destination}: {total / 2**30:.3g} GiB, format {to}')
+    for note in notes:
+        print(f'  {note}')
+    print(f'took {time.monotonic() - began:.0f} s{peak.words()}')
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith(('.pt', '.pth', '.pth.tar'))
+
+
+class _Peak:
+    """The largest amount of anonymous memory while open; Linux only."""
+
+    def __enter__(self) -> _Peak:
+        self._largest, self._done = 0, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while True:
+            try:
+                with open('/proc/self/status') as file:
+                    line = next(line for line in file if line.startswith('RssAnon'))
+            except (OSError, StopIteration):
+                return  # no Linux
+            self._largest = max(self._largest, int(line.split()[1]))
+            if self._done.wait(0.05):
+                return
+
+    def words(self) -> str:
+        gib = self._largest / 2**20
+        return f', {gib:.2f} GiB of memory at the most (files mapped apart)' if gib else ''
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    def number(name: str, words: str) -> None:
+        parser.add_argument(name, type=int, metavar='N', help=words)
+
+    parser.add_argument('source', metavar='SRC', help='.pt file, Hugging Face folder, or workdir')
+    parser.add_argument('destination', metavar='DST', help='file or folder, must not exist')
+    parser.add_argument(
+        '--to',
+        choices=('jax', 'torch', 'hf'),
+        help='(default: torch for a DST that ends in .pt, and from our checkpoints; else jax)',
+    )
+    parser.add_argument(
+        '--encoder',
+        choices=('target', 'online'),
+        default='target',
+        help='which one a Hugging Face folder gets (default: target, the moving average)',
+    )
+    parser.add_argument('--probe', metavar='FILE', help='add the attentive probe of another file')
+    number('--crop', 'pixels of the clips trained on (default: 256)')
+    number('--frames', 'frames of the clips trained on (default: 64)')
+    number('--heads', 'attention heads of an encoder of no named size')
+    number('--predictor-heads', 'of a predictor of another width than the released')
+    number('--probe-heads', 'of a probe (default: 16)')
+    parser.add_argument(
+        '--position', choices=('rope', 'sincos'), help='of a file that has a sin-cos table'
+    )
+    parser.add_argument(
+        '--extrinsics',
+        action='store_true',
+        default=None,
+        help='the action-conditioned predictor uses camera poses',
+    )
+    number('--steps-per-epoch', "of the original's training run: step = epochs x N")
+    parser.add_argument('--weights-only', action='store_true', help='leave the optimizer out')
+    parser.add_argument(
+        '--allow-missing',
+        action='append',
+        default=[],
+        metavar='NAME',
+        help='an array, or a pattern, that may be missing; may be given again',
+    )
+
+
+def main() -> int:
+    return cli.run(convert, doc=__doc__, tables=(), options=_options)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

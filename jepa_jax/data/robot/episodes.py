@@ -1,0 +1,220 @@
+"""One recording, and a piece cut from it; and what readers share."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from jepa_jax.config import RobotConfig
+from jepa_jax.data import decode
+from jepa_jax.data.augment import Crop, resize
+from jepa_jax.data.clips import Timing
+from jepa_jax.errors import BadFile, ConfigError, Unsuitable
+
+INSTALL = "needs {}: pip install 'jepa_jax[robot]'"
+WIDEST, NARROWEST = 1.35, 0.75  # width over height of what is cut out
+TOLERANCE = 2  # frames by which video and states may differ in length: recorders stop unevenly
+
+
+class Pictures(Protocol):
+    """Frames of an episode: an array [n, H, W, 3] uint8, or what gives some of it."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, numbers: np.ndarray) -> np.ndarray: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Episode:
+    """One recording. States are those of all frames, as the contract has them."""
+
+    name: str
+    states: np.ndarray  # [n, 7] float64
+    video: str = ''  # path; empty: `pixels`
+    begins: float = 0.0  # seconds of the video at which the episode begins
+    fps: float = 0.0  # of pixels, and of the clock of `begins`; a video knows its own
+    # [n, H, W, 3] uint8
+    pixels: Pictures | None = dataclasses.field(default=None, repr=False)
+    extrinsics: np.ndarray | None = None  # [n, 6] pose of the camera in the frame of the base
+    whole: bool = True  # the video holds nothing but this episode
+
+    def read(self, choose: Callable[[Timing], np.ndarray]) -> np.ndarray:
+        """Frames [T, H, W, 3] uint8 that `choose` picks from the timing of the episode.
+
+        Raises:
+          BadFile: they cannot be read, or states and video do not belong together.
+        """
+        n = len(self.states)
+
+        def pick(timing: Timing) -> np.ndarray:
+            first = 0 if self.whole else self._first(timing)
+            count = timing.frames - first
+            if abs(count - n) > TOLERANCE if self.whole else count < n:
+                raise Unsuitable(
+                    'mismatch',
+                    f'{n} states for {count} frames of video ({timing.fps:g} a second): must be '
+                    f'one for each, so the states are at {n / max(count, 1) * timing.fps:.3g} a '
+                    'second',
+                )
+            usable, fps = min(n, count), timing.fps if self.whole else self.fps
+            return first + choose(Timing(usable, fps, usable / fps))
+
+        if self.pixels is None:
+            return decode.read_frames(self.video, pick)
+        try:
+            return self.pixels[
+                pick(Timing(len(self.pixels), self.fps, len(self.pixels) / self.fps))
+            ]
+        except Unsuitable as error:
+            raise BadFile(self.name, error.reason, error.detail) from error
+
+    def _first(self, timing: Timing) -> int:
+        """The frame of the video with which the episode begins: by when frames are shown, or by
+        counting where they follow evenly."""
+        if timing.times is not None:
+            first = int(np.abs(timing.times - self.begins).argmin())
+            shown = timing.times[first : first + len(self.states)]
+            expected = self.begins + np.arange(len(shown)) / self.fps
+            if len(apart := np.flatnonzero(np.abs(shown - expected) > 0.5 / self.fps)):
+                i = apart[0]
+                raise Unsuitable(
+                    'mismatch',
+                    f'frame {i} of the episode should be shown at {expected[i]:.3f} s, the video '
+                    f'has it at {shown[i]:.3f}',
+                )
+            return first
+        first = round(self.begins * timing.fps)
+        if abs(first - self.begins * self.fps) > 0.5:  # frames are counted, so rates must agree
+            raise Unsuitable(
+                'mismatch',
+                f'the video has {timing.fps:g} frames a second, the recordings {self.fps:g}: which '
+                f'frame is shown at {self.begins:g} s, where the episode begins, is not certain',
+            )
+        return first
+
+
+class Recordings(Protocol):
+    """Episodes of one set, by index from 0."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str: ...
+
+    def state(self, index: int) -> str:
+        """What changes when the episode does, without reading it; see `state_of`."""
+
+    def episode(self, index: int) -> Episode:
+        """Raises BadFile, OSError."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """T frames of an episode and what was done between them."""
+
+    frames: np.ndarray  # [T, H, W, 3] uint8
+    states: np.ndarray  # [T, 7] float32
+    actions: np.ndarray  # [T - 1, 7] float32
+    numbers: np.ndarray  # [T] which frames of the episode
+    extrinsics: np.ndarray | None = None  # [T, 6] float32
+
+
+def view(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Frames [T, H, W, 3] uint8 as the model sees them, [T, *size, 3]: the middle, at most 1.35
+    times as wide as high (and at least 0.75 times), squeezed to `size`.
+
+    What the original's random crop comes down to for wide video: with a scale beyond 1 no draw
+    fits, and its fallback is this. (reference: vjepa2 §7.3)
+    """
+    H, W = frames.shape[1:3]
+    height, width = H, W
+    if W / H > WIDEST:
+        width = round(WIDEST * H)
+    elif W / H < NARROWEST:
+        height = round(W / NARROWEST)
+    crop = Crop((H - height) // 2, (W - width) // 2, height, width)
+    if (H, W) == (height, width) == size:
+        return frames
+    return resize(frames, [crop], np.empty((len(frames), *size, 3), np.uint8))
+
+
+def actions_between(states: np.ndarray) -> np.ndarray:
+    """States [T, 7] -> actions [T - 1, 7], float64. (reference: vjepa2 §7.3)"""
+    turns = Rotation.from_euler('xyz', states[:, 3:6])
+    angles = (turns[1:] * turns[:-1].inv()).as_euler('xyz')
+    moves = np.diff(states[:, [0, 1, 2, 6]], axis=0)
+    return np.concatenate([moves[:, :3], angles, moves[:, 3:]], axis=1)
+
+
+def steps_between(timing: Timing, fps: float) -> int:
+    """Frames from one kept to the next: rounded up, so the rate is `fps` or a little less.
+    (reference: vjepa2 §7.3)"""
+    if timing.fps < fps:
+        raise Unsuitable('slow', f'{timing.fps:g} frames a second, {fps:g} are needed')
+    return math.ceil(timing.fps / fps - 1e-6)
+
+
+def starts(timing: Timing, frames: int, fps: float) -> int:
+    """How many places a piece can start at; at least 1.
+
+    The original also asks for a frame beyond the last piece; recordings of just the length are
+    taken here. (reference: vjepa2 §7.3)
+    """
+    step = steps_between(timing, fps)
+    places = timing.frames - frames * step + 1
+    if places < 1:
+        raise Unsuitable(
+            'short', f'{timing.frames} frames, a piece takes {frames} x {step} = {frames * step}'
+        )
+    return places
+
+
+def cut(episode: Episode, frames: int, fps: float, draw: Callable[[int], int]) -> Piece:
+    """A piece of `frames` frames at about `fps` a second; draw(n) -> a number below n.
+
+    Raises:
+      BadFile: it cannot be read or is too short.
+    """
+    chosen = []
+
+    def choose(timing: Timing) -> np.ndarray:
+        first = draw(starts(timing, frames, fps))
+        chosen.append(first + steps_between(timing, fps) * np.arange(frames))
+        return chosen[-1]
+
+    pixels = episode.read(choose)
+    states = episode.states[chosen[0]]
+    extrinsics = None if episode.extrinsics is None else episode.extrinsics[chosen[0]]
+    return Piece(
+        pixels,
+        states.astype(np.float32),
+        actions_between(states).astype(np.float32),
+        chosen[0],
+        None if extrinsics is None else extrinsics.astype(np.float32),
+    )
+
+
+def state_of(*files: str | os.PathLike, also: tuple = ()) -> str:
+    """Sizes and times of change of an episode's files, and what else says where it is in them."""
+    states = []
+    for file in files:
+        try:
+            status = os.stat(file)
+            states.append((os.path.basename(file), status.st_size, status.st_mtime_ns))
+        except OSError:
+            states.append((os.path.basename(file), 'missing'))
+    return repr((states, also))
+
+
+def text_of(path: Path, data: RobotConfig) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, 'strerror', None) or 'no text'
+        raise ConfigError(f'robot.path = {data.path!r}: {path}: {reason}') from error

@@ -1,0 +1,107 @@
+"""Recordings as RLDS has them, prepared by tfds."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jepa_jax.config import RobotConfig
+from jepa_jax.data.robot.contract import as_contract
+from jepa_jax.data.robot.episodes import Episode, state_of
+from jepa_jax.data.sources import image_of, prepared_folder, tfds_records
+from jepa_jax.errors import BadFile, ConfigError, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """Frames of an episode as image files, decoded when they are asked for."""
+
+    name: str
+    files: Sequence[bytes]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
+        return np.stack([image_of(self.name, self.files[i]) for i in numbers])
+
+
+class Rlds:
+    """Episodes as RLDS has them, prepared by tfds as ArrayRecord and read without TensorFlow.
+
+    path: FOLDER[:SPLIT]. An episode has `steps`, and each of them an `observation`: `robot.camera`
+    names an image in it, `robot.columns` what makes up the state (DROID's names if empty).
+    """
+
+    STATE = 'cartesian_position,gripper_position'
+
+    def __init__(self, data: RobotConfig) -> None:
+        folder, _, split = data.path.partition(':')
+        self._data, self._split = data, split or 'train'
+        try:
+            self._folder = prepared_folder(os.path.expanduser(folder))
+        except ConfigError as error:
+            raise ConfigError(f'robot.path: {error}') from error
+        if data.recorded_fps <= 0:
+            raise ConfigError(
+                f'robot.recorded_fps = {data.recorded_fps:g}: RLDS recordings do not say how many '
+                'frames a second they have; DROID has 15'
+            )
+        self._columns = (data.columns or self.STATE).split(',')
+        self._length = len(self._records)
+        if not self._length:
+            raise ConfigError(f'robot.path = {data.path!r}: no episode')
+        self._observation(0)  # names that are not there are the same in all
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name != '_records'}
+
+    @functools.cached_property
+    def _records(self):
+        return tfds_records(self._folder, self._split, 'steps')
+
+    def _observation(self, index: int) -> dict[str, Any]:
+        """The observations of an episode, a row a step.
+
+        Raises:
+          ConfigError: they have not what the settings name.
+        """
+        record = self._records[index]
+        observation = record['steps'].get('observation', {}) if 'steps' in record else {}
+        for field, names in (('camera', [self._data.camera]), ('columns', self._columns)):
+            for name in names:
+                if name not in observation:
+                    has = ', '.join(observation) or '(none)'
+                    raise ConfigError(
+                        f"robot.{field} = '{name}': allowed are {has}{nearest(name, observation)}"
+                    )
+        return observation
+
+    def name(self, index: int) -> str:
+        return f'{self._folder}:{self._split}#{index}'
+
+    def state(self, index: int) -> str:
+        return self._state
+
+    @functools.cached_property
+    def _state(self) -> str:
+        """Of the whole set: which of its files holds an episode is tfds's own matter."""
+        return state_of(*sorted(entry.path for entry in os.scandir(self._folder)))
+
+    def episode(self, index: int) -> Episode:
+        observation, name = self._observation(index), self.name(index)
+        files = observation[self._data.camera]
+        if not len(files):
+            raise BadFile(name, 'no_frames')
+        parts = [np.asarray(observation[key], np.float64) for key in self._columns]
+        states = np.concatenate([a.reshape(len(files), -1) for a in parts], axis=1)
+        states = as_contract(name, states, self._data)
+        return Episode(name, states, fps=self._data.recorded_fps, pixels=Images(name, files))

@@ -1,0 +1,307 @@
+"""Models with weights by name or path, and their way back to disk.
+
+model = jepa_jax.load('vitl')
+model.save_pretrained('mine')
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jepa_jax import model
+from jepa_jax.errors import ZooError, allowed, nearest
+from jepa_jax.model import Encoder, Loaded, ProbeHead
+from jepa_jax.models import SIZE_ALIASES, SIZES
+from jepa_jax.models.predictor import PredictorConfig
+from jepa_jax.models.tokens import MEAN, STD
+from jepa_jax.models.vit import ViTConfig
+from jepa_jax.nets import ONCE
+from jepa_jax.weights import download, parts, zoo
+from jepa_jax.weights.contents import ENCODERS, TITLES, StoredNet, Weights
+from jepa_jax.weights.shapes import size_of
+from jepa_jax.weights.tables import Leaf
+from jepa_jax.weights.write import refuse_existing, write
+
+DTYPES = ('float32', 'bfloat16')
+WHICH = {'target': 'target (moving average)', 'online': 'online'}
+# of the settings of a ProbeHead what a checkpoint tells beside its config
+READS = ('reads', 'frames', 'step', 'segments')
+CARD = 'README.md'
+
+
+class Model(model.Model):
+    """A model that knows where its weights come from, and can be written to disk."""
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | os.PathLike, **options: Any) -> Model:
+        """A model with weights: as `jepa_jax.load`, whose options it takes."""
+        return load(name_or_path, **options)
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Writes one of our checkpoints, which `load` reads again bit for bit, and a model card.
+
+        Raises:
+          ConvertError: there is something at `folder` already.
+          CheckpointError: the disk has not enough room.
+        """
+        save(self, folder)
+
+
+def load(
+    name_or_path: str | os.PathLike,
+    *,
+    encoder: str = 'target',
+    probe: str | os.PathLike | None = None,
+    dtype: str = 'float32',
+    seed: int = 0,
+    crop: int | None = None,
+    frames: int | None = None,
+    heads: int | None = None,
+    allow_missing: Iterable[str] = (),
+) -> Model:
+    """A model with weights; `model.about` says in lines what it is and what was chosen.
+
+    Args:
+      name_or_path: a released model (a probe: with the encoder that it reads), by our name or that
+        of torch.hub; `random:NAME` for seeded random weights of a key of models.SIZES; a path of
+        anything that `convert` reads; or `hf:OWNER/MODEL` for a model of the Hugging Face hub, with
+        the extra [hf]. The names facebook/vjepa2-... of the release need no `hf:`.
+      encoder: 'target', the moving average, which all published evaluations use, or 'online'. A
+        source with one encoder serves either choice.
+      probe: name or path of an attentive probe to read the features with.
+      dtype: of matmul inputs: float32 or bfloat16.
+      seed: of random weights.
+      crop, frames, heads, allow_missing: as of `convert.read`, for a path.
+
+    Raises:
+      ZooError: no such name or path, a file that cannot be had, or one that is not what it was.
+      ConvertError, CheckpointError: weights that do not fit.
+    """
+    text = zoo.released_name(name_or_path)
+    if encoder not in ENCODERS:
+        raise ZooError(f"encoder '{encoder}': allowed are target, online")
+    if dtype not in DTYPES:
+        raise ZooError(f"dtype '{dtype}': {allowed(dtype, DTYPES)}")
+    options = dict(crop=crop, frames=frames, heads=heads, allow_missing=allow_missing)
+    if text.startswith(zoo.RANDOM):
+        if probe is not None:
+            raise ZooError(f"probe '{probe}' on {text}: random features mean nothing to a probe")
+        zoo.refuse_options(text, options)
+        return _random(text, dtype, seed)
+    row = zoo.RELEASED.get(text)
+    if row and row.probe_of:
+        if probe is not None:
+            raise ZooError(f"'{text}' is a probe already: give '{row.probe_of}' and one probe")
+        zoo.refuse_options(text, options)
+        return load(row.probe_of, encoder=encoder, probe=text, dtype=dtype)
+    return _model(text, zoo.find(text, **options), encoder, probe, dtype)
+
+
+def _model(text: str, weights: Weights, encoder: str, probe, dtype: str) -> Model:
+    which = weights.pick(encoder)
+    config = weights.encoder
+    version = f'V-JEPA {weights.version}, ' if weights.version else ''
+    about = [
+        f'{text}: {version}{weights.size} ({config.depth} blocks, width {config.width}, '
+        f'{config.heads} heads), crop {config.image_size}, from {weights.source} '
+        f'({weights.format})',
+        f'encoder: {WHICH[which]}'
+        + (', the only one there' if weights.alone else f'; the other choice is {_other(which)}'),
+        *([f'saved from {weights.origin}'] if weights.origin else []),
+        *weights.notes,
+        f'computes in {dtype}',
+    ]
+    head = None
+    if probe is not None:
+        head = _probe(os.fspath(probe), text, config, dtype)
+    elif weights.probe is not None:
+        head = _head(weights, dtype)
+    if head:
+        about.append(
+            f'probe: {", ".join(f"{n} classes of {c}" for c, n in head.classes.items())}; reads '
+            f'{_reads(head.reads)}, {head.segments} x {head.frames} frames'
+        )
+
+    def loaded(name: str) -> Loaded | None:
+        if name not in weights.nets:
+            return None
+        return Loaded(_typed(weights.nets[name].config, dtype), _placed(weights, name))
+
+    return Model(
+        loaded(which),
+        predictor=loaded('predictor'),
+        ac_predictor=loaded('ac_predictor'),
+        probe=head,
+        about=about,
+        name=text,
+        which=which,
+    )
+
+
+def _reads(reads: str | tuple[int, ...]) -> str:
+    words = {'last': 'the last block', 'future': 'the last block and predictions of 1 s later'}
+    return words.get(reads) or 'blocks ' + ' '.join(map(str, reads))
+
+
+def _other(which: str) -> str:
+    return f'--encoder {ENCODERS[1 - ENCODERS.index(which)]}'
+
+
+def _probe(text: str, model: str, config: ViTConfig, dtype: str) -> ProbeHead:
+    """A probe's weights, and what it reads: known for a released one."""
+    text = zoo.released_name(text)
+    weights = zoo.find(text)
+    if weights.probe is None:
+        raise ZooError(f"probe '{text}' holds {', '.join(weights.nets)}, but no probe")
+    width = weights.probe[0].width
+    if width != config.width:
+        raise ZooError(
+            f"probe '{text}' reads features of width {width}, {model} has {config.width}"
+        )
+    row = zoo.RELEASED.get(text)
+    return _head(weights, dtype, **{key: getattr(row, key) for key in READS} if row else {})
+
+
+def _head(weights: Weights, dtype: str, **reads: Any) -> ProbeHead:
+    """The probe of weights; reads: if known, else as the source says, else the last block."""
+    pooler, classes = weights.probe
+    stored = {k: tuple(v) if isinstance(v, list) else v for k, v in weights.reads.items()}
+    usual = {'reads': 'future' if 'verb' in classes else 'last'}
+    params = _placed(weights, 'probe')
+    settings = usual | stored | reads
+    return ProbeHead(_typed(pooler, dtype), classes, params, labels=weights.labels, **settings)
+
+
+def _typed(config: Any, dtype: str) -> Any:
+    return dataclasses.replace(config, dtype=jnp.dtype(dtype))
+
+
+def _placed(weights: Weights, name: str) -> dict:
+    """A net on the device, array by array: never all of it twice, and on a CPU nothing is copied,
+    which jnp.asarray would do."""
+    return jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf)), weights.nets[name].tree)
+
+
+# Random weights
+
+
+def random_configs(size: str, dtype: str = 'float32') -> tuple[ViTConfig, PredictorConfig]:
+    """Encoder and predictor of a named size, as in pretraining.
+
+    Raises:
+      ZooError: no such size.
+    """
+    name = SIZE_ALIASES.get(size, size)
+    if name not in SIZES:
+        raise ZooError(f"size '{size}'{nearest(size, SIZES)}; sizes are {', '.join(SIZES)}")
+    shape = SIZES[name]
+    encoder = ViTConfig(
+        shape.width, shape.depth, shape.heads, shape.mlp_ratio, dtype=jnp.dtype(dtype)
+    )
+    return encoder, PredictorConfig(shape.width, dtype=jnp.dtype(dtype))
+
+
+def _random(text: str, dtype: str, seed: int) -> Model:
+    configs = dict(
+        zip(('encoder', 'predictor'), random_configs(text.removeprefix(zoo.RANDOM), dtype))
+    )
+    keys = jax.random.split(jax.random.key(seed))
+    nets = {
+        part: Loaded(config, jax.jit(parts.net(part, config).init, compiler_options=ONCE)(key))
+        for (part, config), key in zip(configs.items(), keys)
+    }
+    encoder = configs['encoder']
+    about = [
+        f'{text}: RANDOM weights (seed {seed}), nothing is trained, features mean nothing; '
+        f'{encoder.depth} blocks, width {encoder.width}, {encoder.heads} heads',
+        f'computes in {dtype}',
+    ]
+    return Model(**nets, about=about, name=text, which='random')
+
+
+# Saving
+
+
+def save(model: Model, folder: str | os.PathLike) -> None:
+    """As Model.save_pretrained."""
+    folder = pathlib.Path(folder).expanduser()
+    refuse_existing(folder)
+    which = model.which if model.which in ENCODERS else 'online'
+    nets = {which: _stored('encoder', model.encoder)}
+    for name, net in (('predictor', model.predictor), ('ac_predictor', model.ac_predictor)):
+        if net:
+            # with both predictors in one model, each needs a place of its own
+            place = 'params/ac_predictor' if name == 'ac_predictor' and model.predictor else ''
+            nets[name] = dataclasses.replace(_stored(name, net), place=place)
+    labels, reads = {}, {}
+    if head := model.probe:
+        tree = _leaves(head.params)
+        nets['probe'] = StoredNet('probe', (head.config, head.classes), tree)
+        labels, reads = head.labels, {key: getattr(head, key) for key in READS}
+    weights = Weights(
+        folder, 'jax', nets, labels=labels, reads=reads, origin=next(iter(model.about), '')
+    )
+    write(weights, folder, to='jax')
+    (folder / CARD).write_text(card(model, folder.name))
+
+
+def _stored(part: str, net: Loaded | Encoder) -> StoredNet:
+    return StoredNet(part, net.config, _leaves(net.params))
+
+
+def _leaves(params: dict) -> dict:
+    """Arrays as leaves that are brought to the host when they are needed."""
+    return jax.tree.map(lambda a: Leaf(a.shape, np.dtype(a.dtype), lambda: np.asarray(a)), params)
+
+
+def card(model: Model, folder: str) -> str:
+    """The model card of a folder, Markdown."""
+    c, size = model.config, size_of(model.config)
+    short = int(c.image_size * 256 / 224)
+    name = model.name or size
+    source, licence = f'`{name}`', 'see the source'
+    if name in zoo.RELEASED:
+        source += f', released as {download.SERVER}{zoo.RELEASED[name].file}'
+    elif name in zoo.PUBLISHED or name.startswith(zoo.HUB):
+        source += f', https://huggingface.co/{name.removeprefix(zoo.HUB)}'
+    elif name.startswith(zoo.RANDOM):
+        licence = 'none: random numbers'
+    numbers = (', '.join(f'{x:g}' for x in values) for values in (MEAN, STD))
+    mean, std = (f'({text})' for text in numbers)
+    which = TITLES.get(model.which, f'{model.which or "one"} encoder')
+    lines = [
+        f'# {folder}',
+        '',
+        'Weights for jepa_jax, V-JEPA 2 in JAX.',
+        '',
+        '| | |',
+        '|---|---|',
+        f'| source | {source} |',
+        f'| licence of the weights | {licence} |',
+        f'| what it is | `{model!r}` |'.replace('\n', ''),
+        f'| encoder | {which} |',
+        f'| trained on | crops of {c.image_size} pixels, clips of {c.frames} frames |',
+        f'| preprocessing | short side to {short} pixels (OpenCV bilinear, no antialias), middle '
+        f'{c.image_size} x {c.image_size}, uint8 |',
+        f'| normalisation | in the model: x / 255, mean {mean}, std {std} |',
+        '',
+        '```python',
+        'import jepa_jax',
+        '',
+        f"model = jepa_jax.load('{folder}')",
+        "features = model.embed('clip.mp4')",
+        '```',
+        '',
+        'What was chosen when these weights were loaded:',
+        '',
+        *(f'- {line}' for line in model.about),
+    ]
+    return '\n'.join(lines) + '\n'

@@ -1,0 +1,107 @@
+"""The recipes that differ in a few numbers, a row each; `configs/*.py` name them.
+
+Values of the public V-JEPA 2 files (reference: vjepa2 §11.1), with the paper's step counts where
+those files hold placeholders, and what the paper has and they lack. ViT-S and ViT-B are ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jepa_jax.config.masked_video import MaskedVideoConfig
+from jepa_jax.config.parts import DataListConfig
+from jepa_jax.config.trials import parse_words
+from jepa_jax.recipes import smoke
+
+# of the public files: text files of `path label` lines, by their names there
+PUBLIC = (
+    DataListConfig(path='k710_train_paths.csv', weight=0.335),
+    DataListConfig(path='ssv2_train_paths.csv', weight=0.1),
+    DataListConfig(path='howto_320p.csv', weight=0.565),
+)
+# of the paper, VM22M: curated YT-1B and images besides, each a clip of one repeated frame
+PAPER = (
+    DataListConfig(path='ssv2_train_paths.csv', weight=0.056),
+    DataListConfig(path='k710_train_paths.csv', weight=0.188),
+    DataListConfig(path='howto_320p.csv', weight=0.318),
+    DataListConfig(path='yt1b_curated_paths.csv', weight=0.188),
+    DataListConfig(path='imagenet_train', kind='images', weight=0.25),
+)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a size's recipes have in common."""
+
+    size: str  # a key of jepa_jax.models.SIZES
+    batch: int
+    steps: int
+    warmup: int  # a twentieth of the run
+    start_lr: float
+    lr: float
+    cooldown: int  # steps
+    every: int  # steps between saves
+    keep_every: int
+    workers: tuple[int, int]  # on a host: pretraining, cooldown
+    smoke_accumulate: int = 1  # of trials, as they were when the first of them were stored
+
+
+def _large(size: str) -> Scale:
+    # 3,072 clips: 16 nodes x 8 GPUs x 24; saves every 300 steps, the original's epoch; 8 and 12
+    # workers for each of the 8 GPUs of a host
+    return Scale(size, 3072, 240_000, 12_000, 1e-4, 5.25e-4, 12_000, 300, 15_000, (64, 96))
+
+
+def _ours(size: str) -> Scale:
+    # 5.25e-4 at 3,072 clips, scaled by the square root of the batch, which suits Adam; not measured
+    return Scale(size, 256, 60_000, 3_000, 3e-5, 1.5e-4, 3_000, 1000, 0, (8, 8), 2)
+
+
+SCALES = {
+    'vits': _ours('vits'),
+    'vitb': _ours('vitb'),
+    'vitl': _large('vitl'),
+    'vith': _large('vith'),
+    'vitg': _large('vitg'),
+}
+
+
+def recipe(name: str, arg: str, *phases: str, crop: int = 256) -> MaskedVideoConfig:
+    """The config of `configs/NAME.py:ARG`.
+
+    Args:
+      name: of the file; a key of SCALES with at most a suffix, `vitg_384`.
+      arg: a comma list of a phase, `paper` (large sizes) and `smoke`, all optional.
+      phases: allowed: pretrain, cooldown; the first is the default.
+      crop: pixels.
+
+    Raises:
+      ConfigError: another word.
+    """
+    scale = SCALES[name.partition('_')[0]]
+    large = scale.keep_every > 0
+    phase, words = parse_words(arg, phases, ('paper', 'smoke') if large else ('smoke',))
+    paper = 'paper' in words
+    c = MaskedVideoConfig(name='-'.join([name, phase, *(['paper'] if paper else [])]))
+    c.encoder.size = scale.size
+    lists = (PAPER if paper else PUBLIC) if large else (DataListConfig(path=''),)
+    c.data.lists = [DataListConfig(**vars(entry)) for entry in lists]
+    c.data.crop, c.data.frames = crop, 16
+    c.data.workers = scale.workers[0]
+    c.optim.batch, c.optim.steps, c.optim.warmup = scale.batch, scale.steps, scale.warmup
+    c.optim.start_lr, c.optim.lr, c.optim.final_lr = scale.start_lr, scale.lr, scale.lr
+    c.optim.momentum = c.optim.final_momentum = 0.99925
+    c.optim.weight_decay = c.optim.final_weight_decay = 0.04
+    c.optim.ipe_scale = 1.25
+    c.mesh.fsdp = c.optim.accumulate = 0  # chosen by devices and memory
+    c.checkpoints.every, c.checkpoints.keep_every = scale.every, scale.keep_every
+    if phase == 'cooldown':
+        c.data.frames = 64
+        c.data.workers = scale.workers[1]
+        c.optim.steps, c.optim.warmup = scale.cooldown, 0
+        c.optim.schedule = 'linear_decay'
+        c.optim.final_lr = 1e-6
+        # the public files reach it at 1.25 times the run, which ends a fifth of the way above
+        c.optim.ipe_scale = 1.0 if paper else 1.25
+        c.checkpoints.restart_schedule = True
+    return smoke(c, accumulate=scale.smoke_accumulate) if 'smoke' in words else c

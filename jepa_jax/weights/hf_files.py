@@ -1,0 +1,323 @@
+"""Folders of `transformers`: config.json and safetensors. (reference: vjepa2 §10.4)"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pathlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from jepa_jax.errors import ConvertError
+from jepa_jax.models.pooler import PoolerConfig
+from jepa_jax.models.predictor import PredictorConfig
+from jepa_jax.models.vit import ViTConfig
+from jepa_jax.weights import parts, shapes
+from jepa_jax.weights.tables import Leaf
+
+CONFIG, SINGLE, INDEX = 'config.json', 'model.safetensors', 'model.safetensors.index.json'
+MODEL, CLASSIFIER = 'VJEPA2Model', 'VJEPA2ForVideoClassification'
+SHARD = 2**30  # bytes of a file, or one array if that is larger
+STARTS = {
+    'encoder.': 'online',  # as the official ones; folders that we write say it themselves
+    'predictor.': 'predictor',
+    'pooler.': 'probe',
+    'classifier.': 'probe',
+}
+OURS = 'jepa_jax_encoder'  # in config.json of folders that we write: online | target
+# what our nets fix and `transformers` leaves open
+FIXED = {
+    'in_chans': 3,
+    'layer_norm_eps': 1e-6,
+    'qkv_bias': True,
+    'hidden_act': 'gelu',
+}
+# image_processor of VJEPA2VideoProcessor; its resize has an antialias that the original's has not
+PROCESSOR = {
+    'video_processor_type': 'VJEPA2VideoProcessor',
+    'do_resize': True,
+    'do_center_crop': True,
+    'do_rescale': True,
+    'do_normalize': True,
+    'resample': 2,
+    'rescale_factor': 1 / 255,
+    'image_mean': [0.485, 0.456, 0.406],
+    'image_std': [0.229, 0.224, 0.225],
+}
+
+
+def _library(path: pathlib.Path):
+    try:
+        import safetensors.numpy
+    except ModuleNotFoundError:
+        raise ConvertError(
+            f"{path}: a Hugging Face folder needs safetensors: pip install 'jepa_jax[hf]'"
+        ) from None
+    return safetensors
+
+
+# Reading
+
+
+def read_config(folder: pathlib.Path) -> dict[str, Any]:
+    """config.json with the defaults of `transformers` for what it lacks.
+
+    Raises:
+      ConvertError: not a model of V-JEPA 2, or one with an option that ours does not have.
+    """
+    path = folder / CONFIG
+    try:
+        stored = json.loads(path.read_bytes())
+        kind = stored.get('model_type')
+    except (ValueError, AttributeError) as error:
+        raise ConvertError(f'{path} is not a config ({error})') from None
+    if kind != 'vjepa2':
+        raise ConvertError(f"{path}: model_type '{kind}', must be 'vjepa2'")
+    config = {**DEFAULTS, **stored}
+    for key, value in FIXED.items():
+        if config[key] != value:
+            raise ConvertError(f'{path}: {key} = {config[key]!r}, must be {value!r}')
+    if isinstance(config['patch_size'], list):
+        config['patch_size'] = config['patch_size'][0]
+    return config
+
+
+DEFAULTS = {
+    **FIXED,
+    'patch_size': 16,
+    'crop_size': 256,
+    'frames_per_clip': 64,
+    'tubelet_size': 2,
+    'hidden_size': 1024,
+    'num_attention_heads': 16,
+    'num_hidden_layers': 24,
+    'mlp_ratio': 4.0,
+    'num_pooler_layers': 3,
+    'pred_hidden_size': 384,
+    'pred_num_attention_heads': 12,
+    'pred_num_hidden_layers': 12,
+    'pred_num_mask_tokens': 10,
+    'pred_mlp_ratio': 4.0,
+}
+
+
+# The readers of jepa_jax.weights.parts.PARTS: values of `read_config`, the arrays' shapes by name,
+# and the config of the encoder -> config.
+
+
+def encoder(values: dict[str, Any], forms: shapes.Shapes, beside: ViTConfig | None) -> ViTConfig:
+    return ViTConfig(
+        values['hidden_size'],
+        values['num_hidden_layers'],
+        values['num_attention_heads'],
+        values['mlp_ratio'],
+        values['patch_size'],
+        values['tubelet_size'],
+        rope=parts.FLAVOURS['2.0'],
+        image_size=values['crop_size'],
+        frames=values['frames_per_clip'],
+    )
+
+
+def predictor(values: dict[str, Any], forms: shapes.Shapes, beside: ViTConfig) -> PredictorConfig:
+    return PredictorConfig(
+        beside.width,
+        values['pred_hidden_size'],
+        values['pred_num_hidden_layers'],
+        values['pred_num_attention_heads'],
+        values['pred_mlp_ratio'],
+        values['pred_num_mask_tokens'],
+        rope=parts.FLAVOURS['2.0'],
+        grid=beside.grid(beside.frames, beside.image_size, beside.image_size),
+    )
+
+
+def probe(
+    values: dict[str, Any], forms: shapes.Shapes, beside: ViTConfig
+) -> tuple[PoolerConfig, dict[str, int]]:
+    classes = forms.get('classifier.weight', (0,))[0]
+    pooler = PoolerConfig(beside.width, beside.heads, values['num_pooler_layers'] + 1)
+    return pooler, {'linear': classes}
+
+
+def take_apart(folder: pathlib.Path, values: dict[str, Any]) -> dict[str, dict[str, Leaf]]:
+    """Net -> arrays by the names of `VJEPA2Model`, read when needed; values: of `read_config`.
+
+    Raises:
+      ConvertError: no safetensors in the folder, a damaged file, or a name of no net.
+    """
+    _library(folder)
+    if (folder / INDEX).exists():
+        try:
+            files = sorted(set(json.loads((folder / INDEX).read_bytes())['weight_map'].values()))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise ConvertError(f'{folder / INDEX} is not an index ({error!r})') from None
+    else:
+        files = [SINGLE]
+    nets: dict[str, dict[str, Leaf]] = {}
+    for file in files:
+        path = folder / file
+        if not path.is_file():
+            raise ConvertError(f'{path} is missing: its weights must be safetensors')
+        with _opened(path) as opened:
+            for name in opened.keys():  # noqa: SIM118  (it is no dict)
+                short = name.removeprefix('vjepa2.')
+                net = next((n for start, n in STARTS.items() if short.startswith(start)), None)
+                if newer := shapes.newer([short, short.removeprefix('encoder.')]):
+                    raise ConvertError(
+                        f'{path} holds V-JEPA 2.1 ({newer}); only 2.0 can be converted'
+                    )
+                if net is None:
+                    raise ConvertError(f'{path}: {name} is not known')
+                nets.setdefault(net, {})[short] = _leaf(opened.get_slice(name), path, name)
+    if 'online' in nets and values.get(OURS) == 'target':
+        nets['target'] = nets.pop('online')
+    return nets
+
+
+def _opened(path: pathlib.Path):
+    library = _library(path)
+    try:
+        return library.safe_open(path, framework='np')
+    except (library.SafetensorError, OSError) as error:
+        raise ConvertError(f'{path} is damaged or truncated: {_first_line(error)}') from None
+
+
+def _leaf(form: Any, path: pathlib.Path, name: str) -> Leaf:
+    if form.get_dtype() not in ('F32', 'F16', 'BF16'):
+        raise ConvertError(
+            f'{path}: {name} is of type {form.get_dtype()}, must be F32, F16 or BF16'
+        )
+
+    def read() -> np.ndarray:
+        # opened anew: what was read of a mapped file stays in memory until the file is closed
+        with _opened(path) as opened:
+            return np.asarray(opened.get_tensor(name), np.float32)
+
+    return Leaf(tuple(form.get_shape()), np.dtype('float32'), read)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split('\n')[0]
+
+
+# Writing
+
+
+def write_config(
+    folder: pathlib.Path,
+    encoder: ViTConfig,
+    which: str,
+    predictor: PredictorConfig | None,
+    probe: tuple[PoolerConfig, dict[str, int]] | None,
+    labels: Iterable[str],
+) -> None:
+    """config.json and video_preprocessor_config.json; which: the encoder is online or target.
+
+    Raises:
+      ConvertError: `transformers` has no option for something in the configs.
+    """
+
+    def refuse(what: str) -> ConvertError:
+        return ConvertError(f'{folder}: {what}, which a VJEPA2Model cannot have: use torch or jax')
+
+    for part in filter(None, (encoder, predictor)):
+        if (part.position, part.rope, part.mlp) != ('rope', parts.FLAVOURS['2.0'], 'gelu'):
+            raise refuse(f"position '{part.position}', rope '{part.rope}', mlp '{part.mlp}'")
+    if encoder.tubelet == 1:
+        raise refuse('an image model')
+    config = {
+        'architectures': [CLASSIFIER if probe else MODEL],
+        'model_type': 'vjepa2',
+        'dtype': 'float32',
+        OURS: which,
+        **FIXED,
+        'patch_size': encoder.patch,
+        'crop_size': encoder.image_size,
+        'image_size': encoder.image_size,
+        'frames_per_clip': encoder.frames,
+        'tubelet_size': encoder.tubelet,
+        'hidden_size': encoder.width,
+        'num_attention_heads': encoder.heads,
+        'num_hidden_layers': encoder.depth,
+        'mlp_ratio': encoder.mlp_ratio,
+    }
+    if predictor:
+        config |= {
+            'pred_hidden_size': predictor.width,
+            'pred_num_attention_heads': predictor.heads,
+            'pred_num_hidden_layers': predictor.depth,
+            'pred_num_mask_tokens': predictor.mask_tokens,
+            'pred_zero_init_mask_tokens': predictor.zero_init_mask_tokens,
+            'pred_mlp_ratio': predictor.mlp_ratio,
+        }
+    if probe:
+        pooler, classes = probe
+        if pooler.heads != encoder.heads:
+            raise refuse(f'a probe of {pooler.heads} heads on an encoder of {encoder.heads}')
+        names = list(labels) or [f'LABEL_{i}' for i in range(classes.get('linear', 0))]
+        config |= {
+            'num_pooler_layers': pooler.depth - 1,
+            'id2label': {str(i): name for i, name in enumerate(names)},
+            'label2id': {name: i for i, name in enumerate(names)},
+        }
+    crop = encoder.image_size
+    processor = {
+        **PROCESSOR,
+        'crop_size': {'height': crop, 'width': crop},
+        'size': {'shortest_edge': int(crop * 256 / 224)},
+    }
+    for name, value in ((CONFIG, config), ('video_preprocessor_config.json', processor)):
+        (folder / name).write_text(json.dumps(value, indent=2) + '\n')
+
+
+class Shards:
+    """Writes arrays into safetensors files, each once it is full; names are known beforehand."""
+
+    def __init__(self, folder: pathlib.Path, nbytes: dict[str, int]):
+        self._library, self._folder = _library(folder), folder
+        full: list[list[str]] = [[]]
+        for name, size in nbytes.items():
+            if full[-1] and sum(nbytes[n] for n in full[-1]) + size > SHARD:
+                full.append([])
+            full[-1].append(name)
+        files = [f'model-{i + 1:05}-of-{len(full):05}.safetensors' for i in range(len(full))]
+        self._files = dict(zip(files, full)) if len(full) > 1 else {SINGLE: full[0]}
+        self._waiting: dict[str, np.ndarray] = {}
+        self._total = sum(nbytes.values())
+
+    def put(self, name: str, array: np.ndarray) -> None:
+        self._waiting[name] = np.ascontiguousarray(array)
+        for file, names in self._files.items():
+            if name in names and all(n in self._waiting for n in names):
+                arrays = {n: self._waiting.pop(n) for n in names}
+                path = self._folder / file
+                self._library.numpy.save_file(arrays, path, metadata={'format': 'pt'})
+                path.chmod(0o644)  # the library makes it private
+
+    def close(self) -> None:
+        """The index, if there are several files."""
+        assert not self._waiting, list(self._waiting)
+        if len(self._files) > 1:
+            places = {name: file for file, names in self._files.items() for name in names}
+            index = {'metadata': {'total_size': self._total}, 'weight_map': places}
+            (self._folder / INDEX).write_text(json.dumps(index, indent=2) + '\n')
+
+
+@contextlib.contextmanager
+def folder_at(dst: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder to fill that becomes `dst`, whole or not at all."""
+    import shutil
+    import tempfile
+
+    dst.parent.mkdir(parents=True, exist_ok=True)
+    folder = pathlib.Path(tempfile.mkdtemp(dir=dst.parent, prefix=f'.{dst.name}.'))
+    try:
+        yield folder
+        folder.chmod(0o755)
+        folder.rename(dst)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise

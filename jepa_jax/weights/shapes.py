@@ -1,0 +1,260 @@
+"""What a model is, read from the names and shapes of its arrays in the original's naming."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping
+
+from jepa_jax.errors import ConvertError
+from jepa_jax.models import SIZES, layers
+from jepa_jax.models.ac_predictor import ACPredictorConfig
+from jepa_jax.models.pooler import PoolerConfig
+from jepa_jax.models.predictor import PredictorConfig
+from jepa_jax.models.vit import ViTConfig
+from jepa_jax.weights import parts
+from jepa_jax.weights.tables import HEADS, NEWER_TARGET
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+# only V-JEPA 2.1 has these (reference: vjepa2_1 §8)
+NEWER = ('norms_block.', 'img_mod_embed', 'video_mod_embed', 'patch_embed_img.', NEWER_TARGET)
+NEWER += ('predictor_proj_context.', 'predictor_embed.0.')
+
+
+@dataclasses.dataclass(frozen=True)
+class Choices:
+    """What shapes cannot say; None: not told, a default is taken and printed."""
+
+    crop: int | None = None  # pixels, square, of the clips trained on
+    frames: int | None = None  # of those clips
+    heads: int | None = None  # of the encoder
+    predictor_heads: int | None = None
+    probe_heads: int | None = None
+    position: str | None = None  # rope | sincos, where the file has a sin-cos table
+    extrinsics: bool | None = None  # whether an action-conditioned predictor uses camera poses
+
+
+class Reader:
+    """What the functions below ask of a file, and in `notes` every default that they took."""
+
+    def __init__(self, where: str, choices: Choices):
+        self.where, self.choices = where, choices
+        self.notes: list[str] = []
+
+    def default(self, option: str, value, why: str):
+        """What the user told, else `value`, noted."""
+        told = getattr(self.choices, option)
+        if told is not None:
+            return told
+        note = f'{option} {value} ({why}; --{option.replace("_", "-")} to change)'
+        if note not in self.notes:
+            self.notes.append(note)
+        return value
+
+    def shape(self, name: str, shapes: Shapes, array: str, axes: int) -> tuple[int, ...]:
+        """Of an array of net `name`, which must have so many axes."""
+        shape = shapes.get(array)
+        if shape is None:
+            raise ConvertError(f'{self.where}: {name}: {array} is missing')
+        if len(shape) != axes:
+            raise ConvertError(
+                f'{self.where}: {name}: {array} has shape {list(shape)}, must have {axes} axes'
+            )
+        return shape
+
+    def crop(self) -> int:
+        return self.default('crop', 256, 'shapes do not tell; the -384 files have 384')
+
+    def predictor_heads(self, width: int, usual: type) -> int:
+        """Heads of the released predictors for their width."""
+        if width == usual.width and self.choices.predictor_heads is None:
+            return usual.heads
+        return self.default('predictor_heads', usual_heads(width), '64 channels or fewer a head')
+
+
+# The readers of jepa_jax.weights.parts.PARTS: shapes of a net's arrays, by the original's names and
+# without prefixes, and the config of the encoder beside it -> config. All raise ConvertError where
+# an array that says a size is missing or malformed.
+
+
+def encoder(reader: Reader, name: str, shapes: Shapes, beside: ViTConfig | None) -> ViTConfig:
+    """Of an encoder."""
+    patches = shapes.get('patch_embed.proj.weight', ())
+    width, *_, patch = reader.shape(
+        name, shapes, 'patch_embed.proj.weight', 4 if len(patches) == 4 else 5
+    )
+    tubelet = patches[2] if len(patches) == 5 else 1
+    depth = _count(shapes, 'blocks')
+    hidden, _ = reader.shape(name, shapes, 'blocks.0.mlp.fc1.weight', 2)
+    gated = 'blocks.0.mlp.fc3.weight' in shapes
+    size, mlp, ratio = _named(width, depth, hidden, gated)
+    known = [s.heads for s in SIZES.values() if s.width == width]
+    if size != 'custom' and reader.choices.heads in (None, SIZES[size].heads):
+        heads = SIZES[size].heads
+    elif known:
+        heads = reader.default('heads', known[0], f'as the named size of width {width}')
+    else:
+        heads = reader.default('heads', usual_heads(width), '64 channels or fewer a head')
+    crop = reader.crop()
+    frames = reader.default('frames', 64 if tubelet > 1 else 1, 'shapes do not tell')
+    position = 'rope'
+    if table := shapes.get('pos_embed'):
+        usual = 'rope' if size in ('vitl', 'vith', 'vitg') else 'sincos'
+        why = 'the file has a sin-cos table, which RoPE models do not use'
+        position = reader.default('position', usual, why)
+    config = ViTConfig(
+        width,
+        depth,
+        heads,
+        ratio,
+        patch,
+        tubelet,
+        mlp,
+        position,
+        rope=parts.FLAVOURS['2.0'],
+        image_size=crop,
+        frames=frames,
+    )
+    if position == 'sincos' and table[1:2] != (math.prod(config.grid(frames, crop, crop)),):
+        raise ConvertError(
+            f'{reader.where}: {name}: pos_embed has shape {list(table)}, which crop {crop} and '
+            f'frames {frames} do not give: say --crop and --frames'
+        )
+    return config
+
+
+def predictor(
+    reader: Reader, name: str, shapes: Shapes, beside: ViTConfig | None
+) -> PredictorConfig:
+    """Of a predictor of masked tokens."""
+    width, encoder_width, ratio, mlp = _predictor(reader, name, shapes, beside)
+    like = beside or ViTConfig(encoder_width, 0, 0)
+    crop = reader.crop()
+    frames = reader.default('frames', 64, 'shapes do not tell')
+    return PredictorConfig(
+        encoder_width,
+        width,
+        depth=_count(shapes, 'predictor_blocks'),
+        heads=reader.predictor_heads(width, PredictorConfig),
+        mlp_ratio=ratio,
+        mask_tokens=_count(shapes, 'mask_tokens'),
+        mlp=mlp,
+        position=like.position,
+        rope=parts.FLAVOURS['2.0'],
+        uniform_power=like.uniform_power,
+        grid=like.grid(frames, crop, crop),
+    )
+
+
+def ac_predictor(
+    reader: Reader, name: str, shapes: Shapes, beside: ViTConfig | None
+) -> ACPredictorConfig:
+    """Of an action-conditioned predictor."""
+    width, encoder_width, ratio, mlp = _predictor(reader, name, shapes, beside)
+    crop = reader.crop()
+    return ACPredictorConfig(
+        encoder_width,
+        width,
+        depth=_count(shapes, 'predictor_blocks'),
+        heads=reader.predictor_heads(width, ACPredictorConfig),
+        mlp_ratio=ratio,
+        mlp=mlp,
+        grid=(crop // ViTConfig.patch, crop // ViTConfig.patch),
+        action_width=reader.shape(name, shapes, 'action_encoder.weight', 2)[1],
+        state_width=reader.shape(name, shapes, 'state_encoder.weight', 2)[1],
+        extrinsics_width=reader.shape(name, shapes, 'extrinsics_encoder.weight', 2)[1],
+        use_extrinsics=reader.default('extrinsics', False, 'their weights are there either way'),
+        rope=parts.FLAVOURS['2.0'],
+    )
+
+
+def _predictor(
+    reader: Reader, name: str, shapes: Shapes, beside: ViTConfig | None
+) -> tuple[int, int, float, str]:
+    """Width, width of the encoder, MLP ratio and kind: what all predictors have in common."""
+    width, encoder_width = reader.shape(name, shapes, 'predictor_embed.weight', 2)
+    hidden, _ = reader.shape(name, shapes, 'predictor_blocks.0.mlp.fc1.weight', 2)
+    gated = 'predictor_blocks.0.mlp.fc3.weight' in shapes
+    _, mlp, ratio = _named(width, 0, hidden, gated)
+    if beside and beside.width != encoder_width:
+        raise ConvertError(
+            f'{reader.where}: {name} is for an encoder of width {encoder_width}, the encoder '
+            f'beside it has {beside.width}'
+        )
+    return width, encoder_width, ratio, mlp
+
+
+def probe(
+    reader: Reader, name: str, shapes: Shapes, beside: ViTConfig | None
+) -> tuple[PoolerConfig, dict[str, int]]:
+    """Of an attentive classifier; the second value: classes of each head."""
+    _, queries, width = reader.shape(name, shapes, 'pooler.query_tokens', 3)
+    usual = PoolerConfig.heads if width % PoolerConfig.heads == 0 else usual_heads(width)
+    heads = reader.default('probe_heads', usual, 'released probes have 16 whatever the width')
+    classes = {
+        ours: reader.shape(name, shapes, f'{head}.weight', 2)[0]
+        for ours, head in HEADS.items()
+        if f'{head}.weight' in shapes
+    }
+    if len(classes) != queries:
+        raise ConvertError(
+            f'{reader.where}: {name}: {queries} queries and {len(classes)} heads '
+            f'({", ".join(classes) or "none"}), must be as many: linear, or verb, noun, action'
+        )
+    depth = 1 + _count(shapes, 'pooler.blocks')
+    return PoolerConfig(width, heads, depth, queries), classes
+
+
+def size_of(config: ViTConfig | None) -> str:
+    """The key of SIZES that a config has the dimensions of, or 'custom'."""
+    if config is not None:
+        for name, size in SIZES.items():
+            if all(
+                getattr(config, f.name) == getattr(size, f.name) for f in dataclasses.fields(size)
+            ):
+                return name
+    return 'custom'
+
+
+def newer(names) -> str | None:
+    """The first name that only V-JEPA 2.1 has."""
+    return next((name for name in names if name.startswith(NEWER)), None)
+
+
+def usual_heads(width: int) -> int:
+    """Heads of 64 channels, or of the largest even number below that fits, at least 12."""
+    channels = next((c for c in range(64, 11, -2) if width % c == 0), width)
+    return width // channels
+
+
+def _count(shapes: Shapes, prefix: str) -> int:
+    """How many `prefix.N...` there are: one more than the largest N."""
+    matches = (re.match(rf'{re.escape(prefix)}\.(\d+)(\.|$)', name) for name in shapes)
+    return 1 + max((int(match[1]) for match in matches if match), default=-1)
+
+
+def _named(width: int, depth: int, hidden: int, gated: bool) -> tuple[str, str, float]:
+    """Size, mlp and mlp_ratio that give this width, depth and hidden width."""
+    kinds: tuple[tuple[str, Callable], ...] = tuple(
+        (kind, make)
+        for kind, (_, make) in layers.MLPS.items()
+        if (kind != 'gelu') == gated
+    )  # fmt: skip
+    for name, size in SIZES.items():
+        if (size.width, size.depth) == (width, depth):
+            for kind, make in kinds:
+                if make(int(width * size.mlp_ratio)) == hidden:
+                    return name, kind, size.mlp_ratio
+    for ratio in (4.0, 48 / 11):
+        for kind, make in kinds:
+            if make(int(width * ratio)) == hidden:
+                return 'custom', kind, ratio
+    return 'custom', 'swiglu_full' if gated else 'gelu', _ratio(width, hidden)
+
+
+def _ratio(width: int, hidden: int) -> float:
+    """A ratio whose product with the width rounds down to `hidden`."""
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)

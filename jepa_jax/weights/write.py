@@ -1,0 +1,254 @@
+"""Weights into any format, an array at a time.
+
+write(weights, 'vitl', to='jax')
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from jepa_jax import checkpoint
+from jepa_jax.errors import ConvertError
+from jepa_jax.lookup import load
+from jepa_jax.weights import hf_files, own, parts, tables, torch_files
+from jepa_jax.weights.contents import PREDICTORS, StoredNet, Training, Weights, title
+from jepa_jax.weights.tables import flatten
+
+FORMATS = ('jax', 'torch', 'hf')
+
+
+def write(
+    weights: Weights,
+    dst: str | os.PathLike,
+    to: str,
+    *,
+    encoder: str = 'target',
+    steps_per_epoch: int | None = None,
+    progress: Callable[[int], Any] = lambda size: None,
+) -> list[str]:
+    """Writes weights, an array at a time.
+
+    Args:
+      dst: a file for 'torch', a folder for the others; must not exist.
+      to: torch | hf | jax.
+      encoder: target | online: which one a Hugging Face folder gets, for it holds one.
+      steps_per_epoch: of a training checkpoint for the original, which counts epochs.
+      progress: called with numbers of bytes; their sum is `nbytes(weights, to, encoder)`.
+
+    Returns:
+      Lines that say what was dropped or assumed.
+
+    Raises:
+      ConvertError: dst exists, or the format cannot hold the weights.
+      CheckpointError: the disk has not enough room.
+    """
+    dst = pathlib.Path(dst).expanduser().absolute()
+    if to not in FORMATS:
+        raise ConvertError(f"to '{to}': allowed are {', '.join(FORMATS)}")
+    refuse_existing(dst)
+    if to == 'jax':
+        own.write(weights, dst, progress)
+        return []
+    if to == 'torch':
+        return _write_torch(weights, dst, steps_per_epoch, progress)
+    return _write_hf(weights, dst, encoder, progress)
+
+
+def refuse_existing(dst: str | os.PathLike) -> None:
+    """Raises ConvertError if something is at `dst` already."""
+    if pathlib.Path(dst).expanduser().exists():
+        raise ConvertError(f'{dst} exists: choose a new name or move it away')
+
+
+def nbytes(weights: Weights, to: str, encoder: str = 'target') -> int:
+    """Bytes of the arrays that `write` would write."""
+    if to == 'hf':
+        trees = [net.tree for net in _hf_nets(weights, encoder).values()]
+    else:
+        trees = list(weights.trees.values())
+        if t := weights.training:
+            trees += [*t.mu.values(), *t.nu.values()]
+    leaves = [leaf for tree in trees for leaf in flatten(tree).values()]
+    # foreign files get 32 bits whatever a frozen net was stored with
+    return sum(leaf.nbytes if to == 'jax' else 4 * int(np.prod(leaf.shape)) for leaf in leaves)
+
+
+def add_probe(weights: Weights, probe: Weights) -> Weights:
+    """Weights with the attentive probe of another file.
+
+    Raises:
+      ConvertError: there is no probe, or it is for features of another width.
+    """
+    if 'probe' not in probe.nets:
+        raise ConvertError(f'{probe.source} holds {", ".join(probe.nets)}, but no probe')
+    if weights.encoder is None or weights.encoder.width != probe.probe[0].width:
+        raise ConvertError(
+            f'{probe.source}: a probe of features of width {probe.probe[0].width}, '
+            f'{weights.source} has {weights.encoder.width if weights.encoder else "no encoder"}'
+        )
+    return dataclasses.replace(
+        weights,
+        nets={**weights.nets, 'probe': probe.nets['probe']},
+        labels={**weights.labels, **probe.labels},
+        reads=probe.reads,
+        notes=tuple(dict.fromkeys((*weights.notes, *probe.notes))),
+    )
+
+
+def links_of(net: StoredNet, format: str) -> list[tables.Link]:
+    """A net's leaves and the arrays of a file of that format that they become.
+
+    Raises:
+      ConvertError: such files cannot hold the net.
+    """
+    rules, sizes = tables.table(net.part, net.config, format)
+    return tables.bind(rules, parts.shared_net(net.part, net.config).abstract, sizes)
+
+
+def _write_torch(weights: Weights, dst: pathlib.Path, steps_per_epoch, progress) -> list[str]:
+    nets = weights.nets
+    entries = {net: entry for entry, net in tables.TORCH_NETS.items()}
+    entries |= {'ac_predictor': entries['predictor'], 'probe': tables.TORCH_PROBES}
+    links = {name: links_of(net, 'torch') for name, net in nets.items()}
+    if unknown := [name for name in nets if name not in entries]:
+        raise ConvertError(f'{unknown[0]}: the original has one net of each kind, not this one too')
+    notes = [n for name, net in nets.items() for n in torch_files.beyond(name, net.config)]
+    if weights.training and 'target' not in nets and 'predictor' in nets:
+        raise ConvertError(f'{weights.source}: a training checkpoint without a target encoder')
+    computed = {name: _computed(net) for name, net in nets.items()}
+    more = sum(table.nbytes for arrays in computed.values() for table in arrays.values())
+    scratch = torch_files.prepare(dst, nbytes(weights, 'torch') + more)
+
+    def tensors(name: str, tree: Mapping) -> Iterator[tuple[str, Any]]:
+        for key, array in tables.to_file(links[name], tree):
+            progress(array.nbytes)
+            yield key, scratch.put(array)
+
+    prefix = 'module.' if 'ac_predictor' in nets else 'module.backbone.'
+    content: dict[str, Any] = {}
+    order: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, net in nets.items():
+        arrays = dict(tensors(name, net.tree))
+        arrays |= {key: scratch.put(table) for key, table in computed[name].items()}
+        keys = [*computed[name], *tables.file_order(links[name])]
+        order[name] = {key: tuple(arrays[key].shape) for key in keys}
+        if name == 'probe':
+            content[entries[name]] = [{f'module.{key}': arrays[key] for key in keys}]
+        else:
+            content[entries[name]] = {f'{prefix}{key}': arrays[key] for key in keys}
+    if weights.alone:
+        one = content[entries[weights.pick()]]
+        content |= {entries['online']: one, entries['target']: one}
+        notes.append(
+            f'one encoder in the source: the file names it {entries["online"]} and '
+            f'{entries["target"]}'
+        )
+    ours = own.extra(weights)
+    if t := weights.training:
+        # the order of the optimizer's parameters; a frozen encoder is among them, without state
+        first = ('online' if 'online' in order else weights.pick(),) if weights.encoder else ()
+        order = {name: order[name] for name in (*first, *PREDICTORS) if name in order}
+        mu, nu = {}, {}
+        for name in t.mu:
+            idle = _idle(links[name], t.nu[name])
+            for tree, tensors_of in ((t.mu[name], mu), (t.nu[name], nu)):
+                tensors_of |= {(name, k): a for k, a in tensors(name, tree) if k not in idle}
+        content['opt'] = torch_files.optimizer(scratch, order, mu, nu, t.count, t.hyper)
+        content |= _plain(t, steps_per_epoch, notes)
+        ours['step'] = t.step
+    content[torch_files.OURS] = json.dumps(ours)
+    torch_files.save(content, dst)
+    return notes
+
+
+def _computed(net: StoredNet) -> dict[str, np.ndarray]:
+    how = parts.PARTS[net.part].files['torch'].computed
+    return load(how)(net.config) if how else {}
+
+
+def _idle(links: list[tables.Link], nu: Mapping) -> set[str]:
+    """Arrays that no gradient ever reached: PyTorch has no state for them, ours is zero."""
+    leaves = flatten(nu)
+    maybe = ('mask_tokens/', 'extrinsics_encoder/')
+    return {
+        name
+        for link in links
+        if link.path.startswith(maybe) and not np.asarray(leaves[link.path]).any()
+        for names in link.keys
+        for name in names
+    }
+
+
+def _plain(t: Training, steps_per_epoch: int | None, notes: list[str]) -> dict[str, Any]:
+    """The entries of a training checkpoint beside nets and optimizer. (reference: vjepa2 §5.5)"""
+    if t.original:
+        return dict(t.original)
+    epoch = steps_per_epoch or 300  # steps
+    if steps_per_epoch is None:
+        notes.append('steps_per_epoch 300 (as the released configs; --steps-per-epoch to change)')
+    if t.step % epoch:
+        notes.append(
+            f'step {t.step} is not a whole number of epochs of {epoch}: the original resumes from '
+            f'step {t.step // epoch * epoch} of its schedules'
+        )
+    batch = t.config['optim']['batch'] if t.config else None
+    return {
+        'scaler': torch_files.fresh_scaler(),
+        'epoch': t.step // epoch,
+        'loss': None,
+        'batch_size': batch,
+        'world_size': 1,
+        'lr': t.hyper['lr'],
+    }
+
+
+def _hf_nets(weights: Weights, encoder: str) -> dict[str, StoredNet]:
+    """What a Hugging Face folder can hold of the weights."""
+    names = (weights.pick(encoder), 'predictor', 'probe')
+    return {name: weights.nets[name] for name in names if name in weights.nets}
+
+
+def _write_hf(weights: Weights, dst: pathlib.Path, encoder: str, progress) -> list[str]:
+    chosen, nets = weights.pick(encoder), _hf_nets(weights, encoder)
+    links = {name: links_of(net, 'hf') for name, net in nets.items()}
+    which = 'only one in the source' if weights.alone else f'{chosen} one'
+    notes = [f'the encoder is the {which}']
+    for name, net in weights.nets.items():
+        if not parts.PARTS[net.part].files:
+            links_of(net, 'hf')  # refuses it: nothing but ours holds it
+        if name not in nets:
+            notes.append(f'dropped: {title(name)}')
+    if weights.training:
+        notes.append('dropped: the optimizer')
+    if 'predictor' not in nets:
+        notes.append('no predictor: transformers starts one at random, and says so')
+    dst.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.check_room(dst.parent, nbytes(weights, 'hf', encoder))
+    probe = weights.probe
+    if probe and list(probe[1]) != ['linear']:
+        raise ConvertError(f'{dst}: a probe with heads {", ".join(probe[1])}, must be one: linear')
+    prefixes = {name: 'vjepa2.' if probe and name != 'probe' else '' for name in nets}
+    sizes = {}
+    for name in nets:
+        stacked = {n for link in links[name] if link.index is not None for n in link.form()[0]}
+        forms = tables.expected(links[name])
+        for key in sorted(forms, key=lambda k: k in stacked):  # as tables.to_file yields them
+            sizes[prefixes[name] + key] = 4 * int(np.prod(forms[key]))
+    with hf_files.folder_at(dst) as folder:
+        predictor = nets['predictor'].config if 'predictor' in nets else None
+        labels = weights.labels.get('linear', ())
+        hf_files.write_config(folder, weights.encoder, chosen, predictor, probe, labels)
+        shards = hf_files.Shards(folder, sizes)
+        for name, net in nets.items():
+            for key, array in tables.to_file(links[name], net.tree):
+                shards.put(prefixes[name] + key, array)
+                progress(array.nbytes)
+        shards.close()
+    return notes

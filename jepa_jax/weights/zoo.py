@@ -1,0 +1,287 @@
+"""Names and paths -> weights.
+
+Released files lie in a cache folder, $JEPA_JAX_CACHE/weights or ~/.cache/jepa_jax/weights: a file
+that is not there is downloaded, its hash is noted when it is first used and holds from then on, and
+it is converted once. Nobody has published hashes of the released files, so the first copy is
+trusted as far as its length, as the server tells it, and the table of its arrays' names and shapes.
+
+A path that does not exist is never looked up on the Hugging Face hub: a name there is written
+hf:OWNER/MODEL, except those of the release.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from jepa_jax.config import cache_root
+from jepa_jax.errors import ZooError, nearest
+from jepa_jax.models import SIZES
+from jepa_jax.weights import download
+from jepa_jax.weights.contents import Weights
+from jepa_jax.weights.read import read
+from jepa_jax.weights.write import write
+
+log = logging.getLogger(__name__)
+
+HUB = 'hf:'  # before a name of the Hugging Face hub
+RANDOM = 'random:'  # before a size
+
+
+@dataclasses.dataclass(frozen=True)
+class Released:
+    """A file of the original's release. (reference: vjepa2 §10.2)"""
+
+    file: str  # below the server's address
+    size: str  # a key of SIZES
+    crop: int  # pixels
+    probe_of: str = ''  # the model whose features a probe reads; empty: no probe
+    # and the rest: see jepa_jax.model.ProbeHead (reference: §11.2)
+    reads: str | tuple[int, ...] = 'last'
+    frames: int = 16
+    step: int = 4
+    segments: int = 1
+
+
+_LEVELS_L, _LEVELS_G = (17, 19, 21, 23), (24, 29, 34, 39)
+RELEASED = {
+    'vitl': Released('vitl.pt', 'vitl', 256),
+    'vith': Released('vith.pt', 'vith', 256),
+    'vitg': Released('vitg.pt', 'vitg', 256),
+    'vitg-384': Released('vitg-384.pt', 'vitg', 384),
+    'ac-vitg': Released('vjepa2-ac-vitg.pt', 'vitg', 256),
+    'ssv2-vitl-16x2x3': Released(
+        'evals/ssv2-vitl-16x2x3.pt', 'vitl', 256, 'vitl', frames=16, step=4, segments=2
+    ),
+    'diving48-vitl-256': Released(
+        'evals/diving48-vitl-256.pt', 'vitl', 256, 'vitl', _LEVELS_L, frames=32, step=2, segments=4
+    ),
+    'ek100-vitl-256': Released(
+        'evals/ek100-vitl-256.pt', 'vitl', 256, 'vitl', 'future', frames=32
+    ),
+    'ssv2-vitg-384-64x2x3': Released(
+        'evals/ssv2-vitg-384-64x2x3.pt', 'vitg', 384, 'vitg-384', frames=64, step=2, segments=2
+    ),
+    'diving48-vitg-384-32x4x3': Released(
+        'evals/diving48-vitg-384-32x4x3.pt', 'vitg', 384, 'vitg-384', _LEVELS_G,
+        frames=32, step=2, segments=4,
+    ),
+    'ek100-vitg-384': Released(
+        'evals/ek100-vitg-384.pt', 'vitg', 384, 'vitg-384', 'future', frames=32
+    ),
+}  # fmt: skip
+# the names of the original's torch.hub
+ALIASES = {
+    'vjepa2_vit_large': 'vitl',
+    'vjepa2_vit_huge': 'vith',
+    'vjepa2_vit_giant': 'vitg',
+    'vjepa2_vit_giant_384': 'vitg-384',
+    'vjepa2_ac_vit_giant': 'ac-vitg',
+}
+# all that the original's authors have on the Hugging Face hub
+PUBLISHED = (
+    'facebook/vjepa2-vitl-fpc64-256',
+    'facebook/vjepa2-vith-fpc64-256',
+    'facebook/vjepa2-vitg-fpc64-256',
+    'facebook/vjepa2-vitg-fpc64-384',
+    'facebook/vjepa2-vitl-fpc16-256-ssv2',
+    'facebook/vjepa2-vitg-fpc64-384-ssv2',
+    'facebook/vjepa2-vitl-fpc32-256-diving48',
+    'facebook/vjepa2-vitg-fpc32-384-diving48',
+)
+
+
+def find(name_or_path: str | os.PathLike, **options: Any) -> Weights:
+    """What a name or path stands for; nothing is read before it is needed.
+
+    Args:
+      name_or_path: a key of RELEASED or ALIASES; a path of anything that `read` takes; a name of
+        the Hugging Face hub as hf:OWNER/MODEL, with the extra [hf]; those of PUBLISHED need no
+        `hf:`.
+      options: as of `read`, for a path.
+
+    Raises:
+      ZooError: no such name or path, a file that cannot be had, or one that is not what it was.
+      ConvertError, CheckpointError: weights that do not fit.
+    """
+    text = released_name(name_or_path)
+    options = {name: value for name, value in options.items() if value}
+    if text in RELEASED:
+        refuse_options(text, options)
+        return _released(text)
+    path = os.path.expanduser(text)
+    if not os.path.exists(path) and (text.startswith(HUB) or text in PUBLISHED):
+        path = _hugging_face(text.removeprefix(HUB))
+    if os.path.exists(path):
+        return read(path, weights_only=True, **options)
+    names = [*RELEASED, *ALIASES, *PUBLISHED, *(RANDOM + size for size in SIZES)]
+    hub = ''
+    if re.fullmatch(r'[\w-][\w.-]*/[\w.-]+', text):
+        hub = f"; a model of the Hugging Face hub is written '{HUB}{text}'"
+    raise ZooError(
+        f"model '{text}': no such file or folder, and no name{nearest(text, names)}{hub}; names "
+        f'are {", ".join(RELEASED)} and {RANDOM}SIZE'
+    )
+
+
+def released_name(name_or_path: str | os.PathLike) -> str:
+    """The key of RELEASED that a name is an alias of; other names and paths as they are."""
+    text = os.fspath(name_or_path)
+    return ALIASES.get(text, text)
+
+
+def refuse_options(text: str, options: dict[str, Any]) -> None:
+    """Raises ZooError for options of `read` beside a name that says all of it."""
+    if chosen := [name for name, value in options.items() if value]:
+        raise ZooError(f"'{text}' is a name: its {', '.join(chosen)} cannot be chosen")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sources:
+    """Weights and the files that they are in."""
+
+    weights: Weights
+    files: tuple[pathlib.Path, ...]
+
+
+def look(name_or_path: str | os.PathLike) -> Sources:
+    """What `find` would find, with its files; a released file is hashed again if it is there.
+
+    Raises: as `find`.
+    """
+    text = released_name(name_or_path)
+    weights = find(text)
+    source = weights.source
+    if text in RELEASED:
+        original = cache_folder() / pathlib.Path(RELEASED[text].file).name
+        if original.exists():
+            check_record(original, thorough=True)
+            return Sources(weights, (original,))
+    if source.is_file():
+        return Sources(weights, (source,))
+    # our own checkpoints have been held against their manifest of hashes when they were read
+    return Sources(weights, tuple(sorted(source.glob('*.safetensors'))))
+
+
+# Released files
+
+
+def cache_folder() -> pathlib.Path:
+    """Where released files and what is made of them lie."""
+    return cache_root() / 'weights'
+
+
+def _released(name: str) -> Weights:
+    """Weights of a key of RELEASED, converted when it is first used."""
+    row, folder = RELEASED[name], cache_folder()
+    source, converted = folder / pathlib.Path(row.file).name, folder / name
+    with _alone(folder):
+        if not converted.is_dir():
+            if not source.exists():
+                download.download(download.address(row.file), source)
+            digest = check_record(source)
+            weights = read(source, crop=row.crop, weights_only=True)
+            _as_named(name, row, source, weights)
+            log.info('%s: converting once, to %s', name, converted)
+            write(weights, converted, to='jax')
+            log.info('%s: sha256 %s', source, digest)
+        elif source.exists():
+            check_record(source)
+    return read(converted)
+
+
+def _as_named(name: str, row: Released, source: pathlib.Path, weights) -> None:
+    """Refuses a file that holds something else than its name says."""
+    if row.probe_of:
+        pooler, width = (weights.probe or [None])[0], SIZES[row.size].width
+        if pooler is None or pooler.width != width:
+            text = f'a probe of width {pooler.width}' if pooler else ', '.join(weights.nets)
+            raise ZooError(f'{source} should be the probe {name} of width {width}, holds {text}')
+    elif weights.size != row.size:
+        raise ZooError(f'{source} should be {name} of size {row.size}, holds {weights.size}')
+
+
+@contextlib.contextmanager
+def _alone(folder: pathlib.Path) -> Iterator[None]:
+    """One process at a time downloads or converts; the others wait."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / '.lock', 'w') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info('%s: waiting for another process that works in it', folder)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def record_of(path: pathlib.Path) -> pathlib.Path:
+    """The file beside a released file that holds its hash."""
+    return path.with_name(path.name + '.json')
+
+
+def check_record(path: pathlib.Path, thorough: bool = False) -> str:
+    """The SHA-256 of a file, noted at first use and the same from then on.
+
+    thorough: hash it again even if size and time of change are as noted.
+
+    Raises:
+      ZooError: the file is not what it was.
+    """
+    record, status = record_of(path), path.stat()
+    try:
+        noted = json.loads(record.read_text())
+        stamp = (noted['bytes'], noted['changed'])
+        digest = noted['sha256']
+    except FileNotFoundError:
+        noted = None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ZooError(f'{record} is damaged ({type(error).__name__}): remove it') from error
+    if noted and not thorough and stamp == (status.st_size, status.st_mtime_ns):
+        return digest
+    with path.open('rb') as file:
+        sha256 = hashlib.file_digest(file, 'sha256').hexdigest()
+    if noted and sha256 != digest:
+        raise ZooError(
+            f'{path} has SHA-256 {sha256}, and had {digest} when first used: damaged or replaced; '
+            f'remove it to download it again, or {record.name} and the converted folder if it is '
+            'meant'
+        )
+    row = {'bytes': status.st_size, 'changed': status.st_mtime_ns, 'sha256': sha256}
+    when = datetime.datetime.now().astimezone().isoformat(' ', 'seconds')
+    first = noted['first_used'] if noted else when
+    _write(record, json.dumps(row | {'first_used': first}, indent=2) + '\n')
+    return sha256
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+    temporary = path.with_name(path.name + '.new')
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def _hugging_face(name: str) -> str:
+    """The folder of a Hugging Face model in that library's own cache."""
+    try:
+        import huggingface_hub
+        from huggingface_hub import errors
+    except ImportError as error:
+        raise ZooError(
+            f"model '{name}' of the Hugging Face hub needs `pip install 'jepa_jax[hf]'`"
+        ) from error
+    try:
+        return huggingface_hub.snapshot_download(name, allow_patterns=['*.json', '*.safetensors'])
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise ZooError(
+            f"model '{name}' cannot be had from the Hugging Face hub "
+            f'({" ".join(str(error).split())[:200]})'
+        ) from error

@@ -1,0 +1,167 @@
+"""The house: imports point one way, from entry points down to errors, without circles; no file is
+too long to be read in one sitting."""
+
+import ast
+import functools
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / 'jepa_jax'
+LONGEST = 600  # lines of a file
+
+# From the ground up: a module imports from its own floor and from those below. A name stands for
+# itself and for all that is in it; the longest one that fits decides.
+FLOORS = (
+    ('errors',),
+    ('lookup', 'models'),  # models/__init__.py is a table of sizes without JAX
+    ('config', 'workdir', 'chips', 'poses'),
+    ('recipes', 'cli', 'sharding', 'weights', 'distributed'),
+    ('nets', 'checkpoint', 'released'),
+    ('models.*', 'masks'),
+    ('data', 'flops', 'weights.parts'),
+    ('objectives', 'health', 'metrics'),
+    ('optim', 'state', 'step', 'build', 'weights.*', 'describe'),
+    ('memory', 'golden', 'inputs', 'model'),
+    ('pretrained', 'objectives.programs', 'origin', 'loop'),
+    ('frozen', 'start', 'planning', 'evals'),
+    ('report', 'studies'),
+    ('sims', 'contrib'),
+    ('train', 'evaluate', 'embed', 'plan', 'doctor', 'convert'),
+)
+
+
+def modules() -> dict[str, pathlib.Path]:
+    """Module of the package, without its first word -> file."""
+    found = {}
+    for path in sorted(PACKAGE.rglob('*.py')):
+        *folders, last = path.relative_to(PACKAGE).with_suffix('').parts
+        found['.'.join([*folders, *([] if last == '__init__' else [last])])] = path
+    return found
+
+
+@functools.cache
+def imports() -> dict[str, set[str]]:
+    """Module -> the modules of the package that it imports, also within functions; what only type
+    checkers read apart."""
+    known = modules()
+    graph: dict[str, set[str]] = {}
+    for name, path in known.items():
+        graph[name] = set()
+        tree = ast.parse(path.read_text())
+        skipped = {
+            id(inner)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.If) and 'TYPE_CHECKING' in ast.unparse(node.test)
+            for inner in ast.walk(node)
+        }
+        for node in ast.walk(tree):
+            if id(node) in skipped:
+                continue
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                assert not node.level, f'{path}: relative import'
+                names = [f'{node.module}.{alias.name}' for alias in node.names] + [node.module]
+            else:
+                continue
+            for full in names:
+                first, _, rest = full.partition('.')
+                if first == 'jepa_jax' and rest and rest in known and rest != name:
+                    graph[name].add(rest)
+        # `from package import name` names the package, too; only what it stands for counts
+        for package in [m for m in graph[name] if any(o.startswith(f'{m}.') for o in graph[name])]:
+            if known[package].name == '__init__.py' and not takes_from(tree, package, known):
+                graph[name].discard(package)
+    del graph['']  # the package itself: names that it fetches when they are asked for
+    return graph
+
+
+def takes_from(tree: ast.AST, package: str, known: dict) -> bool:
+    """Whether a name that is no module is imported from a package."""
+    return any(
+        isinstance(node, ast.ImportFrom)
+        and node.module == f'jepa_jax.{package}'
+        and any(f'{package}.{alias.name}' not in known for alias in node.names)
+        for node in ast.walk(tree)
+    )
+
+
+def floor(module: str) -> int:
+    best, level = '', None
+    for number, names in enumerate(FLOORS):
+        for name in names:
+            stem = name.removesuffix('.*')
+            inside = module.startswith(f'{stem}.')
+            fits = inside if name.endswith('.*') else inside or module == name
+            if fits and len(name) > len(best):
+                best, level = name, number
+    assert level is not None, f'jepa_jax.{module} has no floor: give it one in {__file__}'
+    return level
+
+
+def test_every_module_has_a_floor_and_every_floor_a_module():
+    for module in imports():
+        floor(module)
+    for names in FLOORS:
+        for name in names:
+            stem = name.removesuffix('.*')
+            assert any(m == stem or m.startswith(f'{stem}.') for m in imports()), name
+
+
+def test_no_import_goes_up():
+    up = [
+        f'{module} imports {other}'
+        for module, others in imports().items()
+        for other in others
+        if floor(other) > floor(module)
+    ]
+    assert not up, '\n'.join(sorted(up))
+
+
+def test_no_circle():
+    graph, done = imports(), set()
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        if module in trail:
+            pytest.fail('a circle: ' + ' -> '.join((*trail[trail.index(module) :], module)))
+        if module not in done:
+            for other in sorted(graph[module]):
+                visit(other, (*trail, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+def test_a_circle_and_a_way_up_are_seen():
+    """The graph is not empty, and knows imports within functions and from packages."""
+    graph = imports()
+    assert 'errors' in graph['config.derived'] and 'loop' in graph['train']
+    assert 'config' in graph['build']  # names of the package, not modules in it
+    assert floor('models.vit') > floor('models') and floor('train') > floor('loop')
+
+
+def test_no_file_is_long():
+    long = {
+        str(path.relative_to(ROOT)): count
+        for path in PACKAGE.rglob('*.py')
+        if (count := len(path.read_text().splitlines())) > LONGEST
+    }
+    assert not long
+
+
+def test_tables_need_no_jax():
+    """Commands answer `--help` and bad settings at once."""
+    import subprocess
+    import sys
+
+    light = ('cli', 'config', 'recipes', 'released', 'evals', 'weights.parts', 'lookup')
+    code = '; '.join(f'import jepa_jax.{name}' for name in light)
+    code += '; import sys; print([m for m in ("jax", "flax", "numpy") if m in sys.modules])'
+    done = subprocess.run(
+        [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == '[]'

@@ -1,0 +1,376 @@
+"""The ready model: its features against the bare net, its tasks against the original's numbers."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch_fill
+from models.test_pooler import fill as fill_pooler
+from PIL import Image
+
+import jepa_jax
+from jepa_jax import inputs
+from jepa_jax.data import decode
+from jepa_jax.data.views import eval_view
+from jepa_jax.errors import BadFile, ConvertError, InputError
+from jepa_jax.model import Fill, Future, Loaded, Model, ProbeHead
+from jepa_jax.models.pooler import AttentiveClassifier, AttentivePooler, PoolerConfig
+from jepa_jax.models.predictor import Predictor, PredictorConfig
+from jepa_jax.models.vit import ViT, ViTConfig
+from jepa_jax.nets import Net
+
+MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+WHOLE = 1e-4  # design: whole encoder or predictor, float32 on CPU
+VIT = ViTConfig(96, 3, 4, image_size=64, frames=8, dtype=jnp.float32)
+PREDICTOR = PredictorConfig(96, 48, 2, 2, mask_tokens=3, grid=(4, 4, 4), dtype=jnp.float32)
+POOLER = PoolerConfig(96, heads=4, depth=2, queries=3, dtype=jnp.float32)
+CLASSES = {'verb': 3, 'noun': 4, 'action': 5}
+
+
+def net_of(module, *config):
+    return Net(lambda rngs: module(*config, rngs=rngs))
+
+
+@pytest.fixture(scope='module')
+def model():
+    """A tiny model of the golden arrays: weights filled by the formula."""
+    encoder, predictor = net_of(ViT, VIT), net_of(Predictor, PREDICTOR)
+    named = {f'{head}_classifier': count for head, count in CLASSES.items()}
+    probe = fill_pooler(net_of(AttentiveClassifier, POOLER, named).abstract)
+    probe['heads'] = {head: probe['heads'][f'{head}_classifier'] for head in CLASSES}
+    return Model(
+        Loaded(VIT, torch_fill.fill(encoder.abstract, sigma=0.05)),
+        predictor=Loaded(
+            PREDICTOR, torch_fill.fill(predictor.abstract, sigma=0.05, predictor=True)
+        ),
+        probe=ProbeHead(POOLER, CLASSES, probe, reads='future', frames=8),
+    )
+
+
+def run(net, params, *inputs, **static):
+    """A net's output, compiled as a whole: a tenth of the time that operations one by one take."""
+    return jax.jit(lambda p, *x: net(p, *x, **static))(params, *inputs)
+
+
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def test_features_are_the_nets(model):
+    video = noise(20, 70, 90, 3)
+    found = model.embed(video, frames=8, stride=5, fps=10, crop=32, layers=[0, 2])
+    clips = np.stack([eval_view(video[s : s + 8], 32) for s in (0, 5, 10, 12)])
+    np.testing.assert_array_equal(found.clips, clips)
+    assert found.grid == (4, 2, 2) and found.numbers[3].tolist() == list(range(12, 20))
+    np.testing.assert_allclose(found.seconds[3], np.arange(12, 20) / 10)
+    pixels = jnp.asarray((clips.astype(np.float32) / 255 - MEAN) / STD)
+    first, last = run(net_of(ViT, VIT), model.encoder.params, pixels, levels=(0, 2))
+    np.testing.assert_allclose(found.tokens, last, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found.levels[:, 0], first, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(found.levels[:, 1], found.tokens)
+
+
+def test_coordinates(model):
+    features = model.embed(noise(8, 32, 48, 3), fps=4, preprocess='none')
+    expected = [
+        ((2 * t + 0.5) / 4, 16 * y + 8, 16 * x + 8)
+        for t in range(4)
+        for y in range(2)
+        for x in range(3)
+    ]
+    np.testing.assert_allclose(features.coords, expected)
+    assert features.tokens.shape == (1, 24, 96)
+
+
+def test_batches_change_nothing(model):
+    video = noise(18, 32, 32, 3)
+    one, three = (
+        model.embed(video, frames=4, preprocess='none', batch=n, pool='mean') for n in (1, 3)
+    )
+    assert one.pooled.shape == (5, 96) and one.tokens is None
+    np.testing.assert_allclose(one.pooled, three.pooled, rtol=0, atol=1e-5)
+    tokens = model.embed(video, frames=4, preprocess='none').tokens
+    np.testing.assert_allclose(one.pooled, tokens.mean(1), rtol=0, atol=1e-5)
+
+
+def test_clips_and_normalised_floats(model):
+    clips = noise(2, 8, 32, 32, 3)
+    raw = model.embed(clips, preprocess='none').tokens
+    floats = (clips.astype(np.float32) / 255 - MEAN) / STD
+    given = model.embed(floats, preprocess='none', normalised=True).tokens
+    np.testing.assert_allclose(raw, given, rtol=0, atol=2e-5)
+
+
+def test_image_is_doubled(model, tmp_path):
+    picture = noise(40, 50, 3)
+    Image.fromarray(picture).save(tmp_path / 'p.png')
+    found = model.embed(tmp_path / 'p.png', crop=32)
+    assert found.clips.shape == (1, 2, 32, 32, 3) and found.grid == (1, 2, 2)
+    np.testing.assert_array_equal(found.clips[0, 0], found.clips[0, 1])
+    assert found.coords[:, 0].tolist() == [0] * 4
+
+
+FLOATS = np.linspace(0, 1, 8 * 32 * 32 * 3, dtype=np.float32).reshape(8, 32, 32, 3)
+NONE = dict(preprocess='none')
+REFUSED = {
+    '0 and 1': (FLOATS, NONE, 'between 0 and 1'),
+    '0 to 255': (FLOATS * 255, NONE, 'cast to uint8'),
+    'normalised': (FLOATS * 4 - 2, NONE, 'normalised=True'),
+    'normalised twice': (FLOATS * 20 - 10, dict(normalised=True, **NONE), r'-2.12 to 2.64'),
+    'not finite': (FLOATS * np.nan, NONE, 'finite'),
+    'whole numbers': (np.zeros((8, 32, 32, 3), int), NONE, 'int64: must be uint8'),
+    'bytes called normalised': (noise(8, 32, 32, 3), dict(normalised=True, **NONE), 'uint8'),
+    'normalised to resize': (FLOATS, dict(normalised=True), "preprocess 'none'"),
+    'channels first': (noise(3, 8, 32, 32), NONE, 'channels last'),
+    'not pixels': ([1, 2], {}, 'list'),
+    'pool': (noise(8, 32, 32, 3), dict(pool='max'), 'none, mean, attentive'),
+    'layer': (noise(8, 32, 32, 3), dict(layers=[3]), '0 to 2'),
+    'frames': (noise(8, 32, 32, 3), dict(frames=5), 'multiple of 2'),
+    'crop': (noise(8, 32, 32, 3), dict(crop=40), 'multiple of 16'),
+    'crop of nothing': (noise(8, 32, 32, 3), dict(crop=32, **NONE), 'nothing is cut'),
+    'stride': (noise(8, 32, 32, 3), dict(stride=0), 'at least 1'),
+    'fps': (noise(8, 32, 32, 3), dict(fps=-1.0), 'above 0'),
+    'preprocess': (noise(8, 32, 32, 3), dict(preprocess='train'), 'eval, none'),
+}
+
+
+@pytest.mark.parametrize('case', REFUSED)
+def test_refused(model, case):
+    video, settings, words = REFUSED[case]
+    with pytest.raises(InputError, match=words):
+        model.embed(video, **settings)
+
+
+def test_sizes_and_dark_pixels(model):
+    with pytest.raises(BadFile, match='multiples of 16'):
+        model.embed(noise(8, 30, 32, 3), preprocess='none')
+    with pytest.warns(UserWarning, match='cast to bytes'):
+        model.embed(np.zeros((2, 32, 32, 3), np.uint8), preprocess='none')
+    with pytest.warns(UserWarning, match='0-1 pixels'):
+        model.embed(FLOATS, preprocess='none', normalised=True)
+
+
+# A model as people of this ecosystem use it
+
+
+def test_the_encoder_is_a_function(model):
+    clips = noise(2, 4, 32, 48, 3)
+    tokens = model.encoder(clips)
+    assert tokens.shape == (2, 12, 96) and tokens.dtype == jnp.float32
+    np.testing.assert_array_equal(tokens, model.embed(clips, preprocess='none', batch=2).tokens)
+    expected = run(net_of(ViT, VIT), model.encoder.params, jnp.asarray(clips), levels=(0, 2))
+    for level, other in zip(model.encoder(clips, levels=(0, 2)), expected):
+        np.testing.assert_allclose(level, other, rtol=0, atol=1e-5)
+    for pixels, words in ((clips[0], 'channels last'), (FLOATS[None] * 255, '-2.12 to 2.64')):
+        with pytest.raises(InputError, match=words):
+            model.encoder(pixels)
+
+
+def test_the_preprocessor_is_what_embed_feeds(model):
+    cv2 = pytest.importorskip('cv2')
+    video = noise(4, 70, 90, 3)
+    view = jepa_jax.preprocessor(crop=64)(video)
+    np.testing.assert_array_equal(view, model.embed(video, frames=4).clips[0])
+    assert jepa_jax.vjepa2_preprocessor is jepa_jax.preprocessor
+    short = int(64 * 256 / 224)
+    frame = cv2.resize(video[1], (int(short * 90 / 70), short), interpolation=cv2.INTER_LINEAR)
+    y, x = (round((side - 64) / 2) for side in frame.shape[:2])
+    np.testing.assert_array_equal(view[1], frame[y : y + 64, x : x + 64])
+    for pixels in (FLOATS, video[0], video.transpose(3, 0, 1, 2)):
+        with pytest.raises(InputError, match='must be uint8'):
+            jepa_jax.preprocessor(64)(pixels)
+    with pytest.raises(InputError, match='at least 1'):
+        jepa_jax.preprocessor(0)
+
+
+def test_a_model_says_what_it_is(model):
+    lines = repr(model).splitlines()
+    count = sum(leaf.size for leaf in jax.tree.leaves(model.encoder.params)) / 1e6
+    for words in (f'{count:.3g} M parameters', '3 blocks', 'width 96', 'crop 64', 'float32'):
+        assert words in lines[0]
+    assert len(lines) == 2 and 'predictor of ' in lines[1] and 'verb 3, noun 4' in lines[1]
+
+
+def test_saved_and_loaded_again(model, tmp_path):
+    """Bit for bit, with all that the probe knows; and a card that says what it is."""
+    names = dict(labels={'verb': tuple('abc')}, segments=2, step=3)
+    probe = dataclasses.replace(model.probe, **names)
+    whole = Model(
+        model.encoder, predictor=model.predictor, probe=probe, name='vitl', which='online',
+        about=('made for a test',),
+    )  # fmt: skip
+    whole.save_pretrained(tmp_path / 'saved')
+    again = Model.from_pretrained(tmp_path / 'saved')
+    for name in ('encoder', 'predictor', 'probe'):
+        one, other = getattr(whole, name), getattr(again, name)
+        assert one.config == other.config
+        assert jax.tree.structure(one.params) == jax.tree.structure(other.params)
+        for a, b in zip(*map(jax.tree.leaves, (one.params, other.params))):
+            np.testing.assert_array_equal(a, b, strict=True)
+    for key in ('classes', 'reads', 'frames', 'step', 'segments', 'labels'):
+        assert getattr(again.probe, key) == getattr(probe, key)
+    assert again.which == 'online' and 'saved from made for a test' in again.about
+    card = (tmp_path / 'saved/README.md').read_text()
+    for words in (
+        'https://dl.fbaipublicfiles.com/vjepa2/vitl.pt',
+        '| licence of the weights | see the source',
+        '| encoder | online encoder |', 'short side to 73 pixels', 'mean (0.485, 0.456, 0.406)',
+        "jepa_jax.load('saved')",
+    ):  # fmt: skip
+        assert words in card, words
+    with pytest.raises(ConvertError, match='exists'):
+        whole.save_pretrained(tmp_path / 'saved')
+
+
+# Prediction
+
+
+def test_fill_is_training_s_forward(model):
+    """Against the nets as the pretraining step calls them: tokens dropped before the encoder,
+    and the mask token of the only frame count."""
+    clip = noise(2, 8, 64, 64, 3)
+    mask = np.zeros((4, 4, 4), bool)
+    mask[1:3, :2] = True
+    found = model.predict(clip, Fill(mask))
+    keep = jnp.asarray(np.tile(np.flatnonzero(~mask), (2, 1)))
+    ids = jnp.asarray(np.tile(np.flatnonzero(mask), (2, 1)))
+    x = run(net_of(ViT, VIT), model.encoder.params, jnp.asarray(clip), keep)
+    z = run(net_of(Predictor, PREDICTOR), model.predictor.params, x, keep, ids, mask_index=0)
+    np.testing.assert_allclose(found.context, x, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found.tokens, z, rtol=0, atol=1e-5)
+    all_coords = model.coords((4, 4, 4), 1 / 4)
+    np.testing.assert_array_equal(found.coords, all_coords[mask.ravel()])
+
+
+@pytest.mark.parametrize('task', ['future', 'box'])
+def test_nothing_leaks(model, task):
+    """Perturb what is to be predicted: neither context nor prediction moves by a bit."""
+    clip = noise(8, 64, 64, 3)
+    other = clip.copy()
+    if task == 'future':
+        targets = Fill.after((4, 4, 4), 3)
+        other[6:] = noise(2, 64, 64, 3, seed=1)
+    else:
+        targets = Fill.box((4, 4, 4), slice(1, 3), slice(0, 2))
+        other[:, 16:48, :32] = 255 - other[:, 16:48, :32]
+    a, b = (model.predict(c, targets) for c in (clip, other))
+    np.testing.assert_array_equal(a.context, b.context)
+    np.testing.assert_array_equal(a.tokens, b.tokens)
+    other[0, 0, 40:] ^= 128  # and what is seen does move them
+    c = model.predict(other, targets)
+    assert not np.array_equal(a.context, c.context) and not np.array_equal(a.tokens, c.tokens)
+
+
+@pytest.fixture
+def any_pixels(monkeypatch):
+    """The golden inputs are normal noise, wider than pixels can be."""
+    monkeypatch.setattr(inputs, 'check_pixels', lambda *_, **__: None)
+
+
+@pytest.fixture(scope='module')
+def golden():
+    with np.load(torch_fill.__file__.replace('torch_fill.py', 'golden/pooler.npz')) as file:
+        return dict(file)
+
+
+def test_future_is_the_originals(model, golden, any_pixels):
+    clips = np.moveaxis(torch_fill.normal(0, 2, 3, 8, 64, 64), 1, -1)
+    for i, skip in enumerate([1.0, 0.3]):
+        task = Future(0.25, skip)
+        found = model.predict(clips[i], task, fps=8, mask_index=1, normalised=True)
+        np.testing.assert_allclose(
+            found.tokens[0], golden['K1_anticip_wrapper'][i, 64:], rtol=0, atol=WHOLE
+        )
+        assert found.coords[0, 0] == pytest.approx((8 + int(skip * 4) * 2 + 0.5) / 8)
+
+
+def test_anticipation_is_the_originals(model, golden, any_pixels):
+    """Row 0 of K3, one second ahead, through the sigmoid that the focal loss stands for."""
+    clip = np.moveaxis(torch_fill.normal(0, 2, 3, 8, 64, 64), 1, -1)[0]
+    found = model.classify(clip, top=9)
+    for head, rows in found.top.items():
+        logits = golden[f'K3_{head}'][0].astype(np.float64)
+        expected = 1 / (1 + np.exp(-logits))
+        assert [row[0] for row in rows] == np.argsort(-expected).tolist()
+        np.testing.assert_allclose([r[2] for r in rows], np.sort(expected)[::-1], atol=WHOLE)
+
+
+def test_tasks_that_do_not_fit(model):
+    clip = noise(8, 64, 64, 3)
+    for context, targets, words in [
+        (clip, Fill(np.ones((4, 4, 4), bool)), 'some must stay'),
+        (clip, Fill(np.zeros((4, 4, 4), bool)), 'some must stay'),
+        (clip, Fill(np.zeros((4, 4, 5), bool)), r'bool \[4, 4, 4\]'),
+        (clip, Future(0), 'above 0'),
+        (clip, 'future', 'Fill or a Future'),
+        (clip[:7], Future(1.0), 'frames 7'),
+        (clip[:, :60], Future(1.0), 'height 60'),
+    ]:
+        with pytest.raises(InputError, match=words):
+            model.predict(context, targets)
+    with pytest.raises(InputError, match='no predictor'):
+        Model(model.encoder).predict(clip, Future(1.0))
+
+
+# Probes
+
+
+def test_levels_are_read_one_after_the_other(model):
+    config = PoolerConfig(96, heads=4, depth=1, dtype=jnp.float32)
+    net = net_of(AttentiveClassifier, config, {'linear': 7})
+    params = jax.jit(net.init)(jax.random.key(0))
+    clip = noise(8, 64, 64, 3)
+    probe = ProbeHead(
+        config, {'linear': 7}, params, reads=(0, 2), labels={'linear': tuple('abcdefg')}
+    )
+    ready = Model(model.encoder, probe=probe)
+    encoder = net_of(ViT, VIT)
+    levels = run(encoder, model.encoder.params, jnp.asarray(clip[None]), levels=(0, 2))
+    both = jnp.concatenate(levels, axis=1)
+    logits = run(net, params, both)['linear'][0]
+    chance = np.asarray(jax.nn.softmax(logits))
+    found = ready.classify(clip)
+    rows = found.top['linear']
+    assert [row[0] for row in rows] == np.argsort(-chance)[:5].tolist()
+    np.testing.assert_allclose([row[2] for row in rows], np.sort(chance)[::-1][:5], atol=1e-5)
+    assert rows[0][1] == 'abcdefg'[rows[0][0]]
+    assert str(found).count('\n') == 4 and rows[0][1] in str(found)
+    pooled = ready.embed(clip, preprocess='none', frames=8, pool='attentive').pooled
+    expected = run(net_of(AttentivePooler, config), params['pooler'], both)
+    np.testing.assert_allclose(pooled, expected, rtol=0, atol=1e-5)
+
+
+def test_a_video_is_sampled_as_the_probe_was_trained(model, tmp_path, monkeypatch):
+    from jepa_jax.data import synthetic
+    from jepa_jax.data.clips import clip_indices
+
+    path = tmp_path / 'v.mp4'
+    synthetic.write(path, noise(40, 64, 64, 3))
+    config = PoolerConfig(96, heads=4, depth=1, dtype=jnp.float32)
+    params = jax.jit(net_of(AttentiveClassifier, config, {'linear': 2}).init)(jax.random.key(0))
+    probe = ProbeHead(config, {'linear': 2}, params, frames=4, step=3, segments=2)
+    chosen = []
+    real = decode.read_frames
+
+    def read(path, choose):
+        return real(path, lambda timing: chosen.append(choose(timing)) or chosen[-1])
+
+    monkeypatch.setattr(decode, 'read_frames', read)
+    Model(model.encoder, probe=probe).classify(path)
+    expected = clip_indices(40, 4, 3, num_clips=2, overlap=True)
+    np.testing.assert_array_equal(chosen[0], expected.ravel())
+    late = dataclasses.replace(probe, reads='future')
+    with pytest.raises(InputError, match='no predictor'):
+        Model(model.encoder, probe=late).classify(path)
+    np.testing.assert_array_equal(chosen[1], np.arange(36, 40))  # the last, 8 a second of 8
+
+
+def test_no_probe(model):
+    for call in (
+        lambda m: m.classify(noise(8, 64, 64, 3)),
+        lambda m: m.embed(noise(8, 64, 64, 3), pool='attentive'),
+    ):
+        with pytest.raises(InputError, match='no probe'):
+            call(Model(model.encoder))

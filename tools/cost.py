@@ -1,0 +1,171 @@
+"""What a step of a config costs, without running one, whatever is learned.
+
+    python -m tools.cost --config=configs/vitg.py --topology v5p:4x4x4 [--json FILE]
+    python -m tools.cost --config=configs/ac_vitg.py --what memory --devices 8
+    python -m tools.cost --config=configs/vitg.py --what remat --topology v5p:4x4x4
+    python -m tools.cost --config=configs/vitg.py --then configs/vitg_384.py
+
+Nothing is read from the config's lists and no array is made. --topology: for a slice of TPUs, by
+libtpu (`pip install 'jepa_jax[tpu]'`; no TPU is needed), else for the devices of this machine. Of a
+run's programs, the sets of shapes of its batches, the largest is taken; mesh.fsdp and
+optim.accumulate of 0 are chosen by the memory of a device, as in training.
+
+step: compiles it (tools/compiled.py). Exit status 1 if it does not fit below 85 % of a device's
+memory, stores scores of all pairs of tokens, or communicates what it should not.
+memory: an estimate by counting; docs/scale.md says how near it comes.
+remat: what each policy of mesh.remat keeps and computes again, by tracing (tools/traced.py):
+seconds where compiling takes minutes.
+--then: the config of a cooldown at a higher resolution; which share of FLOPs the two save against
+all clips at the cooldown's size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from jepa_jax import cli
+from jepa_jax.config import RunConfig
+from jepa_jax.errors import ConfigError
+
+
+class CostError(RuntimeError):
+    """The step would not run well: says why, one reason after the other."""
+
+
+def step(config: RunConfig, topology: str | None, hlo_file: str | None) -> dict[str, Any]:
+    """Compiles the step, and prints what it takes."""
+    from tools import compiled
+
+    began = time.monotonic()
+    result, text = compiled.analyse(*_on_devices(config, topology), topology or 'this machine')
+    compiled.show(result)
+    print(f'{time.monotonic() - began:.0f} s in all')
+    if hlo_file:
+        Path(hlo_file).write_text(text)
+    return result
+
+
+def remat(config: RunConfig, topology: str | None) -> dict[str, Any]:
+    """Traces the step under every policy, and prints a line each."""
+    from tools import traced
+
+    return traced.policies(*_on_devices(config, topology))
+
+
+def memory(config: RunConfig, topology: str | None, devices: int) -> dict[str, Any]:
+    """Prints the estimate."""
+    from jepa_jax.memory import GIB, estimate
+    from tools import steps
+
+    capacity = 0.0  # not known
+    if topology:
+        devices, kind = steps.topology_of(topology)
+        capacity = steps.memory_of(kind)
+    config = steps.settle(config, devices, capacity)
+    fsdp, accumulate = config.mesh.fsdp, config.optim.accumulate
+    clips = config.optim.batch // (devices * accumulate)
+    print(
+        f'{config.name}: {clips} clips at a time on each of {devices} devices, mesh.fsdp {fsdp}, '
+        f'optim.accumulate {accumulate}; GiB, estimated'
+    )
+    for use, size in (sizes := estimate(config, devices)).items():
+        print(f'{size:8.2f}  {use}')
+    if capacity:
+        print(f'{capacity / GIB:8.2f}  of a device')
+    return {'gib': sizes, 'fsdp': fsdp, 'accumulate': accumulate, 'clips_per_device': clips}
+
+
+def saved(config: RunConfig, then: str) -> dict[str, Any]:
+    """Prints what a run and its cooldown save against all clips at the cooldown's size."""
+    first = _flops_and_clips(config)  # before the second is loaded: both may be of one file
+    last = _flops_and_clips(cli.load(then))
+    spent = sum(flops * clips for flops, clips in (first, last))
+    whole = last[0] * (first[1] + last[1])
+    share = 1 - spent / whole
+    print(f'together {spent:.4g} FLOPs; all at the last size {whole:.4g}: {share:.1%} are saved')
+    return {'flops': spent, 'flops_at_the_last_size': whole, 'saved': share}
+
+
+def _flops_and_clips(config: RunConfig) -> tuple[float, int]:
+    """FLOPs of a clip, and clips of the run."""
+    from tools import steps
+
+    config = steps.settle(config, 1, 0.0)
+    programs, batch = steps.programs(config, 1), config.optim.batch
+    flops = statistics.mean(program.total for program in programs) / batch
+    print(f'{config.name}: {config.optim.steps * batch:,} clips of {flops:.4g} FLOPs')
+    return flops, config.optim.steps * batch
+
+
+def _on_devices(config: RunConfig, topology: str | None) -> tuple[RunConfig, list]:
+    """The config as it is settled for the devices."""
+    import jax
+
+    from tools import steps
+
+    devices = steps.slice_devices(topology) if topology else jax.devices()
+    capacity = steps.memory_of(devices[0].device_kind)
+    return steps.settle(config, len(devices), capacity), devices
+
+
+def run(
+    config: RunConfig,
+    workdir: str,
+    config_file: str,
+    what: str,
+    then: str | None,
+    topology: str | None,
+    devices: int,
+    json_file: str | None,
+    hlo_file: str | None,
+) -> None:
+    """The tool: prints, and writes what it is asked to.
+
+    Raises:
+      CostError: something in `compiled.objections`.
+    """
+    del workdir, config_file
+    if devices < 1 or devices > 1 and (what != 'memory' or topology):
+        raise ConfigError(
+            f'--devices {devices}: must be at least 1, and goes with --what memory, in place of '
+            '--topology'
+        )
+    if then:
+        result = saved(config, then)
+    elif what == 'memory':
+        result = memory(config, topology, devices)
+    elif what == 'remat':
+        result = remat(config, topology)
+    else:
+        result = step(config, topology, hlo_file)
+    if json_file:
+        Path(json_file).write_text(json.dumps(result, indent=2) + '\n')
+    if what == 'step' and not then:
+        from tools.compiled import objections
+
+        if complaints := objections(result):
+            raise CostError('; '.join(complaints))
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add('--what', choices=('step', 'memory', 'remat'), default='step', help='(%(default)s)')
+    add('--topology', metavar='KIND:AxB[xC]', help='a TPU slice, such as v5p:4x4x4')
+    add('--devices', type=int, default=1, metavar='N', help='for --what memory (%(default)s)')
+    add('--then', metavar='FILE[:ARG]', help='the config of a cooldown: what the two save')
+    add('--json', dest='json_file', metavar='FILE', help='write the figures there')
+    add('--hlo', dest='hlo_file', metavar='FILE', help='write the compiled program there')
+
+
+def main() -> int:
+    return cli.run(run, doc=__doc__, options=_options)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

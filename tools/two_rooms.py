@@ -1,0 +1,231 @@
+"""How far planners get in Two Rooms: a dot in a box that a wall with one door divides.
+
+    python -m tools.two_rooms measure [--rows NAME,NAME] [--planner cem|mppi] [--episodes N]
+    python -m tools.two_rooms options [--only NAME,NAME] [--steps N] [--table docs/options.md]
+
+Nothing but JAX is needed. Pictures are seen through a simple frozen encoder: dot and walls blurred,
+at a few places, one token a frame. Success has its 95 % interval (Wilson's) over the episodes.
+
+measure: start and goal in different rooms, with the rules themselves or a learned model, towards
+what looks like the goal or along a learned distance that knows the way round (docs/two_rooms.md).
+The task is that of reference: world_models §2.2: 200 moves, a new plan after every action, a
+horizon of 90 moves that ends with the episode, the squared distance summed over its steps as the
+cost, and the last position counts, within 4.5 pixels of the goal. Walls and doors lie elsewhere in
+every episode. An action is --hold equal moves, so the horizon has so many fewer actions. What the
+rows are: jepa_jax/contrib/other_room.py.
+
+options: every option of the action-conditioned predictor, trained and planned with once on a small
+scale (docs/options.md); the goal is --apart pixels away in the same room. Two rows are for
+comparison: the rules themselves in place of a predictor, and one that is not trained. The table
+says that every option works and what it costs. Each option is trained once: which is best, runs
+this short and few do not say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from jepa_jax import cli
+from jepa_jax.errors import ConfigError, allowed
+
+HORIZON = 90  # moves
+
+
+def names_of(flag: str, text: str, choices: Iterable[str]) -> list[str]:
+    """The names of a comma list, all of them among the choices."""
+    names = [name.strip() for name in text.split(',')]
+    if unknown := [name for name in names if name not in choices]:
+        raise ConfigError(f"--{flag} '{unknown[0]}': {allowed(unknown[0], choices)}")
+    return names
+
+
+def play(episode: Callable, seed: int, count: int):
+    """What `count` episodes return, as one program, and core seconds an episode."""
+    import jax
+
+    run = jax.jit(functools.partial(jax.lax.map, episode))
+    begun = time.process_time()
+    outcome = jax.device_get(run(jax.random.split(jax.random.key(seed), count)))
+    return outcome, (time.process_time() - begun) / count
+
+
+def share(won) -> str:
+    """How many of the episodes [E] bool, with Wilson's interval."""
+    from scipy import stats
+
+    interval = stats.binomtest(int(won.sum()), len(won)).proportion_ci(method='wilson')
+    return f'{won.sum()} of {len(won)} ({interval.low:.2f} to {interval.high:.2f})'
+
+
+def measure(o: argparse.Namespace) -> None:
+    """Learns what the rows need, plays the episodes and prints a table."""
+    from jepa_jax import start
+    from jepa_jax.contrib import other_room, two_rooms
+    from jepa_jax.planning.cem import CEM, MPPI, ActionSpace
+    from jepa_jax.planning.world_model import Cost
+
+    rows = names_of('rows', o.rows, other_room.ROWS)
+    if o.hold < 1 or HORIZON % o.hold or two_rooms.STEPS % o.hold:
+        raise ConfigError(f'--hold {o.hold}: must divide {HORIZON} and {two_rooms.STEPS}')
+    for name in ('episodes', 'layouts', 'steps'):
+        if getattr(o, name) < 1:
+            raise ConfigError(f'--{name} {getattr(o, name)}: must be at least 1')
+    start.compilation_cache()
+    reach = two_rooms.MOST * o.hold / 2**0.5
+    space = ActionSpace(2, (0, 1), (reach,) * 2, (o.std * reach,) * 2)
+    search = space, Cost(2, 'all'), HORIZON // o.hold, o.samples, o.iterations
+    if o.planner == 'cem':
+        planner, kind = CEM(*search, elites=o.elites), f'{o.elites} elites'
+    else:
+        planner = MPPI(*search, min_std=o.min_std / o.std)
+        kind = f'least deviation {o.min_std:g}'
+    view, worlds = None, {}
+    if rows != ['place']:
+        sizes = {n: getattr(o, n) for n in ('layouts', 'head_steps', 'steps', 'width', 'depth')}
+        view, worlds = other_room.worlds_of(rows, sizes, o.hold, o.learn_seed, o.keep)
+    print(
+        '| where actions lead | distance | planner | moves of an action | budget '
+        '| success (95 % interval) | near the goal at any time | pixels from it at the end, mean '
+        '| core seconds an episode |\n|---|---|---|---|---|---|---|---|---|',
+        flush=True,
+    )
+    for row in rows:
+        episode, words = other_room.episode_of(row, planner, view, worlds, o.hold, o.kick)
+        apart, seconds = play(episode, o.seed, o.episodes)
+        near = apart < two_rooms.CLOSE
+        print(
+            f'| {words} | {o.planner} | {o.hold} | {o.samples} x {o.iterations}, {kind}, first '
+            f'deviation {o.std:g} | {share(near[:, -1])} | {near.any(1).sum()} '
+            f'| {apart[:, -1].mean():.1f} | {seconds:.1f} |',
+            flush=True,
+        )
+
+
+def try_options(o: argparse.Namespace) -> None:
+    """Trains and plans with each option and prints the table."""
+    import jax
+
+    from jepa_jax import start
+    from jepa_jax.contrib import options, two_rooms
+
+    names = names_of('only', o.only, options.OPTIONS) if o.only else list(options.OPTIONS)
+    start.compilation_cache()
+    lines = [
+        '| option | what it is | error / copying | with shuffled actions | core ms a step '
+        '| success | distance, pixels |',
+        '|---|---|---|---|---|---|---|',
+    ]
+    print('\n'.join(lines), flush=True)
+
+    def add(name: str, words: str, trained: str, option: options.Option, world) -> None:
+        """Plays the episodes and prints a row."""
+        episode = options.episode_of(option, world, o.apart)
+        (won, first, last), _ = play(episode, o.seed, o.episodes)
+        lines.append(
+            f'| {name} | {words} | {trained} | {share(won)} '
+            f'| {first.mean():.1f} to {last.mean():.1f} |'
+        )
+        print(lines[-1], flush=True)
+
+    plain = options.OPTIONS['plain']
+    objective = options.objective_of(plain, o.width, o.depth)
+    params = jax.jit(objective.init)(jax.random.key(o.seed))
+    rules = functools.partial(two_rooms.TrueRooms, hold=options.HOLD, encode=options.encode)
+    add('rules', 'no predictor', '| |', plain, rules)
+    add('untrained', 'as `plain`', '| |', plain, options.world_of(plain, objective, params))
+    for name in names:
+        option = options.OPTIONS[name]
+        objective = options.objective_of(option, o.width, o.depth)
+        params, health, seconds = options.train(option, objective, o.steps, o.seed, o.recordings)
+        trained = (
+            f'{health["health/error_over_copy"]:.2f} | {health["health/shuffled_actions"]:.2f} '
+            f'| {1000 * seconds:.1f}'
+        )
+        world = options.world_of(option, objective, params)
+        add(f'`{name}`', option.words, trained, option, world)
+    settings = (
+        f'--steps {o.steps} --width {o.width} --depth {o.depth} --episodes {o.episodes} '
+        f'--seed {o.seed}{f" --only {o.only}" * bool(o.only)} --apart {o.apart:g}'
+    )
+    text = (
+        f'Two Rooms, goals up to {o.apart:g} pixels away in the same room; {o.depth} blocks of '
+        f'width {o.width}, {o.steps} steps of {options.BATCH} pieces, each option trained once. '
+        f'Success: within {two_rooms.CLOSE} pixels at the end of the episode, with '
+        "Wilson's 95 % interval over the episodes. Errors are of each option's own kind, those of "
+        f'`l2` squares. `python -m tools.two_rooms options {settings}`\n'
+    )
+    print('\n' + text)
+    if o.table:
+        Path(o.table).write_text(text + '\n' + '\n'.join(lines) + '\n')
+
+
+COMMANDS = {'measure': measure, 'options': try_options}
+
+
+def main(command: str, **settings) -> None:
+    COMMANDS[command](argparse.Namespace(**settings))
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+
+    def command(name: str, words: str, **numbers: tuple[float, str]) -> Callable:
+        """numbers: flag -> its default and what it is."""
+        add = commands.add_parser(
+            name, help=words, description=words, allow_abbrev=False
+        ).add_argument
+        add('--debug', action='store_true', default=argparse.SUPPRESS, help='show every traceback')
+        for flag, (default, about) in numbers.items():
+            add(f'--{flag.replace("_", "-")}', type=type(default), default=default,
+                metavar='X' if isinstance(default, float) else 'N',
+                help=f'{about} (%(default)s)')  # fmt: skip
+        return add
+
+    add = command(
+        'measure',
+        'goals in the other room, with known and learned models',
+        hold=(5, 'moves of an action'),
+        samples=(64, 'of an iteration'),
+        iterations=(8, 'of a plan'),
+        elites=(8, 'cem only'),
+        std=(1.0, 'deviation of the first samples, in longest actions'),
+        min_std=(0.1, 'mppi: the search never narrows below, in longest actions'),
+        kick=(
+            0.5,
+            'pixels, deviation of what throws a dot back that touches something; as published',
+        ),
+        episodes=(20, 'of a row'),
+        seed=(0, 'of the episodes'),
+        learn_seed=(0, 'of recordings and training'),
+        layouts=(3000, 'recorded'),
+        head_steps=(3000, 'of training the head'),
+        steps=(10000, 'of training the predictor'),
+        width=(192, 'of the predictor'),
+        depth=(2, 'of the predictor'),
+    )
+    rows = 'place,time,learned,untrained'
+    add('--rows', default=rows, metavar='NAME,NAME', help='of %(default)s')
+    add('--planner', default='cem', choices=('cem', 'mppi'))
+    add('--keep', metavar='FILE.npz', help='learn into this file, or take from it what was')
+    add = command(
+        'options',
+        'every option of the predictor, trained and planned with once',
+        steps=(400, 'of training'),
+        recordings=(2000, 'pieces to train on'),
+        width=(64, 'of the predictor'),
+        depth=(2, 'of the predictor'),
+        episodes=(20, 'of a row'),
+        apart=(20.0, 'pixels from start to goal'),
+        seed=(0, 'of training and episodes'),
+    )
+    add('--only', default='', metavar='NAME,NAME', help='of the names in docs/options.md')
+    add('--table', metavar='FILE.md', help='write the table')
+
+
+if __name__ == '__main__':
+    sys.exit(cli.run(main, doc=__doc__, tables=(), options=_options))
