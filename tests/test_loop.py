@@ -275,8 +275,7 @@ def test_nothing_is_saved_when_the_first_batch_fails(monkeypatch, tmp_path):
 
 
 def test_too_many_failures_are_not_held_against_mended_data(monkeypatch, tmp_path):
-    monkeypatch.setattr('jepa_jax.data.pipeline.LEAST_TRIED', 40, raising=False)
-    monkeypatch.setattr('jepa_jax.data.stream.LEAST_TRIED', 40, raising=False)
+    monkeypatch.setattr('jepa_jax.data.stream.LEAST_TRIED', 40)
     run = Run(monkeypatch, tmp_path / 'run', failures=16)
     with pytest.raises(DataError, match='more than data.max_failure_share 0.2 allows'):
         run.fit(12)
