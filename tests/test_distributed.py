@@ -1,5 +1,6 @@
-"""Two processes make one run: the same losses, one end for both, and any mesh to go on with."""
+"""Two processes make one run: the same losses, one end for both, and any mesh to resume on."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -12,12 +13,12 @@ import jax
 import pytest
 from small_run import ROOT, STEPS, copy_until, lines, parents
 
-from jepa_jax import checkpoint, cli, loop, metrics, sharding, start
+from jepa_jax import build, checkpoint, cli, loop, metrics, optim, sharding, start
 from jepa_jax.data.stream import FailureLog
 from jepa_jax.data.videos import VideoStream
 from jepa_jax.distributed import settings
 from jepa_jax.errors import ConfigError
-from jepa_jax.objectives.masked_video import MaskedVideo
+from jepa_jax.origin import origin_of
 
 SLURM = {
     'SLURM_JOB_ID': '7', 'SLURM_STEP_NODELIST': 'node[001-002]', 'SLURM_NTASKS': '16',
@@ -120,41 +121,45 @@ def assert_same_losses(ours: dict[int, float], theirs: dict[int, float], steps: 
     assert worst < 1e-6, f'{worst} over {steps}'
 
 
-def go_on(config, workdir, devices: int, fsdp: int) -> int:
-    """What `train` does, on so many of this process's devices; the step that it went on from."""
+def resume(config, workdir, devices: int, fsdp: int) -> int:
+    """What `train` does, on so many of this process's devices; the step that it resumed from."""
     mesh = sharding.make_mesh(fsdp, jax.devices()[:devices])
-    objective = MaskedVideo.of(config)
+    objective = build.masked_video(config)
+    optimizer = optim.build(config.optim, objective)
     workdir.mkdir(exist_ok=True)
+    stored = dataclasses.asdict(config)
     with (
         jax.set_mesh(mesh),
-        VideoStream(config, devices=devices) as pipeline,
+        VideoStream(config, None, devices=devices, process_index=0, process_count=1) as stream,
         checkpoint.Checkpoints(workdir / 'checkpoints', keep=9) as checkpoints,
     ):
-        state, _ = start.initial_state(objective, config, mesh, checkpoints)
+        origin = origin_of(config, checkpoints)
+        state, _ = start.initial_state(objective, optimizer, config, mesh, origin)
         first = int(state.step)
         with metrics.Metrics(
             workdir, start_step=first, total_steps=config.optim.steps, terminal=False
         ) as written:
             loop.fit(
-                objective, state, pipeline, config, mesh=mesh, workdir=workdir,
-                checkpoints=checkpoints, metrics=written,
+                objective, optimizer, state, {}, stream, config, known={'config': stored},
+                mesh=mesh, workdir=workdir, checkpoints=checkpoints, metrics=written,
                 failures=FailureLog(config.data.max_failure_share),
-                cost=start.cost(config, pipeline),
+                workload=start.workload(config, stream),
             )  # fmt: skip
     return first
 
 
 @pytest.mark.slow
 def test_fewer_and_fewer_devices(runs, tmp_path):
-    """A run on 8 devices goes on on 4, and that one on 2: ten steps and more as unbroken on 8."""
+    """A run on 8 devices is resumed on 4, and that one on 2: ten steps and more as
+    unbroken on 8."""
     config = cli.load(f'{runs.folder / "small.py"}:{runs.videos}')
     config.optim.steps, config.checkpoints.every, config.logging.health_every = 30, 10, 0
     eight, four, two = (tmp_path / name for name in ('eight', 'four', 'two'))
-    assert go_on(config, eight, 8, fsdp=4) == 0
+    assert resume(config, eight, 8, fsdp=4) == 0
     copy_until(10, eight, four)
-    assert go_on(config, four, 4, fsdp=2) == 10
+    assert resume(config, four, 4, fsdp=2) == 10
     copy_until(20, four, two)
-    assert go_on(config, two, 2, fsdp=2) == 20
+    assert resume(config, two, 2, fsdp=2) == 20
     unbroken = losses(eight)
     assert_same_losses(losses(four), unbroken, range(11, 31))
     assert_same_losses(losses(two), unbroken, range(21, 31))
@@ -203,8 +208,7 @@ class Pair:
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists('/proc/self/stat'), reason='reads /proc')
 def test_two_processes_are_one_run(runs):
-    """Gone on with by two, killed, terminated, gone on with, by fewer: one story, as starts are
-    dear."""
+    """Resumed by two, killed, terminated, resumed, by fewer: one story, as starts are dear."""
     one, two = runs.workdir(), runs.workdir()
     alone = {**runs.environment, 'JAX_NUM_CPU_DEVICES': '8'}
     done = subprocess.run(
@@ -215,11 +219,11 @@ def test_two_processes_are_one_run(runs):
     unbroken = losses(one)
     assert sorted(unbroken) == list(range(1, STEPS + 1))
 
-    more = runs.workdir()  # goes on from its step 4 on two processes
+    more = runs.workdir()  # resumed from its step 4 on two processes
     copy_until(4, one, more)
     pair = Pair(runs, more)
     assert pair.end() == 0, pair.log()
-    assert 'goes on from step 4' in pair.log()
+    assert 'resumes from step 4' in pair.log()
     assert_same_losses(losses(more), unbroken, range(5, STEPS + 1))
 
     pair = Pair(runs, two)  # one of them is killed: the other ends by itself, and says why
@@ -233,7 +237,7 @@ def test_two_processes_are_one_run(runs):
     assert not set(processes) & parents().keys()
 
     pair = Pair(runs, two)  # SIGTERM to one of them: both save the same step and end
-    pair.until(lambda: 'goes on from step' in pair.log() and lines(two) % 4 == 1)
+    pair.until(lambda: 'resumes from step' in pair.log() and lines(two) % 4 == 1)
     os.kill(pair.processes()[1], signal.SIGTERM)
     assert pair.end() == 75, pair.log()
     saved = checkpoint.complete_steps(two / 'checkpoints')[-1]
@@ -253,5 +257,5 @@ def test_two_processes_are_one_run(runs):
         timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert f'goes on from step {saved}' in done.stderr
+    assert f'resumes from step {saved}' in done.stderr
     assert_same_losses(losses(fewer), unbroken, range(saved + 1, STEPS + 1))

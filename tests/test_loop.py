@@ -199,7 +199,8 @@ def test_every_second_belongs_to_a_use(monkeypatch, tmp_path, late):
     assert sum(clock.seconds.values()) == pytest.approx(wall, abs=1e-9)
     assert (clock.compiled, clock.steps) == (1, 11)
     assert clock.seconds['save'] == 5.0 * 4 and run.passed['save'] == 4  # steps 3, 6, 9, 12
-    assert clock.seconds['agree'] == 0.5 * 12 and clock.seconds['health'] == 1.0 * 3
+    assert clock.seconds['agree'] == 0.5 * 12
+    assert clock.seconds['health'] == 1.0 * 2  # the first look compiles
     assert clock.seconds['step'] + clock.seconds['compile'] >= 7.0 * 12 + COMPILE
     assert clock.seconds['data'] >= 3.0 + 2.0  # all of the first batch, handing it over included
     if late:  # the devices wait for eleven more
@@ -215,8 +216,9 @@ def test_clips_per_s_is_of_all_that_a_step_takes(monkeypatch, tmp_path, late, sl
     rows = metrics.read(tmp_path / 'run')
     assert len(rows) == 13
     seconds = [BATCH / row['clips_per_s'] for row in rows]
-    # measuring and agreeing come after a row is written, and are in the next one
-    after = run.costs['health'] + run.costs['agree'] + run.costs['save']
+    # measuring and agreeing come after a row is written, and are in the next one; the first look
+    # at health counts as compiling
+    after = 2 * run.costs['health'] + run.costs['agree'] + run.costs['save']
     assert sum(seconds) == pytest.approx(wall - after, rel=1e-9)
     parts = [row['step_s'] + row['data_wait_s'] + row['overhead_s'] for row in rows]
     assert parts == pytest.approx(seconds)
@@ -273,8 +275,7 @@ def test_nothing_is_saved_when_the_first_batch_fails(monkeypatch, tmp_path):
 
 
 def test_too_many_failures_are_not_held_against_mended_data(monkeypatch, tmp_path):
-    monkeypatch.setattr('jepa_jax.data.pipeline.LEAST_TRIED', 40, raising=False)
-    monkeypatch.setattr('jepa_jax.data.stream.LEAST_TRIED', 40, raising=False)
+    monkeypatch.setattr('jepa_jax.data.stream.LEAST_TRIED', 40)
     run = Run(monkeypatch, tmp_path / 'run', failures=16)
     with pytest.raises(DataError, match='more than data.max_failure_share 0.2 allows'):
         run.fit(12)

@@ -58,7 +58,7 @@ def test_killed_at_any_moment(runs):
 
     done = runs.run(workdir, 'data.workers=0')
     assert done.returncode == 0, done.stderr
-    assert 'goes on from step' in done.stderr
+    assert 'resumes from step' in done.stderr
     assert_same_run(workdir, runs.finished())
 
 
@@ -75,7 +75,7 @@ def test_terminated(runs, group):
     assert 8 < newest < STEPS and lines(workdir) == newest
     done = runs.run(workdir)
     assert done.returncode == 0, done.stderr
-    assert f'goes on from step {newest}' in done.stderr
+    assert f'resumes from step {newest}' in done.stderr
     assert_same_run(workdir, runs.finished())
 
 
@@ -85,7 +85,7 @@ def test_a_damaged_checkpoint_is_passed_over(runs):
     done = runs.run(workdir)
     assert done.returncode == 0, done.stderr
     assert f'checkpoint {STEPS} is damaged' in done.stderr and str(path) in done.stderr
-    assert 'goes on from step 12' in done.stderr
+    assert 'resumes from step 12' in done.stderr
     assert_same_run(workdir, runs.finished())
 
 
@@ -125,14 +125,14 @@ def test_full_disk(runs):
         assert line.endswith(f'; the last checkpoint is {last}')
     (line,) = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
     assert line.startswith(f'error: step {STEPS} is not saved: ')
-    assert line.endswith('; start the same command again to go on from the last checkpoint')
+    assert line.endswith('; start the same command again to resume from the last checkpoint')
     assert checkpoint.complete_steps(workdir / 'checkpoints') == [4, 12]
     assert rows(workdir) == rows(runs.finished())
     assert 'step 1/16' in log.read_text()
 
     again = runs.run(workdir)
     assert again.returncode == 0, again.stderr
-    assert 'goes on from step 12' in again.stderr
+    assert 'resumes from step 12' in again.stderr
     assert_same_run(workdir, runs.finished())
 
 
@@ -160,7 +160,7 @@ def test_another_config_is_allowed(runs):
     workdir = runs.cut(12)
     done = runs.run(workdir, 'seed=4', 'checkpoints.allow_config_change=True')
     assert done.returncode == 0, done.stderr
-    assert 'going on with another config, as allowed: seed: 3 -> 4' in done.stderr
+    assert 'resuming with another config, as allowed: seed: 3 -> 4' in done.stderr
     unbroken = rows(runs.finished())
     assert rows(workdir)[:12] == unbroken[:12]
     assert all(ours != theirs for ours, theirs in zip(rows(workdir)[12:], unbroken[12:]))
@@ -183,7 +183,7 @@ def test_cooldown_from_another_run(runs):
         'optim.beta1=0.0',  # then one update leaves mu = gradient, nu = .999 nu + .001 gradient^2
     )
     assert done.returncode == 0, done.stderr
-    assert f'goes on from {source}/checkpoints/{STEPS}, with its optimizer state' in done.stderr
+    assert f'resumes from {source}/checkpoints/{STEPS}, with its optimizer state' in done.stderr
     (row,) = map(json.loads, rows(workdir))
     assert row['step'] == 1
     before, after = arrays(source, STEPS), arrays(workdir, 1)
@@ -231,8 +231,8 @@ def test_weights_only(runs):
     for name in before:
         if name.startswith('params/'):  # a rate of 1e-30 leaves them
             np.testing.assert_array_equal(before[name], after[name], err_msg=name)
-        if name.startswith('target/'):  # one step of the average towards the parameters
-            average = 0.99925 * before[name] + 0.00075 * before[f'params/encoder/{name[7:]}']
+        if name.startswith('ema/'):  # one step of the average towards the parameters
+            average = 0.99925 * before[name] + 0.00075 * before[f'params/{name[4:]}']
             np.testing.assert_allclose(after[name], average, rtol=1e-6, atol=1e-8)
         if name.endswith('count'):
             assert after[name] == 1

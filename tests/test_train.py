@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 import pytest
-from small_run import STEPS, arrays, lines, rows
+from small_run import STEPS, arrays, assert_same_arrays, lines, rows
 
 from jepa_jax import checkpoint, metrics
 from jepa_jax import workdir as files
@@ -96,7 +96,7 @@ def test_help_needs_no_jax(runs):
         text=True,
         timeout=60,
     )
-    assert done.returncode == 0 and 'Pretrains V-JEPA 2 on video' in done.stdout
+    assert done.returncode == 0 and 'Trains what a config asks for' in done.stdout
     imported = {line.split('|')[-1].strip().split('.')[0] for line in done.stderr.splitlines()}
     assert 'ml_collections' in imported
     assert not imported & {'jax', 'flax', 'optax', 'orbax', 'grain', 'tensorflow', 'torch', 'av'}
@@ -162,6 +162,29 @@ def test_too_many_cannot_be_read(runs, listed, tmp_path):
     assert 'Traceback' not in done.stderr
 
 
+def test_data_that_go_away_and_come_back(runs, tmp_path):
+    """The last complete step is saved, and a start with the data in place again is the same run."""
+    data, workdir = tmp_path / 'videos', runs.workdir()
+    shutil.copytree(runs.videos, data)
+    more = 'checkpoints.every=1000', f'data.lists[0].path={data}'
+    with runs.start(workdir, *more) as run:
+        run.until(lambda: lines(workdir) >= 3)
+        data.rename(tmp_path / 'away')
+        assert run.process.wait(120) == 1, run.log()
+    *_, line = run.log().splitlines()
+    assert line.startswith(f"error: nothing can be read in data.lists[0] '{data}'"), run.log()
+    assert 'Traceback' not in run.log() and not (workdir / 'report.json').exists()
+    (step,) = checkpoint.complete_steps(workdir / 'checkpoints')
+    assert 3 <= step < STEPS and step == lines(workdir)
+
+    (tmp_path / 'away').rename(data)
+    done = runs.run(workdir, *more)
+    assert done.returncode == 0, done.stderr
+    assert f'resumes from step {step} of this workdir' in done.stderr
+    assert rows(workdir) == rows(runs.finished())
+    assert_same_arrays(arrays(workdir, STEPS), arrays(runs.finished(), STEPS))
+
+
 # Numbers that are not finite
 
 
@@ -191,7 +214,7 @@ def test_not_finite(runs):
     assert all(np.isfinite(a).all() for a in state.values())
 
     again = runs.run(workdir, *more)  # restores that state and meets the same
-    assert again.returncode == 1 and f'goes on from step {step}' in again.stderr
+    assert again.returncode == 1 and f'resumes from step {step}' in again.stderr
     assert again.stderr.splitlines()[-1] == line
 
 
@@ -206,8 +229,7 @@ def refused(runs, workdir, *more, status=1, data=None):
     (line,) = done.stderr.splitlines()
     assert done.stdout == '' and line.startswith('error: ')
     yield line
-    if workdir.is_dir():
-        assert {path.name for path in workdir.iterdir()} <= {'.lock'}
+    assert not workdir.is_dir()
 
 
 @pytest.mark.parametrize(
@@ -248,5 +270,8 @@ def test_a_workdir_that_is_a_file(runs):
 
 def test_a_workdir_in_use(runs):
     workdir = runs.workdir()
-    with files.lock(workdir), refused(runs, workdir) as line:
-        assert f'workdir {workdir} is in use by process' in line
+    with files.lock(workdir):
+        done = runs.run(workdir)
+        assert [path.name for path in workdir.iterdir()] == ['.lock']
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f'error: workdir {workdir} is in use by process') and not done.stdout

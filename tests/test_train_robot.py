@@ -52,9 +52,14 @@ def test_the_smoke_config_trains_once(tmp_path):
         parts = row['loss/teacher_forcing'] + row['loss/rollout']
         assert abs(row['loss'] - parts) < 1e-5 * parts
         assert row['tokens_per_s'] == pytest.approx(row['clips_per_s'] * 4 * 16)  # frames of 4 x 4
-    assert rows[-1]['health/shuffled_actions'] > 0.9
+    # measured on the last batch after its step, which at this rate changes little; and four steps
+    # do not teach what actions do, nor to beat a copy of the frame
+    last = rows[-1]
+    over_copy = last['loss/teacher_forcing'] / last['loss/copy']
+    assert last['health/error_over_copy'] == pytest.approx(over_copy, rel=0.1) and over_copy > 1
+    assert last['health/shuffled_actions'] == pytest.approx(1, abs=0.1)
     report = json.loads((run / 'report.json').read_text())
-    assert report['steps'] == 4 and report['verdict'] in ('undertrained', 'healthy')
+    assert (report['steps'], report['verdict']) == (4, 'undertrained')
     again = train(tmp_path, f'--workdir={run}')
     assert again.returncode == 0 and 'is finished' in again.stderr
 
