@@ -54,9 +54,8 @@ def inspect(path: str, verify: bool, params: bool) -> None:
 
 
 def _foreign(path: pathlib.Path, params: bool) -> None:
-    from jepa_jax.convert.tables import flatten
-
     from jepa_jax import convert
+    from jepa_jax.weights.tables import flatten
 
     weights = convert.read(path)
     print(*weights.summary(), sep='\n')
