@@ -103,10 +103,12 @@ def study_of(config: StudyConfig) -> Study:
 
 
 def _fits(config: Any, key: str, found: Any) -> Any:
-    if (kind := load(found.config)) is not type(config):
+    kind, own = load(found.config), type(config)
+    # by name: a config file that was run twice has two classes of it
+    if (kind.__module__, kind.__qualname__) != (own.__module__, own.__qualname__):
         raise ConfigError(
             f"{key} = '{getattr(config, key)}': is for a {kind.__name__}, this config is a "
-            f'{type(config).__name__}'
+            f'{own.__name__}'
         )
     return found
 

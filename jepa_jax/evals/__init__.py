@@ -63,10 +63,12 @@ def of(config: EvalConfig) -> Evaluation:
       ConfigError: there is none, it is for another class of configs, or the settings cannot work.
     """
     found = row(EVALS, 'evaluation', config.evaluation)
-    if (kind := load(found.config)) is not type(config):
+    kind, own = load(found.config), type(config)
+    # by name: a config file that was run twice has two classes of it
+    if (kind.__module__, kind.__qualname__) != (own.__module__, own.__qualname__):
         raise ConfigError(
             f"evaluation = '{config.evaluation}': is for a {kind.__name__}, this config is a "
-            f'{type(config).__name__}'
+            f'{own.__name__}'
         )
     types_and_ranges(config)
     if complaint := next(iter(load(found.check)(config)), None):

@@ -50,7 +50,11 @@ class Objective:
     def loss(
         self, params: dict, ema: dict, frozen: dict, batch: Any, step: jax.Array
     ) -> tuple[jax.Array, dict]:
-        """The loss [] of a batch at a 0-based step, and scalars for the metrics."""
+        """The loss [] of a batch at a 0-based step, and scalars for the metrics.
+
+        Nets with parameters sharded over `fsdp` gather them before use (sharding.gather), a layer
+        at a time, as nets.fold does.
+        """
         raise NotImplementedError
 
     def encoder(self, params: dict, ema: dict, frozen: dict) -> tuple[Net, dict]:
