@@ -28,7 +28,7 @@ fi
 export PYTHONPATH="$here/..${PYTHONPATH:+:$PYTHONPATH}"
 place=$(mktemp -d)
 trap 'rm -rf "$place"' EXIT
-if [[ -d $here/wheels ]]; then
+if [[ -d $here/wheels && " $* " != *' --tiny '* ]]; then
   mapfile -t wheels < <("$python" -m tools.gpu_suite --missing "$here/wheels")
   if ((${#wheels[@]})) && [[ -n ${wheels[0]} ]]; then
     "$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$place/site" "${wheels[@]}"
