@@ -152,6 +152,10 @@ def _size_on_disk(path) -> int:
     return status.st_size
 
 
+# metadata that is no UTF-8 fails PyAV unless told otherwise; from 19 on it never does
+_BAD_METADATA = {} if int(av.__version__.split('.')[0]) >= 19 else {'metadata_errors': 'replace'}
+
+
 @contextlib.contextmanager
 def _opened(path, skim: bool) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """The container and its best video stream; libav's errors become BadFile.
@@ -163,7 +167,7 @@ def _opened(path, skim: bool) -> Iterator[tuple[av.container.InputContainer, av.
     if skim and not os.fspath(path).lower().endswith('.avi'):  # see `_gather`
         options['skip_frame'] = 'all'  # of the decoders that libav opens while it looks at a file
     try:
-        container = av.open(f'file:{os.fspath(path)}', options=options, metadata_errors='replace')
+        container = av.open(f'file:{os.fspath(path)}', options=options, **_BAD_METADATA)
     except (av.FFmpegError, OSError) as error:
         raise _unopened(path, error) from error
     with container:
