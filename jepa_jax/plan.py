@@ -215,8 +215,8 @@ def read_episode(path: str):
             raise InputError(f'{path}: {name} is of type {a.dtype}, must be {expected}')
     if 'actions' in arrays and (arrays['actions'].shape or (0,))[-1] != 7:
         raise InputError(
-            f'{path}: actions has shape {list(arrays["actions"].shape)}, must have [1, T - 1, 7]: a '
-            'plan is of x, y, z, roll, pitch, yaw and gripper, as differences of states'
+            f'{path}: actions has shape {list(arrays["actions"].shape)}, must have [1, T - 1, 7]: '
+            'a plan is of x, y, z, roll, pitch, yaw and gripper, as differences of states'
         )
     observations, states = arrays['observations'][0], np.float32(arrays['states'][0])
     if len(observations) != len(states):
