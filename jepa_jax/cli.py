@@ -88,7 +88,7 @@ def run(
       tables: of what kind the config that `configs/*.py:get_config(arg)` returns may be: objective
         (a run), study, evaluation; empty: the command takes no config.
       options: adds flags of the entry point's own to the parser.
-      argv: what follows the command's name; the process's own unless given.
+      argv: what follows the command's name (default: the process's own).
 
     Returns:
       0: success, also `--help`. 1: the run failed; an error meant for the user is one line on
@@ -221,13 +221,13 @@ def load(source: str, tables: Sequence[str] = ('objective',)) -> Any:
 def _override(config: Any, argv: list[str], parser: argparse.ArgumentParser) -> Any:
     """The config with every `--config.FIELD=VALUE`, or `--config.FIELD VALUE`, applied."""
     kinds = {name: kind for name, kind, _ in store.fields(config)}
-    argv = [_renamed(given, kinds) for given in argv]
-    for given in argv:
-        match = OVERRIDE.match(given)
-        if not match and re.match(r'-[^\d.]', given):  # a negative number is a value
-            raise UsageError(_unknown(given, parser))
+    argv = [_renamed(flag, kinds) for flag in argv]
+    for flag in argv:
+        match = OVERRIDE.match(flag)
+        if not match and re.match(r'-[^\d.]', flag):  # a negative number is a value
+            raise UsageError(_unknown(flag, parser))
         if match and match[1] not in kinds:
-            raise UsageError(f'{given}: no field {match[1]}{_near_field(match[1], kinds)}')
+            raise UsageError(f'{flag}: no field {match[1]}{_near_field(match[1], kinds)}')
     values = flags.FlagValues()
     try:
         holder = config_flags.DEFINE_config_dataclass(
@@ -241,13 +241,13 @@ def _override(config: Any, argv: list[str], parser: argparse.ArgumentParser) -> 
     return holder.value
 
 
-def _renamed(given: str, kinds: dict[str, Any]) -> str:
+def _renamed(flag: str, kinds: dict[str, Any]) -> str:
     """A flag under the name that its field has today."""
-    match = OVERRIDE.match(given)
+    match = OVERRIDE.match(flag)
     if not match or match[1] in kinds:
-        return given
+        return flag
     name = store.renamed(match[1], kinds)
-    return given[: match.start(1)] + name + given[match.end(1) :]
+    return flag[: match.start(1)] + name + flag[match.end(1) :]
 
 
 def _flag_error(error: Exception, argv: list[str], kinds: dict[str, Any]) -> str:
@@ -258,19 +258,19 @@ def _flag_error(error: Exception, argv: list[str], kinds: dict[str, Any]) -> str
     return f'{match[1]} = {match[2]!r}: must be {KINDS.get(kind, kind)}'
 
 
-def _near_field(found: str, names) -> str:
+def _near_field(name: str, names) -> str:
     """The field whose name is nearest, also if it lives in another part of the config."""
-    last = found.rsplit('.', 1)[-1]
+    last = name.rsplit('.', 1)[-1]
     same = [name for name in names if name.rsplit('.', 1)[-1] == last]
-    return f'; did you mean {same[0]}?' if same else nearest(found, names)
+    return f'; did you mean {same[0]}?' if same else nearest(name, names)
 
 
-def _unknown(given: str, parser: argparse.ArgumentParser) -> str:
-    flag = given.split('=')[0]
+def _unknown(argument: str, parser: argparse.ArgumentParser) -> str:
+    flag = argument.split('=')[0]
     return f'unknown flag {flag}{nearest(flag, parser._option_string_actions)}'
 
 
 def _offer(path: str = '') -> str:
-    found = sorted(glob.glob('configs/*.py'))
-    near = nearest(path, found) if path else ''
-    return near or (f', such as {", ".join(found)}' if found else '')
+    files = sorted(glob.glob('configs/*.py'))
+    near = nearest(path, files) if path else ''
+    return near or (f', such as {", ".join(files)}' if files else '')

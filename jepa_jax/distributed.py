@@ -50,9 +50,9 @@ def settings(environment: Mapping[str, str]) -> dict[str, Any] | None:
         raise ConfigError(f"{SWITCH} = '{switch}': must be 0 or 1")
     if switch == '0':
         return None
-    given = [name for name in PLAIN if environment.get(name)]
-    if given:
-        return _plain(environment, given)
+    told = [name for name in PLAIN if environment.get(name)]
+    if told:
+        return _plain(environment, told)
     if switch == '1':
         return {}
     for launcher, (count, index) in LAUNCHERS.items():
@@ -62,9 +62,9 @@ def settings(environment: Mapping[str, str]) -> dict[str, Any] | None:
     return None
 
 
-def _plain(environment: Mapping[str, str], given: list[str]) -> dict[str, Any]:
-    if missing := [name for name in PLAIN if name not in given]:
-        raise ConfigError(f'{given[0]} is set but {missing[0]} is not: need {", ".join(PLAIN)}')
+def _plain(environment: Mapping[str, str], told: list[str]) -> dict[str, Any]:
+    if missing := [name for name in PLAIN if name not in told]:
+        raise ConfigError(f'{told[0]} is set but {missing[0]} is not: need {", ".join(PLAIN)}')
     address, count, index = PLAIN
     if not re.fullmatch(r'.+:\d+', environment[address]):
         raise ConfigError(f"{address} = '{environment[address]}': must be HOST:PORT")
@@ -97,15 +97,15 @@ def session() -> Iterator[None]:
     global _alone, _broken
     import jax
 
-    found = settings(os.environ)
-    if found is None:
+    how = settings(os.environ)
+    if how is None:
         yield
         return
     # its handler would swallow a SIGTERM that comes before the loop has its own
     jax.config.update('jax_enable_preemption_service', False)
     try:
         jax.distributed.initialize(
-            **found,
+            **how,
             initialization_timeout=CONNECT,
             heartbeat_timeout_seconds=SILENCE,
             shutdown_timeout_seconds=CLOSING,

@@ -72,10 +72,10 @@ def pretraining_step(
     target = context = predicted = 0
     for group in groups:
         target += group.clips * encoder(encoder_config, group.tokens)
-        for kept, wanted in group.masks:
+        for kept, hidden in group.masks:
             once = TRAINED * encoder(encoder_config, kept) - patch_embed(encoder_config, kept)
             context += group.clips * once  # pixels need no gradient
-            predicted += group.clips * TRAINED * predictor(predictor_config, kept, wanted)
+            predicted += group.clips * TRAINED * predictor(predictor_config, kept, hidden)
     return StepFlops(target, context, predicted)
 
 
@@ -86,9 +86,9 @@ def _ac_layer(c: ACPredictorConfig) -> int:
     return total + 6 * c.width * c.width * (c.conditioning == 'adaln')
 
 
-def frames_after(config: ACPredictorConfig, past: int, frames: int, given: bool) -> int:
+def frames_after(config: ACPredictorConfig, past: int, frames: int, fixed: bool) -> int:
     """FLOPs, forward and backward, of predicting the frames after `frames` of one piece, which see
-    themselves and `past` frames before; given: the frames need no gradient."""
+    themselves and `past` frames before; fixed: the frames need no gradient."""
     c = config
     patches, size = c.grid[0] * c.grid[1], c.tokens_per_frame
     conditions = c.action_width + c.state_width + c.use_extrinsics * c.extrinsics_width
@@ -96,7 +96,7 @@ def frames_after(config: ACPredictorConfig, past: int, frames: int, given: bool)
     pairs = sum((past + frame + 1) * size * size for frame in range(frames))
     project = patches * c.encoder_width * c.width
     total = TRAINED * (c.depth * (frames * layer + 2 * pairs * c.width) + frames * project)
-    total += (TRAINED - given) * frames * project
+    total += (TRAINED - fixed) * frames * project
     total += (TRAINED - 1) * frames * conditions * c.width  # which need no gradient
     return 2 * total
 
@@ -116,9 +116,9 @@ def action_conditioned_step(
     rollout: predictions in a row, after `prefix` true frames; cut: no gradient passes from one to
     the one before; encode: of the frozen encoder, where frames come in place of features.
     """
-    total = frames_after(config, 0, frames - 1, given=True)
+    total = frames_after(config, 0, frames - 1, fixed=True)
     for frame in range(prefix, prefix + rollout - 1):
-        total += frames_after(config, frame, 1, given=cut)
+        total += frames_after(config, frame, 1, fixed=cut)
     if encode is not None:
         total += frames * encoder(encode, config.grid[0] * config.grid[1])
     return clips * total

@@ -3,7 +3,7 @@
 A falling loss proves nothing here: the target moves, and features that are the same everywhere are
 predicted perfectly. What tells is how many directions the features use (effective rank), how alike
 different tokens look (cosine), whether they depend on the clip or only on the token's position, and
-whether the predictor beats a guess that has not seen the clip.
+whether the predictor beats a baseline that has not seen the clip.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def positions(count: int, clips: int) -> np.ndarray:
 
     Drawn, but always the same: a regular pattern would see few columns of the token grid.
     """
-    wanted = max(POSITIONS, -(-SAMPLE // clips))
-    return np.sort(np.random.default_rng(0).permutation(count)[:wanted])
+    count_needed = max(POSITIONS, -(-SAMPLE // clips))
+    return np.sort(np.random.default_rng(0).permutation(count)[:count_needed])
 
 
 def local_rows(a: jax.Array) -> np.ndarray:
@@ -98,33 +98,33 @@ def spread(x: np.ndarray) -> dict[str, float]:
 
 def measure(features: Mapping[str, jax.Array]) -> dict[str, float]:
     """Health metrics from what an objective's `health` returns: features [B, n, D] of target (the
-    same positions in every clip) and context, prediction, wanted, and for two clips or more
-    `guess`, the mean of the other clips' features at the wanted positions.
+    same positions in every clip) and context, prediction, expected, and for two clips or more
+    `baseline`, the mean of the other clips' features at the expected positions.
 
-    loss_share is the predictor's L1 error over that of the best constant guess, each dimension's
-    median: 1 means nothing is predicted. loss_share_position is the same over the error of `guess`:
-    1 means that all it knows is the position.
+    loss_share is the predictor's L1 error over that of the best constant, each dimension's median:
+    1 means nothing is predicted. loss_share_position is the same over the error of `baseline`: 1
+    means that all it knows is the position.
 
     Raises:
       ValueError: features that are not finite.
     """
-    found, tokens = {}, {name: sample(a) for name, a in features.items()}
+    metrics, tokens = {}, {name: sample(a) for name, a in features.items()}
     for name, x in tokens.items():
         if not np.isfinite(x).all():
             raise ValueError(f'health: features of {name} are not finite')
     for name in ('target', 'context'):
         x = tokens[name].reshape(-1, tokens[name].shape[-1])
-        found |= {f'health/{name}_{key}': value for key, value in spread(x).items()}
-    wanted = tokens['wanted']
-    error = np.abs(tokens['prediction'] - wanted).mean()
-    constant = np.abs(wanted - np.median(wanted, axis=(0, 1))).mean()
-    found['health/loss_share'] = float(error / max(constant, TINY))
+        metrics |= {f'health/{name}_{key}': value for key, value in spread(x).items()}
+    expected = tokens['expected']
+    error = np.abs(tokens['prediction'] - expected).mean()
+    constant = np.abs(expected - np.median(expected, axis=(0, 1))).mean()
+    metrics['health/loss_share'] = float(error / max(constant, TINY))
     if len(tokens['target']) > 1:
-        found['health/target_clip_share'] = clip_share(tokens['target'])
-    if 'guess' in tokens:
-        guess = np.abs(tokens['guess'] - wanted).mean()
-        found['health/loss_share_position'] = float(error / max(guess, TINY))
-    return found
+        metrics['health/target_clip_share'] = clip_share(tokens['target'])
+    if 'baseline' in tokens:
+        baseline = np.abs(tokens['baseline'] - expected).mean()
+        metrics['health/loss_share_position'] = float(error / max(baseline, TINY))
+    return metrics
 
 
 def verdict(records: Sequence[Mapping[str, float]]) -> tuple[str, str]:
@@ -170,7 +170,7 @@ def verdict(records: Sequence[Mapping[str, float]]) -> tuple[str, str]:
     facts = (
         f'effective rank {rank:.1f} (at most {peak:.1f} in this run; context '
         f'{last["health/context_rank"]:.1f}), {varies:.0%} of the features vary over tokens, '
-        f"{clips:.0%} of that with the clip, error {share:.2f} of a constant guess's"
+        f"{clips:.0%} of that with the clip, error {share:.2f} of a constant's"
     )
     for holds, word, reason in (
         (constant, 'collapsed', 'features are nearly the same everywhere'),
@@ -178,7 +178,7 @@ def verdict(records: Sequence[Mapping[str, float]]) -> tuple[str, str]:
         (rank < peak / 4, 'partial collapse', 'the features have lost most directions they used'),
         (varies < 0.1, 'partial collapse', 'the features of all tokens are much alike'),
         (clips < 0.1, 'partial collapse', 'features tell little but where a token is'),
-        (share > 0.85, 'undertrained', 'the predictor hardly beats a constant guess'),
+        (share > 0.85, 'undertrained', 'the predictor hardly beats a constant'),
         (place > 0.9, 'undertrained', 'the predictor knows little but where a token is'),
     ):
         if holds:

@@ -57,10 +57,10 @@ def speed(workloads: Sequence[Workload], seconds: float) -> dict[str, float]:
     published peak that was put to use, where there is one; `memory_gib`, the most that the first
     device has held so far, or this process on a CPU."""
     mean = sum(each.flops for each in workloads) / len(workloads)
-    found = {'tokens_per_s': sum(each.tokens for each in workloads) / len(workloads) / seconds}
+    metrics = {'tokens_per_s': sum(each.tokens for each in workloads) / len(workloads) / seconds}
     if peak := workloads[0].peak:
-        found['mfu'] = mean / seconds / peak
-    return found | {'memory_gib': _peak_bytes() / 2**30}
+        metrics['mfu'] = mean / seconds / peak
+    return metrics | {'memory_gib': _peak_bytes() / 2**30}
 
 
 def _peak_bytes() -> int:

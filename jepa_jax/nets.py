@@ -67,10 +67,10 @@ class Net:
         return nnx.to_pure_dict(nnx.state(self._make(nnx.Rngs(key)), nnx.Param))
 
     def __call__(self, params: dict, *args, **kwargs):
-        found = jax.tree.structure(params)
-        if found != self._tree:
+        structure = jax.tree.structure(params)
+        if structure != self._tree:
             raise ValueError(
-                f'parameters do not fit the module: found {found}, expected {self._tree}'
+                f'parameters do not fit the module: found {structure}, expected {self._tree}'
             )
         return nnx.merge(self._graph, params)(*args, **kwargs)
 

@@ -116,9 +116,9 @@ def main(
     solve = jax.jit(solver.solve).lower(world_model, context, target, key).compile()
     compile_seconds = time.perf_counter() - began
     began = time.perf_counter()
-    actions, found = jax.block_until_ready(solve(world_model, context, target, key))
+    actions, solution = jax.block_until_ready(solve(world_model, context, target, key))
     seconds = time.perf_counter() - began
-    actions, found = np.asarray(actions), jax.device_get(found)
+    actions, solution = np.asarray(actions), jax.device_get(solution)
 
     def energy_of(action: np.ndarray) -> float:
         return float(energies(world_model, context, target, action[None], measure)[0])
@@ -148,7 +148,7 @@ def main(
         title=f'{model}: energy of one action, its other numbers {others}',
     )  # fmt: skip
     energy.draw_plan(
-        images[0], images[1], found, actions, folder / 'plan.png',
+        images[0], images[1], solution, actions, folder / 'plan.png',
         title=f'{model}: {planner}, {samples} samples, {iterations} iterations, horizon {horizon}',
     )  # fmt: skip
     report = {
@@ -162,9 +162,9 @@ def main(
         'cost': cost,
         'seed': seed,
         'actions': actions.tolist(),
-        'energies': found['energies'].tolist(),
-        'best': found['best'].tolist(),
-        'energy': float(found['energy']),
+        'energies': solution['energies'].tolist(),
+        'best': solution['best'].tolist(),
+        'energy': float(solution['energy']),
         'energy_of_doing_nothing': still,
         'true_action': None if true is None else true.tolist(),
         'seconds_per_action': seconds,
@@ -172,8 +172,8 @@ def main(
         'encode_seconds': encode_seconds,
     }
     write_json(folder / 'plan.json', report)
-    print(f'energies: {" ".join(f"{e:.6f}" for e in found["energies"])}')
-    print(f'energy of the plan {found["energy"]:.6f}, of doing nothing {still:.6f}')
+    print(f'energies: {" ".join(f"{e:.6f}" for e in solution["energies"])}')
+    print(f'energy of the plan {solution["energy"]:.6f}, of doing nothing {still:.6f}')
     header = ' '.join(f'{name:>8}' for name in energy.AXES)
     print(f'{"":8}{header}')
     for h, action in enumerate(actions):
@@ -199,26 +199,26 @@ def read_episode(path: str):
     if not path.endswith('.npz'):
         raise InputError(f'{path}: must be an .npz file with observations and states')
     try:
-        found = npz.load_all(path)
+        arrays = npz.load_all(path)
     except ValueError as error:
         raise InputError(f'{path}: cannot be read as npz ({error})') from error
     for name, axes, kind in (('observations', 5, np.uint8), ('states', 3, np.floating)):
-        if name not in found:
-            raise InputError(f'{path}: no array {name}; it holds {", ".join(found) or "nothing"}')
-        a = found[name]
+        if name not in arrays:
+            raise InputError(f'{path}: no array {name}; it holds {", ".join(arrays) or "nothing"}')
+        a = arrays[name]
         shape = '[1, T, H, W, 3]' if axes == 5 else '[1, T, 7]'
         last = 3 if axes == 5 else 7
         if a.ndim != axes or len(a) != 1 or a.shape[-1] != last:
             raise InputError(f'{path}: {name} has shape {list(a.shape)}, must have {shape}')
         if not np.issubdtype(a.dtype, kind):
-            wanted = 'uint8' if axes == 5 else 'float32'
-            raise InputError(f'{path}: {name} is of type {a.dtype}, must be {wanted}')
-    if 'actions' in found and (found['actions'].shape or (0,))[-1] != 7:
+            expected = 'uint8' if axes == 5 else 'float32'
+            raise InputError(f'{path}: {name} is of type {a.dtype}, must be {expected}')
+    if 'actions' in arrays and (arrays['actions'].shape or (0,))[-1] != 7:
         raise InputError(
-            f'{path}: actions has shape {list(found["actions"].shape)}, must have [1, T - 1, 7]: a '
-            'plan is of x, y, z, roll, pitch, yaw and gripper, as differences of states'
+            f'{path}: actions has shape {list(arrays["actions"].shape)}, must have [1, T - 1, 7]: '
+            'a plan is of x, y, z, roll, pitch, yaw and gripper, as differences of states'
         )
-    observations, states = found['observations'][0], np.float32(found['states'][0])
+    observations, states = arrays['observations'][0], np.float32(arrays['states'][0])
     if len(observations) != len(states):
         raise InputError(
             f'{path}: {len(observations)} observations and {len(states)} states: must be as many'

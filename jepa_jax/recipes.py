@@ -2,8 +2,8 @@
 
     RECIPES['mine'] = Recipe(config='my_file:MyConfig', build='my_file:build', ...)
 
-Rows name what they load as `module:function`, so that this table needs no JAX. A file given to
-`--config` may add rows of its own; nothing else has to be edited for a new objective.
+Rows name what they load as `module:function`, so that this table needs no JAX. A file named
+by `--config` may add rows of its own; nothing else has to be edited for a new objective.
 """
 
 from __future__ import annotations
@@ -102,15 +102,15 @@ def study_of(config: StudyConfig) -> Study:
     return _fits(config, 'study', row(STUDIES, 'study', config.study))
 
 
-def _fits(config: Any, key: str, found: Any) -> Any:
-    kind, own = load(found.config), type(config)
+def _fits(config: Any, key: str, fitting: Any) -> Any:
+    kind, own = load(fitting.config), type(config)
     # by name: a config file that was run twice has two classes of it
     if (kind.__module__, kind.__qualname__) != (own.__module__, own.__qualname__):
         raise ConfigError(
             f"{key} = '{getattr(config, key)}': is for a {kind.__name__}, this config is a "
             f'{own.__name__}'
         )
-    return found
+    return fitting
 
 
 def validate(config: RunConfig) -> None:

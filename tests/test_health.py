@@ -111,7 +111,7 @@ def test_sample_takes_tokens_of_all_clips_up_to_a_bound(clips, count):
 
 
 def made_up(seed: int = 6, **change) -> dict[str, jax.Array]:
-    keys = ('target', 'context', 'prediction', 'wanted', 'guess')
+    keys = ('target', 'context', 'prediction', 'expected', 'baseline')
     rng = np.random.default_rng(seed)
     return {k: jnp.asarray(rng.normal(size=(6, 10, 4)), jnp.float32) for k in keys} | change
 
@@ -120,7 +120,7 @@ def test_loss_shares_against_a_regressor_that_sees_nothing():
     features = made_up()
     z, wanted, guess = (
         np.asarray(features[k], np.float64).reshape(60, 4)
-        for k in ('prediction', 'wanted', 'guess')
+        for k in ('prediction', 'expected', 'baseline')
     )
     nothing = DummyRegressor(strategy='median').fit(np.zeros((60, 1)), wanted)
     constant = np.abs(nothing.predict(np.zeros((60, 1))) - wanted).mean()
@@ -129,11 +129,11 @@ def test_loss_shares_against_a_regressor_that_sees_nothing():
     assert found['health/loss_share'] == pytest.approx(error / constant)
     expected = error / np.abs(guess - wanted).mean()
     assert found['health/loss_share_position'] == pytest.approx(expected)
-    assert health.measure(made_up(prediction=features['wanted']))['health/loss_share'] == 0
+    assert health.measure(made_up(prediction=features['expected']))['health/loss_share'] == 0
 
 
 def test_one_clip_is_measured_without_what_takes_two():
-    one = {k: a[:1] for k, a in made_up().items() if k != 'guess'}
+    one = {k: a[:1] for k, a in made_up().items() if k != 'baseline'}
     found = health.measure(one)
     assert 'health/target_clip_share' not in found
     assert 'health/loss_share_position' not in found and found['health/target_rank'] > 1
@@ -306,10 +306,10 @@ def test_health_of_an_objective_is_brute_force(runs):
     h = (h - h.mean(-1, keepdims=True)) / np.sqrt(h.var(-1, keepdims=True) + 1e-5)
     for b, ids in enumerate(np.asarray(group.masks[0].target)):
         others = [i for i in range(BATCH) if i != b]
-        np.testing.assert_allclose(found['wanted'][b], h[b, ids], atol=1e-4)
-        np.testing.assert_allclose(found['guess'][b], h[others][:, ids].mean(0), atol=1e-4)
+        np.testing.assert_allclose(found['expected'][b], h[b, ids], atol=1e-4)
+        np.testing.assert_allclose(found['baseline'][b], h[others][:, ids].mean(0), atol=1e-4)
     loss, _ = jax.jit(runs.objective.loss)(params, state.ema, {}, runs.held_out, 0)
-    error = np.abs(found['prediction'] - found['wanted']).mean()
+    error = np.abs(found['prediction'] - found['expected']).mean()
     assert error == pytest.approx(float(loss), abs=1e-6)
     assert found['context'].shape == (BATCH, 14, 48)
 

@@ -146,15 +146,17 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
         raise Damaged(f'{path} is not a manifest ({type(error).__name__}: {error})') from error
     if digest_of(manifest) != digest:
         raise Damaged(f'{path} differs from what was written (SHA-256)')
-    found = manifest['format']
-    if found > FORMAT:
-        raise CheckpointError(f'{folder} has format {found}, known up to {FORMAT}: update jepa_jax')
+    version = manifest['format']
+    if version > FORMAT:
+        raise CheckpointError(
+            f'{folder} has format {version}, known up to {FORMAT}: update jepa_jax'
+        )
     for name, row in manifest['leaves'].items():
         row['stored'] = name
-    for version in range(found, FORMAT):
-        if version not in UPGRADES:
-            raise CheckpointError(f'{folder} has format {found}: no rule goes beyond {version}')
-        manifest = {**UPGRADES[version](manifest), 'format': version + 1}
+    for number in range(version, FORMAT):
+        if number not in UPGRADES:
+            raise CheckpointError(f'{folder} has format {version}: no rule goes beyond {number}')
+        manifest = {**UPGRADES[number](manifest), 'format': number + 1}
     return manifest
 
 
@@ -189,12 +191,12 @@ def digest_of(manifest: dict[str, Any]) -> str:
 def hash_arrays(tree: Any) -> str:
     """A hash of names, types, shapes and values of a pytree's arrays, short enough to name a
     folder."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, leaf in named(tree).items():
         array = np.asarray(jax.device_get(leaf))
-        found.update(f'{name} {array.dtype} {array.shape} '.encode())
-        found.update(np.ascontiguousarray(array).data)
-    return found.hexdigest()[:32]
+        digest.update(f'{name} {array.dtype} {array.shape} '.encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:32]
 
 
 def _hash(path: pathlib.Path) -> str:
@@ -226,14 +228,14 @@ def problems(folder: str | os.PathLike) -> list[str]:
         manifest = read_manifest(folder)
     except Damaged as error:
         return [str(error)]
-    found = _wrong_files(folder, manifest['files'])
+    wrong = _wrong_files(folder, manifest['files'])
     for net, digest in manifest['frozen'].items():
         place = frozen_folder(folder, digest)
         if (place / MANIFEST).exists():
-            found += problems(place)
+            wrong += problems(place)
         else:
-            found.append(f'the frozen {net} is absent: {place}')
-    return found
+            wrong.append(f'the frozen {net} is absent: {place}')
+    return wrong
 
 
 def _wrong_files(folder: pathlib.Path, files: dict[str, Any]) -> list[str]:
@@ -427,13 +429,13 @@ def _under(name: str, parts: tuple[str, ...]) -> bool:
     return any(name == part or name.startswith(part + '/') for part in parts)
 
 
-def _compare(folder: pathlib.Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
-    wrong = [f'{name} is not stored' for name in wanted if name not in stored]
-    wrong += [f'{name} is stored but not expected' for name in stored if name not in wanted]
-    for name in wanted.keys() & stored.keys():
-        found, expected = _form(stored[name]), _form(_row(wanted[name]))
-        if found != expected:
-            wrong.append(f'{name} is stored as {found}, expected {expected}')
+def _compare(folder: pathlib.Path, stored: dict[str, Any], asked: dict[str, Any]) -> None:
+    wrong = [f'{name} is not stored' for name in asked if name not in stored]
+    wrong += [f'{name} is stored but not expected' for name in stored if name not in asked]
+    for name in asked.keys() & stored.keys():
+        held, expected = _form(stored[name]), _form(_row(asked[name]))
+        if held != expected:
+            wrong.append(f'{name} is stored as {held}, expected {expected}')
     if wrong:
         raise CheckpointError(f'{folder} does not fit: {first_of(sorted(wrong))}')
 

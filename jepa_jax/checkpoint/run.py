@@ -69,10 +69,10 @@ def newest_intact(directory: str | os.PathLike) -> tuple[int | None, set[int]]:
     newest, error = -1, None
     try:
         for step in reversed(complete_steps(directory)) if jax.process_index() == 0 else ():
-            if not (found := problems(directory / str(step))):
+            if not (wrong := problems(directory / str(step))):
                 newest = step
                 break
-            damaged[step] = first_of(found)
+            damaged[step] = first_of(wrong)
             log.error('checkpoint %d is damaged, trying the one before: %s', step, damaged[step])
         if damaged and newest < 0:
             raise CheckpointError(
@@ -294,7 +294,7 @@ class Checkpoints:
 
     def _sweep(self) -> list[pathlib.Path]:
         """Removes unfinished checkpoints and returns their paths; other files are not ours."""
-        found = [
+        unfinished = [
             path
             for path in self.directory.iterdir()
             if path.is_dir()
@@ -303,9 +303,9 @@ class Checkpoints:
                 or (path.name.isdecimal() and not (path / MANIFEST).exists())
             )
         ]
-        for folder in found:
+        for folder in unfinished:
             shutil.rmtree(folder)
-        return found
+        return unfinished
 
 
 def _remove(folder: pathlib.Path) -> None:

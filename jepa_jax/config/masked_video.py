@@ -71,8 +71,8 @@ def check(config: MaskedVideoConfig) -> Iterator[str]:
             )
     rates = {key: getattr(data, key) for key in ('fps', 'frame_step', 'duration')}
     if sum(value > 0 for value in rates.values()) != 1:
-        given = ', '.join(f'{key} = {value}' for key, value in rates.items())
-        yield f'data: exactly one of fps, frame_step, duration must be more than 0, found {given}'
+        told = ', '.join(f'{key} = {value}' for key, value in rates.items())
+        yield f'data: exactly one of fps, frame_step, duration must be more than 0, found {told}'
     counts = frame_counts(data)
     if len(counts) > predictor.mask_tokens:
         yield (

@@ -2,7 +2,7 @@
 
     EVALS['mine'] = Evaluation(config='my_file:MyConfig', run='my_file:run')
 
-A file given to `--config` may add rows of its own.
+A file named by `--config` may add rows of its own.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def of(config: EvalConfig) -> Evaluation:
     Raises:
       ConfigError: there is none, it is for another class of configs, or the settings cannot work.
     """
-    found = row(EVALS, 'evaluation', config.evaluation)
-    kind, own = load(found.config), type(config)
+    fitting = row(EVALS, 'evaluation', config.evaluation)
+    kind, own = load(fitting.config), type(config)
     # by name: a config file that was run twice has two classes of it
     if (kind.__module__, kind.__qualname__) != (own.__module__, own.__qualname__):
         raise ConfigError(
@@ -71,6 +71,6 @@ def of(config: EvalConfig) -> Evaluation:
             f'{own.__name__}'
         )
     types_and_ranges(config)
-    if complaint := next(iter(load(found.check)(config)), None):
+    if complaint := next(iter(load(fitting.check)(config)), None):
         raise ConfigError(complaint)
-    return found
+    return fitting

@@ -91,8 +91,8 @@ class MaskedVideo(Objective):
         """Features to judge collapse by, from the first group and mask, of some positions: see
         health.measure.
 
-        Returns target and context [B, n, D], prediction and wanted [B, m, D], and for two clips or
-        more guess [B, m, D], what the other clips have at the wanted positions on average.
+        Returns target and context [B, n, D], prediction and expected [B, m, D], and for two clips
+        or more baseline [B, m, D], what the other clips have at those positions on average.
         """
         del frozen
         encoder, predictor = self.nets['encoder'], self.nets['predictor']
@@ -109,10 +109,10 @@ class MaskedVideo(Objective):
         targets_at, standard = some(mask.target), standardise(h)
         targets = jnp.take_along_axis(standard, targets_at[..., None], axis=1)
         features = {'target': some(h), 'context': some(x), 'prediction': some(z)}
-        features['wanted'] = targets
+        features['expected'] = targets
         if len(h) > 1:
             total = pick_rows(standard.sum(0), targets_at, targets)
-            features['guess'] = (total - targets) / (len(h) - 1)
+            features['baseline'] = (total - targets) / (len(h) - 1)
         return features
 
     def measure(self, health: dict) -> dict[str, float]:

@@ -138,7 +138,8 @@ def test_rows_are_added_to_a_finished_run_but_none_of_another_kind(tmp_path):
     assert not (tmp_path / 'recordings').exists()
 
 
-@pytest.mark.slow  # two minutes; CI runs it beside the suite
+@pytest.mark.slow  # two minutes
+@pytest.mark.ci
 def test_one_command_learns_to_reach_and_then_rests(gl, tmp_path):
     """`:ci` as it stands: what it asks for is reached, and an untrained predictor reaches none of
     it."""
