@@ -625,7 +625,7 @@ def full_disk(directory, limit):
 
 
 def one_of_two(directory, rank, port):
-    """Saves with the other process, and goes on from what is intact."""
+    """Saves with the other process, and resumes from what is intact."""
     jax.config.update('jax_num_cpu_devices', 2)
     jax.distributed.initialize(f'localhost:{port}', 2, int(rank))
     mesh = mesh_of(2, 2)

@@ -15,11 +15,12 @@ from jepa_jax import inputs
 from jepa_jax.data import decode
 from jepa_jax.data.views import eval_view
 from jepa_jax.errors import BadFile, ConvertError, InputError
-from jepa_jax.model import Fill, Future, Loaded, Model, ProbeHead
+from jepa_jax.model import Fill, Future, Loaded, ProbeHead
 from jepa_jax.models.pooler import AttentiveClassifier, AttentivePooler, PoolerConfig
 from jepa_jax.models.predictor import Predictor, PredictorConfig
 from jepa_jax.models.vit import ViT, ViTConfig
 from jepa_jax.nets import Net
+from jepa_jax.pretrained import Model
 
 MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
 WHOLE = 1e-4  # design: whole encoder or predictor, float32 on CPU

@@ -59,8 +59,8 @@ class Weights:
     # what the probe was trained to read, where the source says it: see jepa_jax.model.ProbeHead
     reads: dict[str, Any] = dataclasses.field(default_factory=dict)
     origin: str = ''  # one of ours that was saved from a model: what that model was
-    config_file: str = ''  # one of ours: the file that may bring rows for its nets
     notes: tuple[str, ...] = ()  # defaults taken and arrays dropped, a line each, to be printed
+    config_file: str = ''  # one of ours: the file that may bring rows for its nets
 
     @property
     def trees(self) -> dict[str, dict]:

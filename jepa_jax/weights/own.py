@@ -61,7 +61,7 @@ def read(path: pathlib.Path, weights_only: bool = False) -> Weights:
         {head: tuple(names) for head, names in extra.get('labels', {}).items()},
         extra.get('reads', {}),
         extra.get('origin', ''),
-        extra.get('config_file', ''),
+        config_file=extra.get('config_file', ''),
     )
 
 

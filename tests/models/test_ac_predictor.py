@@ -9,9 +9,9 @@ import pytest
 from test_golden import SLOW, WHOLE, assert_summary
 from torch_fill import fill, normal
 
-from jepa_jax.models.ac_predictor import ACPredictor, ACPredictorConfig, attend_frames
-from jepa_jax.nets import Net
+from jepa_jax.models.ac_predictor import ACPredictorConfig, attend_frames
 from jepa_jax.sharding import make_mesh, place, put_batch
+from jepa_jax.weights import parts
 
 TINY = ACPredictorConfig(
     encoder_width=96, width=64, depth=2, heads=4, grid=(4, 4), dtype=jnp.float32
@@ -20,7 +20,7 @@ TINY = ACPredictorConfig(
 
 def make(**settings) -> tuple[Net, dict]:
     config = dataclasses.replace(TINY, **settings)
-    net = Net(lambda rngs: ACPredictor(config, rngs=rngs))
+    net = parts.net('ac_predictor', config)
     return net, fill(net.abstract, sigma=0.05, predictor=True)
 
 
@@ -41,7 +41,7 @@ def test_golden(extrinsics, golden_ac):
 @SLOW
 def test_full_size():
     config = ACPredictorConfig(1408, grid=(4, 4), dtype=jnp.float32)
-    net = Net(lambda rngs: ACPredictor(config, rngs=rngs))
+    net = parts.net('ac_predictor', config)
     assert sum(a.size for a in jax.tree.leaves(net.abstract)) == 305_220_992
     params = fill(net.abstract, sigma=0.02, predictor=True)
     out = net(params, normal(4, 1, 48, 1408), normal(5, 1, 3, 7), normal(6, 1, 3, 7))
@@ -133,7 +133,7 @@ def test_on_a_mesh_it_computes_the_same(settings):
     alone, wanted = jax.value_and_grad(loss)({'predictor': params}, *found)
     mesh = make_mesh(fsdp=2, devices=jax.devices()[:4])
     with jax.set_mesh(mesh):
-        placed = place({'predictor': params})
+        placed = place({'predictor': params}, {'predictor': net.specs})
         batch = [a if a is None else put_batch(np.asarray(a), mesh) for a in found]
         spread, grads = jax.jit(jax.value_and_grad(loss))(placed, *batch)
     assert abs(float(alone) - float(spread)) < 1e-6

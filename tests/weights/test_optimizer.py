@@ -81,7 +81,7 @@ def our_step(weights: convert.Weights, path, seed: int) -> convert.Weights:
     objective = MaskedVideo(vit, predictor, groups=2)
     params = {part: weights.params(net) for part, net in NETS.items()}
     mask = optim.decay_mask(params, objective.unused)
-    tx = optim.optimizer(RATES, mask)
+    tx = optim.adamw(RATES, mask)
     abstract = jax.eval_shape(tx.init, params)
     t = weights.training
 

@@ -240,5 +240,5 @@ def test_training_goes_on_after_the_journey(runs, tmp_path):
     workdir = runs.workdir()
     done = runs.run(workdir, f'checkpoints.resume_from={tmp_path / "half"}')
     assert done.returncode == 0, done.stderr
-    assert f'goes on from {tmp_path / "half"}' in done.stderr
+    assert f'resumes from {tmp_path / "half"}' in done.stderr
     assert_same_arrays(arrays(workdir, STEPS), arrays(runs.finished(), STEPS))
