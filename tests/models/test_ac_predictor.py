@@ -10,6 +10,7 @@ from test_golden import SLOW, WHOLE, assert_summary
 from torch_fill import fill, normal
 
 from jepa_jax.models.ac_predictor import ACPredictorConfig, attend_frames
+from jepa_jax.nets import Net
 from jepa_jax.sharding import make_mesh, place, put_batch
 from jepa_jax.weights import parts
 
