@@ -338,7 +338,9 @@ def test_a_hugging_face_name(files, tmp_path, monkeypatch):
         jepa_jax.load('hf:some/model')
 
 
-def test_a_mistyped_path_never_reaches_a_hub(monkeypatch):
+def test_a_mistyped_path_never_reaches_a_hub(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # the command before this one may have left runs/ in the clone
+
     def called(name):
         raise AssertionError(f'{name} was looked up')
 
