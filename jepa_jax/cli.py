@@ -24,6 +24,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
+from jepa_jax import files
 from jepa_jax.config import store
 from jepa_jax.errors import (
     FAILED,
@@ -166,6 +167,9 @@ def _parser(doc: str, tables: Sequence[str], options) -> argparse.ArgumentParser
         )
     if options:
         options(parser)
+    parser.add_argument(
+        '--limits', metavar='NAME=N,...', help=f'what a file may cost: {", ".join(files.LIMITS)}'
+    )
     parser.add_argument('--debug', action='store_true', help='show the traceback of every error')
     return parser
 
@@ -176,6 +180,8 @@ def _parse(
     known, rest = parser.parse_known_args(argv)
     arguments = vars(known)
     del arguments['debug']
+    if limits := arguments.pop('limits'):
+        files.set_limits(limits)
     if not tables:
         if rest:
             raise UsageError(_unknown(rest[0], parser))
@@ -271,6 +277,6 @@ def _unknown(argument: str, parser: argparse.ArgumentParser) -> str:
 
 
 def _offer(path: str = '') -> str:
-    files = sorted(glob.glob('configs/*.py'))
-    near = nearest(path, files) if path else ''
-    return near or (f', such as {", ".join(files)}' if files else '')
+    paths = sorted(glob.glob('configs/*.py'))
+    near = nearest(path, paths) if path else ''
+    return near or (f', such as {", ".join(paths)}' if paths else '')

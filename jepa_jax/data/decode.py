@@ -21,7 +21,6 @@ import itertools
 import math
 import os
 import re
-import stat
 import struct
 from collections.abc import Callable, Iterable, Iterator
 
@@ -31,6 +30,7 @@ from av.stream import Discard, Disposition
 from av.video.reformatter import VideoReformatter
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from jepa_jax import files
 from jepa_jax.data.clips import Timing
 from jepa_jax.errors import BadFile, Unsuitable
 
@@ -113,7 +113,7 @@ def check(path: str | os.PathLike) -> None:
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
     """An image as RGB uint8 `[H, W, 3]`, turned as its EXIF orientation says. Raises BadFile."""
-    _size_on_disk(path)
+    files.size(path)
     try:
         with Image.open(path) as image:
             image = ImageOps.exif_transpose(image)
@@ -124,32 +124,15 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     except UnidentifiedImageError as error:
         raise BadFile(path, 'not_image') from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadFile(path, 'too_large', str(error)) from error
+        raise BadFile(path, 'pixels', str(error)) from error
     except (OSError, SyntaxError, ValueError) as error:
         if isinstance(error, OSError) and error.errno:
-            raise _refused(path, error) from error
+            raise files.refused(path, error) from error
         reason = 'truncated' if 'truncated' in str(error).lower() else 'corrupt'
         raise BadFile(path, reason, str(error)) from error
 
 
 # Opening
-
-
-def _refused(path, error: OSError) -> BadFile:
-    gone = error.errno in (errno.ENOENT, errno.ENOTDIR)
-    return BadFile(path, 'missing' if gone else 'unreadable', '' if gone else error.strerror or '')
-
-
-def _size_on_disk(path) -> int:
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        raise _refused(path, error) from error
-    if not stat.S_ISREG(status.st_mode):
-        raise BadFile(path, 'unreadable', 'not a regular file')
-    if not status.st_size:
-        raise BadFile(path, 'empty')
-    return status.st_size
 
 
 # metadata that is no UTF-8 fails PyAV unless told otherwise; from 19 on it never does
@@ -162,7 +145,7 @@ def _opened(path, skim: bool) -> Iterator[tuple[av.container.InputContainer, av.
 
     skim: take the header's word and decode nothing to learn more (2 to 7 ms of a small video's 50).
     """
-    _size_on_disk(path)
+    files.size(path)
     options = {'protocol_whitelist': 'file'}  # a playlist must not reach for the network
     if skim and not os.fspath(path).lower().endswith('.avi'):  # see `_gather`
         options['skip_frame'] = 'all'  # of the decoders that libav opens while it looks at a file
@@ -187,10 +170,10 @@ def _unopened(path, error) -> BadFile:
         if isinstance(error, EOFError) or error.errno == errno.EIO:
             return BadFile(path, 'truncated', 'it ends within its header')
         if isinstance(error, OSError):
-            return _refused(path, error)
+            return files.refused(path, error)
         reason = 'truncated' if _mp4_is_cut(path) else 'not_video'
     except OSError as refused:
-        return _refused(path, refused)
+        return files.refused(path, refused)
     return BadFile(path, reason, error.strerror or '')
 
 
