@@ -5,7 +5,7 @@ do, and cross-entropy planning reaches goal images with it.
     python -m jepa_jax.train --config=configs/sim_panda.py:ci
 
 Collects recordings, pretrains an encoder on them, keeps its features, post-trains the
-action-conditioned predictor and plans with it, all in one workdir; the same command goes on where
+action-conditioned predictor and plans with it, all in one workdir; the same command resumes where
 it was. report.json then has `tasks`, a row a task beside what an untrained predictor, chance, doing
 nothing and a script that knows everything reach; report.html shows it with pictures. A run that
 misses its gates ends with exit status 1. Two more rows take longer and are played when asked for,

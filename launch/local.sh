@@ -62,6 +62,6 @@ while ((${#running[@]})); do
   fi
 done
 [[ -n ${watchdog:-} ]] && kill "$watchdog" 2> /dev/null
-# a killed process takes the others along, and a new start goes on from the last checkpoint
-((worst == 137 || worst == 134)) && echo 'a process was killed; start again to go on' >&2 && worst=75
+# a killed process takes the others along, and a new start resumes from the last checkpoint
+((worst == 137 || worst == 134)) && echo 'a process was killed; start again to resume' >&2 && worst=75
 exit "$worst"

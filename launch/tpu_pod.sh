@@ -5,7 +5,7 @@
 #   bash launch/tpu_pod.sh create             make the slice and install this clone on every host
 #   bash launch/tpu_pod.sh run --config=configs/vitg.py --workdir=/mnt/shared/runs/vitg
 #   bash launch/tpu_pod.sh logs               follow what process 0 says
-#   bash launch/tpu_pod.sh stop               SIGTERM: the run saves and ends; `run` goes on
+#   bash launch/tpu_pod.sh stop               SIGTERM: the run saves and ends; `run` resumes it
 #   bash launch/tpu_pod.sh delete
 #   bash launch/tpu_pod.sh --dry-run COMMAND ...   prints the commands and runs nothing
 #

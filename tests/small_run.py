@@ -162,7 +162,7 @@ def copy_until(step: int, workdir: pathlib.Path, copy: pathlib.Path) -> None:
 
 def parents() -> dict[int, int]:
     """Every live process and its parent; Linux only."""
-    found = {}
+    result = {}
     for entry in pathlib.Path('/proc').iterdir():
         if entry.name.isdigit():
             try:
@@ -170,8 +170,8 @@ def parents() -> dict[int, int]:
             except OSError:
                 continue  # it ended in the meantime
             if state != 'Z':
-                found[int(entry.name)] = int(parent)
-    return found
+                result[int(entry.name)] = int(parent)
+    return result
 
 
 def lines(workdir: pathlib.Path) -> int:
@@ -191,8 +191,8 @@ def rows(workdir: pathlib.Path) -> list[str]:
 def arrays(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
     """All arrays of a checkpoint by name."""
     folder = workdir / 'checkpoints' / str(step)
-    found, _ = checkpoint.restore(folder, checkpoint.stored_abstract(folder))
-    named = jax.tree_util.tree_leaves_with_path(found)
+    result, _ = checkpoint.restore(folder, checkpoint.stored_abstract(folder))
+    named = jax.tree_util.tree_leaves_with_path(result)
     return {
         jax.tree_util.keystr(path, simple=True, separator='/'): np.asarray(leaf)
         for path, leaf in named

@@ -75,9 +75,9 @@ def plain(leaf):
     return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
 
 
-def assert_equal(found, expected):
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+def assert_equal(result, expected):
+    assert jax.tree.structure(result) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(expected)):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(plain(a), plain(b), strict=True)
 
@@ -109,10 +109,10 @@ def test_round_trip(tmp_path):
     series, state = saved(tmp_path, 3)
     again = Checkpoints(tmp_path, keep=1)
     assert again.latest() == 3
-    found, extra = again.restore(3, abstract_of(state))
-    assert_equal(found, state)
+    result, extra = again.restore(3, abstract_of(state))
+    assert_equal(result, state)
     assert extra == {'config': {'name': 'x'}, 'count': 3}
-    assert [a.sharding for a in jax.tree.leaves(found)] == [
+    assert [a.sharding for a in jax.tree.leaves(result)] == [
         a.sharding for a in jax.tree.leaves(state)
     ]
     assert series.steps() == [3] and checkpoint.problems(tmp_path / '3') == []
@@ -122,10 +122,10 @@ def test_round_trip(tmp_path):
 @pytest.mark.parametrize('shape', [(1, 1), (8, 1), (4, 2)])
 def test_another_mesh(tmp_path, shape):
     _, state = saved(tmp_path, 3)
-    wanted = abstract_of(state, mesh_of(*shape))
-    found, _ = checkpoint.restore(tmp_path / '3', wanted)
-    assert_equal(found, state)
-    for leaf, want in zip(jax.tree.leaves(found), jax.tree.leaves(wanted)):
+    template = abstract_of(state, mesh_of(*shape))
+    result, _ = checkpoint.restore(tmp_path / '3', template)
+    assert_equal(result, state)
+    for leaf, want in zip(jax.tree.leaves(result), jax.tree.leaves(template)):
         assert leaf.sharding.is_equivalent_to(want.sharding, leaf.ndim)
 
 
@@ -135,25 +135,25 @@ def test_abstract_mesh_and_no_sharding(tmp_path):
     with jax.set_mesh(mesh):
         inside = jax.eval_shape(lambda: jax.reshard(jnp.zeros((16, 8)), jax.P('data')))
         assert isinstance(inside.sharding.mesh, jax.sharding.AbstractMesh)
-        wanted = {'ema': {'encoder': {'weight': inside}}}
-        found, _ = checkpoint.restore(tmp_path / '3', wanted, only=('ema/encoder/weight',))
-    assert found['ema']['encoder']['weight'].sharding == jax.NamedSharding(
+        template = {'ema': {'encoder': {'weight': inside}}}
+        result, _ = checkpoint.restore(tmp_path / '3', template, only=('ema/encoder/weight',))
+    assert result['ema']['encoder']['weight'].sharding == jax.NamedSharding(
         mesh, jax.P('data', None)
     )
     bare = {'step': jax.ShapeDtypeStruct((), jnp.int32)}
-    found, _ = checkpoint.restore(tmp_path / '3', bare, only=('step',))
-    assert found['step'].devices() == {jax.devices()[0]} and found['step'] == 3
+    result, _ = checkpoint.restore(tmp_path / '3', bare, only=('step',))
+    assert result['step'].devices() == {jax.devices()[0]} and result['step'] == 3
 
 
 def test_parts(tmp_path):
     _, state = saved(tmp_path, 3)
     folder = checkpoint.find(tmp_path)
     want = {'params': abstract_of(state.params), 'ema': abstract_of(state.ema)}
-    found, _ = checkpoint.restore(folder, want, only=('params', 'ema'))
-    assert_equal(found, {'params': state.params, 'ema': state.ema})
+    result, _ = checkpoint.restore(folder, want, only=('params', 'ema'))
+    assert_equal(result, {'params': state.params, 'ema': state.ema})
     without_model = checkpoint.stored_abstract(folder, 'ema')
-    found, _ = checkpoint.restore(folder, without_model, only=('ema',))
-    assert_equal(found, {'ema': state.ema})
+    result, _ = checkpoint.restore(folder, without_model, only=('ema',))
+    assert_equal(result, {'ema': state.ema})
     host = checkpoint.read_on_host(folder, 'ema/encoder')
     assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(host))
     assert_equal(host, state.ema['encoder'])
@@ -173,13 +173,13 @@ def test_saved_before_donation(tmp_path):
     state = {'w': jnp.full((2000, 2000), 5.0), 'step': jnp.int32(1)}
     step = jax.jit(lambda s: jax.tree.map(lambda a: a * 0 - 1, s), donate_argnums=0)
     step({'w': jnp.zeros((2000, 2000)), 'step': jnp.int32(0)})  # compiled
-    wanted = abstract_of(state)
+    template = abstract_of(state)
     with Checkpoints(tmp_path, keep=1) as series:
         assert series.save(1, state, {})
         state = step(state)
         jax.block_until_ready(state)
-    found, _ = checkpoint.restore(tmp_path / '1', wanted)
-    assert float(found['w'].min()) == float(found['w'].max()) == 5.0 and found['step'] == 1
+    result, _ = checkpoint.restore(tmp_path / '1', template)
+    assert float(result['w'].min()) == float(result['w'].max()) == 5.0 and result['step'] == 1
 
 
 @pytest.mark.parametrize(
@@ -205,10 +205,10 @@ def test_saved_before_donation(tmp_path):
 )
 def test_strict(tmp_path, change, message):
     _, state = saved(tmp_path, 3)
-    wanted = abstract_of(state)
-    change(wanted.params)
+    template = abstract_of(state)
+    change(template.params)
     with pytest.raises(CheckpointError, match=message) as error:
-        checkpoint.restore(tmp_path / '3', wanted)
+        checkpoint.restore(tmp_path / '3', template)
     assert '\n' not in str(error.value) and str(tmp_path / '3') in str(error.value)
 
 
@@ -314,8 +314,8 @@ def test_older_format_is_upgraded(tmp_path, monkeypatch):
     newer = dataclasses.replace(
         state, params={'encoder': {'bias': state.params['encoder']['bias']}}
     )
-    found, extra = checkpoint.restore(tmp_path / '3', abstract_of(newer))
-    assert_equal(found, newer)
+    result, extra = checkpoint.restore(tmp_path / '3', abstract_of(newer))
+    assert_equal(result, newer)
     assert extra == {'bad': 2} and checkpoint.read_manifest(tmp_path / '3')['format'] == 2
 
 
@@ -339,12 +339,15 @@ def test_format_1_of_pretraining_had_its_average_as_target():
     }
     assert manifest['leaves'].keys() == names == checkpoint.leaves(folder).keys()
     only = ('ema', 'params')
-    found, _ = checkpoint.restore(folder, checkpoint.stored_abstract(folder, *only), only=only)
-    assert found['ema'].keys() == {'encoder'} and found['params'].keys() == {'encoder', 'predictor'}
-    assert jax.tree.structure(found['ema']['encoder']) == jax.tree.structure(
-        found['params']['encoder']
+    result, _ = checkpoint.restore(folder, checkpoint.stored_abstract(folder, *only), only=only)
+    assert result['ema'].keys() == {'encoder'} and result['params'].keys() == {
+        'encoder',
+        'predictor',
+    }
+    assert jax.tree.structure(result['ema']['encoder']) == jax.tree.structure(
+        result['params']['encoder']
     )
-    assert_equal(checkpoint.read_on_host(folder, 'ema/encoder'), found['ema']['encoder'])
+    assert_equal(checkpoint.read_on_host(folder, 'ema/encoder'), result['ema']['encoder'])
 
 
 def test_format_1_of_a_run_on_recordings_had_its_frozen_encoder_as_target():
@@ -401,8 +404,8 @@ def test_frozen_nets_are_written_once_and_read_with_every_checkpoint(tmp_path):
         assert {name: holder for name, (holder, _) in checkpoint.leaves(folder).items()} == {
             'step': folder, 'frozen/teacher/b': place, 'frozen/teacher/w': place,
         }  # fmt: skip
-        found, _ = checkpoint.restore(folder, checkpoint.stored_abstract(folder))
-        assert_equal(found, {'step': jnp.int32(step), 'frozen': FROZEN})
+        result, _ = checkpoint.restore(folder, checkpoint.stored_abstract(folder))
+        assert_equal(result, {'step': jnp.int32(step), 'frozen': FROZEN})
         assert_equal(checkpoint.read_on_host(folder, 'frozen/teacher'), FROZEN['teacher'])
 
 
@@ -423,13 +426,13 @@ def test_frozen_nets_go_onto_a_mesh(tmp_path):
     frozen_run(tmp_path, 10)
     mesh = mesh_of(2, 4)
     sharded, whole = (jax.NamedSharding(mesh, spec) for spec in (jax.P(None, 'fsdp'), jax.P()))
-    wanted = jax.tree.map(
+    template = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharded if a.ndim > 1 else whole),
         {'frozen': FROZEN},
     )
-    found, _ = checkpoint.restore(tmp_path / 'checkpoints' / '10', wanted, only=('frozen',))
-    assert_equal(found, {'frozen': FROZEN})
-    kernel = found['frozen']['teacher']['w']
+    result, _ = checkpoint.restore(tmp_path / 'checkpoints' / '10', template, only=('frozen',))
+    assert_equal(result, {'frozen': FROZEN})
+    kernel = result['frozen']['teacher']['w']
     assert kernel.sharding == sharded and kernel.addressable_shards[0].data.shape == (4, 3)
 
 
@@ -640,8 +643,8 @@ def one_of_two(directory, rank, port):
         last = series.latest() or 0
         if last:
             assert_equal(checkpoint.read_on_host(series.directory / str(last), 'frozen'), FROZEN)
-            found, extra = series.restore(last, abstract_of(make(0)), only=('w',))
-            shards = zip(found['w'].addressable_shards, make(last)['w'].addressable_shards)
+            result, extra = series.restore(last, abstract_of(make(0)), only=('w',))
+            shards = zip(result['w'].addressable_shards, make(last)['w'].addressable_shards)
             assert all(np.array_equal(a.data, b.data) for a, b in shards)
             assert extra == {'step': last}
         for step in (last + 10, last + 20):
@@ -655,8 +658,8 @@ def check_survivor(directory, at_least):
     before = checkpoint.complete_steps(directory)
     series = Checkpoints(directory, keep=2)
     assert before and series.latest() == before[-1] >= at_least
-    found, extra = series.restore(before[-1], abstract_of(numbers(0)))
-    assert_equal(found, numbers(before[-1]))
+    result, extra = series.restore(before[-1], abstract_of(numbers(0)))
+    assert_equal(result, numbers(before[-1]))
     assert extra == {'step': before[-1]}
     assert sorted(p.name for p in directory.iterdir()) == sorted(map(str, before))
     return before[-1]

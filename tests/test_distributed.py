@@ -88,9 +88,9 @@ def launch(script: str, *arguments: str, **environment: str) -> list[str]:
 
 def test_launchers_print_what_they_would_run():
     config = '--config=configs/vitg.py'
-    found = launch('local.sh', '--dry-run', '2', config, PYTHON='python', DEVICES_PER_PROCESS='4')
-    assert len(found) == 2
-    for i, line in enumerate(found):
+    result = launch('local.sh', '--dry-run', '2', config, PYTHON='python', DEVICES_PER_PROCESS='4')
+    assert len(result) == 2
+    for i, line in enumerate(result):
         assert (
             f'JEPA_JAX_PROCESSES=2 JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=4 JEPA_JAX_PROCESS={i}'
             in line
@@ -189,9 +189,9 @@ class Pair:
 
     def processes(self) -> list[int]:
         """Of the run, in the order of their index."""
-        found = [pid for pid, parent in parents().items() if parent == self.launcher.pid]
+        result = [pid for pid, parent in parents().items() if parent == self.launcher.pid]
         named = {}
-        for pid in found:
+        for pid in result:
             with open(f'/proc/{pid}/environ', 'rb') as file:
                 values = dict(v.split(b'=', 1) for v in file.read().split(b'\0') if b'=' in v)
             if b'JEPA_JAX_PROCESS' in values:

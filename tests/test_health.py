@@ -49,24 +49,24 @@ def test_effective_rank_between_its_bounds():
 def test_spread_is_brute_force():
     x = np.random.default_rng(2).normal(size=(30, 5)) @ np.diag([1, 2, 0.5, 3, 1]) + 1.5
     x[:, 1] += x[:, 0]
-    found = health.spread(x)
+    result = health.spread(x)
     pairs = list(itertools.combinations(range(5), 2))
     correlations = [np.corrcoef(x[:, i], x[:, j])[0, 1] for i, j in pairs]
     deviations = [np.sqrt(((c - c.mean()) ** 2).mean()) for c in x.T]
-    assert found['cosine'] == pytest.approx(1 - pdist(x, 'cosine').mean())
-    assert found['covariance'] == pytest.approx(np.sqrt(np.mean(np.square(correlations))))
-    assert found['std'] == pytest.approx(np.mean(deviations))
-    assert found['std_min'] == pytest.approx(min(deviations))
+    assert result['cosine'] == pytest.approx(1 - pdist(x, 'cosine').mean())
+    assert result['covariance'] == pytest.approx(np.sqrt(np.mean(np.square(correlations))))
+    assert result['std'] == pytest.approx(np.mean(deviations))
+    assert result['std_min'] == pytest.approx(min(deviations))
     means = np.array([c.mean() for c in x.T])
     rest = ((x - means) ** 2).sum() / (x**2).sum()
-    assert found['std_share'] == pytest.approx(rest)
+    assert result['std_share'] == pytest.approx(rest)
 
 
 def test_constant_features_and_dead_dimensions_give_numbers():
     row = np.random.default_rng(3).normal(size=6).astype(np.float32)
-    found = health.spread(np.repeat(row[None], 100, 0).astype(np.float64))
-    assert found['cosine'] == pytest.approx(1) and found['rank'] == pytest.approx(1)
-    assert abs(found['std_share']) < 1e-12 and found['covariance'] == 0
+    result = health.spread(np.repeat(row[None], 100, 0).astype(np.float64))
+    assert result['cosine'] == pytest.approx(1) and result['rank'] == pytest.approx(1)
+    assert abs(result['std_share']) < 1e-12 and result['covariance'] == 0
     x = np.random.default_rng(4).normal(size=(1000, 6))
     x[:, 3] = 0.1 + 1e-8 * x[:, 0]  # rounding, all of it that of another dimension
     assert health.spread(x)['covariance'] < 0.1
@@ -76,12 +76,12 @@ def test_constant_features_and_dead_dimensions_give_numbers():
 @pytest.mark.parametrize('clips', [2, 5, 40])
 @pytest.mark.parametrize('place,content', [(0.0, 1.0), (1.0, 0.0), (1.0, 1.0), (3.0, 1.0)])
 def test_clip_share_is_the_share_put_in(clips, place, content):
-    found = []
+    result = []
     for seed in range(60):
         rng = np.random.default_rng(seed)
         where = place * rng.normal(size=(1, 64, 8))
-        found.append(health.clip_share(where + content * rng.normal(size=(clips, 64, 8))))
-    assert np.mean(found) == pytest.approx(content**2 / (content**2 + place**2), abs=0.03)
+        result.append(health.clip_share(where + content * rng.normal(size=(clips, 64, 8))))
+    assert np.mean(result) == pytest.approx(content**2 / (content**2 + place**2), abs=0.03)
 
 
 def test_clip_share_sees_what_a_clip_has_everywhere():
@@ -102,12 +102,12 @@ def test_positions_see_the_whole_grid_and_do_not_change():
 @pytest.mark.parametrize('clips,count', [(3, 7), (1, 2048), (24, 64), (5, 300), (2000, 4)])
 def test_sample_takes_tokens_of_all_clips_up_to_a_bound(clips, count):
     ids = np.arange(clips * count).reshape(clips, count, 1)
-    found = health.sample(jnp.asarray(ids, jnp.float32))[..., 0].astype(int)
-    assert found.size == min(clips * count, health.SAMPLE) or health.SAMPLE * 0.75 < found.size
-    assert found.size <= health.SAMPLE
-    row, at = found // count, found % count
+    result = health.sample(jnp.asarray(ids, jnp.float32))[..., 0].astype(int)
+    assert result.size == min(clips * count, health.SAMPLE) or health.SAMPLE * 0.75 < result.size
+    assert result.size <= health.SAMPLE
+    row, at = result // count, result % count
     assert (row == row[:, :1]).all() and (at == at[:1]).all()
-    assert len(set(row[:, 0])) == len(found) and row.max() >= clips * 0.75 - 1
+    assert len(set(row[:, 0])) == len(result) and row.max() >= clips * 0.75 - 1
 
 
 def made_up(seed: int = 6, **change) -> dict[str, jax.Array]:
@@ -118,25 +118,25 @@ def made_up(seed: int = 6, **change) -> dict[str, jax.Array]:
 
 def test_loss_shares_against_a_regressor_that_sees_nothing():
     features = made_up()
-    z, wanted, guess = (
+    z, targets, baseline = (
         np.asarray(features[k], np.float64).reshape(60, 4)
         for k in ('prediction', 'expected', 'baseline')
     )
-    nothing = DummyRegressor(strategy='median').fit(np.zeros((60, 1)), wanted)
-    constant = np.abs(nothing.predict(np.zeros((60, 1))) - wanted).mean()
-    found = health.measure(features)
-    error = np.abs(z - wanted).mean()
-    assert found['health/loss_share'] == pytest.approx(error / constant)
-    expected = error / np.abs(guess - wanted).mean()
-    assert found['health/loss_share_position'] == pytest.approx(expected)
+    nothing = DummyRegressor(strategy='median').fit(np.zeros((60, 1)), targets)
+    constant = np.abs(nothing.predict(np.zeros((60, 1))) - targets).mean()
+    result = health.measure(features)
+    error = np.abs(z - targets).mean()
+    assert result['health/loss_share'] == pytest.approx(error / constant)
+    expected = error / np.abs(baseline - targets).mean()
+    assert result['health/loss_share_position'] == pytest.approx(expected)
     assert health.measure(made_up(prediction=features['expected']))['health/loss_share'] == 0
 
 
 def test_one_clip_is_measured_without_what_takes_two():
     one = {k: a[:1] for k, a in made_up().items() if k != 'baseline'}
-    found = health.measure(one)
-    assert 'health/target_clip_share' not in found
-    assert 'health/loss_share_position' not in found and found['health/target_rank'] > 1
+    result = health.measure(one)
+    assert 'health/target_clip_share' not in result
+    assert 'health/loss_share_position' not in result and result['health/target_rank'] > 1
 
 
 def test_features_that_are_not_finite_are_named():
@@ -235,14 +235,14 @@ class Runs:
             batch = Batch((Group(self.clips[rows], (make_masks(rng, BATCH),)),))
             state, values = self.step(state, batch, lr, weight_decay, momentum)
             if n % 40 == 0 or n in (1, steps):
-                found = health.measure(self.features(state.params, state.ema, {}, self.held_out))
-                records.append({'step': n, 'loss': float(values['loss'])} | found)
+                result = health.measure(self.features(state.params, state.ema, {}, self.held_out))
+                records.append({'step': n, 'loss': float(values['loss'])} | result)
         return records, state
 
     def tokens(self, state) -> np.ndarray:
         """Target features [n, D] of clips held out."""
-        found = self.features(state.params, state.ema, {}, self.held_out)
-        return np.asarray(found['target']).reshape(-1, 48)
+        result = self.features(state.params, state.ema, {}, self.held_out)
+        return np.asarray(result['target']).reshape(-1, 48)
 
 
 @pytest.fixture(scope='module')
@@ -298,20 +298,20 @@ def test_a_run_whose_features_become_constant_is_collapsed(runs, healthy):
 def test_health_of_an_objective_is_brute_force(runs):
     state, group = runs.start, runs.held_out.groups[0]
     params = state.params | {'encoder': jax.tree.map(lambda a: a * 1.1, state.params['encoder'])}
-    found = jax.device_get(runs.features(params, state.ema, {}, runs.held_out))
+    result = jax.device_get(runs.features(params, state.ema, {}, runs.held_out))
     h = np.asarray(
         jax.jit(runs.objective.nets['encoder'])(state.ema['encoder'], group.clips), np.float64
     )
-    np.testing.assert_allclose(found['target'], h, atol=1e-5)  # so few tokens that all are taken
+    np.testing.assert_allclose(result['target'], h, atol=1e-5)  # so few tokens that all are taken
     h = (h - h.mean(-1, keepdims=True)) / np.sqrt(h.var(-1, keepdims=True) + 1e-5)
     for b, ids in enumerate(np.asarray(group.masks[0].target)):
         others = [i for i in range(BATCH) if i != b]
-        np.testing.assert_allclose(found['expected'][b], h[b, ids], atol=1e-4)
-        np.testing.assert_allclose(found['baseline'][b], h[others][:, ids].mean(0), atol=1e-4)
+        np.testing.assert_allclose(result['expected'][b], h[b, ids], atol=1e-4)
+        np.testing.assert_allclose(result['baseline'][b], h[others][:, ids].mean(0), atol=1e-4)
     loss, _ = jax.jit(runs.objective.loss)(params, state.ema, {}, runs.held_out, 0)
-    error = np.abs(found['prediction'] - found['expected']).mean()
+    error = np.abs(result['prediction'] - result['expected']).mean()
     assert error == pytest.approx(float(loss), abs=1e-6)
-    assert found['context'].shape == (BATCH, 14, 48)
+    assert result['context'].shape == (BATCH, 14, 48)
 
 
 def test_health_on_eight_devices_in_parts_is_that_of_the_part(runs):
@@ -369,8 +369,8 @@ GOOD = {
 def test_the_worst_that_holds_is_the_verdict(change, word):
     last = GOOD | {f'health/{k}': v for k, v in change.items()}
     lines = [{'loss': 1.0}, GOOD | {'health/target_rank': 20.0}, *[last] * 3, {'loss': 0.5}]
-    found, sentence = health.verdict(lines)
-    assert found == word, sentence
+    result, sentence = health.verdict(lines)
+    assert result == word, sentence
     assert f'effective rank {last["health/target_rank"]:.1f} (at most 20.0' in sentence
 
 
@@ -383,9 +383,9 @@ def test_one_hard_batch_is_not_undertrained():
 def test_features_of_the_position_alone_are_a_collapse():
     rng = np.random.default_rng(8)
     where = rng.normal(size=(1, 10, 4)) + 0.05 * rng.normal(size=(6, 10, 4))
-    found = health.measure(made_up(target=jnp.asarray(where, jnp.float32)))
-    assert found['health/target_rank'] > 2 and found['health/target_std_share'] > 0.5
-    word, sentence = health.verdict([found])
+    result = health.measure(made_up(target=jnp.asarray(where, jnp.float32)))
+    assert result['health/target_rank'] > 2 and result['health/target_std_share'] > 0.5
+    word, sentence = health.verdict([result])
     assert word == 'collapsed' and 'where a token is' in sentence
 
 

@@ -34,11 +34,11 @@ FLOORS = (
 
 def modules() -> dict[str, pathlib.Path]:
     """Module of the package, without its first word -> file."""
-    found = {}
+    result = {}
     for path in sorted(PACKAGE.rglob('*.py')):
         *folders, last = path.relative_to(PACKAGE).with_suffix('').parts
-        found['.'.join([*folders, *([] if last == '__init__' else [last])])] = path
-    return found
+        result['.'.join([*folders, *([] if last == '__init__' else [last])])] = path
+    return result
 
 
 @functools.cache

@@ -191,25 +191,25 @@ def events(folder):
     pytest.importorskip('tensorboardX')
     from tensorboardX.proto.event_pb2 import Event
 
-    found = []
+    result = []
     for path in sorted(folder.iterdir()):
         content, at = path.read_bytes(), 0
         while at < len(content):
             (length,) = struct.unpack_from('<Q', content, at)
-            found.append(Event.FromString(content[at + 12 : at + 12 + length]))
+            result.append(Event.FromString(content[at + 12 : at + 12 + length]))
             at += length + 16
         assert at == len(content)
-    return found
+    return result
 
 
 def test_events(tmp_path):
     write(tmp_path, [10, 20])
     write(tmp_path, [20], start=10)
-    found = events(tmp_path / 'tensorboard')
-    scalars = [(e.step, v.tag, v.simple_value) for e in found for v in e.summary.value]
+    result = events(tmp_path / 'tensorboard')
+    scalars = [(e.step, v.tag, v.simple_value) for e in result for v in e.summary.value]
     assert (20, 'health/rank', 20.0) in scalars and len(scalars) == 6
     assert scalars[0] == (10, 'loss', np.float32(0.1))
-    assert [e.step for e in found if e.HasField('session_log')] == [1, 11]  # hides the first 20
+    assert [e.step for e in result if e.HasField('session_log')] == [1, 11]  # hides the first 20
 
 
 def test_full_disk_ends_events_only(tmp_path, caplog):
@@ -241,9 +241,9 @@ def test_without_tensorboard(tmp_path, monkeypatch):
 
 def test_speed_is_a_mean_over_steps_of_different_shapes():
     worth = [metrics.Workload(flops, tokens, 4e12) for flops, tokens in ((1e12, 100), (3e12, 300))]
-    found = metrics.speed(worth, seconds=2.0)
-    assert found['tokens_per_s'] == 100  # 200 tokens a step
-    assert found['mfu'] == 0.25  # 1e12 FLOP/s of 4e12
-    assert 0.01 < found['memory_gib'] < 1000
+    result = metrics.speed(worth, seconds=2.0)
+    assert result['tokens_per_s'] == 100  # 200 tokens a step
+    assert result['mfu'] == 0.25  # 1e12 FLOP/s of 4e12
+    assert 0.01 < result['memory_gib'] < 1000
     unknown = [metrics.Workload(1e12, 100, None)]
     assert 'mfu' not in metrics.speed(unknown, seconds=1.0)

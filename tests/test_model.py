@@ -61,16 +61,16 @@ def noise(*shape, seed=0):
 
 def test_features_are_the_nets(model):
     video = noise(20, 70, 90, 3)
-    found = model.embed(video, frames=8, stride=5, fps=10, crop=32, layers=[0, 2])
+    result = model.embed(video, frames=8, stride=5, fps=10, crop=32, layers=[0, 2])
     clips = np.stack([eval_view(video[s : s + 8], 32) for s in (0, 5, 10, 12)])
-    np.testing.assert_array_equal(found.clips, clips)
-    assert found.grid == (4, 2, 2) and found.numbers[3].tolist() == list(range(12, 20))
-    np.testing.assert_allclose(found.seconds[3], np.arange(12, 20) / 10)
+    np.testing.assert_array_equal(result.clips, clips)
+    assert result.grid == (4, 2, 2) and result.numbers[3].tolist() == list(range(12, 20))
+    np.testing.assert_allclose(result.seconds[3], np.arange(12, 20) / 10)
     pixels = jnp.asarray((clips.astype(np.float32) / 255 - MEAN) / STD)
     first, last = run(net_of(ViT, VIT), model.encoder.params, pixels, levels=(0, 2))
-    np.testing.assert_allclose(found.tokens, last, rtol=0, atol=1e-5)
-    np.testing.assert_allclose(found.levels[:, 0], first, rtol=0, atol=1e-5)
-    np.testing.assert_array_equal(found.levels[:, 1], found.tokens)
+    np.testing.assert_allclose(result.tokens, last, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(result.levels[:, 0], first, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(result.levels[:, 1], result.tokens)
 
 
 def test_coordinates(model):
@@ -107,10 +107,10 @@ def test_clips_and_normalised_floats(model):
 def test_image_is_doubled(model, tmp_path):
     picture = noise(40, 50, 3)
     Image.fromarray(picture).save(tmp_path / 'p.png')
-    found = model.embed(tmp_path / 'p.png', crop=32)
-    assert found.clips.shape == (1, 2, 32, 32, 3) and found.grid == (1, 2, 2)
-    np.testing.assert_array_equal(found.clips[0, 0], found.clips[0, 1])
-    assert found.coords[:, 0].tolist() == [0] * 4
+    result = model.embed(tmp_path / 'p.png', crop=32)
+    assert result.clips.shape == (1, 2, 32, 32, 3) and result.grid == (1, 2, 2)
+    np.testing.assert_array_equal(result.clips[0, 0], result.clips[0, 1])
+    assert result.coords[:, 0].tolist() == [0] * 4
 
 
 FLOATS = np.linspace(0, 1, 8 * 32 * 32 * 3, dtype=np.float32).reshape(8, 32, 32, 3)
@@ -234,15 +234,15 @@ def test_fill_is_training_s_forward(model):
     clip = noise(2, 8, 64, 64, 3)
     mask = np.zeros((4, 4, 4), bool)
     mask[1:3, :2] = True
-    found = model.predict(clip, Fill(mask))
+    result = model.predict(clip, Fill(mask))
     keep = jnp.asarray(np.tile(np.flatnonzero(~mask), (2, 1)))
     ids = jnp.asarray(np.tile(np.flatnonzero(mask), (2, 1)))
     x = run(net_of(ViT, VIT), model.encoder.params, jnp.asarray(clip), keep)
     z = run(net_of(Predictor, PREDICTOR), model.predictor.params, x, keep, ids, mask_index=0)
-    np.testing.assert_allclose(found.context, x, rtol=0, atol=1e-5)
-    np.testing.assert_allclose(found.tokens, z, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(result.context, x, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(result.tokens, z, rtol=0, atol=1e-5)
     all_coords = model.coords((4, 4, 4), 1 / 4)
-    np.testing.assert_array_equal(found.coords, all_coords[mask.ravel()])
+    np.testing.assert_array_equal(result.coords, all_coords[mask.ravel()])
 
 
 @pytest.mark.parametrize('task', ['future', 'box'])
@@ -280,18 +280,18 @@ def test_future_is_the_originals(model, golden, any_pixels):
     clips = np.moveaxis(torch_fill.normal(0, 2, 3, 8, 64, 64), 1, -1)
     for i, skip in enumerate([1.0, 0.3]):
         task = Future(0.25, skip)
-        found = model.predict(clips[i], task, fps=8, mask_index=1, normalised=True)
+        result = model.predict(clips[i], task, fps=8, mask_index=1, normalised=True)
         np.testing.assert_allclose(
-            found.tokens[0], golden['K1_anticip_wrapper'][i, 64:], rtol=0, atol=WHOLE
+            result.tokens[0], golden['K1_anticip_wrapper'][i, 64:], rtol=0, atol=WHOLE
         )
-        assert found.coords[0, 0] == pytest.approx((8 + int(skip * 4) * 2 + 0.5) / 8)
+        assert result.coords[0, 0] == pytest.approx((8 + int(skip * 4) * 2 + 0.5) / 8)
 
 
 def test_anticipation_is_the_originals(model, golden, any_pixels):
     """Row 0 of K3, one second ahead, through the sigmoid that the focal loss stands for."""
     clip = np.moveaxis(torch_fill.normal(0, 2, 3, 8, 64, 64), 1, -1)[0]
-    found = model.classify(clip, top=9)
-    for head, rows in found.top.items():
+    result = model.classify(clip, top=9)
+    for head, rows in result.top.items():
         logits = golden[f'K3_{head}'][0].astype(np.float64)
         expected = 1 / (1 + np.exp(-logits))
         assert [row[0] for row in rows] == np.argsort(-expected).tolist()
@@ -332,12 +332,12 @@ def test_levels_are_read_one_after_the_other(model):
     both = jnp.concatenate(levels, axis=1)
     logits = run(net, params, both)['linear'][0]
     chance = np.asarray(jax.nn.softmax(logits))
-    found = ready.classify(clip)
-    rows = found.top['linear']
+    result = ready.classify(clip)
+    rows = result.top['linear']
     assert [row[0] for row in rows] == np.argsort(-chance)[:5].tolist()
     np.testing.assert_allclose([row[2] for row in rows], np.sort(chance)[::-1][:5], atol=1e-5)
     assert rows[0][1] == 'abcdefg'[rows[0][0]]
-    assert str(found).count('\n') == 4 and rows[0][1] in str(found)
+    assert str(result).count('\n') == 4 and rows[0][1] in str(result)
     pooled = ready.embed(clip, preprocess='none', frames=8, pool='attentive').pooled
     expected = run(net_of(AttentivePooler, config), params['pooler'], both)
     np.testing.assert_allclose(pooled, expected, rtol=0, atol=1e-5)

@@ -69,19 +69,19 @@ def expected_rows(run: str) -> list[dict[str, float]]:
 
 def rows_made(workdir: pathlib.Path) -> list[dict[str, float]]:
     """Rows of metrics that resuming added."""
-    found = [json.loads(row) for row in rows(workdir)]
-    assert [row['step'] for row in found] == list(range(1, STEPS + 1))
-    return found[CUT:]
+    result = [json.loads(row) for row in rows(workdir)]
+    assert [row['step'] for row in result] == list(range(1, STEPS + 1))
+    return result[CUT:]
 
 
 @pytest.mark.parametrize('run', RUNS)
 def test_an_old_run_is_resumed(run, tmp_path):
     # the programs run for less time than they compile
     workdir = resume(run, tmp_path, '--xla_backend_optimization_level=0')
-    found, expected = arrays(workdir, STEPS), expected_arrays(run)
-    assert found.keys() == expected.keys()
+    result, expected = arrays(workdir, STEPS), expected_arrays(run)
+    assert result.keys() == expected.keys()
     for name, array in expected.items():
-        np.testing.assert_allclose(found[name], array, rtol=1e-5, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(result[name], array, rtol=1e-5, atol=1e-6, err_msg=name)
     losses = [[row['loss'] for row in each] for each in (rows_made(workdir), expected_rows(run))]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
@@ -91,10 +91,10 @@ def test_an_old_run_is_resumed(run, tmp_path):
 def test_an_old_run_is_resumed_bit_for_bit(run, tmp_path):
     """Holds on the machine and with the libraries that made the files; elsewhere it may not."""
     workdir = resume(run, tmp_path)
-    found, expected = arrays(workdir, STEPS), expected_arrays(run)
-    assert found.keys() == expected.keys()
+    result, expected = arrays(workdir, STEPS), expected_arrays(run)
+    assert result.keys() == expected.keys()
     for name, array in expected.items():
-        np.testing.assert_array_equal(found[name], array, err_msg=name, strict=True)
+        np.testing.assert_array_equal(result[name], array, err_msg=name, strict=True)
     assert rows_made(workdir) == expected_rows(run)
 
 

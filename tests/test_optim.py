@@ -105,10 +105,10 @@ def linear_decay(c, k):
 )
 def test_learning_rate_holds_in_float32_over_the_whole_run(config, formula):
     k = np.unique(np.linspace(1, 1.25 * config.steps, 4000).astype(int))
-    found = jax.jit(jax.vmap(optim.learning_rate(config)))(jnp.asarray(k - 1, jnp.int32))
+    result = jax.jit(jax.vmap(optim.learning_rate(config)))(jnp.asarray(k - 1, jnp.int32))
     expected = np.array([formula(config, int(i)) for i in k])
-    assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert result.dtype == jnp.float32
+    np.testing.assert_allclose(result, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(('first', 'last'), [(0.04, 0.4), (0.4, 0.04), (0.04, 0.04), (0.04, 0.0)])
@@ -116,23 +116,23 @@ def test_weight_decay_is_a_cosine(first, last):
     config = OptimConfig(weight_decay=first, final_weight_decay=last, steps=16, ipe_scale=1.25)
     for k in range(1, 21):
         expected = last + (first - last) * 0.5 * (1 + math.cos(math.pi * k / 20))
-        found = float(optim.weight_decay(config)(jnp.int32(k - 1)))
-        assert found == pytest.approx(expected, rel=1e-6, abs=1e-12)
+        result = float(optim.weight_decay(config)(jnp.int32(k - 1)))
+        assert result == pytest.approx(expected, rel=1e-6, abs=1e-12)
 
 
 def test_weight_decay_of_the_golden_step():
     schedule = optim.weight_decay(OptimConfig(final_weight_decay=0.4, steps=20))
-    found = [float(schedule(step)) for step in range(2)]
-    np.testing.assert_allclose(found, [0.041419354, 0.045655031], rtol=1e-6)
+    result = [float(schedule(step)) for step in range(2)]
+    np.testing.assert_allclose(result, [0.041419354, 0.045655031], rtol=1e-6)
 
 
 def test_ema_rate_is_linear_from_the_0_based_step():
     config = EmaOptimConfig(momentum=0.998, final_momentum=1.0, steps=20, ipe_scale=1.25)
     rate = optim.ema_rate(config)
-    found = np.array([float(rate(jnp.int32(i))) for i in range(26)])
-    np.testing.assert_allclose(1 - found[:2], [0.998, 0.99808], rtol=1e-7)
-    np.testing.assert_allclose(found, 0.002 * (1 - np.arange(26) / 25), rtol=1e-6, atol=1e-12)
-    assert found[-1] == 0
+    result = np.array([float(rate(jnp.int32(i))) for i in range(26)])
+    np.testing.assert_allclose(1 - result[:2], [0.998, 0.99808], rtol=1e-7)
+    np.testing.assert_allclose(result, 0.002 * (1 - np.arange(26) / 25), rtol=1e-6, atol=1e-12)
+    assert result[-1] == 0
     # 1 - float32(0.99925) would be off by 4e-5
     assert float(optim.ema_rate(PRETRAIN)(jnp.int32(7))) == pytest.approx(7.5e-4, rel=1e-6)
 
@@ -207,8 +207,8 @@ def test_adamw_is_pytorchs_over_five_steps():
     ]
     tensors = [torch.nn.Parameter(torch.tensor(leaf)) for leaf in leaves]
     groups = [
-        {'params': [t for t, f in zip(tensors, flags) if f == wanted], 'decays': wanted}
-        for wanted in (True, False)
+        {'params': [t for t, f in zip(tensors, flags) if f == decaying], 'decays': decaying}
+        for decaying in (True, False)
     ]
     reference = torch.optim.AdamW(groups, betas=(config.beta1, config.beta2), eps=config.eps)
 

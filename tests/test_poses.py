@@ -64,11 +64,11 @@ def rotation(pose: np.ndarray) -> Rotation:
 def test_scipy(centre, spread):
     start = states(0, 500, centre=centre, spread=spread)
     end = states(1, 500, centre=centre, spread=spread)
-    found = np.asarray(poses.difference(start, end))
-    wanted = rotation(end) * rotation(start).inv()
-    assert np.max((rotation(found) * wanted.inv()).magnitude()) < 3 * EXACT
-    np.testing.assert_array_equal(found[:, :3], end[:, :3] - start[:, :3])
-    after = np.asarray(poses.apply(start, found))
+    result = np.asarray(poses.difference(start, end))
+    expected = rotation(end) * rotation(start).inv()
+    assert np.max((rotation(result) * expected.inv()).magnitude()) < 3 * EXACT
+    np.testing.assert_array_equal(result[:, :3], end[:, :3] - start[:, :3])
+    after = np.asarray(poses.apply(start, result))
     assert np.max((rotation(after) * rotation(end).inv()).magnitude()) < 3 * EXACT
     np.testing.assert_allclose(after[:, [0, 1, 2, 6]], end[:, [0, 1, 2, 6]], atol=EXACT)
     assert np.all(np.abs(after[:, 3:6]) <= np.float32(np.pi))

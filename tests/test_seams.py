@@ -130,8 +130,8 @@ def test_it_evaluates(toys):
     command = ('jepa_jax.evaluate', '--config=toy.py:evaluation', '--model=random:tiny')
     text = toys.run(*command, f'--workdir={workdir}')
     report = json.loads((workdir / 'report.json').read_text())
-    found = report['results']['spread']
-    assert found['low'] < found['value'] < found['high'] and found['n'] > 1
+    result = report['results']['spread']
+    assert result['low'] < result['value'] < result['high'] and result['n'] > 1
     assert report['evaluation'] == 'spread' and report['model']['name'] == 'random:tiny'
-    assert f'{found["value"]:.3f}' in text and 'constant features' in text
+    assert f'{result["value"]:.3f}' in text and 'constant features' in text
     assert (workdir / 'apart.txt').exists()

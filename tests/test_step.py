@@ -108,12 +108,12 @@ def test_two_steps_of_the_original(exponent, golden_step):
     leaves = {path_name(p): np.asarray(g) for p, g in jax.tree_util.tree_leaves_with_path(grads)}
     for name, expected in norms.items():
         if name in ('encoder', 'predictor'):
-            found = float(optax.tree.norm(grads[name]))
+            result = float(optax.tree.norm(grads[name]))
         elif name.endswith('kernel/0'):
-            found = np.linalg.norm(leaves[name.removesuffix('/0')][0])
+            result = np.linalg.norm(leaves[name.removesuffix('/0')][0])
         else:
-            found = np.linalg.norm(leaves[name])
-        assert found == pytest.approx(expected, rel=2e-5), name
+            result = np.linalg.norm(leaves[name])
+        assert result == pytest.approx(expected, rel=2e-5), name
     for unused in ('predictor/mask_tokens/2', 'predictor/mask_tokens/3'):
         assert not leaves[unused].any()
     assert not any(np.asarray(g).any() for g in jax.tree.leaves(through))  # none for the target
@@ -122,8 +122,8 @@ def test_two_steps_of_the_original(exponent, golden_step):
     state, second, *_ = step(state, batch)
     assert float(first['loss']) == pytest.approx(loss1, abs=LOSS)
     assert float(second['loss']) == pytest.approx(loss2, abs=LOSS)
-    found = [float(first[f'loss/group{g}_mask{m}']) for g in (0, 1) for m in (0, 1)]
-    np.testing.assert_allclose(found, parts, rtol=0, atol=LOSS)
+    result = [float(first[f'loss/group{g}_mask{m}']) for g in (0, 1) for m in (0, 1)]
+    np.testing.assert_allclose(result, parts, rtol=0, atol=LOSS)
     assert float(first['lr']) == pytest.approx(2.8e-4, rel=1e-6)
     assert float(second['lr']) == pytest.approx(4.6e-4, rel=1e-6)
     assert float(first['weight_decay']) == pytest.approx(0.041419354, rel=1e-6)

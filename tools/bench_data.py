@@ -121,19 +121,19 @@ def run(config: MaskedVideoConfig, workers: list[int], steps: int, rounds: int) 
 
     decord.logging.set_level(decord.logging.QUIET)
     batch = config.optim.batch
-    wanted = requests(config, steps)[: steps * batch]
+    needed = requests(config, steps)[: steps * batch]
     plain, decoded = Speed('decord, plain'), Speed('decode.read_frames')
     pipelines = {n: Speed(f'pipeline, {n} workers') for n in workers}
     ratios: dict[int, list[float]] = {n: [] for n in workers}
     stages: dict[str, float] = {}
     for number in range(rounds):
         here = Speed('')
-        with timed(plain, len(wanted)), timed(here, len(wanted)):
-            for path, frames in wanted:
+        with timed(plain, len(needed)), timed(here, len(needed)):
+            for path, frames in needed:
                 reader = decord.VideoReader(path, num_threads=1)
                 reader.get_batch(frames).asnumpy()
-        with timed(decoded, len(wanted)):
-            for path, frames in wanted:
+        with timed(decoded, len(needed)):
+            for path, frames in needed:
                 decode.read_frames(path, lambda _, frames=frames: frames)
         for n in workers:
             config.data.workers = n

@@ -81,7 +81,7 @@ def bench(
     json_file: str | None,
     **changes: int | None,
 ) -> None:
-    """Runs both sides, prints what they took, and compares what they found.
+    """Runs both sides, prints what they took, and compares their results.
 
     Raises:
       BenchError: see there.
@@ -110,14 +110,17 @@ def bench(
             options.append(f'--at-once={at_once}')
         result['flops'] = run_side('bench_plan', 'write', folder, platform, threads, options)
         for side in SIDES:
-            result[side] = found = run_side('bench_plan', side, folder, platform, threads, options)
-            tried = ', '.join(f'{n}: {s:.3g} s' for n, s in found['tried'].items())
-            chosen = found['at_once'] or ('all' if side == 'torch' else 'by our rule')
+            result[side] = measured = run_side(
+                'bench_plan', side, folder, platform, threads, options
+            )
+            tried = ', '.join(f'{n}: {s:.3g} s' for n, s in measured['tried'].items())
+            chosen = measured['at_once'] or ('all' if side == 'torch' else 'by our rule')
             print(
-                f'{side:9} {found["seconds"]:9.4f} s an action ({found["core_seconds"]:.4f} core '
-                f'seconds), first call {found["first"]:.2f} s, compiling '
-                f'{found["compiling"]:.1f} s; samples at once: {chosen}'
-                + (f' (tried {tried})' if len(found['tried']) > 1 else ''),
+                f'{side:9} {measured["seconds"]:9.4f} s an action '
+                f'({measured["core_seconds"]:.4f} core seconds), first call '
+                f'{measured["first"]:.2f} s, compiling {measured["compiling"]:.1f} s; '
+                f'samples at once: {chosen}'
+                + (f' (tried {tried})' if len(measured['tried']) > 1 else ''),
                 flush=True,
             )
         result |= compare(folder)
@@ -266,8 +269,8 @@ def _ours(folder: pathlib.Path, at_once: int, platform: str, dtype: str):
     seconds = time.perf_counter() - mark
 
     def run():
-        actions, found = jax.device_get(solve(model, context, goal, key, noise=noise))
-        return actions, found['costs'], found['elites']
+        actions, trace = jax.device_get(solve(model, context, goal, key, noise=noise))
+        return actions, trace['costs'], trace['elites']
 
     return run, seconds
 

@@ -60,11 +60,11 @@ class Instruction:
 
     def called(self, *keys: str) -> list[str]:
         """Computations named by attributes."""
-        found = []
+        names = []
         for key in keys:
             if match := re.search(rf'\b{key}=(?:{{([^}}]*)}}|(%?[\w.\-]+))', self.attributes):
-                found += re.findall(r'[\w.\-]+', match[1] or match[2])
-        return found
+                names += re.findall(r'[\w.\-]+', match[1] or match[2])
+        return names
 
     @property
     def constant(self) -> int | None:
@@ -158,12 +158,12 @@ class Program:
             less = any('direction=LT' in each.attributes for each in compared)
         else:
             less = 'direction=LT' in root.attributes
-        limits = [inside[name].constant for name in root.operands if name in inside]
-        found = [limit for limit in limits if limit is not None]
-        if not less or len(found) != 1:
+        constants = [inside[name].constant for name in root.operands if name in inside]
+        limits = [limit for limit in constants if limit is not None]
+        if not less or len(limits) != 1:
             self.unknown_loops.append(loop.source)
             return 1
-        return found[0]
+        return limits[0]
 
     def _operands(self, computation: str, each: Instruction) -> list[Instruction]:
         there = self.computations[computation]
@@ -194,17 +194,17 @@ class Program:
 
     def kernels(self) -> dict[str, int]:
         """Runs of each kernel."""
-        found: dict[str, int] = {}
+        runs: dict[str, int] = {}
         for _, each, times, _ in self.runs:
             if each.opcode == 'custom-call' and '"tpu_custom_call"' in each.attributes:
                 name = each.name.rstrip('.0123456789')
-                found[name] = found.get(name, 0) + times
-        return found
+                runs[name] = runs.get(name, 0) + times
+        return runs
 
     def collectives(self) -> list[Collective]:
         """Each once: what runs asynchronously is written down for its start, for what it overlaps
         and for its end, under one channel."""
-        found: list[Collective] = []
+        collectives: list[Collective] = []
         seen: set[tuple[str, ...]] = set()
         for where, each, times, _ in self.runs:
             kind = each.opcode.removesuffix('-start')
@@ -223,8 +223,10 @@ class Program:
                 if key in seen:
                     continue
                 seen.add(key)
-            found.append(Collective(kind, arrays, _group(each.attributes), times, each.source))
-        return found
+            collectives.append(
+                Collective(kind, arrays, _group(each.attributes), times, each.source)
+            )
+        return collectives
 
     def bytes_moved(self) -> int:
         """Least bytes between HBM and the chip: operands and results of every instruction outside
@@ -254,12 +256,12 @@ class Program:
 
     def arrays(self) -> list[tuple[Array, str]]:
         """Every array that is stored, largest first, once a shape, and what makes it."""
-        found: dict[str, tuple[Array, str]] = {}
+        makers: dict[str, tuple[Array, str]] = {}
         for _, each, _, fused in self.runs:
             if not fused:
                 for array in each.arrays:
-                    found.setdefault(str(array), (array, each.source))
-        return sorted(found.values(), key=lambda pair: -pair[0].bytes)
+                    makers.setdefault(str(array), (array, each.source))
+        return sorted(makers.values(), key=lambda pair: -pair[0].bytes)
 
 
 def _parse(line: str) -> Instruction | None:
@@ -292,10 +294,10 @@ def _split(text: str) -> tuple[str, str]:
 
 
 def _arrays(text: str) -> tuple[Array, ...]:
-    found = re.findall(r'(\w+)\[([\d,]*)\](\{[^}]*\})?', text)
+    arrays = re.findall(r'(\w+)\[([\d,]*)\](\{[^}]*\})?', text)
     return tuple(
         Array(dtype, tuple(map(int, dims.split(','))) if dims else (), 'S(1)' in layout)
-        for dtype, dims, layout in found
+        for dtype, dims, layout in arrays
     )
 
 

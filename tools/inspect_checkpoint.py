@@ -40,10 +40,12 @@ def inspect(path: str, verify: bool, params: bool) -> None:
         line = f'{folder}  {_summary(manifest)}' if isinstance(manifest, dict) else manifest
         if verify:
             began = time.perf_counter()
-            found = checkpoint.problems(folder)
+            problems = checkpoint.problems(folder)
             seconds = time.perf_counter() - began
-            damaged += found
-            line += '  damaged: ' + '; '.join(found) if found else f'  intact ({seconds:.1f} s)'
+            damaged += problems
+            line += (
+                '  damaged: ' + '; '.join(problems) if problems else f'  intact ({seconds:.1f} s)'
+            )
         print(line)
     if isinstance(manifest, dict):  # the newest
         _describe(folders[-1], manifest, params)

@@ -94,16 +94,13 @@ def judge(agent, frames, states, actions, cost, *, samples: int, bound: float, s
 def summarise(judged: dict[str, np.ndarray], actions: np.ndarray, least: float) -> dict[str, Any]:
     """Means over pairs and their 95 % intervals: of shares Wilson's, of the others by the normal
     approximation."""
-    from scipy import stats
-
     from jepa_jax.data.robot import STATE
+    from jepa_jax.evals.intervals import wilson
 
     def share(won: np.ndarray) -> dict[str, float]:
-        if not len(won):
-            return {'mean': float('nan'), 'low': 0.0, 'high': 1.0, 'pairs': 0}
-        interval = stats.binomtest(int(won.sum()), len(won)).proportion_ci(method='wilson')
-        low, high = float(interval.low), float(interval.high)
-        return {'mean': float(won.mean()), 'low': low, 'high': high, 'pairs': len(won)}
+        low, high = wilson(won.sum(), len(won))
+        middle = float(won.mean()) if len(won) else float('nan')
+        return {'mean': middle, 'low': low, 'high': high, 'pairs': len(won)}
 
     def mean(values: np.ndarray) -> dict[str, float]:
         half = 1.96 * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else float('nan')

@@ -171,8 +171,8 @@ def plain(
         plan = torch.zeros(b.horizon, 7, device=device)
         plan[:, :3] = mean[:, :3]
         plan[:, 6] = torch.where(mean[:, 3].abs() < 0.25, 0.0, mean[:, 3])
-        found = plan, torch.stack(all_energies), torch.stack(all_elites)
-        return tuple(a.cpu().numpy() for a in found)
+        result = plan, torch.stack(all_energies), torch.stack(all_elites)
+        return tuple(a.cpu().numpy() for a in result)
 
     return run
 
@@ -221,8 +221,8 @@ def original(
                 plan = model.infer_next_action(*(a[None, None] for a in (frame, state, goal)))
         finally:
             torch.randn = real
-        found = torch.stack(energies)
-        elites = found.topk(b.elites, largest=False).indices
-        return plan.numpy(), found.numpy(), elites.numpy()
+        result = torch.stack(energies)
+        elites = result.topk(b.elites, largest=False).indices
+        return plan.numpy(), result.numpy(), elites.numpy()
 
     return run

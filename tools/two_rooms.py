@@ -56,10 +56,10 @@ def play(episode: Callable, seed: int, count: int):
 
 def share(won) -> str:
     """How many of the episodes [E] bool, with Wilson's interval."""
-    from scipy import stats
+    from jepa_jax.evals.intervals import wilson
 
-    interval = stats.binomtest(int(won.sum()), len(won)).proportion_ci(method='wilson')
-    return f'{won.sum()} of {len(won)} ({interval.low:.2f} to {interval.high:.2f})'
+    low, high = wilson(won.sum(), len(won))
+    return f'{won.sum()} of {len(won)} ({low:.2f} to {high:.2f})'
 
 
 def measure(o: argparse.Namespace) -> None:

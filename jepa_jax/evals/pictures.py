@@ -16,8 +16,8 @@ BOTH = {'target': 'target, all tokens', 'context': 'context tokens'}
 PANELS = (
     ('Loss', 'mean |prediction - target|', {'loss': 'loss'}),
     (
-        "Error over a guess's",
-        '1: no better than the guess',
+        'Error over that of a baseline',
+        '1: no better than the baseline',
         {'health/loss_share': 'a constant', 'health/loss_share_position': "each position's mean"},
     ),
     (

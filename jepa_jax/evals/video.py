@@ -221,8 +221,8 @@ def measure(
         features = [extract(encode, part, batch) for part in parts]
         for label, (ours, theirs) in codes.items():
             for seed in seeds:
-                found = probe(features[0], ours, features[1], len(known[label]), settings, seed)
-                correct[label].setdefault(name, []).append(found == theirs)
+                classes = probe(features[0], ours, features[1], len(known[label]), settings, seed)
+                correct[label].setdefault(name, []).append(classes == theirs)
 
     seeds = range(settings.seeds)
     read('target', target, seeds, train.clips, test.clips)

@@ -104,7 +104,7 @@ def report(config: SimConfig, folder: Path) -> None:
     failed = [row for row in measured['gates'] if not row['passed']]
     if failed:
         words = ', '.join(
-            f'{row["name"]} {row["found"]:.2f}, asked {row["asked"]:g}' for row in failed
+            f'{row["name"]} {row["measured"]:.2f}, asked {row["asked"]:g}' for row in failed
         )
         raise GateError(f'{folder}: the run is whole, but reached too little: {words}')
 
@@ -246,9 +246,9 @@ def judge(gates: SimGatesConfig, report: Mapping[str, Any]) -> list[dict[str, An
             'within_8_cm': summary['within_8_cm'],
         }
 
-    found = {'rank_correlation': report['cost']['rank_correlation']}
+    measured = {'rank_correlation': report['cost']['rank_correlation']}
     untrained: dict[str, float] = {}
-    for name, into in (('planner', found), ('untrained', untrained)):
+    for name, into in (('planner', measured), ('untrained', untrained)):
         into['shuffled_over_true'] = report['dynamics'][name]['shuffled_over_true']
         for task, row in report['tasks'].items():
             summary = row['policies'][name]
@@ -263,8 +263,8 @@ def judge(gates: SimGatesConfig, report: Mapping[str, Any]) -> list[dict[str, An
             {
                 'name': name,
                 'asked': asked,
-                'found': found[name],
-                'passed': found[name] >= asked,
+                'measured': measured[name],
+                'passed': measured[name] >= asked,
                 'untrained': untrained.get(name),
             }
         )
@@ -276,7 +276,7 @@ def gate_words(rows: Sequence[Mapping[str, Any]]) -> str:
 
     def words(row: Mapping[str, Any]) -> str:
         end = '' if row['untrained'] is None else f', untrained {row["untrained"]:.2f}'
-        return f'{row["name"]} {row["found"]:.2f} (asked {row["asked"]:g}{end})'
+        return f'{row["name"]} {row["measured"]:.2f} (asked {row["asked"]:g}{end})'
 
     return 'gates: ' + '; '.join(words(row) for row in rows)
 

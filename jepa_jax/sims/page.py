@@ -45,13 +45,13 @@ def write(folder: Path, config: SimConfig, report: Mapping[str, Any]) -> None:
             (
                 row['name'],
                 f'{row["asked"]:g}',
-                f'{row["found"]:.2f}',
+                f'{row["measured"]:.2f}',
                 '' if row['untrained'] is None else f'{row["untrained"]:.2f}',
                 'passed' if row['passed'] else 'failed',
             )
             for row in report['gates']
         ]
-        parts.append(_table(('gate', 'asked', 'found', 'untrained predictor', ''), rows))
+        parts.append(_table(('gate', 'asked', 'measured', 'untrained predictor', ''), rows))
     for task, row in report['tasks'].items():
         parts.append(f'<h2>{html.escape(task)}</h2>')
         rows = [

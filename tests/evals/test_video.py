@@ -32,8 +32,8 @@ def planted(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def test_probe_finds_a_planted_signal_and_none_in_noise():
     (train, ours), (test, theirs) = planted(300, 0), planted(300, 1)
-    found = video.probe(train, ours, test, 4, SETTINGS, seed=0)
-    assert np.mean(found == theirs) > 0.8
+    measured = video.probe(train, ours, test, 4, SETTINGS, seed=0)
+    assert np.mean(measured == theirs) > 0.8
     permuted = np.random.default_rng(2).permutation(ours)
     chance = video.probe(train, permuted, test, 4, SETTINGS, seed=0)
     assert 0.15 < np.mean(chance == theirs) < 0.35  # four standard deviations about a quarter
@@ -65,8 +65,8 @@ def test_pixel_model_reads_brightness_but_not_the_order_of_frames():
     labels = rng.integers(0, 3, 240)
     clips = rng.integers(0, 100, (240, 4, 32, 40, 3), dtype=np.uint8)
     clips[:, :, 8:16, 8:16] += (40 * labels[:, None, None, None, None]).astype(np.uint8)
-    found = video.probe_pixels(clips[:160], labels[:160], clips[160:])
-    assert np.mean(found == labels[160:]) > 0.95
+    measured = video.probe_pixels(clips[:160], labels[:160], clips[160:])
+    assert np.mean(measured == labels[160:]) > 0.95
     # motion of a blob, light or dark as often: no weighted sum of pixels can tell which way it went
     clips = np.full((240, 4, 16, 16, 3), 120, np.uint8)
     labels, sign = rng.integers(0, 2, 240), rng.choice([-100, 100], 240)
@@ -74,22 +74,22 @@ def test_pixel_model_reads_brightness_but_not_the_order_of_frames():
         for t in range(4):
             x = 2 + 3 * (t if label else 3 - t)
             clip[t, 6:10, x : x + 3] = 120 + s
-    found = video.probe_pixels(clips[:160], labels[:160], clips[160:])
-    assert np.mean(found == labels[160:]) < 0.5 + 4 * 0.5 / 80**0.5
+    measured = video.probe_pixels(clips[:160], labels[:160], clips[160:])
+    assert np.mean(measured == labels[160:]) < 0.5 + 4 * 0.5 / 80**0.5
 
 
 def test_rotating_into_the_training_span_changes_no_prediction():
     rng = np.random.default_rng(1)
     train, test = (rng.integers(0, 255, (n, 2, 8, 8, 3), dtype=np.uint8) for n in (60, 50))
     labels = train[:, 0, 2, 2, 0] // 86
-    found = video.probe_pixels(train, labels, test)
+    measured = video.probe_pixels(train, labels, test)
     x, y = (v.reshape(len(v), -1).astype(float) for v in (train, test))
     mean, std = x.mean(0), x.std(0)
     x, y = (x - mean) / std, (y - mean) / std
     direct = [
         LogisticRegression(C=c, max_iter=2000).fit(x, labels).predict(y) for c in video.STRENGTHS
     ]
-    assert max(np.mean(found == d) for d in direct) >= 0.98
+    assert max(np.mean(measured == d) for d in direct) >= 0.98
 
 
 def test_small_frames_are_area_means():

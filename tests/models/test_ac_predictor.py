@@ -26,8 +26,8 @@ def make(**settings) -> tuple[Net, dict]:
 
 
 def inputs(extrinsics: bool = False) -> list[jax.Array]:
-    found = [normal(4, 2, 48, 96), normal(5, 2, 3, 7), normal(6, 2, 3, 7)]
-    return [jnp.asarray(a) for a in [*found, normal(7, 2, 3, 6)][: 3 + extrinsics]]
+    result = [normal(4, 2, 48, 96), normal(5, 2, 3, 7), normal(6, 2, 3, 7)]
+    return [jnp.asarray(a) for a in [*result, normal(7, 2, 3, 6)][: 3 + extrinsics]]
 
 
 @pytest.mark.parametrize('extrinsics', [False, True])
@@ -60,10 +60,12 @@ def test_attention_over_frames_equals_a_masked_one():
     logits = np.where(frame[:, None] >= frame, logits, -np.inf)
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
-    wanted = np.einsum('bans,bsac->bnac', weights, v)
-    np.testing.assert_allclose(attend_frames(q, k, v, 5), wanted, rtol=0, atol=1e-5)
+    expected = np.einsum('bans,bsac->bnac', weights, v)
+    np.testing.assert_allclose(attend_frames(q, k, v, 5), expected, rtol=0, atol=1e-5)
     # the last two frames alone, with the keys of all
-    np.testing.assert_allclose(attend_frames(q[:, 18:], k, v, 2), wanted[:, 18:], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        attend_frames(q[:, 18:], k, v, 2), expected[:, 18:], rtol=0, atol=1e-5
+    )
 
 
 VARIANTS = [{}, {'use_extrinsics': True}, {'conditioning': 'adaln'}, {'state_width': 0}]
@@ -76,19 +78,19 @@ def test_no_frame_sees_a_later_one(settings):
         key = jax.random.key(1)
         shape = params['blocks']['modulation']['kernel'].shape
         params['blocks']['modulation']['kernel'] = 0.1 * jax.random.normal(key, shape)
-    found = inputs('use_extrinsics' in settings)
+    result = inputs('use_extrinsics' in settings)
     if settings.get('state_width') == 0:
-        found[2] = None
+        result[2] = None
     run = jax.jit(lambda *a: net(params, *a).reshape(2, 3, 16, 96))
-    before = run(*found)
-    for i, a in enumerate(found):
+    before = run(*result)
+    for i, a in enumerate(result):
         if a is None:
             continue
         frames = a.reshape(2, 3, -1)
-        after = run(*found[:i], frames.at[:, 2].add(1.0).reshape(a.shape), *found[i + 1 :])
+        after = run(*result[:i], frames.at[:, 2].add(1.0).reshape(a.shape), *result[i + 1 :])
         np.testing.assert_array_equal(after[:, :2], before[:, :2])
         assert np.abs(after[:, 2] - before[:, 2]).max() > 1e-3, f'input {i} has no effect'
-        after = run(*found[:i], frames.at[:, 1].add(1.0).reshape(a.shape), *found[i + 1 :])
+        after = run(*result[:i], frames.at[:, 1].add(1.0).reshape(a.shape), *result[i + 1 :])
         np.testing.assert_array_equal(after[:, :1], before[:, :1])
         for frame in (1, 2):  # and the last frame sees the one before it
             assert np.abs(after[:, frame] - before[:, frame]).max() > 1e-3
@@ -126,19 +128,19 @@ def test_action_scale_is_a_factor_of_the_actions():
 @pytest.mark.parametrize('settings', VARIANTS[1:3], ids=str)
 def test_on_a_mesh_it_computes_the_same(settings):
     net, params = make(**settings)
-    found = [jnp.tile(a, (2, 1, 1)) for a in inputs('use_extrinsics' in settings)]
+    result = [jnp.tile(a, (2, 1, 1)) for a in inputs('use_extrinsics' in settings)]
 
-    def loss(params, *found):
-        return jnp.square(net(params['predictor'], *found)).mean()
+    def loss(params, *result):
+        return jnp.square(net(params['predictor'], *result)).mean()
 
-    alone, wanted = jax.value_and_grad(loss)({'predictor': params}, *found)
+    alone, expected = jax.value_and_grad(loss)({'predictor': params}, *result)
     mesh = make_mesh(fsdp=2, devices=jax.devices()[:4])
     with jax.set_mesh(mesh):
         placed = place({'predictor': params}, {'predictor': net.specs})
-        batch = [a if a is None else put_batch(np.asarray(a), mesh) for a in found]
+        batch = [a if a is None else put_batch(np.asarray(a), mesh) for a in result]
         spread, grads = jax.jit(jax.value_and_grad(loss))(placed, *batch)
     assert abs(float(alone) - float(spread)) < 1e-6
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), grads, wanted)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), grads, expected)
 
 
 @pytest.mark.parametrize(

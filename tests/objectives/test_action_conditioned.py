@@ -60,30 +60,30 @@ ROWS = [
 
 
 @pytest.mark.parametrize('settings, wanted', ROWS, ids=lambda v: str(v))
-def test_golden(settings, wanted):
+def test_golden(settings, expected):
     objective, params = make(**settings)
-    found = batch(settings.get('normalise', True))
+    result = batch(settings.get('normalise', True))
     grad = jit(jax.value_and_grad(objective.loss, has_aux=True))
-    (loss, parts), grads = grad(params, {}, {}, found, 0)
-    assert abs(float(parts['loss/teacher_forcing']) - wanted[0]) < LOSS
-    assert abs(float(parts['loss/rollout']) - wanted[1]) < LOSS
-    assert abs(float(loss) - wanted[0] - wanted[1]) < 2 * LOSS
-    assert abs(float(optax.tree.norm(grads)) - wanted[2]) < LOSS
+    (loss, parts), grads = grad(params, {}, {}, result, 0)
+    assert abs(float(parts['loss/teacher_forcing']) - expected[0]) < LOSS
+    assert abs(float(parts['loss/rollout']) - expected[1]) < LOSS
+    assert abs(float(loss) - expected[0] - expected[1]) < 2 * LOSS
+    assert abs(float(optax.tree.norm(grads)) - expected[2]) < LOSS
     # no gradient reaches the encoder of camera poses, and it is named so that it does not decay
     dead = {f'predictor/extrinsics_encoder/{k}' for k in ('kernel', 'bias')}
     assert objective.unused == dead
     assert all(not g.any() for g in grads['predictor']['extrinsics_encoder'].values())
 
 
-def slow_loss(objective, params, found, prefix: int, steps: int, stop: bool) -> jax.Array:
+def slow_loss(objective, params, result, prefix: int, steps: int, stop: bool) -> jax.Array:
     """The rollout's loss as written in the reference: the whole sequence through the predictor
     for every new frame."""
 
     def predict(z):
         n = z.shape[1]
-        return objective.predict(params['predictor'], z, *found.conditions(0, n))[0]
+        return objective.predict(params['predictor'], z, *result.conditions(0, n))[0]
 
-    h = found.features
+    h = result.features
     Z = h[:, :prefix]
     made = []
     for _ in range(steps):
@@ -98,13 +98,13 @@ def slow_loss(objective, params, found, prefix: int, steps: int, stop: bool) -> 
 def test_rollout_with_cached_keys_has_loss_and_gradient_of_one_without(prefix, stop):
     config = dataclasses.replace(TINY, depth=1)
     objective, params = make(config, stop_gradient=stop, prefix='random')
-    found = dataclasses.replace(batch(), prefix=jnp.full(2, prefix, jnp.int32))
-    grad = jit(jax.value_and_grad(lambda p: objective.loss(p, {}, {}, found, 0)[0]))
+    result = dataclasses.replace(batch(), prefix=jnp.full(2, prefix, jnp.int32))
+    grad = jit(jax.value_and_grad(lambda p: objective.loss(p, {}, {}, result, 0)[0]))
     loss, grads = grad(params)
-    wanted, slow = jit(
-        jax.value_and_grad(lambda p: slow_loss(objective, p, found, prefix, 2, stop))
+    expected, slow = jit(
+        jax.value_and_grad(lambda p: slow_loss(objective, p, result, prefix, 2, stop))
     )(params)
-    assert abs(float(loss) - float(wanted)) < LOSS
+    assert abs(float(loss) - float(expected)) < LOSS
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), grads, slow)
 
 
@@ -113,30 +113,30 @@ def test_frames_and_their_features_give_the_same_loss():
     params = {'predictor': fill(objective.abstract['predictor'], sigma=0.05, predictor=True)}
     weights = {'encoder': fill(objective.frozen['encoder'].abstract, sigma=0.05)}
     frames = np.random.RandomState(0).randint(0, 256, (2, 4, 64, 64, 3)).astype(np.uint8)
-    found = dataclasses.replace(batch(), features=None, frames=jnp.asarray(frames))
+    result = dataclasses.replace(batch(), features=None, frames=jnp.asarray(frames))
     targets = jit(objective.targets)
-    features = targets(weights, found)
-    cached = dataclasses.replace(found, frames=None, features=features)
+    features = targets(weights, result)
+    cached = dataclasses.replace(result, frames=None, features=features)
     assert features.shape == (2, 4, 16, 96)
     loss, cached = (
-        float(jit(objective.loss)(params, {}, weights, b, 0)[0]) for b in (found, cached)
+        float(jit(objective.loss)(params, {}, weights, b, 0)[0]) for b in (result, cached)
     )
     assert abs(loss - cached) < LOSS
     # no leak: what comes after a frame has no part in its features
     changed = frames.copy()
     changed[:, 3] = 255 - changed[:, 3]
-    after = targets(weights, dataclasses.replace(found, frames=jnp.asarray(changed)))
+    after = targets(weights, dataclasses.replace(result, frames=jnp.asarray(changed)))
     np.testing.assert_array_equal(after[:, :3], features[:, :3])
     assert np.abs(after[:, 3] - features[:, 3]).max() > 0.1
 
 
 def test_on_a_mesh_the_loss_is_the_same():
     objective, params = make(prefix='random')
-    found = jax.tree.map(lambda a: jnp.concatenate([a, a]), batch())
-    alone = float(jit(objective.loss)(params, {}, {}, found, 0)[0])
+    result = jax.tree.map(lambda a: jnp.concatenate([a, a]), batch())
+    alone = float(jit(objective.loss)(params, {}, {}, result, 0)[0])
     mesh = make_mesh(fsdp=2, devices=jax.devices()[:4])
     with jax.set_mesh(mesh):
-        inputs = place(params, objective.specs), {}, {}, put_batch(found, mesh)
+        inputs = place(params, objective.specs), {}, {}, put_batch(result, mesh)
         spread = jit(objective.loss)(*inputs, 0)[0]
         health = jit(objective.health)(*inputs)
     assert abs(float(spread) - alone) < 1e-6

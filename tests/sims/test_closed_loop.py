@@ -148,7 +148,7 @@ def test_one_command_learns_to_reach_and_then_rests(gl, tmp_path):
     report = json.loads((tmp_path / 'report.json').read_text())
     assert report['verdict'] == 'passed' and len(report['gates']) == 4
     for gate in report['gates']:
-        assert gate['passed'] and gate['found'] >= gate['asked']
+        assert gate['passed'] and gate['measured'] >= gate['asked']
         assert gate['untrained'] is None or gate['untrained'] < gate['asked']
     row = report['tasks']['reach']
     assert row['oracle'] == 1 and row['no_op'] == 0 and row['episodes'] == 12

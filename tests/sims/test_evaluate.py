@@ -23,25 +23,6 @@ from jepa_jax.sims.tasks import PandaEnv  # noqa: E402
 KEY = jax.random.key(0)
 
 
-@pytest.mark.parametrize(
-    ('wins', 'count', 'low', 'high'),
-    [
-        (0, 10, 0.0, 0.2775),
-        (8, 10, 0.4902, 0.9433),
-        (10, 10, 0.7225, 1.0),
-        (50, 100, 0.4038, 0.5962),
-    ],
-)
-def test_interval_is_wilsons(wins, count, low, high):
-    """Textbook values, and the closed form."""
-    result = evaluate.wilson(wins, count)
-    assert result == pytest.approx((low, high), abs=1e-4)
-    p, z2 = wins / count, 1.959964**2
-    middle = (p + z2 / (2 * count)) / (1 + z2 / count)
-    half = np.sqrt(z2 * (p * (1 - p) / count + z2 / (4 * count**2))) / (1 + z2 / count)
-    assert result == pytest.approx((middle - half, middle + half), abs=1e-6)
-
-
 @pytest.fixture(scope='module')
 def scripted():
     return evaluate.measure(evaluate.follow_script, 'grasp', [0, 1, 2], image_size=16, key=KEY)

@@ -22,10 +22,10 @@ def test_both_sides_agree(tmp_path):
         timeout=400,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / 'found.json').read_text())
-    assert found['difference'] < 1e-4
+    result = json.loads((tmp_path / 'found.json').read_text())
+    assert result['difference'] < 1e-4
     for side in ('jepa_jax', 'transformers'):
-        row = found[side]
+        row = result[side]
         assert 0 < row['seconds'] and row['anonymous'] < row['resident']
         assert row['anonymous'] > 4 * 5_600_000  # the parameters are in it
     assert 'largest difference of 6,144 features' in done.stdout

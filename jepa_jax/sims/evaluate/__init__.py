@@ -7,7 +7,6 @@ about a real robot.
 
 from jepa_jax.sims.evaluate.episodes import Episodes as Episodes
 from jepa_jax.sims.evaluate.episodes import measure as measure
-from jepa_jax.sims.evaluate.episodes import wilson as wilson
 from jepa_jax.sims.evaluate.judges import judge_cost as judge_cost
 from jepa_jax.sims.evaluate.judges import judge_depth as judge_depth
 from jepa_jax.sims.evaluate.judges import judge_dynamics as judge_dynamics

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from scipy import stats
 from tqdm import tqdm
 
+from jepa_jax.evals.intervals import wilson
 from jepa_jax.sims.evaluate.policies import Policy
 from jepa_jax.sims.scene import STANDARD, Variation
 from jepa_jax.sims.tasks import PandaEnv
@@ -48,12 +48,6 @@ class Episodes:
             'episodes': count,
             'seconds_per_action': self.seconds,
         }
-
-
-def wilson(wins: int, count: int) -> tuple[float, float]:
-    """95 % interval of a share, by Wilson's score."""
-    interval = stats.binomtest(wins, count).proportion_ci(method='wilson')
-    return float(interval.low), float(interval.high)
 
 
 def measure(
