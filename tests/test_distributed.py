@@ -16,7 +16,7 @@ from small_run import ROOT, STEPS, copy_until, lines, parents
 from jepa_jax import build, checkpoint, cli, loop, metrics, optim, sharding, start
 from jepa_jax.data.stream import FailureLog
 from jepa_jax.data.videos import VideoStream
-from jepa_jax.distributed import settings
+from jepa_jax.distributed import SILENCE, settings
 from jepa_jax.errors import ConfigError
 from jepa_jax.origin import origin_of
 
@@ -232,10 +232,11 @@ def test_two_processes_are_one_run(runs):
     # at once: if it came to the next save, the other would wait there for its share
     pair.until(lambda: len(checkpoint.complete_steps(two / 'checkpoints')) > 0)
     os.kill(processes[1], signal.SIGKILL)
-    killed = time.monotonic()
-    assert pair.end(90) == 75, pair.log()
-    assert time.monotonic() - killed < 60
-    assert 'interrupted: process 0 of 2 lost another process' in pair.log()
+    # mostly at once, by an error of the collective; where that waits on, JAX's heartbeat ends the
+    # process after distributed.SILENCE seconds, and the launcher says why
+    assert pair.end(SILENCE + 60) == 75, pair.log()
+    words = 'interrupted: process 0 of 2 lost another process', 'a process was killed; start again'
+    assert any(each in pair.log() for each in words), pair.log()
     assert not set(processes) & parents().keys()
 
     pair = Pair(runs, two)  # SIGTERM to one of them: both save the same step and end
