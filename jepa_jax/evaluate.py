@@ -1,9 +1,10 @@
 """Evaluates a model as a config says, and writes what came out beside its baselines.
 
-    python -m jepa_jax.evaluate --config=configs/eval/self_made.py --model NAME_OR_PATH
+    python -m jepa_jax.evaluate --config=configs/eval/own.py --model vitl --config.data.train=clips/
 
 The workdir gets report.json (results and baselines, each with its 95 % interval) and pictures. A
-finished evaluation of the same model and settings started again shows its report.
+finished evaluation of the same model and settings started again shows its report. With several
+--model the results have what each reader gains from the first to the others, paired by clip.
 """
 
 from __future__ import annotations
@@ -15,34 +16,62 @@ from jepa_jax import cli
 from jepa_jax.config import EvalConfig
 
 FILE = 'report.json'
+OUTCOMES = 'outcomes.npz'  # how well each test clip was answered
 
 
-def evaluate(config: EvalConfig, workdir: str, config_file: str, model: str, encoder: str) -> None:
-    """Runs `config` on a model and prints the report.
+def evaluate(
+    config: EvalConfig, workdir: str, config_file: str, models: list[str], encoder: str
+) -> None:
+    """Runs `config` on the models and prints the report; several are compared clip by clip.
 
     Raises:
       ConfigError: settings that cannot work, or the workdir holds another evaluation.
-      ZooError, ConvertError, CheckpointError: the model cannot be had.
+      ZooError, ConvertError, CheckpointError: a model cannot be had.
     """
     del config_file
     from jepa_jax import evals
 
-    row = evals.of(config)  # before the imports that take seconds
+    evals.of(config)  # before the imports that take seconds
+    from pathlib import Path
+
+    from jepa_jax import start
+    from jepa_jax.errors import ConfigError
+    from jepa_jax.workdir import lock, write_json
+
+    if twice := [name for name in models if models.count(name) > 1]:
+        raise ConfigError(f'--model {twice[0]} is named twice')
+    start.logging_to_terminal()
+    start.compilation_cache()
+    with lock(Path(workdir).absolute()) as folder:
+        if len(models) == 1:
+            report = _evaluate(config, folder, models[0], encoder)
+        else:
+            places = [folder / f'model{i}' for i in range(1, len(models) + 1)]
+            for place in places:
+                place.mkdir(exist_ok=True)
+            reports = [_evaluate(config, p, m, encoder) for p, m in zip(places, models)]
+            report = _together(reports, places, config)
+            write_json(folder / FILE, report)
+    show(report)
+    print(f'report: {folder / FILE}')
+
+
+def _evaluate(config: EvalConfig, folder, model: str, encoder: str) -> dict:
+    """The report of one model, from the folder if it is there."""
     import dataclasses
     import json
     import time
-    from pathlib import Path
+
+    import numpy as np
 
     import jepa_jax
-    from jepa_jax import start
+    from jepa_jax import evals
     from jepa_jax.checkpoint import hash_arrays
     from jepa_jax.errors import ConfigError
     from jepa_jax.lookup import load
-    from jepa_jax.workdir import lock, write_json
+    from jepa_jax.workdir import write_json
 
-    start.logging_to_terminal()
-    start.compilation_cache()
-    began = time.monotonic()
+    row, began = evals.of(config), time.monotonic()
     loaded = jepa_jax.load(model, encoder=encoder)
     for line in loaded.about:
         print(line)
@@ -58,32 +87,80 @@ def evaluate(config: EvalConfig, workdir: str, config_file: str, model: str, enc
         },
         'config': json.loads(json.dumps(dataclasses.asdict(config))),
     }
-    with lock(Path(workdir).absolute()) as folder:
-        path = folder / FILE
-        if path.exists():
-            report = json.loads(path.read_text())
-            if any(report.get(key) != value for key, value in about.items()):
-                raise ConfigError(
-                    f'workdir {folder}: holds an evaluation of another model or with other '
-                    'settings; name another --workdir'
-                )
-        else:
-            results = load(row.run)(loaded, config, folder)
-            figures = {
-                group: {name: dataclasses.asdict(f) for name, f in getattr(results, group).items()}
-                for group in ('results', 'baselines')
-            }
-            report = {
-                **about,
-                'data': results.data,
-                **figures,
-                'sentences': list(results.sentences),
-                'seconds': round(time.monotonic() - began, 1),
-                'seed': config.seed,
-            }
-            write_json(path, report)
-    show(report)
-    print(f'report: {path}')
+    path = folder / FILE
+    if path.exists():
+        report = json.loads(path.read_text())
+        if any(report.get(key) != value for key, value in about.items()):
+            raise ConfigError(
+                f'workdir {folder}: holds an evaluation of another model or with other settings; '
+                'name another --workdir'
+            )
+        return report
+    results = load(row.run)(loaded, config, folder)
+    figures = {
+        group: {name: dataclasses.asdict(f) for name, f in getattr(results, group).items()}
+        for group in ('results', 'baselines')
+    }
+    if results.outcomes:
+        np.savez(folder / OUTCOMES, sources=results.sources, **results.outcomes)
+    report = {
+        **about,
+        'data': results.data,
+        **figures,
+        'sentences': list(results.sentences),
+        'seconds': round(time.monotonic() - began, 1),
+        'seed': config.seed,
+    }
+    write_json(path, report)
+    return report
+
+
+def _together(reports: list[dict], folders: list, config: EvalConfig) -> dict:
+    """One report of several, with what each reader gains from the first model to the others."""
+    import dataclasses
+
+    import numpy as np
+
+    from jepa_jax.data import npz
+    from jepa_jax.errors import ConfigError
+    from jepa_jax.evals import Figure
+    from jepa_jax.evals.intervals import bootstrap
+
+    names = [report['model']['name'] for report in reports]
+    results, baselines = (
+        {f'{n}: {k}': v for n, r in zip(names, reports) for k, v in r[group].items()}
+        for group in ('results', 'baselines')
+    )
+    tables = [
+        npz.load_all(folder / OUTCOMES) if (folder / OUTCOMES).exists() else {}
+        for folder in folders
+    ]
+    first, *others = tables
+    for name, other in zip(names[1:], others):
+        for reader in (k for k in other if k in first and k != 'sources'):
+            gain = other[reader] - first[reader] if len(other[reader]) == len(first[reader]) else []
+            if not len(gain) or (other['sources'] != first['sources']).any():
+                raise ConfigError(f'{name} was tested on other clips than {names[0]}')
+            (ends,) = bootstrap(
+                first['sources'],
+                lambda rows, gain=gain: (gain[rows].mean(),),
+                config.bootstrap,
+                config.seed,
+            )
+            figure = Figure(float(np.mean(gain)), *ends, len(gain))
+            results[f'{name} over {names[0]}: {reader}'] = dataclasses.asdict(figure)
+    return {
+        'evaluation': config.evaluation,
+        'protocol': reports[0]['protocol'],
+        'model': [report['model'] for report in reports],
+        'config': reports[0]['config'],
+        'data': reports[0]['data'],
+        'results': results,
+        'baselines': baselines,
+        'sentences': [f'{n}: {line}' for n, r in zip(names, reports) for line in r['sentences']],
+        'seconds': sum(report['seconds'] for report in reports),
+        'seed': config.seed,
+    }
 
 
 def show(report: dict) -> None:
@@ -103,7 +180,10 @@ def show(report: dict) -> None:
 
 def _options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add('--model', required=True, metavar='NAME_OR_PATH', help='what `jepa_jax.load` takes')
+    add(
+        '--model', required=True, action='append', dest='models', metavar='NAME_OR_PATH',
+        help='what `jepa_jax.load` takes; several are compared',
+    )  # fmt: skip
     add('--encoder', choices=('target', 'online'), default='target', help='(%(default)s)')
 
 

@@ -21,10 +21,15 @@ from jepa_jax import inputs
 from jepa_jax.data import decode
 from jepa_jax.data.clips import Sampling, Timing, frame_indices
 from jepa_jax.data.views import eval_view
-from jepa_jax.data.windows import Input, Window, length, open_input, windows
+from jepa_jax.data.windows import Input, Window, length, open_input, spread, windows
 from jepa_jax.errors import InputError
 from jepa_jax.inputs import FPS
-from jepa_jax.models.pooler import AttentiveClassifier, AttentivePooler, PoolerConfig
+from jepa_jax.models.pooler import (
+    AttentiveClassifier,
+    AttentivePooler,
+    PoolerConfig,
+    average_tokens,
+)
 from jepa_jax.models.predictor import Predictor
 from jepa_jax.models.vit import ViT, ViTConfig
 from jepa_jax.nets import Net
@@ -131,6 +136,11 @@ class ProbeHead:
     frames: int = FRAMES
     step: int = 4  # every n-th frame of the video; with 'future' as many as make 8 a second
     segments: int = 1  # clips of a video that are read together
+    # and of those that were made here:
+    fps: float = 0.0  # frames a second, in place of `step`
+    crop: int = 0  # pixels; 0: as the model was trained
+    tokens: int = 0  # most tokens of a clip, as means over boxes; 0: all
+    several: bool = False  # a video may have several labels: a probability for each
     labels: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
 
@@ -498,7 +508,8 @@ class Model:
         likeliest = {}
         for head, row in logits.items():
             # anticipation was trained with a focal loss on each class, so those do not add up to 1
-            chance = jax.nn.sigmoid(row[0]) if probe.reads == 'future' else jax.nn.softmax(row[0])
+            each = probe.reads == 'future' or probe.several
+            chance = jax.nn.sigmoid(row[0]) if each else jax.nn.softmax(row[0])
             chance = np.asarray(chance, np.float64)
             order = np.argsort(-chance, kind='stable')[:top]
             names = probe.labels.get(head, ())
@@ -509,6 +520,12 @@ class Model:
 
     def _probe_clips(self, path: str, probe: ProbeHead) -> np.ndarray:
         """[segments, T, crop, crop, 3]"""
+        crop = probe.crop or self.config.image_size
+        if probe.fps:
+            source = open_input(path, probe.fps)
+            places = spread(len(source.numbers), probe.frames, probe.segments)
+            frames = eval_view(source.read(source.numbers[places.ravel()]), crop)
+            return frames.reshape(*places.shape, *frames.shape[1:])
 
         def choose(timing: Timing) -> np.ndarray:
             if probe.reads == 'future':  # what comes after the file is anticipated
@@ -518,14 +535,15 @@ class Model:
             rule = Sampling(frame_step=probe.step)
             return frame_indices(timing, probe.frames, rule, num_clips=probe.segments, overlap=True)
 
-        frames = eval_view(decode.read_frames(path, choose), self.config.image_size)
+        frames = eval_view(decode.read_frames(path, choose), crop)
         return frames.reshape(-1, probe.frames, *frames.shape[1:])
 
     def _probe_reads(self, clips: jax.Array) -> jax.Array:
         """Clips [B, T, H, W, 3] -> the tokens [B, n, D] that the probe was trained on."""
         reads = self.probe.reads
         if reads == 'last':
-            return self.encode(clips)
+            grid = self.config.grid(*clips.shape[1:4])
+            return average_tokens(self.encode(clips), grid, self.probe.tokens)
         if reads != 'future':
             return jnp.concatenate(self.encode(clips, tuple(reads)), axis=1)
         if self.predictor is None:

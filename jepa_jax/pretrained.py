@@ -33,7 +33,8 @@ from jepa_jax.weights.write import refuse_existing, write
 DTYPES = ('float32', 'bfloat16')
 WHICH = {'target': 'target (moving average)', 'online': 'online'}
 # of the settings of a ProbeHead what a checkpoint tells beside its config
-READS = ('reads', 'frames', 'step', 'segments')
+RELEASED_READS = ('reads', 'frames', 'step', 'segments')
+READS = (*RELEASED_READS, 'fps', 'crop', 'tokens', 'several')
 CARD = 'README.md'
 
 
@@ -167,7 +168,9 @@ def _probe(text: str, model: str, config: ViTConfig, dtype: str) -> ProbeHead:
             f"probe '{text}' reads features of width {width}, {model} has {config.width}"
         )
     row = zoo.RELEASED.get(text)
-    return _head(weights, dtype, **{key: getattr(row, key) for key in READS} if row else {})
+    return _head(
+        weights, dtype, **{key: getattr(row, key) for key in RELEASED_READS} if row else {}
+    )
 
 
 def _head(weights: Weights, dtype: str, **reads: Any) -> ProbeHead:

@@ -12,6 +12,9 @@ from jepa_jax.config.derived import encoder_shape as encoder_shape
 from jepa_jax.config.derived import frame_counts as frame_counts
 from jepa_jax.config.derived import half_life as half_life
 from jepa_jax.config.derived import horizon as horizon
+from jepa_jax.config.labelled import AttentiveConfig as AttentiveConfig
+from jepa_jax.config.labelled import LabelledDataConfig as LabelledDataConfig
+from jepa_jax.config.labelled import OwnConfig as OwnConfig
 from jepa_jax.config.masked_video import MaskedVideoConfig as MaskedVideoConfig
 from jepa_jax.config.parts import SELF_MADE as SELF_MADE
 from jepa_jax.config.parts import ActionPredictorConfig as ActionPredictorConfig

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from jepa_jax.config import parts
+from jepa_jax.config import labelled, parts
 from jepa_jax.config.derived import horizon
 from jepa_jax.config.parts import EncoderConfig
-from jepa_jax.config.runs import RunConfig
+from jepa_jax.config.runs import EvalConfig, RunConfig
 from jepa_jax.errors import ConfigError, allowed, nearest
 from jepa_jax.models import SIZE_ALIASES, SIZES
 
@@ -150,6 +150,27 @@ RULES: dict[type, dict[str, Rule | OneOf]] = {
         'seeds': POSITIVE,
         'bootstrap': POSITIVE,
     },
+    labelled.LabelledDataConfig: {
+        'test_share': Rule(lambda v: 0 < v < 1, 'above 0 and below 1'),
+        'target': OneOf(('auto', 'class', 'number', 'labels')),
+        'ahead': NOT_NEGATIVE,
+        'frames': POSITIVE,
+        'fps': POSITIVE,
+        'crop': NOT_NEGATIVE,
+        'segments': POSITIVE,
+        'tokens': NOT_NEGATIVE,
+    },
+    labelled.AttentiveConfig: {
+        'rates': Rule(lambda v: all(x > 0 for x in v), '3 numbers above 0'),
+        'decays': Rule(lambda v: all(x >= 0 for x in v), '2 numbers, none below 0'),
+        'depth': POSITIVE,
+        'heads': NOT_NEGATIVE,
+        'epochs': POSITIVE,
+        'batch': POSITIVE,
+        'least_steps': POSITIVE,
+    },
+    labelled.OwnConfig: {'batch': POSITIVE},
+    EvalConfig: {'bootstrap': POSITIVE},
     parts.RobotConfig: {
         'frame': OneOf(('base', 'camera')),
         'gripper': OneOf(('closed', 'open')),

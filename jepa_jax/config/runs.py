@@ -44,3 +44,4 @@ class EvalConfig:
     evaluation: str = ''
     name: str = ''
     seed: int = 0
+    bootstrap: int = 1000  # resamples behind each interval

@@ -153,6 +153,14 @@ def starts(count: int, frames: int, stride: int) -> list[int]:
     return firsts
 
 
+def spread(count: int, frames: int, clips: int) -> np.ndarray:
+    """Places [clips, frames] of clips among `count` sampled frames: the middle one, or evenly
+    spread; where there are too few frames the last one is repeated."""
+    last = max(0, count - frames)
+    firsts = [last // 2] if clips == 1 else np.linspace(0, last, clips).astype(int)
+    return (np.asarray(firsts)[:, None] + np.arange(frames)).clip(0, max(0, count - 1))
+
+
 def length(source: Input, frames: int, tubelet: int) -> int:
     """Frames of each window: `frames`, or fewer for a folder or an array that has fewer.
 

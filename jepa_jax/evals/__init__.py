@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
+
 from jepa_jax.config import EvalConfig
 from jepa_jax.config.check import types_and_ranges
 from jepa_jax.errors import ConfigError
@@ -44,9 +46,19 @@ class Results:
     baselines: dict[str, Figure]  # what the results are to be held against
     data: dict[str, Any]  # expected and read records, hash of their list
     sentences: tuple[str, ...] = ()
+    # reader -> how well each test clip was answered [m], the higher the better, and the source of
+    # each [m]: what another model is compared by, clip by clip
+    outcomes: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    sources: np.ndarray | None = None
 
 
 EVALS: dict[str, Evaluation] = {
+    'own': Evaluation(
+        config='jepa_jax.config:OwnConfig',
+        run='jepa_jax.evals.own:run',
+        protocol='nearest neighbours, ridge, logistic regression and an attentive probe on frozen '
+        'features; no source on both sides of the split; settings chosen on training clips',
+    ),
     'self_made': Evaluation(
         config='jepa_jax.config:SelfMadeConfig',
         run='jepa_jax.evals.self_made:run',

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import nnx
 
@@ -113,6 +115,38 @@ class AttentivePooler(nnx.Module):
             x = fold(self.blocks, x, remat=self.config.remat)
         query = jnp.broadcast_to(self.query_tokens[...], (len(x), *self.query_tokens.shape[1:]))
         return self.cross_attention_block(query, x)
+
+
+def averaged_grid(grid: tuple[int, int, int], most: int) -> tuple[int, int, int]:
+    """The (t, h, w) grid of boxes whose means `average_tokens` takes; most: 0: all tokens.
+
+    Time is kept as far as there are so many places; height and width share what is left.
+    """
+    t, h, w = grid
+    if not most or t * h * w <= most:
+        return grid
+    t = min(t, most)
+    share = (most // t / (h * w)) ** 0.5
+    rows = max(1, min(h, int(h * share + 1e-9)))
+    return t, rows, max(1, min(w, most // t // rows))
+
+
+def average_tokens(x: jax.Array, grid: tuple[int, int, int], most: int) -> jax.Array:
+    """Tokens [B, N, D] of a grid -> at most so many, each the mean over a box: [B, n, D]."""
+    boxes = averaged_grid(grid, most)
+    if boxes == tuple(grid):
+        return x
+
+    def means(size: int, count: int) -> jax.Array:
+        edges = np.arange(count + 1) * size // count
+        inside = (np.arange(size) >= edges[:-1, None]) & (np.arange(size) < edges[1:, None])
+        return jnp.asarray(inside / inside.sum(1, keepdims=True), jnp.float32)
+
+    # axis by axis: a reshape of several axes at once would ask for a sharding
+    t, h, w = (means(size, count) for size, count in zip(grid, boxes))
+    weights = jnp.einsum('at,bh,cw->abcthw', t, h, w, precision='highest')
+    weights = weights.reshape(math.prod(boxes), math.prod(grid))
+    return jnp.einsum('nm,bmd->bnd', weights, x, precision='highest')
 
 
 def sharding(probe: tuple[PoolerConfig, dict[str, int]]) -> Rules:

@@ -1,0 +1,51 @@
+"""Evaluations on clips that a user labelled."""
+
+from dataclasses import dataclass, field
+
+from jepa_jax.config.runs import EvalConfig
+
+
+@dataclass
+class LabelledDataConfig:
+    """Labelled clips and how they are seen."""
+
+    # a folder with a folder a class, a table (csv with a header, tab or semicolon as well), or a
+    # list with `path label` lines
+    train: str = ''
+    test: str = ''  # likewise; empty: the table's column `split`, or a share of the sources
+    test_share: float = 0.25  # of the sources, where nothing says which are for testing
+    label: str = ''  # column with the labels; empty: label, class, target, value or y
+    group: str = ''  # column with the source; empty: group, source, subject; else each file is one
+    source: str = ''  # pattern of a source in a file's name, as '(.+)_clip[0-9]+'
+    target: str = 'auto'  # class | number | labels (several, as `a|b`) | auto: as they look
+    ahead: float = 0.0  # seconds before `time`, or `start`, at which the clip ends: a forecast
+    frames: int = 16  # a clip
+    fps: float = 4.0  # frames a second to sample at
+    crop: int = 0  # pixels; 0: as the model was trained
+    segments: int = 1  # clips of an example, spread over it and read together
+    tokens: int = 128  # most tokens of a clip that are kept, as means over boxes; 0: all
+    cache: str = ''  # folder of the features; empty: `features` in the workdir
+
+
+@dataclass
+class AttentiveConfig:
+    """A grid of attentive heads; the one that does best on part of the training clips is taken."""
+
+    rates: tuple[float, float, float] = (3e-3, 1e-3, 3e-4)  # peak learning rates
+    decays: tuple[float, float] = (0.01, 0.4)  # weight decays
+    depth: int = 1  # blocks, the last of them with the query; the original has 4
+    heads: int = 0  # 0: one for 64 channels; the original has 16
+    epochs: int = 20
+    batch: int = 32
+    least_steps: int = 200  # where so many epochs have fewer
+
+
+@dataclass
+class OwnConfig(EvalConfig):
+    """What features tell of own labelled clips: see jepa_jax.evals.own."""
+
+    evaluation: str = 'own'
+    data: LabelledDataConfig = field(default_factory=LabelledDataConfig)
+    attentive: AttentiveConfig = field(default_factory=AttentiveConfig)
+    random_baseline: bool = True  # an untrained encoder of the same shape: encodes all clips again
+    batch: int = 1  # clips that go through the encoder together, on each device

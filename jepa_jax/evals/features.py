@@ -1,0 +1,231 @@
+"""Features of a list of clips, computed once and kept in a folder.
+
+    table = compute(model, len(paths), read, folder, about={'list': ...}, tokens=128)
+    table.mean[table.read]     # [n, D]
+    table.tokens[rows]         # [k, N, D]
+
+A folder is named by a hash of what its features depend on: weights, clips and how they are seen, so
+another model, view or list makes another folder. A row of it has a checksum; one that was not
+reached, or is not what was written, is made again, so an interrupted start loses nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import shutil
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from jepa_jax import sharding
+from jepa_jax.checkpoint import hash_arrays
+from jepa_jax.data.windows import ahead
+from jepa_jax.errors import BadFile, ConfigError
+from jepa_jax.models.pooler import average_tokens, averaged_grid
+from jepa_jax.models.vit import ViTConfig
+from jepa_jax.weights.parts import net
+from jepa_jax.workdir import write_json
+
+VERSION = 1  # part of the hash: change it with anything that changes a feature
+SIDE = 16  # pixels of the small frames that are kept for a baseline
+MISSING, READ, BAD = range(3)  # states of a row
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Features of clips, row by row; what could not be read has zeros."""
+
+    folder: Path
+    rows: np.ndarray  # [n] of the fields below, mapped from a file
+    problems: dict[int, str]  # row -> why it was not read
+
+    @property
+    def read(self) -> np.ndarray:
+        """[n] bool: which rows are there."""
+        return self.rows['state'] == READ
+
+    @property
+    def mean(self) -> np.ndarray:
+        """[n, D] float32: means over all tokens."""
+        return self.rows['mean']
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """[n, N, D] float16: tokens, averaged to at most as many as were asked for."""
+        return self.rows['tokens']
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """[n, S * T, SIDE, SIDE, 3] uint8: the frames, area-averaged."""
+        return self.rows['pixels']
+
+
+def compute(
+    model,
+    count: int,
+    read: Callable[[int], np.ndarray],
+    folder: Path,
+    *,
+    about: dict[str, Any],
+    clip: tuple[int, int, int],
+    segments: int = 1,
+    tokens: int = 128,
+    batch: int = 1,
+    title: str = 'features',
+) -> Table:
+    """Features of clips 0 to count - 1, on all devices of this process.
+
+    Args:
+      model: a Model: its encoder is what is asked.
+      count: of examples.
+      read: example -> clips as the encoder is to see them, uint8 [segments, T, H, W, 3]; may raise
+        BadFile.
+      folder: of caches; each set of features gets a folder in it.
+      about: what the clips depend on, JSON: part of the folder's name.
+      clip: T, H, W.
+      segments: clips of an example; their tokens follow one another.
+      tokens: most tokens of a clip that are kept, means over boxes of the grid; 0: all of them.
+      batch: clips at a time on each device.
+      title: what the progress bar calls them.
+
+    Raises:
+      ConfigError: the disk has not enough room, or no example can be read.
+    """
+    config: ViTConfig = model.config
+    grid = config.grid(*clip)
+    kept = int(np.prod(averaged_grid(grid, tokens)))
+    row = np.dtype([
+        ('state', np.uint8),
+        ('crc', np.uint32),
+        ('mean', np.float32, (config.width,)),
+        ('tokens', np.float16, (segments * kept, config.width)),
+        ('pixels', np.uint8, (segments * clip[0], min(SIDE, clip[1]), min(SIDE, clip[2]), 3)),
+    ])  # fmt: skip
+    facts = {
+        'version': VERSION,
+        'weights': hash_arrays(model.encoder.params),
+        'encoder': {k: str(v) for k, v in dataclasses.asdict(config).items()},
+        'clip': list(clip), 'segments': segments, 'tokens': tokens, 'count': count, **about,
+    }  # fmt: skip
+    name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    place = folder / name
+    place.mkdir(parents=True, exist_ok=True)
+    rows = _open(place / 'rows.npy', row, count)
+    write_json(place / 'about.json', facts)
+    left = [i for i in range(count) if rows['state'][i] != READ or rows['crc'][i] != _crc(rows[i])]
+    if left and len(left) < count:
+        log.info('%s: %d of %d are there', title, count - len(left), count)
+    problems = _fill(model, rows, left, read, grid, tokens, segments, batch, title)
+    if not (rows['state'] == READ).any():
+        first = next(iter(problems.values()), 'the list is empty')
+        raise ConfigError(f'{title}: none of {count} clips can be read; the first: {first}')
+    return Table(place, rows, problems)
+
+
+def _open(path: Path, row: np.dtype, count: int) -> np.ndarray:
+    if path.exists():
+        try:
+            rows = np.load(path, mmap_mode='r+', allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            log.warning('%s is made again: %s', path, error)
+        else:
+            if rows.dtype == row and rows.shape == (count,):
+                return rows
+            log.warning('%s is made again: its rows have another form', path)
+    need, free = row.itemsize * count, shutil.disk_usage(path.parent).free
+    if need > free:
+        raise ConfigError(
+            f'{path.parent}: features of {count} clips take {need / 2**30:.1f} GiB, '
+            f'{free / 2**30:.1f} GiB are free'
+        )
+    return np.lib.format.open_memmap(path, 'w+', row, (count,))
+
+
+def _crc(row: np.void) -> int:
+    return zlib.crc32(row['pixels'].tobytes(), zlib.crc32(row['mean'].tobytes())) ^ zlib.crc32(
+        row['tokens'].tobytes()
+    )
+
+
+def _fill(model, rows, left, read, grid, tokens, segments, batch, title) -> dict[int, str]:
+    problems: dict[int, str] = {}
+    encode, devices = reduced_encoder(model, grid, tokens)
+    size = batch * devices * max(1, segments)  # clips at a time, whole examples
+
+    def examples():
+        for i in left:
+            try:
+                yield i, read(i)
+            except BadFile as error:
+                yield i, error
+
+    def flush(group: list[tuple[int, np.ndarray]]) -> None:
+        clips = np.concatenate([clips for _, clips in group])
+        full = np.concatenate([clips, np.repeat(clips[-1:], size - len(clips), axis=0)])
+        mean, kept = encode(full)
+        for place, (i, clips) in enumerate(group):
+            own = slice(place * segments, (place + 1) * segments)
+            rows['mean'][i] = mean[own].mean(0)
+            rows['tokens'][i] = kept[own].reshape(rows['tokens'].shape[1:])
+            rows['pixels'][i] = small(clips.reshape(-1, *clips.shape[2:]))
+            rows['crc'][i], rows['state'][i] = _crc(rows[i]), READ
+
+    group: list[tuple[int, np.ndarray]] = []
+    with tqdm(total=len(left), unit='clip', desc=title, disable=None if left else True) as bar:
+        for i, clips in ahead(examples()):
+            if isinstance(clips, BadFile):
+                rows['state'][i], problems[i] = BAD, str(clips)
+                log.warning('left out: %s', clips)
+            else:
+                group.append((i, clips))
+                if len(group) * segments == size:
+                    flush(group)
+                    group = []
+            bar.update()
+        if group:
+            flush(group)
+    rows.flush()
+    return problems
+
+
+def reduced_encoder(
+    model, grid: tuple[int, int, int], tokens: int
+) -> tuple[Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], int]:
+    """A function from clips uint8 [B, T, H, W, 3] to means [B, D] and averaged tokens [B, N, D],
+    and the number of devices that B must be a multiple of."""
+    local = sharding.make_mesh(1, jax.local_devices())
+    encoder = net('encoder', model.config)
+
+    @jax.jit
+    def run(params, clips):
+        x = encoder(params, clips)
+        return x.mean(1), average_tokens(x, grid, tokens)
+
+    with jax.set_mesh(local):
+        params = jax.device_put(model.encoder.params, jax.NamedSharding(local, jax.P()))
+
+    def encode(clips: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        with jax.set_mesh(local):
+            split = jax.device_put(clips, jax.NamedSharding(local, sharding.BATCH))
+            return jax.tree.map(np.asarray, run(params, split))
+
+    return encode, local.size
+
+
+def small(frames: np.ndarray) -> np.ndarray:
+    """Frames uint8 [T, H, W, 3] as their means over areas: [T, at most SIDE, at most SIDE, 3]."""
+    T, H, W, _ = frames.shape
+    y, x = (np.arange(min(SIDE, size)) * size // min(SIDE, size) for size in (H, W))
+    sums = np.add.reduceat(np.add.reduceat(frames, y, axis=1, dtype=np.float32), x, axis=2)
+    area = np.outer(np.diff(y, append=H), np.diff(x, append=W))[..., None]
+    return np.rint(sums / area).astype(np.uint8)
