@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jepa_jax import model
+from jepa_jax.checkpoint import hash_arrays
 from jepa_jax.errors import ZooError, allowed, nearest
 from jepa_jax.model import Encoder, Loaded, ProbeHead
 from jepa_jax.models import SIZE_ALIASES, SIZES
@@ -93,10 +94,8 @@ def load(
         raise ZooError(f"dtype '{dtype}': {allowed(dtype, DTYPES)}")
     options = dict(crop=crop, frames=frames, heads=heads, allow_missing=allow_missing)
     if text.startswith(zoo.RANDOM):
-        if probe is not None:
-            raise ZooError(f"probe '{probe}' on {text}: random features mean nothing to a probe")
         zoo.refuse_options(text, options)
-        return _random(text, dtype, seed)
+        return _random(text, dtype, seed, probe)
     row = zoo.RELEASED.get(text)
     if row and row.probe_of:
         if probe is not None:
@@ -122,14 +121,11 @@ def _model(text: str, weights: Weights, encoder: str, probe, dtype: str) -> Mode
     ]
     head = None
     if probe is not None:
-        head = _probe(os.fspath(probe), text, config, dtype)
+        head = _probe(os.fspath(probe), text, config, dtype, lambda: weights.params(which))
     elif weights.probe is not None:
         head = _head(weights, dtype)
     if head:
-        about.append(
-            f'probe: {", ".join(f"{n} classes of {c}" for c, n in head.classes.items())}; reads '
-            f'{_reads(head.reads)}, {head.segments} x {head.frames} frames'
-        )
+        about.append(_words_of(head))
 
     def loaded(name: str) -> Loaded | None:
         if name not in weights.nets:
@@ -147,6 +143,11 @@ def _model(text: str, weights: Weights, encoder: str, probe, dtype: str) -> Mode
     )
 
 
+def _words_of(head: ProbeHead) -> str:
+    classes = ', '.join(f'{n} classes of {c}' for c, n in head.classes.items())
+    return f'probe: {classes}; reads {_reads(head.reads)}, {head.segments} x {head.frames} frames'
+
+
 def _reads(reads: str | tuple[int, ...]) -> str:
     words = {'last': 'the last block', 'future': 'the last block and predictions of 1 s later'}
     return words.get(reads) or 'blocks ' + ' '.join(map(str, reads))
@@ -156,8 +157,10 @@ def _other(which: str) -> str:
     return f'--encoder {ENCODERS[1 - ENCODERS.index(which)]}'
 
 
-def _probe(text: str, model: str, config: ViTConfig, dtype: str) -> ProbeHead:
-    """A probe's weights, and what it reads: known for a released one."""
+def _probe(
+    text: str, model: str, config: ViTConfig, dtype: str, encoder: Callable[[], dict]
+) -> ProbeHead:
+    """A probe's weights, and what it reads: known for a released one. encoder: its parameters."""
     text = zoo.released_name(text)
     weights = zoo.find(text)
     if weights.probe is None:
@@ -167,10 +170,14 @@ def _probe(text: str, model: str, config: ViTConfig, dtype: str) -> ProbeHead:
         raise ZooError(
             f"probe '{text}' reads features of width {width}, {model} has {config.width}"
         )
+    trained_on = weights.reads.get('weights')
+    if trained_on and trained_on != hash_arrays(encoder()):
+        raise ZooError(f"probe '{text}' was trained on features of another encoder than {model}")
+    if not trained_on and model.startswith(zoo.RANDOM):
+        raise ZooError(f"probe '{text}' on {model}: random features mean nothing to a probe")
     row = zoo.RELEASED.get(text)
-    return _head(
-        weights, dtype, **{key: getattr(row, key) for key in RELEASED_READS} if row else {}
-    )
+    reads = {key: getattr(row, key) for key in RELEASED_READS} if row else {}
+    return _head(weights, dtype, **reads)
 
 
 def _head(weights: Weights, dtype: str, **reads: Any) -> ProbeHead:
@@ -179,7 +186,7 @@ def _head(weights: Weights, dtype: str, **reads: Any) -> ProbeHead:
     stored = {k: tuple(v) if isinstance(v, list) else v for k, v in weights.reads.items()}
     usual = {'reads': 'future' if 'verb' in classes else 'last'}
     params = _placed(weights, 'probe')
-    settings = usual | stored | reads
+    settings = {k: v for k, v in (usual | stored | reads).items() if k != 'weights'}
     return ProbeHead(_typed(pooler, dtype), classes, params, labels=weights.labels, **settings)
 
 
@@ -212,7 +219,7 @@ def random_configs(size: str, dtype: str = 'float32') -> tuple[ViTConfig, Predic
     return encoder, PredictorConfig(shape.width, dtype=jnp.dtype(dtype))
 
 
-def _random(text: str, dtype: str, seed: int) -> Model:
+def _random(text: str, dtype: str, seed: int, probe: str | os.PathLike | None) -> Model:
     configs = dict(
         zip(('encoder', 'predictor'), random_configs(text.removeprefix(zoo.RANDOM), dtype))
     )
@@ -227,7 +234,11 @@ def _random(text: str, dtype: str, seed: int) -> Model:
         f'{encoder.depth} blocks, width {encoder.width}, {encoder.heads} heads',
         f'computes in {dtype}',
     ]
-    return Model(**nets, about=about, name=text, which='random')
+    head = None
+    if probe is not None:
+        head = _probe(os.fspath(probe), text, encoder, dtype, lambda: nets['encoder'].params)
+        about.append(_words_of(head))
+    return Model(**nets, probe=head, about=about, name=text, which='random')
 
 
 # Saving

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jepa_jax.checkpoint import hash_arrays
 from jepa_jax.config import OwnConfig
 from jepa_jax.data.views import eval_view
 from jepa_jax.data.windows import open_input, spread
@@ -456,6 +457,7 @@ def save_probe(folder: Path, trained, task: Task, config: OwnConfig, model) -> N
         'tokens': data.tokens,
         'crop': _crop(model, config),
         'several': task.kind == 'labels',
+        'weights': hash_arrays(model.encoder.params),
     }
     stored = StoredNet('probe', (probe.pooler, dict(probe.classes)), tree)
     weights = Weights(
