@@ -48,6 +48,8 @@ def make(model, clips, folder, read=None, **options):
         ((1, 16, 16), 128, (1, 11, 11)),
         ((2, 4, 4), 128, (2, 4, 4)),
         ((1, 1, 300), 128, (1, 1, 128)),
+        ((4, 6, 8), 16, (4, 2, 2)),
+        ((8, 12, 20), 128, (8, 3, 5)),
     ],
 )
 def test_boxes_of_tokens(grid, most, boxes):
@@ -59,7 +61,7 @@ def test_averages_are_means_over_boxes():
     x = np.random.default_rng(0).normal(size=(2, 4 * 6 * 8, 5)).astype(np.float32)
     ours = average_tokens(jnp.asarray(x), (4, 6, 8), 4 * 2 * 2)
     boxes = averaged_grid((4, 6, 8), 16)
-    assert boxes == (4, 1, 2) or boxes == (4, 2, 2)
+    assert boxes == (4, 2, 2)
     t, h, w = boxes
     theirs = x.reshape(2, t, 4 // t, h, 6 // h, w, 8 // w, 5).mean((2, 4, 6)).reshape(2, -1, 5)
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
