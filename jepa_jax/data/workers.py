@@ -11,14 +11,16 @@ import ctypes
 import dataclasses
 import functools
 import importlib.util
+import logging
 import multiprocessing
 import os
 import queue
+import secrets
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from multiprocessing import resource_tracker
+from multiprocessing import resource_tracker, shared_memory
 from typing import Any
 
 import grain
@@ -27,7 +29,9 @@ import jax
 import numpy as np
 from absl import flags
 
+from jepa_jax import scratch
 from jepa_jax.config import LoaderConfig
+from jepa_jax.data.confine import confine, missing
 from jepa_jax.errors import DataError
 
 STEPS = 2**40  # as many as anyone asks for
@@ -71,9 +75,14 @@ class Batches(Iterator[HostBatch]):
         if self._workers:
             if not flags.FLAGS.is_parsed():  # grain reads its own absl flags when it starts workers
                 flags.FLAGS.mark_as_parsed()
+            _name_shared_memory()
+            if data.confine and (why := missing()):
+                _say(f'data workers may start programs and open sockets: {why}')
             # half of the batches held ready wait in the worker, half in this process
             options = grain.MultiprocessingOptions(self._workers, max(1, data.prefetch // 2))
-            begin = functools.partial(_start_worker, files_of_modules())
+            begin = functools.partial(
+                _start_worker, files_of_modules(), scratch.mark(), data.confine
+            )
             dataset = dataset.mp_prefetch(options, worker_init_fn=begin)
         else:  # a daemon thread, unlike those of ReadOptions, which keep a stuck process alive
             dataset = grain.experimental.ThreadPrefetchIterDataset(
@@ -102,6 +111,11 @@ class Batches(Iterator[HostBatch]):
                 raise DataError(
                     f'data worker {worker} of {self._workers} ended with exit code {code} before '
                     f'step {self._step}{_EXIT_HINTS.get(code, "")}'
+                ) from error
+            if isinstance(error, MemoryError) and self._workers:
+                raise DataError(
+                    f'data worker {worker} of {self._workers} has too little memory for the batch '
+                    f'of step {self._step} ({error}): --limits memory=...'
                 ) from error
             raise error
         self._step += 1
@@ -209,8 +223,48 @@ def files_of_modules() -> dict[str, str]:
     return files
 
 
-def _start_worker(files: dict[str, str], index: int, count: int) -> None:
-    """Runs first in a worker: leaves accelerators and Ctrl-C to the parent, and ends with it.
+SHARED = '/dev/shm'  # where Linux lists shared memory and semaphores
+
+
+def _name_shared_memory() -> None:
+    """Removes what killed runs left, and names this one's semaphores after it.
+
+    SIGKILL of a process group ends the process, too, in which Python keeps a list of them.
+    """
+    if os.path.isdir(SHARED):
+        scratch.sweep(SHARED, elsewhere=False)
+        multiprocessing.current_process()._config['semprefix'] = f'/{scratch.mark()}'
+
+
+class _Named(shared_memory.SharedMemory):
+    """Shared memory whose name says whose it is; grain lets Python choose it."""
+
+    owner = ''
+
+    def __init__(self, name=None, create=False, size=0, **more) -> None:
+        while True:
+            own = f'{self.owner}{secrets.token_hex(6)}' if create and name is None else name
+            try:
+                super().__init__(own, create, size, **more)
+                return
+            except FileExistsError:
+                if own == name:
+                    raise
+
+
+@functools.cache
+def _say(line: str) -> None:
+    logging.info(line)
+
+
+def _start_worker(
+    files: dict[str, str], owner: str, confined: bool, index: int, count: int
+) -> None:
+    """Runs first in a worker: leaves accelerators and Ctrl-C to the parent, and ends with it; does
+    what files ask for within limits.
+
+    owner: of the shared memory that batches travel in, the parent's `scratch.mark`.
+    confined: as `data.confine`.
 
     `prctl(PR_SET_PDEATHSIG)` will not do: it fires when the parent's *thread* that started the
     worker ends, and grain starts workers from short-lived threads. What `join` waits for is a pipe
@@ -237,6 +291,10 @@ def _start_worker(files: dict[str, str], index: int, count: int) -> None:
             spec = importlib.util.spec_from_file_location(name, path)
             sys.modules[name] = module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
+    if os.path.isdir(SHARED):
+        _Named.owner = owner
+        shared_memory.SharedMemory = _Named
+    confine(calls=confined)
 
 
 _EXIT_HINTS = {

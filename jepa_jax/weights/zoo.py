@@ -24,6 +24,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from jepa_jax import workdir
 from jepa_jax.config import cache_root
 from jepa_jax.errors import ZooError, nearest
 from jepa_jax.models import SIZES
@@ -259,14 +260,8 @@ def check_record(path: pathlib.Path, thorough: bool = False) -> str:
     row = {'bytes': status.st_size, 'changed': status.st_mtime_ns, 'sha256': sha256}
     when = datetime.datetime.now().astimezone().isoformat(' ', 'seconds')
     first = noted['first_used'] if noted else when
-    _write(record, json.dumps(row | {'first_used': first}, indent=2) + '\n')
+    workdir.write_json(record, row | {'first_used': first})
     return sha256
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-    temporary = path.with_name(path.name + '.new')
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 def _hugging_face(name: str) -> str:
