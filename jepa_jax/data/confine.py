@@ -96,25 +96,30 @@ def lower(kind: int, value: int) -> None:
         resource.setrlimit(kind, (value, value))
 
 
-def _refuse_calls() -> None:
-    """Refuses calls of all threads from now on."""
-    machine, _, calls = MACHINES[platform.machine()]
+def program(machine: str) -> list[tuple[int, int, int, int]]:
+    """The filter of a key of MACHINES: code, jump if so, jump if not, value of each instruction."""
+    number, _, calls = MACHINES[machine]
     allow = len(calls) + 1  # instructions from the first comparison to the one that allows
-    program = [
+    return [
         (LOAD, 0, 0, 4),  # the machine
-        (EQUAL, 0, allow + 2, machine),  # of another one, nothing
+        (EQUAL, 0, allow + 2, number),  # of another one, nothing
         (LOAD, 0, 0, 0),  # the call's number
         (AT_LEAST, allow, 0, X32),
         *((EQUAL, allow - 1 - i, 0, call) for i, call in enumerate(calls)),
         (RETURN, 0, 0, ALLOW),
         (RETURN, 0, 0, ERRNO | errno.EPERM),
     ]
-    code = ctypes.create_string_buffer(b''.join(struct.pack('HBBI', *row) for row in program))
+
+
+def _refuse_calls() -> None:
+    """Refuses calls of all threads from now on."""
+    rows = program(platform.machine())
+    code = ctypes.create_string_buffer(b''.join(struct.pack('HBBI', *row) for row in rows))
 
     class Program(ctypes.Structure):
         _fields_ = (('length', ctypes.c_ushort), ('code', ctypes.c_void_p))
 
-    whole = Program(len(program), ctypes.addressof(code))
+    whole = Program(len(rows), ctypes.addressof(code))
     if _libc.prctl(PR_SET_NO_NEW_PRIVS, *map(ctypes.c_ulong, (1, 0, 0, 0))):
         raise OSError(ctypes.get_errno(), 'no_new_privs')
     if _seccomp(SET_MODE_FILTER, TSYNC, ctypes.byref(whole)):
