@@ -40,6 +40,7 @@ from jepa_jax.data.workers import (
     Batches,
     Failure,
     HostBatch,
+    saying,
     side_by_side,
     threads_of_a_worker,
     trim,
@@ -299,7 +300,8 @@ class _Reader(grain.transforms.Map):
         stream, failures, start = self._stream, [], time.perf_counter()
         while True:
             try:
-                arrays = stream.read(row)
+                with saying(stream.name(row)):
+                    arrays = stream.read(row)
                 break
             except BadFile as error:
                 failures.append(Failure(error.path, error.reason, error.detail, row.list))
