@@ -54,15 +54,16 @@ def confine(memory: bool = True, calls: bool = True) -> None:
 
     memory: to `Limits.memory` more than it has, or three quarters of the machine's if that is less.
     calls: no programs, no sockets, if nothing is `missing`.
-
-    Raises OSError: the kernel refuses a limit that it offers.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     lower(resource.RLIMIT_NOFILE, OPEN_FILES)
     if memory and sys.platform == 'linux' and (room := room_for_a_worker()) != float('inf'):
         lower(resource.RLIMIT_DATA, data_in_use() + int(room))
     if calls and not missing():
-        _refuse_calls()
+        try:
+            _refuse_calls()
+        except OSError as error:  # offered, and yet refused: by a container's own filter
+            log.warning('a data worker may start programs and open sockets: %s', error)
 
 
 def room_for_a_worker() -> float:
