@@ -234,6 +234,11 @@ def _write_hf(weights: Weights, dst: pathlib.Path, encoder: str, progress) -> li
     probe = weights.probe
     if probe and list(probe[1]) != ['linear']:
         raise ConvertError(f'{dst}: a probe with heads {", ".join(probe[1])}, must be one: linear')
+    frames = weights.encoder.frames
+    if probe:  # of the clips that it reads, where the source says so
+        frames = weights.reads.get('frames', frames)
+        if (levels := weights.reads.get('reads', 'last')) != 'last':
+            notes.append(f'the probe reads {levels}, theirs always the last block')
     prefixes = {name: 'vjepa2.' if probe and name != 'probe' else '' for name in nets}
     sizes = {}
     for name in nets:
@@ -244,7 +249,9 @@ def _write_hf(weights: Weights, dst: pathlib.Path, encoder: str, progress) -> li
     with hf_files.folder_at(dst) as folder:
         predictor = nets['predictor'].config if 'predictor' in nets else None
         labels = weights.labels.get('linear', ())
-        hf_files.write_config(folder, weights.encoder, chosen, predictor, probe, labels)
+        hf_files.write_config(
+            folder, dst, weights.encoder, chosen, predictor, probe, labels, frames
+        )
         shards = hf_files.Shards(folder, sizes)
         for name, net in nets.items():
             for key, array in tables.to_file(links[name], net.tree):
