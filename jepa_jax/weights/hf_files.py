@@ -353,6 +353,7 @@ def folder_at(dst: pathlib.Path) -> Iterator[pathlib.Path]:
     import shutil
     import tempfile
 
+    _library(dst)
     dst.parent.mkdir(parents=True, exist_ok=True)
     folder = pathlib.Path(tempfile.mkdtemp(dir=dst.parent, prefix=f'.{dst.name}.'))
     try:

@@ -246,6 +246,9 @@ def training(
         raise ConvertError(
             f'{folder}: {unknown[0]} is not known here: --weights-only leaves the optimizer out'
         )
+    for name in (COUNT, 'step'):
+        if name not in leaves or leaves[name].shape:
+            raise ConvertError(f'{folder}: {name} must be a number beside an optimizer')
     step = int(np.asarray(leaves['step']))
     hyper = extra.get('training', {}).get('hyper')
     if hyper is None and 'config' in extra:

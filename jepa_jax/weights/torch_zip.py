@@ -199,6 +199,8 @@ def _members(path: pathlib.Path) -> dict[str, Place]:
                 )  # fmt: skip
             if name in places or name.startswith('/') or '..' in name.split('/') or '\0' in name:
                 raise BadFile(path, 'corrupt', f'{where}: twice, or a path that leads elsewhere')
+            if not 0 <= row.header_offset < whole:
+                raise BadFile(path, 'truncated', f'{where} would begin beyond the end')
             start = _local(path, file, row, where)
             if row.file_size != row.compress_size or row.header_offset < edge:
                 raise BadFile(path, 'corrupt', f'{where}: its size is not what is there')
