@@ -25,7 +25,7 @@ from jepa_jax.errors import DoctorError, ZooError
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy', 'av')
 OPTIONAL = {  # package -> what it is for
-    'torch': (".pt files from before PyTorch 1.6, and writing .pt: pip install 'jepa_jax[torch]'"),
+    'torch': (".pt files from before PyTorch 1.6: pip install 'jepa_jax[torch]'"),
     'safetensors': ("Hugging Face folders: pip install 'jepa_jax[hf]'"),
     'huggingface_hub': ("models by their Hugging Face name: pip install 'jepa_jax[hf]'"),
     'tensorboardX': ("TensorBoard events of runs: pip install 'jepa_jax[tensorboard]'"),

@@ -75,11 +75,8 @@ def read(
 
 
 def _read(path, choices, allow_missing, ignore, steps_per_epoch, weights_only, finite) -> Weights:
-    try:
-        if not path.exists():
-            raise ConvertError(f'{path} does not exist')
-    except ValueError as error:  # a NUL in the name
-        raise files.refused(path, error) from error
+    if not path.exists():
+        raise ConvertError(f'{files.one_line(ValueError(path), 500)} does not exist')
     if not path.is_dir():
         return _read_torch(
             path, choices, allow_missing, ignore, steps_per_epoch, weights_only, finite

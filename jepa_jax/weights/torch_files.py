@@ -1,15 +1,14 @@
-"""The original's files: `.pt`, read without running what is in them, written a tensor at a time."""
+"""The original's files: `.pt`, and those that other trainers make of them."""
 
 from __future__ import annotations
 
 import dataclasses
 import fnmatch
 import json
-import os
+import math
 import pathlib
 import pickle
 import re
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -18,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from jepa_jax import files
-from jepa_jax.checkpoint import check_room
 from jepa_jax.errors import ConvertError
 from jepa_jax.models.tokens import sincos_table
 from jepa_jax.weights import parts, torch_pickle, torch_zip
@@ -39,14 +37,6 @@ WRAPPERS = ('state_dict', 'model', 'module', 'model_state_dict')
 DEEPSPEED = ('ds_version', 'ds_config', 'param_shapes')
 FLAT = 'flat_param'  # in names that FSDP gives to many parameters in one
 FLOATS = ('float32', 'bfloat16', 'float16')
-
-
-def _torch(path: os.PathLike, what: str = 'writing a .pt file'):
-    try:
-        import torch
-    except ModuleNotFoundError:
-        raise ConvertError(f'{path}: {what} {INSTALL}') from None
-    return torch
 
 
 # Reading
@@ -78,7 +68,10 @@ def load(path: pathlib.Path) -> Any:
 
 def _load_old(path: pathlib.Path) -> Any:
     """Files of PyTorch before 1.6, which are no archives, by PyTorch's own protected reader."""
-    torch = _torch(path, 'a .pt file from before PyTorch 1.6')
+    try:
+        import torch
+    except ModuleNotFoundError:
+        raise ConvertError(f'{path}: a .pt file from before PyTorch 1.6 {INSTALL}') from None
     scalar = np._core.multiarray.scalar  # numpy 1 and 2 name it differently
     kinds = {type(np.dtype(code)) for code in '?bBhHiIlLqQefd'}
     allowed = [np.dtype, *kinds, scalar, (scalar, 'numpy.core.multiarray.scalar')]
@@ -276,6 +269,8 @@ def _plain(where: str, value: Any) -> Any:
         value = value.read().item()
     if not isinstance(value, str | int | float | None):
         raise ConvertError(f'{where} is a {type(value).__name__}, must be a number or text')
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConvertError(f'{where} is {value}: --ignore or --weights-only leaves it out')
     return value
 
 
@@ -450,9 +445,6 @@ def moments(where: str, opt: Any, forms: Mapping[str, Mapping[str, tuple[int, ..
     return Moments(mu, nu, int(count), hyper)
 
 
-# Writing
-
-
 # Arrays of the original that we compute: the tables of models with sin-cos positions
 
 
@@ -492,100 +484,3 @@ def beyond(net: str, config: Any) -> list[str]:
     if getattr(config, 'state_width', 1) == 0:
         notes.append(f'{net}: no states, which the original needs: it cannot load this file')
     return notes
-
-
-class Scratch:
-    """Tensors in an unnamed file: as many as the disk holds, without memory of their own."""
-
-    def __init__(self, torch, folder: pathlib.Path, nbytes: int):
-        self._torch = torch
-        with tempfile.TemporaryFile(dir=folder) as file:  # the mapping outlives it
-            file.truncate(max(nbytes, 1))
-            self._bytes = np.memmap(file, np.uint8, 'r+')
-        self._used = 0
-
-    def put(self, array: np.ndarray) -> Any:
-        """A tensor with the values of an array."""
-        stop = self._used + array.nbytes
-        place = self._bytes[self._used : stop].view(array.dtype).reshape(array.shape)
-        place[...] = array
-        self._used = stop
-        return self._torch.from_numpy(place)
-
-
-def save(content: Any, dst: pathlib.Path) -> None:
-    """A `.pt` file, whole or not at all."""
-    torch = _torch(dst)
-    with tempfile.TemporaryDirectory(dir=dst.parent, prefix=f'.{dst.name}.') as folder:
-        path = pathlib.Path(folder) / dst.name
-        torch.save(content, path)
-        path.rename(dst)
-
-
-def prepare(dst: pathlib.Path, nbytes: int) -> Scratch:
-    """Room for the tensors of a file to be written.
-
-    Raises:
-      ConvertError: no PyTorch.
-      CheckpointError: the disk has not the room for them and for the file.
-    """
-    torch = _torch(dst)
-    dst.parent.mkdir(parents=True, exist_ok=True)
-    check_room(dst.parent, 2 * nbytes)
-    return Scratch(torch, dst.parent, nbytes)
-
-
-def optimizer(
-    scratch: Scratch,
-    forms: Mapping[str, Mapping[str, tuple[int, ...]]],
-    mu: Mapping[tuple[str, str], Any],
-    nu: Mapping[tuple[str, str], Any],
-    count: int,
-    hyper: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The state dict of the original's AdamW. (reference: vjepa2 §5.4)
-
-    Args:
-      forms: as for `groups`.
-      mu, nu: tensors by (net, name); parameters without are those that got no gradient.
-    """
-    import torch
-
-    names = groups(forms)
-    nothing = [torch.nn.Parameter(torch.zeros(())) for _ in names]
-    settings = dict(lr=hyper['lr'], betas=tuple(hyper['betas']), eps=hyper['eps'])
-    rest = {'WD_exclude': True, 'weight_decay': 0}
-    adam = torch.optim.AdamW(
-        [
-            {
-                'params': [p],
-                **(rest if i >= len(names) // 2 else {'weight_decay': hyper['weight_decay']}),
-            }
-            for i, p in enumerate(nothing)
-        ],
-        **settings,
-    )
-    rows = adam.state_dict()['param_groups']
-    state, index = {}, 0
-    for row, group in zip(rows, names):
-        row['params'] = list(range(index, index + len(group)))
-        for number, key in zip(row['params'], group):
-            if key in mu:
-                state[number] = {
-                    'step': torch.tensor(float(count)),
-                    'exp_avg': mu[key],
-                    'exp_avg_sq': nu[key],
-                }
-        index += len(group)
-    return {'state': state, 'param_groups': rows}
-
-
-def fresh_scaler() -> dict[str, Any]:
-    """State of a gradient scaler that has scaled nothing yet, as the original makes one."""
-    return {
-        'scale': 65536.0,
-        'growth_factor': 2.0,
-        'backoff_factor': 0.5,
-        'growth_interval': 2000,
-        '_growth_tracker': 0,
-    }

@@ -54,7 +54,7 @@ def prefixed(state, prefix):
         lambda s: prefixed(s, '_orig_mod.'),  # torch.compile
         lambda s: prefixed(s, 'module._orig_mod.backbone.'),
         lambda s: {k.replace('blocks.1.', 'blocks.1._orig_mod.'): v for k, v in s.items()},
-        lambda s: {k.replace('.attn.', '._checkpoint_wrapped_module.attn.'): v for k, v in s.items()},
+        lambda s: {k.replace('.attn.', '._checkpoint_wrapped_module.attn.'): s[k] for k in s},
         lambda s: prefixed(s, '_fsdp_wrapped_module.'),
         lambda s: {'state_dict': prefixed(s, 'model.'), 'epoch': 3, 'version': '2.4'},  # Lightning
         lambda s: {'state_dict': prefixed(s, 'net.encoder.')},
@@ -279,7 +279,7 @@ def test_devices(hf, tmp_path):
     (hf / 'config.json').unlink()
     os.mkfifo(hf / 'config.json')
     refused(hf, 'not a regular file')
-    refused('a\0b', 'null')
+    refused('a\0b', 'does not exist')
 
 
 # Our own checkpoints: a stranger can make the manifest's hash right
@@ -312,7 +312,7 @@ CONFIG = ('extra', 'model', 'encoder', 'config')
 @pytest.mark.parametrize(
     'change, words',
     [
-        (lambda m: [], 'no object'),
+        (lambda m: [1], 'no object'),
         (put('format', None), 'format'),
         (put('leaves', []), 'leaves'),
         (put('leaves', LEAF, 3), 'no shape and type'),

@@ -372,26 +372,33 @@ class Absent:
 
 sys.meta_path.insert(0, Absent())
 from jepa_jax import convert
-weights = convert.read(sys.argv[1])
-for to in ('jax', 'hf'):
-    convert.write(weights, f'{sys.argv[1]}.{to}', to)
-    convert.read(f'{sys.argv[1]}.{to}').params('target')
 from jepa_jax.errors import ConvertError
-print('fine')
-for attempt in (lambda: convert.read(sys.argv[2]), lambda: convert.write(weights, 'b.pt', 'torch')):
-    try:
-        attempt()
-    except ConvertError as error:
-        print(error)
+folder, released, old = sys.argv[1:]
+for source, to in ((folder, 'jax'), (released, 'jax'), (released, 'hf'), (released, 'torch')):
+    options = {} if source == folder else dict(crop=64, frames=8, heads=4, predictor_heads=2)
+    convert.write(convert.read(source, **options), f'{source}.{to}', to)
+    convert.read(f'{source}.{to}').params('target')
+try:
+    convert.read(old)
+except ConvertError as error:
+    print(error)
 """
 
 
-def test_without_torch_all_but_its_own_files_work(folder, tmp_path):
+def test_nothing_but_files_before_the_zip_format_needs_torch(folder, tmp_path):
+    old = tmp_path / 'old.pt'
+    torch.save(originals.released(), old, _use_new_zipfile_serialization=False)
     done = subprocess.run(
-        [sys.executable, '-c', WITHOUT_TORCH, str(folder), str(tmp_path / 'a.pt')],
+        [sys.executable, '-c', WITHOUT_TORCH, str(folder), str(tmp_path / 'a.pt'), str(old)],
         capture_output=True, text=True, cwd=tmp_path,
         env={**os.environ, 'PYTHONPATH': str(ROOT)},
     )  # fmt: skip
     lines = done.stdout.splitlines()
-    assert len(lines) == 3 and lines[0] == 'fine', done.stderr
-    assert all("pip install 'jepa_jax[torch]'" in line for line in lines[1:])
+    assert len(lines) == 1 and "pip install 'jepa_jax[torch]'" in lines[0], done.stderr
+    content = originals.released()
+    for options in (dict(weights_only=True), dict(weights_only=True, mmap=True)):
+        written = torch.load(tmp_path / 'a.pt.torch', **options)
+        for entry in ('encoder', 'target_encoder', 'predictor'):
+            assert written[entry].keys() == content[entry].keys()
+            for name, tensor in content[entry].items():
+                assert torch.equal(written[entry][name], tensor)

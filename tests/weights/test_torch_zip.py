@@ -5,8 +5,6 @@ import os
 import pickle
 import resource
 import struct
-import subprocess
-import sys
 import zipfile
 
 import ml_dtypes
@@ -278,36 +276,6 @@ def test_an_entry_that_would_run_code_may_be_ignored(tmp_path):
     assert not witness.exists()
 
 
-WITHOUT = """
-import sys
-
-class Absent:
-    def find_spec(self, name, *_):
-        if name.split('.')[0] in ('torch', 'safetensors'):
-            raise ModuleNotFoundError(name)
-
-sys.meta_path.insert(0, Absent())
-from jepa_jax import convert
-sys.argv[1:] = [sys.argv[1], sys.argv[2], '--heads=4', '--predictor-heads=2', '--weights-only']
-status = convert.main()
-assert 'torch' not in sys.modules
-sys.exit(status)
-"""
-
-
-def test_a_released_file_is_converted_without_torch(tmp_path):
-    content = originals.released()
-    torch.save(content, tmp_path / 'a.pt')
-    done = subprocess.run(
-        [sys.executable, '-c', WITHOUT, tmp_path / 'a.pt', tmp_path / 'ours'],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    scale = convert.read(tmp_path / 'ours').params('target')['norm']['scale']
-    expected = content['target_encoder']['module.backbone.norm.weight'].numpy()
-    np.testing.assert_array_equal(scale, expected, strict=True)
-
-
 def mutations(good: bytes, seed: int, count: int):
     """Bytes changed, cut out, doubled, and put to values that fields dislike."""
     rng = np.random.default_rng(seed)
@@ -332,11 +300,8 @@ def mutations(good: bytes, seed: int, count: int):
 def fuzz(tmp_path, seed: int, count: int) -> int:
     """How many mutated archives were accepted; all of those hold what the good one holds."""
     path = tmp_path / 'a.pt'
-    content = {
-        'a': torch.arange(40.0).reshape(5, 8).T,
-        'b': {'c': torch.ones(3).bfloat16()},
-        'd': 2,
-    }
+    a, c = torch.arange(40.0).reshape(5, 8).T, torch.ones(3).bfloat16()
+    torch.save({'a': a, 'b': {'c': c}, 'd': 2}, path)
     good, accepted = path.read_bytes(), 0
     for data in mutations(good, seed, count):
         path.write_bytes(data)
@@ -363,10 +328,7 @@ def fuzz_pickle(tmp_path, seed: int, count: int) -> None:
             for name, content in members.items():
                 file.writestr(name, data if name == 'a/data.pkl' else content)
         try:
-            for _, leaf in itertools.islice(
-                convert.read(tmp_path / 'b.pt', **TINY).trees.items(), 2
-            ):
-                assert leaf
+            assert convert.read(tmp_path / 'b.pt', **TINY).trees
         except ValueError as error:
             assert '\n' not in str(error)
 
