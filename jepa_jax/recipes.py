@@ -169,7 +169,9 @@ def add_rows(extra: Mapping[str, Any], folder: str | os.PathLike) -> None:
       ConfigError: there is no such file any more.
     """
     file = extra.get('config_file', '')
-    if os.path.isabs(file) and not pathlib.Path(file).resolve().is_relative_to(pathlib.Path(folder).resolve()):
+    if os.path.isabs(file) and not pathlib.Path(file).resolve().is_relative_to(
+        pathlib.Path(folder).resolve()
+    ):
         import_file(file)
 
 

@@ -215,8 +215,13 @@ def _is_type(name: str) -> bool:
 
 
 def frozen_folder(folder: pathlib.Path, digest: str) -> pathlib.Path:
-    """Where the frozen net with that hash lies, to which a checkpoint of a run refers."""
-    return folder.parent.parent / FROZEN / digest
+    """Where the frozen net with that hash lies, to which a checkpoint of a run refers.
+
+    Raises:
+      CheckpointError: a link that leads elsewhere.
+    """
+    with files.raising(CheckpointError):
+        return files.inside(folder.parent.parent / FROZEN, digest)
 
 
 def leaves(folder: str | os.PathLike) -> dict[str, tuple[pathlib.Path, dict[str, Any]]]:

@@ -162,6 +162,65 @@ def test_doctor_names_them(tmp_path, capsys):
     assert 'numbers: predictor: mask_tokens/0: 1 of 48 numbers' in capsys.readouterr().out
 
 
+def test_numbers_of_an_optimizer(tmp_path):
+    from test_own import VIT, arrays, optimizer
+
+    trained = {'encoder': arrays('encoder', VIT, 'params/encoder')}
+    everything = trained['encoder'] | optimizer(trained, 1)
+    everything['opt_state/0/nu/encoder/norm/bias'][:2] = math.inf
+    hyper = {'lr': 0.1, 'weight_decay': 0, 'eps': 1e-8, 'betas': [0.9, 0.99]}
+    extra = {
+        'model': {'encoder': {'part': 'encoder', 'config': parts.json_of('encoder', VIT)}},
+        'training': {'hyper': hyper, 'original': {}},
+    }
+    checkpoint.write(tmp_path / 'run', everything, step=1, extra=extra)
+    report = doctor._Report()
+    doctor._model(report, str(tmp_path / 'run'), 'target')
+    assert report.failed == ['numbers']
+    weights = convert.read(tmp_path / 'run', allow_nonfinite=True)
+    assert weights.not_finite() == [
+        'second moments of online: norm/bias: 2 of 24 numbers are NaN or infinite'
+    ]
+    with pytest.raises(ValueError, match='nu/encoder/norm/bias: 2 of 24'):
+        convert.write(convert.read(tmp_path / 'run'), tmp_path / 'a.pt', 'torch')
+
+
+# Claims
+
+
+def test_names_that_count_far(tmp_path, state):
+    for name in ('blocks.999999999.norm1.weight', 'blocks.70000.norm1.weight'):
+        refused(saved(tmp_path, {**state, name: torch.ones(96)}), 'depth')
+
+
+def test_a_description_that_claims_a_large_table(tmp_path):
+    """A sin-cos table of 4 billion tokens, of a file of a megabyte."""
+    torch.save(originals.released(), tmp_path / 'b.pt')
+    weights = convert.read(tmp_path / 'b.pt', **TINY)
+    convert.write(weights, tmp_path / 'c.pt', 'torch')
+    content = torch.load(tmp_path / 'c.pt')
+    ours = json.loads(content['jepa_jax'])
+    for row in ours['model'].values():
+        row['config'] |= {'position': 'sincos', 'image_size': 65536, 'patch': 1}
+    for net in ('encoder', 'target_encoder'):
+        content[net]['module.backbone.pos_embed'] = torch.ones(1, 64, 96)
+    refused(saved(tmp_path, {**content, 'jepa_jax': json.dumps(ours)}), '')
+
+
+@pytest.mark.parametrize('shape', [[2**40], [96, 2**60], [-1], [96, 0], 'x', [1.5]])
+def test_headers_of_safetensors(hf, shape):
+    path = hf / 'model.safetensors'
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], 'little')
+    header = json.loads(data[8 : 8 + size])
+    header['vjepa2.encoder.layernorm.bias']['shape'] = shape
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, 'little') + text + data[8 + size :])
+    refused(hf, 'model.safetensors', 'corrupt', **{name: None for name in TINY})
+    path.write_bytes((2**63).to_bytes(8, 'little') + text)
+    refused(hf, 'model.safetensors', 'corrupt', **{name: None for name in TINY})
+
+
 # Folders
 
 

@@ -358,7 +358,7 @@ def test_heads_of_a_probe_that_transformers_cannot_have(tmp_path):
     content['classifiers'] = [originals.fill(originals.probe(), 'module.')]
     torch.save(content, tmp_path / 'a.pt')
     weights = convert.read(tmp_path / 'a.pt', **TINY, probe_heads=6)
-    with pytest.raises(ValueError, match='probe of 6 heads on an encoder of 4'):
+    with pytest.raises(ValueError, match='/b: a probe of 6 heads on an encoder of 4'):
         convert.write(weights, tmp_path / 'b', 'hf')
 
 
