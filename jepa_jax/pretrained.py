@@ -98,6 +98,8 @@ def load(
     options = dict(crop=crop, frames=frames, heads=heads, allow_missing=allow_missing)
     options |= dict(ignore=ignore, allow_nonfinite=allow_nonfinite)
     if text.startswith(zoo.RANDOM):
+        if probe is not None and zoo.pinned(probe)[0] in zoo.RELEASED:
+            raise ZooError(f"probe '{probe}' on {text}: random features mean nothing to it")
         zoo.refuse_options(text, options | {'sha256': pin})
         return _random(text, dtype, seed, probe)
     row = zoo.RELEASED.get(text)
