@@ -14,7 +14,8 @@ from PIL import Image
 
 from jepa_jax.config import DataConfig, DataListConfig
 from jepa_jax.data import clips, decode, synthetic
-from jepa_jax.data.sources import SOURCES, Names, find_videos, open_source, read_list
+from jepa_jax.data.lists import find_videos, read_list
+from jepa_jax.data.sources import SOURCES, Names, open_source
 from jepa_jax.errors import BadFile, ConfigError
 from tools import index_videos, make_shards
 
