@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from jepa_jax import files
+from jepa_jax.data import pillow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +138,7 @@ def _decode(
         + b'!\xf9\x04' + frame.control[:1] + b'\0\0' + frame.control[1:] + b'\0'
         + b',\0\0\0\0' + place + file.read(frame.end - frame.start) + b';'
     )  # fmt: skip
-    with files.reading(path, reasons={EOFError: 'truncated'}):
+    with pillow.reading(path):
         with Image.open(io.BytesIO(content), formats=['GIF']) as image:
             return np.asarray(image.convert('RGBA'))
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from jepa_jax import files
-from jepa_jax.data import gif
+from jepa_jax.data import apng, gif
 from jepa_jax.errors import BadFile
 
 VIDEOS = frozenset(
@@ -112,8 +112,8 @@ def _frames(
         return ((i, frame.seconds) for i, frame in enumerate(gif.frames(file)))
     if head[:4] == b'RIFF' and head[8:12] == b'WEBP':
         return enumerate(_webp(file))
-    if head[:8] == b'\x89PNG\r\n\x1a\n':
-        return _png(file)
+    if head[:8] == apng.START:
+        return ((i, frame.seconds) for i, frame in enumerate(apng.frames(file)))
     if head[:4] in TIFF:
         return ((i, 0.0) for i, page in enumerate(tiff_pages(path, file)) if page)
     return None
@@ -131,27 +131,6 @@ def _webp(file: BinaryIO) -> Iterator[float]:
         elif name == b'ANMF' and animated and len(data) == 16:
             yield int.from_bytes(data[12:15], 'little') / 1000
         file.seek(length + length % 2 - len(data), os.SEEK_CUR)
-
-
-def _png(file: BinaryIO) -> Iterator[tuple[int, float]]:
-    """Frames; none without `acTL`. A picture for those who know no animation may come before them
-    and count as number 0. Source: PNG, third edition, 11.3.6."""
-    file.seek(8)
-    animated, number = False, 0
-    while len(head := file.read(8)) == 8:
-        length, name = struct.unpack('>I4s', head)
-        if name == b'IEND' or name == b'IDAT' and not animated:
-            return
-        data = file.read(min(length, 26))
-        if name == b'acTL':
-            animated = True
-        elif name == b'IDAT' and not number:
-            number = 1
-        elif name == b'fcTL' and len(data) == 26:
-            above, below = struct.unpack('>HH', data[20:24])
-            yield number, above / (below or 100)
-            number += 1
-        file.seek(length + 4 - len(data), os.SEEK_CUR)
 
 
 _CLAIMS = 'its TIFF directories claim many times the bytes of the file'

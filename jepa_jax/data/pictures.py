@@ -16,36 +16,22 @@ import os
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from jepa_jax import files
-from jepa_jax.data import gif, kinds
+from jepa_jax.data import apng, gif, kinds, pillow
 from jepa_jax.data.clips import Timing
 from jepa_jax.errors import BadFile, Unsuitable
 
-Image.init()  # AVIF is not in every Pillow
-FORMATS = [
-    name
-    for name in ('JPEG', 'PNG', 'GIF', 'WEBP', 'BMP', 'TIFF', 'PPM', 'JPEG2000', 'AVIF')
-    if name in Image.OPEN
-]
 # bytes that a pixel takes while it is read: Pillow's four, ours three; stacks keep what lies below
 HELD, HELD_STACK = 8, 24
-# Pillow's own bound warns, which threads cannot keep to themselves; `files.bound` stands for it
-Image.MAX_IMAGE_PIXELS = None
-
-_REASONS = {
-    UnidentifiedImageError: 'not_image',
-    Image.DecompressionBombError: 'pixels',
-    EOFError: 'truncated',
-}
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
     """An image as RGB uint8 `[H, W, 3]`, turned as its EXIF orientation says; of several frames the
     first. Raises BadFile."""
     with _opened(path) as (image, _):
-        with _reading(path):
+        with pillow.reading(path):
             _check_exif(path, image)
             ImageOps.exif_transpose(image, in_place=True)
         return rgb(path, image)
@@ -62,7 +48,7 @@ def image_of(name: str, encoded: bytes) -> np.ndarray:
 
 def rgb(path: str | os.PathLike, image: Image.Image) -> np.ndarray:
     """The pixels of Pillow's image by the rule above, uint8 `[H, W, 3]`. Raises BadFile."""
-    with _reading(path):
+    with pillow.reading(path):
         image.load()
         mode = image.mode
         clear = 'transparency' in image.info and mode in ('1', 'L', 'P', 'RGB')
@@ -141,27 +127,14 @@ def _opened(path: str | os.PathLike) -> Iterator[tuple[Image.Image, _Watched]]:
 
 @contextlib.contextmanager
 def _image(path: str | os.PathLike, file: io.IOBase, size: int) -> Iterator[Image.Image]:
-    with _reading(path):
-        image = Image.open(file, formats=FORMATS)
+    with pillow.reading(path):
+        image = Image.open(file, formats=pillow.FORMATS)
     with image:
         width, height = image.size
         files.bound(path, 'pixels', width * height)
         held = HELD_STACK if getattr(image, 'is_animated', False) else HELD
         files.bound_decoded(path, width * height * held, size)
         yield image
-
-
-@contextlib.contextmanager
-def _reading(path: str | os.PathLike) -> Iterator[None]:
-    try:
-        with files.reading(path, reasons=_REASONS):
-            yield
-    except BadFile as error:
-        if error.reason == 'corrupt' and 'truncated' in error.detail.lower():
-            raise BadFile(path, 'truncated', error.detail) from error
-        if error.reason == 'not_image':
-            raise BadFile(path, 'not_image') from error
-        raise
 
 
 def _check_exif(path: str | os.PathLike, image: Image.Image) -> None:
@@ -221,12 +194,17 @@ class Stack:
     def _decode(self) -> Iterator[np.ndarray]:
         """Takes numbers, gives frames."""
         with _opened(self._path) as (image, file):
-            decode = self._gif if self.codec == 'gif' else self._pages
-            yield from decode(image, file)
+            size = files.size(self._path)
+            if self.codec == 'gif':
+                yield from self._composed(gif.composed(self._path, file, size), file)
+            elif self.codec == 'png':
+                yield from self._composed(apng.composed(self._path, file, size, rgb), file)
+            else:
+                yield from self._pages(image, file)
 
-    def _gif(self, image: Image.Image, file: _Watched) -> Iterator[np.ndarray]:
+    def _composed(self, canvases: Iterator[np.ndarray], file: _Watched) -> Iterator[np.ndarray]:
         number = yield
-        for at, canvas in enumerate(gif.composed(self._path, file, files.size(self._path))):
+        for at, canvas in enumerate(canvases):
             file.deadline = self._deadline
             if at == number:
                 number = yield _on_black(canvas)
@@ -240,7 +218,7 @@ class Stack:
             # TIFF goes to a page at once; others show what all frames before have left
             for at in [target] if self.codec == 'tiff' else range(last + 1, target + 1):
                 _ = self._deadline.left
-                with _reading(self._path):
+                with pillow.reading(self._path):
                     image.seek(at)
             last = target
             if (size := image.size[::-1]) != self.size:
