@@ -22,7 +22,10 @@ import json
 import logging
 import os
 import re
+import sys
 from pathlib import Path
+
+import numpy as np
 
 from jepa_jax import files
 from jepa_jax.data import npz
@@ -112,9 +115,13 @@ class _Lines:
         return self if heads and not _exists(line, self.folder) else None
 
     def __call__(self, line: str) -> tuple[str, int | None, str]:
+        name, label, why = self._plain(line)
         quoted = line.startswith('"') and _QUOTED.fullmatch(line)
-        if quoted and not _exists(line, self.folder):
+        if quoted and not _exists(name, self.folder):
             return quoted[1].replace('""', '"'), *_label(quoted[2])
+        return name, label, why
+
+    def _plain(self, line: str) -> tuple[str, int | None, str]:
         name, _, text = line.rpartition('::') if '::' in line else _last_word(line)
         digits = text.strip().removeprefix('-')
         if name and digits.isascii() and digits.isdigit():
@@ -276,10 +283,11 @@ def _passed_over(entry: os.DirEntry, suffixes: frozenset[str]) -> str:
 
 
 def _most(counts: collections.Counter[str]) -> dict[str, int]:
-    kept = dict(counts.most_common(SHOWN))
-    if rest := counts.total() - sum(kept.values()):
-        kept['of other suffixes'] = rest
-    return kept
+    ends = [why for why in counts if why.startswith('.')]
+    rare = sorted(ends, key=lambda why: (-counts[why], why))[SHOWN:]
+    if rest := sum(counts.pop(why) for why in rare):
+        counts['of other suffixes'] = rest
+    return dict(sorted(counts.items()))
 
 
 def _array(path: str) -> list[Record]:
@@ -291,9 +299,12 @@ def _array(path: str) -> list[Record]:
         raise ConfigError(f'{path!r} is no array of strings that numpy can read safely') from error
     if names.ndim != 1 or names.dtype.kind not in 'US':
         raise ConfigError(f'{path!r} holds {names.dtype} {names.shape}; a row of strings is needed')
-    with files.reading(path, 'not_text'):  # letters that are none
-        names = [os.fsdecode(name) for name in names.tolist()]
-    return [(_absolute(name, Path(path).parent), None) for name in names]
+    if names.dtype.kind == 'U' and names.size:
+        letters = np.ascontiguousarray(names).view(f'{names.dtype.byteorder}u4')
+        if letters.max(initial=0) > sys.maxunicode:  # of which numpy makes strings that are none
+            raise ConfigError(f'{path!r}: names with letters beyond U+10FFFF; it is damaged')
+    folder = Path(path).parent
+    return [(_absolute(os.fsdecode(name), folder), None) for name in names.tolist()]
 
 
 def _manifest(path: str) -> tuple[list[Record], dict[str, int]]:

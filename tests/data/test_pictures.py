@@ -146,7 +146,8 @@ def test_grey_of_many_forms(tmp_path):
     for values, bits, form, reason in (
         (RAMP * 257, 32, 1, 'bad_units'), (RAMP * 257, 32, 2, 'bad_units'),
         (RAMP * 128 - 9, 16, 2, 'bad_units'), (RAMP * 1.0, 32, 3, 'bad_units'),
-        (RAMP / 255 - 0.1, 32, 3, 'bad_units'), (np.where(RAMP == 7, np.nan, 0), 32, 3, 'not_finite'),
+        (RAMP / 255 - 0.1, 32, 3, 'bad_units'),
+        (np.where(RAMP == 7, np.nan, 0), 32, 3, 'not_finite'),
     ):  # fmt: skip
         kind = {1: '<u4', 2: f'<i{bits // 8}', 3: '<f4'}[form]
         fails(tiff(path, values.astype(kind), bits, form), reason)
@@ -225,13 +226,13 @@ def bombs(folder):
     (folder / 'zeros.png').write_bytes(png(11_000, 11_000, 8, 2, bytes(11_000 * 330)))
     text = chunk(b'zTXt', b'a\0\0' + zlib.compress(bytes(2**25)))
     (folder / 'text.png').write_bytes(png(8, 8, 8, 0, bytes(72), text))
-    # 20,000 values of EXIF that each claim the same bytes
-    entries = b''.join(struct.pack('<HHII', i, 7, 240_000, 8) for i in range(20_000))
-    exif = b'II*\0' + struct.pack('<IH', 8, 20_000) + entries + bytes(4)
+    # 4,000 values of EXIF that each claim the same bytes
+    entries = b''.join(struct.pack('<HHII', i, 7, 48_000, 8) for i in range(4_000))
+    exif = b'II*\0' + struct.pack('<IH', 8, 4_000) + entries + bytes(4)
     (folder / 'exif.png').write_bytes(png(8, 8, 8, 0, bytes(72), chunk(b'eXIf', exif)))
     (folder / 'values.tif').write_bytes(exif)
     # directories over each other
-    chain = b'II*\0' + b''.join(struct.pack('<I', 8 + 4 * i) for i in range(30_000))
+    chain = b'II*\0' + b''.join(struct.pack('<I', 8 + 4 * i) for i in range(3_000))
     (folder / 'chain.tif').write_bytes(chain)
     gif = b'GIF89a\xff\xff\xff\xff\0\0\0' + b',' + bytes(4) + b'\xff\xff\xff\xff\0\x02\x01\0\0' * 2
     (folder / 'wide.gif').write_bytes(gif + b';')
@@ -264,10 +265,7 @@ def test_limits(tmp_path, monkeypatch):
     monkeypatch.setenv(files.VARIABLE, 'frames=3')
     fails(tmp_path / 'a.gif', 'frames', lambda path: w.open_input(path, 4))
     monkeypatch.delenv(files.VARIABLE)
-    large = png(10_000, 9_500, 1, 0, bytes(1251 * 9500))  # above what Pillow itself warns of
-    monkeypatch.setenv(files.VARIABLE, 'ratio=inf')
-    path.write_bytes(large)
-    assert pictures.read_image(path).shape == (9_500, 10_000, 3)
+    assert Image.MAX_IMAGE_PIXELS is None  # its warning would come first
 
 
 # --- stacks --------------------------------------------------------------------------------------
@@ -331,18 +329,10 @@ def test_clear_frames_of_a_gif(tmp_path):
         codes = sum(([4, value] for _ in range(place[2] * place[3])), []) + [5]
         bits = sum(code << 3 * i for i, code in enumerate(codes))
         data = bits.to_bytes(-(-3 * len(codes) // 8), 'little')
-        control = b'!\xf9\x04' + struct.pack(
-            '<BHB', disposal << 2 | (clear is not None), 0, clear or 0
-        )
-        return (
-            control
-            + b'\0,'
-            + struct.pack('<4HB', *place, 0)
-            + b'\x02'
-            + bytes([len(data)])
-            + data
-            + b'\0\0'[:1]
-        )
+        flags = disposal << 2 | (clear is not None)
+        control = b'!\xf9\x04' + struct.pack('<BHB', flags, 0, clear or 0) + b'\0'
+        place = b',' + struct.pack('<4HB', *place, 0)
+        return control + place + b'\x02' + bytes([len(data)]) + data + b'\0'
 
     path = tmp_path / 'a.gif'
     path.write_bytes(
