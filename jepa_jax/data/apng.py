@@ -84,7 +84,7 @@ def composed(
     head, shared = _shared(path, file)
     width, height = struct.unpack('>II', head[:8])
     files.bound(path, 'pixels', height * width)
-    files.bound_decoded(path, height * width * 8, size)
+    files.bound_decoded(path, height * width * 24, size)  # canvas, frame, what is above
     canvas = np.zeros((height, width, 4), np.uint8)
     for number, frame in enumerate(frames(file)):
         place = file.tell()

@@ -95,7 +95,7 @@ def composed(path: str | os.PathLike, file: BinaryIO, size: int) -> Iterator[np.
       BadFile: a frame is damaged, or larger than allowed.
     """
     height, width = screen_size(path, file)
-    files.bound_decoded(path, height * width * 8, size)
+    files.bound_decoded(path, height * width * 24, size)  # canvas, frame, what is above
     canvas, screen = np.zeros((height, width, 4), np.uint8), read_screen(file)
     for frame in frames(file):
         place = file.tell()

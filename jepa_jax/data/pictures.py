@@ -176,7 +176,7 @@ class Stack:
     def read(self, numbers: np.ndarray) -> np.ndarray:
         """Frames uint8 `[k, H, W, 3]` of ascending numbers `[k]`. Raises BadFile."""
         size = len(numbers) * self.size[0] * self.size[1] * 3
-        files.bound(self._path, 'decoded', size, f'{size:,} bytes decoded')
+        files.bound_decoded(self._path, size, files.size(self._path))
         out = np.empty((len(numbers), *self.size, 3), np.uint8)
         if not self._next or numbers[0] < self._next:
             self._frames = self._decode()
@@ -236,7 +236,10 @@ def read_frames(path: str | os.PathLike, choose: Callable[[Timing], np.ndarray])
         raise BadFile(path, error.reason, error.detail) from error
     unique, where = np.unique(numbers, return_inverse=True)
     with contextlib.closing(stack):
-        return stack.read(unique)[where.ravel()].reshape(*numbers.shape, *stack.size, 3)
+        frames = stack.read(unique)
+    if not np.array_equal(unique, numbers.ravel()):
+        frames = frames[where.ravel()]
+    return frames.reshape(*numbers.shape, *stack.size, 3)
 
 
 def timing_of(seconds: list[float]) -> Timing:

@@ -236,8 +236,10 @@ def bombs(folder):
     (folder / 'chain.tif').write_bytes(chain)
     gif = b'GIF89a\xff\xff\xff\xff\0\0\0' + b',' + bytes(4) + b'\xff\xff\xff\xff\0\x02\x01\0\0' * 2
     (folder / 'wide.gif').write_bytes(gif + b';')
+    still = b',' + bytes(4) + b'\1\0\1\0\0\x02\x02\x44\x01\0'  # a pixel, of 20 million
+    (folder / 'clip.gif').write_bytes(gif[:6] + b'\x88\x13\xa0\x0f\x80\0\0' + bytes(6) + still * 40)
     return {
-        'wide.png': 'pixels', 'zeros.png': 'ratio', 'text.png': None, 'exif.png': 'index',
+        'clip.gif': 'ratio', 'wide.png': 'pixels', 'zeros.png': 'ratio', 'text.png': None, 'exif.png': 'index',
         'values.tif': 'index', 'chain.tif': None, 'wide.gif': 'pixels',
     }  # fmt: skip
 
@@ -246,7 +248,8 @@ def test_bombs(tmp_path):
     for name, reason in bombs(tmp_path).items():
         tracemalloc.start()
         with pytest.raises(BadFile) as caught:
-            w.open_input(tmp_path / name, 4)
+            source = w.open_input(tmp_path / name, 4)
+            source.read(source.numbers[:16])
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert reason in (None, caught.value.reason), name
