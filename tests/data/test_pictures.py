@@ -239,8 +239,8 @@ def bombs(folder):
     still = b',' + bytes(4) + b'\1\0\1\0\0\x02\x02\x44\x01\0'  # a pixel, of 20 million
     (folder / 'clip.gif').write_bytes(gif[:6] + b'\x88\x13\xa0\x0f\x80\0\0' + bytes(6) + still * 40)
     return {
-        'clip.gif': 'ratio', 'wide.png': 'pixels', 'zeros.png': 'ratio', 'text.png': None, 'exif.png': 'index',
-        'values.tif': 'index', 'chain.tif': None, 'wide.gif': 'pixels',
+        'clip.gif': 'ratio', 'wide.png': 'pixels', 'zeros.png': 'ratio', 'text.png': None,
+        'exif.png': 'index', 'values.tif': 'index', 'chain.tif': None, 'wide.gif': 'pixels',
     }  # fmt: skip
 
 
