@@ -16,7 +16,7 @@ import argparse
 import sys
 
 from jepa_jax import cli
-from jepa_jax.errors import InputError
+from jepa_jax.errors import REASONS, BadFile, InputError
 
 PLANNERS = ('cem', 'mppi', 'adam', 'cem_adam')
 COSTS = {'l1': 1, 'l2': 2}
@@ -200,8 +200,9 @@ def read_episode(path: str):
         raise InputError(f'{path}: must be an .npz file with observations and states')
     try:
         arrays = npz.load_all(path)
-    except ValueError as error:
-        raise InputError(f'{path}: cannot be read as npz ({error})') from error
+    except BadFile as error:
+        what = error.detail or REASONS[error.reason]
+        raise InputError(f'{path}: cannot be read as npz ({what})') from error
     for name, axes, kind in (('observations', 5, np.uint8), ('states', 3, np.floating)):
         if name not in arrays:
             raise InputError(f'{path}: no array {name}; it holds {", ".join(arrays) or "nothing"}')
@@ -240,9 +241,9 @@ def read_episode(path: str):
 
 def read_goal(path: str, observations):
     """An image [H, W, 3] uint8 of the size of the frames."""
-    from jepa_jax.data import decode
+    from jepa_jax.data import pictures
 
-    image = decode.read_image(path)
+    image = pictures.read_image(path)
     if image.shape != observations.shape[1:]:
         raise InputError(
             f'{path}: the goal has {image.shape[1]} x {image.shape[0]} pixels, must have '

@@ -1,5 +1,4 @@
-"""Frames of video files and images, with PyAV and Pillow: exact, quick, and plain about what is
-wrong with a file.
+"""Frames of video files, with PyAV: exact, quick, and plain about what is wrong with a file.
 
 Reading 16 frames of a 10-second video is mostly waiting for its decoder, so what saves time is
 decoding less:
@@ -28,7 +27,6 @@ import av
 import numpy as np
 from av.stream import Discard, Disposition
 from av.video.reformatter import VideoReformatter
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from jepa_jax import files
 from jepa_jax.data.clips import Timing
@@ -109,27 +107,6 @@ def check(path: str | os.PathLike) -> None:
     count = sum(1 for _ in _numbered(path))
     if count < frames:
         raise BadFile(path, 'corrupt', f'{count} of {frames} frames come out of the decoder')
-
-
-def read_image(path: str | os.PathLike) -> np.ndarray:
-    """An image as RGB uint8 `[H, W, 3]`, turned as its EXIF orientation says. Raises BadFile."""
-    files.size(path)
-    try:
-        with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith('I;16'):  # Pillow would cut values at 255
-                grey = (np.asarray(image) >> 8).astype(np.uint8)
-                return np.repeat(grey[..., None], 3, axis=-1)
-            return np.array(image.convert('RGB'))
-    except UnidentifiedImageError as error:
-        raise BadFile(path, 'not_image') from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadFile(path, 'pixels', str(error)) from error
-    except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno:
-            raise files.refused(path, error) from error
-        reason = 'truncated' if 'truncated' in str(error).lower() else 'corrupt'
-        raise BadFile(path, reason, str(error)) from error
 
 
 # Opening

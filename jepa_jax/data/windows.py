@@ -1,8 +1,9 @@
 """Anything with frames in it, cut into windows for a frozen encoder, in bounded memory.
 
-An input is a video, an image, a folder of frames or a .npy file of uint8 [T, H, W, 3]. A video is
-sampled at a rate, from its first frame to its last; a folder and an array are taken frame by frame,
-as already sampled at that rate; an image is repeated. Windows of a fixed number of frames follow at
+An input is a video, an image, a folder of frames or a .npy file of uint8 [T, H, W, 3]; which, its
+content says, not its name. A video and an animated picture are sampled at a rate, from the first
+frame to the last; a folder, an array and a TIFF of many pages are taken frame by frame, as already
+sampled at that rate; an image is repeated. Windows of a fixed number of frames follow at
 a stride, and one more ends at the last frame if the stride leaves some over. Frames are decoded
 once and in pieces, however long the input is.
 """
@@ -19,12 +20,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from jepa_jax.data import decode, npz
+from jepa_jax import files
+from jepa_jax.data import decode, kinds, npz, pictures
 from jepa_jax.data.clips import Sampling, Timing, by_time
+from jepa_jax.data.kinds import PICTURES
 from jepa_jax.errors import BadFile, Unsuitable
 
 PIECE = 2**27  # bytes of raw frames decoded at a time
-IMAGES = {'.bmp', '.gif', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,17 +66,38 @@ def open_input(path: str | os.PathLike, fps: float) -> Input:
     path = os.fspath(path)
     if os.path.isdir(path):
         return _open_folder(path, fps)
-    suffix = pathlib.Path(path).suffix.lower()
-    if suffix == '.npy':
-        return _open_array(path, fps)
-    if suffix in IMAGES:
-        frame = decode.read_image(path)
-        one = np.zeros(1)
-        return Input(
-            path, 'image', one.astype(np.int64), one, 0.0, frame.shape[:2],
-            lambda numbers: np.repeat(frame[None], len(numbers), axis=0),
-        )  # fmt: skip
-    return _open_video(path, fps)
+    return _OPEN[kinds.kind_of(path)](path, fps)
+
+
+def _open_image(path: str, fps: float) -> Input:
+    frame = pictures.read_image(path)
+    one = np.zeros(1)
+    return Input(
+        path, 'image', one.astype(np.int64), one, 0.0, frame.shape[:2],
+        lambda numbers: np.repeat(frame[None], len(numbers), axis=0),
+    )  # fmt: skip
+
+
+def _open_stack(path: str, fps: float) -> Input:
+    stack = pictures.Stack(path)
+    timing = stack.timing
+    if not timing.fps:  # no clock
+        numbers = np.arange(timing.frames)
+        return Input(path, 'array', numbers, numbers / fps, 1 / fps, stack.size, stack.read)
+    numbers, seconds, spacing = _sampled(path, timing, fps)
+    return Input(path, 'video', numbers, seconds, spacing, stack.size, stack.read)
+
+
+def _sampled(path: str, timing: Timing, fps: float) -> tuple[np.ndarray, np.ndarray, float]:
+    """Numbers, seconds and spacing of frames taken at a rate. Raises BadFile."""
+    try:
+        step = int(Sampling(fps=fps).step(timing.fps, 1))
+    except Unsuitable as error:
+        raise BadFile(path, error.reason, error.detail) from error
+    even = np.arange(0, timing.frames, step)
+    numbers = by_time(even, timing)
+    seconds = even / timing.fps if timing.times is None else timing.times[numbers]
+    return numbers, seconds, step / timing.fps
 
 
 def _open_video(path: str, fps: float) -> Input:
@@ -98,18 +121,23 @@ def _open_video(path: str, fps: float) -> Input:
 
 
 def _open_folder(path: str, fps: float) -> Input:
-    names = [name for name in os.listdir(path) if pathlib.Path(name).suffix.lower() in IMAGES]
+    with files.reading(path):
+        names = [name for name in os.listdir(path) if not name.startswith('._')]
+    others = collections.Counter(pathlib.Path(name).suffix.lower() or 'no suffix' for name in names)
+    names = [name for name in names if pathlib.Path(name).suffix.lower() in PICTURES]
     names.sort(key=_by_number)
     if not names:
-        allowed = ', '.join(sorted(IMAGES))
-        raise BadFile(path, 'no_images', f'a folder without frames ({allowed})')
-    first = decode.read_image(os.path.join(path, names[0]))
+        allowed = ', '.join(sorted(PICTURES))
+        held = ', '.join(f'{n} {suffix}' for suffix, n in others.most_common(5)) or 'nothing'
+        raise BadFile(path, 'no_images', f'a folder without frames ({allowed}); it holds {held}')
+    files.bound(path, 'frames', len(names))
+    first = _frame(os.path.join(path, names[0]))
 
     def read(numbers: np.ndarray) -> np.ndarray:
         frames = np.empty((len(numbers), *first.shape), np.uint8)
         for target, number in zip(frames, numbers):
             file = os.path.join(path, names[number])
-            frame = decode.read_image(file)
+            frame = _frame(file)
             if frame.shape != first.shape:
                 sizes = f'{frame.shape[:2]}, but {names[0]} has {first.shape[:2]}'
                 raise BadFile(file, 'size_change', sizes)
@@ -120,26 +148,32 @@ def _open_folder(path: str, fps: float) -> Input:
     return Input(path, 'folder', numbers, numbers / fps, 1 / fps, first.shape[:2], read)
 
 
+def _frame(path: str) -> np.ndarray:
+    if (kind := kinds.kind_of(path)) != 'image':
+        raise BadFile(path, 'not_image', f'among frames, and by its content a {kind}')
+    return pictures.read_image(path)
+
+
 def _by_number(name: str) -> list:
     """Sorts frame2 before frame10."""
-    return [int(part) if part.isdigit() else part for part in re.split(r'(\d+)', name)]
+    return [int(part) if part.isdecimal() else part for part in re.split(r'(\d+)', name)]
 
 
 def _open_array(path: str, fps: float) -> Input:
-    try:
-        frames = npz.load(path, mmap_mode='r')
-    except FileNotFoundError as error:
-        raise BadFile(path, 'missing') from error
-    except (OSError, ValueError, EOFError) as error:
-        raise BadFile(path, 'not_array', str(error)) from error
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not frames.size:
-        detail = f'{frames.dtype} {list(frames.shape)}: must be uint8 [T, H, W, 3], RGB'
-        raise BadFile(path, 'not_array', detail)
+    frames = npz.load_frames(path)
     numbers = np.arange(len(frames))
     return Input(
         path, 'array', numbers, numbers / fps, 1 / fps, frames.shape[1:3],
         lambda chosen: np.array(frames[chosen]),
     )  # fmt: skip
+
+
+_OPEN: dict[str, Callable[[str, float], Input]] = {
+    'video': _open_video,
+    'image': _open_image,
+    'stack': _open_stack,
+    'array': _open_array,
+}
 
 
 def starts(count: int, frames: int, stride: int) -> list[int]:

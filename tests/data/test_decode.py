@@ -578,61 +578,6 @@ def test_awkward_names(tmp_path):
         assert decode.read_frames(path, lambda t: np.arange(3)).shape == (3, 64, 96, 3)
 
 
-@pytest.mark.parametrize('orientation', range(1, 9))
-def test_image_orientation(tmp_path, orientation):
-    stored = np.zeros((40, 60, 3), np.uint8)
-    stored[:10, :20] = 255, 0, 0  # a red corner at the stored top left
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    Image.fromarray(stored).save(tmp_path / 'a.jpg', exif=exif, quality=95)
-    got = decode.read_image(tmp_path / 'a.jpg')
-    # EXIF 2.32, table of orientations: where the stored first row and first column are seen.
-    row, column = {
-        1: ('top', 'left'), 2: ('top', 'right'), 3: ('bottom', 'right'), 4: ('bottom', 'left'),
-        5: ('left', 'top'), 6: ('right', 'top'), 7: ('right', 'bottom'), 8: ('left', 'bottom'),
-    }[orientation]  # fmt: skip
-    assert got.shape == ((40, 60, 3) if orientation < 5 else (60, 40, 3))
-    y = 3 if 'top' in (row, column) else -3
-    x = 3 if 'left' in (row, column) else -3
-    assert got[y, x, 0] > 200 and got[-y, -x, 0] < 50
-    assert got.dtype == np.uint8 and got.flags.c_contiguous
-
-
-@pytest.mark.parametrize('mode', ['RGB', 'RGBA', 'L', 'LA', 'P', '1', 'CMYK', 'I;16'])
-def test_image_modes(tmp_path, mode):
-    y, x = np.mgrid[:48, :64]
-    grey = ((x + y) // 16 * 30).astype(np.uint8)
-    if mode == 'I;16':
-        image = Image.fromarray(grey.astype(np.uint16) * 257)
-    else:
-        image = Image.fromarray(grey).convert('RGB').convert(mode)
-    path = tmp_path / ('a.tif' if mode == 'CMYK' else 'a.png')
-    image.save(path)
-    got = decode.read_image(path)
-    assert got.shape == (48, 64, 3)
-    if mode not in ('1', 'P'):  # few colours
-        np.testing.assert_array_equal(got, np.repeat(grey[..., None], 3, -1))
-
-
-def test_bad_images(tmp_path):
-    fails(tmp_path / 'none.png', 'missing', decode.read_image)
-    (tmp_path / 'empty.png').touch()
-    fails(tmp_path / 'empty.png', 'empty', decode.read_image)
-    (tmp_path / 'text.jpg').write_text('no image')
-    fails(tmp_path / 'text.jpg', 'not_image', decode.read_image)
-    for suffix in ('png', 'jpg'):
-        path = tmp_path / f'a.{suffix}'
-        Image.fromarray(picture(0, 128, 96)).save(path)
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-        fails(path, 'truncated', decode.read_image)
-
-
-def test_huge_image_is_refused(tmp_path, monkeypatch):
-    Image.fromarray(picture(0, 128, 96)).save(tmp_path / 'a.png')
-    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 4000)
-    fails(tmp_path / 'a.png', 'pixels', decode.read_image)
-
-
 @pytest.mark.skipif(not CLIPS.is_dir(), reason='the real clips are not here')
 class TestRealClips:
     @pytest.mark.parametrize('name', ['demo.mp4', 'flipping_a_pancake.mkv', 'h265_video.mp4'])
