@@ -173,8 +173,7 @@ def kept_frames(
     chosen = []
 
     def choose(timing: Timing) -> np.ndarray:
-        step = robot.steps_between(timing, config.robot.fps)
-        chosen.append(np.arange(0, timing.frames, step))
+        chosen.append(robot.kept(timing, config.robot.fps))
         return chosen[-1]
 
     frames = episode.read(choose)

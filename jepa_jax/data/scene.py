@@ -102,7 +102,7 @@ TITLES = (
 def middle(timing: Timing, data: RobotConfig) -> np.ndarray:
     """The frames in the middle of an episode that are looked at, at the rate of `data`: a piece, or
     FRAMES if that is more, or as many as there are."""
-    kept = np.arange(0, timing.frames, robot.steps_between(timing, data.fps))
+    kept = robot.kept(timing, data.fps)
     count = max(FRAMES, data.frames)
     first = max(0, len(kept) - count) // 2
     return kept[first : first + count]

@@ -23,7 +23,9 @@ from jepa_jax.data.robot.episodes import Piece as Piece
 from jepa_jax.data.robot.episodes import Recordings as Recordings
 from jepa_jax.data.robot.episodes import actions_between as actions_between
 from jepa_jax.data.robot.episodes import cut as cut
+from jepa_jax.data.robot.episodes import kept as kept
 from jepa_jax.data.robot.episodes import steps_between as steps_between
+from jepa_jax.data.robot.episodes import unbroken as unbroken
 from jepa_jax.data.robot.episodes import view as view
 
 # what RobotConfig.kind may be -> a class: RobotConfig -> Recordings
