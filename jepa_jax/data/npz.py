@@ -10,10 +10,12 @@ import shutil
 import tempfile
 import threading
 import zipfile
-import zlib
 from typing import Literal
 
 import numpy as np
+
+from jepa_jax import files
+from jepa_jax.errors import BadFile
 
 # np.load parses headers by `ast`, which up to Python 3.11.7 raises SystemError in two threads at
 # once, now and then (python/cpython issue 106905)
@@ -30,18 +32,41 @@ def load_all(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """The arrays of an .npz file by name. Safe in threads.
 
     Raises:
-      OSError: there is no such file, or it cannot be opened.
-      ValueError: it is damaged or something else.
+      BadFile: missing, damaged or something else; an array of objects, or one that is larger than
+        the file can hold.
     """
-    # given a path, numpy leaves the file of a damaged archive open
-    with _parsing, open(path, 'rb') as stream:
-        try:
-            file = np.load(stream, allow_pickle=False)
-            if isinstance(file, np.ndarray):
-                raise ValueError('one array alone, as in an .npy file')
-            return {name: file[name] for name in file}
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise ValueError(str(error)) from error
+    try:
+        size = files.size(path)
+    except BadFile as error:
+        if error.reason == 'empty':
+            raise BadFile(path, 'corrupt', 'no npz: it holds no bytes') from error
+        raise
+    with _parsing, files.reading(path, 'corrupt'), zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        files.bound_decoded(path, sum(member.file_size for member in members), size)
+        return {m.filename.removesuffix('.npy'): _member(path, archive, m) for m in members}
+
+
+def _member(path: str | os.PathLike, archive: zipfile.ZipFile, member) -> np.ndarray:
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise BadFile(path, 'corrupt', f'{member.filename}: compressed as NumPy never does')
+    with archive.open(member) as stream:
+        version = np.lib.format.read_magic(stream)
+        header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }.get(version)
+        if header is None:
+            raise BadFile(path, 'corrupt', f'{member.filename}: npy format {version}')
+        shape, _, dtype = header(stream)
+        if dtype.hasobject:
+            raise BadFile(path, 'not_array', f'{member.filename}: holds Python objects')
+        claimed = math.prod(shape) * dtype.itemsize
+        if min(shape, default=0) < 0 or claimed > member.file_size:
+            words = f'{dtype} {list(shape)} in {member.file_size:,} bytes'
+            raise BadFile(path, 'corrupt', f'{member.filename}: {words}')
+    with archive.open(member) as stream:
+        return np.lib.format.read_array(stream, allow_pickle=False)
 
 
 class NpzRows:

@@ -197,8 +197,8 @@ def opening_problem(
     honest = option.format('gripper_range', '(0, 1)')
     return (
         f'the gripper moves from {joined.min():.3g} to {joined.max():.3g} and never beyond: an '
-        f'opening in metres? {option.format("gripper_range", f"({text})")} (open, closed); if it is '
-        f'closedness all the same, {honest}'
+        f'opening in metres? {option.format("gripper_range", f"({text})")} (open, closed); if it '
+        f'is closedness all the same, {honest}'
     )
 
 

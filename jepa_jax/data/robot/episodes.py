@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from jepa_jax.data import decode
 from jepa_jax.data.augment import Crop, resize
 from jepa_jax.data.clips import Timing
 from jepa_jax.data.robot.clock import NEAR, SNAP, Clock, nearest
+from jepa_jax.data.sources import image_of
 from jepa_jax.errors import BadFile, ConfigError, Unsuitable
 
 INSTALL = "needs {}: pip install 'jepa_jax[robot]'"
@@ -169,6 +170,24 @@ class Episode:
                 f'frame is shown at {self.begins:g} s, where the episode begins, is not certain',
             )
         return first
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedImages:
+    """Frames of an episode as image files, decoded when they are asked for."""
+
+    name: str
+    files: Sequence[bytes]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
+        images = [image_of(self.name, self.files[i]) for i in numbers]
+        if len(sizes := {image.shape for image in images}) > 1:
+            words = ' and '.join(f'{w} x {h}' for h, w, _ in sorted(sizes)[:2])
+            raise BadFile(self.name, 'size_change', f'images of {words} pixels')
+        return np.stack(images)
 
 
 class Recordings(Protocol):
