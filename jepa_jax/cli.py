@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import glob
+import math
 import os
 import re
 import sys
@@ -31,9 +32,11 @@ from jepa_jax.errors import (
     OK,
     QUEUE_AGAIN,
     STOPPED,
+    UNUSABLE,
     USAGE,
     ConfigError,
     Interrupted,
+    Unusable,
     UsageError,
     nearest,
 )
@@ -94,8 +97,8 @@ def run(
     Returns:
       0: success, also `--help`. 1: the run failed; an error meant for the user is one line on
       stderr, anything else is a fault of ours and shows its traceback. 2: command line or config
-      file are at fault. 75: interrupted, queue it again. 130: stopped by hand. `--debug` shows
-      every traceback.
+      file are at fault. 3: what came out should not be used. 75: interrupted, queue it again. 130:
+      stopped by hand. `--debug` shows every traceback.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = '--debug' in argv
@@ -110,6 +113,8 @@ def run(
         flags.FLAGS.mark_as_parsed()  # worker processes of grain read absl's flags
         main(**arguments)
         return OK
+    except Unusable as error:
+        return _report(error, debug, UNUSABLE)
     except Interrupted as stop:
         advice = 'start the same command again to resume'
         print(f'interrupted: {_line(stop)}; {advice}', file=sys.stderr)
@@ -197,6 +202,19 @@ def _parse(
     name = built.name or Path(file).stem
     arguments['workdir'] = arguments['workdir'] or os.path.join('runs', name)
     return {'config': built, 'config_file': os.path.abspath(file), **arguments}
+
+
+def numbers(count: int) -> Callable[[str], tuple[float, ...]]:
+    """The type of a flag that holds `count` finite numbers, `a,b`."""
+
+    def parse(text: str) -> tuple[float, ...]:
+        values = tuple(float(part) for part in text.strip('() ').split(','))
+        if len(values) != count or not all(math.isfinite(value) for value in values):
+            raise ValueError
+        return values
+
+    parse.__name__ = f'list of {count} numbers'  # argparse says `invalid ... value`
+    return parse
 
 
 def load(source: str, tables: Sequence[str] = ('objective',)) -> Any:

@@ -121,21 +121,26 @@ class RobotStream(Stream):
         data = self.config.robot
         source = f'features in {self._store.folder}' if self._store else 'frames'
         contract = dataclasses.asdict(robot.Contract.of(data))
-        seen = zip(scene.TITLES, self._scene.words()) if self._scene else ()
+        found, measured = self._looked
+        seen = zip(scene.TITLES, found.words()) if found else ()
         return [
             f'{data.kind} {data.path or "(self-made)"}: {len(self.recordings)} episodes; pieces of '
             f'{data.frames} frames at {data.fps:g} a second, from {source}',
             'contract: ' + ', '.join(f'{key} {value}' for key, value in contract.items()),
+            *(measured.lines() if measured else ()),
             'scene: ' + (', '.join(f'{key} {value}' for key, value in seen) or 'cannot be read'),
         ]
 
     @property
     def facts(self) -> dict[str, dict]:
-        return {'scene': dataclasses.asdict(self._scene)} if self._scene else {}
+        looked = zip(('scene', 'measured'), self._looked)
+        return {name: dataclasses.asdict(facts) for name, facts in looked if facts}
 
     @functools.cached_property
-    def _scene(self) -> scene.Scene | None:
-        return scene.look(self.recordings, self.config.robot, self.config.data.crop)
+    def _looked(self) -> tuple[scene.Scene | None, robot.Measured | None]:
+        data, episodes = self.config.robot, []
+        found = scene.look(self.recordings, data, self.config.data.crop, episodes)
+        return found, robot.Measured.of(episodes, data) if episodes else None
 
     def _kept(self, record: int) -> tuple[np.ndarray | None, ...]:
         """States [K, V], actions [K - 1, U], extrinsics and features [K, N, D] of an episode's

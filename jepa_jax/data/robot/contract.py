@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -120,6 +120,18 @@ def units_of(data: RobotConfig) -> str:
     return f'positions in {data.metres:g} m, angles in {data.angles}, gripper {gripper}'
 
 
+def as_option(name: str, value: str | tuple[float, ...]) -> str:
+    """A setting as a config has it."""
+    text = value if isinstance(value, str) else f'({", ".join(f"{v:.4g}" for v in value)})'
+    return f'robot.{name} = {text}'
+
+
+def as_flag(name: str, value: str | tuple[float, ...]) -> str:
+    """A setting as a flag of a command."""
+    text = value if isinstance(value, str) else ','.join(f'{v:.4g}' for v in value)
+    return f'--{name.replace("_", "-")}={text}'
+
+
 def rescaled(name: str, states: np.ndarray, data: RobotConfig) -> np.ndarray:
     """States as recorded, [T, 7], -> in metres, radians and closedness.
 
@@ -152,12 +164,12 @@ def rescaled(name: str, states: np.ndarray, data: RobotConfig) -> np.ndarray:
 
 
 def unit_problems(
-    states: np.ndarray, data: RobotConfig, option: str = 'robot.{} = {}'
+    states: np.ndarray, data: RobotConfig, option: Callable[..., str] = as_option
 ) -> list[str]:
     """What of states [T, 7] cannot be metres, radians and closedness, what it may be, and which
     option brings it there; of one recording, without judging what a whole set must show.
 
-    option: how options are written, with places for name and value.
+    option: how settings are written: (name, value) -> text.
     """
     far, angle = np.abs(states[:, :3]).max(), np.abs(states[:, 3:6]).max()
     low, high = states[:, 6].min(), states[:, 6].max()
@@ -166,55 +178,55 @@ def unit_problems(
         word, factor = ('millimetres', 1000) if far > 100 else ('centimetres', 100)
         found.append(
             f'positions up to {far:.4g} m, more than {REACH:g}: {word}? '
-            + option.format('metres', f'{data.metres / factor:g}')
+            + option('metres', f'{data.metres / factor:g}')
         )
     if angle > TURN:
         found.append(
-            f'angles up to {angle:.4g} rad: degrees, not radians? '
-            + option.format('angles', 'degrees')
+            f'angles up to {angle:.4g} rad: degrees, not radians? ' + option('angles', 'degrees')
         )
     if low < -SLACK or high > 1 + SLACK:
         found.append(
-            f'gripper from {low:.4g} to {high:.4g}: must be from 0 (open) to 1 (closed); '
-            + _range(states, data, option)
+            f'gripper from {low:.4g} to {high:.4g}: closedness of the gripper must be from 0 '
+            f'(open) to 1 (closed); {_range(states, data, option)}'
         )
     return found
 
 
 def opening_problem(
-    grippers: Sequence[np.ndarray], data: RobotConfig, option: str = 'robot.{} = {}'
+    grippers: Sequence[np.ndarray], data: RobotConfig, option: Callable[..., str] = as_option
 ) -> str:
     """Why the gripper's numbers of several recordings are no closedness, although they lie within 0
     and 1; empty: they may be. A gripper that never moves is none to judge."""
-    joined = np.concatenate(grippers)
-    if data.gripper == 'open' and not any(data.gripper_range):
-        joined = 1 - joined
-    if any(data.gripper_range) or joined.max() > WIDE or np.ptp(joined) < MOVES:
+    if any(data.gripper_range):
         return ''
-    opens_first = np.mean([g[0] for g in grippers]) * 2 > joined.min() + joined.max()
-    values = [f'{joined.max():.3g}', f'{max(joined.min(), 0) if joined.min() > 0.01 else 0:.3g}']
-    text = ', '.join(values if opens_first else values[::-1])
-    honest = option.format('gripper_range', '(0, 1)')
+    if data.gripper == 'open':
+        grippers = [1 - gripper for gripper in grippers]  # as recorded
+    low, high = (float(f([f(gripper) for gripper in grippers])) for f in (np.min, np.max))
+    if high > WIDE or high - low < MOVES:
+        return ''
+    shut = low if low > 0.1 * high else 0.0
+    opens_first = np.mean([gripper[0] for gripper in grippers]) > (low + high) / 2
+    pair = (high, shut) if opens_first or data.gripper == 'open' else (shut, high)
     return (
-        f'the gripper moves from {joined.min():.3g} to {joined.max():.3g} and never beyond: an '
-        f'opening in metres? {option.format("gripper_range", f"({text})")} (open, closed); if it '
-        f'is closedness all the same, {honest}'
+        f'the gripper moves from {low:.3g} to {high:.3g} and never beyond: an opening in metres? '
+        f'{option("gripper_range", pair)} (open, closed); if it is closedness all the same, '
+        f'{option("gripper_range", (0.0, 1.0))}'
     )
 
 
-def _range(states: np.ndarray, data: RobotConfig, option: str) -> str:
+def _range(states: np.ndarray, data: RobotConfig, option: Callable[..., str]) -> str:
     """The option that would bring the gripper to 0..1."""
     if any(data.gripper_range):
-        return f'robot.gripper_range = {data.gripper_range} (open, closed) does not fit'
-    values = 1 - states[:, 6] if data.gripper == 'open' else states[:, 6]
+        return f'{option("gripper_range", data.gripper_range)} (open, closed) does not fit'
+    values = 1 - states[:, 6] if data.gripper == 'open' else states[:, 6]  # as recorded
     low, high = float(values.min()), float(values.max())
     for a, b in ((-1.0, 1.0), (0.0, 255.0), (0.0, 100.0), (0.0, 1000.0)):
-        if a - SLACK * (b - a) <= low and high <= b + SLACK * (b - a) and high > (a + b) / 2:
+        slack = SLACK * (b - a)
+        if a - slack <= low and (a + b) / 2 < high <= b + slack:
             low, high = a, b
             break
     opens_high = data.gripper == 'open' or values[0] > (low + high) / 2
-    pair = (high, low) if opens_high else (low, high)
-    return f'{option.format("gripper_range", f"({pair[0]:g}, {pair[1]:g})")} (open, closed)?'
+    return f'{option("gripper_range", (high, low) if opens_high else (low, high))} (open, closed)?'
 
 
 def as_contract(

@@ -57,7 +57,9 @@ class Npz:
                 'differences of states',
             )
         extrinsics = fit_extrinsics(
-            arrays.get('extrinsics'), arrays['states'].shape[0] if arrays['states'].ndim else 0, notes
+            arrays.get('extrinsics'),
+            arrays['states'].shape[0] if arrays['states'].ndim else 0,
+            notes,
         )
         states = as_contract(path, arrays['states'], self._data, extrinsics)
         if (pixels := arrays.get('observations')) is not None:
