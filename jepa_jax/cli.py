@@ -12,6 +12,7 @@ so that `--help` and mistyped flags answer at once.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import glob
 import math
 import os
@@ -215,6 +216,19 @@ def numbers(count: int) -> Callable[[str], tuple[float, ...]]:
 
     parse.__name__ = f'list of {count} numbers'  # argparse says `invalid ... value`
     return parse
+
+
+def add_fields(parser: argparse.ArgumentParser, kind: type, but: Sequence[str] = ()) -> None:
+    """A flag for every field of a dataclass: --no_NAME for what is true unless told otherwise."""
+    for field in dataclasses.fields(kind):
+        if field.name in but:
+            continue
+        if field.default is True:
+            parser.add_argument(f'--no_{field.name}', dest=field.name, action='store_false')
+        else:
+            pair = isinstance(field.default, tuple)
+            of = numbers(len(field.default)) if pair else type(field.default)
+            parser.add_argument(f'--{field.name}', type=of, default=field.default)
 
 
 def load(source: str, tables: Sequence[str] = ('objective',)) -> Any:

@@ -18,6 +18,8 @@ from jepa_jax.data.robot.contract import STATE as STATE
 from jepa_jax.data.robot.contract import Contract as Contract
 from jepa_jax.data.robot.contract import Measured as Measured
 from jepa_jax.data.robot.contract import opening_problem as opening_problem
+from jepa_jax.data.robot.contract import unit_problems as unit_problems
+from jepa_jax.data.robot.contract import units_of as units_of
 from jepa_jax.data.robot.episodes import NARROWEST as NARROWEST
 from jepa_jax.data.robot.episodes import WIDEST as WIDEST
 from jepa_jax.data.robot.episodes import Episode as Episode
