@@ -57,7 +57,7 @@ class Arrays:
 
         group = self._walk(place.split('/'))
         with files.reading(self._path):
-            return list(group) if isinstance(group, h5py.Group) else []
+            return [f'{name}' for name in group] if isinstance(group, h5py.Group) else []
 
     def _walk(self, steps: list[str]):
         """The object that steps lead to, without leaving the file; None: there is none."""

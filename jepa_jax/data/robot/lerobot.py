@@ -106,15 +106,16 @@ class LeRobot:
             elif column.isascii() and column.isdigit() and int(column) < len(names):
                 columns.append(int(column))
             else:
-                twice = names.count(column) > 1
-                wrong.append(f"'{column}' is there twice" if twice else f'no {column}')
+                places = [str(i) for i, name in enumerate(names) if name == column]
+                twice = f"'{column}' is there {len(places)} times, as {' and '.join(places)}"
+                wrong.append(twice if places else f'no {column}')
         if wrong or len(columns) != len(STATE):
-            has = ', '.join(f'{i} {name or "(no name)"}' for i, name in enumerate(names))
-            why = ', '.join(wrong) or f'{len(columns)} names'
             raise ConfigError(
-                f"robot.columns = '{self._data.columns}': {why}; must name the 7 columns of "
-                f'{self._data.state} that are {", ".join(STATE)}, by name or number, among '
-                f'{", ".join(n or "(no name)" for n in names)}, which are {has}'
+                f"robot.columns = '{self._data.columns}': "
+                f'{", ".join(wrong) or f"{len(columns)} names"}; must name the 7 columns of '
+                f'{self._data.state} that are {", ".join(STATE)}, among '
+                f'{", ".join(name or "(no name)" for name in names)}, or give their numbers, 0 to '
+                f'{len(names) - 1}'
             )
         return keys, columns
 
