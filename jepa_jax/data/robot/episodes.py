@@ -260,6 +260,7 @@ def _next(timing: Timing, fps: float) -> np.ndarray:
     due = timing.times[rows] + apart
     at = nearest(timing.times[rows], due)
     there = np.abs(timing.times[rows][at] - due) <= NEAR * apart
+    there &= due <= timing.times[rows][-1:] + 0.5 / timing.fps  # there is no more to come
     after = np.full(timing.frames, -1)
     after[rows[there]] = rows[at[there]]
     return after
