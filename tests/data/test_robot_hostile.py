@@ -248,6 +248,7 @@ def test_the_numbers_of_a_recording_are_its_own_and_bounded(kind, reason, tmp_pa
         ('/etc/passwd', 'outside'),
         ('..\\1.mp4', 'outside'),
         ('a\0.mp4', 'outside'),
+        ('\ud800.mp4', 'outside'),
         ('', 'outside'),
         (3, 'not_text'),
         (None, 'not_text'),
@@ -341,6 +342,19 @@ def test_bombs_are_refused_by_what_they_claim(tmp_path, monkeypatch):
     assert read(data) == 'ratio'
     monkeypatch.setenv('JEPA_JAX_LIMITS', 'frames=1000')
     assert read(data) == 'frames'
+
+
+def test_a_list_of_folders_may_hold_anything(tmp_path):
+    data = write_droid(tmp_path / 'set')
+    listed = tmp_path / 'list.csv'
+    listed.write_bytes(b'\xef\xbb\xbfset/nothing\nset/\0a x\nset/\xff\nset/a x\n' + b'/' * 5000)
+    recordings = robot.open_recordings(RobotConfig('droid', str(listed)))
+    for i in (0, 1, 2, 4):
+        recordings.state(i)
+        with pytest.raises(BadFile):
+            recordings.episode(i)
+    assert len(recordings.episode(3).states) == FRAMES
+    assert data.path in recordings.name(3)
 
 
 def test_one_bad_line_costs_one_episode(tmp_path):

@@ -13,7 +13,7 @@ from jepa_jax.config import RobotConfig
 from jepa_jax.data.robot import hdf5, metadata
 from jepa_jax.data.robot.clock import Clock
 from jepa_jax.data.robot.contract import as_contract, fit_extrinsics
-from jepa_jax.data.robot.episodes import Episode, state_of, text_of
+from jepa_jax.data.robot.episodes import Episode, state_of
 from jepa_jax.errors import BadFile, ConfigError
 
 MOVIES = 'recordings/MP4/'
@@ -33,7 +33,11 @@ class Droid:
         if path.is_dir():
             self._folders = sorted(str(h5.parent) for h5 in path.rglob('trajectory.h5'))
         else:
-            lines = text_of(path, data).splitlines()
+            try:
+                lines = metadata.read_text(path, 'surrogateescape').splitlines()
+            except BadFile as error:
+                words = 'No such file or directory' if error.reason == 'missing' else str(error)
+                raise ConfigError(f'robot.path = {data.path!r}: {words}') from error
             self._folders = [str(path.parent / line.split()[0]) for line in lines if line.strip()]
         if not self._folders:
             raise ConfigError(f'robot.path = {data.path!r}: no trajectory.h5 in or below it')

@@ -6,7 +6,6 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -18,7 +17,7 @@ from jepa_jax.data.augment import Crop, resize
 from jepa_jax.data.clips import Timing
 from jepa_jax.data.robot.clock import NEAR, SNAP, Clock, nearest
 from jepa_jax.data.sources import image_of
-from jepa_jax.errors import BadFile, ConfigError, Unsuitable
+from jepa_jax.errors import BadFile, Unsuitable
 
 INSTALL = "needs {}: pip install 'jepa_jax[robot]'"
 WIDEST, NARROWEST = 1.35, 0.75  # width over height of what is cut out
@@ -349,14 +348,6 @@ def state_of(*files: str | os.PathLike, also: tuple = ()) -> str:
         try:
             status = os.stat(file)
             states.append((os.path.basename(file), status.st_size, status.st_mtime_ns))
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a name that no file can have
             states.append((os.path.basename(file), 'missing'))
     return repr((states, also))
-
-
-def text_of(path: Path, data: RobotConfig) -> str:
-    try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, 'strerror', None) or 'no text'
-        raise ConfigError(f'robot.path = {data.path!r}: {path}: {reason}') from error

@@ -16,11 +16,13 @@ def read_json(path: Path, kind: type = dict) -> Any:
     return parse(path, read_text(path), kind)
 
 
-def read_text(path: Path) -> str:
-    """Raises BadFile."""
-    files.bound(path, 'index', files.size(path), 'bytes')
+def read_text(path: Path, errors: str = 'strict') -> str:
+    """The text of a regular file, UTF-8 with or without a byte order mark; errors: of decoding, as
+    `open` has them. Raises BadFile."""
+    size = files.size(path)
+    files.bound(path, 'index', size, f'{size:,} bytes of text')
     with files.reading(path, 'not_text'):
-        return path.read_text('utf-8')
+        return path.read_text('utf-8-sig', errors)
 
 
 def parse(path: Path, text: str, kind: type = dict, place: str = '') -> Any:
@@ -51,6 +53,7 @@ def inside(path: Path, folder: Path, name: str) -> Path:
       BadFile: the name leads out of the folder, or no file can have it.
     """
     parts = name.replace('\\', '/').split('/')
-    if os.path.isabs(name) or '..' in parts or not name or '\0' in name:
+    plain = '\0' not in name and not any('\ud800' <= c <= '\udfff' for c in name)
+    if os.path.isabs(name) or '..' in parts or not name or not plain:
         raise BadFile(path, 'outside', f'{name!r:.80} is no path below {folder}')
     return folder / name
