@@ -11,7 +11,6 @@ from typing import Protocol
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from jepa_jax.config import RobotConfig
 from jepa_jax.data import decode
 from jepa_jax.data.augment import Crop, resize
 from jepa_jax.data.clips import Timing
