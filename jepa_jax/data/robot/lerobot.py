@@ -299,7 +299,7 @@ class _Parquet:
 
     def matrix(self, table, name: str) -> np.ndarray:
         """A column of numbers, or of lists of as many numbers each, [T, n]. Raises BadFile."""
-        import pyarrow
+        import pyarrow.compute
 
         with files.reading(self._path, 'bad_state'):
             column = table.column(name).combine_chunks()
@@ -308,14 +308,17 @@ class _Parquet:
                 raise BadFile(
                     self._path, 'bad_state', f'{name} is empty in {column.null_count} rows'
                 )
-            if not pyarrow.types.is_primitive(column.type):
+            as_many = True
+            if hasattr(column, 'flatten'):
+                lengths = pyarrow.compute.list_value_length(column)
+                as_many = len(pyarrow.compute.unique(lengths)) == 1
                 column = column.flatten()
             if column.null_count:
                 raise BadFile(
                     self._path, 'bad_state', f'{name} has {column.null_count} empty places'
                 )
             numbers = column.to_numpy(zero_copy_only=False)
-            if numbers.dtype.kind not in 'fiu' or not rows or len(numbers) % rows:
+            if numbers.dtype.kind not in 'fiu' or not rows or not as_many:
                 words = f'{name} holds {table.column(name).type!s:.60}, must be lists of numbers'
                 raise BadFile(self._path, 'bad_state', f'{words}, as many in each of {rows} rows')
             return numbers.reshape(rows, -1)
