@@ -72,6 +72,11 @@ KINDS = {int: 'a whole number', float: 'a number', bool: 'true or false', str: '
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        # what is a value though it begins with a dash: lists of numbers, too
+        self._negative_number_matcher = re.compile(r'-\.?\d[\d.,eE+-]*$')
+
     def error(self, message: str):
         raise UsageError(message)
 

@@ -154,8 +154,9 @@ def verdict(name: str) -> tuple[str, str] | None:
     path = pathlib.Path(name).expanduser()
     if not path.is_dir():
         return None
-    found = checkpoint.find(path).parent
-    report = (found.parent if found.name == 'checkpoints' else found) / 'report.json'
+    report = path / 'report.json'
+    if not report.exists() and path.absolute().parent.name == 'checkpoints':
+        report = path.absolute().parents[1] / 'report.json'
     if not report.exists():
         return None
     values = metadata.read_json(report)
