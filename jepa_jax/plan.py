@@ -227,11 +227,21 @@ def main(
         f'{seconds:.2f} s per action (compiling took {compile_seconds:.1f} s, encoding both '
         f'frames {encode_seconds:.1f} s); {folder}/plan.json, plan.png, landscape.png'
     )
-    if problems:
-        words = f'not usable: {"; ".join(problems)}'
-        if not force and not model.startswith('random:'):
-            raise Unusable(f'{words} (--force: exit status 0 all the same)')
-        print(words)
+    conclude(problems, force or model.startswith('random:'))
+
+
+def conclude(problems: list[str], force: bool) -> None:
+    """Says why a plan is not usable, if it is not.
+
+    Raises:
+      Unusable: and nothing forces it.
+    """
+    if not problems:
+        return
+    words = f'not usable: {"; ".join(problems)}'
+    if not force:
+        raise Unusable(f'{words} (--force: exit status 0 all the same)')
+    print(words)
 
 
 def within_reach(start, horizon: int, max_step: float, workspace: tuple[float, ...]) -> str:

@@ -15,7 +15,7 @@ import pytest
 from jepa_jax import checkpoint, cli, convert, plan
 from jepa_jax.config import RobotConfig
 from jepa_jax.data.robot import Measured
-from jepa_jax.errors import BadFile
+from jepa_jax.errors import BadFile, Unusable
 from jepa_jax.models.ac_predictor import ACPredictorConfig
 from jepa_jax.models.vit import ViTConfig
 from jepa_jax.planning import model as planning_model
@@ -231,30 +231,28 @@ def test_a_model_of_other_widths_gets_one_line(widths, message, tmp_path, capsys
 
 
 def test_a_predictor_that_ignores_actions_is_not_usable(tmp_path, capsys):
-    """Status 3, and 0 with --force; what its run found out and measured is said."""
-    model = zeros(tmp_path / 'model')
-    out = tmp_path / 'out'
-    options = ['--model', str(model), '--input', str(trajectory(tmp_path / 'a.npz')),
-               '--out', str(out), '--samples', '8', '--iterations', '2', '--elites', '4',
-               '--horizon', '1', '--workspace', '-1,2,-1,2,-1,2']  # fmt: skip
-
-    def planned(*flags: str) -> tuple[int, str, str, dict]:
-        command = dict(doc=plan.__doc__, tables=(), options=plan.add_options)
-        status = cli.run(plan.main, **command, argv=[*options, *flags])
-        done = capsys.readouterr()
-        assert status in (0, 3), done.err
-        return status, done.out, done.err, json.loads((out / 'plan.json').read_text())
-
-    status, _, error, report = planned()
-    assert status == 3 and not report['usable']
-    assert 'the predictor ignores actions: the energy of those tried differs by 0.00%' in error
-    assert report['energy_range_over_doing_nothing'] < 1e-6
+    """Status 3, and 0 when forced; what its run found out is said."""
+    model, out = zeros(tmp_path / 'model'), tmp_path / 'out'
     verdict = {'verdict': 'ignores actions', 'sentences': ['ignores actions: 1.00 times as large']}
     (model / 'report.json').write_text(json.dumps(verdict))
-    status, said_of_it, _, report = planned('--force')
-    assert status == 0 and not report['usable'] and len(report['problems']) == 2
-    assert 'the run ended: ignores actions: 1.00 times as large' in said_of_it
-    assert 'the plan may go up to 0.05 m along an axis: x ' in said_of_it
+    status = cli.run(
+        plan.main, doc=plan.__doc__, tables=(), options=plan.add_options,
+        argv=['--model', str(model), '--input', str(trajectory(tmp_path / 'a.npz')),
+              '--out', str(out), '--samples', '8', '--iterations', '2', '--elites', '4',
+              '--horizon', '1', '--workspace', '-1,2,-1,2,-1,2'],
+    )  # fmt: skip
+    done, report = capsys.readouterr(), json.loads((out / 'plan.json').read_text())
+    assert status == 3 and not report['usable'] and len(report['problems']) == 2
+    words = 'the predictor ignores actions: the energy of those tried differs by 0.00%'
+    assert words in done.err and 'the run ended with the verdict: ignores actions' in done.err
+    assert report['energy_range_over_doing_nothing'] < 1e-6
+    assert 'the run ended: ignores actions: 1.00 times as large' in done.out
+    assert 'the plan may go up to 0.05 m along an axis: x ' in done.out
+    plan.conclude(report['problems'], force=True)
+    assert words in capsys.readouterr().out
+    plan.conclude([], force=False)
+    with pytest.raises(Unusable):
+        plan.conclude(['so'], force=False)
 
 
 def test_what_the_recordings_of_a_model_held_is_known(tmp_path):
