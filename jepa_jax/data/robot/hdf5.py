@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,8 +20,8 @@ class Arrays:
     """The datasets of a file by their names."""
 
     def __init__(self, path: Path, file) -> None:
-        self._path, self._file = path, file
-        self._size = files.size(path)
+        self._path = path
+        self._size, self._found = files.size(path), {'': file}
 
     def read(self, name: str) -> np.ndarray | None:
         """Numbers of one axis or two; None: there is nothing of that name.
@@ -30,24 +31,21 @@ class Arrays:
         """
         import h5py
 
-        node = self._walk(name.split('/'))
-        if node is None:
-            return None
         with files.reading(self._path):
+            if (node := self._find(name)) is None:
+                return None
             if not isinstance(node, h5py.Dataset):
                 raise BadFile(self._path, 'corrupt', f'{name} is no array')
             if node.external or node.is_virtual:
                 raise BadFile(self._path, 'outside', f'the numbers of {name} are in another file')
-            if node.dtype.kind not in 'fiu' or node.ndim not in (1, 2):
-                kind = f'{node.dtype} {list(node.shape or ())}'
+            shape, dtype, chunks = node.shape, node.dtype, node.chunks
+            if dtype.kind not in 'fiu' or len(shape or ()) not in (1, 2):
+                kind = f'{dtype} {list(shape or ())}'
                 raise BadFile(self._path, 'bad_state', f'{name} is {kind}, must be [T] or [T, n]')
-            shape, item, chunks = node.shape, node.dtype.itemsize, node.chunks
         files.bound(self._path, 'frames', shape[0], f'{name} has {shape[0]:,} rows')
         # a chunk is unpacked whole, however little of it is in the array
         for sides in (shape, chunks or (0,)):
-            files.bound_decoded(
-                self._path, int(np.prod(np.array(sides, object))) * item, self._size
-            )
+            files.bound_decoded(self._path, math.prod(sides) * dtype.itemsize, self._size)
         with files.reading(self._path):
             return np.asarray(node)
 
@@ -55,34 +53,30 @@ class Arrays:
         """What is in a group; nothing if there is none."""
         import h5py
 
-        group = self._walk(place.split('/'))
         with files.reading(self._path):
+            group = self._find(place)
             return [f'{name}' for name in group] if isinstance(group, h5py.Group) else []
 
-    def _walk(self, steps: list[str]):
-        """The object that steps lead to, without leaving the file; None: there is none."""
+    def _find(self, place: str, links: int = 0):
+        """The object at a place, without leaving the file; None: there is none. links: that led
+        there."""
         import h5py
 
-        node, links = self._file, 0
-        steps = [step for step in steps if step]
-        with files.reading(self._path):
-            while steps:
-                step = steps.pop(0)
-                link = node.get(step, getlink=True) if isinstance(node, h5py.Group) else None
-                if link is None:
-                    return None
-                if isinstance(link, h5py.ExternalLink):
-                    raise BadFile(
-                        self._path, 'outside', f'{step} is a link to {link.filename!r:.80}'
-                    )
-                if isinstance(link, h5py.SoftLink):
-                    links += 1
-                    if links > LINKS:
-                        raise BadFile(self._path, 'corrupt', f'{step} is a link without end')
-                    steps[:0] = [part for part in link.path.split('/') if part]
-                    node = self._file if link.path.startswith('/') else node
-                    continue
-                node = node[step]
+        if place in self._found:
+            return self._found[place]
+        parent, _, step = place.rpartition('/')
+        group, node = self._find(parent, links), None
+        link = group.get(step, getlink=True) if isinstance(group, h5py.Group) else None
+        if isinstance(link, h5py.ExternalLink):
+            raise BadFile(self._path, 'outside', f'{step} is a link to {link.filename!r:.80}')
+        if isinstance(link, h5py.SoftLink):
+            if links >= LINKS:
+                raise BadFile(self._path, 'corrupt', f'{step} is a link without end')
+            target = link.path if link.path.startswith('/') else f'{parent}/{link.path}'
+            node = self._find('/'.join(part for part in target.split('/') if part), links + 1)
+        elif link is not None:
+            node = group[step]
+        self._found[place] = node
         return node
 
 
