@@ -115,7 +115,7 @@ def report(
     lines = [
         f'{len(found.states)} episodes read, {len(found.bad)} not; '
         f'{sum(found.seconds) / 60:.1f} minutes, {np.median(found.seconds):.1f} s in the middle',
-        f'video at {", ".join(f"{rate:g}" for rate in rates)} frames a second, '
+        f'recorded at {", ".join(f"{rate:g}" for rate in rates)} frames a second, '
         f'{sizes} pixels (width x height)',
         *(
             f'{count} of {len(found.states)} episodes: {note}'

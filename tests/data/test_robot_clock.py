@@ -20,6 +20,7 @@ from jepa_jax.data.trajectories import RobotStream
 from jepa_jax.errors import BadFile
 from jepa_jax.models.vit import ViTConfig
 from jepa_jax.recipes import smoke
+from tools import check_robot_data
 
 RATE = 15  # rows a second
 BEGIN = 1_686_087_812_000  # milliseconds
@@ -201,6 +202,19 @@ def test_clocks():
     assert robot.kept(timing, 2.0).tolist() == [0, 2, 4, 6]
     places = robot.unbroken(seconds, 8, 3, 0.25)
     assert places.tolist() == [0, 1, 4, 5]
+
+
+def test_the_check_shows_the_clock(tmp_path):
+    rows = np.concatenate([np.arange(14), np.arange(20, 60)])
+    write(tmp_path, rows, rows, 60, frame_received=stamps(rows))
+    data = RobotConfig(path=str(tmp_path))
+    recordings = robot.open_recordings(data)
+    found = check_robot_data.measure(recordings, data, 32, 10)
+    said = '\n'.join(check_robot_data.report(found, data, 32))
+    for words in ('recorded at 15 frames a second', 'the model sees every 4. frame, 3.75 a second',
+                  '1 of 1 episodes: 6 pictures were lost', '1 of 1 episodes: the video says 60',
+                  'as recorded: positions in 1 m, angles in radians, gripper 1 is closed'):  # fmt: skip
+        assert words in said
 
 
 def test_features_of_a_recording_with_a_gap(tmp_path, caplog):
