@@ -44,6 +44,7 @@ class VideoInfo(Timing):
     pixel_format: str = ''
     stream: int = 0  # index within the container
     missing: str = ''  # what of the file is missing, as far as its packets tell, and why
+    reason: str = ''  # then a key of errors.REASONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +81,7 @@ def probe(path: str | os.PathLike) -> VideoInfo:
             pixel_format=frame.format.name,
             stream=video.stream.index,
             missing=known.missing,
+            reason=known.reason if known.missing else '',
         )
 
 
@@ -265,8 +267,10 @@ class _Sequence:
     def _hit(self, place: int, why: str) -> None:
         """Marks what depends on a packet that the decoder cannot use."""
         self._due.pop(place, None)
-        if self.packets.times[place] is None and place < self.packets.order[0]:
-            return  # of the file's beginning, which has no frames
+        if self._bad[place] or (
+            self.packets.times[place] is None and place < self.packets.order[0]
+        ):
+            return  # known; or of the file's beginning, which has no frames
         if self.packets.timed:
             self.packets.spread(self._bad, place)
         else:

@@ -46,8 +46,9 @@ class Packets:
     held: list[av.Packet] | None  # None: too many bytes, read them again
     timed: bool  # whether the times tell the frames of a piece apart
     leading: list[int]  # places that lack the keyframe before them, in this piece
-    damaged: list[tuple[int, int | None]]  # (place, dts) of packets that the container calls so
-    last: int | None  # dts of the last packet
+    damaged: list[int]  # places of packets that the container calls so
+    dts: list[int | None]  # of each packet
+    lost: list[int] = dataclasses.field(default_factory=list)  # places at which some may be missing
     cut: str = ''  # in words, if the end is missing
 
     def __post_init__(self) -> None:
@@ -78,8 +79,9 @@ class Packets:
             if self.times[later] is not None and self.times[later] < (self.times[stop] or 0):
                 bad[later] = True
 
-    def uncertain(self, bad: np.ndarray, place: int, dts: int | None) -> None:
+    def uncertain(self, bad: np.ndarray, place: int) -> None:
         """Marks what is shown after a frame that may be lost: its number is not certain."""
+        dts = self.dts[min(place, len(bad) - 1)]
         if dts is not None:
             for before in range(
                 max(self.bounds(min(place, len(bad) - 1))[0], place - REORDER), place
@@ -94,11 +96,12 @@ class Packets:
         bad = np.zeros(len(self.times), bool)
         bad[self.leading] = True
         count = len(self.times)
-        for place, dts in self.damaged:
+        for place in self.damaged:
             self.spread(bad, place)
-            self.uncertain(bad, place, dts)
+        for place in self.lost:
+            self.uncertain(bad, place)
         if self.cut:
-            self.uncertain(bad, count, self.last)
+            self.uncertain(bad, count)
         if not self.timed and bad.any():  # then frames are only counted
             bad[max(0, int(bad.argmax()) - REORDER) :] = True
         return bad
@@ -140,9 +143,8 @@ def table(video: Video) -> Table:
         if end + 2.5 / timing.fps + 0.1 < expected:
             packets.cut = f'it ends after {end:.2f} of {expected:.2f} s'
     why = [packets.cut] if packets.cut else []
-    if packets.damaged:
-        numbers = ', '.join(str(place) for place, _ in packets.damaged[:3])
-        why.append(f'incomplete packets: {numbers}')
+    if packets.damaged and packets.damaged != [len(packets.times) - 1]:
+        why.append(f'incomplete packets: {", ".join(map(str, packets.damaged[:3]))}')
     if packets.leading:
         why.append('a piece begins without the frames that it refers to')
     reason = 'truncated' if packets.cut and len(why) == 1 else 'corrupt'
@@ -243,7 +245,7 @@ def _declared_end(video: Video) -> float:
 def gather(video: Video, packets: Iterable[av.Packet], first: int = 0) -> Packets:
     """What a run of packets tells. Raises BadFile."""
     shows = _SHOWS.get(video.codec, lambda packet: True)
-    times, keys, pieces, leading, held, damaged = [], [], [0], [], [], []
+    times, keys, pieces, leading, held, damaged, stamps = [], [], [0], [], [], [], []
     total = 0
     # AVI has no presentation times: those that libav makes up are wrong where frames are reordered.
     timed = video.kind != 'avi' or not video.stream.codec_context.has_b_frames
@@ -252,8 +254,9 @@ def gather(video: Video, packets: Iterable[av.Packet], first: int = 0) -> Packet
     for packet in packets:
         place, time, key, before = len(times), packet.pts, packet.is_keyframe, dts
         dts = packet.dts
+        stamps.append(dts)
         if packet.is_corrupt:
-            damaged.append((place, dts))
+            damaged.append(place)
         if time is None:
             timed, time = False, place
         if head is None and key:
@@ -292,7 +295,7 @@ def gather(video: Video, packets: Iterable[av.Packet], first: int = 0) -> Packet
     if not timed:
         pieces, leading = [0], []
     kept = held if total <= KEEP else None
-    result = Packets(first, times, keys, pieces, kept, timed, leading, damaged, dts)
+    result = Packets(first, times, keys, pieces, kept, timed, leading, damaged, stamps)
     if damaged:
         _judge(video, result)
     if not first and result.pieces == [0] and video.stream.frames > len(times) and _is_cut(video):
@@ -315,15 +318,14 @@ def _judge(video: Video, packets: Packets) -> None:
     first is whole, the decoder tells (it reports every one whose end is missing).
     """
     count = len(packets.times)
-    if packets.damaged[-1][0] == count - 1:
+    if packets.damaged[-1] == count - 1:
         packets.cut = f'packet {count - 1}, the last one, is incomplete'
     if video.kind != 'mpegts':
         return
-    damaged = []
-    for place, dts in packets.damaged:
-        if not {place + 1, place + 2} & set(packets.pieces):
-            damaged += [(place, None), (place + 1, dts)][: count - place]
-    packets.damaged = damaged
+    joints = set(packets.pieces)
+    damaged = [p for p in packets.damaged if not {p + 1, p + 2} & joints]
+    packets.lost = [place + 1 for place in damaged if place + 1 < count]
+    packets.damaged = sorted({*damaged, *packets.lost})
 
 
 def _drop_undecodable(video: Video, packets: Packets) -> None:

@@ -395,7 +395,7 @@ def test_bad_files(tmp_path, read):
         (tmp_path / name).write_text('no video, only a text\n' * 50)
         fails(tmp_path / name, 'not_video', read)
     (tmp_path / 'list.m3u8').write_text('#EXTM3U\n#EXTINF:9,\nhttp://localhost:9/a.ts\n')
-    fails(tmp_path / 'list.m3u8', 'not_video', read)
+    fails(tmp_path / 'list.m3u8', 'not_local', read)
     (tmp_path / 'noise.mp4').write_bytes(np.random.default_rng(0).bytes(5000))
     fails(tmp_path / 'noise.mp4', 'not_video', read)
     Image.fromarray(picture(0, 64, 48)).save(tmp_path / 'image.png')
