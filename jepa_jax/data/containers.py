@@ -23,6 +23,8 @@ FORMATS = (
     'matroska avi mpegts mpeg flv asf ogg dv ivf obu h264 hevc m4v mpegvideo mjpeg yuv4mpegpipe '
     'gif apng'
 ).split()
+CLOCKED = ('mpegts', 'mpeg')  # transport and program streams: times of a recorder's clock
+WRAP = 2**33  # ticks of that clock
 HELD = 16  # frames that a decoder may keep at a time
 STREAMS = 256  # of a container
 
@@ -43,6 +45,8 @@ class Video:
     codec: str
     fps: float  # as the header says or libav makes out; 0 if they do not
     tick: float  # seconds of the stream's time base
+    clock: int | None = None  # dts of the last packet, if its container is one of CLOCKED
+    wraps: int = 0  # ticks by which that clock was corrected
     ahead: list[av.Packet] = dataclasses.field(default_factory=list)  # that were peeked at
 
     def peek(self, count: int) -> list[av.Packet]:
@@ -67,7 +71,19 @@ class Video:
                 if not number % 256:
                     self.deadline.check()
                 if packet.size:
+                    if self.kind in CLOCKED:
+                        self._unwrap(packet)
                     yield packet
+
+    def _unwrap(self, packet: av.Packet) -> None:
+        """Lets the clock of 33 bits go on where it wraps, every 26 hours."""
+        if packet.dts is None:
+            return
+        if self.clock is not None and packet.dts + self.wraps < self.clock - WRAP // 2:
+            self.wraps += WRAP
+        packet.dts = self.clock = packet.dts + self.wraps
+        if packet.pts is not None:
+            packet.pts += self.wraps + WRAP * (packet.pts + self.wraps < packet.dts - WRAP // 2)
 
 
 _REASONS = {av.error.ExitError: 'seconds'}  # what libav says when it is interrupted

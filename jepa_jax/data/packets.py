@@ -23,14 +23,13 @@ import numpy as np
 
 from jepa_jax import files
 from jepa_jax.data.clips import Timing
-from jepa_jax.data.containers import Video, opened
+from jepa_jax.data.containers import CLOCKED, Video, opened
 from jepa_jax.errors import BadFile
 
 KEEP = 64 * 2**20  # bytes of packets held from counting to decoding; a larger file is read twice
 OVERHEAD = 1024  # bytes that a packet takes however small it is
 REORDER = 32  # packets; codecs show a frame at most 16 places before or after its place in the file
 GAP = 1.0  # seconds; no transport or program stream pauses for longer (ISO 13818-1 asks for 0.7)
-CLOCKED = ('mpegts', 'mpeg')
 # Decoders that show nothing of what lacks its references, rather than something grey.
 STRICT = ('h264', 'mpeg1video', 'mpeg2video')
 
