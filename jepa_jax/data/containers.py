@@ -121,7 +121,15 @@ def opened(path: str | os.PathLike, deadline: files.Deadline, skim: bool) -> Ite
     except Exception as error:
         raise _unopened(path, error) from error
     with container:
-        yield _video(path, container, deadline, size)
+        video = _video(path, container, deadline, size)
+        if not video.stream.codec_context.width:  # libav forgets a size above its bound
+            del options['max_pixels']
+            options['skip_frame'] = 'all'
+            with files.reading(path, reasons=_REASONS):
+                again = av.open(name, options=options, timeout=deadline.left, **_BAD_METADATA)
+            with again:
+                _video(path, again, deadline, size)  # which refuses it
+        yield video
 
 
 def _most_pixels(size: int) -> int:

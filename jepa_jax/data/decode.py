@@ -178,6 +178,7 @@ _damages: dict[tuple[str, int, int], Damage] = {}  # by path, size and time of c
 
 def damage(path: str | os.PathLike) -> Damage:
     """What is missing of a video, by decoding all of it: once in a process. Raises BadFile."""
+    files.size(path)  # or it is no regular file
     with files.reading(path):
         status = os.stat(path)
     key = os.path.abspath(path), status.st_size, status.st_mtime_ns

@@ -1,7 +1,6 @@
 """What is opened at all: local files of a closed list, within bounds; whatever is in them is a
 video or a bad file."""
 
-import io
 import os
 import struct
 import time
@@ -127,7 +126,7 @@ def test_pixels_are_bounded(tmp_path, monkeypatch):
 
 
 def test_a_large_black_video_in_a_small_file(tmp_path):
-    path = tmp_path / 'v.mkv'
+    path = tmp_path / 'v.mov'
     with av.open(str(path), 'w') as container:
         stream = container.add_stream('png', rate=8)
         stream.width = stream.height = 6000
@@ -181,5 +180,4 @@ def test_fuzz(tmp_path):
 @pytest.mark.slow
 def test_fuzz_long(tmp_path):
     count, seed = (int(os.environ.get(name, n)) for name, n in (('FUZZ', 2000), ('FUZZ_SEED', 1)))
-    out = io.StringIO(f'{count} mutations, the longest {fuzz(tmp_path, count, seed):.1f} s')
-    print(out.getvalue())
+    print(f'{count} mutations, the longest {fuzz(tmp_path, count, seed):.1f} s')
