@@ -126,12 +126,16 @@ class Deadline:
     def __init__(self, path: str | os.PathLike) -> None:
         self._path, self._start = path, time.monotonic()
 
+    def check(self) -> float:
+        """Seconds spent. Raises BadFile once they are above the limit."""
+        spent = time.monotonic() - self._start
+        bound(self._path, 'seconds', spent, f'{spent:.0f} s and no end')
+        return spent
+
     @property
     def left(self) -> float:
         """Seconds; above 0. Raises BadFile."""
-        spent = time.monotonic() - self._start
-        bound(self._path, 'seconds', spent, f'{spent:.0f} s and no end')
-        return max(limits().seconds - spent, 1e-3)
+        return max(limits().seconds - self.check(), 1e-3)
 
 
 def size(path: str | os.PathLike) -> int:

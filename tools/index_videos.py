@@ -3,8 +3,8 @@
     python -m tools.index_videos LIST_OR_FOLDER... --out manifest.jsonl [--workers N] [--decode]
 
 One JSON object a line, in the order found: path, label, frames, fps, width, height, codec, seconds,
-variable (whether the frame rate varies), problem (null, or a key of `jepa_jax.data.REASONS`)
-and detail. By default headers, packets and one frame are read; `--decode` decodes every frame,
+variable (whether the frame rate varies), missing (null, or which frames of a damaged video; the rest
+is trained on), problem (null, or a key of `jepa_jax.errors.REASONS`: not used) and detail. By default headers, packets and one frame are read; `--decode` decodes every frame,
 which finds damage that headers do not show. A list names files, `path label` a line, the label
 optional and relative paths counting from the list's folder; a folder is searched for videos, and
 what is passed over is counted; an argument that is itself a video stands for itself. What a file is
@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from jepa_jax import scratch
 from jepa_jax.errors import REASONS, BadFile, ConfigError
 
 
@@ -38,7 +39,7 @@ def describe(record: tuple[str, int | None], decode_all: bool) -> dict:
 
     path, label = record
     row = dict.fromkeys('path label frames fps width height codec seconds variable'.split())
-    row |= {'path': path, 'label': label, 'problem': None, 'detail': None}
+    row |= {'path': path, 'label': label, 'missing': None, 'problem': None, 'detail': None}
     try:
         row |= _LOOKS[kinds.kind_of(path)](path, decode_all)
     except BadFile as error:
@@ -50,10 +51,14 @@ def _video(path: str, decode_all: bool) -> dict:
     from jepa_jax.data import decode
 
     info = decode.probe(path)
+    missing = info.missing
     if decode_all:
-        decode.check(path)
+        damage = decode.damage(path)
+        missing = damage.missing
+        if not damage.good.any():
+            raise BadFile(path, damage.reason, damage.missing)
     size = {'width': info.width, 'height': info.height}
-    return _timing(info) | size | {'codec': info.codec}
+    return _timing(info) | size | {'codec': info.codec, 'missing': missing or None}
 
 
 def _stack(path: str, decode_all: bool) -> dict:
@@ -148,7 +153,8 @@ def _died(path: str, label: int | None) -> dict:
 def write(rows, out: Path) -> collections.Counter:
     """Writes the manifest at once, by renaming a finished file; counts rows by problem."""
     counts = collections.Counter()
-    handle, part = tempfile.mkstemp(dir=out.parent, prefix=f'.{out.name}.')
+    scratch.sweep(out.parent)
+    handle, part = tempfile.mkstemp(dir=out.parent, prefix=scratch.prefix(out))
     try:
         with open(handle, 'w', encoding='utf-8', errors='surrogateescape') as file:
             for row in rows:

@@ -40,6 +40,9 @@ class Input:
     spacing: float  # seconds from one to the next, nominally; 0 for an image
     size: tuple[int, int]  # height and width, pixels
     read: Callable[[np.ndarray], np.ndarray]  # frame numbers [k] -> uint8 [k, H, W, 3]
+    # frame numbers [k] -> how many come before the first that is missing; None: found by reading
+    whole: Callable[[np.ndarray], int] | None = None
+    missing: BadFile | None = None  # what is wrong with the file, to be said after the last window
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,19 +99,14 @@ def _sampled(path: str, timing: Timing, fps: float) -> tuple[np.ndarray, np.ndar
         raise BadFile(path, error.reason, error.detail) from error
     even = np.arange(0, timing.frames, step)
     numbers = by_time(even, timing)
-    seconds = even / timing.fps if timing.times is None else timing.times[numbers]
+    times = timing.times
+    seconds = even / timing.fps if times is None else times[numbers] - times[0]
     return numbers, seconds, step / timing.fps
 
 
 def _open_video(path: str, fps: float) -> Input:
     info = decode.probe(path)
-    try:
-        step = int(Sampling(fps=fps).step(info.fps, 1))
-    except Unsuitable as error:
-        raise BadFile(path, error.reason, error.detail) from error
-    even = np.arange(0, info.frames, step)
-    numbers = by_time(even, info)
-    seconds = even / info.fps if info.times is None else info.times[numbers] - info.times[0]
+    numbers, seconds, spacing = _sampled(path, info, fps)
 
     def read(chosen: np.ndarray) -> np.ndarray:
         def choose(timing: Timing) -> np.ndarray:
@@ -116,8 +114,13 @@ def _open_video(path: str, fps: float) -> Input:
 
         return decode.read_frames(path, choose)
 
+    def whole(chosen: np.ndarray) -> int:
+        good = decode.damage(path).good[chosen]
+        return len(good) if good.all() else int(good.argmin())
+
     size = (info.height, info.width)
-    return Input(path, 'video', numbers, seconds, step / info.fps, size, read)
+    missing = BadFile(path, info.reason, info.missing) if info.missing else None
+    return Input(path, 'video', numbers, seconds, spacing, size, read, whole, missing)
 
 
 def _open_folder(path: str, fps: float) -> Input:
@@ -218,22 +221,28 @@ def windows(
       view: what is done to frames, uint8 [k, H, W, 3] -> [k, h, w, 3].
 
     Raises:
-      BadFile: a frame cannot be read.
+      BadFile: a frame is missing; after all windows before it, and none is filled up then.
     """
     count = len(source.numbers)
     piece = max(1, PIECE // (3 * source.size[0] * source.size[1]))
+    good, error = count, source.missing  # how many frames come before what is missing
     base, held = 0, []  # viewed frames, from number `base` on
     for start in starts(count, frames, stride):
         index = np.arange(start, start + frames).clip(0, count - 1)
+        repeated = max(0, start + frames - count)
         del held[: start - base]
         base = start
-        while (begin := base + len(held)) <= index[-1]:
+        while (begin := base + len(held)) <= index[-1] and begin < good:
             # opening a file anew and seeking cost time, so pieces reach beyond the window unless
             # the stride leaves frames out
             end = min(begin + piece, count if stride <= frames else index[-1] + 1)
-            held += list(view(source.read(source.numbers[begin:end])))
+            pixels, refused = _before_damage(source, source.numbers[begin:end])
+            if refused:
+                good, error = begin + len(pixels), refused
+            held += list(view(pixels)) if len(pixels) else []
+        if index[-1] >= good or (error and repeated):
+            break
         clip = np.stack([held[i - base] for i in index])
-        repeated = max(0, start + frames - count)
         yield Window(
             source.path,
             clip,
@@ -242,6 +251,27 @@ def windows(
             source.spacing,
             repeated,
         )
+    if error:
+        raise error
+
+
+def _before_damage(source: Input, numbers: np.ndarray) -> tuple[np.ndarray, BadFile | None]:
+    """Frames `[k, H, W, 3]` up to the first that is missing, and what is wrong with that."""
+    try:
+        return source.read(numbers), None
+    except BadFile as refused:
+        error = refused
+    if source.whole:
+        count = source.whole(numbers) % len(numbers)  # all whole, and not read: then none is
+        return source.read(numbers[:count]) if count else np.empty(0, np.uint8), error
+    frames = []
+    for number in numbers:
+        try:
+            frames += list(source.read(np.array([number])))
+        except BadFile as refused:
+            error = refused
+            break
+    return np.array(frames, np.uint8), error
 
 
 _END = object()

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jepa_jax.data import clips, decode
+from jepa_jax.data import clips, decode, packets, upright
 from jepa_jax.errors import REASONS, BadFile
 
 CLIPS = Path(__file__).parents[3] / 'shared/clips'
@@ -209,23 +209,23 @@ def test_same_pixels_as_decord(tmp_path, gop):
 def test_decodes_little(tmp_path, monkeypatch):
     """Decoding starts at the last keyframe, and packets far from the frames are not read."""
     made = []
-    put = decode._Pictures.put
-    monkeypatch.setattr(decode._Pictures, 'put', lambda s, *a: (made.append(a[0]), put(s, *a)))
+    put = upright.Pictures.put
+    monkeypatch.setattr(upright.Pictures, 'put', lambda s, *a: (made.append(a[0]), put(s, *a)))
     path = make(tmp_path / 'a.mp4', 200, gop=20, sc_threshold='0')
     gathered = []
-    gather = decode._gather
-    monkeypatch.setattr(decode, '_gather', lambda *a: gathered.append(gather(*a)) or gathered[-1])
+    gather = decode.gather
+    monkeypatch.setattr(decode, 'gather', lambda *a: gathered.append(gather(*a)) or gathered[-1])
     got = decode.read_frames(path, lambda t: np.array([105, 105, 113]))
     assert numbers(got).tolist() == [105, 105, 113]
     assert len(made) == 2  # a repeat is converted once
     (run,) = gathered
     assert run.first == 80 and len(run.times) <= 34 + decode.REORDER
-    assert decode._stretches(run.times, run.keys, [sorted(run.times)[25]])[0][0] == 20
+    assert decode._stretches(run, [run.order[25]])[0][0] == 20
 
 
 def test_memory_bound(tmp_path, monkeypatch, quick):
     """Packets of large files are not held."""
-    monkeypatch.setattr(decode, 'KEEP', 2000)
+    monkeypatch.setattr(packets, 'KEEP', 2000)
     assert_exact(make(tmp_path / 'a.mkv', gop=20), 60)
     assert_exact(make(tmp_path / 'b.mp4', 90, gop=20), 90)
 
@@ -395,7 +395,7 @@ def test_bad_files(tmp_path, read):
         (tmp_path / name).write_text('no video, only a text\n' * 50)
         fails(tmp_path / name, 'not_video', read)
     (tmp_path / 'list.m3u8').write_text('#EXTM3U\n#EXTINF:9,\nhttp://localhost:9/a.ts\n')
-    fails(tmp_path / 'list.m3u8', 'not_video', read)
+    fails(tmp_path / 'list.m3u8', 'not_local', read)
     (tmp_path / 'noise.mp4').write_bytes(np.random.default_rng(0).bytes(5000))
     fails(tmp_path / 'noise.mp4', 'not_video', read)
     Image.fromarray(picture(0, 64, 48)).save(tmp_path / 'image.png')
@@ -485,7 +485,7 @@ def test_truncated(tmp_path, name):
 
 def test_vanishes_while_it_is_read(tmp_path, monkeypatch):
     path = make(tmp_path / 'a.mkv', gop=20)
-    monkeypatch.setattr(decode, 'KEEP', 10)  # so that the file is opened twice
+    monkeypatch.setattr(packets, 'KEEP', 10)  # so that the file is opened twice
 
     def choose(timing):
         path.unlink()
