@@ -2,14 +2,15 @@
 
     python -m tools.index_videos LIST_OR_FOLDER... --out manifest.jsonl [--workers N] [--decode]
 
-One JSON object a line, in the order found: path, label, frames, fps, width, height, codec, seconds,
-variable (whether the frame rate varies), missing (null, or which frames of a damaged video; the rest
-is trained on), problem (null, or a key of `jepa_jax.errors.REASONS`: not used) and detail. By default headers, packets and one frame are read; `--decode` decodes every frame,
-which finds damage that headers do not show. A list names files, `path label` a line, the label
-optional and relative paths counting from the list's folder; a folder is searched for videos, and
-what is passed over is counted; an argument that is itself a video stands for itself. What a file is
-its content says: a picture has one frame, an animated one is a video. Exit status 0 whatever is
-found in the files, and a row for each of them.
+One JSON object a line, in the order of the sources: path, label, frames, fps, width, height, codec,
+seconds, variable (whether the frame rate varies), missing (null, or which frames of a damaged
+video; a run trains on the others), problem (null, or a key of `jepa_jax.errors.REASONS`: a run
+passes the file over) and detail. By default headers, packets and one frame are read; `--decode`
+decodes every frame, which finds damage that headers do not show. A list names files, `path label` a
+line, the label optional and relative paths counting from the list's folder; a folder is searched
+for videos, and what is passed over is counted; an argument that is itself a video stands for
+itself. What a file is its content says: a picture has one frame, an animated one is a video. Exit
+status 0 whatever the files hold, and a row for each of them.
 """
 
 from __future__ import annotations
