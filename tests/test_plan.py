@@ -179,9 +179,9 @@ def test_states_in_other_units_are_those_that_they_mean(tmp_path):
 @pytest.mark.parametrize(
     'content, message',
     [
-        (b'', 'corrupt'),
+        (b'', 'empty'),
         (b'PK nothing', 'corrupt'),
-        ({'states': np.array([None] * 7)}, 'holds Python objects'),
+        ({'states': np.array([None] * 7)}, 'an array of Python objects'),
         ({'states': np.full((1, 2, 7), 'a')}, 'is of type <U1, must be float32'),
         ({'states': np.zeros(())}, 'states has shape [], must have [1, T, 7]'),
         ({'states': np.zeros((1, 0, 7))}, 'states has shape [1, 0, 7]'),

@@ -58,9 +58,8 @@ class ActionSpace:
             planned = planned.at[..., -1].set(jnp.where(closing, 1.0, planned[..., -1]))
         for i, (least, most) in enumerate(self.within):
             if math.isfinite(least) or math.isfinite(most):
-                # a step that would leave ends at the wall, and the next goes on from there
-                sums = jnp.clip(jnp.cumsum(planned[..., i], -1), least, most)
-                planned = planned.at[..., i].set(jnp.diff(sums, prepend=0.0))
+                steps = _within(planned[..., i], least, most)
+                planned = planned.at[..., i].set(steps)
         return planned
 
     def _fix(self, planned: jax.Array) -> jax.Array:
@@ -83,6 +82,18 @@ class ActionSpace:
         if self.dead_zone:
             planned = jnp.where(jnp.abs(planned) < jnp.asarray(self.dead_zone), 0.0, planned)
         return self.whole(planned)
+
+
+def _within(steps: jax.Array, least: float, most: float) -> jax.Array:
+    """Steps [..., H] from 0 of which one that would leave ends at the wall, and the next goes on
+    from there."""
+
+    def walk(place: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
+        end = jnp.clip(place + step, least, most)
+        return end, end - place
+
+    along = jnp.moveaxis(steps, -1, 0)
+    return jnp.moveaxis(jax.lax.scan(walk, jnp.zeros_like(along[0]), along)[1], 0, -1)
 
 
 def end_effector(

@@ -67,7 +67,7 @@ def test_folder(folder, tmp_path):
         'b.mkv': None,
         'empty.mp4': 'empty',
         'text.avi': 'not_video',
-        'damaged.mp4': 'corrupt',
+        'damaged.mp4': None,
         'cut.mp4': 'truncated',
     }
     good = manifest['b.mkv']
@@ -75,7 +75,9 @@ def test_folder(folder, tmp_path):
     assert (good['fps'], good['seconds'], good['variable']) == (30, 0.6667, False)
     assert good['label'] is None
     assert all(row['detail'] for row in manifest.values() if row['problem'])
-    assert '2 of 6 files are fine' in done.stdout and '1 truncated' in done.stdout
+    assert manifest['damaged.mp4']['missing'].startswith('frames 15 to ')
+    assert [name for name, row in manifest.items() if row['missing']] == ['damaged.mp4']
+    assert '3 of 6 files are fine' in done.stdout and '1 truncated' in done.stdout
     assert '6/6' in done.stderr  # the progress bar
     assert sorted(p.name for p in tmp_path.iterdir()) == ['m.jsonl']
 

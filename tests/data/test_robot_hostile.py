@@ -304,15 +304,15 @@ def npy(claim: tuple[int, ...], dtype: str = '<f8', content: bytes = b'') -> byt
 @pytest.mark.parametrize(
     'content, reason',
     [
-        (npy((2**50, 7)), 'corrupt'),  # more than there is
-        (npy((-1, 7)), 'corrupt'),
+        (npy((2**50, 7)), 'truncated'),  # more than there is
+        (npy((-1, 7)), 'not_array'),
         (npy((1, 7), '|O'), 'not_array'),
         (npy((3,), '<f8', bytes(24)), 'bad_state'),
         (npy((), '<f8', bytes(8)), 'bad_state'),
         (npy((2, 7), '<c16', bytes(224)), 'bad_state'),
         (npy((2, 7), '<U1', bytes(56)), 'bad_state'),
-        (b'\x93NUMPY\x09\x00' + bytes(100), 'corrupt'),
-        (b'', 'corrupt'),
+        (b'\x93NUMPY\x09\x00' + bytes(100), 'not_array'),
+        (b'', 'not_array'),
     ],
     ids=range(9),
 )

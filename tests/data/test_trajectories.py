@@ -198,7 +198,7 @@ def test_damaged_features_are_made_again(harm, tmp_path, caplog):
         store.fill(recordings, encode)
         with pytest.raises(BadFile, match=f'{path.name}: corrupt: frame . is not what was stored'):
             store.read(recordings, 1)[1][:]
-        assert not caplog.records
+        assert not [r for r in caplog.records if r.levelname == 'WARNING']
     fresh = []
     store.fill(recordings, lambda frames: fresh.append(1) or encode(frames))
     assert len(fresh) == 1

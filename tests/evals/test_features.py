@@ -18,7 +18,7 @@ CLIP = (2, 32, 32)
 
 
 def small_model(seed=0):
-    config = ViTConfig(24, 1, 2, 2.0, patch=8, image_size=32, frames=2)
+    config = ViTConfig(24, 1, 2, 2.0, patch=8, image_size=32, frames=2, dtype=jnp.dtype('float32'))
     return Model(Loaded(config, jax.jit(net('encoder', config).init)(jax.random.key(seed))))
 
 

@@ -4,6 +4,7 @@ import csv
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -25,7 +26,7 @@ COLOURS = {'red': (220, 30, 30), 'green': (30, 220, 30), 'blue': (30, 30, 220)}
 
 @pytest.fixture(scope='module')
 def model():
-    config = ViTConfig(24, 1, 2, 2.0, patch=8, image_size=32, frames=2)
+    config = ViTConfig(24, 1, 2, 2.0, patch=8, image_size=32, frames=2, dtype=jnp.dtype('float32'))
     params = jax.jit(net('encoder', config).init)(jax.random.key(0))
     return Model(Loaded(config, params), which='online')
 
