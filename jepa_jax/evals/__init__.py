@@ -53,6 +53,12 @@ class Results:
 
 
 EVALS: dict[str, Evaluation] = {
+    'benchmark': Evaluation(
+        config='jepa_jax.config:BenchmarkConfig',
+        run='jepa_jax.evals.benchmark:run',
+        protocol='attentive probes on frozen features of an official set, or a released probe; '
+        'config.protocol says how clips are counted and the head is chosen',
+    ),
     'own': Evaluation(
         config='jepa_jax.config:OwnConfig',
         run='jepa_jax.evals.own:run',

@@ -39,7 +39,8 @@ READERS: dict[str, Reader] = {
     'jester': Reader(jester.read, {'train': 118_562, 'validation': 14_787}, {'label': 27}),
     'in1k': Reader(in1k.read, {'train': 1_281_167, 'validation': 50_000}, {'label': 1000}),
     'ek100': Reader(
-        ek100.read, {'train': 67_217, 'validation': 9_668}, {'verb': 97, 'noun': 289, 'action': 3568}
+        ek100.read, {'train': 67_217, 'validation': 9_668},
+        {'verb': 97, 'noun': 289, 'action': 3568},
     ),
 }  # fmt: skip
 
