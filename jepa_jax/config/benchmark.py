@@ -67,3 +67,4 @@ class AnticipationConfig(LabelledSetConfig):
     protocol: str = 'upstream'
     classes: str = 'filtered'  # filtered: rows whose action training has | official: all rows
     parts: str = 'both,encoder,predictor'  # what heads read: a row each
+    head: str = 'training'  # clips that it is chosen on: training | validation, as the original

@@ -194,6 +194,7 @@ RULES: dict[type, dict[str, Rule | OneOf]] = {
     benchmark.AnticipationConfig: {
         'protocol': OneOf(('upstream', 'before_start')),
         'classes': OneOf(('filtered', 'official')),
+        'head': OneOf(('training', 'validation')),
         'parts': Rule(
             lambda v: v and {*v.split(',')} <= {'both', 'encoder', 'predictor'},
             'both, encoder, predictor or several, with commas',

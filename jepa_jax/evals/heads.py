@@ -194,7 +194,7 @@ def released(
     """
     own = model.probe.classes
     if own != classes:
-        head = next((h for h in {**classes, **own} if classes.get(h) != own.get(h)))
+        head = next(h for h in {**classes, **own} if classes.get(h) != own.get(h))
         raise ConfigError(
             f'the probe has {own.get(head, "no")} classes of {head}, the official files '
             f'{classes.get(head, "none")}: they are of another version, or of another set'

@@ -18,7 +18,6 @@ from jepa_jax.errors import BadFile, ConfigError
 HEADS = ('verb', 'noun', 'action')
 COLUMNS = ('video_id', 'start_frame', 'stop_frame', 'verb_class', 'noun_class')
 BELOW = ['annotations', 'labels', 'epic-kitchens-100-annotations']
-UNKNOWN = -1  # class of a validation row that training does not have
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,16 +50,19 @@ def classes(train: Sequence[Action]) -> Classes:
 
 
 def labels(rows: Sequence[Action], known: Classes) -> list[tuple[int, int, int]]:
-    """Verb, noun and action of each row as outputs of the heads; UNKNOWN: no such output."""
+    """Verb, noun and action of each row as outputs of the heads; a class that training does not
+    have has no output, and gets a number of its own below 0."""
     verb, noun, action = (
         {c: i for i, c in enumerate(order)} for order in (known.verbs, known.nouns, known.actions)
     )
+
+    def number(output: dict, official) -> int:
+        if official not in output:
+            output[official] = -1 - sum(n < 0 for n in output.values())
+        return output[official]
+
     return [
-        (
-            verb.get(row.verb, UNKNOWN),
-            noun.get(row.noun, UNKNOWN),
-            action.get((row.verb, row.noun), UNKNOWN),
-        )
+        (number(verb, row.verb), number(noun, row.noun), number(action, (row.verb, row.noun)))
         for row in rows
     ]
 
@@ -89,7 +91,7 @@ def place_of(video: str, videos: Path) -> str | None:
 
 def read(folder: Path, videos: Path) -> LabelledSet:
     """Rows of a video by their start. Validation has all official rows: of one whose pair of verb
-    and noun training lacks, the original's filter leaves nothing, and its action is UNKNOWN."""
+    and noun training lacks, the original's filter leaves nothing: its action is below 0."""
     paths = {s: official(folder, [f'EPIC_100_{s}.csv'], BELOW) for s in ('train', 'validation')}
     tables = {split: rows_of(path) for split, path in paths.items()}
     known = classes(tables['train'])
