@@ -50,11 +50,15 @@ def convert(
     """
     from tqdm import tqdm
 
+    from jepa_jax.weights import zoo
     from jepa_jax.weights.read import read  # jax, orbax: not for --help
     from jepa_jax.weights.write import add_probe, nbytes, refuse_existing, write
 
     began = time.monotonic()
     refuse_existing(destination)  # reading may take minutes
+    source, pin = zoo.pinned(source) if zoo.PIN in source else (source, '')
+    if pin:
+        zoo.check_file(source, pin)
     with _Peak() as peak:
         weights = read(source, steps_per_epoch=steps_per_epoch, **choices)
         if probe:
@@ -117,7 +121,11 @@ def _options(parser: argparse.ArgumentParser) -> None:
     def number(name: str, words: str) -> None:
         parser.add_argument(name, type=int, metavar='N', help=words)
 
-    parser.add_argument('source', metavar='SRC', help='.pt file, Hugging Face folder, or workdir')
+    parser.add_argument(
+        'source',
+        metavar='SRC',
+        help='.pt file (also FILE@sha256:HEX), Hugging Face folder, or workdir',
+    )
     parser.add_argument('destination', metavar='DST', help='file or folder, must not exist')
     parser.add_argument(
         '--to',

@@ -34,6 +34,7 @@ REASONS = {
     'decoded': 'it unpacks to more bytes than the limit',
     'ratio': 'it unpacks to more times its own size than the limit',
     'seconds': 'reading it takes longer than the limit',
+    'memory': 'reading it takes more memory than a data worker may have',
     'not_local': 'it refers to other files, a network or a program',
     'outside': 'a path that leads out of its folder',
     'not_text': 'no list, index or metadata that can be understood',

@@ -39,6 +39,9 @@ class Limits:
     decoded: int = 2**36  # bytes of what one call returns, or one array unpacks to
     ratio: int = 1000  # of decoded bytes to those of the file, once they are above FREE
     seconds: float = 300.0  # for one look at a file, or one clip from it
+    # bytes that a data worker allocates beyond what it starts with; never more than three quarters
+    # of what the machine has, unless it is `inf`
+    memory: int = 2**35
 
 
 LIMITS = tuple(field.name for field in dataclasses.fields(Limits))

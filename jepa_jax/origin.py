@@ -25,6 +25,7 @@ FREE = {
     'data.attempts': 'only when a run gives up; a replacement is a function of its attempt',
     'data.max_failure_share': 'only when a run gives up',
     'data.worker_timeout': 'only when a run gives up',
+    'data.confine': 'what workers may do, not what they read',
     'data.cache': 'holds what decoding gives',
     'data.cache_gib': 'holds what decoding gives',
     'optim.accumulate': 'the same update to rounding',

@@ -75,7 +75,8 @@ def load(
       name_or_path: a released model (a probe: with the encoder that it reads), by our name or that
         of torch.hub; `random:NAME` for seeded random weights of a key of models.SIZES; a path of
         anything that `convert` reads; or `hf:OWNER/MODEL` for a model of the Hugging Face hub, with
-        the extra [hf]. The names facebook/vjepa2-... of the release need no `hf:`.
+        the extra [hf]. The names facebook/vjepa2-... of the release need no `hf:`. Behind a
+        released name or the path of a file, @sha256:HEX refuses any other file.
       encoder: 'target', the moving average, which all published evaluations use, or 'online'. A
         source with one encoder serves either choice.
       probe: name or path of an attentive probe to read the features with.
@@ -87,22 +88,22 @@ def load(
       ZooError: no such name or path, a file that cannot be had, or one that is not what it was.
       ConvertError, CheckpointError: weights that do not fit.
     """
-    text = zoo.released_name(name_or_path)
+    text, pin = zoo.pinned(name_or_path)
     if encoder not in ENCODERS:
         raise ZooError(f"encoder '{encoder}': allowed are target, online")
     if dtype not in DTYPES:
         raise ZooError(f"dtype '{dtype}': {allowed(dtype, DTYPES)}")
     options = dict(crop=crop, frames=frames, heads=heads, allow_missing=allow_missing)
     if text.startswith(zoo.RANDOM):
-        zoo.refuse_options(text, options)
+        zoo.refuse_options(text, options | {'sha256': pin})
         return _random(text, dtype, seed, probe)
     row = zoo.RELEASED.get(text)
     if row and row.probe_of:
         if probe is not None:
             raise ZooError(f"'{text}' is a probe already: give '{row.probe_of}' and one probe")
         zoo.refuse_options(text, options)
-        return load(row.probe_of, encoder=encoder, probe=text, dtype=dtype)
-    return _model(text, zoo.find(text, **options), encoder, probe, dtype)
+        return load(row.probe_of, encoder=encoder, probe=text + pin, dtype=dtype)
+    return _model(text, zoo.find(text + pin, **options), encoder, probe, dtype)
 
 
 def _model(text: str, weights: Weights, encoder: str, probe, dtype: str) -> Model:
@@ -175,8 +176,8 @@ def _probe(
     text: str, model: str, config: ViTConfig, dtype: str, encoder: Callable[[], dict]
 ) -> ProbeHead:
     """A probe's weights, and what it reads: known for a released one. encoder: its parameters."""
-    text = zoo.released_name(text)
-    weights = zoo.find(text)
+    text, pin = zoo.pinned(text)
+    weights = zoo.find(text + pin)
     if weights.probe is None:
         raise ZooError(f"probe '{text}' holds {', '.join(weights.nets)}, but no probe")
     width = weights.probe[0].width

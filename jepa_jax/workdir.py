@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+from jepa_jax import scratch
 from jepa_jax.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ def lock(workdir: str | os.PathLike) -> Iterator[pathlib.Path]:
             raise ConfigError(f'workdir {path}: {reason}') from error
         since = datetime.datetime.now().astimezone().isoformat(' ', 'seconds')
         _sign(fd, {'pid': os.getpid(), 'host': socket.gethostname(), 'since': since})
+        scratch.sweep(path)
         yield path
     finally:
         if fd in _held:  # in a forked child it is closed already
@@ -110,7 +112,7 @@ def write_text(path: str | os.PathLike, text: str) -> None:
       OSError: it cannot be written; what was there before is untouched.
     """
     path = pathlib.Path(path)
-    fd, temporary = tempfile.mkstemp(prefix=f'.{path.name}.', dir=path.parent)
+    fd, temporary = tempfile.mkstemp(prefix=scratch.prefix(path), dir=path.parent)
     try:
         with os.fdopen(fd, 'w', encoding='utf-8') as file:
             os.fchmod(fd, 0o644)  # mkstemp's own is 0o600

@@ -15,7 +15,7 @@ LONGEST = 600  # lines of a file
 # itself and for all that is in it; the longest one that fits decides.
 FLOORS = (
     ('errors',),
-    ('lookup', 'files', 'models'),  # models/__init__.py is a table of sizes without JAX
+    ('lookup', 'files', 'scratch', 'models'),  # models/__init__.py is a table of sizes without JAX
     ('config', 'workdir', 'chips', 'poses'),
     ('recipes', 'cli', 'sharding', 'weights', 'distributed'),
     ('nets', 'checkpoint', 'released'),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from small_run import (
     rows,
 )
 
-from jepa_jax import checkpoint
+from jepa_jax import checkpoint, scratch
 
 
 @pytest.mark.skipif(not os.path.exists('/proc/self/stat'), reason='reads /proc')
@@ -52,14 +53,29 @@ def test_killed_at_any_moment(runs):
     with runs.start(workdir, 'data.workers=1') as run:
         run.until(lambda: 'program 1' in run.log())  # the rows of the run before are cut back
         run.until(lambda: lines(workdir) > (checkpoint.complete_steps(saves) or [STEPS])[-1])
-        assert run.kill() == -signal.SIGKILL
+        (workdir / f'.config.json.{mark_of(run.process.pid)}x').write_text('{')
+        assert run.kill(group=True) == -signal.SIGKILL  # what looks after shared memory, too
     assert f'removed {left[0]}' in run.log()
     assert not (workdir / 'report.json').exists()
+    shared = shared_memory(run.process.pid)
+    assert any(name.startswith('sem.') for name in shared)
+    assert any(name.startswith('jepa_jax-') for name in shared)
 
-    done = runs.run(workdir, 'data.workers=0')
-    assert done.returncode == 0, done.stderr
-    assert 'resumes from step' in done.stderr
+    with runs.start(workdir, 'data.workers=1') as run:
+        assert run.process.wait(600) == 0, run.log()
+    assert 'resumes from step' in run.log()
     assert_same_run(workdir, runs.finished())
+    assert not shared & set(os.listdir('/dev/shm')) and not shared_memory(run.process.pid)
+    assert not list(workdir.glob('.config.json.*'))
+
+
+def mark_of(pid: int) -> str:
+    return scratch.mark().replace(f'-{os.getpid()}-', f'-{pid}-')
+
+
+def shared_memory(pid: int) -> set[str]:
+    """Names of shared memory and semaphores of a process."""
+    return {n for n in os.listdir('/dev/shm') if re.search(rf'jepa_jax-\w+-{pid}-', n)}
 
 
 @pytest.mark.parametrize('group', [False, True])

@@ -30,7 +30,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from jepa_jax import workdir
+from jepa_jax import scratch, workdir
 from jepa_jax.config import store
 from jepa_jax.errors import CheckpointError, Damaged
 
@@ -368,7 +368,12 @@ def write(
     if not agree(not lack):
         raise CheckpointError(lack or 'process 0 has too little room, and says so')
     manifest = manifest_of(arrays, step, extra)
-    unfinished = folder.with_name(f'{UNFINISHED}{folder.name}-{agree(os.getpid())}')
+    # what a killed process left: a run's is swept by name, which its processes agree on
+    alone = jax.process_count() == 1
+    if alone:
+        scratch.sweep(folder.parent)
+    whose = scratch.mark() if alone else agree(os.getpid())
+    unfinished = folder.with_name(f'{UNFINISHED}{folder.name}-{whose}')
     pieces: list[dict[str, Any]] = [{}]
     for name, array in arrays.items():
         if pieces[-1] and sum(a.nbytes for a in pieces[-1].values()) + array.nbytes > _PIECE:

@@ -86,6 +86,7 @@ class LoaderConfig:
     attempts: int = 16  # records tried in place of an unreadable one before the run stops
     max_failure_share: float = 0.2  # unreadable share of records tried, above which the run stops
     worker_timeout: float = 300.0  # seconds without a batch after which the run stops and says so
+    confine: bool = True  # workers start no programs and open no sockets, on Linux
 
 
 @dataclass

@@ -1,12 +1,14 @@
 """Decoded videos on disk: `config.data.cache` names the folder, `cache_gib` its bound.
 
 Every clip of a video is a new random window, so what is kept is the whole video, all frames as
-decoded. A hit reads frames from a file instead of running a decoder, and gives the same bytes.
+decoded. A hit reads frames from a file instead of running a decoder, and gives the same bytes: each
+frame is held against its checksum, and an entry that is damaged is made again, with a warning.
 This pays for sets of short clips that fit the bound; a single video above `LARGEST` is never kept.
 
 The folder only grows, up to the bound; what is not in it is decoded as without a cache. To empty
 it, delete it: nothing else is in there, and no process needs an entry to exist. A changed file
-(size or time of change) is a new entry.
+(size or time of change) is a new entry; another one of the same size whose time was set to the old
+one's is not noticed.
 """
 
 from __future__ import annotations
@@ -20,18 +22,20 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from jepa_jax import scratch
 from jepa_jax.data import decode
 from jepa_jax.data.clips import Timing
 from jepa_jax.errors import BadFile, Unsuitable
 
 LARGEST = 256 * 2**20  # bytes of one decoded video
 VERSION = 1  # part of every key: change it with anything that changes what is decoded
-STALE = 3600.0  # seconds after which a half-written entry belongs to a process that is gone
+BLOCK = 4096  # bytes that are added up before a checksum is made of the sums
 
 
 class ClipCache:
@@ -67,8 +71,13 @@ class ClipCache:
                 numbers = choice(_timing(meta))
             except Unsuitable as error:
                 raise BadFile(path, error.reason, error.detail) from error
-            with contextlib.suppress(OSError, BadFile):  # of the entry, not of the video
-                return read_stored(entry, 0, tuple(meta['shape']), numbers)
+            try:
+                return read_stored(entry, 0, tuple(meta['shape']), numbers, meta['sums'])
+            except BadFile as error:  # the entry, not the video
+                logging.warning('data.cache: the entry of %s is made again: %s', path, error)
+                _remove(entry.with_suffix('.json'))  # without which it is not whole
+            except OSError:
+                pass  # not there yet, or not there any more
         frames = decode.read_frames(path, choice)
         size = choice.timing.frames * int(np.prod(frames.shape[-3:]))
         if size <= min(LARGEST, self._bound) and entry not in self._refused:
@@ -94,15 +103,16 @@ class ClipCache:
                 return
             # as long as the entry will be, so that whoever counts the folder counts it
             with tempfile.NamedTemporaryFile(
-                dir=entry.parent, suffix='.part', delete=False
+                dir=entry.parent, prefix=scratch.prefix(entry), suffix='.part', delete=False
             ) as part:
                 part.truncate(size)
             total.value += size
         try:
             frames = decode.read_frames(path, lambda timing: np.arange(timing.frames))
             frames.tofile(part.name)
-            meta = _plain(timing) | {'shape': frames.shape}
-            _write(entry.with_suffix('.json'), json.dumps(meta))
+            sums = [checksum(frame) for frame in frames]
+            meta = _plain(timing) | {'shape': frames.shape, 'sums': sums}
+            _write(entry.with_suffix('.json'), signed(json.dumps(meta)))
             with self._total() as total:  # of two processes that made the same entry one wins
                 total.value -= _size(entry)
                 os.replace(part.name, entry)
@@ -130,12 +140,16 @@ class ClipCache:
     def _scan(self) -> int:
         total = 0
         for parent, _, names in os.walk(self._folder):
+            scratch.sweep(parent)
             for name in names:
                 path = os.path.join(parent, name)
-                with contextlib.suppress(FileNotFoundError):  # another process finished it
+                with contextlib.suppress(
+                    FileNotFoundError
+                ):  # swept, or another process finished it
                     status = os.stat(path)
-                    if name.endswith('.part') and status.st_mtime < time.time() - STALE:
-                        os.unlink(path)
+                    unnamed = name.endswith('.part') and not scratch.MARK.search(name)
+                    if unnamed and status.st_mtime < time.time() - scratch.STALE:
+                        os.unlink(path)  # of a version that did not say whose it is
                     elif name.endswith(('.part', '.rgb')):
                         total += status.st_size
         return total
@@ -160,12 +174,16 @@ class _Choice:
 
 
 def read_stored(
-    path: str | Path, offset: int, shape: tuple[int, int, int, int], numbers: np.ndarray
+    path: str | Path,
+    offset: int,
+    shape: tuple[int, int, int, int],
+    numbers: np.ndarray,
+    sums: Sequence[int] | None = None,
 ) -> np.ndarray:
     """Frames `[*numbers.shape, H, W, 3]` of those that a file holds, `shape`, from byte `offset`.
 
     Reads, and does not map: mapped pages would count as this process's memory. Raises OSError, and
-    BadFile where the file is too short.
+    BadFile where the file is too short or a frame has another checksum than `sums` says.
     """
     frames = np.empty((numbers.size, *shape[1:]), np.uint8)
     size = int(np.prod(shape[1:]))
@@ -174,14 +192,46 @@ def read_stored(
             file.seek(offset + number * size)
             if file.readinto(memoryview(frame).cast('B')) != size:
                 raise BadFile(path, 'truncated', f'frame {number} is not there')
+            if sums is not None and checksum(frame) != sums[number]:
+                raise BadFile(path, 'corrupt', f'frame {number} is not what was stored')
     return frames.reshape(*numbers.shape, *shape[1:])
 
 
+def checksum(array: np.ndarray) -> int:
+    """CRC-32 of the sums of blocks of 4 KiB, as numbers of 64 bits, and of the bytes after them.
+
+    At memory's speed, where a CRC of all bytes would take as long as a clip does. Any one changed
+    number, cut, zeroed and misplaced blocks are noticed; numbers exchanged within a block are not.
+    """
+    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    whole = flat.size - flat.size % BLOCK
+    sums = flat[:whole].view('<u8').reshape(-1, BLOCK // 8).sum(1, dtype='<u8')
+    return zlib.crc32(flat[whole:], zlib.crc32(sums))
+
+
+def signed(text: str) -> str:
+    """A text followed by its checksum."""
+    return f'{text}\n{zlib.crc32(text.encode()):08x}'
+
+
+def unsigned(text: str) -> str:
+    """The text of a signed one. Raises ValueError where it is not what was signed."""
+    text, _, digits = text.rpartition('\n')
+    if f'{zlib.crc32(text.encode()):08x}' != digits:
+        raise ValueError('not what was written')
+    return text
+
+
 def _read_meta(entry: Path) -> dict | None:
-    """What is known of an entry; None if it is not there or not whole."""
+    """What is known of an entry; None if it is not there or not whole, or has no checksums."""
     with contextlib.suppress(OSError, ValueError):
-        return json.loads(entry.with_suffix('.json').read_text())
+        return json.loads(unsigned(entry.with_suffix('.json').read_text()))
     return None
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def _size(path: Path) -> int:
@@ -203,6 +253,8 @@ def _timing(plain: dict) -> Timing:
 
 def _write(path: Path, text: str) -> None:
     """A whole file or none."""
-    with tempfile.NamedTemporaryFile('w', dir=path.parent, suffix='.tmp', delete=False) as file:
+    with tempfile.NamedTemporaryFile(
+        'w', dir=path.parent, prefix=scratch.prefix(path), suffix='.tmp', delete=False
+    ) as file:
         file.write(text)
     os.replace(file.name, path)

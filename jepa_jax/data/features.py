@@ -5,10 +5,16 @@ name is a hash of; change any and it is another folder. In it, a file an episode
 are kept: those at multiples of the step from one kept frame to the next, so pieces start there. The
 file's name says which state of the recording it is of, so an episode that changed is encoded anew,
 and one that came to the others changes nothing of them.
+
+A file holds the features as an .npy file does, and after them, signed, JSON: the frames' numbers,
+their checksums, and the time of change that the file was given. Frames are held against their
+checksums when they are read. A start looks at the time: a file that was cut, or changed by anyone,
+is held against all its checksums, and made again if they are wrong.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -16,6 +22,7 @@ import logging
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,8 +32,10 @@ import ml_dtypes
 import numpy as np
 from tqdm import tqdm
 
+from jepa_jax import files, scratch
 from jepa_jax.config import ActionConditionedConfig
 from jepa_jax.data import npz, robot
+from jepa_jax.data.cache import checksum, signed, unsigned
 from jepa_jax.data.clips import Timing
 from jepa_jax.errors import BadFile
 from jepa_jax.sharding import path_name
@@ -91,6 +100,8 @@ class FeatureStore:
     ) -> None:  # fmt: skip
         """Computes what is not there yet; a killed run resumes where it was.
 
+        What is damaged, or in another form, is computed again and said.
+
         encode: frames [batch, crop, crop, 3] uint8 -> features [batch, N, D]; a batch that several
         devices share is a multiple of them. Of several processes each takes its share of the
         episodes. An episode that cannot be read is logged and left out; training then meets it as
@@ -99,8 +110,9 @@ class FeatureStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / 'about.json', self._about)
         count = len(recordings)
+        scratch.sweep(self.folder)
         left = [
-            i for i in range(process, count, processes) if not self.file(recordings, i).exists()
+            i for i in range(process, count, processes) if not _is_whole(self.file(recordings, i))
         ]
         if not left:
             log.info('features: all %d episodes in %s', count, self.folder)
@@ -130,28 +142,24 @@ class FeatureStore:
             full[: len(part)] = part  # one shape, one program
             parts.append(np.asarray(encode(full))[: len(part)])
         features = np.concatenate(parts).astype(DTYPES[self._config.features_dtype])
-        _save(path.with_suffix('.numbers.npy'), numbers)
-        # last, for it says that all is there; numpy has no name for bfloat16, so both kinds are
-        # stored as their 16 bits
-        _save(path, features.view(np.uint16))
+        _save(path, features, numbers)
         episode = path.name.partition('-')[0]
         for old in self.folder.glob(f'{episode}-*.npy'):  # of states that the episode had before
-            if old.name.partition('.')[0] != path.stem:
+            if old != path:
                 old.unlink(missing_ok=True)
 
-    def read(self, recordings: robot.Recordings, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def read(self, recordings: robot.Recordings, index: int) -> tuple[np.ndarray, Stored]:
         """The numbers [K] of an episode's frames that are kept, and their features [K, N, D], which
         stay on the disk until they are used.
 
         Raises:
-          BadFile: none, because the episode could not be read, or has changed since.
-          OSError: they cannot be read.
+          BadFile: none, because the episode could not be read, or has changed since; or damaged.
         """
         path = self.file(recordings, index)
         if not path.exists():
             raise BadFile(recordings.name(index), 'missing', f'no features in {self.folder}')
-        features = npz.load(path, mmap_mode='r').view(DTYPES[self._config.features_dtype])
-        return npz.load(path.with_suffix('.numbers.npy')), features
+        stored = _open(path, DTYPES[self._config.features_dtype])
+        return stored.numbers, stored
 
 
 def _shape(encoder: Any) -> dict[str, Any]:
@@ -181,12 +189,92 @@ def kept_frames(
     return robot.view(frames, (config.data.crop, config.data.crop)), chosen[0]
 
 
-def _save(path: Path, array: np.ndarray) -> None:
-    """Appears whole or not at all."""
-    fd, temporary = tempfile.mkstemp(suffix='.part', dir=path.parent)
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """Features [K, N, D] on the disk: `stored[first:last]` reads frames and checks them.
+
+    They are not mapped: a file that is cut under a mapping ends the process.
+    """
+
+    path: Path
+    numbers: np.ndarray  # [K] of the frames in their episode
+    sums: np.ndarray  # [K] checksums
+    stamp: int  # ns: the time of change that the writer gave the file
+    offset: int  # bytes before the first frame
+    shape: tuple[int, ...]  # [N, D]
+    dtype: np.dtype
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, frames: slice) -> np.ndarray:
+        """Raises BadFile, and marks the file, so that the next start makes it again."""
+        first, last, _ = frames.indices(len(self))
+        array = np.empty((max(0, last - first), *self.shape), np.uint16)
+        with files.reading(self.path), open(self.path, 'rb', buffering=0) as file:
+            file.seek(self.offset + first * array[:1].nbytes)
+            file.readinto(array.reshape(-1).view(np.uint8).data)
+        for number, frame in enumerate(array, first):
+            if checksum(frame) != self.sums[number]:
+                with contextlib.suppress(OSError):
+                    os.utime(self.path)
+                raise BadFile(
+                    self.path,
+                    'corrupt',
+                    f'frame {number} is not what was stored; the next start makes it again',
+                )
+        return array.view(self.dtype)
+
+
+def _open(path: Path, dtype: Any = np.uint16) -> Stored:
+    """Raises BadFile: damaged, or of a form without checksums."""
+    with files.reading(path), open(path, 'rb') as file:
+        array = npz.load(path, mmap_mode='r')
+        file.seek(array.offset + array.nbytes)
+        about = json.loads(unsigned(file.read().decode()))
+        numbers, sums = np.array(about['numbers'], int), np.array(about['sums'], int)
+        if not array.shape[0] == len(numbers) == len(sums):
+            raise ValueError(f'{len(numbers)} numbers of {array.shape[0]} frames')
+        return Stored(
+            path, numbers, sums, about['stamp'], array.offset, array.shape[1:], np.dtype(dtype)
+        )
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether features are there as they were written. Says what is wrong with those that are."""
+    if not path.exists():
+        return False
+    try:
+        stored = _open(path)
+        if path.stat().st_mtime_ns != stored.stamp:
+            for number in range(len(stored)):
+                stored[number : number + 1]
+            os.utime(path, ns=(stored.stamp, stored.stamp))  # copied: once is enough
+    except BadFile as error:
+        log.warning('features: made again: %s', error)
+        return False
+    except OSError as error:
+        log.info('features: %s: %s', path, error.strerror)
+    return True
+
+
+def _save(path: Path, features: np.ndarray, numbers: np.ndarray) -> None:
+    """Features [K, N, D] of two bytes a number, whole or not at all."""
+    array = features.view(np.uint16)  # numpy has no name for bfloat16
+    stamp = int(time.time()) * 10**9  # whole seconds, which every file system can keep
+    about = {
+        'numbers': numbers.tolist(),
+        'sums': [checksum(frame) for frame in array],
+        'stamp': stamp,
+    }
+    fd, temporary = tempfile.mkstemp(prefix=scratch.prefix(path), suffix='.part', dir=path.parent)
     try:
         with os.fdopen(fd, 'wb') as file:
             np.save(file, array)
+            file.write(signed(json.dumps(about)).encode())
+            file.flush()
+            os.fsync(fd)
+            os.utime(fd, ns=(stamp, stamp))
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -15,6 +15,8 @@ from typing import Literal
 
 import numpy as np
 
+from jepa_jax import scratch
+
 # np.load parses headers by `ast`, which up to Python 3.11.7 raises SystemError in two threads at
 # once, now and then (python/cpython issue 106905)
 _parsing = threading.Lock()
@@ -48,13 +50,14 @@ class NpzRows:
     """Collects rows in files of a hidden folder beside the target, and joins them on `close`.
 
     Until then the target is untouched, and stays so if `close` is not reached. Takes twice the
-    target's size on disk for a moment.
+    target's size on disk for a moment. What a killed process left there is swept first.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = pathlib.Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        prefix = f'.{self.path.name}-'
+        scratch.sweep(self.path.parent)
+        prefix = scratch.prefix(self.path)
         self._folder = tempfile.TemporaryDirectory(prefix=prefix, dir=self.path.parent)
         self._rows: dict[str, tuple[np.dtype, tuple[int, ...]]] = {}
         self.count = 0

@@ -40,11 +40,12 @@ from jepa_jax.data.workers import (
     Batches,
     Failure,
     HostBatch,
+    saying,
     side_by_side,
     threads_of_a_worker,
     trim,
 )
-from jepa_jax.errors import BadFile, ConfigError, DataError
+from jepa_jax.errors import REASONS, BadFile, ConfigError, DataError
 
 TRIM_EVERY = 256  # records that a worker reads before it gives freed memory back
 LEAST_TRIED = 64  # records before a share of failures means something
@@ -299,13 +300,17 @@ class _Reader(grain.transforms.Map):
         stream, failures, start = self._stream, [], time.perf_counter()
         while True:
             try:
-                arrays = stream.read(row)
+                with saying(stream.name(row)):
+                    arrays = stream.read(row)
                 break
             except BadFile as error:
                 failures.append(Failure(error.path, error.reason, error.detail, row.list))
             except OSError as error:
                 reason = 'missing' if isinstance(error, FileNotFoundError) else 'unreadable'
                 failures.append(Failure(stream.name(row), reason, str(error), row.list))
+            except MemoryError:
+                detail = f'{REASONS["memory"]} (--limits memory=...)'
+                failures.append(Failure(stream.name(row), 'memory', detail, row.list))
             if row.attempt == stream.config.data.attempts:
                 last = failures[-1]
                 raise DataError(

@@ -11,12 +11,12 @@ import numpy as np
 from jepa_jax.config import ActionConditionedConfig
 from jepa_jax.data import robot, scene
 from jepa_jax.data.augment import augment
-from jepa_jax.data.features import FeatureStore
+from jepa_jax.data.features import FeatureStore, Stored
 from jepa_jax.data.stream import Row, Stream, generator
 from jepa_jax.errors import BadFile
 
-# episodes whose states and mapped features a reader keeps at hand: opened anew for every piece,
-# they took most of a batch's time
+# episodes whose states a reader keeps at hand: read anew for every piece, they took most of a
+# batch's time
 KNOWN = 4096
 PREFIX = 3  # stream of random numbers of a step: after how many frames its rollouts start
 
@@ -88,7 +88,7 @@ class RobotStream(Stream):
         else:
             states, actions, extrinsics, features = self._kept(record)
             first = int(rng.integers(len(states) - data.frames + 1))
-            arrays = {'features': np.array(features[first:][: data.frames])}
+            arrays = {'features': features[first : first + data.frames]}
             states, actions = states[first:][: data.frames], actions[first:][: data.frames - 1]
             if extrinsics is not None:
                 extrinsics = extrinsics[first:][: data.frames]
@@ -133,7 +133,7 @@ class RobotStream(Stream):
     def _scene(self) -> scene.Scene | None:
         return scene.look(self.recordings, self.config.robot, self.config.data.crop)
 
-    def _kept(self, record: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray]:
+    def _kept(self, record: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, Stored]:
         """States [K, V], actions [K - 1, U], extrinsics and features [K, N, D] of an episode's
         frames that have features."""
         if (known := self._known.get(record)) is not None:
@@ -156,7 +156,7 @@ class RobotStream(Stream):
         return known
 
     def __getstate__(self) -> dict:
-        return super().__getstate__() | {'_known': {}}  # mapped features would travel as bytes
+        return super().__getstate__() | {'_known': {}}
 
 
 def random_prefix(config: ActionConditionedConfig, step: int) -> int:

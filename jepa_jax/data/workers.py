@@ -7,18 +7,22 @@ config file made, and a parent that notices a worker which hangs or is gone.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import functools
 import importlib.util
+import logging
 import multiprocessing
 import os
 import queue
+import secrets
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from multiprocessing import resource_tracker
+from multiprocessing import resource_tracker, shared_memory
 from typing import Any
 
 import grain
@@ -27,13 +31,16 @@ import jax
 import numpy as np
 from absl import flags
 
+from jepa_jax import scratch
 from jepa_jax.config import LoaderConfig
+from jepa_jax.data.confine import confine, missing
 from jepa_jax.errors import DataError
 
 STEPS = 2**40  # as many as anyone asks for
 GRACE = 30  # seconds that a worker lives on after SIGTERM
 M_ARENA_MAX = -8  # of glibc's malloc.h
 WORKER = 'grain-process-prefetch'  # how grain names its processes
+NAME = 1024  # bytes of shared memory in which a worker says what it reads
 _abandoned: list[Iterator] = []  # never to be collected: that would wait for their threads
 
 
@@ -68,12 +75,22 @@ class Batches(Iterator[HostBatch]):
         self._stuck = False
         steps = grain.MapDataset.range(STEPS)[start_step:].map(reader)
         dataset = steps.to_iter_dataset(grain.ReadOptions(0, 0))
+        self._reading = Reading(self._workers)
         if self._workers:
             if not flags.FLAGS.is_parsed():  # grain reads its own absl flags when it starts workers
                 flags.FLAGS.mark_as_parsed()
+            _name_shared_memory()
+            if data.confine and (why := missing()):
+                _say(f'data workers may start programs and open sockets: {why}')
             # half of the batches held ready wait in the worker, half in this process
             options = grain.MultiprocessingOptions(self._workers, max(1, data.prefetch // 2))
-            begin = functools.partial(_start_worker, files_of_modules())
+            begin = functools.partial(
+                _start_worker,
+                files_of_modules(),
+                scratch.mark(),
+                data.confine,
+                self._reading.name,
+            )
             dataset = dataset.mp_prefetch(options, worker_init_fn=begin)
         else:  # a daemon thread, unlike those of ReadOptions, which keep a stuck process alive
             dataset = grain.experimental.ThreadPrefetchIterDataset(
@@ -95,6 +112,7 @@ class Batches(Iterator[HostBatch]):
             raise DataError(
                 f'{who} gave no batch for step {self._step} within {self._timeout:g} s '
                 '(data.worker_timeout): it hangs, or reading is that slow'
+                f'{self._reading.at(worker)}'
             ) from None
         if error is not None:
             if isinstance(error, RuntimeError) and 'terminated unexpectedly' in str(error):
@@ -102,6 +120,11 @@ class Batches(Iterator[HostBatch]):
                 raise DataError(
                     f'data worker {worker} of {self._workers} ended with exit code {code} before '
                     f'step {self._step}{_EXIT_HINTS.get(code, "")}'
+                ) from error
+            if isinstance(error, MemoryError) and self._workers:
+                raise DataError(
+                    f'data worker {worker} of {self._workers} has too little memory for the batch '
+                    f'of step {self._step} ({error}): --limits memory=...'
                 ) from error
             raise error
         self._step += 1
@@ -122,6 +145,7 @@ class Batches(Iterator[HostBatch]):
         else:
             self._iterator.close()
         self._iterator = None
+        self._reading.close()
 
     def __enter__(self) -> Batches:
         return self
@@ -137,6 +161,57 @@ class Batches(Iterator[HostBatch]):
             answer.put((next(self._iterator), None))
         except BaseException as error:  # raised again by the thread that asked
             answer.put((None, error))
+
+
+class Reading:
+    """What each worker reads at the moment, in shared memory; without workers, in this process."""
+
+    def __init__(self, workers: int) -> None:
+        self.name, self._shared = '', None
+        if workers and os.path.isdir(SHARED):
+            self.name = f'{scratch.mark()}{secrets.token_hex(6)}'
+            self._shared = shared_memory.SharedMemory(self.name, create=True, size=workers * NAME)
+
+    def at(self, worker: int) -> str:
+        """Words on what a worker has read for longest; none if it does not say."""
+        text = _oldest()
+        if self._shared is not None:
+            text = bytes(self._shared.buf[worker * NAME : (worker + 1) * NAME]).rstrip(b'\0')
+        since, _, name = text.decode('utf-8', 'replace').partition(' ')
+        return f'; for {time.monotonic() - float(since):.0f} s it reads {name}' if name else ''
+
+    def close(self) -> None:
+        if self._shared is not None:
+            self._shared.close()
+            self._shared.unlink()
+            self._shared = None
+
+
+_at_work: dict[int, bytes] = {}  # thread -> since when it reads what
+_said: tuple[shared_memory.SharedMemory, int] | None = None  # where a worker says it: its index
+
+
+@contextlib.contextmanager
+def saying(name: str) -> Iterator[None]:
+    """Says what is read while it is read: what hangs can then be named."""
+    thread = threading.get_ident()
+    _at_work[thread] = f'{time.monotonic():.1f} {name}'.encode('utf-8', 'replace')[:NAME]
+    _say_oldest()
+    try:
+        yield
+    finally:
+        del _at_work[thread]
+        _say_oldest()
+
+
+def _oldest() -> bytes:
+    return next(iter(tuple(_at_work.values())), b'')  # in order of their beginnings
+
+
+def _say_oldest() -> None:
+    if _said is not None:
+        shared, index = _said
+        shared.buf[index * NAME : (index + 1) * NAME] = _oldest().ljust(NAME, b'\0')
 
 
 def side_by_side(function: Callable, tasks: list[tuple], threads: int) -> list:
@@ -209,14 +284,55 @@ def files_of_modules() -> dict[str, str]:
     return files
 
 
-def _start_worker(files: dict[str, str], index: int, count: int) -> None:
-    """Runs first in a worker: leaves accelerators and Ctrl-C to the parent, and ends with it.
+SHARED = '/dev/shm'  # where Linux lists shared memory and semaphores
+
+
+def _name_shared_memory() -> None:
+    """Removes what killed runs left, and names this one's semaphores after it.
+
+    SIGKILL of a process group ends the process, too, in which Python keeps a list of them.
+    """
+    if os.path.isdir(SHARED):
+        scratch.sweep(SHARED, elsewhere=False)
+        multiprocessing.current_process()._config['semprefix'] = f'/{scratch.mark()}'
+
+
+class _Named(shared_memory.SharedMemory):
+    """Shared memory whose name says whose it is; grain lets Python choose it."""
+
+    owner = ''
+
+    def __init__(self, name=None, create=False, size=0, **more) -> None:
+        while True:
+            own = f'{self.owner}{secrets.token_hex(6)}' if create and name is None else name
+            try:
+                super().__init__(own, create, size, **more)
+                return
+            except FileExistsError:
+                if own == name:
+                    raise
+
+
+@functools.cache
+def _say(line: str) -> None:
+    logging.info(line)
+
+
+def _start_worker(
+    files: dict[str, str], owner: str, confined: bool, place: str, index: int, count: int
+) -> None:
+    """Runs first in a worker: leaves accelerators and Ctrl-C to the parent, and ends with it; does
+    what files ask for within limits.
+
+    owner: of the shared memory that batches travel in, the parent's `scratch.mark`.
+    confined: as `data.confine`.
+    place: name of the shared memory in which it says what it reads.
 
     `prctl(PR_SET_PDEATHSIG)` will not do: it fires when the parent's *thread* that started the
     worker ends, and grain starts workers from short-lived threads. What `join` waits for is a pipe
     that the parent holds open; its id also tells, should another process have inherited the pipe.
     """
-    del index, count
+    del count
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # a scheduler's SIGTERM goes to all processes: the parent needs its next batch to stop in order
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
@@ -237,6 +353,12 @@ def _start_worker(files: dict[str, str], index: int, count: int) -> None:
             spec = importlib.util.spec_from_file_location(name, path)
             sys.modules[name] = module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
+    if os.path.isdir(SHARED):
+        _Named.owner = owner
+        shared_memory.SharedMemory = _Named
+        global _said
+        _said = shared_memory.SharedMemory(place), index
+    confine(calls=confined)
 
 
 _EXIT_HINTS = {

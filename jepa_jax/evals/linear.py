@@ -168,7 +168,9 @@ def logistic(
         y = asked @ basis if basis is not None else asked
         answers = []
         if several:
-            columns = [_fit(x, targets[rows, c], y, settings) for c in range(targets.shape[1])]
+            columns = [
+                _fit(x, targets[rows, c].astype(int), y, settings) for c in range(targets.shape[1])
+            ]
             return [np.stack([each[i][:, 1] for each in columns], 1) for i in range(len(settings))]
         for scores in _fit(x, targets[rows].argmax(1), y, settings, targets.shape[1]):
             answers.append(scores)
@@ -206,7 +208,7 @@ def _fit(x, classes, asked, settings, count: int = 2) -> list[np.ndarray]:
         answer = np.zeros((len(asked), count))
         answer[:, known[0]] = 1
         return [answer] * len(settings)
-    model = LogisticRegression(warm_start=True, max_iter=200, tol=1e-3)
+    model = LogisticRegression(warm_start=True, max_iter=200)
     answers = []
     for strength in settings:
         model.set_params(C=strength)

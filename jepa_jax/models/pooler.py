@@ -127,7 +127,7 @@ def averaged_grid(grid: tuple[int, int, int], most: int) -> tuple[int, int, int]
         return grid
     t = min(t, most)
     share = (most // t / (h * w)) ** 0.5
-    rows = max(1, min(h, int(h * share + 1e-9)))
+    rows = max(1, min(h, round(h * share)))
     return t, rows, max(1, min(w, most // t // rows))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from jepa_jax import scratch
 from jepa_jax.errors import ConvertError
 from jepa_jax.models.pooler import PoolerConfig
 from jepa_jax.models.predictor import PredictorConfig
@@ -313,7 +314,8 @@ def folder_at(dst: pathlib.Path) -> Iterator[pathlib.Path]:
     import tempfile
 
     dst.parent.mkdir(parents=True, exist_ok=True)
-    folder = pathlib.Path(tempfile.mkdtemp(dir=dst.parent, prefix=f'.{dst.name}.'))
+    scratch.sweep(dst.parent)
+    folder = pathlib.Path(tempfile.mkdtemp(dir=dst.parent, prefix=scratch.prefix(dst)))
     try:
         yield folder
         folder.chmod(0o755)

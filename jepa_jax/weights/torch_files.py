@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from jepa_jax import scratch
 from jepa_jax.checkpoint import check_room
 from jepa_jax.errors import ConvertError
 from jepa_jax.models.tokens import sincos_table
@@ -353,7 +354,8 @@ class Scratch:
 def save(content: Any, dst: pathlib.Path) -> None:
     """A `.pt` file, whole or not at all."""
     torch = _torch(dst)
-    with tempfile.TemporaryDirectory(dir=dst.parent, prefix=f'.{dst.name}.') as folder:
+    scratch.sweep(dst.parent)
+    with tempfile.TemporaryDirectory(dir=dst.parent, prefix=scratch.prefix(dst)) as folder:
         path = pathlib.Path(folder) / dst.name
         torch.save(content, path)
         path.rename(dst)

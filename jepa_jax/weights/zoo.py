@@ -4,6 +4,8 @@ Released files lie in a cache folder, $JEPA_JAX_CACHE/weights or ~/.cache/jepa_j
 that is not there is downloaded, its hash is noted when it is first used and holds from then on, and
 it is converted once. Nobody has published hashes of the released files, so the first copy is
 trusted as far as its length, as the server tells it, and the table of its arrays' names and shapes.
+Whoever knows a hash writes it behind a name or the path of a file, NAME@sha256:HEX: another file is
+then refused, and one that was just downloaded is not kept.
 
 A path that does not exist is never looked up on the Hugging Face hub: a name there is written
 hf:OWNER/MODEL, except those of the release.
@@ -24,6 +26,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from jepa_jax import workdir
 from jepa_jax.config import cache_root
 from jepa_jax.errors import ZooError, nearest
 from jepa_jax.models import SIZES
@@ -36,6 +39,7 @@ log = logging.getLogger(__name__)
 
 HUB = 'hf:'  # before a name of the Hugging Face hub
 RANDOM = 'random:'  # before a size
+PIN = '@sha256:'  # behind a name or path, before 64 digits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,19 +111,21 @@ def find(name_or_path: str | os.PathLike, **options: Any) -> Weights:
     Args:
       name_or_path: a key of RELEASED or ALIASES; a path of anything that `read` takes; a name of
         the Hugging Face hub as hf:OWNER/MODEL, with the extra [hf]; those of PUBLISHED need no
-        `hf:`.
+        `hf:`. A released name and the path of a file may end with @sha256:HEX.
       options: as of `read`, for a path.
 
     Raises:
       ZooError: no such name or path, a file that cannot be had, or one that is not what it was.
       ConvertError, CheckpointError: weights that do not fit.
     """
-    text = released_name(name_or_path)
+    text, pin = pinned(name_or_path)
     options = {name: value for name, value in options.items() if value}
     if text in RELEASED:
         refuse_options(text, options)
-        return _released(text)
+        return _released(text, pin)
     path = os.path.expanduser(text)
+    if pin:
+        check_file(path, pin)
     if not os.path.exists(path) and (text.startswith(HUB) or text in PUBLISHED):
         path = _hugging_face(text.removeprefix(HUB))
     if os.path.exists(path):
@@ -134,10 +140,29 @@ def find(name_or_path: str | os.PathLike, **options: Any) -> Weights:
     )
 
 
-def released_name(name_or_path: str | os.PathLike) -> str:
-    """The key of RELEASED that a name is an alias of; other names and paths as they are."""
-    text = os.fspath(name_or_path)
-    return ALIASES.get(text, text)
+def pinned(name_or_path: str | os.PathLike) -> tuple[str, str]:
+    """The key of RELEASED that a name is an alias of, other names and paths as they are; and the
+    @sha256:HEX behind it, or nothing.
+
+    Raises ZooError: a hash that cannot be one.
+    """
+    text, at, digits = os.fspath(name_or_path).partition(PIN)
+    if at and not re.fullmatch('[0-9a-f]{64}', digits):
+        raise ZooError(f"'{text}{at}{digits}': a SHA-256 has 64 digits 0-9 a-f")
+    return ALIASES.get(text, text), at + digits
+
+
+def check_file(path: str | os.PathLike, pin: str) -> None:
+    """Raises ZooError if a file has not the hash of a pin."""
+    if not os.path.isfile(path):
+        raise ZooError(f'{path}{pin}: no such file; only a file has a SHA-256')
+    if (digest := _hash(path)) != pin.removeprefix(PIN):
+        raise ZooError(f'{path} has SHA-256 {digest}, expected {pin.removeprefix(PIN)}')
+
+
+def _hash(path: str | os.PathLike) -> str:
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def refuse_options(text: str, options: dict[str, Any]) -> None:
@@ -159,8 +184,8 @@ def look(name_or_path: str | os.PathLike) -> Sources:
 
     Raises: as `find`.
     """
-    text = released_name(name_or_path)
-    weights = find(text)
+    text, pin = pinned(name_or_path)
+    weights = find(text + pin)
     source = weights.source
     if text in RELEASED:
         original = cache_folder() / pathlib.Path(RELEASED[text].file).name
@@ -181,7 +206,7 @@ def cache_folder() -> pathlib.Path:
     return cache_root() / 'weights'
 
 
-def _released(name: str) -> Weights:
+def _released(name: str, pin: str = '') -> Weights:
     """Weights of a key of RELEASED, converted when it is first used."""
     row, folder = RELEASED[name], cache_folder()
     source, converted = folder / pathlib.Path(row.file).name, folder / name
@@ -189,15 +214,41 @@ def _released(name: str) -> Weights:
         if not converted.is_dir():
             if not source.exists():
                 download.download(download.address(row.file), source)
+                if pin:
+                    _keep_only(source, pin)
             digest = check_record(source)
+            _as_pinned(source, pin)
             weights = read(source, crop=row.crop, weights_only=True)
             _as_named(name, row, source, weights)
             log.info('%s: converting once, to %s', name, converted)
             write(weights, converted, to='jax')
             log.info('%s: sha256 %s', source, digest)
-        elif source.exists():
-            check_record(source)
+        else:
+            if source.exists():
+                check_record(source)
+            _as_pinned(source, pin)
     return read(converted)
+
+
+def _keep_only(source: pathlib.Path, pin: str) -> None:
+    """Removes a file that has another hash. Raises ZooError."""
+    try:
+        check_file(source, pin)
+    except ZooError:
+        source.unlink()
+        raise
+
+
+def _as_pinned(source: pathlib.Path, pin: str) -> None:
+    """Raises ZooError if the hash that was noted of a released file is another."""
+    if not pin:
+        return
+    try:
+        noted = json.loads(record_of(source).read_text())['sha256']
+    except (OSError, ValueError, KeyError, TypeError):
+        noted = 'unknown'
+    if noted != pin.removeprefix(PIN):
+        raise ZooError(f'{source} has SHA-256 {noted}, expected {pin.removeprefix(PIN)}')
 
 
 def _as_named(name: str, row: Released, source: pathlib.Path, weights) -> None:
@@ -248,8 +299,7 @@ def check_record(path: pathlib.Path, thorough: bool = False) -> str:
         raise ZooError(f'{record} is damaged ({type(error).__name__}): remove it') from error
     if noted and not thorough and stamp == (status.st_size, status.st_mtime_ns):
         return digest
-    with path.open('rb') as file:
-        sha256 = hashlib.file_digest(file, 'sha256').hexdigest()
+    sha256 = _hash(path)
     if noted and sha256 != digest:
         raise ZooError(
             f'{path} has SHA-256 {sha256}, and had {digest} when first used: damaged or replaced; '
@@ -259,14 +309,8 @@ def check_record(path: pathlib.Path, thorough: bool = False) -> str:
     row = {'bytes': status.st_size, 'changed': status.st_mtime_ns, 'sha256': sha256}
     when = datetime.datetime.now().astimezone().isoformat(' ', 'seconds')
     first = noted['first_used'] if noted else when
-    _write(record, json.dumps(row | {'first_used': first}, indent=2) + '\n')
+    workdir.write_json(record, row | {'first_used': first})
     return sha256
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-    temporary = path.with_name(path.name + '.new')
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 def _hugging_face(name: str) -> str:

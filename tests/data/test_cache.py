@@ -2,17 +2,24 @@
 
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
+import zlib
+from json import dumps, loads
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from jepa_jax import scratch
 from jepa_jax.config import DataConfig, DataListConfig
 from jepa_jax.data import cache, clips, decode, synthetic
 from jepa_jax.data.cache import ClipCache
 from jepa_jax.data.sources import open_source
 from jepa_jax.errors import BadFile
 
+ROOT = Path(__file__).parents[2]
 FRAMES, SIDE = 30, 32
 BYTES = FRAMES * SIDE * SIDE * 3  # of one decoded video
 GIB = 2**30
@@ -112,12 +119,20 @@ def test_what_a_killed_process_left(videos, tmp_path):
     (folder / 'ab').mkdir()
     (folder / 'ab/old.part').write_bytes(b'x' * 5000)
     (folder / 'ab/new.part').write_bytes(b'x' * 300)
-    then = time.time() - cache.STALE - 60
+    then = time.time() - scratch.STALE - 60
     os.utime(folder / 'ab/old.part', (then, then))
+    gone = subprocess.run(
+        [sys.executable, '-c', 'from jepa_jax import scratch; print(scratch.prefix("e.rgb"))'],
+        capture_output=True, text=True, check=True, cwd=ROOT,
+    ).stdout.strip()  # fmt: skip
+    (folder / f'ab/{gone}x.part').write_bytes(b'x' * 7000)
+    (folder / f'ab/{gone}y.tmp').write_bytes(b'{')
+    (folder / f'ab/{scratch.prefix("e.rgb")}x.part').write_bytes(b'x' * 20)
     (folder / 'bytes').write_text('123456789')  # whatever was promised then
     ClipCache(folder, 1.0)
     assert not (folder / 'ab/old.part').exists() and (folder / 'ab/new.part').exists()
-    assert (folder / 'bytes').read_text() == '300'
+    assert not list((folder / 'ab').glob(f'{gone}*'))
+    assert (folder / 'bytes').read_text() == '320'
 
 
 def _no_pixels(json, rgb):
@@ -136,6 +151,29 @@ def _half_the_meta(json, rgb):
     os.truncate(json, 20)
 
 
+def _one_bit(json, rgb):
+    content = bytearray(rgb.read_bytes())
+    for frame in range(FRAMES):
+        content[frame * BYTES // FRAMES + 999] ^= 4
+    rgb.write_bytes(content)
+
+
+def _a_hole(json, rgb):
+    with open(rgb, 'r+b') as file:
+        file.write(bytes(BYTES))
+
+
+def _another_time(json, rgb):
+    json.write_text(json.read_text().replace('"fps": 8', '"fps": 9'))
+
+
+def _without_checksums(json, rgb):  # as entries were before
+    meta = cache.unsigned(json.read_text())
+    held = loads(meta)
+    del held['sums']
+    json.write_text(dumps(held))
+
+
 def _no_right_to_read(json, rgb):
     rgb.unlink()
     rgb.mkdir()  # root may read any file
@@ -148,7 +186,18 @@ def _being_written(json, rgb):
 @pytest.mark.parametrize('full', [False, True])
 @pytest.mark.parametrize(
     'harm',
-    [_no_pixels, _no_meta, _half_the_pixels, _half_the_meta, _no_right_to_read, _being_written],
+    [
+        _no_pixels,
+        _no_meta,
+        _half_the_pixels,
+        _half_the_meta,
+        _one_bit,
+        _a_hole,
+        _another_time,
+        _without_checksums,
+        _no_right_to_read,
+        _being_written,
+    ],
 )
 def test_the_same_clips_whatever_state_an_entry_is_in(videos, tmp_path, harm, full):
     """`choose` draws, so one call more would read another clip."""
@@ -168,18 +217,49 @@ def test_the_same_clips_whatever_state_an_entry_is_in(videos, tmp_path, harm, fu
         )
 
 
-def test_a_damaged_entry_is_made_anew(videos, tmp_path, monkeypatch):
+def test_a_damaged_entry_is_made_anew(videos, tmp_path, monkeypatch, caplog):
     path, folder = str(videos / '4.mp4'), tmp_path / 'c'
     expected = ClipCache(folder, 1.0).read_frames(path, choose(0))
     (rgb,) = folder.rglob('*.rgb')
-    for harm in (_no_pixels, _no_meta, _half_the_pixels, _half_the_meta):
+    quiet = (_no_pixels, _no_meta, _half_the_meta, _another_time, _without_checksums)
+    for harm in (*quiet, _half_the_pixels, _one_bit, _a_hole):
         harm(rgb.with_suffix('.json'), rgb)
         kept = ClipCache(folder, 1.0)
-        kept.read_frames(path, choose(0))
+        caplog.clear()
+        np.testing.assert_array_equal(kept.read_frames(path, choose(0)), expected)
+        said = [r.getMessage() for r in caplog.records]
+        assert len(said) == (harm not in quiet)
+        assert not said or said[0].startswith(f'data.cache: the entry of {path} is made again: ')
         with monkeypatch.context() as context:
             forbid(context)
             np.testing.assert_array_equal(kept.read_frames(path, choose(0)), expected)
         assert int((folder / 'bytes').read_text()) == stored(folder) == BYTES
+
+
+def test_a_clip_is_checked_without_the_rest_of_its_entry(videos, tmp_path):
+    path, folder = str(videos / '4.mp4'), tmp_path / 'c'
+    kept = ClipCache(folder, 1.0)
+    expected = kept.read_frames(path, lambda timing: np.arange(5))
+    (rgb,) = folder.rglob('*.rgb')
+    with open(rgb, 'r+b') as file:
+        file.seek(BYTES * 5 // FRAMES)
+        file.write(bytes(BYTES // FRAMES))
+    np.testing.assert_array_equal(kept.read_frames(path, lambda timing: np.arange(5)), expected)
+    assert not rgb.read_bytes()[BYTES * 5 // FRAMES :][: BYTES // FRAMES].strip(b'\0')
+    kept.read_frames(path, lambda timing: np.arange(6))
+    assert rgb.read_bytes()[BYTES * 5 // FRAMES :][: BYTES // FRAMES].strip(b'\0')
+
+
+@pytest.mark.parametrize('size', [0, 5, 4096, 4101, 3 * 4096 + 7])
+def test_the_checksum(size):
+    content = np.random.default_rng(size).bytes(size)
+    sums = b''
+    for start in range(0, size // 4096 * 4096, 4096):
+        words = (content[i : i + 8] for i in range(start, start + 4096, 8))
+        total = sum(int.from_bytes(word, 'little') for word in words)
+        sums += (total % 2**64).to_bytes(8, 'little')
+    expected = zlib.crc32(sums + content[size // 4096 * 4096 :])
+    assert cache.checksum(np.frombuffer(content, np.uint8)) == expected
 
 
 def test_a_full_disk_stops_keeping_not_reading(videos, tmp_path, monkeypatch, caplog):

@@ -12,9 +12,10 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from jepa_jax.config import DataConfig, DataListConfig
+from jepa_jax.config import DataConfig, DataListConfig, LoaderConfig, RunConfig
 from jepa_jax.data import clips, decode, synthetic
 from jepa_jax.data.sources import SOURCES, Names, find_videos, open_source, read_list
+from jepa_jax.data.stream import Stream
 from jepa_jax.errors import BadFile, ConfigError
 from tools import index_videos, make_shards
 
@@ -244,6 +245,23 @@ def test_tfds_images(prepared):
     assert values == {0, 10, 20, 30, 40}
     assert len(open_(f'{prepared}/pictures/1.0.0:test', 'tfds')) == 1
     assert len(open_(f'{prepared}/pictures:train[:40%]', 'tfds')) == 2
+
+
+class Clips(Stream):
+    def read(self, row):
+        return self.lists[0].read(row.record, 4, row.rng())
+
+
+def test_tfds_in_a_worker(prepared):
+    """Which may start no programs and open no sockets."""
+    c = RunConfig()
+    c.data = LoaderConfig(workers=1)
+    c.optim.batch = 5
+    source = open_(prepared / 'pictures', 'tfds')
+    with Clips(c, [source]) as stream, stream.batches() as batches:
+        host = next(batches)
+    assert not host.failures and host.batch.shape == (5, 4, 20, 30, 3)
+    assert sorted(host.batch[:, 0, 0, 0, 0]) == [0, 10, 20, 30, 40]
 
 
 def test_tfds_sequences(prepared):

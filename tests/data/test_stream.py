@@ -180,18 +180,24 @@ def test_failures_are_counted_named_once_and_bounded(caplog):
 
 
 class Hanging(Numbers):
-    """Never answers."""
+    """Never answers after its first step."""
 
     def read(self, row):
-        threading.Event().wait()
+        if row.step > 3:
+            threading.Event().wait()
+        return super().read(row)
 
 
 @pytest.mark.parametrize('workers', [0, 1])
 def test_a_reader_that_hangs_is_noticed(workers):
-    start = time.monotonic()
-    with Hanging(config(workers=workers, worker_timeout=1.0)) as stream:
-        with pytest.raises(DataError, match=r'no batch for step 3 within 1 s'):
-            next(stream.batches(3))
+    with Hanging(config(workers=workers)) as stream:
+        batches = stream.batches(3)
+        next(batches)
+        records = [f'record {row.record} of list 0' for row in stream.rows(4)]
+        batches._timeout, start = 1.0, time.monotonic()
+        message = rf'no batch for step 4 within 1 s .*; for \d+ s it reads ({"|".join(records)})$'
+        with pytest.raises(DataError, match=message):
+            next(batches)
     assert time.monotonic() - start < 30 and not workers_of(os.getpid())
 
 

@@ -1,6 +1,7 @@
 """Batches of pieces of recordings, and features that are computed once."""
 
 import dataclasses
+import io
 import os
 
 import numpy as np
@@ -146,6 +147,80 @@ def test_an_episode_that_cannot_be_read_is_replaced_and_named(tmp_path):
         store.read(recordings, 0)
 
 
+def two_recordings(folder):
+    pixels = np.arange(9, dtype=np.uint8)[:, None, None, None] * 10 * np.ones((64, 64, 3), np.uint8)
+    for name in 'ab':
+        np.savez(folder / f'{name}.npz', states=np.zeros((9, 7)), fps=4, observations=pixels)
+    c = config(features=str(folder / 'f'))
+    c.robot.kind, c.robot.path = 'npz', str(folder)
+    return FeatureStore(c, ENCODER, 'abc'), robot.open_recordings(c.robot)
+
+
+def _cut(path, content):
+    os.truncate(path, len(content) - 200)
+
+
+def _cut_to_nothing(path, content):
+    path.write_bytes(b'')
+
+
+def _zeroed(path, content):
+    path.write_bytes(content[:300] + bytes(8) + content[308:])
+
+
+def _zeroed_with_its_time_kept(path, content):
+    stamp = path.stat().st_mtime_ns
+    _zeroed(path, content)
+    os.utime(path, ns=(stamp, stamp))
+
+
+def _without_checksums(path, content):
+    np.save(path, np.load(io.BytesIO(content)))
+
+
+def _no_header(path, content):
+    path.write_bytes(bytes(128) + content[128:])
+
+
+@pytest.mark.parametrize(
+    'harm',
+    [_cut, _cut_to_nothing, _zeroed, _zeroed_with_its_time_kept, _without_checksums, _no_header],
+)
+def test_damaged_features_are_made_again(harm, tmp_path, caplog):
+    store, recordings = two_recordings(tmp_path)
+    store.fill(recordings, encode)
+    path, expected = store.file(recordings, 1), store.read(recordings, 1)[1][:]
+    np.testing.assert_allclose(expected[:, 0, 0], np.arange(9) * 10 / 255, atol=1e-3)
+    held = path.read_bytes()
+    harm(path, held)
+    caplog.clear()
+    if harm is _zeroed_with_its_time_kept:  # noticed when they are read, made again after that
+        store.fill(recordings, encode)
+        with pytest.raises(BadFile, match=f'{path.name}: corrupt: frame . is not what was stored'):
+            store.read(recordings, 1)[1][:]
+        assert not caplog.records
+    fresh = []
+    store.fill(recordings, lambda frames: fresh.append(1) or encode(frames))
+    assert len(fresh) == 1
+    (line,) = (r.getMessage() for r in caplog.records if r.levelname == 'WARNING')
+    assert line.startswith('features: made again: ') and str(path) in line
+    np.testing.assert_array_equal(store.read(recordings, 1)[1][:], expected)
+    assert len(path.read_bytes()) == len(held)
+
+
+def test_copied_features_are_taken_and_checked_once(tmp_path):
+    store, recordings = two_recordings(tmp_path)
+    store.fill(recordings, encode)
+    for path in store.folder.glob('*.npy'):
+        os.utime(path)
+
+    def nothing(frames):
+        raise AssertionError('encoded')
+
+    store.fill(recordings, nothing)
+    assert {path.stat().st_mtime_ns % 10**9 for path in store.folder.glob('*.npy')} == {0}
+
+
 def folder_of(c, encoder=ENCODER, weights='abc'):
     return FeatureStore(c, encoder, weights).folder
 
@@ -196,22 +271,22 @@ def test_features_follow_the_recordings(tmp_path):
         seen.clear()
         store, recordings = FeatureStore(c, ENCODER, 'abc'), robot.open_recordings(c.robot)
         store.fill(recordings, shades, batch=4)
-        kept = [store.read(recordings, i)[1][0, 0, 0] for i in range(len(recordings))]
+        kept = [store.read(recordings, i)[1][:][0, 0, 0] for i in range(len(recordings))]
         return list(seen), kept, len(list(store.folder.glob('*.npy')))
 
-    assert fill() == ([50, 50, 50, 70, 70, 70], [25, 35], 4)
-    assert fill() == ([], [25, 35], 4)
+    assert fill() == ([50, 50, 50, 70, 70, 70], [25, 35], 2)
+    assert fill() == ([], [25, 35], 2)
     record('b', 60)
-    assert fill() == ([60, 60, 60], [25, 30, 35], 6)
+    assert fill() == ([60, 60, 60], [25, 30, 35], 3)
     record('a', 80)  # of the same size
-    assert fill() == ([80, 80, 80], [40, 30, 35], 6)  # what was there of it is gone
+    assert fill() == ([80, 80, 80], [40, 30, 35], 3)  # what was there of it is gone
     status = os.stat(folder / 'c.npz')
     record('c', 90, frames=10)
     os.utime(folder / 'c.npz', ns=(status.st_atime_ns, status.st_mtime_ns))
     recordings = robot.open_recordings(c.robot)
     with pytest.raises(BadFile, match='no features'):  # none of what it is now
         FeatureStore(c, ENCODER, 'abc').read(recordings, 2)
-    assert fill() == ([90, 90, 90], [40, 30, 45], 6)
+    assert fill() == ([90, 90, 90], [40, 30, 45], 3)
 
 
 def test_wide_frames_are_cut_to_the_middle_and_squeezed():

@@ -1,15 +1,18 @@
 """Names, downloads and paths: a loopback server, and files as the original writes them."""
 
 import functools
+import gzip
 import hashlib
 import http.server
 import json
 import logging
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import threading
+import urllib.request
 
 import numpy as np
 import originals
@@ -35,7 +38,9 @@ class Server:
 
     def __init__(self, folder: pathlib.Path):
         self.folder, self.cuts, self.asked = folder, [], []
-        self.ranges, self.etag = True, True
+        self.ranges, self.etag, self.headers, self.length = True, True, {}, None
+        self.if_range = True  # whether it knows of If-Range
+        self.redirects = {}
         server = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -54,13 +59,19 @@ class Server:
         path = self.folder / handler.path.lstrip('/')
         span = handler.headers.get('Range')
         self.asked.append((handler.path, span))
+        if handler.path in self.redirects:
+            handler.send_response(302)
+            handler.send_header('Location', self.redirects[handler.path])
+            handler.send_header('Content-Length', '0')
+            handler.end_headers()
+            return
         if not path.is_file():
             handler.send_error(404)
             return
         content = path.read_bytes()
         tag = f'"{hashlib.sha256(content).hexdigest()}"'
         first = int(span.split('=')[1].rstrip('-')) if span and self.ranges else 0
-        if first and handler.headers.get('If-Range', tag) != tag:
+        if first and self.if_range and handler.headers.get('If-Range', tag) != tag:
             first = 0
         if first > len(content):
             handler.send_error(416)
@@ -71,7 +82,9 @@ class Server:
         if self.etag:
             handler.send_header('ETag', tag)
         rest = content[first:]
-        handler.send_header('Content-Length', str(len(rest)))
+        for name, value in self.headers.items():
+            handler.send_header(name, value)
+        handler.send_header('Content-Length', str(self.length or len(rest)))
         handler.end_headers()
         if self.cuts:
             handler.wfile.write(rest[: self.cuts.pop(0)])
@@ -126,27 +139,144 @@ def test_a_cut_connection_is_gone_on_from(server, files, tmp_path, etag):
     download.download(server.url + 'big', tmp_path / 'big')
     assert (tmp_path / 'big').read_bytes() == (files / 'big').read_bytes()
     spans = [span for _, span in server.asked]
-    assert spans == [None, 'bytes=1000000-', 'bytes=1000000-', 'bytes=1500000-']
+    later = ['bytes=1000000-', 'bytes=1000000-', 'bytes=1500000-'] if etag else [None] * 3
+    assert spans == [None, *later]
     assert [p.name for p in tmp_path.iterdir()] == ['big']
 
 
 def test_a_killed_download_is_gone_on_from(server, files, tmp_path):
     content = (files / 'big').read_bytes()
-    (tmp_path / 'big.part').write_bytes(content[:7])
+    part_of(server, content[:7], content, tmp_path)
     download.download(server.url + 'big', tmp_path / 'big')
     assert (tmp_path / 'big').read_bytes() == content and server.asked[0][1] == 'bytes=7-'
+    assert [p.name for p in tmp_path.iterdir()] == ['big']
 
 
-def test_a_file_that_changed_meanwhile_is_fetched_anew(server, files, tmp_path):
-    (tmp_path / 'big.part').write_bytes(b'of another version')
-    (tmp_path / 'big.part.tag').write_text('"another"')
+def part_of(server, held, content, folder):
+    """What a download of `content` left when it was killed."""
+    (folder / 'big.part').write_bytes(held)
+    etag = f'"{hashlib.sha256(content).hexdigest()}"'
+    tag = {'url': server.url + 'big', 'etag': etag, 'total': len(content)}
+    (folder / 'big.part.tag').write_text(json.dumps(tag))
+
+
+@pytest.mark.parametrize('if_range', [True, False])
+def test_a_file_that_changed_meanwhile_is_fetched_anew(server, files, tmp_path, if_range):
+    """Also from a server that sends the rest of whatever it has."""
+    server.if_range = if_range
+    content = (files / 'big').read_bytes()
+    part_of(server, b'of another version', b'x' * len(content), tmp_path)
+    download.download(server.url + 'big', tmp_path / 'big')
+    assert (tmp_path / 'big').read_bytes() == content
+
+
+@pytest.mark.parametrize('tag', [None, '"another"', '{}', 'W/"weak"'])
+def test_a_part_that_nobody_vouches_for_is_not_gone_on_from(server, files, tmp_path, tag):
+    (tmp_path / 'big.part').write_bytes(b'whatever')
+    if tag:
+        (tmp_path / 'big.part.tag').write_text(tag)
     download.download(server.url + 'big', tmp_path / 'big')
     assert (tmp_path / 'big').read_bytes() == (files / 'big').read_bytes()
+    assert server.asked == [('/big', None)]
+
+
+def test_a_weak_etag_is_none(server, files, tmp_path):
+    server.etag, server.headers, server.cuts = False, {'ETag': 'W/"1"'}, [9]
+    download.download(server.url + 'big', tmp_path / 'big')
+    assert (tmp_path / 'big').read_bytes() == (files / 'big').read_bytes()
+    assert server.asked == [('/big', None)] * 2
+
+
+PAGE = b'<!DOCTYPE html><title>Please log in</title>'
+
+
+@pytest.mark.parametrize(
+    'content, headers, message',
+    [
+        (PAGE, {'Content-Type': 'text/html; charset=utf-8'}, 'sends text/html, not weights'),
+        (b'\n' + PAGE, {'Content-Type': 'application/octet-stream'}, 'is a web page'),
+        (b'{"error": 1}', {'Content-Type': 'application/json'}, 'sends application/json'),
+        (b'{"error": 1}', {}, 'is JSON'),
+        (b'PK\x03\x04', {'Content-Encoding': 'gzip'}, r'compressed \(gzip\)'),
+        (gzip.compress(b'PK\x03\x04' * 9), {}, 'compressed by gzip'),
+        (b'', {}, 'sends no bytes'),
+        (b'PK\x03\x04' + bytes(500), {}, 'has no end'),
+        (bytes(500), {}, 'no file of PyTorch'),
+    ],
+)
+def test_what_is_no_weights_is_not_kept(server, files, tmp_path, content, headers, message):
+    (files / 'page.pt').write_bytes(content)
+    server.headers = headers
+    with pytest.raises(ZooError, match=f'{message}.*: get http.* elsewhere'):
+        download.download(server.url + 'page.pt', tmp_path / 'page.pt')
+    assert not list(tmp_path.iterdir()) and len(server.asked) == 1
+
+
+def test_a_wrong_length_is_not_kept(server, files, tmp_path):
+    whole = (files / 'enc.pt').stat().st_size
+    server.length = whole - 700  # the end of the file is beyond it
+    with pytest.raises(ZooError, match='has no end'):
+        download.download(server.url + 'enc.pt', tmp_path / 'enc.pt')
+    assert not list(tmp_path.iterdir())
+    server.length, server.etag = whole + 700, False
+    with pytest.raises(ZooError, match=f'{whole:,} of {whole + 700:,} bytes came|IncompleteRead'):
+        download.download(server.url + 'enc.pt', tmp_path / 'enc.pt')
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_it_comes_from_is_said(server, files, tmp_path, caplog, monkeypatch):
+    other = Server(files)
+    try:
+        server.redirects = {
+            '/moved': other.url + 'big', '/ftp': 'ftp://127.0.0.1/big', '/near': '/big'
+        }  # fmt: skip
+        download.download(server.url + 'moved', tmp_path / 'big')
+        assert (tmp_path / 'big').read_bytes() == (files / 'big').read_bytes()
+        (line,) = (r.getMessage() for r in caplog.records)
+        host = other.url.split('/')[2]
+        assert line == f'{server.url}moved: comes from {host}, to which the server sends on'
+        caplog.clear()
+        download.download(server.url + 'near', tmp_path / 'near')
+        with pytest.raises(ZooError, match='sends on to ftp://127.0.0.1/big: not https'):
+            download.download(server.url + 'ftp', tmp_path / 'ftp')
+        assert not caplog.records and sorted(p.name for p in tmp_path.iterdir()) == ['big', 'near']
+    finally:
+        other.close()
+    request = urllib.request.Request('https://a.org/x')
+    with pytest.raises(download._Refused, match='http://a.org/x: not https'):
+        download._Redirect().redirect_request(request, None, 302, '', {}, 'http://a.org/x')
+    monkeypatch.setattr(download, '_continue', lambda url, part: part.write_bytes(b'x'))
+    download.download('http://b.org/x', tmp_path / 'x')
+    assert 'http://b.org/x: http: anyone on the way' in caplog.text
+    for url in ('file:///etc/passwd', 'ftp://b.org/x'):
+        with pytest.raises(ZooError, match='allowed are https and http'):
+            download.download(url, tmp_path / 'y')
+
+
+def test_room_is_looked_for_first(server, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=2_999_999)
+    monkeypatch.setattr(download.shutil, 'disk_usage', lambda folder: usage)
+    with pytest.raises(ZooError, match='3,000,000 bytes to come, 2,999,999 free in'):
+        download.download(server.url + 'big', tmp_path / 'big')
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_at_once_write_one_file(server, files, tmp_path):
+    crew = [
+        threading.Thread(target=download.download, args=(server.url + 'big', tmp_path / 'big'))
+        for _ in range(4)
+    ]
+    for thread in crew:
+        thread.start()
+    for thread in crew:
+        thread.join()
+    assert (tmp_path / 'big').read_bytes() == (files / 'big').read_bytes()
+    assert len(server.asked) == 1 and [p.name for p in tmp_path.iterdir()] == ['big']
 
 
 def test_servers_without_ranges_and_parts_that_are_too_long(server, files, tmp_path):
     content = (files / 'big').read_bytes()
-    (tmp_path / 'big.part').write_bytes(content + b'more')
+    part_of(server, content + b'more', content, tmp_path)
     download.download(server.url + 'big', tmp_path / 'big')
     assert (tmp_path / 'big').read_bytes() == content
     server.ranges, server.cuts = False, [10]
@@ -234,6 +364,31 @@ def test_a_file_that_is_not_what_it_was(server, files):
     zoo.record_of(path).write_text('{}')
     with pytest.raises(ZooError, match='enc.pt.json is damaged'):
         jepa_jax.load('vitl')
+
+
+def test_a_hash_of_ones_own(server, files, tmp_path):
+    digest = hashlib.sha256((files / 'enc.pt').read_bytes()).hexdigest()
+    wrong = digest[:-1] + ('0' if digest[-1] != '0' else '1')
+    with pytest.raises(ZooError, match=f'enc.pt has SHA-256 {digest}, expected {wrong}'):
+        jepa_jax.load(f'vitl@sha256:{wrong}')
+    assert not (zoo.cache_folder() / 'enc.pt').exists()
+    assert jepa_jax.load(f'vjepa2_vit_large@sha256:{digest}').config.width == 96
+    for _ in range(2):  # the file is no longer needed, its hash is noted
+        with pytest.raises(ZooError, match=f'enc.pt has SHA-256 {digest}, expected {wrong}'):
+            zoo.find(f'vitl@sha256:{wrong}')
+        zoo.find(f'vitl@sha256:{digest}')
+        (zoo.cache_folder() / 'enc.pt').unlink(missing_ok=True)
+    path = files / 'enc.pt'
+    assert zoo.find(f'{path}@sha256:{digest}', crop=64).encoder.width == 96
+    with pytest.raises(ZooError, match=f'enc.pt has SHA-256 {digest}, expected {wrong}'):
+        zoo.find(f'{path}@sha256:{wrong}')
+    for text, message in (
+        (f'{files}@sha256:{digest}', 'only a file has a SHA-256'),
+        ('vitl@sha256:12', 'a SHA-256 has 64 digits'),
+        (f'random:tiny@sha256:{digest}', 'its sha256 cannot be chosen'),
+    ):
+        with pytest.raises(ZooError, match=message):
+            jepa_jax.load(text)
 
 
 def test_a_file_of_another_size_than_its_name(server, monkeypatch):
@@ -367,11 +522,11 @@ def test_names_of_the_hub_and_of_torch_hub(monkeypatch):
             jepa_jax.load(name)
     assert asked == ['facebook/vjepa2-vitg-fpc64-384', 'some/other']
     assert len(set(zoo.PUBLISHED)) == 8
-    assert {zoo.released_name(alias) for alias in zoo.ALIASES} == {
+    assert {zoo.pinned(alias)[0] for alias in zoo.ALIASES} == {
         name for name, row in zoo.RELEASED.items() if not row.probe_of
     }
     released = []
-    monkeypatch.setattr(zoo, '_released', lambda name: released.append(name) or called(name))
+    monkeypatch.setattr(zoo, '_released', lambda name, pin: released.append(name) or called(name))
     for alias in ('vjepa2_vit_giant_384', 'vjepa2_ac_vit_giant'):
         with pytest.raises(ZooError, match='asked'):
             jepa_jax.load(alias)

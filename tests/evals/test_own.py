@@ -1,0 +1,231 @@
+"""Own clips from files to figures, with a model small enough to run in a second."""
+
+import csv
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import confusion_matrix, f1_score, r2_score
+
+import jepa_jax
+from jepa_jax import evaluate
+from jepa_jax.config import LabelledDataConfig, OwnConfig
+from jepa_jax.errors import BadFile, ConfigError, ZooError
+from jepa_jax.evals import own, own_page
+from jepa_jax.evals.examples import Example
+from jepa_jax.model import Loaded, Model
+from jepa_jax.models.vit import ViTConfig
+from jepa_jax.pretrained import save
+from jepa_jax.weights.parts import net
+
+COLOURS = {'red': (220, 30, 30), 'green': (30, 220, 30), 'blue': (30, 30, 220)}
+
+
+@pytest.fixture(scope='module')
+def model():
+    config = ViTConfig(24, 1, 2, 2.0, patch=8, image_size=32, frames=2)
+    params = jax.jit(net('encoder', config).init)(jax.random.key(0))
+    return Model(Loaded(config, params), which='online')
+
+
+@pytest.fixture(scope='module')
+def clips(tmp_path_factory):
+    """12 pictures a colour: what they show is easy to tell by colour and by nothing else."""
+    folder, rng = tmp_path_factory.mktemp('clips'), np.random.default_rng(0)
+    for name, colour in COLOURS.items():
+        (folder / name).mkdir()
+        for i in range(12):
+            pixels = np.clip(rng.normal(colour, 40, (40, 48, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f'{i}.png')
+    return folder
+
+
+def small_config(path, **data) -> OwnConfig:
+    c = OwnConfig(name='own', bootstrap=100)
+    c.data = LabelledDataConfig(train=str(path), frames=2, crop=32, **data)
+    c.attentive.least_steps, c.attentive.epochs, c.attentive.batch = 60, 1, 8
+    c.batch = 8
+    return c
+
+
+@pytest.fixture(scope='module')
+def finished(model, clips, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('own')
+    return own.run(model, small_config(clips), folder), folder
+
+
+def test_figures(finished):
+    results, _ = finished
+    for name in ('knn', 'ridge', 'logistic', 'attentive'):
+        figure = results.results[name]
+        assert figure.value > 0.8 and figure.n == 9, name
+        assert 0 < figure.low < figure.value and f'{name}, macro-F1' in results.results
+    assert set(results.baselines) >= {'majority', 'pixels', 'random'}
+    assert results.baselines['majority'].value == pytest.approx(1 / 3)
+    assert results.data['read'] == results.data['expected'] == 36
+    assert results.data['train'] == 27 and results.data['classes'] == ['blue', 'green', 'red']
+
+
+def test_what_is_left_to_be_looked_at(finished):
+    results, folder = finished
+    with (folder / 'confusion.csv').open() as file:
+        head, *rows = csv.reader(file)
+    assert head[1:] == [row[0] for row in rows] == ['blue', 'green', 'red']
+    matrix = np.array([row[1:] for row in rows], int)
+    assert matrix.sum() == 9
+    assert matrix.trace() / 9 == pytest.approx(results.results['attentive'].value)
+    page = (folder / 'report.html').read_text()
+    assert 'attentive' in page and 'Worst errors' in page
+    assert (folder / 'confusion.png').stat().st_size > 1000
+
+
+def test_the_probe_classifies_as_it_was_tested(finished, model, clips, tmp_path):
+    results, folder = finished
+    save(model, tmp_path / 'model')
+    loaded = jepa_jax.load(tmp_path / 'model', probe=folder / 'probe')
+    assert loaded.probe.labels == {'label': ('blue', 'green', 'red')}
+    tested = set(results.sources)
+    right = []
+    for path in sorted(tested):
+        ((_, name, _), *_) = loaded.classify(path).top['label']
+        right.append(name == path.split('/')[-2])
+    assert np.mean(right) == results.results['attentive'].value
+    other = Model(Loaded(model.config, jax.tree.map(lambda a: a + 1, model.encoder.params)))
+    save(other, tmp_path / 'other')
+    with pytest.raises(ZooError, match='trained on features of another encoder'):
+        jepa_jax.load(tmp_path / 'other', probe=folder / 'probe')
+
+
+def test_started_again_it_reads_no_clip(finished, model, clips, monkeypatch):
+    results, folder = finished
+    monkeypatch.setattr(own, 'clip', lambda *_: pytest.fail('a clip was read'))
+    monkeypatch.setattr(own_page, '_thumbnail', lambda clips: '')
+    monkeypatch.setattr(own_page, 'WORST', 0)
+    (folder / 'probe').rename(folder / 'before')
+    again = own.run(model, small_config(clips), folder)
+    assert again.results == results.results
+    (folder / 'probe').rename(folder / 'again')
+    (folder / 'before').rename(folder / 'probe')
+
+
+def test_numbers_and_several_labels(model, clips, tmp_path):
+    rng = np.random.default_rng(1)
+    rows = [(f'{clips}/{c}/{i}.png', c) for c in COLOURS for i in range(12)]
+    red = {path: np.asarray(Image.open(path))[..., 0].mean() for path, _ in rows}
+    (tmp_path / 'numbers.csv').write_text(
+        'path,label\n' + ''.join(f'{p},{red[p]:.3f}\n' for p, _ in rows)
+    )
+    results = own.run(model, small_config(tmp_path / 'numbers.csv'), tmp_path / 'n')
+    assert set(results.results) >= {'knn', 'ridge', 'attentive'}
+    assert 'logistic' not in results.results
+    assert results.results['ridge'].value > 0.7 > results.baselines['majority'].value
+    assert not (tmp_path / 'n/probe').exists()
+    (tmp_path / 'labels.csv').write_text(
+        'path,label\n'
+        + ''.join(f'{p},{c}{"|odd" if rng.random() < 0.4 else ""}\n' for p, c in rows)
+    )
+    results = own.run(model, small_config(tmp_path / 'labels.csv'), tmp_path / 'l')
+    assert results.results['logistic'].value > results.baselines['majority'].value
+    assert (tmp_path / 'l/probe/manifest.json').exists()
+
+
+def test_measures_are_scikit_learns():
+    rng = np.random.default_rng(0)
+    scores, true = rng.normal(size=(50, 4)), rng.integers(0, 3, 50)
+    accuracy, f1 = own.measure('class', scores, np.eye(4)[true])
+    said = scores.argmax(1)
+    assert accuracy == (said == true).mean()
+    assert f1 == pytest.approx(f1_score(true, said, labels=[0, 1, 2], average='macro'))
+    ours = own_page.confusion(said, true, 4)
+    assert (ours == confusion_matrix(true, said, labels=range(4))).all()
+    several = rng.integers(0, 2, (50, 4))
+    f1 = own.measure('labels', scores, several)[1]
+    assert f1 == pytest.approx(f1_score(several, scores > 0.5, average='macro'))
+    numbers = rng.normal(size=(50, 1))
+    r2, error = own.measure('number', scores[:, :1], numbers)
+    assert r2 == pytest.approx(r2_score(numbers, scores[:, :1]))
+    assert error == pytest.approx(np.abs(numbers - scores[:, :1]).mean())
+
+
+@pytest.mark.parametrize(
+    'example, data, frames',
+    [
+        ({}, {}, [9, 10, 11, 12]),  # the middle
+        ({}, {'segments': 2}, [0, 1, 2, 3, 18, 19, 20, 21]),
+        ({'start': 1.0, 'end': 1.5}, {}, [5, 6, 7, 7]),
+        ({'time': 2.0}, {}, [7, 8, 9, 10]),
+        ({'time': 2.0}, {'ahead': 1.0}, [2, 3, 4, 5]),
+        ({'start': 2.0, 'end': 3.0}, {'ahead': 1.0}, [2, 3, 4, 5]),
+        ({'time': 0.3}, {}, [0, 0, 0, 1]),
+    ],
+)
+def test_which_frames_a_clip_has(tmp_path, example, data, frames):
+    """Frame i is grey i; 22 frames at 5 a second."""
+    video = np.repeat(np.arange(22, dtype=np.uint8), 64 * 64 * 3).reshape(22, 64, 64, 3)
+    np.save(tmp_path / 'a.npy', video)
+    config = small_config('', **data)
+    config.data.frames, config.data.fps = 4, 5.0
+    ours = own.clip(Example(str(tmp_path / 'a.npy'), 'x', 'a', **example), config, 32)
+    assert ours.shape == (config.data.segments, 4, 32, 32, 3)
+    assert ours[..., 0, 0, 0].ravel().tolist() == frames
+
+
+def test_nothing_before_the_label_is_a_bad_file(tmp_path):
+    np.save(tmp_path / 'a.npy', np.zeros((8, 64, 64, 3), np.uint8))
+    with pytest.raises(BadFile, match='no frame of .*a.npy at 0.5 s is there'):
+        own.clip(
+            Example(str(tmp_path / 'a.npy'), 'x', 'a', time=0.5), small_config('', ahead=1.0), 32
+        )
+
+
+def tasked(labels, test, sources=None) -> own.Task:
+    listed = [
+        Example(f'{i}.mp4', label, (sources or range(99))[i]) for i, label in enumerate(labels)
+    ]
+    names = tuple(sorted(set(labels)))
+    targets = np.eye(len(names))[[names.index(x) for x in labels]]
+    return own.Task(listed, 'class', targets, names, np.asarray(test, bool), 0, 100)
+
+
+def test_complaints():
+    task = tasked('aaaaaabb', [0, 0, 0, 0, 1, 1, 0, 1], ['s', 't', 'u', 'v', 'w', 'x', 'y', 'y'])
+    means = np.eye(8)
+    means[5] = means[1] * 3
+    few, alone, alike = own.complaints(task, means)
+    assert few == 'classes with fewer than 5 clips: b (2)'
+    assert 'classes of one source' in alone and alone.endswith(': b')
+    assert '1 test clips look like a training clip' in alike and '5.mp4 and 1.mp4' in alike
+    with pytest.raises(ConfigError, match="class 'b': 2 clips for testing, none for training"):
+        own.refuse_unlearnt(tasked('aabb', [0, 1, 1, 1]))
+    with pytest.raises(ConfigError, match="one class alone, 'a'"):
+        own.refuse_unlearnt(tasked('aaa', [0, 1, 1]))
+
+
+def test_two_models_are_compared_clip_by_clip(tmp_path):
+    """The difference is that of the means, its interval that of paired sources."""
+    rng = np.random.default_rng(0)
+    one = (rng.random(60) < 0.5).astype(float)
+    two = np.maximum(one, rng.random(60) < 0.3)
+    folders, reports = [], []
+    for name, values in (('A', one), ('B', two)):
+        folders.append(tmp_path / name)
+        folders[-1].mkdir()
+        np.savez(folders[-1] / evaluate.OUTCOMES, sources=np.arange(60).astype(str), knn=values)
+        figure = {'value': values.mean(), 'low': 0.0, 'high': 1.0, 'n': 60}
+        reports.append({
+            'model': {'name': name}, 'protocol': '', 'config': {}, 'data': {}, 'seconds': 1.0,
+            'results': {'knn': figure}, 'baselines': {}, 'sentences': ['fine'],
+        })  # fmt: skip
+    both = evaluate._together(reports, folders, OwnConfig(bootstrap=2000))
+    row = both['results']['B over A: knn']
+    gain = two - one
+    assert row['value'] == pytest.approx(gain.mean()) and row['n'] == 60
+    half = 1.96 * gain.std() / 60**0.5
+    assert row['low'] == pytest.approx(gain.mean() - half, abs=0.03)
+    assert row['high'] == pytest.approx(gain.mean() + half, abs=0.03)
+    json.dumps(both)
+    np.savez(folders[1] / evaluate.OUTCOMES, sources=np.arange(1, 61).astype(str), knn=two)
+    with pytest.raises(ConfigError, match='B was tested on other clips than A'):
+        evaluate._together(reports, folders, OwnConfig())
