@@ -56,6 +56,8 @@ def run(model, config: BenchmarkConfig, workdir: Path) -> Results:
     """
     if config.data.set not in PUBLISHED:
         raise ConfigError(f'data.set = {config.data.set!r}: must be one of {", ".join(PUBLISHED)}')
+    if config.data.set == 'in1k' and (config.data.segments, config.data.views) != (1, 1):
+        raise ConfigError('data.segments and data.views must be 1: a picture has one clip and view')
     data = labelled.read(
         config.data.set, config.data.path, config.data.videos, config.data.official
     )

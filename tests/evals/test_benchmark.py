@@ -1,6 +1,7 @@
 """Published benchmarks end to end, on tiny replicas with real videos and a tiny random encoder."""
 
 import csv
+import functools
 import json
 import types
 
@@ -28,21 +29,25 @@ CLASSES = 3
 pytestmark = pytest.mark.usefixtures('quick_compiler')
 
 
+@functools.cache
+def weights(part: str, shape) -> dict:
+    shape = (shape[0], dict(shape[1])) if part == 'probe' else shape
+    return jax.jit(net(part, shape).init)(jax.random.key(len(part)))
+
+
 def probe(classes: dict[str, int], **options) -> ProbeHead:
     """With random weights, large enough to tell classes apart."""
     shape = PoolerConfig(24, 2, 1, queries=len(classes), dtype=F32, remat='none')
-    params = net('probe', (shape, classes)).init(jax.random.key(3))
-    params = jax.tree.map(lambda a: 5 * a, params)
+    params = jax.tree.map(lambda a: 5 * a, weights('probe', (shape, tuple(classes.items()))))
     return ProbeHead(shape, classes, params, frames=2, **options)
 
 
 def model(head: ProbeHead | None = None) -> Model:
-    keys = jax.random.split(jax.random.key(0))
-    parts = [
-        Loaded(config, net(name, config).init(key))
-        for name, config, key in zip(('encoder', 'predictor'), (ENCODER, PREDICTOR), keys)
-    ]
-    return Model(parts[0], predictor=parts[1], probe=head, name='tiny')
+    encoder, predictor = (
+        Loaded(config, weights(name, config))
+        for name, config in (('encoder', ENCODER), ('predictor', PREDICTOR))
+    )
+    return Model(encoder, predictor=predictor, probe=head, name='tiny')
 
 
 @pytest.fixture(scope='module')
@@ -97,6 +102,7 @@ def test_ssv2(clips, place):
     assert len(rows) == 7 and all(row['name'] == row['said_name'] for row in rows)
 
 
+@pytest.mark.slow
 def test_upstream_counts_otherwise(clips, place):
     c = config('ssv2', clips, protocol='upstream')
     c.heads.batch = 3
@@ -160,6 +166,7 @@ def test_classes_and_settings_that_cannot_work(clips, tmp_path):
         benchmark.run(model(), c, tmp_path)
 
 
+@pytest.mark.slow
 def test_levels_of_pictures_and_folders(tmp_path):
     """Blocks one after the other, to the encoder's own; pictures repeated; folders of frames."""
     tiny = model()
@@ -247,6 +254,8 @@ def kitchen(tmp_path_factory):
     return made.kitchens(root, rows['train'], rows['validation'])
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_anticipation(kitchen, tmp_path):
     c = config('ek100', kitchen, protocol='before_start')
     c.heads.epochs = 30
