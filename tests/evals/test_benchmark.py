@@ -13,8 +13,8 @@ import pytest
 from jepa_jax.config import labelled_set
 from jepa_jax.data import synthetic
 from jepa_jax.data.labelled import READERS, ek100
-from jepa_jax.errors import ConfigError
-from jepa_jax.evals import anticipation, benchmark, heads, metrics, of
+from jepa_jax.errors import ConfigError, InputError
+from jepa_jax.evals import anticipation, benchmark, features, heads, metrics, of
 from jepa_jax.model import Loaded, Model, ProbeHead
 from jepa_jax.models.pooler import PoolerConfig
 from jepa_jax.models.predictor import PredictorConfig
@@ -81,6 +81,8 @@ def answers(folder) -> list[dict]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_ssv2(clips, place):
     results = benchmark.run(model(), config('ssv2', clips), place)
     accuracy = results.results['accuracy']
@@ -102,7 +104,6 @@ def test_ssv2(clips, place):
     assert len(rows) == 7 and all(row['name'] == row['said_name'] for row in rows)
 
 
-@pytest.mark.slow
 def test_upstream_counts_otherwise(clips, place):
     c = config('ssv2', clips, protocol='upstream')
     c.heads.batch = 3
@@ -164,6 +165,29 @@ def test_classes_and_settings_that_cannot_work(clips, tmp_path):
     c.heads.grid = 'vidio'
     with pytest.raises(ConfigError, match='did you mean video'):
         benchmark.run(model(), c, tmp_path)
+
+
+def test_what_is_kept_of_clips(tmp_path):
+    """Tokens of several blocks, and of what the predictor expects, on eight devices, are those of
+    the model itself; each reading has a folder of its own."""
+    tiny = model()
+    clips = np.random.default_rng(0).integers(0, 255, (3, 1, 2, 32, 32, 3)).astype(np.uint8)
+    x = tiny.encode(clips[:, 0], (0, 1))
+    later = tiny.later(x[1], (1, 2, 2), tiny.predictor.params)
+    folders = set()
+    for reads, parts in (((0, 1), x), ('future', [x[1], later])):
+        table = features.compute(
+            tiny, 3, lambda i: clips[i], tmp_path, about={}, clip=(2, 32, 32), tokens=0, reads=reads
+        )
+        np.testing.assert_allclose(table.tokens, np.concatenate(parts, 1), atol=4e-3)
+        np.testing.assert_allclose(table.mean, np.asarray(x[1]).mean(1), atol=1e-5)
+        folders.add(table.folder)
+    assert len(folders) == 2
+    alone = Model(Loaded(ENCODER, tiny.encoder.params))
+    with pytest.raises(InputError, match='no predictor'):
+        features.compute(
+            alone, 3, lambda i: clips[i], tmp_path, about={}, clip=(2, 32, 32), reads='future'
+        )
 
 
 @pytest.mark.slow
