@@ -27,6 +27,7 @@ setup(
         'tensorflow-datasets>=4.9.9',
         'ml_collections>=1.1',
         'numpy>=2',
+        'ml_dtypes',
         'absl-py',
         'av>=17.1',
         'pillow',
@@ -36,7 +37,7 @@ setup(
         'tqdm',
     ],
     extras_require={
-        'torch': ['torch>=2.6', 'safetensors'],  # reading and writing .pt
+        'torch': ['torch>=2.6'],  # .pt files from before PyTorch 1.6; newer ones need nothing
         'hf': ['safetensors', 'huggingface_hub'],
         'sim': ['mujoco>=3.8'],  # the simulated robot; pictures need EGL, see jepa_jax/sims
         'robot': ['h5py', 'pyarrow'],  # DROID and LeRobot recordings

@@ -12,7 +12,9 @@ so that `--help` and mistyped flags answer at once.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import glob
+import math
 import os
 import re
 import sys
@@ -31,9 +33,11 @@ from jepa_jax.errors import (
     OK,
     QUEUE_AGAIN,
     STOPPED,
+    UNUSABLE,
     USAGE,
     ConfigError,
     Interrupted,
+    Unusable,
     UsageError,
     nearest,
 )
@@ -68,6 +72,11 @@ KINDS = {int: 'a whole number', float: 'a number', bool: 'true or false', str: '
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        # what is a value though it begins with a dash: lists of numbers, too
+        self._negative_number_matcher = re.compile(r'-\.?\d[\d.,eE+-]*$')
+
     def error(self, message: str):
         raise UsageError(message)
 
@@ -94,8 +103,8 @@ def run(
     Returns:
       0: success, also `--help`. 1: the run failed; an error meant for the user is one line on
       stderr, anything else is a fault of ours and shows its traceback. 2: command line or config
-      file are at fault. 75: interrupted, queue it again. 130: stopped by hand. `--debug` shows
-      every traceback.
+      file are at fault. 3: what came out should not be used. 75: interrupted, queue it again. 130:
+      stopped by hand. `--debug` shows every traceback.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = '--debug' in argv
@@ -110,6 +119,8 @@ def run(
         flags.FLAGS.mark_as_parsed()  # worker processes of grain read absl's flags
         main(**arguments)
         return OK
+    except Unusable as error:
+        return _report(error, debug, UNUSABLE)
     except Interrupted as stop:
         advice = 'start the same command again to resume'
         print(f'interrupted: {_line(stop)}; {advice}', file=sys.stderr)
@@ -197,6 +208,32 @@ def _parse(
     name = built.name or Path(file).stem
     arguments['workdir'] = arguments['workdir'] or os.path.join('runs', name)
     return {'config': built, 'config_file': os.path.abspath(file), **arguments}
+
+
+def numbers(count: int) -> Callable[[str], tuple[float, ...]]:
+    """The type of a flag that holds `count` finite numbers, `a,b`."""
+
+    def parse(text: str) -> tuple[float, ...]:
+        values = tuple(float(part) for part in text.strip('() ').split(','))
+        if len(values) != count or not all(math.isfinite(value) for value in values):
+            raise ValueError
+        return values
+
+    parse.__name__ = f'list of {count} numbers'  # argparse says `invalid ... value`
+    return parse
+
+
+def add_fields(parser: argparse.ArgumentParser, kind: type, but: Sequence[str] = ()) -> None:
+    """A flag for every field of a dataclass: --no_NAME for what is true unless told otherwise."""
+    for field in dataclasses.fields(kind):
+        if field.name in but:
+            continue
+        if field.default is True:
+            parser.add_argument(f'--no_{field.name}', dest=field.name, action='store_false')
+        else:
+            pair = isinstance(field.default, tuple)
+            of = numbers(len(field.default)) if pair else type(field.default)
+            parser.add_argument(f'--{field.name}', type=of, default=field.default)
 
 
 def load(source: str, tables: Sequence[str] = ('objective',)) -> Any:

@@ -62,7 +62,7 @@ def convert(
     with _Peak() as peak:
         weights = read(source, steps_per_epoch=steps_per_epoch, **choices)
         if probe:
-            weights = add_probe(weights, read(probe, **choices))
+            weights = add_probe(weights, read(probe, **{**choices, 'ignore': ()}))
         for line in weights.summary():
             print(line)
         to = to or ('torch' if weights.format == 'jax' or _is_file(destination) else 'jax')
@@ -161,6 +161,16 @@ def _options(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar='NAME',
         help='an array, or a pattern, that may be missing; may be given again',
+    )
+    parser.add_argument(
+        '--ignore',
+        action='append',
+        default=[],
+        metavar='NAME',
+        help='an entry or array of a .pt file, or a pattern, to leave out; may be given again',
+    )
+    parser.add_argument(
+        '--allow-nonfinite', action='store_true', help='convert arrays with NaN or infinity, too'
     )
 
 

@@ -25,7 +25,7 @@ from jepa_jax.errors import DoctorError, ZooError
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy', 'av')
 OPTIONAL = {  # package -> what it is for
-    'torch': ("reading and writing .pt files: pip install 'jepa_jax[torch]'"),
+    'torch': (".pt files from before PyTorch 1.6: pip install 'jepa_jax[torch]'"),
     'safetensors': ("Hugging Face folders: pip install 'jepa_jax[hf]'"),
     'huggingface_hub': ("models by their Hugging Face name: pip install 'jepa_jax[hf]'"),
     'tensorboardX': ("TensorBoard events of runs: pip install 'jepa_jax[tensorboard]'"),
@@ -207,6 +207,10 @@ def _model(report: _Report, name: str, encoder: str) -> None:
         )
         for line in sources.weights.summary():
             report.note('model', line.strip())
+        wrong = sources.weights.not_finite()
+        report.check('numbers', wrong, 'every number of its weights and optimizer is finite')
+        if wrong:
+            return
         size = sources.weights.size
         if sources.weights.encoder is None:
             return

@@ -9,8 +9,8 @@ A video is taken at --fps and cut into windows of --frames; the .npz holds `toke
 input, of each token's middle), what was fed (`clips` uint8 [clips, T, H, W, 3], and which frames
 that were: `numbers` and `seconds` [clips, T], `file` and `spacing` [clips]), and the settings. An
 --out that ends in .npz takes all inputs, which must then have one token grid; any other is a folder
-that gets a file an input. An input that cannot be read is named and left out; the rest is written,
-and the exit status is 1.
+that gets a file an input. An input that cannot be read is named and left out; of a damaged one the
+windows before the damage are written. The rest is written, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ def embed(
     for line in ready.about:
         print(line)
     failed: dict[str, Exception] = {}
+    partly: dict[str, Exception] = {}
     if classify:
         _classify(ready, inputs, top, failed)
     if out or pictures:
@@ -56,10 +57,15 @@ def embed(
         if out:
             kind = _OneFile if one else _Folder
             output = kind(out, {'model': model, 'about': ready.about, **options})
-        _embed(ready, inputs, output, pictures, options, failed)
+        _embed(ready, inputs, output, pictures, options, failed, partly)
+    words = []
     if failed:
         count = f'{len(failed)} of {len(inputs)} inputs could not be used'
-        raise InputsFailed(f'{count}: {", ".join(failed)}; all others are done')
+        words.append(f'{count}: {", ".join(failed)}')
+    if partly := [path for path in partly if path not in failed]:
+        words.append(f'{len(partly)} only before the damage: {", ".join(partly)}')
+    if words:
+        raise InputsFailed(f'{"; ".join(words)}; all others are done')
 
 
 def _left_out(path: str, error: Exception, failed: dict[str, Exception]) -> None:
@@ -81,7 +87,7 @@ def _classify(model, inputs: list[str], top: int, failed: dict[str, Exception]) 
             print(f'{path}\n{classes}', flush=True)
 
 
-def _embed(model, inputs, output, pictures, options, failed) -> None:
+def _embed(model, inputs, output, pictures, options, failed, partly) -> None:
     """Windows of all inputs in one stream, so that batches reach over short files."""
     from tqdm import tqdm
 
@@ -93,10 +99,17 @@ def _embed(model, inputs, output, pictures, options, failed) -> None:
 
     def feed():
         for path in [path for path in inputs if path not in failed]:
+            count = 0
             try:
-                yield from model.windows(path, **viewing)
+                for window in model.windows(path, **viewing):
+                    count += 1
+                    yield window
             except BadFile as error:
-                _left_out(path, error, failed)
+                if count:
+                    partly[path] = error
+                    tqdm.write(f'only {count} windows, those before: {error}', file=sys.stderr)
+                else:
+                    _left_out(path, error, failed)
             finally:
                 bar.update()
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 # exit statuses; 75 is EX_TEMPFAIL of sysexits.h: start the same command again
-OK, FAILED, USAGE, QUEUE_AGAIN, STOPPED = 0, 1, 2, 75, 130
+OK, FAILED, USAGE, UNUSABLE, QUEUE_AGAIN, STOPPED = 0, 1, 2, 3, 75, 130
 
 # why a file cannot be used
 REASONS = {
@@ -124,6 +124,10 @@ class ZooError(ValueError):
 
 class PlanError(ValueError):
     """A model or pixels that cannot be planned with: what was found and what is allowed."""
+
+
+class Unusable(Exception):
+    """What was asked for is there and should not be used: why. Exit status 3."""
 
 
 class SimError(ValueError):

@@ -14,7 +14,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import json
 import os
+import pathlib
 import stat
 import time
 from collections.abc import Iterator, Mapping
@@ -124,12 +126,16 @@ class Deadline:
     def __init__(self, path: str | os.PathLike) -> None:
         self._path, self._start = path, time.monotonic()
 
+    def check(self) -> float:
+        """Seconds spent. Raises BadFile once they are above the limit."""
+        spent = time.monotonic() - self._start
+        bound(self._path, 'seconds', spent, f'{spent:.0f} s and no end')
+        return spent
+
     @property
     def left(self) -> float:
         """Seconds; above 0. Raises BadFile."""
-        spent = time.monotonic() - self._start
-        bound(self._path, 'seconds', spent, f'{spent:.0f} s and no end')
-        return max(limits().seconds - spent, 1e-3)
+        return max(limits().seconds - self.check(), 1e-3)
 
 
 def size(path: str | os.PathLike) -> int:
@@ -149,6 +155,51 @@ def size(path: str | os.PathLike) -> int:
     if not status.st_size:
         raise BadFile(path, 'empty')
     return status.st_size
+
+
+def inside(folder: str | os.PathLike, name: object, also: str | os.PathLike = '') -> pathlib.Path:
+    """The path of a name that a file of the folder gives, such as an index.
+
+    Args:
+      folder: which a path may not leave, be it absolute, by `..`, or by a link.
+      name: text; anything else is refused, too.
+      also: another folder into which links may lead.
+
+    Raises BadFile.
+    """
+    if not isinstance(name, str) or not name or '\0' in name:
+        raise BadFile(folder, 'not_text', 'the name of a file in it is no text')
+    path = pathlib.Path(folder, name)
+    parts = pathlib.PurePath(name).parts
+    if os.path.isabs(name) or '..' in parts:
+        raise BadFile(path, 'outside', f'{name!r} leads out of {os.fspath(folder)}')
+    real = pathlib.Path(os.path.realpath(path))
+    places = [pathlib.Path(os.path.realpath(place)) for place in (folder, also) if place]
+    if not any(real.is_relative_to(place) for place in places):
+        raise BadFile(path, 'outside', f'a link to {real}: copy the file to where the link is')
+    return path
+
+
+def read_json(path: str | os.PathLike) -> dict:
+    """The object that a JSON file holds.
+
+    Raises BadFile: no regular file, too large, no JSON, or another thing than an object.
+    """
+    bound(path, 'index', nbytes := size(path), f'{nbytes:,} bytes')
+    with reading(path, 'not_text'), open(path, 'rb') as file:
+        content = json.loads(file.read())
+    if not isinstance(content, dict):
+        raise BadFile(path, 'not_text', f'must be a JSON object, is a {type(content).__name__}')
+    return content
+
+
+@contextlib.contextmanager
+def raising(kind: type[Exception]) -> Iterator[None]:
+    """BadFile becomes an error of another kind, with the same words."""
+    try:
+        yield
+    except BadFile as error:
+        raise kind(str(error)) from error
 
 
 def refused(path: str | os.PathLike, error: Exception) -> BadFile:

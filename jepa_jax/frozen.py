@@ -12,7 +12,7 @@ from jepa_jax import distributed, sharding
 from jepa_jax.checkpoint import hash_arrays, leaves, read_manifest, read_on_host
 from jepa_jax.config import ActionConditionedConfig
 from jepa_jax.data.features import FeatureStore
-from jepa_jax.data.robot import Contract, open_recordings
+from jepa_jax.data.robot import Contract, check_units, open_recordings
 from jepa_jax.errors import ConfigError
 from jepa_jax.models.ac_predictor import encode_frames
 from jepa_jax.nets import ONCE, Net
@@ -33,10 +33,12 @@ def encoder_of_recordings(
     Raises:
       ConfigError: the run that this one starts from was on another robot or another encoder, or
         the encoder is another one than the config describes.
+      BadFile: all recordings that were looked at are in other units than the config says.
       ZooError, ConvertError, CheckpointError: the encoder cannot be had.
     """
     if origin.folder:
         _same_robot(config, origin.folder)
+    check_units(open_recordings(config.robot), config.robot)
     params = _encoder(config, objective, origin)
     weights = {'encoder': params}
     if not config.features:

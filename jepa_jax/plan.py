@@ -8,6 +8,9 @@ state are where the robot is, the last frame is the goal, unless --goal names an
 
 DIR gets plan.json (actions, energies, seconds per action) and pictures: plan.png, and
 landscape.png, the energy of one action over two of its axes.
+
+Exit status 3: the plan is written and should not be used, because the energy hardly depends on the
+actions, or the model's own run ended with the verdict that it ignores them. --force makes it 0.
 """
 
 from __future__ import annotations
@@ -16,10 +19,13 @@ import argparse
 import sys
 
 from jepa_jax import cli
-from jepa_jax.errors import InputError
+from jepa_jax.config import RobotConfig
+from jepa_jax.errors import BadFile, InputError, Unusable
 
 PLANNERS = ('cem', 'mppi', 'adam', 'cem_adam')
 COSTS = {'l1': 1, 'l2': 2}
+DEPENDS = 0.005  # of the energy of doing nothing, by which those of actions must differ
+RECORDING = 10  # states that tell in which units they are, even if each alone is possible
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +41,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add('--horizon', type=int, default=2, help='actions in a plan')
     add('--elites', type=int, default=10, help='cem: samples kept of an iteration')
     add('--max-step', type=float, default=0.05, help='metres an action may move along an axis')
+    add('--workspace', type=cli.numbers(6), default=(), metavar='X0,X1,Y0,Y1,Z0,Z1',
+        help='metres: a box that the plan does not leave; steps end at its walls')  # fmt: skip
+    add('--metres', type=float, default=1.0, help='that a unit of the positions is: 0.001 for '
+        'millimetres')  # fmt: skip
+    add('--angles', default='radians', choices=('radians', 'degrees'), help='of the states')
+    add('--gripper-range', type=cli.numbers(2), default=(0.0, 0.0), metavar='OPEN,CLOSED',
+        help='values of the gripper when open and when closed (0,1)')  # fmt: skip
+    add('--force', action='store_true', help='exit status 0 also for a plan that is not usable')
     add('--cost', default='l1', choices=COSTS, help='distance of features: absolute or square')
     add('--cost-steps', default='last', choices=('last', 'all'), help='frames that are compared')
     add('--state-weight', type=float, default=0.0, help='of the distance between states')
@@ -58,6 +72,11 @@ def main(
     horizon: int,
     elites: int,
     max_step: float,
+    workspace: tuple[float, ...],
+    metres: float,
+    angles: str,
+    gripper_range: tuple[float, float],
+    force: bool,
     cost: str,
     cost_steps: str,
     state_weight: float,
@@ -68,7 +87,8 @@ def main(
     seed: int,
 ) -> None:
     """Reads, plans, writes, and says what came out."""
-    observations, states = read_episode(input)
+    units = RobotConfig(metres=metres, angles=angles, gripper_range=gripper_range)
+    observations, states, looks = read_episode(input, units)
     import dataclasses
     import pathlib
     import time
@@ -79,12 +99,12 @@ def main(
     from jepa_jax import poses, start
     from jepa_jax.planning import energy
     from jepa_jax.planning.cem import CEM, MPPI, Adam, CEMAdam, end_effector
-    from jepa_jax.planning.model import load
+    from jepa_jax.planning.model import load, measured, verdict
     from jepa_jax.planning.world_model import Context, Cost, Goal, energies
     from jepa_jax.workdir import write_json
 
     pair = read_axes(axes)
-    space = end_effector(max_step)
+    space = end_effector(max_step, workspace=workspace, start=states[0, :3].tolist())
     measure = Cost(COSTS[cost], cost_steps, state_weight)
     settings = dict(space=space, cost=measure, horizon=horizon, iterations=iterations)
     solver = {
@@ -101,8 +121,11 @@ def main(
         [observations[0], read_goal(goal, observations) if goal else observations[-1]]
     )
     agent = load(model, size=images.shape[1:3], encoder=encoder, dtype=dtype, seed=seed)
-    for line in agent.about:
+    known, ended = measured(model), verdict(model)
+    looks += known.beyond(states) if known else []
+    for line in (*agent.about, *(f'look: {text}' for text in looks)):
         print(line)
+    print(within_reach(states[0], horizon, max_step, workspace))
     world_model = dataclasses.replace(agent.world_model, at_once=at_once)
 
     began = time.perf_counter()
@@ -140,6 +163,16 @@ def main(
         world_model, context, target, one_step, axes=pair, values=values, around=around
     )
 
+    depends = float(field.max() - field.min()) / max(still, 1e-12)
+    problems = []
+    if depends < DEPENDS:
+        problems.append(
+            f'the predictor ignores actions: the energy of those tried differs by {depends:.2%} of '
+            f'that of doing nothing, must by {DEPENDS:.1%}'
+        )
+    if ended and ended[0] == 'ignores actions':
+        problems.append(f'the run ended with the verdict: {ended[1]}')
+
     folder = pathlib.Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     others = 'zero' if true is None else 'as in the true action'
@@ -166,6 +199,11 @@ def main(
         'best': solution['best'].tolist(),
         'energy': float(solution['energy']),
         'energy_of_doing_nothing': still,
+        'energy_range_over_doing_nothing': depends,
+        'usable': not problems,
+        'problems': problems,
+        'looks': looks,
+        'workspace': list(workspace),
         'true_action': None if true is None else true.tolist(),
         'seconds_per_action': seconds,
         'compile_seconds': compile_seconds,
@@ -173,7 +211,12 @@ def main(
     }
     write_json(folder / 'plan.json', report)
     print(f'energies: {" ".join(f"{e:.6f}" for e in solution["energies"])}')
-    print(f'energy of the plan {solution["energy"]:.6f}, of doing nothing {still:.6f}')
+    print(
+        f'energy of the plan {solution["energy"]:.6f}, of doing nothing {still:.6f}; that of the '
+        f'actions tried differs by {depends:.2%}'
+    )
+    if ended:
+        print(f'the run ended: {ended[1]}')
     header = ' '.join(f'{name:>8}' for name in energy.AXES)
     print(f'{"":8}{header}')
     for h, action in enumerate(actions):
@@ -184,31 +227,65 @@ def main(
         f'{seconds:.2f} s per action (compiling took {compile_seconds:.1f} s, encoding both '
         f'frames {encode_seconds:.1f} s); {folder}/plan.json, plan.png, landscape.png'
     )
+    conclude(problems, force or model.startswith('random:'))
 
 
-def read_episode(path: str):
-    """observations uint8 [T, H, W, 3] and states float32 [T, 7] of an npz file.
+def conclude(problems: list[str], force: bool) -> None:
+    """Says why a plan is not usable, if it is not.
 
     Raises:
+      Unusable: and nothing forces it.
+    """
+    if not problems:
+        return
+    words = f'not usable: {"; ".join(problems)}'
+    if not force:
+        raise Unusable(f'{words} (--force: exit status 0 all the same)')
+    print(words)
+
+
+def within_reach(start, horizon: int, max_step: float, workspace: tuple[float, ...]) -> str:
+    """How far a plan can go from a state, in words."""
+    far = horizon * max_step
+    ranges = []
+    for i, name in enumerate('xyz'):
+        low, high = start[i] - far, start[i] + far
+        if workspace:
+            low, high = max(low, workspace[2 * i]), min(high, workspace[2 * i + 1])
+        ranges.append(f'{name} {low:.3f} to {high:.3f}')
+    box = 'within the workspace' if workspace else 'no --workspace is set'
+    return f'the plan may go up to {far:.3g} m along an axis: {", ".join(ranges)} m ({box})'
+
+
+def read_episode(path: str, units: RobotConfig):
+    """observations uint8 [T, H, W, 3] and states float32 [T, 7] of an npz file, and what may be
+    wrong with them, in words.
+
+    units: of the states as they are in the file.
+
+    Raises:
+      BadFile: no npz.
       InputError: names the array, what was found and what is allowed.
     """
     import numpy as np
 
     from jepa_jax.data import npz
+    from jepa_jax.data.robot.contract import as_flag, opening_problem, rescaled, unit_problems
 
     if not path.endswith('.npz'):
         raise InputError(f'{path}: must be an .npz file with observations and states')
-    try:
-        arrays = npz.load_all(path)
-    except ValueError as error:
-        raise InputError(f'{path}: cannot be read as npz ({error})') from error
+    if not units.metres > 0 or units.metres == float('inf'):
+        raise InputError(f'--metres {units.metres:g}: must be more than 0')
+    if any(units.gripper_range) and units.gripper_range[0] == units.gripper_range[1]:
+        raise InputError('--gripper-range: the values when open and when closed must differ')
+    arrays = npz.load_all(path)
     for name, axes, kind in (('observations', 5, np.uint8), ('states', 3, np.floating)):
         if name not in arrays:
             raise InputError(f'{path}: no array {name}; it holds {", ".join(arrays) or "nothing"}')
         a = arrays[name]
         shape = '[1, T, H, W, 3]' if axes == 5 else '[1, T, 7]'
         last = 3 if axes == 5 else 7
-        if a.ndim != axes or len(a) != 1 or a.shape[-1] != last:
+        if a.ndim != axes or len(a) != 1 or a.shape[-1] != last or not a.size:
             raise InputError(f'{path}: {name} has shape {list(a.shape)}, must have {shape}')
         if not np.issubdtype(a.dtype, kind):
             expected = 'uint8' if axes == 5 else 'float32'
@@ -218,7 +295,7 @@ def read_episode(path: str):
             f'{path}: actions has shape {list(arrays["actions"].shape)}, must have [1, T - 1, 7]: '
             'a plan is of x, y, z, roll, pitch, yaw and gripper, as differences of states'
         )
-    observations, states = arrays['observations'][0], np.float32(arrays['states'][0])
+    observations, states = arrays['observations'][0], arrays['states'][0]
     if len(observations) != len(states):
         raise InputError(
             f'{path}: {len(observations)} observations and {len(states)} states: must be as many'
@@ -230,19 +307,20 @@ def read_episode(path: str):
         raise InputError(
             f'{path}: states[0, {frame}, {entry}] is {states[frame, entry]}: must be finite'
         )
-    if not -0.05 <= states[:, 6].min() <= states[:, 6].max() <= 1.05:
-        raise InputError(
-            f'{path}: states[..., 6] goes from {states[:, 6].min():g} to {states[:, 6].max():g}: '
-            'closedness of the gripper must be from 0 to 1'
-        )
-    return observations, states
+    states = rescaled(path, states, units)
+    if problems := unit_problems(states, units, as_flag):
+        raise BadFile(path, 'bad_units', '; '.join(problems))
+    opening = opening_problem([states[:, 6]], units, as_flag)
+    if opening and len(states) >= RECORDING:  # of a few moments it may well be true
+        raise BadFile(path, 'bad_units', opening)
+    return observations, np.float32(states), [opening] if opening else []
 
 
 def read_goal(path: str, observations):
     """An image [H, W, 3] uint8 of the size of the frames."""
-    from jepa_jax.data import decode
+    from jepa_jax.data import pictures
 
-    image = decode.read_image(path)
+    image = pictures.read_image(path)
     if image.shape != observations.shape[1:]:
         raise InputError(
             f'{path}: the goal has {image.shape[1]} x {image.shape[0]} pixels, must have '

@@ -68,6 +68,8 @@ def load(
     frames: int | None = None,
     heads: int | None = None,
     allow_missing: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+    allow_nonfinite: bool = False,
 ) -> Model:
     """A model with weights; `model.about` says in lines what it is and what was chosen.
 
@@ -82,7 +84,7 @@ def load(
       probe: name or path of an attentive probe to read the features with.
       dtype: of matmul inputs: float32 or bfloat16.
       seed: of random weights.
-      crop, frames, heads, allow_missing: as of `convert.read`, for a path.
+      crop, frames, heads, allow_missing, ignore, allow_nonfinite: as of `convert.read`, for a path.
 
     Raises:
       ZooError: no such name or path, a file that cannot be had, or one that is not what it was.
@@ -94,7 +96,10 @@ def load(
     if dtype not in DTYPES:
         raise ZooError(f"dtype '{dtype}': {allowed(dtype, DTYPES)}")
     options = dict(crop=crop, frames=frames, heads=heads, allow_missing=allow_missing)
+    options |= dict(ignore=ignore, allow_nonfinite=allow_nonfinite)
     if text.startswith(zoo.RANDOM):
+        if probe is not None and zoo.pinned(probe)[0] in zoo.RELEASED:
+            raise ZooError(f"probe '{probe}' on {text}: random features mean nothing to it")
         zoo.refuse_options(text, options | {'sha256': pin})
         return _random(text, dtype, seed, probe)
     row = zoo.RELEASED.get(text)

@@ -162,13 +162,16 @@ def read_stored(extra: Mapping[str, Any], folder: str | os.PathLike) -> RunConfi
 
 def add_rows(extra: Mapping[str, Any], folder: str | os.PathLike) -> None:
     """Runs the config file that a checkpoint's run began with, which may have brought rows of its
-    own; not one that lies within the folder that is read, which may come from a stranger.
+    own; not one that lies within the folder that is read, which may come from a stranger, nor one
+    by a relative path, which runs never store.
 
     Raises:
       ConfigError: there is no such file any more.
     """
     file = extra.get('config_file', '')
-    if file and not pathlib.Path(file).resolve().is_relative_to(pathlib.Path(folder).resolve()):
+    if os.path.isabs(file) and not pathlib.Path(file).resolve().is_relative_to(
+        pathlib.Path(folder).resolve()
+    ):
         import_file(file)
 
 

@@ -251,7 +251,7 @@ def test_truncated_missing_and_unreadable(tmp_path, caplog):
     lines = [record.getMessage() for record in caplog.records]
     assert f'{victims["40"]} has {size - 1:,} bytes, {size:,} were written' in lines[0]
     assert f'{victims["30"]} is missing' in lines[1]
-    assert 'manifest.json is not a manifest (JSONDecodeError' in lines[2]
+    assert 'manifest.json is not a manifest (not_text' in lines[2]
 
     # The run gets to 20 again: it is replaced, and once it is whole the damaged ones go.
     assert not series.save(10, state, {})

@@ -1,5 +1,6 @@
 """The command `plan` as a user meets it."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -11,9 +12,13 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from jepa_jax import cli, convert, plan
+from jepa_jax import checkpoint, cli, convert, plan
+from jepa_jax.config import RobotConfig
+from jepa_jax.data.robot import Measured
+from jepa_jax.errors import BadFile, Unusable
 from jepa_jax.models.ac_predictor import ACPredictorConfig
 from jepa_jax.models.vit import ViTConfig
+from jepa_jax.planning import model as planning_model
 from jepa_jax.weights import parts
 from jepa_jax.weights.contents import StoredNet, Weights
 
@@ -48,6 +53,8 @@ def test_plans_and_writes_what_it_says(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert 'RANDOM' in done.stdout and '2 x 3 tokens' in done.stdout
+    assert 'not usable: the predictor ignores actions' in done.stdout  # and that is no failure here
+    assert 'x ' in done.stdout and 'm (no --workspace is set)' in done.stdout
     report = json.loads((out / 'plan.json').read_text())
     actions = np.asarray(report['actions'])
     assert actions.shape == (2, 7) and np.abs(actions[:, :3]).max() <= 0.05
@@ -129,6 +136,82 @@ def test_what_cannot_be_planned_gets_one_line(flags, message, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    'scale, flags, message',
+    [
+        ([1000] * 3 + [1] * 4, (), 'up to 999.7 m, more than 3: millimetres? --metres=0.001'),
+        ([1] * 3 + [180 / np.pi] * 3 + [1], (), 'degrees, not radians? --angles=degrees'),
+        ([1] * 6 + [255], (), '--gripper-range=0,255 (open, closed)?'),
+        ([1] * 7, ('--workspace', '0,1,0,1,2,3'), 'workspace: the plan would begin at z = '),
+        ([1] * 7, ('--workspace', '1,0,0,1,2,3'), 'workspace 1,0,0,1,2,3: must be x0,x1,y0,y1'),
+        ([1] * 7, ('--metres', '-1'), '--metres -1: must be more than 0'),
+        ([1] * 7, ('--gripper-range', '1,1'), '--gripper-range: the values when open and when'),
+    ],
+    ids=range(7),
+)  # fmt: skip
+def test_units_and_workspaces_are_checked(scale, flags, message, tmp_path, capsys):
+    states = np.load(trajectory(tmp_path / 'a.npz'))['states']
+    states[0, 0] = [0.9997, 0.5, 0.5, 0.5, 0.5, 0.5, 0.1]
+    states[0, 1, 6] = 0.9
+    path = str(trajectory(tmp_path / 'a.npz', states=(states * scale).astype(np.float32)))
+    options = '--model', 'random:tiny', '--input', path, '--out', str(tmp_path)
+    assert message in said(capsys, *options, *flags)
+
+
+def test_states_in_other_units_are_those_that_they_mean(tmp_path):
+    states = np.random.default_rng(0).uniform(0, 1, (1, 12, 7)).astype(np.float32)
+    pixels = np.zeros((1, 12, 8, 8, 3), np.uint8)
+    recorded = states * ([1000] * 3 + [180 / np.pi] * 3 + [-0.08]) + [0, 0, 0, 0, 0, 0, 0.08]
+    path = trajectory(tmp_path / 'a.npz', states=recorded, observations=pixels)
+    units = RobotConfig(metres=0.001, angles='degrees', gripper_range=(0.08, 0.0))
+    _, result, looks = plan.read_episode(str(path), units)
+    np.testing.assert_allclose(result, states[0], rtol=0, atol=1e-6)
+    assert not looks
+    # the gripper alone in metres: a recording tells, a few moments only give rise to a word
+    states[..., 6] = np.linspace(0.08, 0, 12)
+    path = trajectory(tmp_path / 'a.npz', states=states, observations=pixels)
+    with pytest.raises(BadFile, match='an opening in metres. --gripper-range=0.08,0 .open, closed'):
+        plan.read_episode(str(path), RobotConfig())
+    path = trajectory(tmp_path / 'a.npz', states=states[:, ::6], observations=pixels[:, ::6])
+    _, _, looks = plan.read_episode(str(path), RobotConfig())
+    assert 'an opening in metres?' in looks[0]
+
+
+@pytest.mark.parametrize(
+    'content, message',
+    [
+        (b'', 'corrupt'),
+        (b'PK nothing', 'corrupt'),
+        ({'states': np.array([None] * 7)}, 'holds Python objects'),
+        ({'states': np.full((1, 2, 7), 'a')}, 'is of type <U1, must be float32'),
+        ({'states': np.zeros(())}, 'states has shape [], must have [1, T, 7]'),
+        ({'states': np.zeros((1, 0, 7))}, 'states has shape [1, 0, 7]'),
+        ({'observations': np.zeros((1, 2, 0, 56, 3), np.uint8)}, 'observations has shape [1, 2, 0'),
+    ],
+    ids=range(7),
+)
+def test_hostile_input_gets_one_line(content, message, tmp_path, capsys):
+    path = tmp_path / 'a.npz'
+    path.write_bytes(content) if isinstance(content, bytes) else trajectory(path, **content)
+    options = '--model', 'random:tiny', '--input', str(path), '--out', str(tmp_path)
+    assert message in said(capsys, *options)
+
+
+def zeros(model: pathlib.Path, **widths) -> pathlib.Path:
+    """A model whose weights are all 0: what it predicts is the same whatever is done."""
+    encoder = ViTConfig(48, 1, 2, image_size=32)
+    config = ACPredictorConfig(48, width=48, depth=1, heads=2, grid=(2, 2), **widths)
+
+    def net(part, config):
+        abstract = parts.net(part, config).abstract
+        tree = jax.tree.map(lambda a: np.zeros(a.shape, np.float32), abstract)
+        return StoredNet(part, config, tree)
+
+    nets = {'target': net('encoder', encoder), 'ac_predictor': net('ac_predictor', config)}
+    convert.write(Weights(model.parent, 'jax', nets), model, to='jax')
+    return model
+
+
+@pytest.mark.parametrize(
     'widths, message',
     [
         (
@@ -141,20 +224,46 @@ def test_what_cannot_be_planned_gets_one_line(flags, message, tmp_path, capsys):
     ids=str,
 )
 def test_a_model_of_other_widths_gets_one_line(widths, message, tmp_path, capsys):
-    encoder = ViTConfig(48, 1, 2, image_size=32)
-    config = ACPredictorConfig(48, width=48, depth=1, heads=2, grid=(2, 2), **widths)
-
-    def zeros(part, config):
-        abstract = parts.net(part, config).abstract
-        tree = jax.tree.map(lambda a: np.zeros(a.shape, np.float32), abstract)
-        return StoredNet(part, config, tree)
-
-    nets = {'target': zeros('encoder', encoder), 'ac_predictor': zeros('ac_predictor', config)}
-    model = tmp_path / 'model'
-    convert.write(Weights(tmp_path, 'jax', nets), model, to='jax')
+    model = zeros(tmp_path / 'model', **widths)
     options = '--model', str(model), '--input', str(trajectory(tmp_path / 'a.npz'))
     found = said(capsys, *options, '--out', str(tmp_path), '--state-weight', '1')
     assert found == message.format(model)
+
+
+def test_a_predictor_that_ignores_actions_is_not_usable(tmp_path, capsys):
+    """Status 3, and 0 when forced; what its run found out is said."""
+    model, out = zeros(tmp_path / 'model'), tmp_path / 'out'
+    verdict = {'verdict': 'ignores actions', 'sentences': ['ignores actions: 1.00 times as large']}
+    (model / 'report.json').write_text(json.dumps(verdict))
+    status = cli.run(
+        plan.main, doc=plan.__doc__, tables=(), options=plan.add_options,
+        argv=['--model', str(model), '--input', str(trajectory(tmp_path / 'a.npz')),
+              '--out', str(out), '--samples', '8', '--iterations', '2', '--elites', '4',
+              '--horizon', '1', '--workspace', '-1,2,-1,2,-1,2'],
+    )  # fmt: skip
+    done, report = capsys.readouterr(), json.loads((out / 'plan.json').read_text())
+    assert status == 3 and not report['usable'] and len(report['problems']) == 2
+    words = 'the predictor ignores actions: the energy of those tried differs by 0.00%'
+    assert words in done.err and 'the run ended with the verdict: ignores actions' in done.err
+    assert report['energy_range_over_doing_nothing'] < 1e-6
+    assert 'the run ended: ignores actions: 1.00 times as large' in done.out
+    assert 'the plan may go up to 0.05 m along an axis: x ' in done.out
+    plan.conclude(report['problems'], force=True)
+    assert words in capsys.readouterr().out
+    plan.conclude([], force=False)
+    with pytest.raises(Unusable):
+        plan.conclude(['so'], force=False)
+
+
+def test_what_the_recordings_of_a_model_held_is_known(tmp_path):
+    measured = Measured(3, (0.0,) * 7, (1.0,) * 7, 0.1, (15.0,), 'positions in 1 m', {'a': 1})
+    extra = {'measured': json.loads(json.dumps(dataclasses.asdict(measured)))}
+    checkpoint.write(tmp_path / 'model', {'a': np.zeros(1)}, step=1, extra=extra)
+    assert planning_model.measured(str(tmp_path / 'model')) == measured
+    checkpoint.write(tmp_path / 'old', {'a': np.zeros(1)}, step=1, extra={})
+    assert planning_model.measured(str(tmp_path / 'old')) is None
+    assert planning_model.verdict(str(tmp_path / 'old')) is None
+    assert planning_model.measured('random:tiny') is planning_model.verdict('random:tiny') is None
 
 
 def test_what_cannot_be_planned_is_one_line_and_status_1(tmp_path):

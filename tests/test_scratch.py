@@ -101,16 +101,20 @@ def test_a_run_sweeps_its_folder(tmp_path, gone):
 
 def test_writers_of_weights_sweep_beside_what_they_write(tmp_path, gone):
     from jepa_jax import checkpoint
-    from jepa_jax.weights import hf_files, torch_files
+    from jepa_jax.weights import hf_files, torch_write
 
     def folder(dst):
         with hf_files.folder_at(dst) as made:
             (made / 'config.json').write_text('{}')
 
+    def archive(dst):
+        with torch_write.writing(dst, 0) as writer:
+            writer.finish({})
+
     writers = {
         'jax': lambda dst: checkpoint.write(dst, {'params/x': np.ones(3)}, step=0, extra={}),
         'hf': folder,
-        'pt': lambda dst: torch_files.save({}, dst),
+        'pt': archive,
     }
     for name, write in writers.items():
         (tmp_path / f'.x.{gone}{name}').mkdir()

@@ -2,10 +2,11 @@
 
     python -m tools.check_robot_data --kind droid --path FOLDER --picture clip.png [--model RUN]
 
-Reports rates, lengths, ranges, units, the sense of the gripper, still frames, how large what moves
-is and how wide the picture, and every episode that cannot be read; draws one piece with its
-actions. With --model the same measures of what a run was trained on stand beside. Lines that begin
-with `look:` are suspicions. Exit status 1 if no episode can be read.
+Reports rates, lengths, ranges, units, the sense of the gripper, still frames, lost pictures, how
+large what moves is and how wide the picture, and every episode that cannot be read; draws one piece
+with its actions. With --model the same measures of what a run was trained on stand beside. Lines
+that begin with `look:` are suspicions, with the setting that mends them. Exit status 1 if no
+episode can be read, or training would refuse all of them for their units.
 
 Nothing is known of cameras and objects. What moves from one kept frame to the next is the robot
 and what it holds; how far the end of it wanders in the picture while the gripper travels a metre
@@ -35,6 +36,7 @@ from jepa_jax.errors import BadFile, ConfigError
 from jepa_jax.recipes import read_config
 
 STILL = (0.002, 0.01, 0.02)  # metres, radians, closedness below which a frame counts as still
+NAMED = 10  # episodes of a kind that are named
 APART = 1.5  # times by which a measure may differ from that in training
 FEW = 0.02  # share of the picture that moves, below which an object is but a token or two
 
@@ -51,28 +53,39 @@ class Findings:
     motions: list[scene.Motion] = dataclasses.field(default_factory=list)
     short: int = 0  # episodes with fewer frames than a piece takes
     bad: list[str] = dataclasses.field(default_factory=list)
+    units: list[str] = dataclasses.field(default_factory=list)  # episodes that training refuses
+    notes: collections.Counter = dataclasses.field(default_factory=collections.Counter)
 
 
 def measure(recordings: robot.Recordings, data: RobotConfig, crop: int, most: int) -> Findings:
-    """Looks at up to `most` episodes, evenly spread."""
+    """Looks at up to `most` episodes, evenly spread. Those in units that training would refuse are
+    measured all the same."""
     found = Findings()
-    chosen = np.unique(np.linspace(0, len(recordings) - 1, most).round().astype(int))
+    unchecked = robot.open_recordings(dataclasses.replace(data, check_units=False))
+    chosen = robot.spread(len(recordings), most)
     for i in tqdm(chosen, desc='episodes', unit='episode', file=sys.stderr):
         seen: list[tuple[Timing, np.ndarray, np.ndarray]] = []
 
         def choose(timing: Timing, seen=seen) -> np.ndarray:
-            kept = np.arange(0, timing.frames, robot.steps_between(timing, data.fps))
+            kept = robot.kept(timing, data.fps)
             piece = scene.middle(timing, data)  # pictures of one are enough
             seen.append((timing, kept, piece))
             return piece
 
         try:
-            episode = recordings.episode(int(i))
+            try:
+                episode = recordings.episode(i)
+            except BadFile as error:
+                if error.reason != 'bad_units':
+                    raise
+                found.units.append(str(error))
+                episode = unchecked.episode(i)
             frames = episode.read(choose)
         except (BadFile, OSError) as error:
             found.bad.append(str(error))
             continue
         timing, kept, piece = seen[0]
+        found.notes.update(episode.notes)
         found.rates.append(timing.fps)
         found.seconds.append(timing.seconds)
         found.sizes[frames.shape[1:3]] += 1
@@ -102,8 +115,13 @@ def report(
     lines = [
         f'{len(found.states)} episodes read, {len(found.bad)} not; '
         f'{sum(found.seconds) / 60:.1f} minutes, {np.median(found.seconds):.1f} s in the middle',
-        f'video at {", ".join(f"{rate:g}" for rate in rates)} frames a second, '
+        f'recorded at {", ".join(f"{rate:g}" for rate in rates)} frames a second, '
         f'{sizes} pixels (width x height)',
+        *(
+            f'{count} of {len(found.states)} episodes: {note}'
+            for note, count in found.notes.most_common()
+        ),
+        f'as recorded: {robot.units_of(data)}; here in metres, radians and closedness:',
         f'the model sees every {step}. frame, {rates[0] / step:.2f} a second, '
         f'{len(states)} in all, {found.short} episodes too short for {data.frames} of them',
         f'{"":12}{"least":>9}{"middle":>9}{"most":>9}   {"action: middle size":>20}{"largest":>9}',
@@ -177,24 +195,22 @@ def unlike(here: scene.Scene, data: RobotConfig, model: Trained) -> list[str]:
 
 def suspicions(found, states, actions, data: RobotConfig, moving: float) -> list[str]:
     """What looks wrong, in words."""
-    far = np.abs(states[:, :3]).max()
-    angles = np.abs(states[:, 3:6]).max()
     gripper = states[:, 6]
     size = np.abs(actions[:, :3]).max() if len(actions) else 0.0
     first = float(np.mean([s[0, 6] for s in found.states]))
     wide = [w / h for h, w in found.sizes if not robot.NARROWEST <= w / h <= robot.WIDEST]
+    opening = robot.opening_problem([s[:, 6] for s in found.states], data)
+    inverted = f'gripper = {"closed" if data.gripper == "open" else "open"}'
+    if any(data.gripper_range):
+        inverted = 'gripper_range = ({1:g}, {0:g})'.format(*data.gripper_range)
     rows = (
-        (far > 5, f'positions up to {far:.4g} m: millimetres? robot.metres = 0.001'),
-        (angles > 2 * np.pi + 0.1, f'angles up to {angles:.4g}: degrees, not radians?'),
-        (
-            gripper.min() < -0.05 or gripper.max() > 1.05,
-            f'gripper from {gripper.min():.4g} to {gripper.max():.4g}: must be from 0 to 1',
-        ),
+        *((True, text) for text in robot.unit_problems(states, data)),
+        (bool(opening), opening),
         (np.ptp(gripper) < 0.05, 'the gripper never moves'),
         (
             first > 0.6,
             f'episodes begin with the gripper at {first:.2f}, closed: does 1 mean open here? '
-            'robot.gripper = open',
+            f'robot.{inverted}',
         ),
         (size > 0.3, f'a step of {size:.2f} m between two frames: a gap, or the rate is wrong'),
         (len(actions) and still(actions).mean() > 0.5, 'most frames are still: cut the pauses'),
@@ -239,9 +255,7 @@ def draw(piece: robot.Piece, path: Path, title: str) -> None:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    for field in dataclasses.fields(RobotConfig):
-        kind = type(field.default)
-        parser.add_argument(f'--{field.name}', type=kind, default=field.default)
+    cli.add_fields(parser, RobotConfig)
     parser.add_argument(
         '--crop', type=int, default=0, help="pixels that the model sees (the model's, else 256)"
     )
@@ -264,6 +278,10 @@ def main(crop: int, model: str, episodes: int, picture: str, **fields) -> None:
     if not found.states:
         raise BadFile(data.path, 'no_frames', 'no episode can be read')
     print('\n'.join(report(found, data, crop, trained)))
+    for line in found.units[:NAMED]:
+        print(f'refused in training: {line}')
+    if len(found.units) > NAMED:
+        print(f'refused in training, too: {len(found.units) - NAMED} more')
     if picture:
         for i in range(len(recordings)):
             try:
@@ -274,6 +292,8 @@ def main(crop: int, model: str, episodes: int, picture: str, **fields) -> None:
             draw(seen, Path(picture), f'{recordings.name(i)}, as the model sees it')
             print(f'picture: {picture}')
             break
+    if data.check_units:
+        robot.check_units(recordings, data)
 
 
 if __name__ == '__main__':

@@ -2,12 +2,15 @@
 
     python -m tools.index_videos LIST_OR_FOLDER... --out manifest.jsonl [--workers N] [--decode]
 
-One JSON object a line, in the order found: path, label, frames, fps, width, height, codec, seconds,
-variable (whether the frame rate varies), problem (null, or a key of `jepa_jax.data.REASONS`)
-and detail. By default headers, packets and one frame are read; `--decode` decodes every frame,
-which finds damage that headers do not show. A list names files, `path label` a line, the label
-optional and relative paths counting from the list's folder; a folder is searched for videos; an
-argument that is itself a video stands for itself. Exit status 0 whatever is found in the files.
+One JSON object a line, in the order of the sources: path, label, frames, fps, width, height, codec,
+seconds, variable (whether the frame rate varies), missing (null, or which frames of a damaged
+video; a run trains on the others), problem (null, or a key of `jepa_jax.errors.REASONS`: a run
+passes the file over) and detail. By default headers, packets and one frame are read; `--decode`
+decodes every frame, which finds damage that headers do not show. A list names files, `path label` a
+line, the label optional and relative paths counting from the list's folder; a folder is searched
+for videos, and what is passed over is counted; an argument that is itself a video stands for
+itself. What a file is its content says: a picture has one frame, an animated one is a video. Exit
+status 0 whatever the files hold, and a row for each of them.
 """
 
 from __future__ import annotations
@@ -21,58 +24,140 @@ import multiprocessing
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
-from jepa_jax.errors import REASONS, BadFile
+from jepa_jax import scratch
+from jepa_jax.errors import REASONS, BadFile, ConfigError
 
 
 def describe(record: tuple[str, int | None], decode_all: bool) -> dict:
     """The manifest's row of one file."""
-    from jepa_jax.data import decode
+    from jepa_jax.data import kinds
 
     path, label = record
     row = dict.fromkeys('path label frames fps width height codec seconds variable'.split())
-    row |= {'path': path, 'label': label, 'problem': None, 'detail': None}
+    row |= {'path': path, 'label': label, 'missing': None, 'problem': None, 'detail': None}
     try:
-        info = decode.probe(path)
-        for name in ('frames', 'fps', 'width', 'height', 'codec', 'seconds', 'variable'):
-            row[name] = getattr(info, name)
-        row['fps'], row['seconds'] = round(info.fps, 4), round(info.seconds, 4)
-        if decode_all:
-            decode.check(path)
+        row |= _LOOKS[kinds.kind_of(path)](path, decode_all)
     except BadFile as error:
         row['problem'], row['detail'] = error.reason, error.detail or REASONS[error.reason]
     return row
 
 
-def gather(sources: list[str]) -> list[tuple[str, int | None]]:
-    """`(absolute path, label)` of the files that lists and folders name, each once.
+def _video(path: str, decode_all: bool) -> dict:
+    from jepa_jax.data import decode
 
-    Raises OSError where a list or folder cannot be read, ValueError where one is no text.
+    info = decode.probe(path)
+    missing = info.missing
+    if decode_all:
+        damage = decode.damage(path)
+        missing = damage.missing
+        if not damage.good.any():
+            raise BadFile(path, damage.reason, damage.missing)
+    size = {'width': info.width, 'height': info.height}
+    return _timing(info) | size | {'codec': info.codec, 'missing': missing or None}
+
+
+def _stack(path: str, decode_all: bool) -> dict:
+    from jepa_jax.data.pictures import Stack
+
+    stack = Stack(path)
+    for number in range(stack.timing.frames if decode_all else 1):
+        stack.read(np.array([number]))
+    height, width = stack.size
+    return _timing(stack.timing) | {'width': width, 'height': height, 'codec': stack.codec}
+
+
+def _image(path: str, decode_all: bool) -> dict:
+    from jepa_jax.data import pictures
+
+    height, width, _ = pictures.read_image(path).shape
+    return {'frames': 1, 'width': width, 'height': height}
+
+
+def _array(path: str, decode_all: bool) -> dict:
+    from jepa_jax.data import npz
+
+    frames, height, width, _ = npz.load_frames(path).shape
+    return {'frames': frames, 'width': width, 'height': height}
+
+
+def _timing(timing) -> dict:
+    if not timing.fps:  # no clock
+        return {'frames': timing.frames}
+    row = {name: getattr(timing, name) for name in ('frames', 'variable')}
+    return row | {'fps': round(timing.fps, 4), 'seconds': round(timing.seconds, 4)}
+
+
+_LOOKS = {'video': _video, 'stack': _stack, 'image': _image, 'array': _array}
+
+
+def gather(sources: list[str]) -> tuple[list[tuple[str, int | None]], collections.Counter[str]]:
+    """`(absolute path, label)` of the files that lists and folders name, each once; and what scans
+    of folders pass over, counted.
+
+    Raises OSError where a list or folder cannot be read, BadFile and ConfigError where one is none.
     """
-    from jepa_jax.data import sources as readers
+    from jepa_jax.data import lists
 
-    records = {}
+    records, skipped = {}, collections.Counter()
     for source in map(Path, sources):
         if source.is_dir():
-            found = [(path, None) for path in readers.find_videos(source)]
-        elif source.suffix.lower() in readers.VIDEOS:
-            found = [(str(source), None)]
+            paths, passed_over = lists.scan(source, lists.VIDEOS)
+            named = [(path, None) for path in paths]
+            skipped.update(passed_over)
+        elif source.suffix.lower() in lists.VIDEOS:
+            named = [(str(source), None)]
         else:
-            found = readers.read_list(source)
-        for path, label in found:
-            records.setdefault((os.path.abspath(path), label))
-    return list(records)
+            named = lists.read_list(source)
+        for path, label in named:
+            path = path if '\0' in path else os.path.abspath(path)
+            records.setdefault((path, label))
+    return list(records), skipped
+
+
+def scanned(records: list, decode_all: bool, workers: int) -> Iterator[dict]:
+    """The row of each record in order, whatever becomes of the processes that read them."""
+    scan = functools.partial(describe, decode_all=decode_all)
+    context = multiprocessing.get_context('spawn')
+    chunk = max(1, min(32, len(records) // (4 * workers)))
+    done = 0
+    while done < len(records):
+        try:
+            with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
+                for row in pool.map(scan, records[done:], chunksize=chunk):
+                    yield row
+                    done += 1
+        except concurrent.futures.BrokenExecutor:
+            # one of those that were under way: they are read one at a time
+            end = min(len(records), done + (workers + 2) * chunk)
+            while done < end:
+                try:
+                    with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
+                        for record in records[done:end]:
+                            yield pool.submit(scan, record).result()
+                            done += 1
+                except concurrent.futures.BrokenExecutor:
+                    yield _died(*records[done])
+                    done += 1
+
+
+def _died(path: str, label: int | None) -> dict:
+    detail = 'the process that read it ended: out of memory, or a crash of the decoder'
+    return {'path': path, 'label': label, 'problem': 'corrupt', 'detail': detail}
 
 
 def write(rows, out: Path) -> collections.Counter:
     """Writes the manifest at once, by renaming a finished file; counts rows by problem."""
     counts = collections.Counter()
-    handle, part = tempfile.mkstemp(dir=out.parent, prefix=f'.{out.name}.')
+    scratch.sweep(out.parent)
+    handle, part = tempfile.mkstemp(dir=out.parent, prefix=scratch.prefix(out))
     try:
-        with open(handle, 'w') as file:
+        with open(handle, 'w', encoding='utf-8', errors='surrogateescape') as file:
             for row in rows:
                 counts[row['problem']] += 1
                 file.write(json.dumps(row, ensure_ascii=False) + '\n')
@@ -104,28 +189,25 @@ def main(argv: list[str] | None = None) -> int:
     if not args.out.parent.is_dir():
         parser.error(f'--out: there is no folder {args.out.parent}')
     try:
-        records = gather(args.source)
-    except (OSError, ValueError) as error:
+        records, skipped = gather(args.source)
+    except (OSError, BadFile, ConfigError) as error:
         parser.error(f'a source cannot be read: {error}')
+    passed_over = ', '.join(f'{n} {why}' for why, n in skipped.items())
     if not records:
-        parser.error(f'no videos in {" ".join(args.source)}')
-
-    scan = functools.partial(describe, decode_all=args.decode)
-    context = multiprocessing.get_context('spawn')
-    with concurrent.futures.ProcessPoolExecutor(args.workers, context) as pool:
-        chunk = max(1, min(32, len(records) // (4 * args.workers)))
-        rows = tqdm(pool.map(scan, records, chunksize=chunk), total=len(records), unit='file')
-        try:
-            counts = write(rows, args.out)
-        except concurrent.futures.BrokenExecutor:
-            reason = 'a worker died: out of memory, or a decoder crashed; try fewer --workers'
-            print(reason, file=sys.stderr)
-            return 1
-        except OSError as error:
-            print(f'{args.out} cannot be written: {error.strerror or error}', file=sys.stderr)
-            return 1
+        parser.error(
+            f'no videos in {" ".join(args.source)}'
+            + (f' (passed over: {passed_over})' if passed_over else '')
+        )
+    rows = scanned(records, args.decode, args.workers)
+    try:
+        counts = write(tqdm(rows, total=len(records), unit='file'), args.out)
+    except OSError as error:
+        print(f'{args.out} cannot be written: {error.strerror or error}', file=sys.stderr)
+        return 1
     good = counts.pop(None, 0)
     print(f'{good} of {len(records)} files are fine; wrote {args.out}')
+    if passed_over:
+        print(f'passed over: {passed_over}')
     for reason, count in counts.most_common():
         print(f'{count:8d} {reason}')
     return 0

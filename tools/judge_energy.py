@@ -166,9 +166,7 @@ def main(
 def _options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add('--model', required=True, help='name or path, or random:SIZE')
-    for field in dataclasses.fields(RobotConfig):
-        if field.name != 'frames':
-            add(f'--{field.name}', type=type(field.default), default=field.default)
+    cli.add_fields(parser, RobotConfig, but=('frames',))
     add('--pairs', type=int, default=64, metavar='N', dest='pair_count', help='(%(default)s)')
     add('--samples', type=int, default=64, metavar='N', help='random actions (%(default)s)')
     add('--bound', type=float, default=0.075, metavar='M', help='of random actions (%(default)s)')

@@ -22,6 +22,7 @@ import json
 import multiprocessing
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from jepa_jax.config import DataConfig, DataListConfig
-from jepa_jax.data import decode
+from jepa_jax.data import decode, kinds, pictures
 from jepa_jax.data.clips import Timing
 from jepa_jax.data.sources import SHARD_VERSION, open_source
 from jepa_jax.errors import BadFile, ConfigError
@@ -130,7 +131,10 @@ def _shard(
 
 def _video(file, path: str, label: int | None, settings: dict[str, int]) -> list[dict]:
     """Appends a video's frames to `file`; its records."""
-    kept, rate = _kept(path, settings['fps'])
+    if (kind := kinds.kind_of(path)) not in _READERS:
+        raise BadFile(path, 'not_video', f'by its content an {kind}')
+    read = _READERS[kind]
+    kept, rate = _kept(read, path, settings['fps'])
     longest = settings['frames'] or len(kept)
     records = []
     for first in range(0, len(kept), longest):
@@ -138,7 +142,7 @@ def _video(file, path: str, label: int | None, settings: dict[str, int]) -> list
         offset = file.tell()
         for start in range(0, len(record), PIECE):
             piece = record[start : start + PIECE]
-            frames = decode.read_frames(path, lambda _, piece=piece: piece)
+            frames = read(path, lambda _, piece=piece: piece)
             for frame in frames:
                 shrunk = _shrink(frame, settings['short_side'])
                 file.write(shrunk.data)
@@ -155,7 +159,10 @@ def _video(file, path: str, label: int | None, settings: dict[str, int]) -> list
     return records
 
 
-def _kept(path: str, fps: int) -> tuple[np.ndarray, float]:
+_READERS = {'video': decode.read_frames, 'stack': pictures.read_frames}
+
+
+def _kept(read: Callable, path: str, fps: int) -> tuple[np.ndarray, float]:
     """Frame numbers to keep, evenly spaced in time, and how many that is a second."""
     seen: list[Timing] = []
 
@@ -163,8 +170,10 @@ def _kept(path: str, fps: int) -> tuple[np.ndarray, float]:
         seen.append(timing)
         return np.zeros(1, np.int64)
 
-    decode.read_frames(path, choose)
+    read(path, choose)
     timing = seen[0]
+    if not timing.fps:
+        raise BadFile(path, 'not_video', 'pages without a clock')
     rate = min(fps or timing.fps, timing.fps)
     count = max(1, int(timing.frames * rate / timing.fps))
     at = (np.arange(count) + 0.5) / rate  # the frame on screen in the middle of each interval

@@ -17,8 +17,10 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import os
 import pathlib
+import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -30,9 +32,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from jepa_jax import scratch, workdir
+from jepa_jax import files, scratch, workdir
 from jepa_jax.config import store
-from jepa_jax.errors import CheckpointError, Damaged
+from jepa_jax.errors import BadFile, CheckpointError, Damaged
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +44,11 @@ FROZEN = 'frozen'  # folder of a run's frozen nets, beside its folder of checkpo
 
 
 def _averages_and_frozen(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Format 1 had one tree, `target`: the encoder's average, or in runs on recordings of a robot
-    the frozen encoder."""
-    on_recordings = store.objective_of(manifest['extra'].get('config', {})) == 'action_conditioned'
+    """Format 1 had one tree, `target`: the encoder's average, or in runs on recordings of a robot,
+    and what was converted of them, the frozen encoder."""
+    extra = manifest['extra']
+    on_recordings = store.objective_of(extra.get('config', {})) == 'action_conditioned'
+    on_recordings |= 'ac_predictor' in extra.get('model', {})
     place = 'frozen/encoder/' if on_recordings else 'ema/encoder/'
     leaves = {
         place + name.removeprefix('target/') if name.startswith('target/') else name: row
@@ -135,22 +139,26 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
       Damaged: it is not what was written.
     """
     path = pathlib.Path(folder) / MANIFEST
+    if not path.exists():
+        raise CheckpointError(f'{folder} has no {MANIFEST}: unfinished or no checkpoint')
     try:
-        content = json.loads(path.read_bytes())
+        content = files.read_json(path)
         manifest, digest = content['manifest'], content['sha256']
-    except (FileNotFoundError, NotADirectoryError):
-        raise CheckpointError(f'{folder} has no {MANIFEST}: unfinished or no checkpoint') from None
-    except OSError as error:
-        raise Damaged(f'{path} cannot be read: {error.strerror}') from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise Damaged(f'{path} is not a manifest ({type(error).__name__}: {error})') from error
+    except BadFile as error:
+        raise Damaged(f'{path} is not a manifest ({error.reason}: {error.detail})') from error
+    except KeyError as error:
+        raise Damaged(f'{path} is not a manifest: it has no {error}') from error
     if digest_of(manifest) != digest:
         raise Damaged(f'{path} differs from what was written (SHA-256)')
-    version = manifest['format']
-    if version > FORMAT:
+    version = manifest.get('format') if isinstance(manifest, dict) else None
+    if type(version) is int and version > FORMAT:
         raise CheckpointError(
             f'{folder} has format {version}, known up to {FORMAT}: update jepa_jax'
         )
+    with files.raising(Damaged):
+        problem = _misshapen(folder, manifest)
+    if problem:
+        raise Damaged(f'{path}: {problem}')
     for name, row in manifest['leaves'].items():
         row['stored'] = name
     for number in range(version, FORMAT):
@@ -160,9 +168,60 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
     return manifest
 
 
+def _misshapen(folder: str | os.PathLike, manifest: Any) -> str:
+    """What of a manifest is not of the types that ours have, or claims too much; empty: nothing.
+
+    Raises BadFile: its arrays are far larger than its files.
+    """
+    kinds = {'format': int, 'step': int, 'extra': dict, 'leaves': dict, 'files': dict}
+    if not isinstance(manifest, dict):
+        return 'no object'
+    for key, kind in kinds.items():
+        if type(manifest.get(key)) is not kind:
+            return f'{key} is no {kind.__name__}'
+    frozen = manifest.get('frozen', {})
+    if not isinstance(frozen, dict) or not all(
+        isinstance(digest, str) and re.fullmatch('[0-9a-f]{32}', digest)
+        for digest in frozen.values()
+    ):
+        return 'frozen must be hashes by net'
+    sizes = {}
+    for name, row in manifest['leaves'].items():
+        shape, dtype = (row.get('shape'), row.get('dtype')) if isinstance(row, dict) else (0, 0)
+        if (
+            not isinstance(shape, list)
+            or not all(type(n) is int and 0 <= n < 2**48 for n in shape)
+            or not isinstance(dtype, str)
+            or not (dtype.startswith('key<') or _is_type(dtype))
+        ):
+            return f'{name[:100]!r} has no shape and type'
+        item = 16 if dtype.startswith('key<') else jax.numpy.dtype(dtype).itemsize
+        sizes[name] = math.prod(shape) * item
+    held = 0
+    for name, row in manifest['files'].items():
+        if not isinstance(row, dict) or type(row.get('bytes')) is not int or 'sha256' not in row:
+            return f'file {name[:100]!r} has no bytes and sha256'
+        held += row['bytes']
+    files.bound_decoded(folder, max(sizes.values(), default=0), held)
+    files.bound_decoded(folder, min(sum(sizes.values()), files.limits().decoded), held)
+    return ''
+
+
+def _is_type(name: str) -> bool:
+    try:
+        return jax.numpy.dtype(name).kind in 'biufcV'  # V: bfloat16 and its like
+    except TypeError:
+        return False
+
+
 def frozen_folder(folder: pathlib.Path, digest: str) -> pathlib.Path:
-    """Where the frozen net with that hash lies, to which a checkpoint of a run refers."""
-    return folder.parent.parent / FROZEN / digest
+    """Where the frozen net with that hash lies, to which a checkpoint of a run refers.
+
+    Raises:
+      CheckpointError: a link that leads elsewhere.
+    """
+    with files.raising(CheckpointError):
+        return files.inside(folder.parent.parent / FROZEN, digest)
 
 
 def leaves(folder: str | os.PathLike) -> dict[str, tuple[pathlib.Path, dict[str, Any]]]:
@@ -238,14 +297,19 @@ def problems(folder: str | os.PathLike) -> list[str]:
     return wrong
 
 
-def _wrong_files(folder: pathlib.Path, files: dict[str, Any]) -> list[str]:
+def _wrong_files(folder: pathlib.Path, rows: dict[str, Any]) -> list[str]:
     def check(name: str, row: dict[str, Any]) -> str:
         path = folder / name
         try:
+            files.inside(folder, name)
+            if path.exists() and not path.is_file():
+                return f'{path} is not a regular file'
             if (size := path.stat().st_size) != row['bytes']:
                 return f'{path} has {size:,} bytes, {row["bytes"]:,} were written'
             if _hash(path) != row['sha256']:
                 return f'{path} differs from what was written (SHA-256)'
+        except BadFile as error:
+            return str(error)
         except FileNotFoundError:
             return f'{path} is missing'
         except OSError as error:
@@ -253,7 +317,7 @@ def _wrong_files(folder: pathlib.Path, files: dict[str, Any]) -> list[str]:
         return ''
 
     with ThreadPoolExecutor(_HASHERS) as pool:
-        return [line for line in pool.map(check, files.keys(), files.values()) if line]
+        return [line for line in pool.map(check, rows.keys(), rows.values()) if line]
 
 
 def restore(

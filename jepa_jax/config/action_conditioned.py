@@ -72,5 +72,10 @@ def check(config: ActionConditionedConfig) -> Iterator[str]:
             'encoder_from is empty: name the frozen encoder, --config.encoder_from=NAME_OR_PATH '
             "('random' tests the pipes)"
         )
+    if any(robot.gripper_range) and robot.gripper == 'open':
+        yield (
+            f"robot.gripper = 'open' with robot.gripper_range = {robot.gripper_range}: the range "
+            'alone says which value is open; leave robot.gripper as it is'
+        )
     if not robot.path and robot.kind != 'synthetic':
         yield f"robot.path is empty: kind '{robot.kind}' needs --config.robot.path=PATH"

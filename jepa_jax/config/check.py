@@ -208,6 +208,11 @@ RULES: dict[type, dict[str, Rule | OneOf]] = {
         'frames': Rule(lambda v: v >= 2, 'at least 2'),
         'fps': POSITIVE,
         'recorded_fps': NOT_NEGATIVE,
+        'angles': OneOf(('radians', 'degrees')),
+        'gripper_range': Rule(
+            lambda v: v[0] != v[1] or not any(v),
+            'the values when open and when closed, which differ',
+        ),
     },
     parts.ActionPredictorConfig: {
         'width': POSITIVE,

@@ -49,3 +49,10 @@ class OwnConfig(EvalConfig):
     attentive: AttentiveConfig = field(default_factory=AttentiveConfig)
     random_baseline: bool = True  # an untrained encoder of the same shape: encodes all clips again
     batch: int = 1  # clips that go through the encoder together, on each device
+
+
+@dataclass
+class RetrievalConfig(OwnConfig):
+    """Which own clips lie next to each other: see jepa_jax.evals.retrieval."""
+
+    evaluation: str = 'retrieval'

@@ -197,11 +197,19 @@ class RobotConfig:
     frame: str = 'base'  # of positions and angles: base | camera, which needs extrinsics
     gripper: str = 'closed'  # what 1 means in the recordings: closed | open
     metres: float = 1.0  # that a unit of the recorded positions is: 0.001 for millimetres
-    columns: str = ''  # lerobot: names of x,y,z,roll,pitch,yaw,gripper in observation.state; rlds:
-    # the observations that are these seven numbers one after the other
+    # lerobot: x,y,z,roll,pitch,yaw,gripper among the columns of `state`, by name or by number from
+    # 0; rlds: the observations that are these seven numbers one after the other
+    columns: str = ''
     recorded_fps: float = 0.0  # rlds: frames a second of the recordings, which do not say it
     frames: int = 8  # of a piece
     fps: float = 4.0  # frames a second; recordings of a higher rate are thinned out
+    angles: str = 'radians'  # of the recordings: radians | degrees
+    # recorded values of the gripper when open and when closed, in place of `gripper`: (0.08, 0.0)
+    # for an opening in metres, (0.0, 255.0), (-1.0, 1.0); (0.0, 0.0): from 0 to 1
+    gripper_range: tuple[float, float] = (0.0, 0.0)
+    check_units: bool = True  # refuse recordings whose numbers look like other units than these
+    # lerobot: features that the state's columns are in; several, as `a,b`, one after the other
+    state: str = 'observation.state'
 
 
 @dataclass

@@ -161,14 +161,15 @@ class _Total:
 
 
 class _Choice:
-    """A `choose` that is called once; later calls get the same frame numbers."""
+    """A `choose` that is called once, and anew for other good frames; later calls get the same
+    frame numbers."""
 
     def __init__(self, choose: Callable[[Timing], np.ndarray]) -> None:
         self._choose, self._numbers = choose, None
         self.timing: Timing | None = None
 
     def __call__(self, timing: Timing) -> np.ndarray:
-        if self._numbers is None:
+        if self._numbers is None or self.timing.good != timing.good:
             self.timing, self._numbers = timing, np.asarray(self._choose(timing))
         return self._numbers
 

@@ -29,11 +29,22 @@ class Timing:
     # [frames] seconds since the first frame, ascending, when frame number and time disagree
     # (variable frame rate); None when frame i is shown at i / fps, to within a frame.
     times: np.ndarray | None = dataclasses.field(default=None, repr=False, compare=False)
+    # (first, end): the longest run of frames that can be read; None: nothing is known to be missing
+    good: tuple[int, int] | None = None
 
     @property
     def variable(self) -> bool:
         """Whether the frame rate varies so much that frame numbers do not tell the time."""
         return self.times is not None
+
+    def part(self) -> Timing:
+        """Of the good run alone, its first frame at 0."""
+        first, end = self.good or (0, self.frames)
+        if self.times is None:
+            return Timing(end - first, self.fps, (end - first) / self.fps)
+        times = self.times[first:end] - self.times[first]
+        fps = (len(times) - 1) / times[-1] if len(times) > 1 and times[-1] else self.fps
+        return Timing(end - first, fps, float(times[-1]) + 1 / fps, times)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,12 +181,17 @@ def frame_indices(
       timing: of the video.
       frames: frames of a clip.
       sampling: how far apart.
-      rng: draws where each clip starts; the stream is ours, not the original's. None: at the start
-      of its part. num_clips: clips of the video, see `clip_indices`. overlap: whether they may
-      share frames when the video is short for them, see `clip_indices`.
+      rng: draws where each clip starts, within the good frames where some are missing; the stream
+        is ours, not the original's. None: at the start of its part, whatever is missing.
+      num_clips: clips of the video, see `clip_indices`.
+      overlap: whether they may share frames when the video is short for them, see `clip_indices`.
 
     Raises Unsuitable for a video that is too slow.
     """
+    if rng and timing.good and timing.good[0] < timing.good[1]:
+        part = timing.part()
+        chosen = frame_indices(part, frames, sampling, rng, num_clips=num_clips, overlap=overlap)
+        return timing.good[0] + chosen
     indices = clip_indices(
         timing.frames,
         frames,

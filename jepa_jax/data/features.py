@@ -14,6 +14,7 @@ is held against all its checksums, and made again if they are wrong.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -118,17 +119,21 @@ class FeatureStore:
             log.info('features: all %d episodes in %s', count, self.folder)
             return
         log.info('features: %d of %d episodes to encode, in %s', len(left), count, self.folder)
-        bad = 0
+        bad, notes = 0, collections.Counter()
         with tqdm(left, desc='features', unit='episode', file=sys.stderr) as bar:
             for i in bar:
                 path = self.file(recordings, i)  # of the state before it is read
                 try:
-                    frames, numbers = kept_frames(recordings.episode(i), self._config)
+                    episode = recordings.episode(i)
+                    frames, numbers = kept_frames(episode, self._config)
                 except (BadFile, OSError) as error:
                     bad += 1
                     log.warning('features: %s', error)
                     continue
+                notes.update(episode.notes)
                 self._write(path, frames, numbers, encode, batch)
+        for note, number in notes.most_common():
+            log.warning('features: %d of %d episodes: %s', number, len(left), note)
         if bad == count:  # of fewer, some may be there already, or be another process's
             raise BadFile(
                 self._config.robot.path or recordings.name(0), 'no_frames', 'no episode can be read'
@@ -181,8 +186,7 @@ def kept_frames(
     chosen = []
 
     def choose(timing: Timing) -> np.ndarray:
-        step = robot.steps_between(timing, config.robot.fps)
-        chosen.append(np.arange(0, timing.frames, step))
+        chosen.append(robot.kept(timing, config.robot.fps))
         return chosen[-1]
 
     frames = episode.read(choose)

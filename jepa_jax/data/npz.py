@@ -10,40 +10,103 @@ import shutil
 import tempfile
 import threading
 import zipfile
-import zlib
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 
-from jepa_jax import scratch
+from jepa_jax import files, scratch
+from jepa_jax.errors import BadFile
 
 # np.load parses headers by `ast`, which up to Python 3.11.7 raises SystemError in two threads at
 # once, now and then (python/cpython issue 106905)
 _parsing = threading.Lock()
+PIECE = 2**20  # bytes unpacked at a time
 
 
 def load(path: str | os.PathLike, mmap_mode: Literal['r'] | None = None) -> np.ndarray:
-    """The array of an .npy file; errors as those of np.load. Safe in threads."""
-    with _parsing:
-        return np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
+    """The array of an .npy file. Safe in threads.
+
+    Raises:
+      BadFile: missing, unreadable, damaged, an array of objects, or more than the file holds.
+    """
+    size = files.size(path)
+    with files.reading(path, 'not_array'), open(path, 'rb') as stream:
+        _check_header(path, stream, size)
+        with _parsing:
+            return np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
+
+
+def load_frames(path: str | os.PathLike) -> np.ndarray:
+    """An .npy of uint8 frames [T, H, W, 3], mapped, not read. Raises BadFile."""
+    frames = load(path, mmap_mode='r')
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not frames.size:
+        detail = f'{frames.dtype} {list(frames.shape)}: must be uint8 [T, H, W, 3], RGB'
+        raise BadFile(path, 'not_array', detail)
+    files.bound(path, 'frames', len(frames))
+    files.bound(path, 'pixels', frames.shape[1] * frames.shape[2])
+    return frames
 
 
 def load_all(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """The arrays of an .npz file by name. Safe in threads.
 
+    What a member unpacks to is bounded before it is unpacked, by the archive's directory and by the
+    array's header.
+
     Raises:
-      OSError: there is no such file, or it cannot be opened.
-      ValueError: it is damaged or something else.
+      BadFile: missing, unreadable, damaged, something else, or more than the limits allow.
     """
-    # given a path, numpy leaves the file of a damaged archive open
-    with _parsing, open(path, 'rb') as stream:
-        try:
-            file = np.load(stream, allow_pickle=False)
-            if isinstance(file, np.ndarray):
-                raise ValueError('one array alone, as in an .npy file')
-            return {name: file[name] for name in file}
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise ValueError(str(error)) from error
+    size = files.size(path)
+    arrays = {}
+    with files.reading(path), open(path, 'rb') as stream:
+        if stream.read(6) == np.lib.format.MAGIC_PREFIX:
+            raise BadFile(path, 'corrupt', 'one array alone, as in an .npy file')
+        with zipfile.ZipFile(stream) as archive:
+            members = archive.infolist()
+            files.bound_decoded(path, sum(member.file_size for member in members), size)
+            for member in members:
+                arrays[member.filename.removesuffix('.npy')] = _member(path, archive, member)
+    return arrays
+
+
+def _member(path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise BadFile(path, 'corrupt', f'{member.filename!r}: neither stored nor deflated')
+    with archive.open(member) as stream:
+        shape, fortran, dtype = _check_header(path, stream, member.file_size, member.filename)
+        content = bytearray(math.prod(shape) * dtype.itemsize)
+        for start in range(0, len(content), PIECE):
+            piece = memoryview(content)[start : start + PIECE]
+            if stream.readinto(piece) != len(piece):
+                raise BadFile(path, 'truncated', f'{member.filename!r} ends too soon')
+        if stream.read(1):
+            raise BadFile(path, 'corrupt', f'{member.filename!r} holds more than its array')
+    array = np.frombuffer(content, dtype) if content else np.empty(0, dtype)
+    return array.reshape(shape, order='F' if fortran else 'C')
+
+
+def _check_header(
+    path: str | os.PathLike, stream: BinaryIO, size: int, name: str = ''
+) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether it is in Fortran's order, and type of the array that a stream of `size` bytes
+    holds; the stream is then at its values.
+
+    Raises BadFile: no array, one of objects, or one that is larger than the stream.
+    """
+    name = f'{name!r}: ' if name else ''
+    with files.reading(path, 'not_array'):
+        version = np.lib.format.read_magic(stream)
+        read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
+        with _parsing:
+            shape, fortran, dtype = read[version[0]](stream)
+    if dtype.hasobject:
+        raise BadFile(path, 'not_array', f'{name}an array of Python objects')
+    if any(n < 0 for n in shape) or math.prod(shape) and not dtype.itemsize:
+        raise BadFile(path, 'not_array', f'{name}{dtype} {list(shape)}')
+    if (bytes_ := math.prod(shape) * dtype.itemsize) > size - stream.tell():
+        detail = f'{name}{dtype} {list(shape)} are {bytes_:,} bytes, of which the file has fewer'
+        raise BadFile(path, 'truncated', detail)
+    return shape, fortran, dtype
 
 
 class NpzRows:

@@ -18,7 +18,7 @@ from jepa_jax.errors import BadFile
 
 MOVES = 12  # grey levels by which a pixel changes if something moves there
 TRAVEL = 0.01  # metres, root mean square, that the gripper must move about for a scale
-EPISODES = 16  # that a run looks at
+EPISODES = robot.survey.EPISODES  # that a run looks at
 FRAMES = 8  # of each, at least: in 3 of them where the edges fall weighs as much as the way
 
 
@@ -102,17 +102,24 @@ TITLES = (
 def middle(timing: Timing, data: RobotConfig) -> np.ndarray:
     """The frames in the middle of an episode that are looked at, at the rate of `data`: a piece, or
     FRAMES if that is more, or as many as there are."""
-    kept = np.arange(0, timing.frames, robot.steps_between(timing, data.fps))
+    kept = robot.kept(timing, data.fps)
     count = max(FRAMES, data.frames)
     first = max(0, len(kept) - count) // 2
     return kept[first : first + count]
 
 
-def look(recordings: robot.Recordings, data: RobotConfig, crop: int) -> Scene | None:
-    """The scene of a set, from the middle of up to EPISODES episodes; None if none can be read."""
+def look(
+    recordings: robot.Recordings,
+    data: RobotConfig,
+    crop: int,
+    episodes: list[robot.Episode] | None = None,
+) -> Scene | None:
+    """The scene of a set, from the middle of up to EPISODES episodes; None if none can be read.
+
+    episodes: gets those that were.
+    """
     sizes, motions = [], []
-    most = min(EPISODES, len(recordings))
-    for i in np.unique(np.linspace(0, len(recordings) - 1, most).round().astype(int)):
+    for i in robot.spread(len(recordings)):
         chosen: list[np.ndarray] = []
 
         def choose(timing: Timing, chosen=chosen) -> np.ndarray:
@@ -120,10 +127,12 @@ def look(recordings: robot.Recordings, data: RobotConfig, crop: int) -> Scene | 
             return chosen[-1]
 
         try:
-            episode = recordings.episode(int(i))
+            episode = recordings.episode(i)
             frames = episode.read(choose)
         except (BadFile, OSError):
             continue  # the run itself counts and names it
+        if episodes is not None:
+            episodes.append(episode)
         if len(frames) > 1:
             sizes.append(frames.shape[1:3])
             motions.append(Motion.of(robot.view(frames, (crop, crop)), episode.states[chosen[-1]]))

@@ -8,7 +8,6 @@ them.
 from __future__ import annotations
 
 import functools
-import io
 import json
 import os
 import re
@@ -17,15 +16,15 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from PIL import Image
 
+from jepa_jax import files
 from jepa_jax.config import SELF_MADE, DataConfig, DataListConfig
-from jepa_jax.data import clips, decode, npz
+from jepa_jax.data import clips, decode, kinds, lists, npz, pictures
 from jepa_jax.data.cache import ClipCache, read_stored
+from jepa_jax.data.kinds import PICTURES, VIDEOS
+from jepa_jax.data.pictures import image_of
 from jepa_jax.errors import BadFile, ConfigError, Unsuitable
 
-VIDEOS = frozenset('.mp4 .mkv .mov .avi .webm .m4v .mpg .mpeg .ts .flv .wmv .3gp .ogv'.split())
-IMAGES = frozenset('.jpg .jpeg .png .webp .bmp .tif .tiff'.split())
 SHARD_VERSION = 1  # of what `python -m tools.make_shards` writes
 
 
@@ -62,20 +61,21 @@ class Names:
 
 
 class Files:
-    """Videos and images by path; an image is a clip of one repeated frame."""
+    """Files by path, of any kind that `kinds.kind_of` tells; an image is a clip of one repeated
+    frame, and what has no clock (an array, a TIFF of many pages) is taken as a tfds sequence is."""
 
     def __init__(
         self,
-        records: list[tuple[str, int | None]],
+        records: list[lists.Record],
+        skipped: dict[str, int],
         data: DataConfig,
-        skipped: dict[str, int] | None = None,
     ) -> None:
         self._names = Names(path for path, _ in records)
         labels = [-1 if label is None else label for _, label in records]
         self._labels = np.asarray(labels, np.int64) if any(x >= 0 for x in labels) else None
         self._choose = functools.partial(_choose, clips.Sampling.from_config(data))
         self._cache = ClipCache(data.cache, data.cache_gib) if data.cache else None
-        self.skipped = skipped or {}
+        self.skipped = skipped
 
     def __len__(self) -> int:
         return len(self._names)
@@ -90,11 +90,17 @@ class Files:
 
     def read(self, index: int, frames: int, rng: np.random.Generator) -> np.ndarray:
         path = self._names[index]
-        if os.path.splitext(path)[1].lower() in IMAGES:
-            image = decode.read_image(path)
+        kind = kinds.kind_of(path)
+        if kind == 'image':
+            image = pictures.read_image(path)
             return np.broadcast_to(image, (frames, *image.shape))
-        read = self._cache.read_frames if self._cache else decode.read_frames
-        return read(path, functools.partial(self._choose, frames, rng))
+        choose = functools.partial(self._choose, frames, rng)
+        if kind == 'array':
+            array = npz.load_frames(path)
+            return array[choose(clips.Timing(len(array), 0.0, 0.0))]
+        if kind == 'stack':
+            return pictures.read_frames(path, choose)
+        return (self._cache.read_frames if self._cache else decode.read_frames)(path, choose)
 
 
 class Shards:
@@ -109,9 +115,7 @@ class Shards:
         names, rows, self._rates, self.skipped = [], [], [], {}
         self._files = sorted(Path(folder).glob('shard-*.json'))
         for number, path in enumerate(self._files):
-            shard = json.loads(path.read_text())
-            if shard['version'] != SHARD_VERSION:
-                raise ConfigError(f'{path} has version {shard["version"]}, not {SHARD_VERSION}')
+            shard = _shard(path)
             for record in shard['records']:
                 names.append(f'{record["path"]}#{record["first"]}')
                 label = -1 if record['label'] is None else record['label']
@@ -141,6 +145,35 @@ class Shards:
         except Unsuitable as error:
             raise BadFile(self.name(index), error.reason, error.detail) from error
         return read_stored(self._files[shard].with_suffix('.rgb'), offset, tuple(shape), numbers)
+
+
+def _shard(path: Path) -> dict:
+    """What the .json of a shard says.
+
+    Raises:
+      ConfigError: of another version.
+      BadFile: damaged, or records that its .rgb cannot hold.
+    """
+    size = files.size(path)
+    files.bound(path, 'index', size, f'{size:,} bytes of an index')
+    with files.reading(path, 'not_text'):
+        shard = json.loads(path.read_bytes())
+        if (version := shard['version']) == SHARD_VERSION:
+            for record in shard['records']:
+                whole = [record['first'], record['offset'], record['label'] or 0, *record['shape']]
+                frames, height, width, channels = record['shape']
+                if not all(type(n) is int and abs(n) < 2**63 for n in whole) or channels != 3:
+                    raise ValueError(f'a record of {whole}: must be whole numbers, RGB')
+                if min(record['shape']) < 1 or record['offset'] < 0 or not 0 < record['fps'] < 1e6:
+                    raise ValueError(f'a record of {whole} at {record["fps"]} frames a second')
+                files.bound(path, 'pixels', height * width)
+                files.bound(path, 'frames', frames)
+                str.isprintable(record['path'])  # raises for what is no text
+            for bad in shard['skipped']:
+                str.isprintable(bad['reason'])
+    if version != SHARD_VERSION:
+        raise ConfigError(f'{path} has version {version!r:.40}, not {SHARD_VERSION}')
+    return shard
 
 
 class Tfds:
@@ -228,42 +261,6 @@ def tfds_records(folder: str, split: str, key: str):
         raise ConfigError(f'{folder} split {split!r}: {" ".join(str(error).split())}') from error
 
 
-def image_of(name: str, encoded: bytes) -> np.ndarray:
-    """An image file's content -> uint8 [H, W, 3]; raises BadFile of that name."""
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            return np.array(image.convert('RGB'))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise BadFile(name, 'corrupt', str(error)) from error
-
-
-def read_list(path: str | Path) -> list[tuple[str, int | None]]:
-    """Records of a text list: `path label` or `path::label` a line, the label optional.
-
-    The label is the last word when that is a whole number, so paths may hold spaces. Relative
-    paths are relative to the list's folder; empty lines and lines that start with `#` are skipped.
-    Raises OSError and UnicodeDecodeError.
-    """
-    path = Path(path)
-    records = []
-    for line in path.read_text('utf-8', errors='surrogateescape').splitlines():
-        line = line.strip()
-        if not line or line.startswith('#'):
-            continue
-        name, _, label = line.rpartition('::') if '::' in line else _cut(line)
-        digits = label.strip().removeprefix('-')
-        if name and digits.isascii() and digits.isdigit():
-            records.append((_absolute(name.strip(), path.parent), int(label)))
-        else:
-            records.append((_absolute(line, path.parent), None))
-    return records
-
-
-def find_videos(folder: str | Path) -> list[str]:
-    """Paths of all videos below a folder, by suffix, sorted. Linked folders are not entered."""
-    return _find(folder, VIDEOS)
-
-
 def open_source(entry: DataListConfig, data: DataConfig, index: int = 0) -> Source:
     """The source of `data.lists[index]`.
 
@@ -283,6 +280,8 @@ def open_source(entry: DataListConfig, data: DataConfig, index: int = 0) -> Sour
         source = SOURCES[entry.kind](os.path.expanduser(entry.path), data)
     except ConfigError as error:
         raise ConfigError(f'{field}.path: {error}') from error
+    except BadFile as error:
+        raise ConfigError(f'{field}.path: {error}') from error
     except OSError as error:
         what = error.strerror or str(error)
         raise ConfigError(f'{field}.path: {entry.path!r} cannot be read: {what}') from error
@@ -294,30 +293,10 @@ def open_source(entry: DataListConfig, data: DataConfig, index: int = 0) -> Sour
 
 
 def _choose(sampling: clips.Sampling, frames: int, rng: np.random.Generator, info) -> np.ndarray:
+    if not info.fps:
+        step = sampling.frame_step or 1
+        return clips.clip_indices(info.frames, frames, step, draw=rng.integers)[0]
     return clips.frame_indices(info, frames, sampling, rng)
-
-
-def _cut(line: str) -> tuple[str, str, str]:
-    name, *label = line.rsplit(maxsplit=1)
-    return name, '', ''.join(label)
-
-
-def _absolute(name: str, folder: Path) -> str:
-    return os.path.normpath(os.path.join(folder, os.path.expanduser(name)))
-
-
-def _find(folder: str | Path, suffixes: frozenset[str]) -> list[str]:
-    def refuse(error: OSError) -> None:
-        raise error
-
-    paths = []
-    for parent, _, names in os.walk(folder, onerror=refuse):
-        paths += [
-            os.path.join(parent, name)
-            for name in names
-            if os.path.splitext(name)[1].lower() in suffixes
-        ]
-    return sorted(paths)
 
 
 def prepared_folder(folder: str) -> str:
@@ -340,60 +319,19 @@ def _image_depth(feature) -> int:
     return 1 if isinstance(inner, tfds.features.Image) else -1
 
 
-def _array(path: str) -> list[tuple[str, int | None]]:
-    try:
-        names = npz.load(path)
-    except ValueError as error:  # an array of objects, or no array at all
-        raise ConfigError(f'{path!r} is no array of strings that numpy can read safely') from error
-    if names.ndim != 1 or names.dtype.kind not in 'US':
-        raise ConfigError(f'{path!r} holds {names.dtype} {names.shape}; a row of strings is needed')
-    return [(_absolute(os.fsdecode(name), Path(path).parent), None) for name in names.tolist()]
-
-
-def _manifest(path: str) -> tuple[list[tuple[str, int | None]], dict[str, int]]:
-    records, skipped = [], {}
-    for number, line in enumerate(Path(path).read_text('utf-8').splitlines(), 1):
-        try:
-            row = json.loads(line)
-            name, problem = row['path'], row.get('problem')
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ConfigError(f'{path!r} line {number} is no row of a manifest: {error}') from error
-        if problem:
-            skipped[problem] = skipped.get(problem, 0) + 1
-        else:
-            records.append((_absolute(name, Path(path).parent), row.get('label')))
-    return records, skipped
-
-
-def _files(path: str, data: DataConfig, suffixes: frozenset[str]) -> Files:
-    if os.path.isdir(path):
-        return Files([(name, None) for name in _find(path, suffixes)], data)
-    suffix = Path(path).suffix.lower()
-    if suffix in VIDEOS | IMAGES:
-        raise ConfigError(f'{path!r} is one file; give a list of files or a folder')
-    if suffix == '.jsonl':
-        return Files(*_split(_manifest(path), data))
-    return Files(_array(path) if suffix == '.npy' else read_list(path), data)
-
-
-def _split(manifest, data):
-    records, skipped = manifest
-    return records, data, skipped
-
-
 def _videos(path: str, data: DataConfig) -> Files:
-    return _files(path, data, VIDEOS)
+    return Files(*lists.records_of(path, VIDEOS), data)
 
 
 def _images(path: str, data: DataConfig) -> Files:
-    return _files(path, data, IMAGES)
+    return Files(*lists.records_of(path, PICTURES), data)
 
 
 def _synthetic(kind: str, path: str, data: DataConfig) -> Files:
     from jepa_jax.data import synthetic
 
     try:
-        return Files(read_list(synthetic.ensure(kind, path)), data)
+        return Files(lists.read_list(synthetic.ensure(kind, path)), {}, data)
     except ValueError as error:  # a folder that holds something else
         raise ConfigError(str(error)) from error
 

@@ -35,6 +35,7 @@ import grain
 import jax
 import numpy as np
 
+from jepa_jax import files
 from jepa_jax.config import RunConfig
 from jepa_jax.data.workers import (
     Batches,
@@ -346,7 +347,7 @@ class FailureLog:
                 self._named.add(failure.path)
                 logging.warning(
                     'cannot read %s (%s: %s); replaced',
-                    failure.path,
+                    files.one_line(ValueError(failure.path), 300),  # names hold NUL, lines, pages
                     failure.reason,
                     failure.detail,
                 )

@@ -11,7 +11,8 @@ import numpy as np
 from jepa_jax.config import ActionConditionedConfig
 from jepa_jax.data import robot, scene
 from jepa_jax.data.augment import augment
-from jepa_jax.data.features import FeatureStore, Stored
+from jepa_jax.data.clips import Timing
+from jepa_jax.data.features import FeatureStore
 from jepa_jax.data.stream import Row, Stream, generator
 from jepa_jax.errors import BadFile
 
@@ -86,8 +87,11 @@ class RobotStream(Stream):
             arrays = {'frames': frames}
             states, actions, extrinsics = piece.states, piece.actions, piece.extrinsics
         else:
-            states, actions, extrinsics, features = self._kept(record)
-            first = int(rng.integers(len(states) - data.frames + 1))
+            states, actions, extrinsics, features, places = self._kept(record)
+            first = int(
+                rng.integers(len(states) - data.frames + 1 if places is None else len(places))
+            )
+            first = first if places is None else int(places[first])
             arrays = {'features': features[first : first + data.frames]}
             states, actions = states[first:][: data.frames], actions[first:][: data.frames - 1]
             if extrinsics is not None:
@@ -117,25 +121,30 @@ class RobotStream(Stream):
         data = self.config.robot
         source = f'features in {self._store.folder}' if self._store else 'frames'
         contract = dataclasses.asdict(robot.Contract.of(data))
-        seen = zip(scene.TITLES, self._scene.words()) if self._scene else ()
+        found, measured = self._looked
+        seen = zip(scene.TITLES, found.words()) if found else ()
         return [
             f'{data.kind} {data.path or "(self-made)"}: {len(self.recordings)} episodes; pieces of '
             f'{data.frames} frames at {data.fps:g} a second, from {source}',
             'contract: ' + ', '.join(f'{key} {value}' for key, value in contract.items()),
+            *(measured.lines() if measured else ()),
             'scene: ' + (', '.join(f'{key} {value}' for key, value in seen) or 'cannot be read'),
         ]
 
     @property
     def facts(self) -> dict[str, dict]:
-        return {'scene': dataclasses.asdict(self._scene)} if self._scene else {}
+        looked = zip(('scene', 'measured'), self._looked)
+        return {name: dataclasses.asdict(facts) for name, facts in looked if facts}
 
     @functools.cached_property
-    def _scene(self) -> scene.Scene | None:
-        return scene.look(self.recordings, self.config.robot, self.config.data.crop)
+    def _looked(self) -> tuple[scene.Scene | None, robot.Measured | None]:
+        data, episodes = self.config.robot, []
+        found = scene.look(self.recordings, data, self.config.data.crop, episodes)
+        return found, robot.Measured.of(episodes, data) if episodes else None
 
-    def _kept(self, record: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, Stored]:
+    def _kept(self, record: int) -> tuple[np.ndarray | None, ...]:
         """States [K, V], actions [K - 1, U], extrinsics and features [K, N, D] of an episode's
-        frames that have features."""
+        frames that have features, and where pieces may start if not everywhere."""
         if (known := self._known.get(record)) is not None:
             return known
         episode, least = self.recordings.episode(record), self.config.robot.frames
@@ -143,12 +152,20 @@ class RobotStream(Stream):
         if len(numbers) < least:
             reason = f'{len(numbers)} frames are kept, a piece takes {least}'
             raise BadFile(episode.name, 'short', reason)
-        states, extrinsics = episode.states[numbers], episode.extrinsics
+        states, extrinsics, places = episode.states[numbers], episode.extrinsics, None
+        if episode.times is not None:
+            apart = robot.steps_between(Timing(0, episode.clock.fps, 0), self.config.robot.fps)
+            places = robot.unbroken(
+                episode.times[numbers], len(numbers), least, apart / episode.clock.fps
+            )
+            if not len(places):
+                raise BadFile(episode.name, 'short', f'no {least} frames are kept without a gap')
         known = (
             states.astype(np.float32),
             robot.actions_between(states).astype(np.float32),
             None if extrinsics is None else extrinsics[numbers],
             features,
+            places,
         )
         if len(self._known) >= KNOWN:
             self._known.clear()

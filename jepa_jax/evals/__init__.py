@@ -10,8 +10,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import numpy as np
-
 from jepa_jax.config import EvalConfig
 from jepa_jax.config.check import types_and_ranges
 from jepa_jax.errors import ConfigError
@@ -48,8 +46,8 @@ class Results:
     sentences: tuple[str, ...] = ()
     # reader -> how well each test clip was answered [m], the higher the better, and the source of
     # each [m]: what another model is compared by, clip by clip
-    outcomes: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    sources: np.ndarray | None = None
+    outcomes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    sources: Any = None
 
 
 EVALS: dict[str, Evaluation] = {
@@ -70,6 +68,11 @@ EVALS: dict[str, Evaluation] = {
         run='jepa_jax.evals.own:run',
         protocol='nearest neighbours, ridge, logistic regression and an attentive probe on frozen '
         'features; no source on both sides of the split; settings chosen on training clips',
+    ),
+    'retrieval': Evaluation(
+        config='jepa_jax.config:RetrievalConfig',
+        run='jepa_jax.evals.retrieval:run',
+        protocol="cosine of mean features, the query's own source left out",
     ),
     'self_made': Evaluation(
         config='jepa_jax.config:SelfMadeConfig',

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -35,24 +36,31 @@ class ActionSpace:
     fixed: tuple[tuple[int, float], ...] = ()
     # close the gripper from this step on: the last planned number is then 1, beyond its bound
     close_from: int | None = None
+    # (least, most) that the steps of each planned number may add up to; (): no bounds
+    within: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self):
         count = len(self.planned)
-        for name in ('bounds', 'std', 'dead_zone'):
+        for name in ('bounds', 'std', 'dead_zone', 'within'):
             numbers = getattr(self, name)
-            if len(numbers) != count and not (name == 'dead_zone' and not numbers):
+            if len(numbers) != count and not (name in ('dead_zone', 'within') and not numbers):
                 raise ValueError(f'{name} has {len(numbers)} numbers: {count} are planned')
         if wrong := [i for i, _ in self.fixed if not 0 <= i < count]:
             raise ValueError(f'fixed {wrong[0]}: must be from 0 to {count - 1}')
 
     def restrict(self, planned: jax.Array) -> jax.Array:
-        """Clips planned numbers [S, H, P] and sets those that are fixed."""
+        """Clips planned numbers [S, H, P], sets those that are fixed, and keeps sums within."""
         bounds = jnp.asarray(self.bounds)
         planned = jnp.clip(planned, -bounds, bounds)
         planned = self._fix(planned)
         if self.close_from is not None:
             closing = jnp.arange(planned.shape[-2]) >= self.close_from
             planned = planned.at[..., -1].set(jnp.where(closing, 1.0, planned[..., -1]))
+        for i, (least, most) in enumerate(self.within):
+            if math.isfinite(least) or math.isfinite(most):
+                # a step that would leave ends at the wall, and the next goes on from there
+                sums = jnp.clip(jnp.cumsum(planned[..., i], -1), least, most)
+                planned = planned.at[..., i].set(jnp.diff(sums, prepend=0.0))
         return planned
 
     def _fix(self, planned: jax.Array) -> jax.Array:
@@ -77,15 +85,40 @@ class ActionSpace:
         return self.whole(planned)
 
 
-def end_effector(max_step: float = 0.05, **settings) -> ActionSpace:
+def end_effector(
+    max_step: float = 0.05,
+    *,
+    workspace: Sequence[float] = (),
+    start: Sequence[float] = (),
+    **settings,
+) -> ActionSpace:
     """The released planner's: x, y, z within +- max_step metres and the gripper; no rotation.
     (reference: vjepa2 §8.2)
 
+    Args:
+      workspace: x0, x1, y0, y1, z0, z1 in metres, a box that the plan does not leave: steps end at
+        its walls. (): none.
+      start: state or place from which plans begin, within the workspace.
+
     Raises:
-      ValueError: max_step is not finite and more than 0.
+      ValueError: max_step is not finite and more than 0; a workspace that is none, or a start
+        outside of it.
     """
     if not 0 < max_step < math.inf:
         raise ValueError(f'max_step {max_step:g}: must be finite and more than 0 metres')
+    if len(workspace):
+        if len(workspace) != 6 or not all(a < b for a, b in zip(workspace[::2], workspace[1::2])):
+            words = ','.join(f'{value:g}' for value in workspace)
+            raise ValueError(f'workspace {words}: must be x0,x1,y0,y1,z0,z1, each pair ascending')
+        within = []
+        for name, at, low, high in zip('xyz', start, workspace[::2], workspace[1::2]):
+            if not low <= at <= high:
+                raise ValueError(
+                    f'workspace: the plan would begin at {name} = {at:.4g}, outside of {low:g} to '
+                    f'{high:g} m'
+                )
+            within.append((float(low - at), float(high - at)))
+        settings['within'] = (*within, (-math.inf, math.inf))
     return ActionSpace(
         width=7,
         planned=(0, 1, 2, 6),
@@ -324,6 +357,8 @@ def _search(planner, update, world_model, context, goal, key, noise):
 
 
 def _finish(planner, world_model, context, goal, planned, diagnostics):
+    if planner.space.within:  # a mean of plans that stay within does, up to rounding
+        planned = planner.space.restrict(planned)
     actions = planner.space.finish(planned)
     (energy,) = energies(world_model, context, goal, actions[None], planner.cost)
     return actions, {**diagnostics, 'energy': energy}

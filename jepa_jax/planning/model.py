@@ -13,7 +13,7 @@ import numpy as np
 from jepa_jax import checkpoint, pretrained
 from jepa_jax.config import RobotConfig
 from jepa_jax.config.store import from_dict
-from jepa_jax.data.robot import Contract, view
+from jepa_jax.data.robot import Contract, Measured, metadata, view
 from jepa_jax.errors import PlanError
 from jepa_jax.models.ac_predictor import ACPredictor, ACPredictorConfig, encode_frames
 from jepa_jax.models.vit import ViT, ViTConfig
@@ -138,12 +138,42 @@ def check_contract(name: str, data: RobotConfig) -> None:
         Contract.of(data).check(dataclasses.asdict(stored))
 
 
-def _recordings(name: str) -> dict | None:
-    """`robot` of the config of a run."""
+def measured(name: str) -> Measured | None:
+    """What the recordings held that the run at `name` was trained on; None: nothing is known."""
+    values = _extra(name).get('measured')
+    return Measured.stored(values) if values else None
+
+
+def verdict(name: str) -> tuple[str, str] | None:
+    """The word that the run at `name` ended with, and its sentence; None: it is no run of ours, or
+    has not ended.
+
+    Raises:
+      BadFile: its report cannot be read.
+    """
     path = pathlib.Path(name).expanduser()
     if not path.is_dir():
         return None
-    return checkpoint.read_manifest(checkpoint.find(path))['extra'].get('config', {}).get('robot')
+    report = path / 'report.json'
+    if not report.exists() and path.absolute().parent.name == 'checkpoints':
+        report = path.absolute().parents[1] / 'report.json'
+    if not report.exists():
+        return None
+    values = metadata.read_json(report)
+    sentences = metadata.field(report, values, 'sentences', list) if 'sentences' in values else []
+    word = metadata.field(report, values, 'verdict', str)
+    return word, str(sentences[0]) if sentences else word
+
+
+def _recordings(name: str) -> dict | None:
+    """`robot` of the config of a run."""
+    return _extra(name).get('config', {}).get('robot')
+
+
+def _extra(name: str) -> dict:
+    """What a run's checkpoint says beside its arrays; {}: it is none."""
+    path = pathlib.Path(name).expanduser()
+    return checkpoint.read_manifest(checkpoint.find(path))['extra'] if path.is_dir() else {}
 
 
 @functools.cache

@@ -12,7 +12,7 @@ import numpy as np
 from jepa_jax.errors import ConvertError
 from jepa_jax.weights import parts
 from jepa_jax.weights.shapes import size_of
-from jepa_jax.weights.tables import flatten
+from jepa_jax.weights.tables import flatten, not_finite
 
 # The names of nets: the two encoders, which are one part, and what goes with them. The target is
 # the moving average of the online encoder, or an encoder that was frozen.
@@ -129,6 +129,21 @@ class Weights:
         if name not in self.nets:
             raise ConvertError(f'{self.source} holds {", ".join(self.nets)}, but no {name}')
         return jax.tree.map(np.asarray, self.nets[name].tree)
+
+    def not_finite(self) -> list[str]:
+        """Arrays with NaN or infinity, of nets and optimizer, a line each; reads all of them."""
+        trees = {name: net.tree for name, net in self.nets.items()}
+        if t := self.training:
+            for moment, tree_of in (('first', t.mu), ('second', t.nu)):
+                trees |= {f'{moment} moments of {name}': tree for name, tree in tree_of.items()}
+        lines = []
+        for name, tree in trees.items():
+            for path, leaf in flatten(tree).items():
+                array = np.asarray(leaf)
+                if count := not_finite(array):
+                    many = f'{count:,} of {array.size:,} numbers'
+                    lines.append(f'{name}: {path}: {many} are NaN or infinite')
+        return lines
 
     def summary(self) -> list[str]:
         """Lines that say what this is, for people."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
-from jepa_jax import scratch
+from jepa_jax import files, scratch
 from jepa_jax.errors import ConvertError
 from jepa_jax.models.pooler import PoolerConfig
 from jepa_jax.models.predictor import PredictorConfig
@@ -69,22 +70,44 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
       ConvertError: not a model of V-JEPA 2, or one with an option that ours does not have.
     """
     path = folder / CONFIG
-    try:
-        stored = json.loads(path.read_bytes())
-        kind = stored.get('model_type')
-    except (ValueError, AttributeError) as error:
-        raise ConvertError(f'{path} is not a config ({error})') from None
+    stored = files.read_json(path)
+    kind = stored.get('model_type')
     if kind != 'vjepa2':
         raise ConvertError(f"{path}: model_type '{kind}', must be 'vjepa2'")
     config = {**DEFAULTS, **stored}
     for key, value in FIXED.items():
         if config[key] != value:
             raise ConvertError(f'{path}: {key} = {config[key]!r}, must be {value!r}')
-    if isinstance(config['patch_size'], list):
+    if isinstance(config['patch_size'], list) and len(set(map(str, config['patch_size']))) == 1:
         config['patch_size'] = config['patch_size'][0]
+    for key, usual in DEFAULTS.items():
+        value = config[key]
+        whole = type(value) is int and 0 < value <= parts.LARGEST
+        real = type(value) in (int, float) and 0 < value <= parts.LARGEST
+        if key not in FIXED and not (whole if type(usual) is int else real):
+            raise ConvertError(
+                f'{path}: {key} = {str(value)[:50]!r}: must be a number up to {parts.LARGEST:,}'
+            )
+    labels = config.get('id2label') or {}
+    if not isinstance(labels, dict) or not all(
+        key.isdecimal() and len(key) < 8 and isinstance(label, str) for key, label in labels.items()
+    ):  # fmt: skip
+        raise ConvertError(f'{path}: id2label must be names by number')
     return config
 
 
+def other_crop(folder: pathlib.Path, crop: int) -> str:
+    """What the processor's settings say of the crop, if it is something else than config.json."""
+    for name in PROCESSORS:
+        if (folder / name).exists():
+            said = files.read_json(folder / name).get('crop_size')
+            sides = said.values() if isinstance(said, dict) else [said]
+            if said is not None and any(side != crop for side in sides):
+                return f'crop {crop} of {CONFIG}, not {str(said)[:50]} of {name}'
+    return ''
+
+
+PROCESSORS = ('video_preprocessor_config.json', 'preprocessor_config.json')
 DEFAULTS = {
     **FIXED,
     'patch_size': 16,
@@ -150,20 +173,16 @@ def take_apart(folder: pathlib.Path, values: dict[str, Any]) -> dict[str, dict[s
       ConvertError: no safetensors in the folder, a damaged file, or a name of no net.
     """
     _library(folder)
-    if (folder / INDEX).exists():
-        try:
-            files = sorted(set(json.loads((folder / INDEX).read_bytes())['weight_map'].values()))
-        except (ValueError, KeyError, AttributeError) as error:
-            raise ConvertError(f'{folder / INDEX} is not an index ({error!r})') from None
-    else:
-        files = [SINGLE]
     nets: dict[str, dict[str, Leaf]] = {}
-    for file in files:
-        path = folder / file
-        if not path.is_file():
+    for path, listed in _listed(folder).items():
+        if not path.exists():
             raise ConvertError(f'{path} is missing: its weights must be safetensors')
+        files.size(path)
         with _opened(path) as opened:
-            for name in opened.keys():  # noqa: SIM118  (it is no dict)
+            names = list(opened.keys())
+            if listed and (odd := sorted(listed.symmetric_difference(names))):
+                raise ConvertError(f'{path}: {odd[0]} is in one of this file and {INDEX}, not both')
+            for name in names:
                 short = name.removeprefix('vjepa2.')
                 net = next((n for start, n in STARTS.items() if short.startswith(start)), None)
                 if newer := shapes.newer([short, short.removeprefix('encoder.')]):
@@ -172,18 +191,40 @@ def take_apart(folder: pathlib.Path, values: dict[str, Any]) -> dict[str, dict[s
                     )
                 if net is None:
                     raise ConvertError(f'{path}: {name} is not known')
-                nets.setdefault(net, {})[short] = _leaf(opened.get_slice(name), path, name)
+                if short in nets.setdefault(net, {}):
+                    raise ConvertError(f'{path}: {short} is there twice')
+                nets[net][short] = _leaf(opened.get_slice(name), path, name)
     if 'online' in nets and values.get(OURS) == 'target':
         nets['target'] = nets.pop('online')
     return nets
 
 
+def _listed(folder: pathlib.Path) -> dict[pathlib.Path, set[str]]:
+    """The files of a folder, and the names of arrays that its index expects in each.
+
+    Links may lead into the cache of the Hugging Face hub that the folder itself is in.
+    """
+    if not (folder / INDEX).exists():
+        return {folder / SINGLE: set()}
+    places = files.read_json(folder / INDEX).get('weight_map')
+    if not isinstance(places, dict) or not places:
+        raise ConvertError(f'{folder / INDEX} is not an index: no weight_map')
+    real = pathlib.Path(os.path.realpath(folder))
+    hub = real.parent.name == 'snapshots' and real.parents[1].name.startswith('models--')
+    blobs = real.parents[1] / 'blobs' if hub else ''
+    known: dict[object, pathlib.Path] = {}
+    rows: dict[pathlib.Path, set[str]] = {}
+    for name, file in places.items():
+        if not isinstance(file, str) or file not in known:
+            known[str(file)] = files.inside(folder, file, also=blobs)
+        rows.setdefault(known[file], set()).add(name)
+    return rows
+
+
 def _opened(path: pathlib.Path):
     library = _library(path)
-    try:
+    with files.reading(path):  # SafetensorError, OSError, and what Rust panics with
         return library.safe_open(path, framework='np')
-    except (library.SafetensorError, OSError) as error:
-        raise ConvertError(f'{path} is damaged or truncated: {_first_line(error)}') from None
 
 
 def _leaf(form: Any, path: pathlib.Path, name: str) -> Leaf:
@@ -194,14 +235,10 @@ def _leaf(form: Any, path: pathlib.Path, name: str) -> Leaf:
 
     def read() -> np.ndarray:
         # opened anew: what was read of a mapped file stays in memory until the file is closed
-        with _opened(path) as opened:
+        with files.raising(ConvertError), _opened(path) as opened:
             return np.asarray(opened.get_tensor(name), np.float32)
 
     return Leaf(tuple(form.get_shape()), np.dtype('float32'), read)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split('\n')[0]
 
 
 # Writing
@@ -209,20 +246,23 @@ def _first_line(error: Exception) -> str:
 
 def write_config(
     folder: pathlib.Path,
+    dst: pathlib.Path,
     encoder: ViTConfig,
     which: str,
     predictor: PredictorConfig | None,
     probe: tuple[PoolerConfig, dict[str, int]] | None,
     labels: Iterable[str],
+    frames: int,
 ) -> None:
-    """config.json and video_preprocessor_config.json; which: the encoder is online or target.
+    """config.json and video_preprocessor_config.json; which: the encoder is online or target;
+    frames: of the clips that encoder or probe are for.
 
     Raises:
       ConvertError: `transformers` has no option for something in the configs.
     """
 
     def refuse(what: str) -> ConvertError:
-        return ConvertError(f'{folder}: {what}, which a VJEPA2Model cannot have: use torch or jax')
+        return ConvertError(f'{dst}: {what}, which a VJEPA2Model cannot have: use torch or jax')
 
     for part in filter(None, (encoder, predictor)):
         if (part.position, part.rope, part.mlp) != ('rope', parts.FLAVOURS['2.0'], 'gelu'):
@@ -238,7 +278,7 @@ def write_config(
         'patch_size': encoder.patch,
         'crop_size': encoder.image_size,
         'image_size': encoder.image_size,
-        'frames_per_clip': encoder.frames,
+        'frames_per_clip': frames,
         'tubelet_size': encoder.tubelet,
         'hidden_size': encoder.width,
         'num_attention_heads': encoder.heads,
@@ -313,6 +353,7 @@ def folder_at(dst: pathlib.Path) -> Iterator[pathlib.Path]:
     import shutil
     import tempfile
 
+    _library(dst)
     dst.parent.mkdir(parents=True, exist_ok=True)
     scratch.sweep(dst.parent)
     folder = pathlib.Path(tempfile.mkdtemp(dir=dst.parent, prefix=scratch.prefix(dst)))

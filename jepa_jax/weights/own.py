@@ -17,7 +17,7 @@ import numpy as np
 from jepa_jax import checkpoint, lookup, recipes
 from jepa_jax.config import RunConfig, store
 from jepa_jax.errors import ConfigError, ConvertError, Damaged
-from jepa_jax.weights import parts
+from jepa_jax.weights import parts, tables, torch_files
 from jepa_jax.weights.contents import ENCODERS, PREDICTORS, StoredNet, Training, Weights
 from jepa_jax.weights.tables import Leaf, flatten, nest
 
@@ -35,11 +35,24 @@ OPTIMIZER = 'opt_state/'
 COUNT, MU, NU = 'opt_state/0/count', 'opt_state/0/mu', 'opt_state/0/nu'
 STEPS = ('step', 'opt_state/1/inner_state/count', 'opt_state/2/count')
 
+# what describes a checkpoint: entry -> its type
+KINDS = {
+    'model': dict,
+    'config': dict,
+    'labels': dict,
+    'reads': dict,
+    'training': dict,
+    'origin': str,
+    'config_file': str,
+    'version': str,
+    'step': int,
+}
+
 
 # Reading
 
 
-def read(path: pathlib.Path, weights_only: bool = False) -> Weights:
+def read(path: pathlib.Path, weights_only: bool = False, finite: bool = True) -> Weights:
     """The weights of a checkpoint, a workdir, or its checkpoints folder.
 
     Raises:
@@ -51,7 +64,10 @@ def read(path: pathlib.Path, weights_only: bool = False) -> Weights:
     whole = folder != path.absolute()  # of a run, `find` takes the newest that it found intact
     if not whole and (problems := checkpoint.problems(folder)):
         raise Damaged(problems[0])
+    check_extra(str(folder), extra)
     leaves = stored_leaves(folder)
+    if finite:
+        leaves = tables.finite(str(folder), leaves)
     nets = read_nets(folder, leaves, nets_of(str(folder), extra))
     return Weights(
         path,
@@ -82,22 +98,54 @@ def _leaf(folder: pathlib.Path, name: str, row: dict[str, Any]) -> Leaf:
     return Leaf(shape, dtype, read)
 
 
-def nets_of(where: str, extra: dict[str, Any]) -> dict[str, tuple[str, Any, str]]:
+def check_extra(where: str, extra: Any) -> None:
+    """Refuses entries of another type than ours have; what they say is looked at where it is used.
+
+    Raises ConvertError.
+    """
+    for key, kind in KINDS.items():
+        if isinstance(extra, dict) and isinstance(extra.get(key, kind()), kind):
+            continue
+        raise ConvertError(f'{where}: {key} of what describes it is no {kind.__name__}')
+    rows = [*extra.get('model', {}).values(), *extra.get('training', {}).values()]
+    names = extra.get('labels', {}).values()
+    numbers = {key: extra.get('reads', {}).get(key, 1) for key in ('frames', 'step', 'segments')}
+    blocks = extra.get('reads', {}).get('reads', 'last')
+    hyper = extra.get('training', {}).get('hyper', {})
+    betas = hyper.get('betas', [0, 0]) if isinstance(hyper, dict) else ''
+    rates = [hyper.get(key, 0) for key in torch_files.HYPER] if isinstance(hyper, dict) else []
+    right = (
+        all(isinstance(row, dict) for row in rows)
+        and all(isinstance(n, list) and all(isinstance(x, str) for x in n) for n in names)
+        and all(type(n) is int and 0 < n <= parts.LARGEST for n in numbers.values())
+        and (blocks in ('last', 'future') or all(type(b) is int for b in blocks))
+        and isinstance(betas, list | tuple)
+        and len(betas) == 2
+        and all(type(n) in (int, float) and abs(n) < 1e9 for n in [*betas, *rates])
+    )
+    if not right:
+        raise ConvertError(f'{where}: what describes it is of other types than ours writes')
+
+
+def nets_of(
+    where: str, extra: dict[str, Any], rows: bool = True
+) -> dict[str, tuple[str, Any, str]]:
     """NET -> its part, its config, and for an encoder that is alone which one it is, from what
-    describes a checkpoint.
+    describes a checkpoint; rows: whether the config file that it names may be run to bring more.
 
     Raises:
       ConvertError: nothing does, or it is not understood.
     """
     try:
         if 'model' in extra:
-            rows = extra['model'].items()
-            if any(described.get('part', net) not in parts.PARTS for net, described in rows):
+            nets = extra['model'].items()
+            known = (described.get('part', net) in parts.PARTS for net, described in nets)
+            if rows and not all(known):
                 recipes.add_rows(extra, where)
-            return dict(_described(net, row) for net, row in rows)
-        if 'config' in extra:
+            return dict(_described(net, row) for net, row in nets)
+        if 'config' in extra and rows:
             return _of_run(recipes.read_stored(extra, where))
-    except (ConfigError, TypeError, KeyError) as error:
+    except (ConfigError, TypeError, KeyError, AttributeError, ValueError, ArithmeticError) as error:
         what = 'the nets' if 'model' in extra else 'the config of one of our runs'
         raise ConvertError(f'{where}: this does not describe {what} ({error})') from None
     raise ConvertError(f'{where}: the manifest has neither config nor model: nets unknown')
@@ -154,9 +202,9 @@ def _name(role: str, net: str, part: str, which: str) -> str:
 
 
 def _compare(where: str, part: str, config: Any, tree: dict) -> None:
-    abstract = flatten(parts.shared_net(part, config).abstract)
-    expected = {n: tuple(a.shape) for n, a in abstract.items()}
     stored = {n: leaf.shape for n, leaf in flatten(tree).items()}
+    abstract = flatten(parts.abstract(where, part, config, stored))
+    expected = {n: tuple(a.shape) for n, a in abstract.items()}
     for name in expected | stored:
         if expected.get(name) != stored.get(name):
             raise ConvertError(
@@ -198,6 +246,9 @@ def training(
         raise ConvertError(
             f'{folder}: {unknown[0]} is not known here: --weights-only leaves the optimizer out'
         )
+    for name in (COUNT, 'step'):
+        if name not in leaves or leaves[name].shape:
+            raise ConvertError(f'{folder}: {name} must be a number beside an optimizer')
     step = int(np.asarray(leaves['step']))
     hyper = extra.get('training', {}).get('hyper')
     if hyper is None and 'config' in extra:

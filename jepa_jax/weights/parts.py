@@ -13,6 +13,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from jepa_jax.errors import ConvertError
 from jepa_jax.lookup import load, row
 
 
@@ -93,6 +94,8 @@ PARTS: dict[str, Part] = {
     ),
 }
 
+LARGEST = 2**16  # a width, depth, frame or pixel count that a file may claim
+
 # version of V-JEPA -> flavour of RoPE that its weights were trained with
 FLAVOURS = {'2.0': 'tiled', '2.1': 'paired'}
 
@@ -118,6 +121,26 @@ def shared_net(part: str, config: Any):
 @functools.lru_cache(16)
 def _shared_net(part: str, text: str):
     return net(part, config_of(part, json.loads(text)))
+
+
+def abstract(where: str, part: str, config: Any, forms: Mapping[str, tuple[int, ...]]) -> dict:
+    """Names and shapes of a net that a file describes, once it is plausible.
+
+    forms: shapes of the file's arrays.
+
+    Raises:
+      ConvertError: no net has this config, or it would have more layers than there are arrays.
+    """
+    most = max([len(forms), *(size for form in forms.values() for size in form)], default=0)
+    for one in config if isinstance(config, tuple) else (config,):
+        for field in ('depth', 'mask_tokens', 'queries'):
+            if (count := getattr(one, field, 0)) > most:
+                raise ConvertError(f'{where}: {field} {count:,}, which its arrays do not have')
+    try:
+        return shared_net(part, config).abstract
+    except (ValueError, TypeError, KeyError, ArithmeticError, AssertionError) as error:
+        text = ' '.join(str(error).split())[:200] or type(error).__name__
+        raise ConvertError(f'{where}: no {part} has this config ({text})') from error
 
 
 def version_of(part: str, config: Any) -> str:
@@ -159,11 +182,38 @@ def to_json(config: Any) -> dict[str, Any]:
 
 
 def from_json(kind: type, values: dict[str, Any]) -> Any:
-    """The inverse of `to_json`."""
+    """The inverse of `to_json`.
+
+    Raises:
+      TypeError: not the fields of such a config, or a value that none can have.
+    """
     import jax.numpy as jnp
 
+    if not isinstance(values, dict):
+        raise TypeError(f'a config is a {type(values).__name__}, must be an object')
     values = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-    return kind(**values | ({'dtype': jnp.dtype(values['dtype'])} if 'dtype' in values else {}))
+    config = kind(**values | ({'dtype': jnp.dtype(values['dtype'])} if 'dtype' in values else {}))
+    for field in dataclasses.fields(config):
+        named = getattr(field.type, '__name__', field.type)  # text in modules that postpone it
+        if (value := getattr(config, field.name)) is not None and not _fits(named, value):
+            raise TypeError(f'{field.name} = {str(value)[:50]!r}: not what a config can have')
+    return config
+
+
+def _fits(kind: str, value: Any) -> bool:
+    """Whether a value out of a file is one that a field of that annotation may have."""
+    if kind == 'int':
+        return type(value) is int and 0 <= value <= LARGEST
+    if kind == 'float':
+        return type(value) in (int, float) and abs(value) <= LARGEST
+    if kind in ('bool', 'str'):
+        return type(value).__name__ == kind
+    if kind.startswith('tuple'):
+        items = value if type(value) is tuple else (None,)
+        return len(items) <= 1024 and all(
+            type(item) in (int, float, str) and _fits(type(item).__name__, item) for item in items
+        )
+    return True
 
 
 def probe_to_json(probe: tuple[Any, dict[str, int]]) -> dict[str, Any]:
@@ -175,7 +225,10 @@ def probe_to_json(probe: tuple[Any, dict[str, int]]) -> dict[str, Any]:
 
 def probe_from_json(kind: type, values: dict[str, Any]) -> tuple[Any, dict[str, int]]:
     """The inverse of `probe_to_json`."""
-    return from_json(kind, values['pooler']), dict(values['classes'])
+    pooler, classes = from_json(kind, values['pooler']), dict(values['classes'])
+    if not all(_fits('str', k) and _fits('int', v) for k, v in classes.items()):
+        raise TypeError('classes must be names and numbers')
+    return pooler, classes
 
 
 # Encoders compared

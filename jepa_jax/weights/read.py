@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
 import pathlib
 from collections.abc import Iterable, Mapping
@@ -19,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jepa_jax import checkpoint
+from jepa_jax import checkpoint, files
 from jepa_jax.errors import ConvertError
 from jepa_jax.lookup import load
 from jepa_jax.weights import hf_files, own, parts, shapes, tables, torch_files
@@ -40,6 +41,8 @@ def read(
     steps_per_epoch: int | None = None,
     weights_only: bool = False,
     allow_missing: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+    allow_nonfinite: bool = False,
 ) -> Weights:
     """Weights of the original's `.pt`, of a Hugging Face folder, or of one of our checkpoints.
 
@@ -52,6 +55,9 @@ def read(
       weights_only: leave training state out.
       allow_missing: names in the file, or patterns like `norm.*`, that may be missing; they get
         their initial values, which is in `notes`.
+      ignore: entries and arrays of a `.pt` file to leave out, or patterns; what they match is in
+        `notes`.
+      allow_nonfinite: else an array with NaN or infinity raises ConvertError when it is read.
 
     Raises:
       ConvertError: not a checkpoint, unsafe, not understood completely, or of V-JEPA 2.1.
@@ -61,20 +67,34 @@ def read(
     choices = shapes.Choices(
         crop, frames, heads, predictor_heads, probe_heads, position, extrinsics
     )
+    with files.raising(ConvertError):
+        weights = _read(path, choices, tuple(allow_missing), tuple(ignore), steps_per_epoch,
+                        weights_only, not allow_nonfinite)  # fmt: skip
+    _agree(weights, choices)
+    return weights
+
+
+def _read(path, choices, allow_missing, ignore, steps_per_epoch, weights_only, finite) -> Weights:
     if not path.exists():
-        raise ConvertError(f'{path} does not exist')
-    if path.is_file():
-        weights = _read_torch(path, choices, tuple(allow_missing), steps_per_epoch, weights_only)
-    elif (
+        raise ConvertError(f'{files.one_line(ValueError(path), 500)} does not exist')
+    if not path.is_dir():
+        return _read_torch(
+            path, choices, allow_missing, ignore, steps_per_epoch, weights_only, finite
+        )
+    if ignore:
+        raise ConvertError(f'{path}: --ignore is for .pt files')
+    if (path / '.metadata').exists():
+        raise ConvertError(
+            f'{path} is of torch.distributed.checkpoint: `python -m '
+            f'torch.distributed.checkpoint.format_utils dcp_to_torch {path} FILE.pt` makes a .pt'
+        )
+    if (
         (path / hf_files.CONFIG).exists()
         and not (path / checkpoint.MANIFEST).exists()
         and not (path / 'checkpoints').exists()
     ):
-        weights = _read_hf(path, tuple(allow_missing))
-    else:
-        weights = own.read(path, weights_only)
-    _agree(weights, choices)
-    return weights
+        return _read_hf(path, allow_missing, finite)
+    return own.read(path, weights_only, finite)
 
 
 def _agree(weights: Weights, choices: shapes.Choices) -> None:
@@ -106,16 +126,18 @@ def _net(
     arrays: Mapping[str, Leaf],
     allow_missing: tuple[str, ...],
     notes: list[str],
+    finite: bool,
 ) -> tuple[StoredNet, list[tables.Link]]:
     """A net's leaves, strictly by its table, and the links to the file's arrays."""
     part = _part_of(name)
     rules, sizes = tables.table(part, config, format)
-    module = parts.shared_net(part, config)
-    links = tables.bind(rules, module.abstract, sizes)
     forms = {key: leaf.shape for key, leaf in arrays.items()}
+    abstract = parts.abstract(f'{where}: {name}', part, config, forms)
+    links = tables.bind(rules, abstract, sizes)
     missing = tables.compare(f'{where}: {name}', links, rules, forms, allow_missing)
     if missing:
-        fresh = dict(tables.to_file(links, module.init(jax.random.key(0))))
+        initial = parts.shared_net(part, config).init(jax.random.key(0))
+        fresh = dict(tables.to_file(links, initial))
         for key in sorted(missing):
             notes.append(f'{name}: {key} is missing and gets its initial value')
             value = np.ascontiguousarray(fresh[key])
@@ -125,11 +147,14 @@ def _net(
             }
     for key, why in tables.dropped(rules, forms).items():
         notes.append(f'{name}: {key} is dropped: {why}')
+    arrays = tables.finite(f'{where}: {name}', arrays) if finite else arrays
     return StoredNet(part, config, tables.from_file(links, arrays)), links
 
 
-def _read_torch(path, choices, allow_missing, steps_per_epoch, weights_only) -> Weights:
-    content = torch_files.take_apart(path)
+def _read_torch(
+    path, choices, allow_missing, ignore, steps_per_epoch, weights_only, finite
+) -> Weights:
+    content = torch_files.take_apart(path, ignore)
     reader = shapes.Reader(str(path), choices)
     reader.notes += content.notes
     forms = {name: {k: a.shape for k, a in net.items()} for name, net in content.nets.items()}
@@ -143,11 +168,11 @@ def _read_torch(path, choices, allow_missing, steps_per_epoch, weights_only) -> 
     for name, arrays in content.nets.items():
         config = _with_table(f'{path}: {name}', _part_of(name), configs[name], arrays)
         nets[name], links[name] = _net(
-            str(path), name, config, 'torch', arrays, allow_missing, reader.notes
+            str(path), name, config, 'torch', arrays, allow_missing, reader.notes, finite
         )
     training = None
     if content.opt is not None and not weights_only:
-        training = _training(path, content, links, steps_per_epoch, reader.notes)
+        training = _training(path, content, links, steps_per_epoch, reader.notes, finite)
     return Weights(
         path,
         'torch',
@@ -164,7 +189,8 @@ def _configs(path, reader: shapes.Reader, content, forms) -> dict[str, Any]:
     """Of each net: as we wrote beside it, else as the shapes and the user say."""
     configs: dict[str, Any] = {}
     if content.ours:
-        known = own.nets_of(str(path), content.ours)
+        own.check_extra(str(path), content.ours)
+        known = own.nets_of(str(path), content.ours, rows=False)
         for name in forms:
             part, config, _ = known.get(own.net_called(name), ('', None, ''))
             if part != _part_of(name):
@@ -190,6 +216,14 @@ def _with_table(where: str, part: str, config: Any, arrays: Mapping[str, Leaf]) 
     if getattr(config, 'position', 'rope') != 'sincos':
         return config
     computed = load(parts.PARTS[part].files['torch'].computed)
+    name = next((name for name in arrays if name.endswith('pos_embed')), None)
+    if name is None:
+        raise ConvertError(f'{where}: pos_embed is missing, which sin-cos positions need')
+    side = getattr(config, 'image_size', 0)
+    grid = config.grid if isinstance(config.grid, tuple) else config.grid(config.frames, side, side)
+    grid = grid[1:] if getattr(config, 'tubelet', 2) == 1 else grid
+    if math.prod(grid) * config.width > 2 * math.prod(arrays[name].shape):  # before it is computed
+        raise ConvertError(f'{where}: {name} is smaller than a table of these crop and frames')
     for uniform in (True, False):
         tried = dataclasses.replace(config, uniform_power=uniform)
         ((name, table),) = computed(tried).items()
@@ -202,7 +236,7 @@ def _with_table(where: str, part: str, config: Any, arrays: Mapping[str, Leaf]) 
     raise ConvertError(f'{where}: {name} is no sin-cos table of these crop and frames: say them')
 
 
-def _training(path, content, links, steps_per_epoch, notes: list[str]) -> Training:
+def _training(path, content, links, steps_per_epoch, notes: list[str], finite: bool) -> Training:
     names = [name for name in ('online', *PREDICTORS) if name in content.nets]
     order = {n: {k: a.shape for k, a in content.nets[n].items()} for n in names}
     moments = torch_files.moments(str(path), content.opt, order)
@@ -215,6 +249,9 @@ def _training(path, content, links, steps_per_epoch, notes: list[str]) -> Traini
             arrays = {}
             for key, shape in tables.expected(links[name]).items():
                 arrays[key] = stored[name].get(key) or _zeros(shape)
+            if finite:
+                kind = 'exp_avg' if tree_of is mu else 'exp_avg_sq'
+                arrays = tables.finite(f'{path}: opt: {kind} of {name}', arrays)
             tree_of[name] = tables.from_file(links[name], arrays)
         idle = [k for k in tables.expected(links[name]) if k not in moments.mu[name]]
         allowed = ('mask_tokens.', 'extrinsics_encoder.')
@@ -223,6 +260,8 @@ def _training(path, content, links, steps_per_epoch, notes: list[str]) -> Traini
                 f'{path}: opt: nothing for {name} {wrong[0]}; --weights-only leaves it out'
             )
     epoch = content.plain.get('epoch')
+    if not isinstance(epoch, int | None):
+        raise ConvertError(f'{path}: epoch is a {type(epoch).__name__}, must be a whole number')
     counted = epoch * steps_per_epoch if steps_per_epoch and epoch is not None else None
     step = content.ours.get('step', moments.count if counted is None else counted)
     if counted not in (None, step):
@@ -240,7 +279,7 @@ def _zeros(shape: tuple[int, ...]) -> Leaf:
     return Leaf(shape, np.dtype('float32'), lambda: np.zeros(shape, np.float32))
 
 
-def _read_hf(path: pathlib.Path, allow_missing) -> Weights:
+def _read_hf(path: pathlib.Path, allow_missing, finite: bool) -> Weights:
     values = hf_files.read_config(path)
     arrays = hf_files.take_apart(path, values)
     encoder = next((name for name in ENCODERS if name in arrays), None)
@@ -252,13 +291,18 @@ def _read_hf(path: pathlib.Path, allow_missing) -> Weights:
         forms = {key: leaf.shape for key, leaf in arrays[name].items()}
         beside = nets[encoder].config if nets else None
         config = load(parts.PARTS[_part_of(name)].files['hf'].config)(values, forms, beside)
-        nets[name], _ = _net(str(path), name, config, 'hf', arrays[name], allow_missing, notes)
-    labels = {}
+        nets[name], _ = _net(
+            str(path), name, config, 'hf', arrays[name], allow_missing, notes, finite
+        )
+    if other := hf_files.other_crop(path, values['crop_size']):
+        notes.append(other)
+    labels, reads = {}, {}
     if 'probe' in nets:
         notes.append(
             'probe: transformers has eps 1e-6 in the pooler, here it is 1e-5 as in the original: '
             'logits differ in the fifth digit'
         )
+        reads = {'frames': values['frames_per_clip']}
         names = values.get('id2label') or {}
         labels = {'linear': tuple(names[key] for key in sorted(names, key=int))}
-    return Weights(path, 'hf', nets, labels=labels, notes=tuple(notes))
+    return Weights(path, 'hf', nets, labels=labels, reads=reads, notes=tuple(notes))

@@ -1,14 +1,14 @@
-"""The original's files: `.pt`, read without running what is in them, written a tensor at a time."""
+"""The original's files: `.pt`, and those that other trainers make of them."""
 
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import json
-import os
+import math
 import pathlib
 import pickle
 import re
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -16,64 +16,70 @@ from typing import Any
 
 import numpy as np
 
-from jepa_jax import scratch
-from jepa_jax.checkpoint import check_room
+from jepa_jax import files
 from jepa_jax.errors import ConvertError
 from jepa_jax.models.tokens import sincos_table
-from jepa_jax.weights import parts
+from jepa_jax.weights import parts, torch_pickle, torch_zip
 from jepa_jax.weights.tables import NEWER_TARGET, TORCH_NETS, TORCH_PROBES, Leaf
 
 ZIP, PICKLE = b'PK\x03\x04', b'\x80'
 INSTALL = "needs PyTorch: pip install 'jepa_jax[torch]'"
-PREFIX = re.compile(r'^(module\.|backbone\.)+')
+# what wrappers put before names: DDP, the original's own, torch.compile, Lightning, FSDP; and what
+# may also stand within them
+PREFIX = re.compile(r'^((module|backbone|model|net|_forward_module)\.)+')
+WITHIN = re.compile(r'\b(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.')
 ACTION = 'action_encoder.weight'  # only the action-conditioned predictor has it
 OURS = 'jepa_jax'  # entry of files that we write, JSON: what the original's entries cannot say
 # entries of training checkpoints that are plain values (reference: vjepa2 §5.5)
 PLAIN = ('epoch', 'loss', 'batch_size', 'world_size', 'lr', 'scaler')
-
-
-def _torch(path: os.PathLike):
-    try:
-        import torch
-    except ModuleNotFoundError:
-        raise ConvertError(f'{path}: a .pt file {INSTALL}') from None
-    return torch
+# entries of other trainers' files that hold the state dict
+WRAPPERS = ('state_dict', 'model', 'module', 'model_state_dict')
+DEEPSPEED = ('ds_version', 'ds_config', 'param_shapes')
+FLAT = 'flat_param'  # in names that FSDP gives to many parameters in one
+FLOATS = ('float32', 'bfloat16', 'float16')
 
 
 # Reading
 
 
-def _allowed() -> list[Any]:
-    """What a file may hold besides tensors: numpy scalars, which training checkpoints have as loss
-    and lr. numpy 1 and 2 name their maker differently."""
-    scalar = np._core.multiarray.scalar
-    kinds = {type(np.dtype(code)) for code in '?bBhHiIlLqQefd'}
-    return [np.dtype, *kinds, scalar, (scalar, 'numpy.core.multiarray.scalar')]
-
-
 def load(path: pathlib.Path) -> Any:
-    """What a `.pt` file holds; tensors stay on disk until they are used.
+    """What a `.pt` file holds: containers, numbers, text, and tensors with `shape`, `dtype` (a
+    name) and `read()`, which stay on disk until then. Nothing in it is run: what is not understood
+    is a `torch_pickle.Foreign`.
 
     Raises:
-      ConvertError: no checkpoint, a truncated one, or one that would run code.
+      ConvertError: no checkpoint.
+      BadFile: a damaged one, or one that would cost too much.
     """
+    files.size(path)
     with path.open('rb') as file:
         head = file.read(4)
-    zipped = zipfile.is_zipfile(path)
-    if head == ZIP and not zipped:
-        raise ConvertError(f'{path} is truncated: it begins as a .pt file, its end is not there')
-    if not zipped and head[:1] != PICKLE:
-        raise ConvertError(
-            f'{path} is not a checkpoint: must be a .pt file, a Hugging Face folder or a checkpoint'
-            ' of jepa_jax'
-        )
-    torch = _torch(path)
+    if head == ZIP:
+        if not zipfile.is_zipfile(path):
+            raise ConvertError(f'{path} is truncated: it begins as a .pt file, its end is missing')
+        return torch_zip.load(path)
+    if head[:1] == PICKLE:
+        return _load_old(path)
+    raise ConvertError(
+        f'{path} is not a checkpoint: must be a .pt file, a Hugging Face folder or a checkpoint of '
+        'jepa_jax'
+    )
+
+
+def _load_old(path: pathlib.Path) -> Any:
+    """Files of PyTorch before 1.6, which are no archives, by PyTorch's own protected reader."""
     try:
-        with torch.serialization.safe_globals(_allowed()), warnings.catch_warnings():
+        import torch
+    except ModuleNotFoundError:
+        raise ConvertError(f'{path}: a .pt file from before PyTorch 1.6 {INSTALL}') from None
+    scalar = np._core.multiarray.scalar  # numpy 1 and 2 name it differently
+    kinds = {type(np.dtype(code)) for code in '?bBhHiIlLqQefd'}
+    allowed = [np.dtype, *kinds, scalar, (scalar, 'numpy.core.multiarray.scalar')]
+    try:
+        with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
             # a pickle that is not PyTorch's; whether it holds weights is seen below
             warnings.filterwarnings('ignore', 'Detected pickle protocol', UserWarning)
-            # the format before PyTorch 1.6 is no archive and cannot be mapped
-            return torch.load(path, map_location='cpu', weights_only=True, mmap=zipped)
+            return _of_torch(torch.load(path, map_location='cpu', weights_only=True), {})
     except pickle.UnpicklingError as error:
         if name := re.search(r'GLOBAL ([\w.]+)', str(error)):
             raise ConvertError(
@@ -85,16 +91,44 @@ def load(path: pathlib.Path) -> Any:
             f'{path} is refused: a .pt file may hold tensors, numbers and text, nothing else '
             f'({reason[0]})'
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise _unreadable(path, error) from None
+    except Exception as error:  # PyTorch raises anything on bytes that it did not expect
+        raise ConvertError(
+            f'{path} cannot be read as a .pt file: damaged, truncated or something else '
+            f'({type(error).__name__}: {files.one_line(error)})'
+        ) from None
 
 
-def _unreadable(path: pathlib.Path, error: Exception) -> ConvertError:
-    reason = (str(error).strip() or 'no more is known').splitlines()[0]
-    return ConvertError(
-        f'{path} cannot be read as a .pt file: damaged, truncated or something else '
-        f'({type(error).__name__}: {reason})'
-    )
+@dataclasses.dataclass(frozen=True, eq=False)
+class Loaded:
+    """A tensor of PyTorch's, as torch_zip.Tensor."""
+
+    tensor: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensor.shape)
+
+    @property
+    def dtype(self) -> str:
+        return str(self.tensor.dtype).removeprefix('torch.')
+
+    def read(self) -> np.ndarray:
+        tensor = self.tensor.detach()
+        return (tensor.float() if self.dtype == 'bfloat16' else tensor).numpy()
+
+
+def _of_torch(value: Any, seen: dict[int, Any]) -> Any:
+    """With `Loaded` in place of tensors; seen: what came of a value before, by its id."""
+    if id(value) not in seen:
+        if isinstance(value, Mapping):
+            seen[id(value)] = {key: _of_torch(item, seen) for key, item in value.items()}
+        elif isinstance(value, list | tuple):
+            seen[id(value)] = [_of_torch(item, seen) for item in value]
+        elif hasattr(value, 'detach'):
+            seen[id(value)] = Loaded(value)
+        else:
+            return value
+    return seen[id(value)]
 
 
 @dataclasses.dataclass
@@ -108,45 +142,111 @@ class Content:
     notes: list[str]
 
 
-def take_apart(path: pathlib.Path) -> Content:
+def take_apart(path: pathlib.Path, ignore: tuple[str, ...] = ()) -> Content:
     """The nets of a file and what lies beside them.
 
+    ignore: patterns of entries and arrays to leave out, each of which is in the notes.
+
     Raises:
-      ConvertError: as `load`; no net in it; an entry with tensors that nobody knows.
+      ConvertError, BadFile: as `load`; no net in it; something that nobody knows, or that only
+        running code would give.
     """
-    content = load(path)
-    if not isinstance(content, Mapping) or not content:
-        raise ConvertError(f'{path} is not a checkpoint: it holds a {type(content).__name__}')
+    notes: list[str] = []
+    whole = load(path)
+    if not isinstance(whole, Mapping) or not whole:
+        raise ConvertError(f'{path} is not a checkpoint: it holds a {type(whole).__name__}')
+    content = _unwrapped(path, whole, ignore, notes)
     if NEWER_TARGET in content:
         raise ConvertError(f'{path} holds V-JEPA 2.1 ({NEWER_TARGET}); only 2.0 can be converted')
+    states = {net: (entry, content[entry]) for entry, net in TORCH_NETS.items() if entry in content}
     nets = {
-        net: _arrays(f'{path}: {entry}', content[entry])
-        for entry, net in TORCH_NETS.items()
-        if entry in content
+        net: _arrays(f'{path}: {entry}', _kept(state, ignore, notes, entry))
+        for net, (entry, state) in states.items()
     }
-    notes = []
     if TORCH_PROBES in content:
         probes = content[TORCH_PROBES]
         if not isinstance(probes, list | tuple) or not probes:
             raise ConvertError(f'{path}: {TORCH_PROBES} must be a list of at least one')
-        nets['probe'] = _arrays(f'{path}: {TORCH_PROBES}[0]', probes[0])
+        state = _kept(probes[0], ignore, notes, TORCH_PROBES)
+        nets['probe'] = _arrays(f'{path}: {TORCH_PROBES}[0]', state)
         if len(probes) > 1:
             notes.append(f'probe: the first of {len(probes)} is taken')
     if not nets:
-        return Content(_bare(path, content), None, {}, {}, notes)
+        return Content(_bare(path, content, ignore, notes), None, {}, {}, notes)
     if ACTION in nets.get('predictor', {}):
         nets['ac_predictor'] = nets.pop('predictor')
     for name, value in content.items():
         if name in (*TORCH_NETS, *PLAIN, TORCH_PROBES, 'opt', OURS):
             continue
-        if not isinstance(value, str | int | float | np.generic | None):
-            raise ConvertError(f'{path}: entry {name} ({type(value).__name__}) is not known')
-        notes.append(f'entry {name} is dropped')
+        _drop(path, name, value, notes)
     opt = content.get('opt')
     if opt is not None and 'probe' in nets:
         opt, _ = None, notes.append("probe: its optimizer's state is dropped")
-    plain = {name: _plain(content[name]) for name in PLAIN if name in content}
+    plain = {n: _plain(f'{path}: {n}', content[n]) for n in PLAIN if n in content}
     return Content(nets, opt, plain, _ours(path, content.get(OURS, '{}')), notes)
+
+
+def _unwrapped(
+    path: pathlib.Path, content: Any, ignore: tuple[str, ...], notes: list[str]
+) -> dict[str, Any]:
+    """The entries of a file, without what is ignored, out of the wrappers of other trainers; made
+    of nothing but what is understood."""
+    for _ in range(4):
+        if any(mark in content for mark in DEEPSPEED):
+            raise ConvertError(
+                f'{path} is a piece of a DeepSpeed checkpoint: its zero_to_fp32.py makes one state '
+                'dict of all pieces'
+            )
+        content = _kept(content, ignore, notes)
+        known = (*TORCH_NETS, TORCH_PROBES, NEWER_TARGET)
+        inner = [name for name in WRAPPERS if isinstance(content.get(name), dict)]
+        if not inner or any(name in content for name in known):
+            break
+        for name, value in content.items():
+            if name != inner[0]:
+                _drop(path, name, value, notes)
+        notes.append(f'the weights are those in entry {inner[0]}')
+        content = content[inner[0]]
+    if words := next(torch_pickle.foreign(content), ''):
+        name = next(n for n, v in content.items() if next(torch_pickle.foreign([n, v]), ''))
+        raise ConvertError(
+            f'{path} is refused: {words}, and weights run nothing (entry {_shown(name)}; '
+            '--ignore leaves it out)'
+        )
+    return content
+
+
+def _kept(
+    entries: Any, ignore: tuple[str, ...], notes: list[str], where: str = ''
+) -> dict[str, Any]:
+    """What no pattern ignores; the rest is noted."""
+    if not isinstance(entries, dict) or not ignore:
+        return entries
+    out = [
+        name
+        for name in entries
+        if any(fnmatch.fnmatchcase(str(name), p) or _short(name) == p for p in ignore)
+    ]
+    notes += [f'ignored: {where and where + ": "}{_shown(name)}' for name in out]
+    return {name: value for name, value in entries.items() if name not in out}
+
+
+def _drop(path: pathlib.Path, name: Any, value: Any, notes: list[str]) -> None:
+    """Notes that an entry is dropped; raises ConvertError if it is more than a plain value."""
+    if not isinstance(value, str | int | float | np.generic | None):
+        kind = type(value).__name__
+        kind = value.words if isinstance(value, torch_pickle.Foreign) else kind
+        raise ConvertError(
+            f'{path}: entry {_shown(name)} ({kind}) is not known: --ignore leaves it out'
+        )
+    notes.append(f'entry {_shown(name)} is dropped')
+
+
+def _shown(name: Any) -> str:
+    """A name out of a file, fit to be printed."""
+    if isinstance(name, torch_pickle.Foreign):
+        return name.words
+    return files.one_line(ValueError(name), 100)
 
 
 def _ours(path: pathlib.Path, text: Any) -> dict[str, Any]:
@@ -154,20 +254,57 @@ def _ours(path: pathlib.Path, text: Any) -> dict[str, Any]:
         entry = json.loads(text)
         if isinstance(entry, dict):
             return entry
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         pass
     raise ConvertError(f'{path}: entry {OURS} is not what jepa_jax writes there')
 
 
-def _plain(value: Any) -> Any:
-    """Numbers, also in dicts, as JSON holds them; a float32 becomes the float of the same value."""
-    if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
-    return value.item() if hasattr(value, 'item') else value
+def _plain(where: str, value: Any) -> Any:
+    """Numbers and text, also in a dict, as JSON holds them; a float32 becomes the float of the same
+    value. Raises ConvertError for anything else."""
+    if isinstance(value, dict):
+        return {str(name): _plain(f'{where}.{_shown(name)}', v) for name, v in _flat(where, value)}
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, TENSORS) and value.shape == ():
+        value = value.read().item()
+    if not isinstance(value, str | int | float | None):
+        raise ConvertError(f'{where} is a {type(value).__name__}, must be a number or text')
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConvertError(f'{where} is {value}: --ignore or --weights-only leaves it out')
+    return value
 
 
-def _bare(path: pathlib.Path, content: Mapping) -> dict[str, dict[str, Leaf]]:
-    """A state dict with nothing around it."""
+def _flat(where: str, values: dict) -> list[tuple[Any, Any]]:
+    if any(isinstance(value, dict) for value in values.values()):
+        raise ConvertError(f'{where} holds dicts, must hold numbers')
+    return list(values.items())
+
+
+def _bare(
+    path: pathlib.Path, content: Mapping, ignore: tuple[str, ...], notes: list[str]
+) -> dict[str, dict[str, Leaf]]:
+    """A state dict with nothing around it: of a net, or of a module that has several."""
+    split: dict[str, dict] = {}
+    for name, tensor in content.items():
+        entry, dot, rest = _short(name).partition('.')
+        if dot and entry in TORCH_NETS:
+            split.setdefault(entry, {})[rest] = tensor
+        elif split:
+            break
+    if split:
+        if sum(map(len, split.values())) != len(content):
+            odd = next(n for n in content if _short(n).partition('.')[0] not in TORCH_NETS)
+            raise ConvertError(
+                f'{path}: {_shown(odd)} is not known beside {", ".join(split)}: --ignore leaves it '
+                'out'
+            )
+        nets = {
+            TORCH_NETS[entry]: _arrays(f'{path}: {entry}', _kept(state, ignore, notes, entry))
+            for entry, state in split.items()
+        }
+        if ACTION in nets.get('predictor', {}):
+            nets['ac_predictor'] = nets.pop('predictor')
+        return nets
     arrays = _arrays(str(path), content)
     marks = {
         ACTION: 'ac_predictor',
@@ -178,9 +315,14 @@ def _bare(path: pathlib.Path, content: Mapping) -> dict[str, dict[str, Leaf]]:
     net = next((net for name, net in marks.items() if name in arrays), None)
     if net is None:
         raise ConvertError(
-            f'{path} holds no weights of V-JEPA: its first key is {next(iter(arrays))}'
+            f'{path} holds no weights of V-JEPA: its first key is {_shown(next(iter(arrays)))}'
         )
     return {net: arrays}
+
+
+def _short(name: Any) -> str:
+    """A name without what wrappers put into it."""
+    return PREFIX.sub('', WITHIN.sub('', str(name)))
 
 
 def _arrays(where: str, state: Any) -> dict[str, Leaf]:
@@ -189,29 +331,40 @@ def _arrays(where: str, state: Any) -> dict[str, Leaf]:
     Raises:
       ConvertError: it is no dict of float tensors.
     """
-    torch = _torch(pathlib.Path(where))
     if not isinstance(state, Mapping) or not state:
         raise ConvertError(f'{where}: must be a dict of tensors, is a {type(state).__name__}')
     leaves: dict[str, Leaf] = {}
     for name, tensor in state.items():
-        short = PREFIX.sub('', str(name))
-        if not isinstance(tensor, torch.Tensor):
-            raise ConvertError(f'{where}: {name} is a {type(tensor).__name__}, must be a tensor')
-        if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        short, shown = _short(name), _shown(name)
+        if FLAT in short:
             raise ConvertError(
-                f'{where}: {name} is of type {tensor.dtype}, must be float32, bfloat16 or float16'
+                f'{where}: {shown} is many parameters in one, as FSDP keeps them: save a full '
+                'state dict (StateDictType.FULL_STATE_DICT)'
+            )
+        if not isinstance(tensor, TENSORS):
+            raise ConvertError(f'{where}: {shown} is a {type(tensor).__name__}, must be a tensor')
+        if tensor.dtype not in FLOATS:
+            raise ConvertError(
+                f'{where}: {shown} is of type {tensor.dtype}, must be one of {", ".join(FLOATS)}'
             )
         if short in leaves:
-            raise ConvertError(f'{where}: {short} is there twice, with and without a prefix')
+            raise ConvertError(f'{where}: {_shown(short)} is there twice, under two prefixes')
         leaves[short] = _leaf(tensor)
     return leaves
 
 
+TENSORS = (torch_zip.Tensor, Loaded)
+
+
 def _leaf(tensor: Any) -> Leaf:
     def read() -> np.ndarray:
-        return tensor.detach().float().numpy()
+        with files.raising(ConvertError):
+            return np.asarray(tensor.read(), np.float32)
 
     return Leaf(tuple(tensor.shape), np.dtype('float32'), read)
+
+
+HYPER = ('lr', 'weight_decay', 'eps')
 
 
 @dataclasses.dataclass
@@ -252,10 +405,13 @@ def moments(where: str, opt: Any, forms: Mapping[str, Mapping[str, tuple[int, ..
     where = f'{where}: opt'
     try:
         stored, rows = opt['state'], opt['param_groups']
-        sizes = [len(row['params']) for row in rows]
+        indices = [[int(index) for index in row['params']] for row in rows]
+        first = {key: rows[0][key] for key in ('lr', 'weight_decay', 'eps', 'betas')}
+        hyper = {key: _plain(f'{where}: {key}', first[key]) for key in HYPER}
+        hyper['betas'] = [_plain(f'{where}: betas', beta) for beta in first['betas']]
     except (KeyError, TypeError, IndexError) as error:
         raise ConvertError(f'{where} is no state of an optimizer ({error!r})') from None
-    expected = groups(forms)
+    sizes, expected = [len(group) for group in indices], groups(forms)
     if sizes != [len(group) for group in expected]:
         raise ConvertError(
             f'{where}: groups of {sizes} parameters, must be of {[len(g) for g in expected]}; '
@@ -264,31 +420,29 @@ def moments(where: str, opt: Any, forms: Mapping[str, Mapping[str, tuple[int, ..
     mu: dict = {net: {} for net in forms}
     nu: dict = {net: {} for net in forms}
     counts = set()
-    for row, group in zip(rows, expected):
-        for index, (net, name) in zip(row['params'], group):
+    for numbers, group in zip(indices, expected):
+        for index, (net, name) in zip(numbers, group):
             if index not in stored:
                 continue  # no gradient ever reached it
             state, shape = stored[index], forms[net][name]
+            if not isinstance(state, dict):
+                raise ConvertError(f'{where}: state of {net} {name} is no dict')
             for key, moment in (('exp_avg', mu), ('exp_avg_sq', nu)):
-                if key not in state or tuple(state[key].shape) != shape:
-                    form = list(state[key].shape) if key in state else 'nothing'
+                tensor = state.get(key)
+                form = list(tensor.shape) if isinstance(tensor, TENSORS) else 'nothing'
+                if form != list(shape) or tensor.dtype not in FLOATS:
                     raise ConvertError(
-                        f'{where}: {key} of {net} {name} is {form}, must be {list(shape)}'
+                        f'{where}: {key} of {net} {name} is {form}, must be {list(shape)} floats'
                     )
-                moment[net][name] = _leaf(state[key])
-            counts.add(int(state['step']))
-    if len(counts) != 1:
+                moment[net][name] = _leaf(tensor)
+            counts.add(_plain(f'{where}: step of {net} {name}', state.get('step')))
+    count = next(iter(counts), None)
+    if len(counts) != 1 or not isinstance(count, int | float) or count % 1:
         raise ConvertError(
-            f'{where}: parameters were updated {sorted(counts)} times, must be one number; '
-            '--weights-only leaves the optimizer out'
+            f'{where}: parameters were updated {sorted(map(str, counts))} times, must be one '
+            'whole number; --weights-only leaves the optimizer out'
         )
-    first = rows[0]
-    hyper = {key: _plain(first[key]) for key in ('lr', 'weight_decay', 'eps')}
-    hyper['betas'] = [_plain(beta) for beta in first['betas']]
-    return Moments(mu, nu, counts.pop(), hyper)
-
-
-# Writing
+    return Moments(mu, nu, int(count), hyper)
 
 
 # Arrays of the original that we compute: the tables of models with sin-cos positions
@@ -330,101 +484,3 @@ def beyond(net: str, config: Any) -> list[str]:
     if getattr(config, 'state_width', 1) == 0:
         notes.append(f'{net}: no states, which the original needs: it cannot load this file')
     return notes
-
-
-class Scratch:
-    """Tensors in an unnamed file: as many as the disk holds, without memory of their own."""
-
-    def __init__(self, torch, folder: pathlib.Path, nbytes: int):
-        self._torch = torch
-        with tempfile.TemporaryFile(dir=folder) as file:  # the mapping outlives it
-            file.truncate(max(nbytes, 1))
-            self._bytes = np.memmap(file, np.uint8, 'r+')
-        self._used = 0
-
-    def put(self, array: np.ndarray) -> Any:
-        """A tensor with the values of an array."""
-        stop = self._used + array.nbytes
-        place = self._bytes[self._used : stop].view(array.dtype).reshape(array.shape)
-        place[...] = array
-        self._used = stop
-        return self._torch.from_numpy(place)
-
-
-def save(content: Any, dst: pathlib.Path) -> None:
-    """A `.pt` file, whole or not at all."""
-    torch = _torch(dst)
-    scratch.sweep(dst.parent)
-    with tempfile.TemporaryDirectory(dir=dst.parent, prefix=scratch.prefix(dst)) as folder:
-        path = pathlib.Path(folder) / dst.name
-        torch.save(content, path)
-        path.rename(dst)
-
-
-def prepare(dst: pathlib.Path, nbytes: int) -> Scratch:
-    """Room for the tensors of a file to be written.
-
-    Raises:
-      ConvertError: no PyTorch.
-      CheckpointError: the disk has not the room for them and for the file.
-    """
-    torch = _torch(dst)
-    dst.parent.mkdir(parents=True, exist_ok=True)
-    check_room(dst.parent, 2 * nbytes)
-    return Scratch(torch, dst.parent, nbytes)
-
-
-def optimizer(
-    scratch: Scratch,
-    forms: Mapping[str, Mapping[str, tuple[int, ...]]],
-    mu: Mapping[tuple[str, str], Any],
-    nu: Mapping[tuple[str, str], Any],
-    count: int,
-    hyper: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The state dict of the original's AdamW. (reference: vjepa2 §5.4)
-
-    Args:
-      forms: as for `groups`.
-      mu, nu: tensors by (net, name); parameters without are those that got no gradient.
-    """
-    import torch
-
-    names = groups(forms)
-    nothing = [torch.nn.Parameter(torch.zeros(())) for _ in names]
-    settings = dict(lr=hyper['lr'], betas=tuple(hyper['betas']), eps=hyper['eps'])
-    rest = {'WD_exclude': True, 'weight_decay': 0}
-    adam = torch.optim.AdamW(
-        [
-            {
-                'params': [p],
-                **(rest if i >= len(names) // 2 else {'weight_decay': hyper['weight_decay']}),
-            }
-            for i, p in enumerate(nothing)
-        ],
-        **settings,
-    )
-    rows = adam.state_dict()['param_groups']
-    state, index = {}, 0
-    for row, group in zip(rows, names):
-        row['params'] = list(range(index, index + len(group)))
-        for number, key in zip(row['params'], group):
-            if key in mu:
-                state[number] = {
-                    'step': torch.tensor(float(count)),
-                    'exp_avg': mu[key],
-                    'exp_avg_sq': nu[key],
-                }
-        index += len(group)
-    return {'state': state, 'param_groups': rows}
-
-
-def fresh_scaler() -> dict[str, Any]:
-    """State of a gradient scaler that has scaled nothing yet, as the original makes one."""
-    return {
-        'scale': 65536.0,
-        'growth_factor': 2.0,
-        'backoff_factor': 0.5,
-        'growth_interval': 2000,
-        '_growth_tracker': 0,
-    }

@@ -17,7 +17,7 @@ import numpy as np
 from jepa_jax import checkpoint
 from jepa_jax.errors import ConvertError
 from jepa_jax.lookup import load
-from jepa_jax.weights import hf_files, own, parts, tables, torch_files
+from jepa_jax.weights import hf_files, own, parts, tables, torch_files, torch_write
 from jepa_jax.weights.contents import PREDICTORS, StoredNet, Training, Weights, title
 from jepa_jax.weights.tables import flatten
 
@@ -124,47 +124,48 @@ def _write_torch(weights: Weights, dst: pathlib.Path, steps_per_epoch, progress)
         raise ConvertError(f'{weights.source}: a training checkpoint without a target encoder')
     computed = {name: _computed(net) for name, net in nets.items()}
     more = sum(table.nbytes for arrays in computed.values() for table in arrays.values())
-    scratch = torch_files.prepare(dst, nbytes(weights, 'torch') + more)
+    with torch_write.writing(dst, nbytes(weights, 'torch') + more) as writer:
 
-    def tensors(name: str, tree: Mapping) -> Iterator[tuple[str, Any]]:
-        for key, array in tables.to_file(links[name], tree):
-            progress(array.nbytes)
-            yield key, scratch.put(array)
+        def tensors(name: str, tree: Mapping, idle: Any = ()) -> Iterator[tuple[str, Any]]:
+            for key, array in tables.to_file(links[name], tree):
+                progress(array.nbytes)
+                if key not in idle:
+                    yield key, writer.put(array)
 
-    prefix = 'module.' if 'ac_predictor' in nets else 'module.backbone.'
-    content: dict[str, Any] = {}
-    order: dict[str, dict[str, tuple[int, ...]]] = {}
-    for name, net in nets.items():
-        arrays = dict(tensors(name, net.tree))
-        arrays |= {key: scratch.put(table) for key, table in computed[name].items()}
-        keys = [*computed[name], *tables.file_order(links[name])]
-        order[name] = {key: tuple(arrays[key].shape) for key in keys}
-        if name == 'probe':
-            content[entries[name]] = [{f'module.{key}': arrays[key] for key in keys}]
-        else:
-            content[entries[name]] = {f'{prefix}{key}': arrays[key] for key in keys}
-    if weights.alone:
-        one = content[entries[weights.pick()]]
-        content |= {entries['online']: one, entries['target']: one}
-        notes.append(
-            f'one encoder in the source: the file names it {entries["online"]} and '
-            f'{entries["target"]}'
-        )
-    ours = own.extra(weights)
-    if t := weights.training:
-        # the order of the optimizer's parameters; a frozen encoder is among them, without state
-        first = ('online' if 'online' in order else weights.pick(),) if weights.encoder else ()
-        order = {name: order[name] for name in (*first, *PREDICTORS) if name in order}
-        mu, nu = {}, {}
-        for name in t.mu:
-            idle = _idle(links[name], t.nu[name])
-            for tree, tensors_of in ((t.mu[name], mu), (t.nu[name], nu)):
-                tensors_of |= {(name, k): a for k, a in tensors(name, tree) if k not in idle}
-        content['opt'] = torch_files.optimizer(scratch, order, mu, nu, t.count, t.hyper)
-        content |= _plain(t, steps_per_epoch, notes)
-        ours['step'] = t.step
-    content[torch_files.OURS] = json.dumps(ours)
-    torch_files.save(content, dst)
+        prefix = 'module.' if 'ac_predictor' in nets else 'module.backbone.'
+        content: dict[str, Any] = {}
+        order: dict[str, dict[str, tuple[int, ...]]] = {}
+        for name, net in nets.items():
+            arrays = dict(tensors(name, net.tree))
+            arrays |= {key: writer.put(table) for key, table in computed[name].items()}
+            keys = [*computed[name], *tables.file_order(links[name])]
+            order[name] = {key: tuple(arrays[key].shape) for key in keys}
+            if name == 'probe':
+                content[entries[name]] = [{f'module.{key}': arrays[key] for key in keys}]
+            else:
+                content[entries[name]] = {f'{prefix}{key}': arrays[key] for key in keys}
+        if weights.alone:
+            one = content[entries[weights.pick()]]
+            content |= {entries['online']: one, entries['target']: one}
+            notes.append(
+                f'one encoder in the source: the file names it {entries["online"]} and '
+                f'{entries["target"]}'
+            )
+        ours = own.extra(weights)
+        if t := weights.training:
+            # the order of the optimizer's parameters; a frozen encoder is among them, without state
+            first = ('online' if 'online' in order else weights.pick(),) if weights.encoder else ()
+            order = {name: order[name] for name in (*first, *PREDICTORS) if name in order}
+            mu, nu = {}, {}
+            for name in t.mu:
+                idle = _idle(links[name], t.nu[name])
+                for tree, tensors_of in ((t.mu[name], mu), (t.nu[name], nu)):
+                    tensors_of |= {(name, k): a for k, a in tensors(name, tree, idle)}
+            content['opt'] = torch_write.optimizer(writer, order, mu, nu, t.count, t.hyper)
+            content |= _plain(t, steps_per_epoch, notes)
+            ours['step'] = t.step
+        content[torch_files.OURS] = json.dumps(ours)
+        writer.finish(content)
     return notes
 
 
@@ -200,7 +201,7 @@ def _plain(t: Training, steps_per_epoch: int | None, notes: list[str]) -> dict[s
         )
     batch = t.config['optim']['batch'] if t.config else None
     return {
-        'scaler': torch_files.fresh_scaler(),
+        'scaler': torch_write.fresh_scaler(),
         'epoch': t.step // epoch,
         'loss': None,
         'batch_size': batch,
@@ -234,6 +235,11 @@ def _write_hf(weights: Weights, dst: pathlib.Path, encoder: str, progress) -> li
     probe = weights.probe
     if probe and list(probe[1]) != ['linear']:
         raise ConvertError(f'{dst}: a probe with heads {", ".join(probe[1])}, must be one: linear')
+    frames = weights.encoder.frames
+    if probe:  # of the clips that it reads, where the source says so
+        frames = weights.reads.get('frames', frames)
+        if (levels := weights.reads.get('reads', 'last')) != 'last':
+            notes.append(f'the probe reads {levels}, theirs always the last block')
     prefixes = {name: 'vjepa2.' if probe and name != 'probe' else '' for name in nets}
     sizes = {}
     for name in nets:
@@ -244,7 +250,9 @@ def _write_hf(weights: Weights, dst: pathlib.Path, encoder: str, progress) -> li
     with hf_files.folder_at(dst) as folder:
         predictor = nets['predictor'].config if 'predictor' in nets else None
         labels = weights.labels.get('linear', ())
-        hf_files.write_config(folder, weights.encoder, chosen, predictor, probe, labels)
+        hf_files.write_config(
+            folder, dst, weights.encoder, chosen, predictor, probe, labels, frames
+        )
         shards = hf_files.Shards(folder, sizes)
         for name, net in nets.items():
             for key, array in tables.to_file(links[name], net.tree):

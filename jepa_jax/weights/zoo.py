@@ -26,9 +26,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from jepa_jax import workdir
+from jepa_jax import files, workdir
 from jepa_jax.config import cache_root
-from jepa_jax.errors import ZooError, nearest
+from jepa_jax.errors import ConvertError, ZooError, nearest
 from jepa_jax.models import SIZES
 from jepa_jax.weights import download
 from jepa_jax.weights.contents import Weights
@@ -119,7 +119,7 @@ def find(name_or_path: str | os.PathLike, **options: Any) -> Weights:
       ConvertError, CheckpointError: weights that do not fit.
     """
     text, pin = pinned(name_or_path)
-    options = {name: value for name, value in options.items() if value}
+    options = {name: v for name, v in options.items() if v or name == 'weights_only'}
     if text in RELEASED:
         refuse_options(text, options)
         return _released(text, pin)
@@ -129,7 +129,7 @@ def find(name_or_path: str | os.PathLike, **options: Any) -> Weights:
     if not os.path.exists(path) and (text.startswith(HUB) or text in PUBLISHED):
         path = _hugging_face(text.removeprefix(HUB))
     if os.path.exists(path):
-        return read(path, weights_only=True, **options)
+        return read(path, **{'weights_only': True, **options})
     names = [*RELEASED, *ALIASES, *PUBLISHED, *(RANDOM + size for size in SIZES)]
     hub = ''
     if re.fullmatch(r'[\w-][\w.-]*/[\w.-]+', text):
@@ -171,6 +171,9 @@ def refuse_options(text: str, options: dict[str, Any]) -> None:
         raise ZooError(f"'{text}' is a name: its {', '.join(chosen)} cannot be chosen")
 
 
+THOROUGH = {'weights_only': False, 'allow_nonfinite': True}
+
+
 @dataclasses.dataclass(frozen=True)
 class Sources:
     """Weights and the files that they are in."""
@@ -185,7 +188,13 @@ def look(name_or_path: str | os.PathLike) -> Sources:
     Raises: as `find`.
     """
     text, pin = pinned(name_or_path)
-    weights = find(text + pin)
+    # all that is there, whatever its numbers are: they are looked at one by one
+    try:
+        weights = find(text + pin) if text in RELEASED else find(text + pin, **THOROUGH)
+    except ConvertError as error:  # an optimizer that is not understood is no fault of the nets
+        weights = find(text + pin, allow_nonfinite=True)
+        notes = (*weights.notes, f'the optimizer is not looked at: {error}')
+        weights = dataclasses.replace(weights, notes=notes)
     source = weights.source
     if text in RELEASED:
         original = cache_folder() / pathlib.Path(RELEASED[text].file).name
@@ -289,14 +298,13 @@ def check_record(path: pathlib.Path, thorough: bool = False) -> str:
       ZooError: the file is not what it was.
     """
     record, status = record_of(path), path.stat()
-    try:
-        noted = json.loads(record.read_text())
-        stamp = (noted['bytes'], noted['changed'])
-        digest = noted['sha256']
-    except FileNotFoundError:
-        noted = None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ZooError(f'{record} is damaged ({type(error).__name__}): remove it') from error
+    noted = None
+    if record.exists():
+        with files.raising(ZooError):
+            noted = files.read_json(record)
+        stamp, digest = (noted.get('bytes'), noted.get('changed')), noted.get('sha256')
+        if not isinstance(digest, str) or 'first_used' not in noted:
+            raise ZooError(f'{record} is damaged: remove it')
     if noted and not thorough and stamp == (status.st_size, status.st_mtime_ns):
         return digest
     sha256 = _hash(path)

@@ -1,6 +1,7 @@
 """The manifest of a folder of good and bad files, made by the command."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,9 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image
+
+from tools import index_videos
 
 ROOT = Path(__file__).parents[2]
 
@@ -106,3 +110,55 @@ def test_refusals(folder, tmp_path):
 
 def test_help():
     assert '--decode' in index('--help').stdout
+
+
+def test_a_row_for_whatever_has_a_videos_suffix(folder, tmp_path):
+    """Kinds by content, names that no file can have, and a process that dies on one file."""
+    files = tmp_path / 'files'
+    files.mkdir()
+    good = (folder / 'a good one.mp4').read_bytes()
+    images = [Image.new('RGB', (32, 16), colour) for colour in ('red', 'blue', 'red')]
+    options = {'save_all': True, 'append_images': images[1:]}
+    (files / 'good.mp4').write_bytes(good)
+    images[0].save(files / 'animated.mp4', 'WEBP', duration=125, **options)
+    images[0].save(files / 'pages.mp4', 'TIFF', **options)
+    images[0].save(files / 'still.mp4', 'JPEG')
+    np.save(files / 'array.npy', np.zeros((2, 16, 32, 3), np.uint8))
+    (files / 'array.npy').rename(files / 'array.avi')
+    (files / 'script.mp4').write_text('%!PS-Adobe-3.0\n')
+    (files / 'folder.txt').mkdir()
+    os.mkfifo(files / 'fifo.ts')
+    name = os.fsencode(files) + b'/not utf-8 \xff.mp4'
+    with open(name, 'wb') as file:
+        file.write(good)
+    lines = ['files/folder.txt', 'files/nul\0.mp4', 'files/' + 'long' * 9999 + '.mp4', '/dev/zero']
+    (tmp_path / 'l.txt').write_text('\n'.join(lines))
+    out = tmp_path / 'm.jsonl'
+    done = index(files, tmp_path / 'l.txt', '--out', out, '--workers', 1)
+    manifest = [json.loads(line) for line in out.read_text('utf-8', 'surrogateescape').splitlines()]
+    problems = {os.path.basename(row['path'])[:12]: row['problem'] for row in manifest}
+    assert problems == {
+        'good.mp4': None, 'animated.mp4': None, 'pages.mp4': None, 'still.mp4': None,
+        'array.avi': None, 'script.mp4': 'not_local', 'fifo.ts': 'unreadable',
+        'not utf-8 \udcff.': None, 'folder.txt': 'unreadable', 'nul\0.mp4': 'missing',
+        'longlonglong': 'missing', 'zero': 'unreadable',
+    }  # fmt: skip
+    rows = {os.path.basename(row['path']): row for row in manifest}
+    animated = rows['animated.mp4']
+    assert (animated['frames'], animated['fps'], animated['codec']) == (3, 8, 'webp')
+    assert [rows[name]['frames'] for name in ('pages.mp4', 'still.mp4', 'array.avi')] == [3, 1, 2]
+    assert 'passed over' not in done.stdout
+
+
+def test_a_process_that_dies(folder, monkeypatch):
+    monkeypatch.setattr(index_videos, 'describe', _die_on_gone)
+    records = [(f'{i}.mp4', i) for i in range(9)] + [('gone', None)] + [('x.mp4', None)]
+    rows = list(index_videos.scanned(records, False, 2))
+    assert [row['path'] for row in rows] == [path for path, _ in records]
+    assert [row['problem'] for row in rows] == [None] * 9 + ['corrupt', None]
+
+
+def _die_on_gone(record, decode_all):
+    if record[0] == 'gone':
+        os._exit(9)
+    return {'path': record[0], 'problem': None}

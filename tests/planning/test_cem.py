@@ -135,6 +135,35 @@ def test_finds_the_known_optimum(name):
         np.testing.assert_allclose(result['energy'], expected[0], rtol=1e-6)
 
 
+@pytest.mark.parametrize('name', PLANNERS)
+def test_no_plan_leaves_its_walls(name):
+    """The goal lies beyond two of them: each step of the plan ends at the nearest point within."""
+    walls = dataclasses.replace(PLANE, within=((-0.1, 0.4), (-0.2, 2.0)))
+    planner = PLANNERS[name]
+    parts = {'cem': 'cem', 'adam': 'adam'} if isinstance(planner, CEMAdam) else {}
+    boxed = {part: dataclasses.replace(getattr(planner, part), space=walls) for part in parts}
+    planner = dataclasses.replace(planner, **(boxed or {'space': walls}))
+    goal = Goal(jnp.asarray([[0.9, -0.3]]))
+    actions, _ = jax.jit(planner.solve)(Point(), POINT, goal, jax.random.key(0))
+    places = np.cumsum(actions, axis=0)
+    assert places[:, 0].max() <= 0.4 + 1e-6 and places[:, 1].min() >= -0.2 - 1e-6
+    np.testing.assert_allclose(places[-1], [0.4, -0.2], rtol=0, atol=0.02)
+
+
+def test_steps_end_at_the_walls_of_a_workspace():
+    """By hand: from x = 0.5 in a box up to 0.6, steps of 0.08, 0.05 and -0.03 are 0.08, 0.02 and
+    -0.03; the gripper is no place."""
+    box = (0.4, 0.6, -1.0, 1.0, 0.0, 1.0)
+    space = end_effector(0.1, workspace=box, start=(0.5, 0.0, 0.01))
+    steps = jnp.array([[[0.08, 0, -0.05, 0.7], [0.05, 0, 0.02, 0.7], [-0.03, 0, 0, 0.7]]])
+    expected = [[0.08, 0, -0.01, 0.7], [0.02, 0, 0.02, 0.7], [-0.03, 0, 0, 0.7]]
+    np.testing.assert_allclose(space.restrict(steps)[0], expected, rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match='begin at z = 1.2, outside of 0 to 1 m'):
+        end_effector(workspace=box, start=(0.5, 0, 1.2))
+    with pytest.raises(ValueError, match='must be x0,x1,y0,y1,z0,z1, each pair ascending'):
+        end_effector(workspace=(0.6, 0.4, *box[2:]), start=(0.5, 0, 0.5))
+
+
 def test_adam_after_cem_is_never_worse():
     both = PLANNERS['cem, then adam']
     goal = Goal(jnp.asarray([[0.2, 0.1]]))

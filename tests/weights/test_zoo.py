@@ -556,7 +556,8 @@ def test_mistaken_options(tmp_path):
     for options, words in [
         (dict(encoder='ema'), 'target, online'),
         (dict(dtype='float16'), 'float32, bfloat16'),
-        (dict(probe='x'), 'mean nothing'),
+        (dict(probe='ssv2-vitl-16x2x3'), 'mean nothing'),
+        (dict(probe='x'), 'no such file'),
     ]:
         with pytest.raises(ZooError, match=words):
             jepa_jax.load('random:tiny', **options)

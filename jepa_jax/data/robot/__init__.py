@@ -16,6 +16,10 @@ from jepa_jax import lookup
 from jepa_jax.config import RobotConfig
 from jepa_jax.data.robot.contract import STATE as STATE
 from jepa_jax.data.robot.contract import Contract as Contract
+from jepa_jax.data.robot.contract import Measured as Measured
+from jepa_jax.data.robot.contract import opening_problem as opening_problem
+from jepa_jax.data.robot.contract import unit_problems as unit_problems
+from jepa_jax.data.robot.contract import units_of as units_of
 from jepa_jax.data.robot.episodes import NARROWEST as NARROWEST
 from jepa_jax.data.robot.episodes import WIDEST as WIDEST
 from jepa_jax.data.robot.episodes import Episode as Episode
@@ -23,8 +27,12 @@ from jepa_jax.data.robot.episodes import Piece as Piece
 from jepa_jax.data.robot.episodes import Recordings as Recordings
 from jepa_jax.data.robot.episodes import actions_between as actions_between
 from jepa_jax.data.robot.episodes import cut as cut
+from jepa_jax.data.robot.episodes import kept as kept
 from jepa_jax.data.robot.episodes import steps_between as steps_between
+from jepa_jax.data.robot.episodes import unbroken as unbroken
 from jepa_jax.data.robot.episodes import view as view
+from jepa_jax.data.robot.survey import check_units as check_units
+from jepa_jax.data.robot.survey import spread as spread
 
 # what RobotConfig.kind may be -> a class: RobotConfig -> Recordings
 READERS: dict[str, str] = {

@@ -5,18 +5,18 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from jepa_jax.config import RobotConfig
 from jepa_jax.data import decode
 from jepa_jax.data.augment import Crop, resize
 from jepa_jax.data.clips import Timing
-from jepa_jax.errors import BadFile, ConfigError, Unsuitable
+from jepa_jax.data.robot.clock import NEAR, SNAP, Clock, nearest
+from jepa_jax.data.sources import image_of
+from jepa_jax.errors import BadFile, Unsuitable
 
 INSTALL = "needs {}: pip install 'jepa_jax[robot]'"
 WIDEST, NARROWEST = 1.35, 0.75  # width over height of what is cut out
@@ -39,11 +39,19 @@ class Episode:
     states: np.ndarray  # [n, 7] float64
     video: str = ''  # path; empty: `pixels`
     begins: float = 0.0  # seconds of the video at which the episode begins
-    fps: float = 0.0  # of pixels, and of the clock of `begins`; a video knows its own
+    fps: float = 0.0  # by the recording's own clock; 0: what the video says
     # [n, H, W, 3] uint8
     pixels: Pictures | None = dataclasses.field(default=None, repr=False)
     extrinsics: np.ndarray | None = None  # [n, 6] pose of the camera in the frame of the base
     whole: bool = True  # the video holds nothing but this episode
+    clock: Clock | None = None  # of the rows; None: they follow evenly
+    # what is odd about the recording and yet can be read, each in a line; `read` adds to it
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def times(self) -> np.ndarray | None:
+        """[n] seconds of each frame; NaN: it has no picture. None: they follow evenly."""
+        return None if self.clock is None or self.clock.even else self.clock.times
 
     def read(self, choose: Callable[[Timing], np.ndarray]) -> np.ndarray:
         """Frames [T, H, W, 3] uint8 that `choose` picks from the timing of the episode.
@@ -54,17 +62,14 @@ class Episode:
         n = len(self.states)
 
         def pick(timing: Timing) -> np.ndarray:
-            first = 0 if self.whole else self._first(timing)
-            count = timing.frames - first
-            if abs(count - n) > TOLERANCE if self.whole else count < n:
-                raise Unsuitable(
-                    'mismatch',
-                    f'{n} states for {count} frames of video ({timing.fps:g} a second): must be '
-                    f'one for each, so the states are at {n / max(count, 1) * timing.fps:.3g} a '
-                    'second',
-                )
-            usable, fps = min(n, count), timing.fps if self.whole else self.fps
-            return first + choose(Timing(usable, fps, usable / fps))
+            if self.whole:
+                pictures, times = self._pictures(timing)
+                fps = self._fps(timing)
+                return pictures[choose(Timing(len(pictures), fps, len(pictures) / fps, times))]
+            first = self._first(timing)
+            if timing.frames - first < n:
+                raise self._apart(timing, timing.frames - first)
+            return first + choose(Timing(n, self.fps, n / self.fps))
 
         if self.pixels is None:
             return decode.read_frames(self.video, pick)
@@ -74,6 +79,71 @@ class Episode:
             ]
         except Unsuitable as error:
             raise BadFile(self.name, error.reason, error.detail) from error
+
+    def _fps(self, timing: Timing) -> float:
+        """Of the episode: the recording's own clock is believed before the video."""
+        own = self.clock.fps if self.clock else self.fps
+        if own and abs(timing.fps / own - 1) > SNAP and not self._by_time(timing):
+            self._note(
+                f"the video says {timing.fps:g} frames a second, the recording's own clock {own:g}:"
+                ' the clock is believed'
+            )
+        return own or timing.fps
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def _by_time(self, timing: Timing) -> bool:
+        """Whether video and clock differ in how many pictures they have, and agree on how long they
+        take."""
+        if self.clock is None or self._counted(timing) is not None:
+            return False
+        last = timing.times[-1] if timing.variable else (timing.frames - 1) / timing.fps
+        span = float(np.nanmax(self.clock.times))
+        return abs(last - span) <= max(0.005 * span, 2 / self.clock.fps)
+
+    def _counted(self, timing: Timing) -> np.ndarray | None:
+        """The frame of the video that belongs to each row, where they are as many: as rows, or as
+        rows that have a picture of their own. -1: none."""
+        n, count, clock = len(self.states), timing.frames, self.clock
+        taken = n if clock is None else clock.count
+        if taken != n and (count == taken or abs(count - n) > TOLERANCE >= abs(count - taken)):
+            return np.where(clock.pictures < count, clock.pictures, -1)
+        if abs(count - n) > TOLERANCE or (count != n and clock is not None and timing.variable):
+            return None
+        return np.arange(min(n, count))
+
+    def _pictures(self, timing: Timing) -> tuple[np.ndarray, np.ndarray | None]:
+        """The frame of the video that belongs to each row [m], m at most n, and when it was taken
+        (see `times`)."""
+        pictures, times = self._counted(timing), self.times
+        if pictures is not None:
+            if times is not None:
+                times = np.where(pictures >= 0, times[: len(pictures)], np.nan)
+            return pictures, times
+        if not self._by_time(timing):
+            raise self._apart(timing, timing.frames)
+        rows = self.clock.times
+        shown = timing.times if timing.variable else np.arange(timing.frames) / timing.fps
+        known = np.nan_to_num(rows)
+        pictures = nearest(shown, known)
+        apart = np.abs(shown[pictures] - known)
+        there = np.isfinite(rows) & (apart <= 0.5 / self.clock.fps)
+        self._note(
+            f'{len(self.states)} states for {timing.frames} frames of video: matched by time'
+        )
+        whole = self.clock.even and there.all()
+        return pictures, None if whole else np.where(there, rows, np.nan)
+
+    def _apart(self, timing: Timing, count: int) -> Unsuitable:
+        n = len(self.states)
+        return Unsuitable(
+            'mismatch',
+            f'{n} states for {count} frames of video ({timing.fps:g} a second): must be '
+            f'one for each, so the states are at {n / max(count, 1) * timing.fps:.3g} a '
+            'second',
+        )
 
     def _first(self, timing: Timing) -> int:
         """The frame of the video with which the episode begins: by when frames are shown, or by
@@ -98,6 +168,24 @@ class Episode:
                 f'frame is shown at {self.begins:g} s, where the episode begins, is not certain',
             )
         return first
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedImages:
+    """Frames of an episode as image files, decoded when they are asked for."""
+
+    name: str
+    files: Sequence[bytes]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
+        images = [image_of(self.name, self.files[i]) for i in numbers]
+        if len(sizes := {image.shape for image in images}) > 1:
+            words = ' and '.join(f'{w} x {h}' for h, w, _ in sorted(sizes)[:2])
+            raise BadFile(self.name, 'size_change', f'images of {words} pixels')
+        return np.stack(images)
 
 
 class Recordings(Protocol):
@@ -160,19 +248,68 @@ def steps_between(timing: Timing, fps: float) -> int:
     return math.ceil(timing.fps / fps - 1e-6)
 
 
-def starts(timing: Timing, frames: int, fps: float) -> int:
-    """How many places a piece can start at; at least 1.
+def _next(timing: Timing, fps: float) -> np.ndarray:
+    """[n] the frame that is kept after each; -1: none was taken then."""
+    step = steps_between(timing, fps)
+    if timing.times is None:
+        after = np.arange(timing.frames) + step
+        return np.where(after < timing.frames, after, -1)
+    apart, rows = step / timing.fps, np.flatnonzero(np.isfinite(timing.times))
+    due = timing.times[rows] + apart
+    at = nearest(timing.times[rows], due)
+    there = np.abs(timing.times[rows][at] - due) <= NEAR * apart
+    there &= due <= timing.times[rows][-1:] + 0.5 / timing.fps  # there is no more to come
+    after = np.full(timing.frames, -1)
+    after[rows[there]] = rows[at[there]]
+    return after
+
+
+def kept(timing: Timing, fps: float) -> np.ndarray:
+    """Which frames of an episode are seen at `fps` a second, by when they were taken; where none
+    was, they go on with the next one that was."""
+    if timing.times is None:
+        return np.arange(0, timing.frames, steps_between(timing, fps))
+    after, apart = _next(timing, fps), steps_between(timing, fps) / timing.fps
+    chosen, rows = [], np.flatnonzero(np.isfinite(timing.times))
+    while len(rows):
+        i = int(rows[0])
+        while i >= 0:
+            chosen.append(i)
+            i = int(after[i])
+        rows = rows[timing.times[rows] > timing.times[chosen[-1]] + (1 + NEAR) * apart]
+    return np.array(chosen, np.int64)
+
+
+def unbroken(times: np.ndarray, length: int, frames: int, apart: float) -> np.ndarray:
+    """Where pieces of `frames` kept frames may start, among `length` that were kept: no gap is
+    in them. times [length] of them; apart: seconds from one to the next."""
+    gaps = np.concatenate([[0], np.cumsum(np.diff(times) > (1 + NEAR) * apart + 1e-9)])
+    first = np.arange(max(length - frames + 1, 0))
+    return first[gaps[first] == gaps[first + frames - 1]]
+
+
+def starts(timing: Timing, frames: int, fps: float) -> np.ndarray:
+    """The frames that a piece can start with; at least one.
 
     The original also asks for a frame beyond the last piece; recordings of just the length are
     taken here. (reference: vjepa2 §7.3)
     """
     step = steps_between(timing, fps)
-    places = timing.frames - frames * step + 1
-    if places < 1:
+    if timing.times is None:
+        first = np.arange(max(timing.frames - frames * step + 1, 0))
+    else:
+        after = _next(timing, fps)
+        last = np.where(np.isfinite(timing.times), np.arange(timing.frames), -1)
+        for _ in range(frames - 1):
+            last = np.where(last >= 0, after[last], -1)
+        first = np.flatnonzero(last >= 0)
+    if not len(first):
         raise Unsuitable(
-            'short', f'{timing.frames} frames, a piece takes {frames} x {step} = {frames * step}'
+            'short',
+            f'{timing.frames} frames, a piece takes {frames} x {step} = {frames * step}'
+            + ('' if timing.times is None else ' without a gap'),
         )
-    return places
+    return first
 
 
 def cut(episode: Episode, frames: int, fps: float, draw: Callable[[int], int]) -> Piece:
@@ -184,8 +321,11 @@ def cut(episode: Episode, frames: int, fps: float, draw: Callable[[int], int]) -
     chosen = []
 
     def choose(timing: Timing) -> np.ndarray:
-        first = draw(starts(timing, frames, fps))
-        chosen.append(first + steps_between(timing, fps) * np.arange(frames))
+        places = starts(timing, frames, fps)
+        numbers, after = [int(places[draw(len(places))])], _next(timing, fps)
+        while len(numbers) < frames:
+            numbers.append(int(after[numbers[-1]]))
+        chosen.append(np.array(numbers))
         return chosen[-1]
 
     pixels = episode.read(choose)
@@ -207,14 +347,6 @@ def state_of(*files: str | os.PathLike, also: tuple = ()) -> str:
         try:
             status = os.stat(file)
             states.append((os.path.basename(file), status.st_size, status.st_mtime_ns))
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a name that no file can have
             states.append((os.path.basename(file), 'missing'))
     return repr((states, also))
-
-
-def text_of(path: Path, data: RobotConfig) -> str:
-    try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, 'strerror', None) or 'no text'
-        raise ConfigError(f'robot.path = {data.path!r}: {path}: {reason}') from error

@@ -2,97 +2,211 @@
 
 from __future__ import annotations
 
-import json
-import os
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jepa_jax import files
 from jepa_jax.config import RobotConfig
+from jepa_jax.data.robot import metadata
 from jepa_jax.data.robot.contract import STATE, as_contract
-from jepa_jax.data.robot.episodes import INSTALL, Episode, state_of, text_of
+from jepa_jax.data.robot.episodes import INSTALL, EncodedImages, Episode, state_of
 from jepa_jax.errors import BadFile, ConfigError, nearest
+
+# a field of a path in meta/info.json; Python's own formatting would follow attributes and fill
+# gigabytes with blanks
+FIELD = re.compile(r'\{(\w+)(?::0?(\d)d)?\}')
+
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    """Where an episode is."""
+
+    data: Path
+    length: int
+    video: Path | None  # None: the images are in `data`
+    number: int | None = None  # of the episode in a file that holds several
+    second: float = 0.0  # of the video at which it begins
+    bad: BadFile | None = None  # what is wrong with its entry
 
 
 class LeRobot:
     """A LeRobot data set, version 2 (a file an episode) or 3 (many in a file).
 
-    The seven numbers of the state are columns of `observation.state`, by the names in
-    `robot.columns`, or by our own names if it is empty.
+    The seven numbers of the state are columns of the features that `robot.state` names, by their
+    names or numbers in `robot.columns`, or by our own names if it is empty. Pictures are those of a
+    video, or images within the data.
     """
 
     def __init__(self, data: RobotConfig) -> None:
         self._folder, self._data = Path(data.path), data
-        path = self._folder / 'meta/info.json'
-        self._info = json.loads(text_of(path, data))
-        version = str(self._info.get('codebase_version', ''))
-        if version[:2] not in ('v2', 'v3'):
-            raise ConfigError(f"{path}: codebase_version '{version}': allowed are v2 and v3")
-        features = self._info['features']
-        videos = [key for key, row in features.items() if row['dtype'] == 'video']
-        if data.camera not in videos:
-            raise ConfigError(
-                f"robot.camera = '{data.camera}': allowed are {', '.join(videos) or '(none)'}"
-                f'{nearest(data.camera, videos)}'
-            )
-        self._columns = self._find_columns(features['observation.state'])
-        read = self._version_2 if version[:2] == 'v2' else self._version_3
-        self._rows = read()  # (data file, first row or None, length, video, first second)
+        path = self._info_path = self._folder / 'meta/info.json'
+        try:
+            self._info = info = metadata.read_json(path)
+            version = metadata.field(path, info, 'codebase_version', str)
+            if version[:2] not in ('v2', 'v3'):
+                raise ConfigError(f"{path}: codebase_version '{version}': allowed are v2 and v3")
+            self._fps = float(metadata.field(path, info, 'fps', (int, float)))
+            if not 0 < self._fps < 1e4:
+                raise BadFile(path, 'not_text', f"'fps' is {self._fps:g}: must be above 0")
+            self._features = metadata.field(path, info, 'features', dict)
+            for key, feature in self._features.items():
+                if not isinstance(feature, dict):
+                    raise BadFile(path, 'not_text', f"feature '{key}' is no JSON object")
+            self._images = self._camera()
+            self._states, self._columns = self._find_columns()
+            read = self._version_2 if version[:2] == 'v2' else self._version_3
+            self._rows = list(read())
+        except BadFile as error:
+            raise ConfigError(f'robot.path = {data.path!r}: {error}') from error
+        if not self._rows:
+            raise ConfigError(f'robot.path = {data.path!r}: {path.parent} names no episode')
 
-    def _find_columns(self, feature: dict[str, Any]) -> list[int]:
-        names = feature.get('names')
-        if isinstance(names, dict):  # {'axes': [...]} or {'motors': [...]}
-            names = next(iter(names.values()))
-        names = list(names or [])
-        columns = self._data.columns.split(',') if self._data.columns else STATE
-        columns = [column.strip() for column in columns]
-        missing = [column for column in columns if column not in names]
-        if missing or len(columns) != len(STATE):
-            right = len(columns) == len(STATE)
-            why = f'no {", ".join(missing)}' if right else f'{len(columns)} names'
+    def _camera(self) -> bool:
+        """Whether the camera's pictures are images in the data; else they are a video."""
+        kinds = {key: str(row.get('dtype')) for key, row in self._features.items()}
+        cameras = [key for key, kind in kinds.items() if kind in ('video', 'image')]
+        camera = self._data.camera
+        if camera not in cameras:
             raise ConfigError(
-                f"robot.columns = '{self._data.columns}': {why}; must name the 7 columns of "
-                f'observation.state that are {", ".join(STATE)}, among {", ".join(names)}'
+                f"robot.camera = '{camera}': allowed are {', '.join(cameras) or '(none)'}"
+                f'{nearest(camera, cameras)}; {self._path_words()}'
             )
-        return [names.index(column) for column in columns]
+        return kinds[camera] == 'image'
+
+    def _path_words(self) -> str:
+        """Which features there are."""
+        words = (
+            f'{key} {row.get("dtype")} {list(row.get("shape") or ())}'
+            for key, row in self._features.items()
+            if isinstance(row.get('shape') or (), list | tuple)
+        )
+        return f'{self._info_path} has {", ".join(words) or "no features"}'[:1000]
+
+    def _find_columns(self) -> tuple[list[str], list[int]]:
+        """The features of the state, and its numbers among the columns of them all."""
+        keys = [key.strip() for key in self._data.state.split(',')]
+        names: list[str | None] = []
+        for key in keys:
+            if key not in self._features:
+                raise ConfigError(
+                    f"robot.state = '{self._data.state}': no feature '{key}'"
+                    f'{nearest(key, self._features)}; {self._path_words()}'
+                )
+            names += self._names(key)
+        asked = self._data.columns.split(',') if self._data.columns else STATE
+        columns, wrong = [], []
+        for column in (column.strip() for column in asked):
+            if names.count(column) == 1:
+                columns.append(names.index(column))
+            elif column.isascii() and column.isdigit() and int(column) < len(names):
+                columns.append(int(column))
+            else:
+                places = [str(i) for i, name in enumerate(names) if name == column]
+                twice = f"'{column}' is there {len(places)} times, as {' and '.join(places)}"
+                wrong.append(twice if places else f'no {column}')
+        if wrong or len(columns) != len(STATE):
+            raise ConfigError(
+                f"robot.columns = '{self._data.columns}': "
+                f'{", ".join(wrong) or f"{len(columns)} names"}; must name the 7 columns of '
+                f'{self._data.state} that are {", ".join(STATE)}, among '
+                f'{", ".join(name or "(no name)" for name in names)}, or give their numbers, 0 to '
+                f'{len(names) - 1}'
+            )
+        return keys, columns
+
+    def _names(self, key: str) -> list[str | None]:
+        """Of the columns of a feature; None: it has none. Lists in it, as in {'motors': [...]}, are
+        joined."""
+        feature, path = self._features[key], self._info_path
+        shape = metadata.field(path, feature, 'shape', list)
+        if len(shape) > 1 or not all(isinstance(n, int) and 0 < n <= 4096 for n in shape):
+            raise ConfigError(
+                f"robot.state = '{self._data.state}': '{key}' has shape {str(shape)!s:.60}, must "
+                f'have [n]; {self._path_words()}'
+            )
+        names = list(_leaves(feature.get('names')))
+        width = shape[0] if shape else 1
+        return names if len(names) == width else [None] * width
 
     def _path(self, template: str, **values: Any) -> Path:
-        return self._folder / template.format(video_key=self._data.camera, **values)
+        """A file of the set. Raises BadFile."""
 
-    def _version_2(self) -> list[tuple]:
+        def fill(match: re.Match) -> str:
+            name, width = match.groups()
+            if name not in values:
+                raise BadFile(self._info_path, 'not_text', f'{template!r:.80} has {{{name}}}')
+            return f'{values[name]:0{width}d}' if width else str(values[name])
+
+        values['video_key'] = self._data.camera
+        try:
+            name = FIELD.sub(fill, template)
+        except ValueError as error:  # a width for a word
+            raise BadFile(self._info_path, 'not_text', f'{template!r:.80}: {error}') from error
+        if '{' in name or '}' in name:
+            raise BadFile(self._info_path, 'not_text', f'{template!r:.80}: fields are as {{a:03d}}')
+        return metadata.inside(self._info_path, self._folder, name)
+
+    def _template(self, key: str) -> str:
+        return metadata.field(self._info_path, self._info, key, str)
+
+    def _version_2(self) -> Iterator[_Row]:
         path = self._folder / 'meta/episodes.jsonl'
-        rows, size = [], self._info['chunks_size']
-        for line in text_of(path, self._data).splitlines():
-            entry = json.loads(line)
-            number = entry['episode_index']
-            place = dict(episode_index=number, episode_chunk=number // size)
-            rows.append((
-                str(self._path(self._info['data_path'], **place)), None, entry['length'],
-                str(self._path(self._info['video_path'], **place)), 0.0, True,
-            ))  # fmt: skip
-        return rows
+        size = metadata.field(self._info_path, self._info, 'chunks_size', int)
+        if size < 1:
+            raise BadFile(self._info_path, 'not_text', f"'chunks_size' is {size}")
+        data = self._template('data_path')
+        video = None if self._images else self._template('video_path')
+        for line_number, line in enumerate(metadata.read_text(path).splitlines(), 1):
+            if not line.strip():
+                continue
+            try:
+                entry = metadata.parse(path, line, dict, f'line {line_number}: ')
+                number, length = (_count(path, entry, key) for key in ('episode_index', 'length'))
+                place = dict(episode_index=number, episode_chunk=number // size)
+                shown = None if video is None else self._path(video, **place)
+                yield _Row(self._path(data, **place), length, shown)
+            except BadFile as error:  # of one episode
+                yield _Row(path, 0, None, bad=error)
 
-    def _version_3(self) -> list[tuple]:
-        rows, camera = [], f'videos/{self._data.camera}'
-        for path in sorted(self._folder.glob('meta/episodes/*/*.parquet')):
-            columns = [
-                'episode_index', 'length', 'data/chunk_index',
-                'data/file_index', f'{camera}/chunk_index', f'{camera}/file_index',
-                f'{camera}/from_timestamp',
-            ]  # fmt: skip
-            for entry in _parquet(path, columns).to_pylist():
-                at = {
-                    k: {f'{of}_index': entry[f'{k}/{of}_index'] for of in ('chunk', 'file')}
-                    for k in ('data', camera)
-                }
-                rows.append((
-                    str(self._path(self._info['data_path'], **at['data'])),
-                    entry['episode_index'], entry['length'],
-                    str(self._path(self._info['video_path'], **at[camera])),
-                    entry[f'{camera}/from_timestamp'], False,
-                ))  # fmt: skip
-        return rows
+    def _version_3(self) -> Iterator[_Row]:
+        camera = f'videos/{self._data.camera}'
+        data = self._template('data_path')
+        video = None if self._images else self._template('video_path')
+        places = ('data',) if self._images else ('data', camera)
+        columns = ['episode_index', 'length']
+        columns += [f'{place}/{of}_index' for place in places for of in ('chunk', 'file')]
+        columns += [] if self._images else [f'{camera}/from_timestamp']
+        with files.reading(self._folder):
+            paths = sorted(self._folder.glob('meta/episodes/*/*.parquet'))
+        for path in paths:
+            table = _Parquet(path).table(columns)
+            with files.reading(path):
+                entries = table.to_pylist()
+            for entry in entries:
+                try:
+                    at = {
+                        place: {
+                            f'{of}_index': _count(path, entry, f'{place}/{of}_index')
+                            for of in ('chunk', 'file')
+                        }
+                        for place in places
+                    }
+                    number, length = (_count(path, entry, k) for k in ('episode_index', 'length'))
+                    shown, second = None, 0.0
+                    if video is not None:
+                        shown = self._path(video, **at[camera])
+                        key = f'{camera}/from_timestamp'
+                        second = float(metadata.field(path, entry, key, (int, float)))
+                        if not 0 <= second < 1e9:
+                            raise BadFile(path, 'not_text', f"'{key}' is {second:g}")
+                    yield _Row(self._path(data, **at['data']), length, shown, number, second)
+                except BadFile as error:  # of one episode
+                    yield _Row(path, 0, None, bad=error)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -101,30 +215,121 @@ class LeRobot:
         return f'{self._folder}#{index}'
 
     def state(self, index: int) -> str:
-        path, number, length, video, second, _ = self._rows[index]
-        return state_of(path, video, also=(number, length, second))
+        row = self._rows[index]
+        listed = [row.data] if row.video is None else [row.data, row.video]
+        return state_of(*listed, also=(row.number, row.length, row.second, self._fps))
 
     def episode(self, index: int) -> Episode:
-        path, number, length, video, second, whole = self._rows[index]
-        if not os.path.exists(path):
-            raise BadFile(path, 'missing')
-        table = _parquet(Path(path), ['observation.state', 'episode_index'])
-        states = np.asarray(table['observation.state'].to_pylist(), np.float64)
-        if number is not None:
-            states = states[np.asarray(table['episode_index']) == number]
-        if len(states) != length:
-            raise BadFile(path, 'bad_state', f'{len(states)} states, meta/ says {length}')
-        states = as_contract(self.name(index), states[:, self._columns], self._data)
-        fps = float(self._info['fps'])
-        return Episode(self.name(index), states, video, begins=second, fps=fps, whole=whole)
+        row, name = self._rows[index], self.name(index)
+        if row.bad:
+            raise row.bad
+        parquet = _Parquet(row.data)
+        table = parquet.table([*self._states, 'episode_index'])
+        parts = [parquet.matrix(table, key) for key in self._states]
+        kept = np.arange(len(parts[0]))
+        if row.number is not None:
+            kept = np.flatnonzero(parquet.matrix(table, 'episode_index')[:, 0] == row.number)
+        states = np.concatenate(parts, axis=1)[kept]
+        if len(states) != row.length:
+            raise BadFile(row.data, 'bad_state', f'{len(states)} states, meta/ says {row.length}')
+        if states.shape[1] <= max(self._columns):
+            words = f'{self._data.state} has {states.shape[1]} columns, fewer than meta/ says'
+            raise BadFile(row.data, 'bad_state', words)
+        states = as_contract(name, states[:, self._columns], self._data)
+        if row.video is None:
+            images = EncodedImages(str(row.data), parquet.images(self._data.camera, kept))
+            return Episode(name, states, fps=self._fps, pixels=images)
+        whole = row.number is None
+        return Episode(name, states, str(row.video), begins=row.second, fps=self._fps, whole=whole)
 
 
-def _parquet(path: Path, columns: list[str]):
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise ConfigError(f'LeRobot data: {INSTALL.format("pyarrow")}') from None
-    try:
-        return pyarrow.parquet.read_table(path, columns=columns)
-    except (pyarrow.ArrowException, OSError, KeyError) as error:
-        raise BadFile(path, 'corrupt', ' '.join(str(error).split())[:200]) from error
+def _leaves(names: Any) -> Iterator[str]:
+    """The words in lists and dicts of lists."""
+    if isinstance(names, dict):
+        names = list(names.values())
+    for name in names if isinstance(names, list) else ():
+        if isinstance(name, list | dict):
+            yield from _leaves(name)
+        elif name is not None:
+            yield str(name)
+
+
+def _count(path: Path, entry: dict, key: str) -> int:
+    number = metadata.field(path, entry, key, int)
+    if not 0 <= number < 2**31:
+        raise BadFile(path, 'not_text', f"'{key}' is {number:.3g}")
+    return number
+
+
+class _Parquet:
+    """The columns of a file."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import pyarrow.parquet
+        except ImportError:
+            raise ConfigError(f'LeRobot data: {INSTALL.format("pyarrow")}') from None
+        self._path, self._size = path, files.size(path)
+        with files.reading(path):
+            # the footer alone; it may claim anything
+            self._file = pyarrow.parquet.ParquetFile(
+                path, thrift_string_size_limit=2**27, thrift_container_size_limit=2**22
+            )
+            self._schema, self._about = self._file.schema_arrow, self._file.metadata
+        files.bound(path, 'frames', self._about.num_rows, f'{self._about.num_rows:,} rows')
+
+    def table(self, columns: Sequence[str]):
+        """Raises BadFile: a column is absent, or larger than the file can hold."""
+        has = set(self._schema.names)
+        for column in columns:
+            if column not in has:
+                words = f'no column {column}; it has {", ".join(sorted(has))[:300]}'
+                raise BadFile(self._path, 'corrupt', words)
+        claimed, begins = [], tuple(f'{column}.' for column in columns)
+        with files.reading(self._path):
+            for group in range(self._about.num_row_groups):
+                for place in range(self._about.num_columns):
+                    chunk = self._about.row_group(group).column(place)
+                    if f'{chunk.path_in_schema}.'.startswith(begins):
+                        claimed.append((chunk.total_uncompressed_size, chunk.num_values))
+        unpacked = sum(max(size, 8 * values, 0) for size, values in claimed)
+        files.bound_decoded(self._path, unpacked, self._size)
+        with files.reading(self._path):
+            return self._file.read(columns=list(columns), use_threads=False)
+
+    def matrix(self, table, name: str) -> np.ndarray:
+        """A column of numbers, or of lists of as many numbers each, [T, n]. Raises BadFile."""
+        import pyarrow.compute
+
+        with files.reading(self._path, 'bad_state'):
+            column = table.column(name).combine_chunks()
+            rows = len(column)
+            if column.null_count:
+                raise BadFile(
+                    self._path, 'bad_state', f'{name} is empty in {column.null_count} rows'
+                )
+            as_many = True
+            if hasattr(column, 'flatten'):
+                lengths = pyarrow.compute.list_value_length(column)
+                as_many = len(pyarrow.compute.unique(lengths)) == 1
+                column = column.flatten()
+            if column.null_count:
+                raise BadFile(
+                    self._path, 'bad_state', f'{name} has {column.null_count} empty places'
+                )
+            numbers = column.to_numpy(zero_copy_only=False)
+            if numbers.dtype.kind not in 'fiu' or not rows or not as_many:
+                words = f'{name} holds {table.column(name).type!s:.60}, must be lists of numbers'
+                raise BadFile(self._path, 'bad_state', f'{words}, as many in each of {rows} rows')
+            return numbers.reshape(rows, -1)
+
+    def images(self, name: str, rows: np.ndarray) -> Sequence[bytes]:
+        """The image files in a column, of some rows. Raises BadFile."""
+        table = self.table([name])
+        with files.reading(self._path, 'bad_state'):
+            cells = table.column(name).take(rows).to_pylist()
+        images = [cell.get('bytes') if isinstance(cell, dict) else cell for cell in cells]
+        if not all(isinstance(image, bytes) for image in images):
+            words = f'{name} holds no image files: must be PNG or JPEG bytes in every row'
+            raise BadFile(self._path, 'no_camera', words)
+        return images

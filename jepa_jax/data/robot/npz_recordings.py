@@ -9,7 +9,7 @@ import numpy as np
 
 from jepa_jax.config import RobotConfig
 from jepa_jax.data import npz
-from jepa_jax.data.robot.contract import STATE, as_contract
+from jepa_jax.data.robot.contract import STATE, as_contract, fit_extrinsics
 from jepa_jax.data.robot.episodes import Episode, state_of
 from jepa_jax.data.sources import VIDEOS
 from jepa_jax.errors import BadFile, ConfigError
@@ -39,10 +39,7 @@ class Npz:
 
     def episode(self, index: int) -> Episode:
         path = self._files[index]
-        try:
-            arrays = npz.load_all(path)
-        except (ValueError, OSError) as error:
-            raise BadFile(path, 'corrupt', f'no npz: {error}') from error
+        arrays, notes = npz.load_all(path), []
         if 'states' not in arrays:
             held = ', '.join(arrays) or 'nothing'
             raise BadFile(path, 'bad_state', f'no array states; it holds {held}')
@@ -59,7 +56,11 @@ class Npz:
                 f'actions have shape {list(arrays["actions"].shape)}, must have [T - 1, 7], '
                 'differences of states',
             )
-        extrinsics = arrays.get('extrinsics')
+        extrinsics = fit_extrinsics(
+            arrays.get('extrinsics'),
+            arrays['states'].shape[0] if arrays['states'].ndim else 0,
+            notes,
+        )
         states = as_contract(path, arrays['states'], self._data, extrinsics)
         if (pixels := arrays.get('observations')) is not None:
             if pixels.ndim != 4 or pixels.shape[-1] != 3 or pixels.dtype != np.uint8:
@@ -69,12 +70,21 @@ class Npz:
                 )
             if 'fps' not in arrays:
                 raise BadFile(path, 'bad_state', 'observations need fps, frames a second, beside')
-            fps = float(arrays['fps'])
-            return Episode(path, states, fps=fps, pixels=pixels, extrinsics=extrinsics)
+            return Episode(
+                path, states, fps=_fps(path, arrays['fps']), pixels=pixels,
+                extrinsics=extrinsics, notes=notes,
+            )  # fmt: skip
         if not (videos := _videos_beside(path)):
             stem = os.path.splitext(path)[0]
             raise BadFile(path, 'no_camera', f'neither observations nor a video {stem}.mp4')
-        return Episode(path, states, videos[0], extrinsics=extrinsics)
+        return Episode(path, states, videos[0], extrinsics=extrinsics, notes=notes)
+
+
+def _fps(path: str, value: np.ndarray) -> float:
+    if value.size != 1 or value.dtype.kind not in 'fiu' or not 0 < value.item() < 1e4:
+        text = f'{value.item():g}' if value.size == 1 and value.dtype.kind in 'fiu' else ''
+        raise BadFile(path, 'bad_state', f'fps is {text or value.dtype}: must be a number above 0')
+    return float(value.item())
 
 
 def _videos_beside(path: str) -> list[str]:

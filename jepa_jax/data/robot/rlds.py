@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from jepa_jax import files
 from jepa_jax.config import RobotConfig
 from jepa_jax.data.robot.contract import as_contract
-from jepa_jax.data.robot.episodes import Episode, state_of
-from jepa_jax.data.sources import image_of, prepared_folder, tfds_records
+from jepa_jax.data.robot.episodes import EncodedImages, Episode, state_of
+from jepa_jax.data.sources import prepared_folder, tfds_records
 from jepa_jax.errors import BadFile, ConfigError, nearest
 
-
-@dataclasses.dataclass(frozen=True)
-class Images:
-    """Frames of an episode as image files, decoded when they are asked for."""
-
-    name: str
-    files: Sequence[bytes]
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
-        return np.stack([image_of(self.name, self.files[i]) for i in numbers])
+LOOKED_AT = 16  # episodes, for one whose names can be read
 
 
 class Rlds:
@@ -56,7 +43,19 @@ class Rlds:
         self._length = len(self._records)
         if not self._length:
             raise ConfigError(f'robot.path = {data.path!r}: no episode')
-        self._observation(0)  # names that are not there are the same in all
+        for index in range(min(self._length, LOOKED_AT)):  # names are the same in all
+            try:
+                has = self._observation(index)
+            except BadFile:
+                continue
+            for field, names in (('camera', [data.camera]), ('columns', self._columns)):
+                for name in names:
+                    if name not in has:
+                        words = ', '.join(has) or '(none)'
+                        raise ConfigError(
+                            f"robot.{field} = '{name}': allowed are {words}{nearest(name, has)}"
+                        )
+            break
 
     def __len__(self) -> int:
         return self._length
@@ -69,20 +68,13 @@ class Rlds:
         return tfds_records(self._folder, self._split, 'steps')
 
     def _observation(self, index: int) -> dict[str, Any]:
-        """The observations of an episode, a row a step.
-
-        Raises:
-          ConfigError: they have not what the settings name.
-        """
-        record = self._records[index]
-        observation = record['steps'].get('observation', {}) if 'steps' in record else {}
-        for field, names in (('camera', [self._data.camera]), ('columns', self._columns)):
-            for name in names:
-                if name not in observation:
-                    has = ', '.join(observation) or '(none)'
-                    raise ConfigError(
-                        f"robot.{field} = '{name}': allowed are {has}{nearest(name, observation)}"
-                    )
+        """The observations of an episode, a row a step. Raises BadFile."""
+        name = self.name(index)
+        with files.reading(name):
+            record = self._records[index]
+            observation = record['steps'].get('observation', {}) if 'steps' in record else {}
+        if not isinstance(observation, dict):
+            raise BadFile(name, 'corrupt', 'its observations have no names')
         return observation
 
     def name(self, index: int) -> str:
@@ -98,10 +90,15 @@ class Rlds:
 
     def episode(self, index: int) -> Episode:
         observation, name = self._observation(index), self.name(index)
-        files = observation[self._data.camera]
-        if not len(files):
+        for key in (self._data.camera, *self._columns):
+            if key not in observation:
+                raise BadFile(name, 'corrupt', f'no {key}; it has {", ".join(observation)}')
+        images = observation[self._data.camera]
+        if not len(images):
             raise BadFile(name, 'no_frames')
-        parts = [np.asarray(observation[key], np.float64) for key in self._columns]
-        states = np.concatenate([a.reshape(len(files), -1) for a in parts], axis=1)
+        with files.reading(name, 'bad_state'):
+            parts = [np.asarray(observation[key], np.float64) for key in self._columns]
+            states = np.concatenate([a.reshape(len(images), -1) for a in parts], axis=1)
         states = as_contract(name, states, self._data)
-        return Episode(name, states, fps=self._data.recorded_fps, pixels=Images(name, files))
+        pixels = EncodedImages(name, images)
+        return Episode(name, states, fps=self._data.recorded_fps, pixels=pixels)
