@@ -21,11 +21,11 @@ import numpy as np
 from jepa_jax.checkpoint import hash_arrays
 from jepa_jax.config import BenchmarkConfig, LabelledSetConfig
 from jepa_jax.data import labelled
+from jepa_jax.data.kinds import PICTURES
 from jepa_jax.data.labelled import LabelledSet, Record
 from jepa_jax.data.labelled.clips import of_video
 from jepa_jax.data.stream import generator
 from jepa_jax.data.views import eval_view, picture_view, side_views
-from jepa_jax.data.windows import IMAGES
 from jepa_jax.errors import ConfigError
 from jepa_jax.evals import Figure, Results, examples, features, heads, linear, metrics, own, probes
 from jepa_jax.evals.intervals import wilson
@@ -143,7 +143,7 @@ def views_of(
 
 
 def is_picture(path: str) -> bool:
-    return Path(path).suffix.lower() in IMAGES
+    return Path(path).suffix.lower() in PICTURES
 
 
 def clip_features(

@@ -7,10 +7,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from jepa_jax.data import decode
+from jepa_jax.data import decode, pictures
 from jepa_jax.data.clips import Sampling, Timing, frame_indices
+from jepa_jax.data.kinds import PICTURES
 from jepa_jax.data.labelled.records import Record
-from jepa_jax.data.windows import IMAGES, open_input
+from jepa_jax.data.windows import open_input
 
 FPS = 8  # of clips that anticipate
 
@@ -40,8 +41,8 @@ def of_video(
     Each begins at the start of its part of the video, or with `rng` at random in it, as the
     original's do in validation, too. (reference: vjepa2 §6.1, §9.3)
     """
-    if os.path.splitext(record.path)[1].lower() in IMAGES:
-        return np.repeat(decode.read_image(record.path)[None], segments * frames, 0)
+    if os.path.splitext(record.path)[1].lower() in PICTURES:
+        return np.repeat(pictures.read_image(record.path)[None], segments * frames, 0)
     rule = Sampling(frame_step=step)
 
     def choose(timing: Timing) -> np.ndarray:
