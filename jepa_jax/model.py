@@ -502,11 +502,8 @@ class Model:
             clips = video[None]
         else:
             clips = self._probe_clips(os.fspath(video), probe)
-        x = self._probe_reads(jnp.asarray(clips))
-        x = x.reshape(1, -1, x.shape[-1])  # the segments' tokens, one after the other
-        logits = self._classifier(probe.params, x)
         likeliest = {}
-        for head, row in logits.items():
+        for head, row in self.logits(clips[None]).items():
             # anticipation was trained with a focal loss on each class, so those do not add up to 1
             each = probe.reads == 'future' or probe.several
             chance = jax.nn.sigmoid(row[0]) if each else jax.nn.softmax(row[0])
@@ -517,6 +514,13 @@ class Model:
                 (int(i), names[i] if i < len(names) else '', float(chance[i])) for i in order
             ]
         return Classes(likeliest)
+
+    def logits(self, clips: np.ndarray) -> dict[str, jax.Array]:
+        """What the probe says of examples uint8 [B, segments, T, H, W, 3]: head -> [B, classes]."""
+        params = self._need_probe('logits').params
+        x = self._probe_reads(jnp.asarray(clips.reshape(-1, *clips.shape[2:])))
+        # the segments' tokens, one after the other
+        return self._classifier(params, x.reshape(len(clips), -1, x.shape[-1]))
 
     def _probe_clips(self, path: str, probe: ProbeHead) -> np.ndarray:
         """[segments, T, crop, crop, 3]"""
@@ -546,15 +550,26 @@ class Model:
             return average_tokens(self.encode(clips), grid, self.probe.tokens)
         if reads != 'future':
             return jnp.concatenate(self.encode(clips, tuple(reads)), axis=1)
-        if self.predictor is None:
-            raise InputError('this probe reads predictions, and there is no predictor with it')
         x = self.encode(clips)
-        t, h, w = grid = self.config.grid(*clips.shape[1:4])
-        later = (t + int(8 / self.config.tubelet)) * h * w  # one second at 8 frames a second
-        ids = jnp.tile(jnp.arange(t * h * w, dtype=jnp.int32), (len(x), 1))
-        asked = jnp.tile(later + jnp.arange(h * w, dtype=jnp.int32), (len(x), 1))
-        z = self._fill_in(grid)(self.predictor.params, x, ids, asked, mask_index=1)
+        predictor = self.need_predictor('this probe').params
+        z = self.later(x, self.config.grid(*clips.shape[1:4]), predictor)
         return jnp.concatenate([x, z], axis=1)
+
+    def later(self, x: jax.Array, grid: tuple[int, int, int], predictor: dict) -> jax.Array:
+        """Features [B, t h w, D] of clips -> what the predictor, with these weights, expects of the
+        tubelet one second after them at 8 frames a second: [B, h w, D]. (reference: vjepa2 §9.4)
+        """
+        t, h, w = grid
+        first = (t + int(8 / self.config.tubelet)) * h * w
+        none = jnp.zeros_like(x[..., 0], jnp.int32)  # lies on the devices that x lies on
+        ids, asked = none + jnp.arange(t * h * w), none[:, : h * w] + first + jnp.arange(h * w)
+        return self._fill_in(grid)(predictor, x, ids, asked, mask_index=1)
+
+    def need_predictor(self, why: str) -> Loaded:
+        """Raises InputError where there is none."""
+        if self.predictor is None:
+            raise InputError(f'{why} reads predictions, and there is no predictor with the weights')
+        return self.predictor
 
     @functools.cached_property
     def _classifier(self):

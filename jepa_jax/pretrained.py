@@ -149,6 +149,20 @@ def _model(text: str, weights: Weights, encoder: str, probe, dtype: str) -> Mode
     )
 
 
+def attach_probe(model: Model, probe: str | os.PathLike) -> None:
+    """Lets a model read its features with another probe, by name or path.
+
+    Raises:
+      ZooError, ConvertError, CheckpointError: as `load`.
+    """
+    dtype = np.dtype(model.config.dtype).name
+    head = _probe(os.fspath(probe), model.name, model.config, dtype, lambda: model.encoder.params)
+    model.probe = head
+    model.about = (*model.about, _words_of(head))
+    for name in ('_classifier', '_pooler'):  # made for the probe before
+        model.__dict__.pop(name, None)
+
+
 def _words_of(head: ProbeHead) -> str:
     classes = ', '.join(f'{n} classes of {c}' for c, n in head.classes.items())
     return f'probe: {classes}; reads {_reads(head.reads)}, {head.segments} x {head.frames} frames'

@@ -18,6 +18,7 @@ HERE = pathlib.Path(__file__).parent
 sys.path[:0] = [
     str(HERE),
     str(HERE.parent),
+    str(HERE / 'data'),
 ]  # torch_fill; configs and tools, which are not installed
 
 jax.config.update('jax_num_cpu_devices', 8)
@@ -38,6 +39,11 @@ def golden_step() -> dict[str, np.ndarray]:
 @pytest.fixture(scope='session')
 def golden_ac() -> dict[str, np.ndarray]:
     return dict(np.load(HERE / 'golden/ac.npz'))
+
+
+@pytest.fixture(scope='session')
+def golden_benchmark() -> dict[str, np.ndarray]:
+    return dict(np.load(HERE / 'golden/evaluations_benchmark.npz'))
 
 
 @pytest.fixture(scope='module')

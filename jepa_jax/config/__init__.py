@@ -7,6 +7,11 @@ jepa_jax.recipes.
 import importlib
 
 from jepa_jax.config.action_conditioned import ActionConditionedConfig as ActionConditionedConfig
+from jepa_jax.config.benchmark import AnticipationConfig as AnticipationConfig
+from jepa_jax.config.benchmark import BenchmarkConfig as BenchmarkConfig
+from jepa_jax.config.benchmark import BenchmarkDataConfig as BenchmarkDataConfig
+from jepa_jax.config.benchmark import HeadsConfig as HeadsConfig
+from jepa_jax.config.benchmark import LabelledSetConfig as LabelledSetConfig
 from jepa_jax.config.derived import cache_root as cache_root
 from jepa_jax.config.derived import encoder_shape as encoder_shape
 from jepa_jax.config.derived import frame_counts as frame_counts
@@ -16,6 +21,7 @@ from jepa_jax.config.labelled import AttentiveConfig as AttentiveConfig
 from jepa_jax.config.labelled import LabelledDataConfig as LabelledDataConfig
 from jepa_jax.config.labelled import OwnConfig as OwnConfig
 from jepa_jax.config.labelled import RetrievalConfig as RetrievalConfig
+from jepa_jax.config.labelled_sets import labelled_set as labelled_set
 from jepa_jax.config.masked_video import MaskedVideoConfig as MaskedVideoConfig
 from jepa_jax.config.parts import SELF_MADE as SELF_MADE
 from jepa_jax.config.parts import ActionPredictorConfig as ActionPredictorConfig

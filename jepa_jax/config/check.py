@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from jepa_jax.config import labelled, parts
+from jepa_jax.config import benchmark, labelled, parts
 from jepa_jax.config.derived import horizon
 from jepa_jax.config.parts import EncoderConfig
 from jepa_jax.config.runs import EvalConfig, RunConfig
@@ -170,6 +170,36 @@ RULES: dict[type, dict[str, Rule | OneOf]] = {
         'least_steps': POSITIVE,
     },
     labelled.OwnConfig: {'batch': POSITIVE},
+    benchmark.BenchmarkDataConfig: {
+        'frames': POSITIVE,
+        'step': POSITIVE,
+        'segments': POSITIVE,
+        'views': POSITIVE,
+        'levels': Rule(
+            lambda v: all(x.strip().isdecimal() for x in v.split(',') if v), 'blocks, as 17,19,21'
+        ),
+        'crop': NOT_NEGATIVE,
+        'tokens': NOT_NEGATIVE,
+    },
+    benchmark.HeadsConfig: {
+        'depth': POSITIVE,
+        'heads': POSITIVE,
+        'epochs': POSITIVE,
+        'batch': POSITIVE,
+        'warmup': NOT_NEGATIVE,
+        'chosen_on': Rule(lambda v: 0 < v <= 0.5, 'above 0 and at most a half'),
+    },
+    benchmark.LabelledSetConfig: {'batch': POSITIVE},
+    benchmark.BenchmarkConfig: {'protocol': OneOf(('exact', 'upstream'))},
+    benchmark.AnticipationConfig: {
+        'protocol': OneOf(('upstream', 'before_start')),
+        'classes': OneOf(('filtered', 'official')),
+        'head': OneOf(('training', 'validation')),
+        'parts': Rule(
+            lambda v: v and {*v.split(',')} <= {'both', 'encoder', 'predictor'},
+            'both, encoder, predictor or several, with commas',
+        ),
+    },
     EvalConfig: {'bootstrap': POSITIVE},
     parts.RobotConfig: {
         'frame': OneOf(('base', 'camera')),

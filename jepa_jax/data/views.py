@@ -33,6 +33,32 @@ def eval_view(frames: np.ndarray, crop: int) -> np.ndarray:
     return resize(frames, size, (slice(top, top + crop), slice(left, left + crop)))
 
 
+def side_views(frames: np.ndarray, crop: int, views: int) -> np.ndarray:
+    """Frames uint8 [T, H, W, 3] -> squares evenly spread along their long side, [views, T, crop,
+    crop, 3]: the original's several views, whose short side is the crop itself."""
+    height, width = frames.shape[1:3]
+    size = (crop, width * crop // height), (height * crop // width, crop)
+    if min(height, width) == crop:
+        size = ((height, width),) * 2
+    tall = height > width
+    step = (max(size[tall]) - crop) // max(1, views - 1)
+    parts = [slice(i * step, i * step + crop) for i in range(views)]
+    whole = slice(0, crop)
+    windows = [(part, whole) if tall else (whole, part) for part in parts]
+    return np.stack([resize(frames, size[tall], window) for window in windows])
+
+
+def picture_view(picture: np.ndarray, crop: int) -> np.ndarray:
+    """A picture uint8 [H, W, 3] -> [crop, crop, 3], as evaluations of pictures see one: resized by
+    Pillow with antialias, the middle cut out. (reference: vjepa2 §6.4)"""
+    from PIL import Image
+
+    size = eval_size(*picture.shape[:2], crop)
+    resized = Image.fromarray(picture).resize(size[::-1], Image.Resampling.BILINEAR)
+    top, left = (int(round((side - crop) / 2)) for side in size)
+    return np.asarray(resized)[top : top + crop, left : left + crop]
+
+
 def resize(
     frames: np.ndarray,
     size: tuple[int, int],

@@ -51,6 +51,18 @@ class Results:
 
 
 EVALS: dict[str, Evaluation] = {
+    'benchmark': Evaluation(
+        config='jepa_jax.config:BenchmarkConfig',
+        run='jepa_jax.evals.benchmark:run',
+        protocol='attentive probes on frozen features of an official set, or a released probe; '
+        'config.protocol says how clips are counted and the head is chosen',
+    ),
+    'ek100': Evaluation(
+        config='jepa_jax.config:AnticipationConfig',
+        run='jepa_jax.evals.anticipation:run',
+        protocol='attentive probes with three queries on frozen features and what the predictor '
+        'expects a second later, or a released probe; class-mean recall@5 on logits',
+    ),
     'own': Evaluation(
         config='jepa_jax.config:OwnConfig',
         run='jepa_jax.evals.own:run',

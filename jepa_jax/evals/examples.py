@@ -24,7 +24,7 @@ import numpy as np
 
 from jepa_jax import files
 from jepa_jax.config import LabelledDataConfig
-from jepa_jax.data.sources import IMAGES, VIDEOS
+from jepa_jax.data.kinds import PICTURES, VIDEOS
 from jepa_jax.errors import BadFile, ConfigError, allowed
 from jepa_jax.evals.linear import apart
 
@@ -34,7 +34,7 @@ LABEL = ('label', 'class', 'target', 'value', 'y')
 GROUP = ('group', 'source', 'subject')
 SPLIT, START, END = ('split', 'set'), ('start', 'start_s'), ('end', 'end_s', 'stop')
 TIME = ('time', 'time_s', 'second', 'seconds')
-CLIPS = VIDEOS | IMAGES | {'.npy', '.gif', '.mts', '.m2ts', '.vob', '.divx'}
+CLIPS = VIDEOS | PICTURES | {'.npy', '.gif', '.mts', '.m2ts', '.vob', '.divx'}
 TRAINING, TESTING = ('train', 'training'), ('test', 'testing', 'val', 'valid', 'validation')
 
 
@@ -114,7 +114,7 @@ def _folders(folder: Path, field: str) -> list[Example]:
         for parent, below, names in os.walk(one):
             below.sort()
             names = sorted(n for n in names if Path(n).suffix.lower() in CLIPS and n[0] != '.')
-            pictures = names and all(Path(n).suffix.lower() in IMAGES for n in names)
+            pictures = names and all(Path(n).suffix.lower() in PICTURES for n in names)
             if pictures and Path(parent) != one:  # the frames of one clip
                 names, below[:] = [''], []
             paths = (os.path.join(parent, name).rstrip(os.sep) for name in names)

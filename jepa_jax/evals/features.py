@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -80,6 +81,7 @@ def compute(
     clip: tuple[int, int, int],
     segments: int = 1,
     tokens: int = 128,
+    reads: str | tuple[int, ...] = 'last',
     batch: int = 1,
     title: str = 'features',
 ) -> Table:
@@ -95,6 +97,8 @@ def compute(
       clip: T, H, W.
       segments: clips of an example; their tokens follow one another.
       tokens: most tokens of a clip that are kept, means over boxes of the grid; 0: all of them.
+      reads: which features of a clip: 'last' | blocks, whose tokens follow one another | 'future',
+        the last block's and then what the predictor expects, as `model.ProbeHead` says.
       batch: clips at a time on each device.
       title: what the progress bar calls them.
 
@@ -103,7 +107,7 @@ def compute(
     """
     config: ViTConfig = model.config
     grid = config.grid(*clip)
-    kept = int(np.prod(averaged_grid(grid, tokens)))
+    kept = sum(int(np.prod(averaged_grid(part, tokens))) for part in grids(grid, reads))
     row = np.dtype([
         ('state', np.uint8),
         ('crc', np.uint32),
@@ -117,6 +121,10 @@ def compute(
         'encoder': {k: str(v) for k, v in dataclasses.asdict(config).items()},
         'clip': list(clip), 'segments': segments, 'tokens': tokens, 'count': count, **about,
     }  # fmt: skip
+    if reads != 'last':
+        facts['reads'] = reads if reads == 'future' else list(reads)
+    if reads == 'future':
+        facts['predictor'] = hash_arrays(model.need_predictor(reads).params)
     name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     place = folder / name
     place.mkdir(parents=True, exist_ok=True)
@@ -125,7 +133,8 @@ def compute(
     left = [i for i in range(count) if rows['state'][i] != READ or rows['crc'][i] != _crc(rows[i])]
     if left and len(left) < count:
         log.info('%s: %d of %d are there', title, count - len(left), count)
-    problems = _fill(model, rows, left, read, grid, tokens, segments, batch, title)
+    encode, devices = reduced_encoder(model, grid, tokens, reads)
+    problems = _fill(encode, batch * devices, rows, left, read, segments, title)
     if not (rows['state'] == READ).any():
         first = next(iter(problems.values()), 'the list is empty')
         raise ConfigError(f'{title}: none of {count} clips can be read; the first: {first}')
@@ -157,10 +166,9 @@ def _crc(row: np.void) -> int:
     )
 
 
-def _fill(model, rows, left, read, grid, tokens, segments, batch, title) -> dict[int, str]:
+def _fill(encode, batch: int, rows, left, read, segments: int, title: str) -> dict[int, str]:
     problems: dict[int, str] = {}
-    encode, devices = reduced_encoder(model, grid, tokens)
-    size = batch * devices * max(1, segments)  # clips at a time, whole examples
+    size = batch * max(1, segments)  # clips at a time, whole examples
 
     def examples():
         for i in left:
@@ -198,26 +206,47 @@ def _fill(model, rows, left, read, grid, tokens, segments, batch, title) -> dict
     return problems
 
 
+def grids(grid: tuple[int, int, int], reads: str | tuple[int, ...]) -> list[tuple[int, int, int]]:
+    """The token grid of each part of what is read of a clip."""
+    if reads == 'last':
+        return [grid]
+    return [grid, (1, *grid[1:])] if reads == 'future' else [grid] * len(reads)
+
+
 def reduced_encoder(
-    model, grid: tuple[int, int, int], tokens: int
+    model,
+    grid: tuple[int, int, int],
+    tokens: int,
+    reads: str | tuple[int, ...] = 'last',
 ) -> tuple[Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], int]:
     """A function from clips uint8 [B, T, H, W, 3] to means [B, D] and averaged tokens [B, N, D],
     and the number of devices that B must be a multiple of."""
     local = sharding.make_mesh(1, jax.local_devices())
     encoder = net('encoder', model.config)
+    weights = {'encoder': model.encoder.params}
+    if reads == 'future':
+        weights['predictor'] = model.need_predictor(reads).params
 
     @jax.jit
-    def run(params, clips):
-        x = encoder(params, clips)
-        return x.mean(1), average_tokens(x, grid, tokens)
+    def run(weights, clips):
+        if reads == 'last':
+            parts = [encoder(weights['encoder'], clips)]
+        elif reads == 'future':
+            x = encoder(weights['encoder'], clips)
+            parts = [x, model.later(x, grid, weights['predictor'])]
+        else:
+            parts = encoder(weights['encoder'], clips, levels=reads)
+        kept = [average_tokens(x, g, tokens) for x, g in zip(parts, grids(grid, reads))]
+        last = parts[0] if reads == 'future' else parts[-1]
+        return last.mean(1), jnp.concatenate(kept, 1)
 
     with jax.set_mesh(local):
-        params = jax.device_put(model.encoder.params, jax.NamedSharding(local, jax.P()))
+        weights = jax.device_put(weights, jax.NamedSharding(local, jax.P()))
 
     def encode(clips: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         with jax.set_mesh(local):
             split = jax.device_put(clips, jax.NamedSharding(local, sharding.BATCH))
-            return jax.tree.map(np.asarray, run(params, split))
+            return jax.tree.map(np.asarray, run(weights, split))
 
     return encode, local.size
 

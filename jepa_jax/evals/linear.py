@@ -42,12 +42,13 @@ def folds(sources: np.ndarray, classes: np.ndarray | None, seed: int) -> list[np
 def apart(
     sources: np.ndarray, classes: np.ndarray | None, count: int, seed: int
 ) -> list[np.ndarray]:
-    """`count` parts of the clips, [n] bool each, every source in one of them, classes spread."""
+    """`count` parts of the clips, [n] bool each, every source in one of them, classes spread where
+    one has as many clips as there are parts."""
     import warnings
 
     from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
-    if classes is None:
+    if classes is None or np.unique(classes, return_counts=True)[1].max() < count:
         kind = GroupKFold(count, shuffle=True, random_state=seed)
     else:
         kind = StratifiedGroupKFold(count, shuffle=True, random_state=seed)

@@ -114,3 +114,11 @@ def test_standardised_leaves_constants_out():
     ours, other = linear.standardised(train, np.array([[1.5, 9.0]]))
     np.testing.assert_allclose(ours.std(0), [1, 0])
     np.testing.assert_allclose(other, [[0, 0]], atol=1e-7)
+
+
+def test_parts_of_clips_that_are_few():
+    """Two clips a class cannot be spread over three parts: sources are still kept apart."""
+    sources, classes = np.arange(6), np.repeat(np.arange(3), 2)
+    parts = linear.apart(sources, classes, 3, 0)
+    np.testing.assert_array_equal(np.sum(parts, 0), 1)
+    assert all(part.any() for part in parts)

@@ -1,0 +1,16 @@
+"""Diving48 V2, classes of clips by attentive probes on frozen features.
+
+    python -m jepa_jax.evaluate --config=configs/eval/diving48.py:vitl --model vitl \
+        --config.data.path=DIR
+
+DIR holds Diving48_V2_{train,test}.json, Diving48_vocab.json and rgb/;
+--config.data.videos names another folder for those. `:vitg_384` has the values for --model
+vitg-384. --config.probe=NAME takes a released probe instead of training one, and
+--config.protocol=upstream counts as the original does. `:smoke` is a trial on any part of the set.
+"""
+
+from jepa_jax.config import BenchmarkConfig, labelled_set
+
+
+def get_config(arg: str = '') -> BenchmarkConfig:
+    return labelled_set('diving48', arg)

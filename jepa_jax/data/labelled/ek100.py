@@ -1,0 +1,134 @@
+"""EPIC-KITCHENS-100: csv of actions, verb and noun, in long videos. (reference: evaluations.md
+§1.7)
+
+Verbs, nouns and actions are numbered in the order in which CPython (3.8 and newer) goes through a
+set of them that was filled in the order of the training file, as the original does: released probes
+have that order. Sorting, or another order of rows, would change it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from jepa_jax.data.labelled.records import LabelledSet, Record, columns_of, official, whole
+from jepa_jax.errors import BadFile, ConfigError
+
+HEADS = ('verb', 'noun', 'action')
+COLUMNS = ('video_id', 'start_frame', 'stop_frame', 'verb_class', 'noun_class')
+BELOW = ['annotations', 'labels', 'epic-kitchens-100-annotations']
+
+
+@dataclasses.dataclass(frozen=True)
+class Action:
+    """A row of the annotations."""
+
+    video: str  # P01_11
+    start: int  # frames
+    stop: int
+    verb: int
+    noun: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Classes:
+    """Official numbers in the order of the heads' outputs."""
+
+    verbs: tuple[int, ...]
+    nouns: tuple[int, ...]
+    actions: tuple[tuple[int, int], ...]
+
+
+def classes(train: Sequence[Action]) -> Classes:
+    """The order of the heads: that of sets, never sorted."""
+    return Classes(
+        tuple({row.verb for row in train}),
+        tuple({row.noun for row in train}),
+        tuple({(row.verb, row.noun) for row in train}),
+    )
+
+
+def labels(rows: Sequence[Action], known: Classes) -> list[tuple[int, int, int]]:
+    """Verb, noun and action of each row as outputs of the heads; a class that training does not
+    have has no output, and gets a number of its own below 0."""
+    verb, noun, action = (
+        {c: i for i, c in enumerate(order)} for order in (known.verbs, known.nouns, known.actions)
+    )
+
+    def number(output: dict, official) -> int:
+        if official not in output:
+            output[official] = -1 - sum(n < 0 for n in output.values())
+        return output[official]
+
+    return [
+        (number(verb, row.verb), number(noun, row.noun), number(action, (row.verb, row.noun)))
+        for row in rows
+    ]
+
+
+def rows_of(path: Path) -> list[Action]:
+    """Raises BadFile."""
+    rows = []
+    for line, row in columns_of(path, COLUMNS):
+        start, stop, verb, noun = (whole(path, line, row[name], name) for name in COLUMNS[1:])
+        if stop < start or '_' not in row['video_id']:
+            detail = f'line {line}: video {row["video_id"]!r}, frames {start} to {stop}'
+            raise BadFile(path, 'not_text', detail)
+        rows.append(Action(row['video_id'], start, stop, verb, noun))
+    return rows
+
+
+def place_of(video: str, videos: Path) -> str | None:
+    """PID/videos/VID.MP4 or PID/VID.MP4."""
+    person = video.partition('_')[0]
+    for part in (f'{person}/videos', person, ''):
+        for suffix in ('.MP4', '.mp4'):
+            if (path := videos / part / f'{video}{suffix}').is_file():
+                return str(path)
+    return None
+
+
+def read(folder: Path, videos: Path) -> LabelledSet:
+    """Rows of a video by their start. Validation has all official rows: of one whose pair of verb
+    and noun training lacks, the original's filter leaves nothing: its action is below 0."""
+    paths = {s: official(folder, [f'EPIC_100_{s}.csv'], BELOW) for s in ('train', 'validation')}
+    tables = {split: rows_of(path) for split, path in paths.items()}
+    known = classes(tables['train'])
+    splits, missing, places = {}, {}, {}
+    for split, rows in tables.items():
+        splits[split], missing[split] = [], []
+        numbered = list(zip(rows, labels(rows, known)))
+        for row, label in sorted(numbered, key=lambda pair: (pair[0].video, pair[0].start)):
+            if row.video not in places:
+                places[row.video] = place_of(row.video, videos)
+            if places[row.video] is None:
+                missing[split].append(row.video)
+            else:
+                splits[split].append(Record(places[row.video], label, (row.start, row.stop)))
+    names, notes = _names(folder, known)
+    return LabelledSet(
+        names, splits, {s: len(rows) for s, rows in tables.items()},
+        {s: path.name for s, path in paths.items()}, missing, notes=notes,
+    )  # fmt: skip
+
+
+def _names(folder: Path, known: Classes) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
+    words, notes = {}, []
+    for head, order in (('verb', known.verbs), ('noun', known.nouns)):
+        words[head] = {number: str(number) for number in order}
+        name = f'EPIC_100_{head}_classes.csv'
+        try:
+            path = official(folder, [name], BELOW)
+        except ConfigError:
+            notes.append(f'{name} is not there: {head}s are numbers')
+            continue
+        own = {whole(path, n, r['id'], 'id'): r['key'] for n, r in columns_of(path, ['id', 'key'])}
+        if lacking := [number for number in order if number not in own]:
+            raise BadFile(path, 'not_text', f'has no {head} {lacking[0]}, which training has')
+        words[head] = own
+    return {
+        'verb': tuple(words['verb'][v] for v in known.verbs),
+        'noun': tuple(words['noun'][n] for n in known.nouns),
+        'action': tuple(f'{words["verb"][v]} {words["noun"][n]}' for v, n in known.actions),
+    }, tuple(notes)
