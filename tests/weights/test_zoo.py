@@ -198,7 +198,7 @@ PAGE = b'<!DOCTYPE html><title>Please log in</title>'
         (b'{"error": 1}', {'Content-Type': 'application/json'}, 'sends application/json'),
         (b'{"error": 1}', {}, 'is JSON'),
         (b'PK\x03\x04', {'Content-Encoding': 'gzip'}, r'compressed \(gzip\)'),
-        (gzip.compress(b'PK\x03\x04' * 9), {}, 'compressed by gzip'),
+        (gzip.compress(b'PK\x03\x04' * 9, mtime=0), {}, 'compressed by gzip'),
         (b'', {}, 'sends no bytes'),
         (b'PK\x03\x04' + bytes(500), {}, 'has no end'),
         (bytes(500), {}, 'no file of PyTorch'),
