@@ -17,6 +17,7 @@ from jepa_jax.config.labelled import LabelledDataConfig as LabelledDataConfig
 from jepa_jax.config.labelled import OwnConfig as OwnConfig
 from jepa_jax.config.masked_video import MaskedVideoConfig as MaskedVideoConfig
 from jepa_jax.config.parts import SELF_MADE as SELF_MADE
+from jepa_jax.config.parts import WITHOUT_PATH as WITHOUT_PATH
 from jepa_jax.config.parts import ActionPredictorConfig as ActionPredictorConfig
 from jepa_jax.config.parts import AugmentConfig as AugmentConfig
 from jepa_jax.config.parts import CheckpointsConfig as CheckpointsConfig
