@@ -32,7 +32,7 @@ FPS = 8
 EVENTS = (8, 14)  # frames at which an event may begin, first and last
 # training videos by kind of list, and pairs of each kind and variant by set
 COUNTS = {'lawful': 1600, 'lawful_few': 48}
-PAIRS = {'violations': 64, 'violations_few': 4}
+PAIRS = {'violations': 48, 'violations_few': 2}
 KINDS = ('vanish', 'appear', 'shape', 'colour', 'wall', 'stop', 'teleport')
 CONTROLS = ('harmless', 'lawful')
 VARIANTS = ('visible', 'occluded')
