@@ -212,7 +212,7 @@ class Model:
         self.probe = probe
         self.about = tuple(about)
         self.name, self.which = name, which
-        self._fill_in = functools.cache(self._make_fill_in)
+        self.fill_in = functools.cache(self._make_fill_in)
         self._sizes: dict[tuple, int] = {}  # shape of a clip -> largest batch of them so far
 
     def __repr__(self) -> str:
@@ -465,7 +465,7 @@ class Model:
         keep = jnp.asarray(np.tile(seen.astype(np.int32), (len(clips), 1)))
         asked = jnp.asarray(np.tile(hidden.astype(np.int32), (len(clips), 1)))
         x = self.encoder(clips, keep)
-        z = self._fill_in(grid)(self.predictor.params, x, keep, asked, mask_index=mask_index)
+        z = self.fill_in(grid)(self.predictor.params, x, keep, asked, mask_index=mask_index)
         coords = self.coords(grid, 1 / fps, hidden)
         return Prediction(np.asarray(z), hidden, coords, np.asarray(x), seen)
 
@@ -553,7 +553,7 @@ class Model:
         later = (t + int(8 / self.config.tubelet)) * h * w  # one second at 8 frames a second
         ids = jnp.tile(jnp.arange(t * h * w, dtype=jnp.int32), (len(x), 1))
         asked = jnp.tile(later + jnp.arange(h * w, dtype=jnp.int32), (len(x), 1))
-        z = self._fill_in(grid)(self.predictor.params, x, ids, asked, mask_index=1)
+        z = self.fill_in(grid)(self.predictor.params, x, ids, asked, mask_index=1)
         return jnp.concatenate([x, z], axis=1)
 
     @functools.cached_property

@@ -1,10 +1,10 @@
 """A small world with laws, and pairs of videos of which one member breaks a law.
 
 Seen from the side, things slide at a steady speed or fly and bounce under gravity. They turn at the
-edges of the picture and at a wall, go on behind a screen, and keep their shape and colour. Videos of
-`lawful` do nothing else (light and ground may change at once: a harmless event). Of a pair, both
-members are drawn from one seed: frames before the event are the same array, and are encoded so that
-no frame's bytes depend on a later one, so they are equal to the bit when read back.
+edges of the picture and at a wall, go on behind a screen, and keep their shape and colour. Videos
+of `lawful` do nothing else (light and ground may change at once: a harmless event). Of a pair, both
+members are drawn from one seed: frames before the event are the same, and are encoded so that none
+depends on a later one, so they are equal to the bit when read back.
 
 The kinds of violation each have a variant in plain sight and one out of sight, behind the screen.
 Of the control `harmless` the second member changes the light or moves the ground, which happens in
@@ -115,7 +115,7 @@ def _pair(kind: str, hidden: bool, rng: np.random.Generator) -> tuple[Scene, Sce
         through = _path(scene.start, scene.wall, solid=False)
         event = int(np.argmax((through != thing.place).any(1)))
         # turns at the wall only once within sight of both members
-        if not EVENTS[0] <= event <= EVENTS[1] or not np.ptp(thing.place[: event, 1]) > 4:
+        if not EVENTS[0] <= event <= EVENTS[1] or not np.ptp(thing.place[:event, 1]) > 4:
             return None
         return scene, _with(scene, dataclasses.replace(thing, place=through)), event
     reach = thing.radius + 0.5

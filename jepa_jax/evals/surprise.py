@@ -24,8 +24,11 @@ class Expects:
 
     context: Callable[[Any], Tokens]  # clips of C frames -> [B, K, D]
     target: Callable[[Any], Tokens]  # clips of F frames -> [B, N, D]
-    # tokens [B, K, D], C, F, number of the mask token -> [B, N - K, D]
-    predict: Callable[[Tokens, int, int, int], Tokens]
+    # tokens [B, K, D], the grid (t, h, w) up to the last token that is asked for, number of the
+    # mask token -> [B, t h w - K, D]
+    predict: Callable[[Tokens, tuple[int, int, int], int], Tokens]
+    tubelet: int
+    patch: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +52,6 @@ def surprise(
     clips: np.ndarray,
     contexts: Sequence[int],
     *,
-    tubelet: int,
     mask_tokens: Sequence[int] = (0,),
     ahead: int = 0,
     normalise: bool = True,
@@ -59,12 +61,13 @@ def surprise(
     Args:
       clips: [B, F, H, W, 3], windows.
       contexts: frames C that are seen, multiples of the tubelet below F.
-      tubelet: frames of a token.
       mask_tokens: that the predictor asks with.
       ahead: frames that are predicted; 0: all F - C.
       normalise: standardise targets; False for the original's option.
     """
-    B, F = clips.shape[:2]
+    B, _, H, W, _ = clips.shape
+    F, tubelet, h, w = clips.shape[1], model.tubelet, H // model.patch, W // model.patch
+    place = h * w  # tokens of a time
     shape = (B, len(contexts))
     rows = Rows(
         np.empty((B, len(mask_tokens), len(contexts)), np.float32),
@@ -74,7 +77,6 @@ def surprise(
     targets = np.asarray(model.target(clips), np.float32)
     if normalise:
         targets = standardise(targets)
-    place = targets.shape[1] // (F // tubelet)  # tokens of a time
     scale = np.float32(255 if clips.dtype == np.uint8 else 1)
     for i, C in enumerate(contexts):
         M = ahead or F - C
@@ -82,7 +84,7 @@ def surprise(
         K, end = C // tubelet * place, (C + M) // tubelet * place
         ahead_of_it = targets[:, K:end]
         for j, token in enumerate(mask_tokens):
-            said = np.asarray(model.predict(seen, C, C + M, token), np.float32)
+            said = np.asarray(model.predict(seen, ((C + M) // tubelet, h, w), token), np.float32)
             rows.model[:, j, i] = abs(said - ahead_of_it).mean((1, 2))
         last = standardise(np.asarray(seen)[:, K - place : K])
         again = np.tile(last, (1, M // tubelet, 1))
@@ -103,7 +105,6 @@ def series(
     window: int,
     contexts: Sequence[int],
     *,
-    tubelet: int,
     stride: int = 2,
     warm_up: bool = False,
     ahead: int = 0,
@@ -118,7 +119,7 @@ def series(
     """
     if ahead:
         contexts = [window - ahead] * len(contexts)
-    options = dict(tubelet=tubelet, ahead=ahead, normalise=normalise)
+    options = dict(ahead=ahead, normalise=normalise)
     clips = np.stack([frames[s : s + window] for s in starts(len(frames), window, stride)])
     whole = surprise(model, clips, contexts, **options).model[:, 0]
     result = []
@@ -165,8 +166,7 @@ def with_filtered(losses: np.ndarray) -> np.ndarray:
 
 
 def outcome(possible: np.ndarray, impossible: np.ndarray) -> tuple[float, int]:
-    """Pairs won, and ties, which the original counts as lost: the possible member surprises less.
-    """
+    """Pairs won, and ties, which the original counts as lost: the possible member surprises less."""
     return int((possible < impossible).sum()), int((possible == impossible).sum())
 
 
