@@ -62,7 +62,7 @@ def plot(
         if number == 1:
             axes.legend(fontsize=8)
     figure.suptitle(
-        'Surprise over time. Dashed: the event enters what is predicted; dotted: it becomes context',
+        'Surprise over time. Dashed: the event enters what is predicted; dotted: all of it is past',
         fontsize=10,
     )
     save(figure, path)
