@@ -100,16 +100,19 @@ def pair(kind: str, variant: str, seed: int) -> tuple[np.ndarray, np.ndarray, in
     rng = np.random.default_rng([VERSION, 1, names.index(kind), VARIANTS.index(variant), seed])
     for _ in range(TRIES):
         if members := _pair(kind, variant == 'occluded', rng):
-            before, after, event = members
-            return draw(before), draw(after), event
+            *scenes, event = members
+            ground = _ground(rng)
+            before, after = (draw(dataclasses.replace(s, ground=ground)) for s in scenes)
+            return before, after, event
     raise RuntimeError(f'no scene for {kind}, {variant} in {TRIES} tries')
 
 
 def _pair(kind: str, hidden: bool, rng: np.random.Generator) -> tuple[Scene, Scene, int] | None:
-    """A lawful scene, the same with an event, and its frame; None if the scene has no place for
-    it."""
+    """A lawful scene, the same with an event, and its frame, both without their ground; None if
+    the scene has no place for it."""
     wall = kind == 'wall'
-    scene = _scene(rng, screen=hidden, wall=wall, flying=True if kind == 'stop' else None)
+    flying = True if kind == 'stop' else None
+    scene = _scene(rng, screen=hidden, wall=wall, flying=flying, ground=False)
     thing = scene.things[0]
     if wall:
         through = _path(scene.start, scene.wall, solid=False)
@@ -118,7 +121,7 @@ def _pair(kind: str, hidden: bool, rng: np.random.Generator) -> tuple[Scene, Sce
         if not EVENTS[0] <= event <= EVENTS[1] or not np.ptp(thing.place[:event, 1]) > 4:
             return None
         return scene, _with(scene, dataclasses.replace(thing, place=through)), event
-    reach = thing.radius + 0.5
+    reach = 1.2 * thing.radius + 0.5  # of a triangle's corner, with its soft edge
     if hidden:
         left, right = scene.screen
         covered = (thing.place[:, 1] - reach > left) & (thing.place[:, 1] + reach < right)
@@ -183,7 +186,12 @@ def _harmless(scene: Scene, event: int, rng: np.random.Generator) -> Scene:
 
 
 def _scene(
-    rng: np.random.Generator, *, screen: bool, wall: bool, flying: bool | None = None
+    rng: np.random.Generator,
+    *,
+    screen: bool,
+    wall: bool,
+    flying: bool | None = None,
+    ground: bool = True,
 ) -> Scene:
     """A lawful scene with one thing, in three of ten with a second in another lane."""
     where = rng.uniform(13, 19) if wall or screen else None
@@ -205,9 +213,8 @@ def _scene(
             )
         )
     ends = (where - half, where + half) if screen else None
-    return Scene(
-        _ground(rng), tuple(things), ends, bar, start, np.ones(FRAMES), np.zeros(FRAMES, int)
-    )
+    texture = _ground(rng) if ground else np.zeros((SIZE, SIZE, 3))
+    return Scene(texture, tuple(things), ends, bar, start, np.ones(FRAMES), np.zeros(FRAMES, int))
 
 
 def _begin(rng: np.random.Generator, radius: float, wall: float | None, flying: bool) -> tuple:
