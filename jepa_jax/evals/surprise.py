@@ -165,8 +165,9 @@ def with_filtered(losses: np.ndarray) -> np.ndarray:
     return np.concatenate([losses, losses.min(1, keepdims=True)], 1)
 
 
-def outcome(possible: np.ndarray, impossible: np.ndarray) -> tuple[float, int]:
-    """Pairs won, and ties, which the original counts as lost: the possible member surprises less."""
+def outcome(possible: np.ndarray, impossible: np.ndarray) -> tuple[int, int]:
+    """Pairs won, for the possible member surprises less, and ties, which the original counts as
+    lost."""
     return int((possible < impossible).sum()), int((possible == impossible).sum())
 
 

@@ -179,13 +179,10 @@ def test_surprise_of_pairs_by_brute_force(tmp_path, config):
     assert impossible == pytest.approx(np.mean(expected), abs=1e-3)
     highest = dataclasses.replace(setting, sum='max')
     assert result.scores['model'][highest][1, 0, 0] == pytest.approx(max(expected), abs=1e-3)
-    # pixels: of three channels two change by 160 / 255 in each frame after the event
-    change = 2 / 3 * 160 / 255
-    shares = [np.mean([t > 8 for t in range(f + 4, f + 8)]) for f in (0, 2, 4)] + [0.5, 0]
-    shares[3] = np.mean([t > 8 for t in range(10, 14)])
-    assert result.scores['pixels'][setting][1, 0, 0] == pytest.approx(
-        change * np.mean(shares), abs=1e-4
-    )
+    # pixels: of three channels two change by 160 / 255 in frame 9 and no other. After contexts that
+    # end at frames 3, 5, 7, 9, 11 that is 0, 1 (frame 9 of 6 to 9), 3, 0, 0 frames of four
+    change = (0 + 1 + 3 + 0 + 0) / 20 * 2 / 3 * 160 / 255
+    assert result.scores['pixels'][setting][1, 0, 0] == pytest.approx(change, abs=1e-4)
 
 
 def test_unequal_lengths_are_masked_and_padded_only_upstream(tmp_path, config):
