@@ -2,20 +2,39 @@
 
 import dataclasses
 import importlib.util
+import json
+import os
 import pathlib
+import subprocess
+import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jepa_jax.config.physics import PhysicsConfig
-from jepa_jax.data import synthetic
+from jepa_jax.data import Batch, Group, synthetic, violations
 from jepa_jax.errors import BadFile, ConfigError
 from jepa_jax.evals import of, physics, surprise
 from jepa_jax.evals.physics import Setting
 from jepa_jax.evals.physics_sets import Pair, Pairs
 from jepa_jax.evals.surprise import Expects
+from jepa_jax.masks import Mask
+from jepa_jax.model import Loaded, Model
+from jepa_jax.models.predictor import PredictorConfig
+from jepa_jax.models.vit import ViTConfig
+from jepa_jax.objectives.masked_video import MaskedVideo
+from jepa_jax.weights.parts import net
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def get_config(arg=''):
+    spec = importlib.util.spec_from_file_location('c', ROOT / 'configs/eval/physics.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(arg)
 
 
 def pair(kind='stop', group='g', more=''):
@@ -235,12 +254,81 @@ def test_no_window_fits(tmp_path, config):
     'arg', ['', 'intphys1', 'intphys2', 'grasp', 'inflevel', 'pairs', 'self_made,smoke', 'smoke']
 )
 def test_configs(arg):
-    spec = importlib.util.spec_from_file_location('c', ROOT / 'configs/eval/physics.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config(arg)
+    config = get_config(arg)
     if not config.data.kind.startswith('self_made'):
         with pytest.raises(ConfigError, match='data.path is empty'):
             of(config)
         config.data.path = 'x'
     of(config)
+
+
+@pytest.fixture(scope='module')
+def small(quick_compiler):
+    """A model for the self-made pairs, never trained."""
+    rest = dict(dtype=jnp.float32, remat='none')
+    encoder = ViTConfig(24, 1, 2, image_size=32, frames=12, patch=8, **rest)
+    predictor = PredictorConfig(24, 24, 1, 2, mask_tokens=1, grid=(6, 4, 4), **rest)
+    configs = {'encoder': encoder, 'predictor': predictor}
+    nets = {
+        name: Loaded(config, jax.jit(net(name, config).init)(jax.random.key(i)))
+        for i, (name, config) in enumerate(configs.items())
+    }
+    return Model(nets['encoder'], predictor=nets['predictor'], name='random:small')
+
+
+def test_targets_of_a_model_are_those_of_training(small):
+    """Beside the objective's own words: the error of MaskedVideo.loss on a mask of the future."""
+    clips = np.random.default_rng(0).integers(0, 255, (2, 12, 32, 32, 3), np.uint8)
+    rows = surprise.surprise(physics.expects(small, small), clips, [4])
+    objective = MaskedVideo(small.config, small.predictor.config, groups=1)
+    ids = np.tile(np.arange(96, dtype=np.int32), (2, 1))
+    mask = Mask(ids[:, :32], ids[:, 32:])
+    batch = Batch((Group(clips, (mask,)),))
+    params = {'encoder': small.encoder.params, 'predictor': small.predictor.params}
+    loss, _ = objective.loss(params, {'encoder': small.encoder.params}, {}, batch, 0)
+    assert rows.model.mean() == pytest.approx(float(loss), abs=1e-5)
+
+
+def test_the_evaluation_of_self_made_pairs(small, tmp_path, monkeypatch):
+    monkeypatch.setitem(violations.PAIRS, 'violations_few', 2)
+    monkeypatch.setattr(violations, 'KINDS', ('vanish', 'colour'))
+    config = get_config('smoke')
+    config.data.path = str(tmp_path / 'pairs')
+    config.contexts = (6,) * 6  # one, so that little is compiled
+    results = physics.run(small, config, tmp_path)
+    assert set(results.results) >= {'all kinds', 'vanish', 'colour, occluded', 'harmless', 'lawful'}
+    assert set(results.baselines) >= {f'vanish: {name}' for name in ('copy', 'pixels', 'random')}
+    assert results.data['read'] == 16 and results.data['reported'] == 8
+    assert results.results['all kinds'].n == 4 and results.results['vanish'].n == 2
+    assert (tmp_path / 'surprise.png').stat().st_size > 10_000
+    swapped = [*results.results.values(), *results.baselines.values()]
+    assert all(f.low <= f.value + 1e-9 and f.value <= f.high + 1e-9 for f in swapped)
+
+
+def test_a_model_without_predictor(small, tmp_path):
+    alone = Model(Loaded(small.config, small.encoder.params))
+    with pytest.raises(ConfigError, match='no predictor'):
+        physics.run(alone, get_config('smoke'), tmp_path)
+
+
+@pytest.mark.slow
+def test_trained_and_asked(tmp_path):
+    """From lawful videos to a report, by the commands that a user types."""
+    env = os.environ | {'JEPA_JAX_CACHE': str(tmp_path / 'cache'), 'PYTHONPATH': str(ROOT)}
+
+    def run(module, *args):
+        command = [sys.executable, '-m', module, *args]
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+
+    run(
+        'jepa_jax.train', '--config=configs/physics_tiny.py', f'--workdir={tmp_path}/run',
+        '--config.optim.steps=20', '--config.optim.warmup=5',
+        '--config.data.lists[0].kind=lawful_few',
+    )  # fmt: skip
+    run(
+        'jepa_jax.evaluate', '--config=configs/eval/physics.py:smoke', f'--model={tmp_path}/run',
+        f'--workdir={tmp_path}/asked',
+    )  # fmt: skip
+    report = json.loads((tmp_path / 'asked/report.json').read_text())
+    assert report['evaluation'] == 'physics' and report['results']['vanish']['n'] == 2
