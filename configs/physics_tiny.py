@@ -38,7 +38,7 @@ def get_config(arg: str = '') -> MaskedVideoConfig:
     c.data.fps = 8
     c.data.augment.scale = c.data.augment.ratio = (1.0, 1.0)  # things keep their size
     c.optim.batch = 32
-    c.optim.steps = 1500
+    c.optim.steps = 850
     c.optim.warmup = 100
     c.optim.start_lr, c.optim.lr, c.optim.final_lr = 2e-4, 1e-3, 1e-5
     c.optim.ipe_scale = 1.0
