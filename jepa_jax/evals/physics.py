@@ -441,14 +441,15 @@ def _report(
     if len(measured.problems) + len(source.problems):
         problems = (*source.problems, *measured.problems)
         sentences.append(f'{len(problems)} could not be used: {"; ".join(problems[:3])} ...')
-    both = np.stack([possible, impossible], 1).ravel()[:, None]
-    labels = np.tile([1, 0], len(possible))
     key = (setting.step, setting.frames, setting.context, setting.token)
+    series = measured.over_time[key]
+    lawless = np.flatnonzero(next(iter(masks.values())))  # 'all kinds', or the only one
+    both = surprise.padded([member for i in lawless for member in series[i]])
+    labels = np.tile([1, 0], len(lawless))
     physics_pictures.plot(
         workdir / 'surprise.png',
         [
-            (pairs[i].kind, pairs[i].event, measured.over_time[key][i])
-            for i in np.flatnonzero(rows)
+            (pairs[i].kind, pairs[i].event, series[i]) for i in np.flatnonzero(rows)
         ],
         step=setting.step, frames=setting.frames, stride=config.stride,
         seen=setting.context or setting.frames // 2,
