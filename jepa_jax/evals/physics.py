@@ -32,6 +32,7 @@ from jepa_jax.evals import Figure, Results, physics_pictures, physics_sets, surp
 from jepa_jax.evals.intervals import bootstrap, wilson
 from jepa_jax.evals.physics_sets import Pair, Pairs
 from jepa_jax.model import Loaded, Model
+from jepa_jax.nets import ONCE
 from jepa_jax.weights.parts import net
 
 log = logging.getLogger(__name__)
@@ -131,7 +132,7 @@ def untrained(model, seed: int) -> Model:
     keys = jax.random.split(jax.random.key(seed))
     parts = {'encoder': model.config, 'predictor': model.predictor.config}
     nets = {
-        name: Loaded(config, jax.jit(net(name, config).init)(key))
+        name: Loaded(config, jax.jit(net(name, config).init, compiler_options=ONCE)(key))
         for (name, config), key in zip(parts.items(), keys)
     }
     return Model(nets['encoder'], predictor=nets['predictor'])

@@ -24,6 +24,7 @@ from jepa_jax.masks import Mask
 from jepa_jax.model import Loaded, Model
 from jepa_jax.models.predictor import PredictorConfig
 from jepa_jax.models.vit import ViTConfig
+from jepa_jax.nets import ONCE
 from jepa_jax.objectives.masked_video import MaskedVideo
 from jepa_jax.weights.parts import net
 
@@ -270,7 +271,9 @@ def small(quick_compiler):
     predictor = PredictorConfig(24, 24, 1, 2, mask_tokens=1, grid=(6, 4, 4), **rest)
     configs = {'encoder': encoder, 'predictor': predictor}
     nets = {
-        name: Loaded(config, jax.jit(net(name, config).init)(jax.random.key(i)))
+        name: Loaded(
+            config, jax.jit(net(name, config).init, compiler_options=ONCE)(jax.random.key(i))
+        )
         for i, (name, config) in enumerate(configs.items())
     }
     return Model(nets['encoder'], predictor=nets['predictor'], name='random:small')
@@ -285,7 +288,7 @@ def test_targets_of_a_model_are_those_of_training(small):
     mask = Mask(ids[:, :32], ids[:, 32:])
     batch = Batch((Group(clips, (mask,)),))
     params = {'encoder': small.encoder.params, 'predictor': small.predictor.params}
-    loss, _ = objective.loss(params, {'encoder': small.encoder.params}, {}, batch, 0)
+    loss, _ = jax.jit(objective.loss)(params, {'encoder': small.encoder.params}, {}, batch, 0)
     assert rows.model.mean() == pytest.approx(float(loss), abs=1e-5)
 
 
