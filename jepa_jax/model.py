@@ -212,6 +212,7 @@ class Model:
         self.probe = probe
         self.about = tuple(about)
         self.name, self.which = name, which
+        # grid (t, h, w) of the clip -> a function of (params, context, ids, asked, mask_index)
         self.fill_in = functools.cache(self._make_fill_in)
         self._sizes: dict[tuple, int] = {}  # shape of a clip -> largest batch of them so far
 
