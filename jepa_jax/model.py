@@ -33,6 +33,9 @@ from jepa_jax.models.pooler import (
 from jepa_jax.models.predictor import Predictor
 from jepa_jax.models.vit import ViT, ViTConfig
 from jepa_jax.nets import Net
+from jepa_jax.predictions import Fill as Fill
+from jepa_jax.predictions import Future as Future
+from jepa_jax.predictions import Prediction as Prediction
 from jepa_jax.weights.shapes import size_of
 
 FRAMES = 16  # of a window, unless asked otherwise
@@ -54,51 +57,6 @@ class Features:
     tokens: np.ndarray | None = None  # [n, N, D] float32, row-major on the grid; if not pooled
     pooled: np.ndarray | None = None  # [n, D], or [n, queries, D] of an attentive probe
     levels: np.ndarray | None = None  # [n, L, N or pooled, D]: after the blocks asked for
-
-
-@dataclasses.dataclass(frozen=True)
-class Fill:
-    """Task: fill in tokens that the encoder does not see.
-
-    mask: bool [t, h, w] on the clip's token grid, True where features are to be predicted.
-    """
-
-    mask: np.ndarray
-
-    @classmethod
-    def after(cls, grid: tuple[int, int, int], t: int) -> Fill:
-        """All tokens from time t of the grid on."""
-        return cls(np.broadcast_to(np.arange(grid[0])[:, None, None] >= t, grid))
-
-    @classmethod
-    def box(cls, grid: tuple[int, int, int], rows: slice, columns: slice) -> Fill:
-        """A box of the token grid, through all times."""
-        mask = np.zeros(grid, bool)
-        mask[:, rows, columns] = True
-        return cls(mask)
-
-
-@dataclasses.dataclass(frozen=True)
-class Future:
-    """Task: what follows a clip of the past.
-
-    seconds: how much of the future; skip: seconds between the clip's end and its beginning. Both
-    are cut to whole tubelets, of which there is at least one.
-    """
-
-    seconds: float
-    skip: float = 0.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """Features that a predictor expects where the encoder did not look."""
-
-    tokens: np.ndarray  # [B, M, D] float32
-    ids: np.ndarray  # [M] token ids, row-major on the grid and beyond its end in time
-    coords: np.ndarray  # [M, 3] float32: seconds, y, x as in Features
-    context: np.ndarray  # [B, K, D] float32: the features it had to go by
-    context_ids: np.ndarray  # [K]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +170,8 @@ class Model:
         self.probe = probe
         self.about = tuple(about)
         self.name, self.which = name, which
-        self._fill_in = functools.cache(self._make_fill_in)
+        # grid (t, h, w) of the clip -> a function of (params, context, ids, asked, mask_index)
+        self.fill_in = functools.cache(self._make_fill_in)
         self._sizes: dict[tuple, int] = {}  # shape of a clip -> largest batch of them so far
 
     def __repr__(self) -> str:
@@ -465,7 +424,7 @@ class Model:
         keep = jnp.asarray(np.tile(seen.astype(np.int32), (len(clips), 1)))
         asked = jnp.asarray(np.tile(hidden.astype(np.int32), (len(clips), 1)))
         x = self.encoder(clips, keep)
-        z = self._fill_in(grid)(self.predictor.params, x, keep, asked, mask_index=mask_index)
+        z = self.fill_in(grid)(self.predictor.params, x, keep, asked, mask_index=mask_index)
         coords = self.coords(grid, 1 / fps, hidden)
         return Prediction(np.asarray(z), hidden, coords, np.asarray(x), seen)
 
@@ -563,7 +522,7 @@ class Model:
         first = (t + int(8 / self.config.tubelet)) * h * w
         none = jnp.zeros_like(x[..., 0], jnp.int32)  # lies on the devices that x lies on
         ids, asked = none + jnp.arange(t * h * w), none[:, : h * w] + first + jnp.arange(h * w)
-        return self._fill_in(grid)(predictor, x, ids, asked, mask_index=1)
+        return self.fill_in(grid)(predictor, x, ids, asked, mask_index=1)
 
     def need_predictor(self, why: str) -> Loaded:
         """Raises InputError where there is none."""

@@ -13,6 +13,7 @@ from jepa_jax.config.check import (
 from jepa_jax.config.derived import encoder_shape, frame_counts
 from jepa_jax.config.parts import (
     SELF_MADE,
+    WITHOUT_PATH,
     DataConfig,
     EmaOptimConfig,
     EncoderConfig,
@@ -64,7 +65,7 @@ def check(config: MaskedVideoConfig) -> Iterator[str]:
         if frames % encoder.tubelet:
             name = f'data.lists[{i}].frames' if item.frames else 'data.frames'
             yield f'{name} = {frames}: must be a multiple of encoder.tubelet = {encoder.tubelet}'
-        if not item.path and item.kind not in SELF_MADE:
+        if not item.path and item.kind not in WITHOUT_PATH:
             yield (
                 f"data.lists[{i}].path is empty: kind '{item.kind}' needs a file or folder, "
                 f'--config.data.lists[{i}].path=PATH'

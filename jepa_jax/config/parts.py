@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 # kinds of lists that need no path: `data.synthetic` makes the videos; `_few` is for trials
 SELF_MADE = ('synthetic', 'synthetic_few')
+# likewise, by `data.violations`, and without labels
+WITHOUT_PATH = (*SELF_MADE, 'lawful', 'lawful_few')
 
 
 @dataclass

@@ -8,6 +8,7 @@ them.
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from typing import Protocol
 import numpy as np
 
 from jepa_jax import files
-from jepa_jax.config import SELF_MADE, DataConfig, DataListConfig
+from jepa_jax.config import SELF_MADE, WITHOUT_PATH, DataConfig, DataListConfig
 from jepa_jax.data import clips, decode, kinds, lists, npz, pictures
 from jepa_jax.data.cache import ClipCache, read_stored
 from jepa_jax.data.kinds import PICTURES, VIDEOS
@@ -274,7 +275,7 @@ def open_source(entry: DataListConfig, data: DataConfig, index: int = 0) -> Sour
         clips.Sampling.from_config(data)
     except ValueError as error:
         raise ConfigError(f'data: {error}') from error
-    if not entry.path and entry.kind not in SELF_MADE:
+    if not entry.path and entry.kind not in WITHOUT_PATH:
         raise ConfigError(f'{field}.path is empty; kind {entry.kind!r} needs a path')
     try:
         source = SOURCES[entry.kind](os.path.expanduser(entry.path), data)
@@ -327,11 +328,10 @@ def _images(path: str, data: DataConfig) -> Files:
     return Files(*lists.records_of(path, PICTURES), data)
 
 
-def _synthetic(kind: str, path: str, data: DataConfig) -> Files:
-    from jepa_jax.data import synthetic
-
+def _self_made(module: str, kind: str, path: str, data: DataConfig) -> Files:
+    maker = importlib.import_module(f'jepa_jax.data.{module}')
     try:
-        return Files(lists.read_list(synthetic.ensure(kind, path)), {}, data)
+        return Files(lists.read_list(maker.ensure(kind, path)), {}, data)
     except ValueError as error:  # a folder that holds something else
         raise ConfigError(str(error)) from error
 
@@ -342,5 +342,10 @@ SOURCES: dict[str, Callable[[str, DataConfig], Source]] = {
     'tfds': Tfds,  # FOLDER[:SPLIT[:FEATURE]] of a dataset prepared as ArrayRecord
     'shards': Shards,  # folder that `python -m tools.make_shards` wrote
     # the self-made sets, made where they are missing
-    **{kind: functools.partial(_synthetic, kind) for kind in SELF_MADE},
+    **{
+        kind: functools.partial(
+            _self_made, 'synthetic' if kind in SELF_MADE else 'violations', kind
+        )
+        for kind in WITHOUT_PATH
+    },
 }

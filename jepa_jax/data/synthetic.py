@@ -24,6 +24,7 @@ import logging
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import av
@@ -72,17 +73,34 @@ def ensure(kind: str, folder: str | Path = '') -> Path:
       ValueError: the folder exists but does not hold the whole set.
     """
     folder, counts = Path(folder or default_folder(kind)), COUNTS[kind]
+    make_once(folder, functools.partial(_fill, counts), sum(counts.values()))
+    return folder / 'train.txt'
+
+
+def make_once(folder: Path, fill: Callable[[Path], None], videos: int) -> None:
+    """Has a folder filled, with `videos/*.mp4` among its files, if it is absent.
+
+    It appears in one rename when all is written; of two processes one fills it and the other waits.
+
+    Raises:
+      ValueError: the folder exists but does not hold so many videos, and a list or table.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _lock(folder.with_name(folder.name + '.lock')):
         if not folder.exists() or not any(folder.iterdir()):
-            _build(folder, counts)
-    videos = len(list(folder.glob('videos/*.mp4')))
-    if videos != sum(counts.values()) or not (folder / 'train.txt').exists():
+            log.info('making %d videos in %s', videos, folder)
+            _build(folder, fill)
+    there = len(list(folder.glob('videos/*.mp4')))
+    if there != videos or not any((folder / name).exists() for name in ('train.txt', 'pairs.csv')):
         raise ValueError(
-            f'{folder}: holds {videos} of the {sum(counts.values())} videos of the self-made set; '
+            f'{folder}: holds {there} of the {videos} videos of the self-made set; '
             'delete the folder to have it made again, or name another'
         )
-    return folder / 'train.txt'
+
+
+def progress(items: Sequence) -> tqdm:
+    """The items, with a bar."""
+    return tqdm(items, desc='videos', unit='file', file=sys.stderr)
 
 
 def load_labels(folder: str | Path) -> dict[str, dict[str, int | str]]:
@@ -127,16 +145,27 @@ def handwriting(split: str) -> tuple[np.ndarray, ...]:
     return tuple(data.images[data.target == d][part(d)] / 16 for d in range(10))
 
 
-def write(path: str | Path, frames: np.ndarray, fps: int = FPS, *, lossless: bool = False) -> None:
+def write(
+    path: str | Path,
+    frames: np.ndarray,
+    fps: int = FPS,
+    *,
+    lossless: bool = False,
+    causal: bool = False,
+) -> None:
     """Writes uint8 `[T, H, W, 3]` (H, W even) as H.264 mp4, the same bytes each time: one thread,
     no time stamp.
 
     lossless: read back, the frames are what they were, bit for bit; about five times the bytes.
+    causal: no frame depends on a later one: videos with the same first frames have the same first
+    frames when read back, bit for bit.
     """
     # x264's macroblock tree decides differently now and then on the same input, even on one thread:
     # off
     options = {'preset': 'veryfast', 'crf': '18', 'x264-params': 'mbtree=0'}
     codec, pixels = 'libx264', 'yuv420p'
+    if causal:
+        options = {'preset': 'veryfast', 'tune': 'zerolatency', 'qp': '16'}
     if lossless:
         options = {'preset': 'veryfast', 'qp': '0'}
         codec, pixels = 'libx264rgb', 'rgb24'
@@ -262,28 +291,32 @@ def _shape(name: str, centre: np.ndarray, radius: float, rng: np.random.Generato
     return np.clip(radius - distance + 0.5, 0, 1, dtype=np.float32)
 
 
-def _build(folder: Path, counts: dict[str, int]) -> None:
-    """Writes the set beside `folder` and renames it; whoever calls holds the lock, so older
+def _fill(counts: dict[str, int], partial: Path) -> None:
+    """Writes the set: videos, lists and labels."""
+    known = {}
+    with tqdm(total=sum(counts.values()), desc='videos', unit='file', file=sys.stderr) as bar:
+        for split, count in counts.items():
+            names = [f'videos/{split}_{i:04d}.mp4' for i in range(count)]
+            for i, name in enumerate(names):
+                write(partial / name, video(split, i))
+                known[name] = labels(i)
+                bar.update()
+            lines = [f'{name} {known[name]["digit"]}\n' for name in names]
+            (partial / f'{split}.txt').write_text(''.join(lines))
+    (partial / 'labels.json').write_text(json.dumps(known, indent=0) + '\n')
+
+
+def _build(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Fills a folder beside `folder` and renames it; whoever calls holds the lock, so older
     leftovers are dead.
     """
     for leftover in folder.parent.glob(f'.{folder.name}.partial-*'):
         shutil.rmtree(leftover)
     partial = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.partial-', dir=folder.parent))
-    log.info('making %d videos with labels in %s', sum(counts.values()), folder)
-    known = {}
     try:
         partial.chmod(0o755)
         (partial / 'videos').mkdir()
-        with tqdm(total=sum(counts.values()), desc='videos', unit='file', file=sys.stderr) as bar:
-            for split, count in counts.items():
-                names = [f'videos/{split}_{i:04d}.mp4' for i in range(count)]
-                for i, name in enumerate(names):
-                    write(partial / name, video(split, i))
-                    known[name] = labels(i)
-                    bar.update()
-                lines = [f'{name} {known[name]["digit"]}\n' for name in names]
-                (partial / f'{split}.txt').write_text(''.join(lines))
-        (partial / 'labels.json').write_text(json.dumps(known, indent=0) + '\n')
+        fill(partial)
         partial.rename(folder)
     finally:
         if partial.exists():

@@ -69,6 +69,13 @@ EVALS: dict[str, Evaluation] = {
         protocol='nearest neighbours, ridge, logistic regression and an attentive probe on frozen '
         'features; no source on both sides of the split; settings chosen on training clips',
     ),
+    'physics': Evaluation(
+        config='jepa_jax.config.physics:PhysicsConfig',
+        run='jepa_jax.evals.physics:run',
+        protocol='pairs won by surprise, the mean distance of predicted from observed features of '
+        "what follows; settings chosen on half of the groups, intervals Wilson's over pairs",
+        check='jepa_jax.config.physics:check',
+    ),
     'retrieval': Evaluation(
         config='jepa_jax.config:RetrievalConfig',
         run='jepa_jax.evals.retrieval:run',
