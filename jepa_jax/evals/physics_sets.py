@@ -18,7 +18,7 @@ import numpy as np
 
 from jepa_jax import files
 from jepa_jax.data import decode
-from jepa_jax.data.windows import IMAGES
+from jepa_jax.data.kinds import PICTURES
 from jepa_jax.errors import BadFile
 from jepa_jax.evals.surprise import quadruplet
 
@@ -164,7 +164,7 @@ def _pixels(folder: Path) -> np.ndarray:
     """Every frame of a folder, thinned out: enough to see where videos depart."""
     if not folder.is_dir():
         raise BadFile(folder, 'missing', 'no folder of frames')
-    names = sorted(name for name in folder.iterdir() if name.suffix.lower() in IMAGES)
+    names = sorted(name for name in folder.iterdir() if name.suffix.lower() in PICTURES)
     if not names:
         raise BadFile(folder, 'no_images', 'a folder without frames')
     files.bound(folder, 'frames', len(names))

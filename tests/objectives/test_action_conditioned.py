@@ -59,7 +59,7 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize('settings, wanted', ROWS, ids=lambda v: str(v))
+@pytest.mark.parametrize('settings, expected', ROWS, ids=lambda v: str(v))
 def test_golden(settings, expected):
     objective, params = make(**settings)
     result = batch(settings.get('normalise', True))
