@@ -135,7 +135,8 @@ def verdict(records: Sequence[Mapping[str, float]]) -> tuple[str, str]:
     in healthy runs it dips to half and may rise again, while the loss falls, then rises.
 
     The thresholds lie between what runs of width 48 show that were trained into each state (batch
-    32, squares that move; tests/test_health.py). The loss alone would order them wrongly:
+    32, squares that move); tests/test_health.py holds them against others. The loss alone would
+    order them wrongly:
 
     | run                     | loss | rank | of peak | varies | context rank | loss share |
     |-------------------------|------|------|---------|--------|--------------|------------|

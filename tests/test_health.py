@@ -157,6 +157,9 @@ def test_lag_of_the_moving_average():
 
 # --- Runs -----------------------------------------------------------------------------------------
 
+# The thresholds of the verdict lie between runs of seed 0 with weight decays of 20 and 300 (see
+# health.verdict): these have other clips, masks, weights, and other decays.
+SEED = 10
 BATCH = 32
 GRID = np.arange(32).reshape(2, 4, 4)  # token ids of 4 frames of 32 pixels
 
@@ -206,9 +209,9 @@ class Runs:
     def __init__(self):
         config = small_config()
         self.objective = objective = build.masked_video(config)
-        self.clips = make_clips(np.random.default_rng(0), 768)
-        self.held_out = Batch((Group(self.clips[:BATCH], (self.masks(1),)),))
-        key = jax.random.key(1)
+        self.clips = make_clips(np.random.default_rng(SEED), 768)
+        self.held_out = Batch((Group(self.clips[:BATCH], (self.masks(SEED + 1),)),))
+        key = jax.random.key(SEED + 1)
 
         @jax.jit
         def step(state, batch, lr, weight_decay, momentum):
@@ -229,7 +232,7 @@ class Runs:
 
     def train(self, steps: int, *, lr=1e-3, weight_decay=0.04, momentum=0.98):
         """Metrics lines with health every 40 steps and at the end, and the last state."""
-        rng, state, records = np.random.default_rng(2), self.start, []
+        rng, state, records = np.random.default_rng(SEED + 2), self.start, []
         for n in range(1, steps + 1):
             rows = rng.integers(BATCH, len(self.clips), BATCH)
             batch = Batch((Group(self.clips[rows], (make_masks(rng, BATCH),)),))
@@ -278,7 +281,7 @@ def test_a_run_that_has_hardly_begun_is_undertrained(runs, settings):
 
 
 def test_a_run_that_loses_directions_is_a_partial_collapse(runs, healthy):
-    records, state = runs.train(240, lr=3e-3, weight_decay=20.0)
+    records, state = runs.train(240, lr=3e-3, weight_decay=25.0)
     word, facts = health.verdict(records)
     assert word == 'partial collapse', facts
     early = healthy[0][1]  # of a run that is healthy in the end
@@ -287,7 +290,7 @@ def test_a_run_that_loses_directions_is_a_partial_collapse(runs, healthy):
 
 
 def test_a_run_whose_features_become_constant_is_collapsed(runs, healthy):
-    records, state = runs.train(200, lr=3e-3, weight_decay=300.0, momentum=0.95)
+    records, state = runs.train(200, lr=3e-3, weight_decay=400.0, momentum=0.95)
     word, facts = health.verdict(records)
     assert word == 'collapsed', facts
     assert records[-1]['loss'] < healthy[0][-1]['loss']  # which says the opposite
