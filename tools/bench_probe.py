@@ -1,0 +1,144 @@
+"""What reading features costs: linear readers, and a grid of heads against one head at a time.
+
+    python -m tools.bench_probe [--clips 10000 --width 1024 --classes 10] [--heads 20] [--json FILE]
+
+Made-up features of classes that overlap. The linear readers choose their settings as evaluations
+do. The grid of attentive heads is one program on kept features; beside it stands one head alone on
+the same features, and, with --commands, so many whole commands that each encode clips of a random
+model, compile and train, against one such command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from jepa_jax import cli
+
+
+def bench(
+    clips: int, width: int, classes: int, heads: int, tokens: int, steps: int,
+    commands: int, json_file: str | None,
+) -> None:  # fmt: skip
+    """Measures, prints and writes."""
+    import numpy as np
+
+    from jepa_jax.evals import linear
+
+    rng = np.random.default_rng(0)
+    true = rng.integers(0, classes, clips + clips // 5)
+    x = rng.normal(size=(len(true), width)).astype(np.float32)
+    x += 2.5 * width**-0.5 * rng.normal(size=(classes, width)).astype(np.float32)[true]
+    targets = np.eye(classes, dtype=np.float32)[true[:clips]]
+    parts = linear.folds(np.arange(clips), true[:clips], 0)
+    scaled = linear.standardised(x[:clips], x[clips:])
+
+    def judge(scores: np.ndarray, rows: np.ndarray) -> float:
+        return float((scores.argmax(1) == true[:clips][rows]).mean())
+
+    results: dict = {'clips': clips, 'width': width, 'classes': classes}
+    for reader in (linear.nearest, linear.ridge, linear.logistic):
+        begin = time.perf_counter()
+        answer = reader(scaled[0], targets, scaled[1], parts, judge)
+        seconds = time.perf_counter() - begin
+        accuracy = float((answer.scores.argmax(1) == true[clips:]).mean())
+        results[reader.__name__] = {'seconds': seconds, 'accuracy': accuracy}
+        print(f'{reader.__name__:9} {seconds:7.2f} s, accuracy {accuracy:.3f}, {answer.setting}')
+    total = sum(results[name]['seconds'] for name in ('nearest', 'ridge', 'logistic'))
+    results['linear_seconds'] = total
+    print(f'together  {total:7.2f} s for {clips:,} x {width:,} of {classes} classes')
+    results['heads'] = _heads(heads, tokens, width, classes, steps)
+    if commands:
+        results['commands'] = _commands(commands)
+    if json_file:
+        Path(json_file).write_text(json.dumps(results, indent=2) + '\n')
+
+
+def _heads(heads: int, tokens: int, width: int, classes: int, steps: int) -> dict[str, float]:
+    import jax.numpy as jnp
+    import numpy as np
+
+    from jepa_jax.evals import probes
+    from jepa_jax.models.pooler import PoolerConfig
+
+    rng = np.random.default_rng(1)
+    kept = rng.normal(size=(256, tokens, width)).astype(np.float16)
+    labels = rng.integers(0, classes, 256).astype(np.int32)
+    pooler = PoolerConfig(width, width // 64, 1, dtype=jnp.dtype('float32'), remat='none')
+    probe = probes.Probe(pooler, (('label', classes),))
+    rates = np.geomspace(1e-4, 5e-3, max(1, heads))
+    seconds = {}
+    for count in (1, heads):
+        settings = [probes.Setting(float(rate), 0.01) for rate in rates[:count]]
+        begin = time.perf_counter()
+        probes.train(
+            probe, probes.cross_entropy, kept.__getitem__, {'label': labels}, settings,
+            steps=steps, batch=16, title=f'{count} heads',
+        )  # fmt: skip
+        seconds[str(count)] = time.perf_counter() - begin
+    one, all_ = seconds['1'], seconds[str(heads)]
+    print(
+        f'{heads} heads of {steps} steps as one program {all_:.1f} s, one head {one:.1f} s: '
+        f'{heads * one / all_:.1f} times less than one after the other'
+    )
+    return {'steps': steps, 'one': one, 'all': all_}
+
+
+def _commands(count: int) -> dict[str, float]:
+    """Wall seconds of one command with six heads, and of `count` with one setting each."""
+    import numpy as np
+    from PIL import Image
+
+    with tempfile.TemporaryDirectory() as folder:
+        rng = np.random.default_rng(0)
+        for name in ('a', 'b'):
+            (Path(folder) / 'clips' / name).mkdir(parents=True)
+            for i in range(20):
+                pixels = rng.integers(0, 255, (64, 64, 3), np.uint8)
+                Image.fromarray(pixels).save(f'{folder}/clips/{name}/{i}.png')
+
+        def run(number: int, *flags: str) -> float:
+            begin = time.perf_counter()
+            subprocess.run(
+                [
+                    sys.executable, '-m', 'jepa_jax.evaluate', '--config=configs/eval/own.py:smoke',
+                    '--model=random:tiny', f'--config.data.train={folder}/clips',
+                    '--config.data.crop=64', '--config.data.frames=2',
+                    f'--workdir={folder}/{number}', *flags,
+                ],
+                check=True, capture_output=True,
+            )  # fmt: skip
+            return time.perf_counter() - begin
+
+        grid = run(0)
+        alone = [
+            run(i, f'--config.attentive.rates=({rate},{rate},{rate})')
+            for i, rate in enumerate(np.geomspace(1e-4, 5e-3, count), 1)
+        ]
+    print(f'one command with six heads {grid:.1f} s, {count} commands {sum(alone):.1f} s')
+    return {'one_command': grid, 'commands': count, 'all_commands': sum(alone)}
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add('--clips', type=int, default=10_000, help='(%(default)s)')
+    add('--width', type=int, default=1024, help='of the features (%(default)s)')
+    add('--classes', type=int, default=10, help='(%(default)s)')
+    add('--heads', type=int, default=20, help='of the grid (%(default)s)')
+    add('--tokens', type=int, default=128, help='of a clip (%(default)s)')
+    add('--steps', type=int, default=20, help='of each head (%(default)s)')
+    add('--commands', type=int, default=0, help='whole commands to compare with (%(default)s)')
+    add('--json', dest='json_file', metavar='FILE', help='where the figures go')
+
+
+def main() -> int:
+    return cli.run(bench, doc=__doc__, tables=(), options=_options)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
