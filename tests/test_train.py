@@ -257,6 +257,9 @@ def test_bad_settings(runs, more, status, words):
 def test_an_empty_list(runs, listed):
     data = listed(good=())
     with refused(runs, runs.workdir(), data=data) as line:
+        assert line.endswith(f'data.lists[0].path: {data}: empty: the file holds no bytes')
+    data.write_text('# nothing yet\n')
+    with refused(runs, runs.workdir(), data=data) as line:
         assert 'data.lists[0].path' in line and f"'{data}' holds no videos records" in line
 
 

@@ -75,6 +75,8 @@ def test_the_smoke_config_trains_once(tmp_path):
     assert "robot: 'franka' in the weights, 'ur5e' here" in line
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_model_that_is_shown_no_states_is_trained_and_planned_with(tmp_path):
     run, given = tmp_path / 'run', tmp_path / 'now.npz'
     done = train(

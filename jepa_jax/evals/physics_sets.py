@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from jepa_jax import files
-from jepa_jax.data import decode
+from jepa_jax.data import pictures
 from jepa_jax.data.kinds import PICTURES
 from jepa_jax.errors import BadFile
 from jepa_jax.evals.surprise import quadruplet
@@ -168,7 +168,7 @@ def _pixels(folder: Path) -> np.ndarray:
     if not names:
         raise BadFile(folder, 'no_images', 'a folder without frames')
     files.bound(folder, 'frames', len(names))
-    frames = [decode.read_image(name) for name in names]
+    frames = [pictures.read_image(name) for name in names]
     if len({frame.shape for frame in frames}) > 1:
         raise BadFile(folder, 'size_change', 'frames of several sizes')
     return np.stack(frames)

@@ -13,6 +13,7 @@ SETTINGS = dict(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_learned_once_and_kept(tmp_path, capsys, quick_compiler):
     settings = SETTINGS | {'keep': str(tmp_path / 'rooms.npz')}
     tool.main('measure', **settings | {'rows': 'place,learned'})

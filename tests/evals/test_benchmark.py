@@ -340,7 +340,7 @@ def test_anticipation_by_a_probe_that_is_there(kitchen, tmp_path):
     clip = anticipation.clip_of(record, c, 32, 'validation', 0)
     x = tiny.encode(clip)
     ids, later = np.arange(4)[None], (1 + 4) * 4 + np.arange(4)[None]  # one second: four tubelets
-    z = tiny._fill_in((1, 2, 2))(tiny.predictor.params, x, ids, later, mask_index=1)
+    z = tiny.fill_in((1, 2, 2))(tiny.predictor.params, x, ids, later, mask_index=1)
     tokens = np.concatenate([x, z], 1)
     logits = net('probe', (tiny.probe.config, classes))(tiny.probe.params, tokens)
     order = np.concatenate([np.asarray(logits[head])[0] for head in classes])

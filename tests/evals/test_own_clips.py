@@ -111,6 +111,8 @@ def test_started_again_it_reads_no_clip(finished, model, clips, monkeypatch):
     (folder / 'before').rename(folder / 'probe')
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_numbers_and_several_labels(model, clips, tmp_path):
     rng = np.random.default_rng(1)
     rows = [(f'{clips}/{c}/{i}.png', c) for c in COLOURS for i in range(12)]

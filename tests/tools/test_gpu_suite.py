@@ -28,6 +28,7 @@ def command(name: str, path: pathlib.Path) -> list[str]:
     return [sys.executable, '-c', PART, name, str(path)]
 
 
+@pytest.mark.slow
 def test_a_part_that_fails_or_hangs_stops_no_other(tmp_path):
     out = tmp_path / 'gpu.json'
     parts = {'fails': 60.0, 'hangs': 1.0, 'works': 60.0}

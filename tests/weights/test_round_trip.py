@@ -206,6 +206,8 @@ def test_what_only_ours_has_is_said_and_comes_back(tmp_path):
     assert convert.read(tmp_path / 'b.pt').predictor == ours
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_run_of_ours(runs, tmp_path):
     """Weights and training state come back to the last bit; the config travels along."""
     workdir = runs.finished()
