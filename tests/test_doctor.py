@@ -78,13 +78,13 @@ def test_weights_are_the_formulas():
     """Through the conversion table here, through the tests' own mapping there."""
     config = golden.config_of('tiny')
     expected = fill(Net(lambda rngs: ViT(config, rngs=rngs)).abstract, sigma=golden.SIGMA)
-    found = golden.weights(config)
-    assert found.keys() == expected.keys()
+    result = golden.weights(config)
+    assert result.keys() == expected.keys()
     for part in ('patch_embed', 'norm'):
         for name, value in expected[part].items():
-            np.testing.assert_array_equal(found[part][name], value)
+            np.testing.assert_array_equal(result[part][name], value)
     np.testing.assert_array_equal(
-        found['blocks']['attn']['qkv']['kernel'], expected['blocks']['attn']['qkv']['kernel']
+        result['blocks']['attn']['qkv']['kernel'], expected['blocks']['attn']['qkv']['kernel']
     )
 
 

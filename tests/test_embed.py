@@ -80,21 +80,21 @@ def test_many_inputs_one_file_without_torch(folder):
     assert '1 of 3 inputs could not be used: broken.mp4; all others are done' in done.stderr
     assert 'Traceback' not in done.stderr
     assert 'RANDOM weights' in done.stdout and 'wrote all.npz: tokens [13, 8, 192]' in done.stdout
-    found = np.load(folder / 'all.npz')
-    assert found['tokens'].dtype == np.float32 and np.isfinite(found['tokens']).all()
-    assert found['files'].tolist() == ['v0.mp4', 'v1.mp4']
-    assert found['file'].tolist() == [0] * 3 + [1] * 10
-    first = found['numbers'][:, 0]
+    result = np.load(folder / 'all.npz')
+    assert result['tokens'].dtype == np.float32 and np.isfinite(result['tokens']).all()
+    assert result['files'].tolist() == ['v0.mp4', 'v1.mp4']
+    assert result['file'].tolist() == [0] * 3 + [1] * 10
+    first = result['numbers'][:, 0]
     assert first.tolist() == [0, 3, 5, 0, 3, 6, 9, 12, 15, 18, 21, 24, 26]
-    np.testing.assert_allclose(found['seconds'], found['numbers'] / 8)  # the videos' own rate
-    assert found['coords'].shape == (8, 3) and found['grid'].tolist() == [2, 2, 2]
-    settings = json.loads(str(found['settings']))
+    np.testing.assert_allclose(result['seconds'], result['numbers'] / 8)  # the videos' own rate
+    assert result['coords'].shape == (8, 3) and result['grid'].tolist() == [2, 2, 2]
+    settings = json.loads(str(result['settings']))
     assert settings['model'] == 'random:tiny' and settings['fps'] == 8
     # what was fed is OpenCV's view of the frames
     from jepa_jax.data.decode import read_frames
 
     frames = read_frames(folder / 'v1.mp4', lambda timing: np.arange(26, 30))
-    np.testing.assert_array_equal(found['clips'][-1], [opencv_view(f) for f in frames])
+    np.testing.assert_array_equal(result['clips'][-1], [opencv_view(f) for f in frames])
 
 
 def test_each_kind_into_a_folder(folder):
@@ -104,9 +104,9 @@ def test_each_kind_into_a_folder(folder):
     assert done.returncode == 0 and 'b.npy: a frame every 0.3333 s, in v1.mp4 every 0.25 s' in (
         done.stdout
     )
-    found = np.load(folder / 'two.npz')
-    assert found['spacing'].tolist() == [0.25] * 4 + [1 / 3]
-    assert found['coords'][-1, 0] == np.float32(2.5 * 0.25)
+    result = np.load(folder / 'two.npz')
+    assert result['spacing'].tolist() == [0.25] * 4 + [1 / 3]
+    assert result['coords'][-1, 0] == np.float32(2.5 * 0.25)
     done = embed(
         folder, *SMALL, '--pool', 'mean', '--layers', '0', '5', '--input', *inputs, '--out', 'each',
         '--pictures', 'each',
@@ -116,9 +116,9 @@ def test_each_kind_into_a_folder(folder):
     # windows of 4 frames; the image alone has been asked for as 4 copies; 9 frames at 8 fps, taken
     # at 4, are 5
     assert shapes == {'a.npy': (2, 4), 'p.png': (1, 4), 'frames': (1, 4), 'v0.mp4': (2, 4)}
-    found = np.load(folder / 'each/a.npy.npz')
-    assert found['pooled'].shape == (2, 192) and found['levels'].shape == (2, 2, 192)
-    assert 'tokens' not in found
+    result = np.load(folder / 'each/a.npy.npz')
+    assert result['pooled'].shape == (2, 192) and result['levels'].shape == (2, 2, 192)
+    assert 'tokens' not in result
     for name in inputs:
         for kind in ('pca', 'similarity'):
             with Image.open(folder / f'each/{name}-{kind}.png') as picture:
@@ -132,10 +132,10 @@ def test_frames_as_they_are(folder):
         'none.npz',
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    found = np.load(folder / 'none.npz')
-    assert found['grid'].tolist() == [3, 3, 5] and found['tokens'].shape == (1, 45, 192)
-    np.testing.assert_array_equal(found['clips'][0], np.load(folder / 'a.npy'))
-    assert found['coords'][-1].tolist() == [4.5 / 4, 40, 72]
+    result = np.load(folder / 'none.npz')
+    assert result['grid'].tolist() == [3, 3, 5] and result['tokens'].shape == (1, 45, 192)
+    np.testing.assert_array_equal(result['clips'][0], np.load(folder / 'a.npy'))
+    assert result['coords'][-1].tolist() == [4.5 / 4, 40, 72]
     import jax
 
     from jepa_jax.models.vit import ViT
@@ -145,8 +145,8 @@ def test_frames_as_they_are(folder):
     config, _ = random_configs('tiny')
     net = Net(lambda rngs: ViT(config, rngs=rngs))
     params = jax.jit(net.init)(jax.random.split(jax.random.key(0))[0])
-    expected = jax.jit(net)(params, found['clips'])
-    np.testing.assert_allclose(found['tokens'], expected, rtol=0, atol=1e-4)
+    expected = jax.jit(net)(params, result['clips'])
+    np.testing.assert_allclose(result['tokens'], expected, rtol=0, atol=1e-4)
 
 
 MISTAKES = {

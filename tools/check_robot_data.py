@@ -60,7 +60,7 @@ class Findings:
 def measure(recordings: robot.Recordings, data: RobotConfig, crop: int, most: int) -> Findings:
     """Looks at up to `most` episodes, evenly spread. Those in units that training would refuse are
     measured all the same."""
-    found = Findings()
+    findings = Findings()
     unchecked = robot.open_recordings(dataclasses.replace(data, check_units=False))
     chosen = robot.spread(len(recordings), most)
     for i in tqdm(chosen, desc='episodes', unit='episode', file=sys.stderr):
@@ -78,23 +78,23 @@ def measure(recordings: robot.Recordings, data: RobotConfig, crop: int, most: in
             except BadFile as error:
                 if error.reason != 'bad_units':
                     raise
-                found.units.append(str(error))
+                findings.units.append(str(error))
                 episode = unchecked.episode(i)
             frames = episode.read(choose)
         except (BadFile, OSError) as error:
-            found.bad.append(str(error))
+            findings.bad.append(str(error))
             continue
         timing, kept, piece = seen[0]
-        found.notes.update(episode.notes)
-        found.rates.append(timing.fps)
-        found.seconds.append(timing.seconds)
-        found.sizes[frames.shape[1:3]] += 1
-        found.short += len(kept) < data.frames
-        found.states.append(episode.states[kept])
-        found.actions.append(robot.actions_between(episode.states[kept]))
+        findings.notes.update(episode.notes)
+        findings.rates.append(timing.fps)
+        findings.seconds.append(timing.seconds)
+        findings.sizes[frames.shape[1:3]] += 1
+        findings.short += len(kept) < data.frames
+        findings.states.append(episode.states[kept])
+        findings.actions.append(robot.actions_between(episode.states[kept]))
         pixels = robot.view(frames, (crop, crop))
-        found.motions.append(scene.Motion.of(pixels, episode.states[piece]))
-    return found
+        findings.motions.append(scene.Motion.of(pixels, episode.states[piece]))
+    return findings
 
 
 def still(actions: np.ndarray) -> np.ndarray:
@@ -105,25 +105,26 @@ def still(actions: np.ndarray) -> np.ndarray:
 
 
 def report(
-    found: Findings, data: RobotConfig, crop: int, model: Trained | None = None
+    findings: Findings, data: RobotConfig, crop: int, model: Trained | None = None
 ) -> list[str]:
     """The lines to print."""
-    states, actions = np.concatenate(found.states), np.concatenate(found.actions)
-    sizes = ', '.join(f'{w} x {h} ({n})' for (h, w), n in found.sizes.most_common())
-    rates = sorted({round(rate, 2) for rate in found.rates})
+    states, actions = np.concatenate(findings.states), np.concatenate(findings.actions)
+    sizes = ', '.join(f'{w} x {h} ({n})' for (h, w), n in findings.sizes.most_common())
+    rates = sorted({round(rate, 2) for rate in findings.rates})
     step = robot.steps_between(Timing(1, rates[0], 1.0), data.fps)
     lines = [
-        f'{len(found.states)} episodes read, {len(found.bad)} not; '
-        f'{sum(found.seconds) / 60:.1f} minutes, {np.median(found.seconds):.1f} s in the middle',
+        f'{len(findings.states)} episodes read, {len(findings.bad)} not; '
+        f'{sum(findings.seconds) / 60:.1f} minutes, '
+        f'{np.median(findings.seconds):.1f} s in the middle',
         f'recorded at {", ".join(f"{rate:g}" for rate in rates)} frames a second, '
         f'{sizes} pixels (width x height)',
         *(
-            f'{count} of {len(found.states)} episodes: {note}'
-            for note, count in found.notes.most_common()
+            f'{count} of {len(findings.states)} episodes: {note}'
+            for note, count in findings.notes.most_common()
         ),
         f'as recorded: {robot.units_of(data)}; here in metres, radians and closedness:',
         f'the model sees every {step}. frame, {rates[0] / step:.2f} a second, '
-        f'{len(states)} in all, {found.short} episodes too short for {data.frames} of them',
+        f'{len(states)} in all, {findings.short} episodes too short for {data.frames} of them',
         f'{"":12}{"least":>9}{"middle":>9}{"most":>9}   {"action: middle size":>20}{"largest":>9}',
     ]
     for i, name in enumerate(robot.STATE):
@@ -135,12 +136,12 @@ def report(
         )
     share = still(actions).mean() if len(actions) else 0.0
     lines.append(f'{share:.0%} of the actions hardly move the robot')
-    seen = scene.Scene.of([*found.sizes.elements()], found.motions, crop)
+    seen = scene.Scene.of([*findings.sizes.elements()], findings.motions, crop)
     lines.append(
         f'{seen.moving:.1%} of the picture at {crop} x {crop} moves between two frames, about '
         f'{seen.moving * (crop / 16) ** 2:.1f} of {(crop // 16) ** 2} tokens'
     )
-    looks = suspicions(found, states, actions, data, seen.moving)
+    looks = suspicions(findings, states, actions, data, seen.moving)
     if model is not None:
         lines += beside(seen, model.scene)
         looks += unlike(seen, data, model)
@@ -180,7 +181,7 @@ def beside(here: scene.Scene, there: scene.Scene) -> list[str]:
 
 def unlike(here: scene.Scene, data: RobotConfig, model: Trained) -> list[str]:
     """How the recordings differ from what the model saw, in words."""
-    found = [
+    findings = [
         f'{title}: {max(ratio, 1 / ratio):.1f} times {"more" if ratio > 1 else "less"} than in '
         'training'
         for title, ratio in scene.apart(here, model.scene).items()
@@ -189,17 +190,17 @@ def unlike(here: scene.Scene, data: RobotConfig, model: Trained) -> list[str]:
     try:
         robot.Contract.of(data).check(dataclasses.asdict(robot.Contract.of(model.data)))
     except ConfigError as error:
-        found.append(str(error))
-    return found
+        findings.append(str(error))
+    return findings
 
 
-def suspicions(found, states, actions, data: RobotConfig, moving: float) -> list[str]:
+def suspicions(findings, states, actions, data: RobotConfig, moving: float) -> list[str]:
     """What looks wrong, in words."""
     gripper = states[:, 6]
     size = np.abs(actions[:, :3]).max() if len(actions) else 0.0
-    first = float(np.mean([s[0, 6] for s in found.states]))
-    wide = [w / h for h, w in found.sizes if not robot.NARROWEST <= w / h <= robot.WIDEST]
-    opening = robot.opening_problem([s[:, 6] for s in found.states], data)
+    first = float(np.mean([s[0, 6] for s in findings.states]))
+    wide = [w / h for h, w in findings.sizes if not robot.NARROWEST <= w / h <= robot.WIDEST]
+    opening = robot.opening_problem([s[:, 6] for s in findings.states], data)
     inverted = f'gripper = {"closed" if data.gripper == "open" else "open"}'
     if any(data.gripper_range):
         inverted = 'gripper_range = ({1:g}, {0:g})'.format(*data.gripper_range)
@@ -223,7 +224,7 @@ def suspicions(found, states, actions, data: RobotConfig, moving: float) -> list
             f'pictures {max(wide, default=0):.2f} times as wide as high: only the middle, '
             f'{robot.WIDEST} times, is used',
         ),
-        (len({round(r) for r in found.rates}) > 1, 'recordings have several rates'),
+        (len({round(r) for r in findings.rates}) > 1, 'recordings have several rates'),
     )
     return [text for holds, text in rows if holds]
 
@@ -272,16 +273,16 @@ def main(crop: int, model: str, episodes: int, picture: str, **fields) -> None:
     crop = crop or (trained.crop if trained else 256)
     recordings = robot.open_recordings(data)
     print(f'{data.kind} {data.path}: {len(recordings)} episodes')
-    found = measure(recordings, data, crop, episodes)
-    for line in found.bad:
+    findings = measure(recordings, data, crop, episodes)
+    for line in findings.bad:
         print(f'cannot be read: {line}')
-    if not found.states:
+    if not findings.states:
         raise BadFile(data.path, 'no_frames', 'no episode can be read')
-    print('\n'.join(report(found, data, crop, trained)))
-    for line in found.units[:NAMED]:
+    print('\n'.join(report(findings, data, crop, trained)))
+    for line in findings.units[:NAMED]:
         print(f'refused in training: {line}')
-    if len(found.units) > NAMED:
-        print(f'refused in training, too: {len(found.units) - NAMED} more')
+    if len(findings.units) > NAMED:
+        print(f'refused in training, too: {len(findings.units) - NAMED} more')
     if picture:
         for i in range(len(recordings)):
             try:

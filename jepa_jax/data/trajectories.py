@@ -121,8 +121,8 @@ class RobotStream(Stream):
         data = self.config.robot
         source = f'features in {self._store.folder}' if self._store else 'frames'
         contract = dataclasses.asdict(robot.Contract.of(data))
-        found, measured = self._looked
-        seen = zip(scene.TITLES, found.words()) if found else ()
+        look, measured = self._looked
+        seen = zip(scene.TITLES, look.words()) if look else ()
         return [
             f'{data.kind} {data.path or "(self-made)"}: {len(self.recordings)} episodes; pieces of '
             f'{data.frames} frames at {data.fps:g} a second, from {source}',
@@ -139,8 +139,8 @@ class RobotStream(Stream):
     @functools.cached_property
     def _looked(self) -> tuple[scene.Scene | None, robot.Measured | None]:
         data, episodes = self.config.robot, []
-        found = scene.look(self.recordings, data, self.config.data.crop, episodes)
-        return found, robot.Measured.of(episodes, data) if episodes else None
+        look = scene.look(self.recordings, data, self.config.data.crop, episodes)
+        return look, robot.Measured.of(episodes, data) if episodes else None
 
     def _kept(self, record: int) -> tuple[np.ndarray | None, ...]:
         """States [K, V], actions [K - 1, U], extrinsics and features [K, N, D] of an episode's

@@ -235,7 +235,7 @@ def _say(report: dict[str, Any], words: str, before: str | None = None, title: s
 
 
 def judge(gates: SimGatesConfig, report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row for each gate that asks for something: its `name`, what was `asked` and `found`,
+    """A row for each gate that asks for something: its `name`, what was `asked` and `measured`,
     whether it `passed`, and what an `untrained` predictor reaches, None where the gate is not about
     the predictor.
     """

@@ -182,16 +182,16 @@ def test_what_the_file_says_comes_back(tmp_path):
     torch.save(content, tmp_path / 'a.pt')
     convert.write(convert.read(tmp_path / 'a.pt', **TINY), tmp_path / 'ours', 'jax')
     convert.write(convert.read(tmp_path / 'ours'), tmp_path / 'b.pt', 'torch')
-    found = torch.load(tmp_path / 'b.pt', weights_only=True)
-    state, wanted = found['opt']['state'], content['opt']['state']
+    result = torch.load(tmp_path / 'b.pt', weights_only=True)
+    state, wanted = result['opt']['state'], content['opt']['state']
     assert state.keys() == wanted.keys()
     for index, row in wanted.items():
         assert state[index].keys() == row.keys()
         for key, value in row.items():
             assert torch.equal(state[index][key], value) and state[index][key].dtype == value.dtype
-    assert found['opt']['param_groups'] == content['opt']['param_groups']
+    assert result['opt']['param_groups'] == content['opt']['param_groups']
     for name in ('scaler', 'epoch', 'loss', 'batch_size', 'world_size', 'lr'):
-        assert found[name] == content[name], name
+        assert result[name] == content[name], name
 
 
 def test_schedules_and_adam_may_count_differently(tmp_path):
@@ -233,10 +233,10 @@ def test_action_conditioned_training(tmp_path):
     assert list(weights.training.mu) == ['ac_predictor']
     convert.write(weights, tmp_path / 'ours', 'jax')
     convert.write(convert.read(tmp_path / 'ours'), tmp_path / 'b.pt', 'torch')
-    found = torch.load(tmp_path / 'b.pt', weights_only=True)
-    assert list(found['predictor']) == list(content['predictor'])
-    state, wanted = found['opt']['state'], content['opt']['state']
+    result = torch.load(tmp_path / 'b.pt', weights_only=True)
+    assert list(result['predictor']) == list(content['predictor'])
+    state, wanted = result['opt']['state'], content['opt']['state']
     assert state.keys() == wanted.keys() and len(wanted) == len(states['predictor']) - 2
     for index, row in wanted.items():
         assert all(torch.equal(state[index][key], value) for key, value in row.items())
-    assert found['opt']['param_groups'] == content['opt']['param_groups']
+    assert result['opt']['param_groups'] == content['opt']['param_groups']

@@ -54,8 +54,10 @@ def test_hostile_pickle(tmp_path):
     for protocol in (2, 4):
         path.write_bytes(pickle.dumps({'encoder': Hostile(witness)}, protocol=protocol))
         # of protocol 4 PyTorch knows not even the first opcode
-        found = refused(path, 'refused', 'posix.system' if protocol == 2 else 'Unsupported operand')
-        assert 'weights_only' not in found  # no advice to load it without protection
+        result = refused(
+            path, 'refused', 'posix.system' if protocol == 2 else 'Unsupported operand'
+        )
+        assert 'weights_only' not in result  # no advice to load it without protection
     assert not witness.exists()
     pickle.loads(path.read_bytes())  # it does bite
     assert witness.exists()
@@ -102,8 +104,8 @@ def test_a_numpy_scalar_that_is_an_object(tmp_path):
     witness = tmp_path / 'witness'
     scalar = Call(np._core.multiarray.scalar, np.dtype('O'), pickle.dumps(Hostile(witness)))
     path = saved(tmp_path, {**originals.released(), 'lr': scalar})
-    found = refused(path, 'refused', 'numpy scalar of type object')
-    assert not witness.exists() and 'weights_only' not in found
+    result = refused(path, 'refused', 'numpy scalar of type object')
+    assert not witness.exists() and 'weights_only' not in result
 
 
 @pytest.mark.parametrize('kind', [np.float64, np.float32, np.int64, np.bool_])

@@ -54,9 +54,9 @@ def test_hugging_face_holds_the_target_and_the_predictor(tmp_path):
     content = originals.released()
     path, weights = through(tmp_path, content, 'hf', 'jax', 'hf', 'torch')
     assert 'target' in convert.read(tmp_path / '0.hf').nets
-    found = content_of(path)
-    assert_same_states(found, content, 'target_encoder', 'predictor')
-    assert_same_states(found, {'encoder': content['target_encoder']}, 'encoder')
+    result = content_of(path)
+    assert_same_states(result, content, 'target_encoder', 'predictor')
+    assert_same_states(result, {'encoder': content['target_encoder']}, 'encoder')
     assert weights.encoder.heads == 4
 
 
@@ -116,9 +116,9 @@ def test_probe_file(tmp_path, heads):
         originals.fill(originals.probe(heads=heads, depth=3), 'module.', seed=s) for s in 'ab'
     ]
     path, weights = through(tmp_path, {'classifiers': states, 'epoch': 2}, 'jax', 'torch')
-    found = content_of(path)['classifiers']
-    assert len(found) == 1  # the first one
-    assert_same_states({'probe': found[0]}, {'probe': states[0]}, 'probe')
+    result = content_of(path)['classifiers']
+    assert len(result) == 1  # the first one
+    assert_same_states({'probe': result[0]}, {'probe': states[0]}, 'probe')
     assert list(weights.probe[1].values()) == list(heads.values())
 
 
@@ -127,10 +127,10 @@ def test_classifier_of_hugging_face(tmp_path):
     content = originals.released()
     content['classifiers'] = [originals.fill(originals.probe(), 'module.')]
     path, weights = through(tmp_path, content, 'hf', 'torch')
-    found = content_of(path)
-    assert_same_states(found, content, 'target_encoder', 'predictor')
+    result = content_of(path)
+    assert_same_states(result, content, 'target_encoder', 'predictor')
     assert_same_states(
-        {'probe': found['classifiers'][0]}, {'probe': content['classifiers'][0]}, 'probe'
+        {'probe': result['classifiers'][0]}, {'probe': content['classifiers'][0]}, 'probe'
     )
     config = json.loads((tmp_path / '0.hf/config.json').read_text())
     assert config['architectures'] == ['VJEPA2ForVideoClassification']
@@ -174,8 +174,8 @@ def test_a_left_over_table_is_dropped_and_said(tmp_path):
 def test_other_encoders(tmp_path, more):
     state = originals.fill(originals.encoder(**more))
     path, weights = through(tmp_path, state, 'jax', 'torch', frames=1 if 'tubelet' in more else 8)
-    found = {k.removeprefix('module.backbone.'): v for k, v in content_of(path)['encoder'].items()}
-    assert_same_states({'encoder': found}, {'encoder': state}, 'encoder')
+    result = {k.removeprefix('module.backbone.'): v for k, v in content_of(path)['encoder'].items()}
+    assert_same_states({'encoder': result}, {'encoder': state}, 'encoder')
     assert weights.encoder.mlp == ('swiglu' if 'swiglu' in more else 'gelu')
     assert weights.encoder.tubelet == more.get('tubelet', 2)
 
@@ -184,9 +184,9 @@ def test_other_encoders(tmp_path, more):
 def test_sixteen_bits_are_widened(tmp_path, kind):
     state = {k: v.to(kind) for k, v in originals.fill(originals.encoder()).items()}
     torch.save(state, tmp_path / 'a.pt', _use_new_zipfile_serialization=False)  # the old format too
-    found = convert.read(tmp_path / 'a.pt', **TINY).params('online')
+    result = convert.read(tmp_path / 'a.pt', **TINY).params('online')
     expected = state['norm.weight'].float().numpy()
-    np.testing.assert_array_equal(found['norm']['scale'], expected, strict=True)
+    np.testing.assert_array_equal(result['norm']['scale'], expected, strict=True)
 
 
 def test_what_only_ours_has_is_said_and_comes_back(tmp_path):
@@ -214,11 +214,11 @@ def test_a_run_of_ours(runs, tmp_path):
     weights = convert.read(workdir)
     assert weights.training.step == weights.training.count == 16
     convert.write(weights, tmp_path / 'a.pt', 'torch', steps_per_epoch=4)
-    found = content_of(tmp_path / 'a.pt')
-    assert found['epoch'] == 4 and found['opt']['state'][0]['step'] == 16
+    result = content_of(tmp_path / 'a.pt')
+    assert result['epoch'] == 4 and result['opt']['state'][0]['step'] == 16
     # one mask token has no frame count of its own: PyTorch keeps no state of it
-    names = [k for part in ('encoder', 'predictor') for k in found[part]]
-    assert len(found['opt']['state']) == len(names) - 1
+    names = [k for part in ('encoder', 'predictor') for k in result[part]]
+    assert len(result['opt']['state']) == len(names) - 1
     with pytest.raises(ConvertError, match='step 16, which 4 epochs of 5'):
         convert.read(tmp_path / 'a.pt', steps_per_epoch=5)
     convert.write(convert.read(tmp_path / 'a.pt'), tmp_path / 'back', 'jax')

@@ -75,8 +75,8 @@ def test_encoder_and_predictor(folders):
     made = Net(lambda rngs: Predictor(predictor, rngs=rngs))(
         weights.params('predictor'), seen, context, target, 1
     )
-    wanted = out.predictor_output.last_hidden_state.numpy()
-    np.testing.assert_allclose(made, wanted, rtol=0, atol=WHOLE)
+    expected = out.predictor_output.last_hidden_state.numpy()
+    np.testing.assert_allclose(made, expected, rtol=0, atol=WHOLE)
 
 
 def test_classifier(folders):
@@ -107,11 +107,11 @@ def test_what_they_save_we_read(folders, tmp_path):
     assert (tmp_path / 'theirs/model.safetensors.index.json').exists()
     ours = convert.read(tmp_path / 'theirs')
     convert.write(ours, tmp_path / 'a.pt', 'torch')
-    found = torch.load(tmp_path / 'a.pt', weights_only=True)
+    result = torch.load(tmp_path / 'a.pt', weights_only=True)
     content = originals.released()
     for name in ('target_encoder', 'predictor'):
         for key, value in content[name].items():
-            assert torch.equal(found[name][key], value), key
+            assert torch.equal(result[name][key], value), key
     assert ours.encoder.heads == 4 and ours.labels['linear'][6] == 'LABEL_6'
 
 
@@ -119,8 +119,8 @@ def test_sixteen_bit_folder(folders, tmp_path):
     model = load(transformers.VJEPA2Model, folders[0]).bfloat16()
     model.save_pretrained(tmp_path / 'half')
     scale = convert.read(tmp_path / 'half').params('target')['norm']['scale']
-    wanted = model.encoder.layernorm.weight.detach().float().numpy()
-    np.testing.assert_array_equal(scale, wanted, strict=True)
+    expected = model.encoder.layernorm.weight.detach().float().numpy()
+    np.testing.assert_array_equal(scale, expected, strict=True)
 
 
 def test_several_files(folders, tmp_path, monkeypatch):

@@ -340,8 +340,8 @@ def test_a_name_is_fetched_noted_and_converted_once(server, files, caplog):
     truth = torch.load(files / 'enc.pt', weights_only=False)
     for which, key in ((model, 'target_encoder'), (again, 'encoder')):
         expected = truth[key]['module.backbone.blocks.1.attn.proj.weight'].numpy().T
-        found = np.asarray(which.encoder.params['blocks']['attn']['proj']['kernel'][1])
-        np.testing.assert_array_equal(found, expected)
+        result = np.asarray(which.encoder.params['blocks']['attn']['proj']['kernel'][1])
+        np.testing.assert_array_equal(result, expected)
 
 
 def test_a_file_put_there_by_hand_needs_no_server(server, files):
@@ -446,14 +446,14 @@ def test_paths(files, tmp_path):
         'jax': jepa_jax.load(tmp_path / 'jax'),
         'hf': jepa_jax.load(tmp_path / 'hf', encoder='online'),  # holds one: the target
     }
-    found = {k: m.embed(clip, preprocess='none').tokens for k, m in models.items()}
-    np.testing.assert_array_equal(found['pt'], found['jax'])
-    np.testing.assert_array_equal(found['pt'], found['hf'])
+    result = {k: m.embed(clip, preprocess='none').tokens for k, m in models.items()}
+    np.testing.assert_array_equal(result['pt'], result['jax'])
+    np.testing.assert_array_equal(result['pt'], result['hf'])
     assert any('only one there' in line for line in models['hf'].about)
     probed = jepa_jax.load(files / 'enc.pt', probe=files / 'evals/probe.pt', heads=4)
     assert probed.probe.reads == 'last'
     bfloat = jepa_jax.load(tmp_path / 'jax', dtype='bfloat16').embed(clip, preprocess='none')
-    assert 0 < np.abs(bfloat.tokens - found['jax']).max() < 0.2
+    assert 0 < np.abs(bfloat.tokens - result['jax']).max() < 0.2
 
 
 def test_transformers_says_the_same(files, tmp_path):
@@ -462,13 +462,13 @@ def test_transformers_says_the_same(files, tmp_path):
 
     convert.write(convert.read(files / 'enc.pt', crop=64, frames=8), tmp_path / 'hf', to='hf')
     theirs = transformers.VJEPA2Model.from_pretrained(tmp_path / 'hf', attn_implementation='sdpa')
-    found = jepa_jax.load(tmp_path / 'hf').embed(noise(20, 80, 100, 3), frames=8)
+    result = jepa_jax.load(tmp_path / 'hf').embed(noise(20, 80, 100, 3), frames=8)
     mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
-    pixels = np.moveaxis((found.clips.astype(np.float32) / 255 - mean) / std, -1, 2)
+    pixels = np.moveaxis((result.clips.astype(np.float32) / 255 - mean) / std, -1, 2)
     with torch.no_grad():
         expected = theirs(torch.from_numpy(pixels), skip_predictor=True).last_hidden_state
-    assert found.tokens.shape == (3, 64, 96)
-    np.testing.assert_allclose(found.tokens, expected.numpy(), rtol=0, atol=1e-4)
+    assert result.tokens.shape == (3, 64, 96)
+    np.testing.assert_allclose(result.tokens, expected.numpy(), rtol=0, atol=1e-4)
 
 
 def test_a_hugging_face_name(files, tmp_path, monkeypatch):

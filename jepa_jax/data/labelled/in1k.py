@@ -13,8 +13,8 @@ PICTURES = ('.jpeg', '.jpg', '.png')
 
 def _inside(folder: Path) -> tuple[list[str], list[str]]:
     """Names of the folders and of the pictures in a folder, sorted."""
-    with os.scandir(folder) as found:
-        entries = sorted((e.name, e.is_dir()) for e in found if not e.name.startswith('.'))
+    with os.scandir(folder) as inside:
+        entries = sorted((e.name, e.is_dir()) for e in inside if not e.name.startswith('.'))
     return (
         [name for name, is_folder in entries if is_folder],
         [n for n, is_folder in entries if not is_folder and n.lower().endswith(PICTURES)],

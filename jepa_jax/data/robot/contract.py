@@ -173,23 +173,23 @@ def unit_problems(
     """
     far, angle = np.abs(states[:, :3]).max(), np.abs(states[:, 3:6]).max()
     low, high = states[:, 6].min(), states[:, 6].max()
-    found = []
+    lines = []
     if far > REACH:
         word, factor = ('millimetres', 1000) if far > 100 else ('centimetres', 100)
-        found.append(
+        lines.append(
             f'positions up to {far:.4g} m, more than {REACH:g}: {word}? '
             + option('metres', f'{data.metres / factor:g}')
         )
     if angle > TURN:
-        found.append(
+        lines.append(
             f'angles up to {angle:.4g} rad: degrees, not radians? ' + option('angles', 'degrees')
         )
     if low < -SLACK or high > 1 + SLACK:
-        found.append(
+        lines.append(
             f'gripper from {low:.4g} to {high:.4g}: closedness of the gripper must be from 0 '
             f'(open) to 1 (closed); {_range(states, data, option)}'
         )
-    return found
+    return lines
 
 
 def opening_problem(

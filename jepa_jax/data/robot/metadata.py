@@ -40,9 +40,9 @@ def field(path: Path, values: dict, key: str, kind: type | tuple[type, ...]) -> 
     value = values.get(key)
     if not isinstance(value, kind) or isinstance(value, bool):
         kinds = kind if isinstance(kind, tuple) else (kind,)
-        found = 'is missing' if key not in values else f'is {str(value)!r:.60}'
+        state = 'is missing' if key not in values else f'is {str(value)!r:.60}'
         words = ' or '.join(k.__name__ for k in kinds)
-        raise BadFile(path, 'not_text', f"'{key}' {found}, must be of type {words}")
+        raise BadFile(path, 'not_text', f"'{key}' {state}, must be of type {words}")
     return value
 
 
