@@ -59,6 +59,15 @@ def picture_view(picture: np.ndarray, crop: int) -> np.ndarray:
     return np.asarray(resized)[top : top + crop, left : left + crop]
 
 
+def area_means(frames: np.ndarray, side: int) -> np.ndarray:
+    """Frames uint8 [T, H, W, C] -> means over areas, float64 [T, at most side, at most side, C]."""
+    _, H, W, _ = frames.shape
+    y, x = (np.arange(min(side, size)) * size // min(side, size) for size in (H, W))
+    sums = np.add.reduceat(np.add.reduceat(frames, y, axis=1, dtype=np.float32), x, axis=2)
+    area = np.outer(np.diff(y, append=H), np.diff(x, append=W))[..., None]
+    return sums / area
+
+
 def resize(
     frames: np.ndarray,
     size: tuple[int, int],

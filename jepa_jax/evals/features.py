@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from jepa_jax import sharding
 from jepa_jax.checkpoint import hash_arrays
+from jepa_jax.data.views import area_means
 from jepa_jax.data.windows import ahead
 from jepa_jax.errors import BadFile, ConfigError
 from jepa_jax.models.pooler import average_tokens, averaged_grid
@@ -253,8 +254,4 @@ def reduced_encoder(
 
 def small(frames: np.ndarray) -> np.ndarray:
     """Frames uint8 [T, H, W, 3] as their means over areas: [T, at most SIDE, at most SIDE, 3]."""
-    T, H, W, _ = frames.shape
-    y, x = (np.arange(min(SIDE, size)) * size // min(SIDE, size) for size in (H, W))
-    sums = np.add.reduceat(np.add.reduceat(frames, y, axis=1, dtype=np.float32), x, axis=2)
-    area = np.outer(np.diff(y, append=H), np.diff(x, append=W))[..., None]
-    return np.rint(sums / area).astype(np.uint8)
+    return np.rint(area_means(frames, SIDE)).astype(np.uint8)

@@ -166,15 +166,12 @@ def logistic(
     def solve(rows: np.ndarray, asked: np.ndarray, settings: Sequence[float]) -> list[np.ndarray]:
         basis, x = _span(train[rows])
         y = asked @ basis if basis is not None else asked
-        answers = []
         if several:
             columns = [
                 _fit(x, targets[rows, c].astype(int), y, settings) for c in range(targets.shape[1])
             ]
             return [np.stack([each[i][:, 1] for each in columns], 1) for i in range(len(settings))]
-        for scores in _fit(x, targets[rows].argmax(1), y, settings, targets.shape[1]):
-            answers.append(scores)
-        return answers
+        return _fit(x, targets[rows].argmax(1), y, settings, targets.shape[1])
 
     strength = choose(lambda rows, part, s: solve(rows, train[part], s), STRENGTHS, parts, judge)
     return Answers(

@@ -361,6 +361,8 @@ def attend(task: Task, table: features.Table, rows: np.ndarray, config: OwnConfi
     params = probes.one(trained.params, best)
     alone = jax.tree.map(lambda a: a[None], params)
     scores = probes.outputs(probe, alone, read, test)['label'][0] * scale + shift
+    if task.kind == 'labels':  # probabilities, as the other readers answer
+        scores = 1 / (1 + np.exp(-scores))
     setting = f'{judged} rate {grid[best].lr:g}, decay {grid[best].weight_decay:g}'
     return (probe, params), scores, setting
 

@@ -114,7 +114,7 @@ def errors(kind: str, scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
     if kind == 'number':
         return np.abs(scores - targets)[:, 0]
     if kind == 'labels':
-        return np.abs(1 / (1 + np.exp(-scores)) - targets).max(1) - 0.5
+        return np.abs(scores - targets).max(1) - 0.5
     own = (scores * targets).sum(1)
     return np.where(targets > 0, -np.inf, scores).max(1) - own  # by how much another is ahead
 
@@ -132,7 +132,7 @@ def _worst(task, scores: np.ndarray, clip_of: Callable[[object], np.ndarray]) ->
         elif task.kind == 'number':
             said = f'{scores[i, 0]:.4g}'
         else:
-            said = '|'.join(n for n, s in zip(task.names, scores[i]) if s > 0) or 'none'
+            said = '|'.join(n for n, s in zip(task.names, scores[i]) if s > 0.5) or 'none'
         try:
             picture = _thumbnail(clip_of(tested[i]))
         except BadFile as error:

@@ -22,7 +22,7 @@ import optax
 
 from jepa_jax.config import DataConfig, ProbeConfig
 from jepa_jax.data import clips, decode
-from jepa_jax.data.views import eval_view
+from jepa_jax.data.views import area_means, eval_view
 from jepa_jax.models.pooler import PoolerConfig
 from jepa_jax.objectives.attentive_probe import LabelledFeatures, make_loss, make_net
 
@@ -163,12 +163,7 @@ def probe_pixels(
 
 
 def _small(videos: np.ndarray) -> np.ndarray:
-    n, T, H, W, _ = videos.shape
-    side = min(PIXELS, H, W)
-    y, x = (np.arange(side) * size // side for size in (H, W))
-    sums = np.add.reduceat(np.add.reduceat(videos, y, axis=2, dtype=np.float32), x, axis=3)
-    area = np.outer(np.diff(y, append=H), np.diff(x, append=W))[..., None]
-    return (sums / area).reshape(n, -1)
+    return np.stack([area_means(video, PIXELS).ravel() for video in videos])
 
 
 def interval(correct: np.ndarray, resamples: int, seed: int = 0) -> dict[str, float]:

@@ -14,7 +14,7 @@ import jepa_jax
 from jepa_jax import evaluate
 from jepa_jax.config import LabelledDataConfig, OwnConfig
 from jepa_jax.errors import BadFile, ConfigError, ZooError
-from jepa_jax.evals import own, own_page
+from jepa_jax.evals import examples, own, own_page
 from jepa_jax.evals.examples import Example
 from jepa_jax.model import Loaded, Model
 from jepa_jax.models.vit import ViTConfig
@@ -150,6 +150,25 @@ def test_measures_are_scikit_learns():
     r2, error = own.measure('number', scores[:, :1], numbers)
     assert r2 == pytest.approx(r2_score(numbers, scores[:, :1]))
     assert error == pytest.approx(np.abs(numbers - scores[:, :1]).mean())
+
+
+def test_the_probe_answers_several_labels_with_probabilities(model, clips, tmp_path):
+    """As the other readers do, which are judged at one half; logits below 0 are below one half."""
+    rows = [(f'{clips}/{c}/{i}.png', c) for c in COLOURS for i in range(12)]
+    (tmp_path / 'list.csv').write_text('path,label\n' + ''.join(f'{p},{c}|seen\n' for p, c in rows))
+    config = small_config(tmp_path / 'list.csv')
+    listed = examples.read(config.data.train, config.data)
+    targets, names = examples.targets(listed, 'labels')
+    test, _ = examples.split(listed, config.data, 0, 'labels')
+    task = own.Task(listed, 'labels', targets, names, test, 0, 10)
+    table = own.clip_features(model, listed, config, tmp_path, 'features')
+    _, scores, _ = own.attend(task, table, np.arange(len(listed)), config)
+    assert 0 <= scores.min() and scores.max() <= 1
+    assert scores[:, names.index('seen')].min() > 0.5
+    wrong = own_page.errors(
+        'labels', np.array([[0.9, 0.4], [0.2, 0.9]]), np.array([[1, 0], [1, 1]])
+    )
+    np.testing.assert_allclose(wrong, [-0.1, 0.3])
 
 
 @pytest.mark.parametrize(
