@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from jepa_jax.inputs import preprocessor as preprocessor
     from jepa_jax.inputs import preprocessor as vjepa2_preprocessor  # noqa: F401
+    from jepa_jax.planning.controller import Robot as Robot
     from jepa_jax.pretrained import Model as Model
     from jepa_jax.pretrained import load as load
 
@@ -17,6 +18,7 @@ __version__ = '0.1.0'
 _LAZY = {
     'load': 'jepa_jax.pretrained:load',
     'Model': 'jepa_jax.pretrained:Model',
+    'Robot': 'jepa_jax.planning.controller:Robot',
     'preprocessor': 'jepa_jax.inputs:preprocessor',
     'vjepa2_preprocessor': 'jepa_jax.inputs:preprocessor',  # as the original's torch.hub has it
 }

@@ -57,8 +57,14 @@ def load_all(path: str | os.PathLike) -> dict[str, np.ndarray]:
       BadFile: missing, unreadable, damaged, something else, or more than the limits allow.
     """
     size = files.size(path)
-    arrays = {}
     with files.reading(path), open(path, 'rb') as stream:
+        return read_all(path, stream, size)
+
+
+def read_all(path: str | os.PathLike, stream: BinaryIO, size: int) -> dict[str, np.ndarray]:
+    """load_all of a stream of `size` bytes; path: its name in errors."""
+    arrays = {}
+    with files.reading(path):
         if stream.read(6) == np.lib.format.MAGIC_PREFIX:
             raise BadFile(path, 'corrupt', 'one array alone, as in an .npy file')
         with zipfile.ZipFile(stream) as archive:
