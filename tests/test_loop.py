@@ -21,8 +21,6 @@ from jepa_jax.objectives import Objective
 from jepa_jax.sharding import VECTORS, make_mesh
 from jepa_jax.state import init_state
 
-pytestmark = pytest.mark.usefixtures('quick_compiler')
-
 BATCH = 8
 COSTS = {'step': 7.0, 'data': 3.0, 'put': 2.0, 'save': 5.0, 'agree': 0.5, 'health': 1.0}
 COMPILE = 100.0  # seconds that the first step takes besides

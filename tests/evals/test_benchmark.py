@@ -26,8 +26,6 @@ ENCODER = ViTConfig(24, 2, 2, patch=16, image_size=32, dtype=F32, remat='none')
 PREDICTOR = PredictorConfig(24, 24, 1, 2, dtype=F32, remat='none')
 CLASSES = 3
 
-pytestmark = pytest.mark.usefixtures('quick_compiler')
-
 
 @functools.cache
 def weights(part: str, shape) -> dict:

@@ -24,7 +24,6 @@ from jepa_jax.plan import PLANNERS
 from jepa_jax.planning import cem
 from jepa_jax.planning.controller import Robot
 
-pytestmark = pytest.mark.usefixtures('quick_compiler')
 BOX = (0.0, 1.0, 0.0, 1.0, 0.0, 1.0)
 SETTINGS = dict(samples=64, iterations=6, elites=8, max_step=0.1)
 
