@@ -1,6 +1,7 @@
 """What is asked of a model's features: a row an evaluation.
 
     EVALS['mine'] = Evaluation(config='my_file:MyConfig', run='my_file:run')
+    PERIODIC['mine'] = Periodic(run='my_file:beside_training')
 
 A file named by `--config` may add rows of its own.
 """
@@ -24,6 +25,15 @@ class Evaluation:
     run: str  # model, config, workdir -> Results; pictures go into the workdir
     protocol: str = ''  # what was done, for the report
     check: str = 'jepa_jax.recipes:no_complaints'  # config -> complaints
+
+
+@dataclasses.dataclass(frozen=True)
+class Periodic:
+    """What a run may ask of its features beside its training, each as `module:name`."""
+
+    run: str  # jepa_jax.evals.beside.Asked -> Measured; in every process
+    check: str = 'jepa_jax.recipes:no_complaints'  # jepa_jax.evals.entries.Entry -> complaints
+    kinds: tuple[str, ...] = ('class', 'number', 'labels')  # of labels that it reads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +96,15 @@ EVALS: dict[str, Evaluation] = {
         run='jepa_jax.evals.self_made:run',
         protocol='attentive probe on frozen features of self-made videos, 95 % intervals by '
         'bootstrap over the test clips',
+    ),
+}
+
+PERIODIC: dict[str, Periodic] = {
+    'linear': Periodic(run='jepa_jax.evals.beside:linear'),
+    'probe': Periodic(
+        run='jepa_jax.evals.beside:probe',
+        check='jepa_jax.evals.entries:probe',
+        kinds=('class',),
     ),
 }
 

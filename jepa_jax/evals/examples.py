@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from jepa_jax import files
-from jepa_jax.config import LabelledDataConfig
+from jepa_jax.config import LabelledListConfig
 from jepa_jax.data.kinds import PICTURES, VIDEOS
 from jepa_jax.errors import BadFile, ConfigError, allowed
 from jepa_jax.evals.linear import apart
@@ -60,7 +60,7 @@ class Example:
         return self.path + (f' at {" to ".join(at)} s' if at else '')
 
 
-def read(path: str, data: LabelledDataConfig, field: str = 'data.train') -> list[Example]:
+def read(path: str, data: LabelledListConfig, field: str = 'data.train') -> list[Example]:
     """The examples of a folder, a table or a list, each once.
 
     Raises:
@@ -88,6 +88,22 @@ def read(path: str, data: LabelledDataConfig, field: str = 'data.train') -> list
     if not once:
         raise ConfigError(f'{field}: {path} lists no clips')
     return list(once.values())
+
+
+def listed(data: LabelledListConfig, field: str = 'data.train') -> list[Example]:
+    """The examples of `train`, and of `test` where that is another list; raises as `read`."""
+    train = read(data.train, data, field)
+    if not data.test:
+        return train
+    testing = f'{field.removesuffix("train")}test' if field.endswith('train') else 'labels.test'
+    other = read(data.test, data, testing)
+    if both := {e.place for e in train} & {e.place for e in other}:
+        raise ConfigError(f'{testing}: {sorted(both)[0][0]} is in {field} as well')
+    return [
+        dataclasses.replace(e, split=split)
+        for split, part in (('train', train), ('test', other))
+        for e in part
+    ]
 
 
 def _of_source(example: Example, pattern: str) -> Example:
@@ -122,7 +138,7 @@ def _folders(folder: Path, field: str) -> list[Example]:
     return examples
 
 
-def _text(path: Path, data: LabelledDataConfig, field: str) -> list[Example]:
+def _text(path: Path, data: LabelledListConfig, field: str) -> list[Example]:
     size = files.size(path)
     files.bound(path, 'index', size)
     raw = path.read_bytes()
@@ -160,7 +176,7 @@ def _text(path: Path, data: LabelledDataConfig, field: str) -> list[Example]:
     return examples
 
 
-def _columns(header: Sequence[str], data: LabelledDataConfig, path: Path, field: str) -> dict:
+def _columns(header: Sequence[str], data: LabelledListConfig, path: Path, field: str) -> dict:
     if twice := [name for name, n in collections.Counter(header).items() if n > 1 and name]:
         raise ConfigError(f'{field}: {path} has two columns {twice[0]!r}')
     columns = {}
@@ -280,7 +296,7 @@ def _numbers_first(word: str) -> tuple:
 
 
 def split(
-    examples: Sequence[Example], data: LabelledDataConfig, seed: int, kind: str
+    examples: Sequence[Example], data: LabelledListConfig, seed: int, kind: str
 ) -> tuple[np.ndarray, str]:
     """Which examples are for testing, [n] bool, and how that was decided.
 
@@ -312,6 +328,21 @@ def split(
     if both:
         raise ConfigError(f'source {sorted(both)[0]!r} has clips for training and for testing')
     return test, how
+
+
+def refuse_unlearnt(kind: str, targets: np.ndarray, names: Sequence[str], test: np.ndarray) -> None:
+    """Raises ConfigError for a class that only the test clips have, or where there is but one."""
+    if kind == 'number':
+        return
+    learnt, asked = (targets[side].sum(0) for side in (~test, test))
+    for name, few, many in zip(names, learnt, asked):
+        if many and not few:
+            raise ConfigError(
+                f'class {name!r}: {int(many)} clips for testing, none for training; it needs '
+                'clips of another source, or to be left out'
+            )
+    if (learnt > 0).sum() < 2 and kind == 'class':
+        raise ConfigError(f'one class alone, {names[0]!r}: nothing to tell apart')
 
 
 def digest(examples: Sequence[Example]) -> str:

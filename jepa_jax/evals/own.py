@@ -82,13 +82,7 @@ def run(model, config: OwnConfig, workdir: Path) -> Results:
     Raises:
       ConfigError: lists, labels or splits that cannot be used, in one line.
     """
-    listed = examples.read(config.data.train, config.data)
-    if config.data.test:
-        train = [dataclasses.replace(e, split='train') for e in listed]
-        other = examples.read(config.data.test, config.data, 'data.test')
-        if both := {e.place for e in train} & {e.place for e in other}:
-            raise ConfigError(f'data.test: {sorted(both)[0][0]} is in data.train as well')
-        listed = train + [dataclasses.replace(e, split='test') for e in other]
+    listed = examples.listed(config.data)
     kind = examples.kind_of([e.label for e in listed], config.data.target)
     table = clip_features(model, listed, config, workdir, 'features')
     rows = np.flatnonzero(table.read)
@@ -96,7 +90,7 @@ def run(model, config: OwnConfig, workdir: Path) -> Results:
     targets, names = examples.targets(kept, kind)
     test, how = examples.split(kept, config.data, config.seed, kind)
     task = Task(kept, kind, targets, names, test, config.seed, config.bootstrap)
-    refuse_unlearnt(task)
+    examples.refuse_unlearnt(kind, targets, names, test)
     log.info(
         '%d clips of %s, %d for training, %d for testing: %s', len(kept), _what(task),
         int((~test).sum()), int(test.sum()), how,
@@ -230,21 +224,6 @@ def untrained(model, seed: int):
 
 
 # What is wrong with the labels
-
-
-def refuse_unlearnt(task: Task) -> None:
-    """Raises ConfigError for a class that only the test clips have."""
-    if task.kind == 'number':
-        return
-    learnt, asked = (task.targets[side].sum(0) for side in (~task.test, task.test))
-    for name, few, many in zip(task.names, learnt, asked):
-        if many and not few:
-            raise ConfigError(
-                f'class {name!r}: {int(many)} clips for testing, none for training; it needs '
-                'clips of another source, or to be left out'
-            )
-    if (learnt > 0).sum() < 2 and task.kind == 'class':
-        raise ConfigError(f'one class alone, {task.names[0]!r}: nothing to tell apart')
 
 
 def complaints(task: Task, means: np.ndarray) -> list[str]:

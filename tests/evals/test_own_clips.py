@@ -211,6 +211,10 @@ def tasked(labels, test, sources=None) -> own.Task:
     return own.Task(listed, 'class', targets, names, np.asarray(test, bool), 0, 100)
 
 
+def refuse(task: own.Task) -> None:
+    examples.refuse_unlearnt(task.kind, task.targets, task.names, task.test)
+
+
 def test_complaints():
     task = tasked('aaaaaabb', [0, 0, 0, 0, 1, 1, 0, 1], ['s', 't', 'u', 'v', 'w', 'x', 'y', 'y'])
     means = np.eye(8)
@@ -220,9 +224,9 @@ def test_complaints():
     assert 'classes of one source' in alone and alone.endswith(': b')
     assert '1 test clips look like a training clip' in alike and '5.mp4 and 1.mp4' in alike
     with pytest.raises(ConfigError, match="class 'b': 2 clips for testing, none for training"):
-        own.refuse_unlearnt(tasked('aabb', [0, 1, 1, 1]))
+        refuse(tasked('aabb', [0, 1, 1, 1]))
     with pytest.raises(ConfigError, match="one class alone, 'a'"):
-        own.refuse_unlearnt(tasked('aaa', [0, 1, 1]))
+        refuse(tasked('aaa', [0, 1, 1]))
 
 
 def test_two_models_are_compared_clip_by_clip(tmp_path):
