@@ -3,7 +3,8 @@
     python -m jepa_jax.evaluate --config=configs/eval/own.py --model vitl --config.data.train=clips/
 
 The workdir gets report.json (results and baselines, each with its 95 % interval) and pictures. A
-finished evaluation of the same model and settings started again shows its report. With several
+finished evaluation of the same weights, settings and files started again shows its report. With
+several
 --model the results have what each reader gains from the first to the others, paired by clip.
 """
 
@@ -87,14 +88,23 @@ def _evaluate(config: EvalConfig, folder, model: str, encoder: str) -> dict:
         },
         'config': json.loads(json.dumps(dataclasses.asdict(config))),
     }
+    parts = loaded.predictor, loaded.ac_predictor, loaded.probe
+    kept = {
+        'nets': [hash_arrays(part.params) for part in parts if part],  # beside the encoder
+        'contents': load(row.contents)(config) if row.contents else '',
+    }
     path = folder / FILE
     if path.exists():
         report = json.loads(path.read_text())
-        if any(report.get(key) != value for key, value in about.items()):
-            raise ConfigError(
-                f'workdir {folder}: holds an evaluation of another model or with other settings; '
-                'name another --workdir'
-            )
+        for words, facts in (
+            ('another model or with other settings', about),
+            # which reports of older programs lack
+            ('other weights, or the files have changed since', report.keys() & kept.keys()),
+        ):
+            if any(report.get(key) != (about | kept)[key] for key in facts):
+                raise ConfigError(
+                    f'workdir {folder}: holds an evaluation of {words}; name another --workdir'
+                )
         return report
     results = load(row.run)(loaded, config, folder)
     figures = {
@@ -105,6 +115,7 @@ def _evaluate(config: EvalConfig, folder, model: str, encoder: str) -> dict:
         np.savez(folder / OUTCOMES, sources=results.sources, **results.outcomes)
     report = {
         **about,
+        **kept,
         'data': results.data,
         **figures,
         'sentences': list(results.sentences),

@@ -113,6 +113,21 @@ def run(model, config: BenchmarkConfig, workdir: Path) -> Results:
     )  # fmt: skip
 
 
+def contents(config: LabelledSetConfig) -> str:
+    """A hash of the official lists and their files, and of a probe's where it is one of this
+    machine."""
+    c = config.data
+    data = labelled.read(c.set, c.path, c.videos, c.official)
+    place = Path(config.probe).expanduser() if config.probe else None
+    files = sorted(place.rglob('*') if place.is_dir() else [place]) if place else []
+    return examples.hash_of([
+        {split: digest(records) for split, records in data.splits.items()},
+        data.missing,
+        data.names,
+        [[str(path), examples.state_of(path)] for path in files],
+    ])  # fmt: skip
+
+
 # Clips
 
 

@@ -19,6 +19,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -347,12 +348,19 @@ def refuse_unlearnt(kind: str, targets: np.ndarray, names: Sequence[str], test: 
 
 def digest(examples: Sequence[Example]) -> str:
     """A hash of the list, and of size and time of its files."""
-    rows = []
-    for example in examples:
-        try:
-            status = os.stat(example.path)
-            state = [status.st_size, status.st_mtime_ns]
-        except (OSError, ValueError):
-            state = None
-        rows.append([*map(str, dataclasses.astuple(example)), state])
-    return hashlib.sha256(json.dumps(rows).encode('utf-8', 'surrogateescape')).hexdigest()[:32]
+    rows = [[*map(str, dataclasses.astuple(e)), state_of(e.path)] for e in examples]
+    return hash_of(rows)
+
+
+def state_of(path: str | Path) -> list[int] | None:
+    """Size and time of a file; None: it is not there."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return [status.st_size, status.st_mtime_ns]
+
+
+def hash_of(facts: Any) -> str:
+    """Of what JSON can hold."""
+    return hashlib.sha256(json.dumps(facts).encode('utf-8', 'surrogateescape')).hexdigest()[:32]

@@ -144,6 +144,11 @@ def run(model, config: OwnConfig, workdir: Path) -> Results:
     )
 
 
+def contents(config: OwnConfig) -> str:
+    """A hash of the labelled list and its files."""
+    return examples.digest(examples.listed(config.data))
+
+
 # Clips
 
 

@@ -28,7 +28,7 @@ from jepa_jax.data import decode, violations
 from jepa_jax.data.views import resize
 from jepa_jax.data.windows import PIECE, ahead, open_input
 from jepa_jax.errors import BadFile, ConfigError
-from jepa_jax.evals import Figure, Results, physics_pictures, physics_sets, surprise
+from jepa_jax.evals import Figure, Results, examples, physics_pictures, physics_sets, surprise
 from jepa_jax.evals.intervals import bootstrap, wilson
 from jepa_jax.evals.physics_sets import Pair, Pairs
 from jepa_jax.model import Loaded, Model
@@ -100,6 +100,14 @@ def load(config: PhysicsConfig) -> Pairs:
     except ValueError as error:  # a folder that holds something else
         raise ConfigError(f'data.path: {error}') from error
     return physics_sets.read('pairs', path)
+
+
+def contents(config: PhysicsConfig) -> str:
+    """A hash of the pairs and their files."""
+    return examples.hash_of([
+        [pair.kind, *([str(p), examples.state_of(p)] for p in (pair.possible, pair.impossible))]
+        for pair in load(config).pairs
+    ])  # fmt: skip
 
 
 def _crop(model, config: PhysicsConfig) -> int:

@@ -5,7 +5,8 @@
     for logits in predict(probe, trained.params, read, len(test)): ...
 
 Heads differ in learning rate, weight decay and nothing else: the same features, in the same order,
-from the same weights, so that one read of the features serves all of them.
+from the same weights, so that one read of the features serves all of them. They are spread over
+processes and their devices, each head whole on one: the same arithmetic wherever it lies.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
+from jepa_jax import distributed
 from jepa_jax.models.pooler import AttentiveClassifier, PoolerConfig
 from jepa_jax.nets import Net
 
@@ -54,9 +56,9 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """Heads after training."""
+    """Heads after training, in every process."""
 
-    params: dict  # [G, ...] each
+    params: dict  # [G, ...] each, numpy
     losses: np.ndarray  # [G, steps]
 
     @property
@@ -123,10 +125,9 @@ def train(
     plan = rows[orders(len(rows), steps, batch, seed)]
     width = np.shape(read(plan[0, :1]))
     size = max(1, min(steps, CHUNK // (4 * batch * int(np.prod(width[1:])))))
-    lr, decay = (jnp.asarray([getattr(s, k) for s in settings]) for k in ('lr', 'weight_decay'))
+    own, mesh = _share(len(settings))
+    heads, every = (jax.NamedSharding(mesh, jax.P(*axes)) for axes in (('heads',), ()))
     init, advance = _programs(probe, loss, steps, warmup)
-    params = init(jax.random.key(seed), lr)
-    state = jax.vmap(optax.scale_by_adam().init)(params)
 
     def chunk(start: int):
         part = plan[start : start + size]
@@ -134,17 +135,51 @@ def train(
         return features, {head: y[part] for head, y in targets.items()}
 
     losses = []
-    with ThreadPoolExecutor(1) as pool, tqdm(total=steps, desc=title, disable=None) as bar:
+    with (
+        jax.set_mesh(mesh),
+        ThreadPoolExecutor(1) as pool,
+        tqdm(total=steps, desc=title, disable=None) as bar,
+    ):
+        lr, decay = (
+            jax.device_put(np.asarray([getattr(settings[i], k) for i in own], np.float32), heads)
+            for k in ('lr', 'weight_decay')
+        )
+        params = jax.device_put(init(jax.random.key(seed), lr), heads)
+        state = jax.vmap(optax.scale_by_adam().init)(params)
         waiting = pool.submit(chunk, 0)
         for start in range(0, steps, size):
             features, labels = waiting.result()
             if start + size < steps:
                 waiting = pool.submit(chunk, start + size)
-            numbers = jnp.arange(start, start + len(features))
-            params, state, lost = advance(params, state, numbers, features, labels, lr, decay)
+            numbers = np.arange(start, start + len(features))
+            rows_of_all = jax.device_put((numbers, features, labels), every)
+            params, state, lost = advance(params, state, *rows_of_all, lr, decay)
             losses.append(np.asarray(lost))
             bar.update(len(features))
-    return Trained(params, np.concatenate(losses).T)
+    place = _places(len(settings), len(own))
+    params, losses = jax.tree.map(
+        lambda a: a[place], distributed.whole((jax.device_get(params), np.concatenate(losses).T))
+    )
+    return Trained(params, losses)
+
+
+def _share(count: int) -> tuple[np.ndarray, jax.sharding.Mesh]:
+    """Which of so many heads this process trains, and the devices that share them evenly; repeats
+    fill up."""
+    each = -(-count // jax.process_count())
+    devices = jax.local_devices()
+    rounds = -(-each // len(devices))
+    devices = devices[: -(-each // rounds)]
+    own = jax.process_index() * each + np.arange(rounds * len(devices))
+    auto = (jax.sharding.AxisType.Auto,)
+    return own.clip(max=count - 1), jax.sharding.Mesh(np.array(devices), ('heads',), auto)
+
+
+def _places(count: int, each: int) -> np.ndarray:
+    """Where heads lie among those of all processes, one process after the other."""
+    share = -(-count // jax.process_count())
+    heads = np.arange(count)
+    return heads // share * each + heads % share
 
 
 @functools.lru_cache(maxsize=8)
@@ -188,6 +223,7 @@ def predict(
     probe: Probe, params: dict, read: Read, rows: np.ndarray, *, batch: int = 64
 ) -> Iterator[dict[str, np.ndarray]]:
     """Logits of rows, batch by batch: head -> [G, b, C]. One program: repeats fill up the last."""
+    params = jax.device_put(params)
     for start in range(0, len(rows), batch):
         part = rows[start : start + batch]
         full = np.concatenate([part, np.repeat(part[-1:], batch - len(part))])

@@ -1,7 +1,10 @@
 """Own clips from files to figures, with a model small enough to run in a second."""
 
 import csv
+import dataclasses
 import json
+import os
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +17,10 @@ import jepa_jax
 from jepa_jax import evaluate
 from jepa_jax.config import LabelledDataConfig, OwnConfig
 from jepa_jax.errors import BadFile, ConfigError, ZooError
-from jepa_jax.evals import examples, own, own_page
+from jepa_jax.evals import EVALS, Figure, Results, examples, own, own_page
 from jepa_jax.evals.examples import Example
-from jepa_jax.model import Loaded, Model
+from jepa_jax.model import Loaded, Model, ProbeHead
+from jepa_jax.models.pooler import PoolerConfig
 from jepa_jax.models.vit import ViTConfig
 from jepa_jax.pretrained import save
 from jepa_jax.weights.parts import net
@@ -227,6 +231,59 @@ def test_complaints():
         refuse(tasked('aabb', [0, 1, 1, 1]))
     with pytest.raises(ConfigError, match="one class alone, 'a'"):
         refuse(tasked('aaa', [0, 1, 1]))
+
+
+def constant(model, config, workdir) -> Results:
+    """An evaluation that takes no time."""
+    return Results({'knn': Figure(0.5, 0.4, 0.6, 9)}, {}, {'hash': ''})
+
+
+def test_a_finished_report_is_that_of_the_same_files_and_weights(
+    model, clips, tmp_path, monkeypatch
+):
+    row = dataclasses.replace(EVALS['own'], run=f'{__name__}:constant')
+    monkeypatch.setitem(EVALS, 'own', row)
+    monkeypatch.setattr(jepa_jax, 'load', lambda name, encoder: model)
+    folder = tmp_path / 'clips'
+    shutil.copytree(clips, folder)
+    c = small_config(folder)
+
+    def asked() -> dict:
+        return evaluate._evaluate(c, tmp_path, 'tiny', 'target')
+
+    first = asked()
+    monkeypatch.setattr(f'{__name__}.constant', lambda *_: pytest.fail('made again'))
+    assert asked() == first
+    last, moved = folder / 'red/11.png', folder / 'green/99.png'
+    kept, times = last.read_bytes(), last.stat().st_mtime_ns
+
+    def restore() -> None:
+        if moved.exists():
+            moved.rename(last)
+        last.write_bytes(kept)
+        os.utime(last, ns=(times, times))
+
+    for change in (
+        lambda: last.rename(moved),
+        lambda: (last.write_bytes(kept + b'0'), os.utime(last, ns=(times, times))),
+        lambda: os.utime(last, ns=(times, times + 1)),
+    ):
+        change()
+        with pytest.raises(ConfigError, match='the files have changed since; name another'):
+            asked()
+        restore()
+        assert asked() == first
+    stamp = dict(first)
+    del stamp['contents'], stamp['nets']  # of an older program
+    (tmp_path / 'report.json').write_text(json.dumps(stamp))
+    os.utime(last)
+    assert asked()['results'] == first['results']
+    restore()
+    probe = ProbeHead(PoolerConfig(24, 2, 1), {'a': 2}, {'w': np.zeros(3)})
+    monkeypatch.setattr(model, 'probe', probe)
+    (tmp_path / 'report.json').write_text(json.dumps(first))
+    with pytest.raises(ConfigError, match='holds an evaluation of other weights'):
+        asked()
 
 
 def test_two_models_are_compared_clip_by_clip(tmp_path):
