@@ -80,6 +80,7 @@ def run(model, config: BenchmarkConfig, workdir: Path) -> Results:
         chosen = fit(learn, len(names), config)
         hits, tops, said = ask(chosen, asked)
         how, notes = chosen.how, differences(config)
+        heads.save(workdir / 'probe', chosen, int(hits.mean(1).argmax()), model, data, config)
         baselines = against(learn, table, asked, config)
         if config.random_baseline:
             baselines['untrained encoder'] = untrained(model, config, data, workdir, len(names))

@@ -13,12 +13,10 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
-from jepa_jax.checkpoint import hash_arrays
 from jepa_jax.config import OwnConfig
 from jepa_jax.data.views import eval_view
 from jepa_jax.data.windows import open_input, spread
@@ -27,10 +25,7 @@ from jepa_jax.evals import Figure, Results, examples, features, linear, own_page
 from jepa_jax.evals.examples import Example
 from jepa_jax.evals.intervals import bootstrap, wilson
 from jepa_jax.models.pooler import PoolerConfig
-from jepa_jax.weights.contents import StoredNet, Weights
 from jepa_jax.weights.parts import net
-from jepa_jax.weights.tables import Leaf
-from jepa_jax.weights.write import write
 
 log = logging.getLogger(__name__)
 
@@ -429,13 +424,9 @@ def figures(task: Task, answers: dict[str, np.ndarray]) -> dict[str, Figure]:
 
 
 def save_probe(folder: Path, trained, task: Task, config: OwnConfig, model) -> None:
-    """Writes the probe as one of our checkpoints; `embed --classify --probe` reads it."""
-    probe, params = trained
-    tree = jax.tree.map(
-        lambda a: Leaf(a.shape, np.dtype(a.dtype), lambda a=a: np.asarray(a)), params
-    )
+    """Writes the probe; `embed --classify --probe` reads it."""
     data = config.data
-    reads: dict[str, Any] = {
+    reads = {
         'reads': 'last',
         'frames': data.frames,
         'fps': data.fps,
@@ -443,14 +434,9 @@ def save_probe(folder: Path, trained, task: Task, config: OwnConfig, model) -> N
         'tokens': data.tokens,
         'crop': _crop(model, config),
         'several': task.kind == 'labels',
-        'weights': hash_arrays(model.encoder.params),
     }
-    stored = StoredNet('probe', (probe.pooler, dict(probe.classes)), tree)
-    weights = Weights(
-        folder, 'jax', {'probe': stored}, labels={'label': task.names}, reads=reads,
-        origin=f'own labels, {json.dumps(data.train)}',
-    )  # fmt: skip
-    write(weights, folder, to='jax')
+    origin = f'own labels, {json.dumps(data.train)}'
+    probes.save(folder, *trained, model, {'label': task.names}, reads, origin)
 
 
 def _what(task: Task) -> str:

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,8 +26,12 @@ import optax
 from tqdm import tqdm
 
 from jepa_jax import distributed
+from jepa_jax.checkpoint import hash_arrays
 from jepa_jax.models.pooler import AttentiveClassifier, PoolerConfig
 from jepa_jax.nets import Net
+from jepa_jax.weights.contents import StoredNet, Weights
+from jepa_jax.weights.tables import Leaf
+from jepa_jax.weights.write import write
 
 CHUNK = 2**28  # bytes of features that go to the device together
 Read = Callable[[np.ndarray], np.ndarray]  # rows [k] -> features [k, N, D]
@@ -240,3 +246,35 @@ def outputs(probe: Probe, params: dict, read: Read, rows: np.ndarray, **options:
 def one(params: dict, number: int) -> dict:
     """The parameters of one head."""
     return jax.tree.map(lambda a: a[number], params)
+
+
+def save(
+    folder: Path,
+    probe: Probe,
+    params: dict,
+    model,
+    labels: dict[str, tuple[str, ...]],
+    reads: dict[str, Any],
+    origin: str,
+) -> None:
+    """Writes a head as one of our checkpoints, for `embed --classify --probe FOLDER`.
+
+    Args:
+      folder: one that an interrupted start left is replaced.
+      params: of one head.
+      model: whose features it was trained on: read with others it is refused.
+      labels: head -> names of its classes.
+      reads: fields of `model.ProbeHead`, how clips are made and which features are read.
+      origin: where it comes from, in words.
+    """
+    tree = jax.tree.map(
+        lambda a: Leaf(a.shape, np.dtype(a.dtype), lambda a=a: np.asarray(a)), params
+    )
+    stored = StoredNet('probe', (probe.pooler, dict(probe.classes)), tree)
+    reads = {**reads, 'weights': hash_arrays(model.encoder.params)}
+    if folder.exists():
+        shutil.rmtree(folder)
+    weights = Weights(
+        folder, 'jax', {'probe': stored}, labels=labels, reads=reads, origin=origin
+    )  # fmt: skip
+    write(weights, folder, to='jax')
