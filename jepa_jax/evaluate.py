@@ -4,20 +4,26 @@
 
 The workdir gets report.json (results and baselines, each with its 95 % interval) and pictures. A
 finished evaluation of the same weights, settings and files started again shows its report. With
-several
---model the results have what each reader gains from the first to the others, paired by clip.
+several --model the results have what each reader gains from the first to the others, paired by
+clip. Several processes (see jepa_jax.distributed) make features and train probes together.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import shutil
 import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
-from jepa_jax import cli
+from jepa_jax import cli, distributed
 from jepa_jax.config import EvalConfig
 
 FILE = 'report.json'
 OUTCOMES = 'outcomes.npz'  # how well each test clip was answered
+SHARED = ('features', 'probe')  # folders of a workdir that all processes write
 
 
 def evaluate(
@@ -33,8 +39,6 @@ def evaluate(
     from jepa_jax import evals
 
     evals.of(config)  # before the imports that take seconds
-    from pathlib import Path
-
     from jepa_jax import start
     from jepa_jax.errors import ConfigError
     from jepa_jax.workdir import lock, write_json
@@ -43,18 +47,41 @@ def evaluate(
         raise ConfigError(f'--model {twice[0]} is named twice')
     start.logging_to_terminal()
     start.compilation_cache()
-    with lock(Path(workdir).absolute()) as folder:
+    place = Path(workdir).absolute()
+    with distributed.session(), distributed.first(lock(place)), _mine(place, len(models)) as folder:
         if len(models) == 1:
             report = _evaluate(config, folder, models[0], encoder)
         else:
-            places = [folder / f'model{i}' for i in range(1, len(models) + 1)]
-            for place in places:
-                place.mkdir(exist_ok=True)
-            reports = [_evaluate(config, p, m, encoder) for p, m in zip(places, models)]
-            report = _together(reports, places, config)
+            folders = [folder / f'model{i}' for i in range(1, len(models) + 1)]
+            for each in folders:
+                each.mkdir(exist_ok=True)
+            reports = [_evaluate(config, f, m, encoder) for f, m in zip(folders, models)]
+            report = _together(reports, folders, config)
             write_json(folder / FILE, report)
-    show(report)
-    print(f'report: {folder / FILE}')
+        if folder == place:  # process 0
+            show(report)
+            print(f'report: {folder / FILE}')
+
+
+@contextlib.contextmanager
+def _mine(folder: Path, models: int) -> Iterator[Path]:
+    """The workdir, which process 0 alone writes into: the others get a copy of what is there, in
+    which `features` and `probe`, that all have their part in, are those of the workdir."""
+    import jax
+
+    if not jax.process_index():
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        for part in ('.', *(f'model{i}' for i in range(1, models + 1))):
+            own, theirs = Path(scratch, part), folder / part
+            own.mkdir(exist_ok=True)
+            for name in SHARED:
+                (own / name).symlink_to(theirs / name)
+            for name in (FILE, OUTCOMES):
+                if (theirs / name).exists():
+                    shutil.copy(theirs / name, own)
+        yield Path(scratch)
 
 
 def _evaluate(config: EvalConfig, folder, model: str, encoder: str) -> dict:
@@ -199,7 +226,9 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 def main() -> int:
-    return cli.run(evaluate, doc=__doc__, tables=('evaluation',), options=_options)
+    return distributed.leave(
+        cli.run(evaluate, doc=__doc__, tables=('evaluation',), options=_options)
+    )
 
 
 if __name__ == '__main__':

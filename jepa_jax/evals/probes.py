@@ -257,7 +257,8 @@ def save(
     reads: dict[str, Any],
     origin: str,
 ) -> None:
-    """Writes a head as one of our checkpoints, for `embed --classify --probe FOLDER`.
+    """Writes a head as one of our checkpoints, for `embed --classify --probe FOLDER`. Of several
+    processes all call it.
 
     Args:
       folder: one that an interrupted start left is replaced.
@@ -272,8 +273,10 @@ def save(
     )
     stored = StoredNet('probe', (probe.pooler, dict(probe.classes)), tree)
     reads = {**reads, 'weights': hash_arrays(model.encoder.params)}
-    if folder.exists():
+    folder = folder.resolve()
+    if folder.exists() and not jax.process_index():
         shutil.rmtree(folder)
+    distributed.any_process(False)  # it is gone for all
     weights = Weights(
         folder, 'jax', {'probe': stored}, labels=labels, reads=reads, origin=origin
     )  # fmt: skip

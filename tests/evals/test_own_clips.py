@@ -4,7 +4,11 @@ import csv
 import dataclasses
 import json
 import os
+import pathlib
 import shutil
+import socket
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +29,7 @@ from jepa_jax.models.vit import ViTConfig
 from jepa_jax.pretrained import save
 from jepa_jax.weights.parts import net
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 COLOURS = {'red': (220, 30, 30), 'green': (30, 220, 30), 'blue': (30, 30, 220)}
 
 
@@ -312,3 +317,45 @@ def test_two_models_are_compared_clip_by_clip(tmp_path):
     np.savez(folders[1] / evaluate.OUTCOMES, sources=np.arange(1, 61).astype(str), knn=two)
     with pytest.raises(ConfigError, match='B was tested on other clips than A'):
         evaluate._together(reports, folders, OwnConfig())
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds(model, clips, tmp_path):
+    """The real command, alone and as two processes of two devices each: the same figures."""
+    save(model, tmp_path / 'model')
+    flags = [
+        '--config=configs/eval/own.py:smoke', f'--model={tmp_path}/model',
+        f'--config.data.train={clips}', '--config.data.frames=2', '--config.data.crop=32',
+        '--config.random_baseline=false',
+    ]  # fmt: skip
+    ports = socket.socket()
+    ports.bind(('localhost', 0))
+    address = f'localhost:{ports.getsockname()[1]}'
+    ports.close()
+
+    def start(workdir, devices: int, **more: str) -> subprocess.Popen:
+        environment = {
+            **os.environ, 'PYTHONPATH': str(ROOT), 'JAX_NUM_CPU_DEVICES': str(devices),
+            'JEPA_JAX_CACHE': str(tmp_path), 'JAX_COMPILATION_CACHE_DIR': '', **more,
+        }  # fmt: skip
+        command = [sys.executable, '-m', 'jepa_jax.evaluate', *flags, f'--workdir={workdir}']
+        return subprocess.Popen(command, cwd=ROOT, env=environment)
+
+    assert start(tmp_path / 'one', 1).wait(600) == 0
+    pair = [
+        start(
+            tmp_path / 'two',
+            2,
+            JEPA_JAX_COORDINATOR=address,
+            JEPA_JAX_PROCESSES='2',
+            JEPA_JAX_PROCESS=str(i),
+        )  # fmt: skip
+        for i in range(2)
+    ]
+    assert [each.wait(600) for each in pair] == [0, 0]
+    one, two = (json.loads((tmp_path / n / 'report.json').read_text()) for n in ('one', 'two'))
+    for name, figure in one['results'].items():
+        assert two['results'][name] == pytest.approx(figure, abs=1e-6), name
+    assert two['data']['read'] == 36
+    loaded = jepa_jax.load(tmp_path / 'model', probe=tmp_path / 'two/probe')
+    assert loaded.probe.labels == {'label': ('blue', 'green', 'red')}
