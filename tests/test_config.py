@@ -140,7 +140,12 @@ BAD = [
     ({'evals': [PeriodicEvalConfig('knn')]}, "evals[0].evaluation = 'knn'", 'linear, probe'),
     ({'evals': [PeriodicEvalConfig(every=-1)]}, 'evals[0].every = -1', 'at least 0'),
     ({'evals': [PeriodicEvalConfig(name='a b')]}, "evals[0].name = 'a b'", 'letters'),
-    ({'evals': [PeriodicEvalConfig()]}, 'evals[0]: needs labelled clips', 'clips.txt: missing'),
+    (
+        {'evals': [PeriodicEvalConfig()], 'labels.train': 'gone.csv'},
+        'evals[0]: needs labelled clips',
+        'labels.train: gone.csv: missing',
+    ),
+    ({'probe.enabled': True, 'labels.target': 'words'}, "labels.target = 'words'", 'auto, class'),
     ({'probe.enabled': True, 'probe.heads': 7}, 'probe.heads = 7', 'divide encoder.width = 1024'),
     ({'data.crop': 250}, 'data.crop = 250', 'multiple of encoder.patch = 16'),
     ({'data.frames': 15}, 'data.frames = 15', 'multiple of encoder.tubelet = 2'),

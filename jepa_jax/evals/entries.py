@@ -7,6 +7,7 @@ labels that are not there are no discovery for the last step of a long run.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,12 @@ NEEDS = (
     '--config.labels.train=FOLDER_OR_LIST'
 )
 HELD = 4 * 2**30  # bytes of labelled clips that a process holds
+
+log = logging.getLogger(__name__)
+
+
+class NoLabels(ConfigError):
+    """No labelled clips that an evaluation could read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +179,8 @@ def made(item: DataListConfig) -> Labelled:
 
 
 def masked_video(config: MaskedVideoConfig) -> list[Entry]:
-    """The evaluations of a run: those of `evals`, and the probe at its end.
+    """The evaluations of a run: those of `evals`, and the probe at its end. One of `evals` that
+    names no labels is left out, which is said, where the run's own lists have none.
 
     Raises:
       ConfigError: one that cannot be made, in one line that names its field.
@@ -183,18 +191,25 @@ def masked_video(config: MaskedVideoConfig) -> list[Entry]:
         listed.append(('probe.enabled', final))
     entries: dict[str, Entry] = {}
     for where, each in listed:
-        entry = _entry(where, each, config)
+        try:
+            entry = _entry(where, each, config)
+            _check(entry)
+        except NoLabels as error:
+            if each.labels.train or config.labels.train or where == 'probe.enabled':
+                raise
+            log.info('left out: %s', error)
+            continue
         if (other := entries.setdefault(entry.name, entry)) is not entry:
             raise ConfigError(
                 f'{where} and {other.where} are both called {entry.name!r} in metrics: give one '
                 'of evals another `name`'
             )
-        _check(entry)
     return list(entries.values())
 
 
 def _entry(where: str, each: PeriodicEvalConfig, config: MaskedVideoConfig) -> Entry:
     encoder, view = config.encoder, config.data
+    row(PERIODIC, f'{where}.evaluation', each.evaluation)
     grid = view.frames // encoder.tubelet, view.crop // encoder.patch, view.crop // encoder.patch
     clips, clips_from = _clips(where, each, config)
     width = encoder_shape(encoder).width
@@ -217,7 +232,7 @@ def _clips(where: str, each: PeriodicEvalConfig, config: MaskedVideoConfig):
         if item.kind == 'videos':
             train = dataclasses.replace(config.labels, train=item.path)
             return train, f'data.lists[{i}].path'
-    raise ConfigError(f'{where}: {NEEDS}; data.lists has {", ".join(i.kind for i in lists)}')
+    raise NoLabels(f'{where}: {NEEDS}; data.lists has {", ".join(i.kind for i in lists)}')
 
 
 def _check(entry: Entry) -> None:
@@ -230,7 +245,7 @@ def _check(entry: Entry) -> None:
     try:
         paths = entry.labelled().paths
     except ConfigError as error:
-        raise ConfigError(f'{entry.where}: {NEEDS}; {error}') from error
+        raise NoLabels(f'{entry.where}: {NEEDS}; {error}') from error
     if not any(map(os.path.exists, paths)):
         raise ConfigError(f'{entry.where}: none of {len(paths)} clips is there, such as {paths[0]}')
 

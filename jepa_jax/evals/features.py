@@ -159,6 +159,8 @@ def _shared(place: Path, row: np.dtype, count: int, facts: dict) -> Iterator[Non
     place.mkdir(parents=True, exist_ok=True)
     rows = _open(place / ROWS, row, count)
     write_json(place / 'about.json', facts)
+    for path in place.glob('problems*.json'):  # of an earlier start
+        path.unlink()
     with _joined(place, rows):
         yield
 

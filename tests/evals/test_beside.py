@@ -121,7 +121,7 @@ def test_numbers_are_read_too_and_probes_ask_for_classes(clips, tmp_path):
         entries.masked_video(c)
 
 
-def test_labels_of_a_training_list_serve(clips, tmp_path):
+def test_labels_of_a_training_list_serve(clips, tmp_path, caplog):
     """Word labels, and a list as for training; none of them is the run's own data otherwise."""
     listed = tmp_path / 'train.txt'
     listed.write_text(''.join(f'{clips}/{c}/{i}.mp4 {c}\n' for c in COLOURS for i in range(7)))
@@ -133,6 +133,11 @@ def test_labels_of_a_training_list_serve(clips, tmp_path):
     listed.write_text(''.join(f'{clips}/{c}/{i}.mp4\n' for c in COLOURS for i in range(7)))
     with pytest.raises(ConfigError, match='probe.enabled: needs labelled clips.*no `path label`'):
         entries.masked_video(c)
+    # what names no labels of its own is left out, and that is said
+    c.evals, c.probe.enabled = [PeriodicEvalConfig()], False
+    with caplog.at_level('INFO'):
+        assert entries.masked_video(c) == []
+    assert 'left out: evals[0]: needs labelled clips' in caplog.text
 
 
 @pytest.mark.parametrize(
