@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from pathlib import Path
 
@@ -61,6 +62,7 @@ def write(
         return
     records = read(workdir)
     last = records[-1] if records else {}
+    evaluated = {k: v for k, v in last.items() if k.startswith('evals/')} | findings.values
     word, facts = objective.verdict(records)
     sentences = [f'{word}: {facts}', clock.verdict(), *findings.sentences]
     pictures.plot_run(records, workdir / 'run.png', title=config.name)
@@ -72,7 +74,7 @@ def write(
         'verdict': word,
         'sentences': sentences,
         'probes': findings.probes,
-        'evals': {k: v for k, v in last.items() if k.startswith('evals/')} | findings.values,
+        'evals': {k: v if math.isfinite(v) else str(v) for k, v in evaluated.items()},
         'tasks': {},
     }
     write_json(workdir / FILE, report)

@@ -19,12 +19,13 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from jepa_jax import distributed
 from jepa_jax.errors import BadFile, ConfigError
 from jepa_jax.evals import linear as readers
 from jepa_jax.evals import own, pictures, video
-from jepa_jax.evals.entries import Entry, Labelled
+from jepa_jax.evals.entries import Entry, Label, Labelled
 from jepa_jax.lookup import load
 from jepa_jax.models.pooler import average_tokens, averaged_grid
 from jepa_jax.nets import Net
@@ -202,27 +203,36 @@ def linear(asked: Asked) -> Measured:
     means = video.extract(asked.means, asked.clips, asked.batch)
     if jax.process_index():
         return Measured()
-    labelled, values = asked.labelled, {}
+    labelled = asked.labelled
+    with threadpool_limits(1, 'blas'):  # a few hundred numbers: threads would wait, not work
+        return Measured(
+            {
+                f'{heading}/{name}': value
+                for heading, label in labelled.labels.items()
+                for name, value in _read(labelled, label, means, asked.entry.seed).items()
+            }
+        )
+
+
+def _read(labelled: Labelled, label: Label, means: np.ndarray, seed: int) -> dict[str, float]:
+    """Reader -> what it makes of one label."""
     learn, test = ~labelled.test, labelled.test
     plain = means[learn], means[test]
     scaled = readers.standardised(*plain)
-    for heading, label in labelled.labels.items():
-        ours, theirs = label.targets[learn], label.targets[test]
-        classes = ours.argmax(1) if label.kind == 'class' else None
-        parts = readers.folds(labelled.sources[learn], classes, asked.entry.seed)
+    ours, theirs = label.targets[learn], label.targets[test]
+    classes = ours.argmax(1) if label.kind == 'class' else None
+    parts = readers.folds(labelled.sources[learn], classes, seed)
 
-        def judge(scores, rows, kind=label.kind, ours=ours) -> float:
-            return own.measure(kind, scores, ours[rows])[0]
+    def judge(scores: np.ndarray, rows: np.ndarray) -> float:
+        return own.measure(label.kind, scores, ours[rows])[0]
 
-        middle = np.median(ours, 0) if label.kind == 'number' else ours.mean(0)
-        answers = {
-            'knn': readers.nearest(plain[0], ours, plain[1], parts, judge).scores,
-            'ridge': readers.ridge(scaled[0], ours, scaled[1], parts, judge).scores,
-            'majority': np.repeat(middle[None], len(theirs), 0),
-        }
-        for name, scores in answers.items():
-            values[f'{heading}/{name}'] = own.measure(label.kind, scores, theirs)[0]
-    return Measured(values)
+    middle = np.median(ours, 0) if label.kind == 'number' else ours.mean(0)
+    answers = {
+        'knn': readers.nearest(plain[0], ours, plain[1], parts, judge).scores,
+        'ridge': readers.ridge(scaled[0], ours, scaled[1], parts, judge).scores,
+        'majority': np.repeat(middle[None], len(theirs), 0),
+    }
+    return {name: own.measure(label.kind, s, theirs)[0] for name, s in answers.items()}
 
 
 def probe(asked: Asked) -> Measured:

@@ -38,6 +38,13 @@ from jepa_jax.weights.parts import net
 log = logging.getLogger(__name__)
 
 READERS = ('model', 'copy', 'pixels', 'random')
+# set -> pair accuracy in percent, by the papers, and people's (reference: evaluations.md §2)
+PUBLISHED = {
+    'intphys1': {'V-JEPA ViT-H': 98.0, 'untrained, at most': 55.0},
+    'grasp': {'V-JEPA ViT-H': 66.0, 'untrained, at most': 58.0},
+    'inflevel': {'V-JEPA ViT-H': 62.0, 'untrained': 52.0},
+    'intphys2': {'V-JEPA 2': 57.5, 'people': 96.4},
+}
 SELF_MADE = {'self_made': 'violations', 'self_made_few': 'violations_few'}
 SUMS = {'mean': np.nanmean, 'max': np.nanmax}
 
@@ -445,6 +452,9 @@ def _report(
         f'half a win each the share of pairs won would be {wins_half(possible, impossible):.3f}',
         f'above copy and untrained nets with intervals apart: {", ".join(apart) or "no kind"}',
     ]
+    if published := PUBLISHED.get(config.data.kind):
+        words = ', '.join(f'{name} {value:g}' for name, value in published.items())
+        sentences.append(f'published, pair accuracy in percent: {words}')
     if source.copies:
         sentences.append(_noise(source, pairs, measured.scores['model'][setting][:, 0]))
     if len(measured.problems) + len(source.problems):
