@@ -180,6 +180,7 @@ BAD_ROBOT = [
     ({'encoder_from': ''}, 'encoder_from is empty', '--config.encoder_from='),
     ({'robot.path': ''}, 'robot.path is empty', "kind 'droid' needs --config.robot.path=PATH"),
     ({'robot.frames': 1}, 'robot.frames = 1', 'at least 2'),
+    ({'evals': [PeriodicEvalConfig()]}, "evals: objective 'action_conditioned' has no"),
     ({'robot.frame': 'world'}, "robot.frame = 'world'", 'base, camera'),
     ({'rollout.steps': 8}, 'rollout.steps = 8', 'less than robot.frames = 8'),
     ({'ac.conditioning': 'token'}, "ac.conditioning = 'token'", 'did you mean tokens?'),

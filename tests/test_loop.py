@@ -292,21 +292,16 @@ def test_evaluations_take_no_time_from_a_step_and_change_nothing(monkeypatch, tm
     assert seconds(rows) == pytest.approx(seconds(without))
     losses = {row['step']: row['loss'] for row in rows}
     assert all(losses[row['step']] == row['loss'] for row in without)
-    # after a kill at the last save: the same rows
-    saved, _ = run.saves.saved[6]
-    again = Run(monkeypatch, tmp_path / 'run')
-    again.fit(8, every=2, first=6, state=jax.tree.map(jnp.asarray, saved), evals=Evaluations)
-    kept = [{k: v for k, v in row.items() if not metrics.clocked(k)} for row in rows]
-    made = [
-        {k: v for k, v in row.items() if not metrics.clocked(k)}
-        for row in metrics.read(tmp_path / 'run')
-    ]
-    assert made == kept
+    # after a kill: the same rows, what counts records of a start apart
     saved, _ = run.saves.saved[3]
     again = Run(monkeypatch, tmp_path / 'run')
     again.fit(8, every=2, first=3, state=jax.tree.map(jnp.asarray, saved), evals=Evaluations)
     made = metrics.read(tmp_path / 'run')
-    assert [row.get('evals/sum') for row in made] == [row.get('evals/sum') for row in rows]
+
+    def kept(row) -> dict:
+        return {k: v for k, v in row.items() if not metrics.clocked(k) and k != 'data/tried'}
+
+    assert [*map(kept, made)] == [*map(kept, rows)]
 
 
 # Data that fail

@@ -13,8 +13,8 @@ from jepa_jax import build
 from jepa_jax.config import DataListConfig, MaskedVideoConfig, PeriodicEvalConfig
 from jepa_jax.data import synthetic
 from jepa_jax.errors import ConfigError
-from jepa_jax.evals import entries, linear, video
-from jepa_jax.evals.beside import Beside
+from jepa_jax.evals import PERIODIC, Periodic, entries, linear, video
+from jepa_jax.evals.beside import Beside, Measured
 from jepa_jax.model import Encoder
 from jepa_jax.sharding import make_mesh, place
 
@@ -95,6 +95,24 @@ def test_eight_devices_say_what_one_says_of_the_average(clips, tmp_path):
         ).fit(unit[learn], classes[learn])
         shares.append(vote.score(unit[~learn], classes[~learn]))
     assert any(values['evals/linear/label/knn'] == pytest.approx(s) for s in shares)
+
+
+def mine(asked) -> Measured:
+    """An evaluation of a user's own."""
+    some = asked.clips[: asked.batch]
+    seen, fresh = asked.tokens(some), asked.untrained(1)[0](some)
+    return Measured({'apart': float(np.abs(seen - fresh).mean())}, {'label': {'n': seen.shape}}, [])
+
+
+def test_an_own_evaluation_at_the_end(clips, tmp_path, monkeypatch):
+    """A row of the table; it gets tokens of the average, and of encoders that were not trained."""
+    monkeypatch.setitem(PERIODIC, 'mine', Periodic(run=f'{__name__}:mine'))
+    c = config(clips, evals=[PeriodicEvalConfig('mine', every=0)])
+    evals, state = beside(c, tmp_path, 8, fsdp=2)
+    assert not any(evals.due(step) for step in range(11))
+    measured = evals.finish(state, {})
+    assert measured.values['evals/mine/apart'] > 0.1 and measured.values['evals/mine/seconds'] > 0
+    assert measured.probes == {'label': {'n': (8, 16, 24)}}
 
 
 def test_nothing_is_read_when_no_step_is_left(clips, tmp_path, monkeypatch):
