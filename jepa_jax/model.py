@@ -19,8 +19,11 @@ import numpy as np
 
 from jepa_jax import inputs
 from jepa_jax.data import decode
-from jepa_jax.data.clips import Sampling, Timing, frame_indices
-from jepa_jax.data.views import eval_view
+from jepa_jax.data.clips import Timing
+from jepa_jax.data.kinds import PICTURES
+from jepa_jax.data.labelled.clips import of_video
+from jepa_jax.data.labelled.records import Record
+from jepa_jax.data.views import eval_view, picture_view
 from jepa_jax.data.windows import Input, Window, length, open_input, spread, windows
 from jepa_jax.errors import InputError
 from jepa_jax.inputs import FPS
@@ -490,29 +493,34 @@ class Model:
             frames = eval_view(source.read(source.numbers[places.ravel()]), crop)
             return frames.reshape(*places.shape, *frames.shape[1:])
 
-        def choose(timing: Timing) -> np.ndarray:
-            if probe.reads == 'future':  # what comes after the file is anticipated
-                step = max(1, int(timing.fps / 8))
-                span = probe.frames * step
-                return np.arange(timing.frames - span, timing.frames, step).clip(0)
-            rule = Sampling(frame_step=probe.step)
-            return frame_indices(timing, probe.frames, rule, num_clips=probe.segments, overlap=True)
+        def last(timing: Timing) -> np.ndarray:  # what comes after the file is anticipated
+            step = max(1, int(timing.fps / 8))
+            span = probe.frames * step
+            return np.arange(timing.frames - span, timing.frames, step).clip(0)
 
-        frames = eval_view(decode.read_frames(path, choose), crop)
+        if probe.reads == 'future':
+            frames = decode.read_frames(path, last)
+        else:  # of a folder every n-th picture, whatever its rate
+            frames = of_video(Record(path, ()), probe.frames, probe.step, probe.segments, fps=1.0)
+        if os.path.splitext(path)[1].lower() in PICTURES:
+            frames = np.broadcast_to(picture_view(frames[0], crop), (len(frames), crop, crop, 3))
+        else:
+            frames = eval_view(frames, crop)
         return frames.reshape(-1, probe.frames, *frames.shape[1:])
 
     def _probe_reads(self, clips: jax.Array) -> jax.Array:
         """Clips [B, T, H, W, 3] -> the tokens [B, n, D] that the probe was trained on."""
-        reads = self.probe.reads
+        reads, grid = self.probe.reads, self.config.grid(*clips.shape[1:4])
+        grids = [grid, (1, *grid[1:])]  # of what is predicted: one tubelet
         if reads == 'last':
-            grid = self.config.grid(*clips.shape[1:4])
-            return average_tokens(self.encode(clips), grid, self.probe.tokens)
-        if reads != 'future':
-            return jnp.concatenate(self.encode(clips, tuple(reads)), axis=1)
-        x = self.encode(clips)
-        predictor = self.need_predictor('this probe').params
-        z = self.later(x, self.config.grid(*clips.shape[1:4]), predictor)
-        return jnp.concatenate([x, z], axis=1)
+            parts = [self.encode(clips)]
+        elif reads == 'future':
+            x = self.encode(clips)
+            parts = [x, self.later(x, grid, self.need_predictor('this probe').params)]
+        else:
+            parts, grids = self.encode(clips, tuple(reads)), [grid] * len(reads)
+        kept = [average_tokens(x, g, self.probe.tokens) for x, g in zip(parts, grids)]
+        return jnp.concatenate(kept, axis=1)
 
     def later(self, x: jax.Array, grid: tuple[int, int, int], predictor: dict) -> jax.Array:
         """Features [B, t h w, D] of clips -> what the predictor, with these weights, expects of the

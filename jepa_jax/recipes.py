@@ -37,8 +37,8 @@ class Recipe:
     # config, objective, jepa_jax.origin.Origin -> jepa_jax.objectives.Prepared
     prepare: str = 'jepa_jax.objectives:nothing_to_prepare'
     describe: str = 'jepa_jax.describe:run'  # config -> lines that say what its numbers mean
-    # workdir, config, objective, state, frozen -> jepa_jax.report.Findings at the end of a run
-    finish: str = 'jepa_jax.report:nothing'
+    # config -> jepa_jax.evals.entries.Entry of each evaluation beside training; raises ConfigError
+    evals: str = 'jepa_jax.recipes:no_evals'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ RECIPES: dict[str, Recipe] = {
         workload='jepa_jax.objectives.programs:masked_video_workload',
         activations='jepa_jax.memory:masked_video',
         describe='jepa_jax.describe:masked_video',
-        finish='jepa_jax.report:masked_video',
+        evals='jepa_jax.evals.entries:masked_video',
     ),
     'action_conditioned': Recipe(
         config='jepa_jax.config:ActionConditionedConfig',
@@ -124,6 +124,7 @@ def validate(config: RunConfig) -> None:
     complaints = itertools.chain(load(recipe.check)(config), check.schedule(config))
     if complaint := next(complaints, None):
         raise ConfigError(complaint)
+    load(recipe.evals)(config)
 
 
 def smoke(config: RunConfig, *, accumulate: int = 0) -> RunConfig:
@@ -179,6 +180,20 @@ def no_complaints(config: RunConfig) -> Iterator[str]:
     """For recipes whose fields cannot contradict each other."""
     del config
     return iter(())
+
+
+def no_evals(config: RunConfig) -> list:
+    """For recipes that do not say which clips their encoder reads, and how.
+
+    Raises:
+      ConfigError: evaluations are asked for.
+    """
+    if config.evals:
+        raise ConfigError(
+            f"evals: objective '{config.objective}' has no evaluations beside training; its row "
+            'of RECIPES names none (`evals`)'
+        )
+    return []
 
 
 def leave(config: RunConfig) -> None:

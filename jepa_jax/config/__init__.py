@@ -32,12 +32,14 @@ from jepa_jax.config.parts import DataConfig as DataConfig
 from jepa_jax.config.parts import DataListConfig as DataListConfig
 from jepa_jax.config.parts import EmaOptimConfig as EmaOptimConfig
 from jepa_jax.config.parts import EncoderConfig as EncoderConfig
+from jepa_jax.config.parts import LabelledListConfig as LabelledListConfig
 from jepa_jax.config.parts import LoaderConfig as LoaderConfig
 from jepa_jax.config.parts import LoggingConfig as LoggingConfig
 from jepa_jax.config.parts import MaskConfig as MaskConfig
 from jepa_jax.config.parts import MaskedPredictorConfig as MaskedPredictorConfig
 from jepa_jax.config.parts import MeshConfig as MeshConfig
 from jepa_jax.config.parts import OptimConfig as OptimConfig
+from jepa_jax.config.parts import PeriodicEvalConfig as PeriodicEvalConfig
 from jepa_jax.config.parts import ProbeConfig as ProbeConfig
 from jepa_jax.config.parts import RobotConfig as RobotConfig
 from jepa_jax.config.parts import RolloutConfig as RolloutConfig

@@ -12,11 +12,11 @@ from jepa_jax.config.check import (
 )
 from jepa_jax.config.derived import encoder_shape, frame_counts
 from jepa_jax.config.parts import (
-    SELF_MADE,
     WITHOUT_PATH,
     DataConfig,
     EmaOptimConfig,
     EncoderConfig,
+    LabelledListConfig,
     MaskConfig,
     MaskedPredictorConfig,
     ProbeConfig,
@@ -42,6 +42,9 @@ class MaskedVideoConfig(RunConfig):
     predictor: MaskedPredictorConfig = field(default_factory=MaskedPredictorConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: EmaOptimConfig = field(default_factory=EmaOptimConfig)
+    # what the probe and `evals` read unless they name clips of their own; `train` empty: the labels
+    # of the first self-made list in data.lists, or else of the first list of videos
+    labels: LabelledListConfig = field(default_factory=LabelledListConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
 
 
@@ -90,18 +93,3 @@ def check(config: MaskedVideoConfig) -> Iterator[str]:
             )
         if mask.full_complement and mask.pred_full_complement:
             yield f'masks[{i}]: full_complement and pred_full_complement exclude each other'
-    yield from _probe(config, shape.width)
-
-
-def _probe(config: MaskedVideoConfig, width: int) -> Iterator[str]:
-    if not config.probe.enabled:
-        return
-    if width % config.probe.heads:
-        yield f'probe.heads = {config.probe.heads}: must divide encoder.width = {width}'
-    kinds = [item.kind for item in config.data.lists]
-    if not set(kinds) & set(SELF_MADE):
-        yield (
-            'probe.enabled: needs the labels of a self-made list (kind '
-            f'{" or ".join(SELF_MADE)}), found {", ".join(kinds)}; '
-            '--config.probe.enabled=false turns it off'
-        )

@@ -174,9 +174,9 @@ class LoggingConfig:
 
 @dataclass
 class ProbeConfig:
-    """An attentive probe on frozen features at the end of the run; needs a source with labels."""
+    """An attentive probe on frozen features; needs labelled clips."""
 
-    enabled: bool = False
+    enabled: bool = False  # at the end of the run, for its report
     steps: int = 400
     batch: int = 64
     lr: float = 1e-3
@@ -185,6 +185,33 @@ class ProbeConfig:
     heads: int = 4
     seeds: int = 3  # of the probe, and of the random encoder
     bootstrap: int = 1000  # resamples of the test clips behind each interval
+
+
+@dataclass
+class LabelledListConfig:
+    """Labelled clips: where they are listed, and which of them are for testing."""
+
+    # a folder with a folder a class, a table (csv with a header, tab or semicolon as well), or a
+    # list with `path label` lines
+    train: str = ''
+    test: str = ''  # likewise; empty: the table's column `split`, or a share of the sources
+    test_share: float = 0.25  # of the sources, where nothing says which are for testing
+    label: str = ''  # column with the labels; empty: label, class, target, value or y
+    group: str = ''  # column with the source; empty: group, source, subject; else each file is one
+    source: str = ''  # pattern of a source in a file's name, as '(.+)_clip[0-9]+'
+    target: str = 'auto'  # class | number | labels (several, as `a|b`) | auto: as they look
+
+
+@dataclass
+class PeriodicEvalConfig:
+    """An evaluation of a run's features beside its training: see jepa_jax.evals.beside."""
+
+    evaluation: str = 'linear'  # a key of jepa_jax.evals.PERIODIC: linear | probe
+    every: int = 500  # steps between two of them, and at the end; 0: at the end alone
+    name: str = ''  # in metrics, evals/NAME/...; empty: `evaluation`
+    labels: LabelledListConfig = field(default_factory=LabelledListConfig)  # empty: the run's
+    clips: int = 512  # most clips that are read, evenly over classes; 0: as many as memory allows
+    probe: ProbeConfig = field(default_factory=ProbeConfig)  # of evaluation `probe`
 
 
 @dataclass

@@ -102,3 +102,5 @@ def few_steps(config: RunConfig, accumulate: int) -> None:
     saved.every, saved.keep_every = 6, 12 if saved.keep_every else 0
     saved.resume_from, saved.restart_schedule = '', False
     config.logging.every, config.logging.health_every = 1, 8
+    for entry in config.evals:
+        entry.every = entry.every and 12
