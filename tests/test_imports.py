@@ -23,7 +23,7 @@ FLOORS = (
     ('data', 'flops', 'weights.parts'),
     ('objectives', 'health', 'metrics'),
     ('optim', 'state', 'step', 'build', 'weights.*', 'describe'),
-    ('memory', 'golden', 'inputs', 'predictions', 'model'),
+    ('memory', 'golden', 'inputs', 'outputs', 'predictions', 'encoder', 'model', 'embedded'),
     ('pretrained', 'objectives.programs', 'origin', 'loop'),
     ('frozen', 'start', 'planning', 'evals'),
     ('report', 'studies'),
