@@ -459,23 +459,41 @@ class Block:
         return one, row - one.first
 
 
-def blocks(place: str | os.PathLike) -> Iterator[Block]:
-    """The windows of what `embed` wrote: an .npz, or a folder of .npz files or of shards.
+def members(place: str | os.PathLike) -> list[Path]:
+    """The files of what `embed` wrote: an .npz, or the .npz files or shards of a folder.
 
-    Raises:
-      InputError: nothing that `embed` wrote. BadFile: it is damaged.
+    Raises InputError: nothing that `embed` wrote.
     """
     path = Path(place)
     if path.is_file():
-        found = [path]
-    elif path.is_dir():
-        found = shards(path) or sorted(path.rglob('*.npz'))
-    else:
+        return [path]
+    if not path.is_dir():
         raise InputError(f'{path}: no such file or folder')
-    if not found:
+    if not (result := shards(path) or sorted(path.rglob('*.npz'))):
         raise InputError(f'{path}: no features in it; jepa_jax.embed --out writes them')
+    return result
+
+
+def about_file(path: Path) -> dict[str, Any]:
+    """What one of `members` says of itself.
+
+    Raises:
+      InputError: it was not made by `embed`, or before that said what it was made with.
+      BadFile: it is damaged.
+    """
+    stored = about_npz(path) if path.suffix == '.npz' else about_shard(path)
+    if missing := [name for name in ('key', 'model', 'weights', 'inputs') if name not in stored]:
+        raise InputError(f'{path}: its settings name no {missing[0]}: embed its inputs again')
+    return stored
+
+
+def blocks(place: str | os.PathLike) -> Iterator[Block]:
+    """The windows of what `embed` wrote, the newest shard first.
+
+    Raises: as `members` and `about_file`.
+    """
     later: set[str] = set()
-    for file in reversed(found):
+    for file in reversed(members(place)):
         block = _block(file, later)
         yield block
         later |= {source.path for source in block.sources}
@@ -483,14 +501,12 @@ def blocks(place: str | os.PathLike) -> Iterator[Block]:
 
 def _block(path: Path, later: set[str]) -> Block:
     names = ('pooled', 'tokens', 'seconds', 'numbers')
+    stored = about_file(path)
     if path.suffix == '.npz':
-        stored = about_npz(path)
         arrays = npz.load_all(path, names)
     elif path.suffix == '.parquet':
-        stored = about_shard(path)
         arrays = _read_parquet(path, stored, names)
     else:
-        stored = about_shard(path)
         arrays = {
             name: npz.load(path / f'{name}.npy', mmap_mode='r')
             for name in names
