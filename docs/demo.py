@@ -25,12 +25,12 @@ FOLDER = Path(tempfile.mkdtemp())
 
 def show(path):
     """The picture here in a notebook, its path in a script."""
-    try:
+    if 'get_ipython' in globals():
         from IPython.display import Image, display
-    except ImportError:
-        print(path)
-    else:
+
         display(Image(filename=str(path)))
+    else:
+        print(path)
 
 
 # %% [markdown]

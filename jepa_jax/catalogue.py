@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from typing import Any
 
 import jax
 
 from jepa_jax.models import SIZES
 from jepa_jax.models.ac_predictor import ACPredictorConfig
-from jepa_jax.models.pooler import PoolerConfig
+from jepa_jax.models.pooler import AttentivePooler, PoolerConfig
+from jepa_jax.nets import Net
 from jepa_jax.pretrained import random_configs
 from jepa_jax.weights import parts, zoo
 
@@ -78,18 +78,15 @@ def _released(name: str, row: zoo.Released) -> Row:
 
 @functools.cache
 def _nets(size: str) -> dict[str, int]:
-    """Parameters of the nets of a size."""
+    """Parameters of the nets of a size; of a probe without its classes."""
     encoder, predictor = random_configs(size)
-    configs = {
-        'encoder': encoder,
-        'predictor': predictor,
-        'ac_predictor': ACPredictorConfig(encoder.width),
-        'pooler': PoolerConfig(encoder.width),
+    pooler = PoolerConfig(encoder.width)
+    nets = {
+        'encoder': parts.net('encoder', encoder),
+        'predictor': parts.net('predictor', predictor),
+        'ac_predictor': parts.net('ac_predictor', ACPredictorConfig(encoder.width)),
+        'pooler': Net(lambda rngs: AttentivePooler(pooler, rngs=rngs)),
     }
-    return {part: _count(part, config) for part, config in configs.items()}
-
-
-def _count(part: str, config: Any) -> int:
-    if part == 'pooler':
-        part, config = 'probe', (config, {})
-    return sum(leaf.size for leaf in jax.tree.leaves(parts.net(part, config).abstract))
+    return {
+        name: sum(leaf.size for leaf in jax.tree.leaves(net.abstract)) for name, net in nets.items()
+    }

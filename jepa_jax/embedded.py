@@ -132,9 +132,10 @@ class OneFile(Output):
 
     def left(self, inputs: list[Named]) -> tuple[list[Named], dict[str, str]]:
         """All of them, or none if the file is there, of just these inputs as they are now."""
-        if not self.target.exists():
+        try:
+            stored = about_npz(self.target)
+        except BadFile:  # missing, or to be replaced
             return inputs, {}
-        stored = about_npz(self.target)
         then, now = sources_of(stored), [state(one.path) for one in inputs]
         if stored.get('key') != self.key or len(then) != len(now):
             return inputs, {}
@@ -205,11 +206,9 @@ class Folder(Output):
         return self.target / f'{one.name}.npz'
 
     def _stored(self, one: Named, now: Source) -> Source | None:
-        if not self._file(one).exists():
-            return None
         try:
             stored = about_npz(self._file(one))
-        except BadFile:  # made again
+        except BadFile:  # missing, or to be made again
             return None
         return next(iter(sources_of(stored)), None) if stored.get('key') == self.key else None
 

@@ -116,8 +116,9 @@ class Encoder:
         """
         if not isinstance(clips, jax.Array):
             clips = inputs.as_arrays(clips)
-        if clips.ndim != 5 or clips.shape[-1] != 3:
-            raise InputError(f'clips {list(clips.shape)}: must be [B, T, H, W, 3], channels last')
+        shape = list(getattr(clips, 'shape', ()))  # a path or a list of clips has none
+        if len(shape) != 5 or shape[-1] != 3:
+            raise InputError(f'clips {shape}: must be one array [B, T, H, W, 3], channels last')
         if isinstance(clips, np.ndarray):  # of those on a device the values are not looked at
             inputs.check_pixels(clips, clips.dtype != np.uint8)
         return self._run(self.params, jnp.asarray(clips), keep, levels=self.blocks(levels))
