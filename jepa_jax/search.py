@@ -73,8 +73,10 @@ def search(
     if sheet:
         from jepa_jax.evals.pictures import plot_sheet
 
-        frame = window.clip[len(window.clip) // 2]
-        pictures = [(frame, f'query: {Path(query).name}\n{window.seconds[0]:.1f} s')]
+        asked = {'path': query, 'frame': int(window.numbers[len(window.numbers) // 2])}
+        begin, end = window.seconds[[0, -1]]
+        caption = f'query: {Path(query).name}\n{begin:.1f} to {end:.1f} s'
+        pictures = [(_frame(asked, about['fps']), caption)]
         pictures += [(_frame(hit, about['fps']), _caption(hit)) for hit in hits]
         plot_sheet(pictures, sheet, title=f'nearest of {", ".join(features)} by cosine')
         print(f'wrote {sheet}')
