@@ -341,7 +341,9 @@ class _Shard:
             name = f'{max(taken, default=-1) + 1:05d}{".parquet" if form == "parquet" else ""}'
             rows.path = self._folder / name
             rows.end()
-        return f'wrote {rows.path}: {len(one._sources)} inputs, {rows.count} windows'
+        count = len(one._sources)
+        inputs = f'{count} input{"s" * (count != 1)}'
+        return f'wrote {rows.path}: {inputs}, {rows.count} windows'
 
 
 def _write_parquet(rows: Rows, sources: list[Source], described: dict[str, Any]) -> None:

@@ -55,11 +55,11 @@ class Trained:
     def exceeded(self, frames: int, size: tuple[int, int], fps: float) -> str:
         """What of an input is beyond it, in one line; or nothing.
 
-        size: height and width of what is fed.
+        size: height and width of what is fed; fps: 0 of what has no rate.
         """
         beyond = [f'{frames} frames'] if frames > self.frames else []
         beyond += [f'{size[0]} x {size[1]} pixels'] if max(size) > self.crop else []
-        beyond += [f'{fps:g} frames a second'] if self.fps and fps != self.fps else []
+        beyond += [f'{fps:g} frames a second'] if self.fps and fps not in (0, self.fps) else []
         if not beyond:
             return ''
         rate = f' at {self.fps:g} a second' if self.fps else ''

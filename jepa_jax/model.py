@@ -193,7 +193,8 @@ class Model:
         stride = frames if stride is None else stride
         if stride < 1:
             raise InputError(f'stride {stride}: must be at least 1')
-        self._warn(frames, source.size, crop, preprocess, fps)
+        rate = 0 if source.kind == 'image' else fps
+        self._warn(frames, source.size, crop, preprocess, rate)
         yield from windows(source, frames, stride, self._view(source, crop, preprocess))
 
     def _warn(self, frames: int, size, crop: int | None, preprocess: str, fps: float) -> None:

@@ -182,6 +182,7 @@ BEYOND = {  # settings -> what of them is beyond
     'frames': ((16, (64, 64), 4.0), '16 frames'),
     'pixels': ((8, (48, 80), 4.0), '48 x 80 pixels'),
     'rate': ((8, (64, 64), 8.0), '8 frames a second'),
+    'a picture': ((2, (64, 64), 0), ''),
 }
 
 

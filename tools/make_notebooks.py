@@ -35,8 +35,12 @@ def notebook(name: str):
 def run(made, folder: str | os.PathLike = ROOT) -> None:
     """Runs all cells in a folder; the first error is raised."""
     from nbclient import NotebookClient
+    from traitlets.config import Config
 
-    NotebookClient(made, timeout=1800, resources={'metadata': {'path': str(folder)}}).execute()
+    # files instead of ports, which others on the machine could reach
+    config = Config({'KernelManager': {'transport': 'ipc'}})
+    resources = {'metadata': {'path': str(folder)}}
+    NotebookClient(made, timeout=1800, resources=resources, config=config).execute()
 
 
 def shrink(made) -> None:
