@@ -56,37 +56,39 @@ def models() -> Table:
     `load`, too."""
     released = [_released(name, row) for name, row in zoo.RELEASED.items()]
     does = ('features without meaning: nothing is trained', 'to try things')
-    random = [Row(zoo.RANDOM + size, _nets(size)['encoder'], 256, 0, False, does) for size in SIZES]
+    random = [
+        Row(zoo.RANDOM + size, _count(size, 'encoder'), 256, 0, False, does) for size in SIZES
+    ]
     return Table(released + random)
 
 
 def _released(name: str, row: zoo.Released) -> Row:
-    nets = _nets(row.size)
+    encoder = _count(row.size, 'encoder')
     if row.probe_of:
         reads = {'future': 'actions one second ahead'}.get(row.reads, 'classes')
-        does, numbers = (f'{reads} ({name.split("-")[0]})', f'with {row.probe_of}'), nets['pooler']
+        does = f'{reads} ({name.split("-")[0]})', f'with {row.probe_of}'
+        numbers = _count(row.size, 'pooler')
     elif name.startswith('ac-'):
-        does, numbers = ('features', 'plans'), nets['encoder'] + nets['ac_predictor']
+        does, numbers = ('features', 'plans'), encoder + _count(row.size, 'ac_predictor')
     else:
-        does, numbers = ('features', 'predictions'), 2 * nets['encoder'] + nets['predictor']
+        does = 'features', 'predictions'
+        numbers = 2 * encoder + _count(row.size, 'predictor')
     folder = zoo.cache_folder()
     file, converted = folder / pathlib.Path(row.file).name, folder / name
     nbytes = file.stat().st_size if file.is_file() else 4 * numbers
     here = file.is_file() or converted.is_dir()
-    return Row(name, nets['encoder'], row.crop, nbytes, here, does)
+    return Row(name, encoder, row.crop, nbytes, here, does)
 
 
 @functools.cache
-def _nets(size: str) -> dict[str, int]:
-    """Parameters of the nets of a size; of a probe without its classes."""
+def _count(size: str, name: str) -> int:
+    """Parameters of a net of a size; of a probe without its classes."""
     encoder, predictor = random_configs(size)
     pooler = PoolerConfig(encoder.width)
-    nets = {
-        'encoder': parts.net('encoder', encoder),
-        'predictor': parts.net('predictor', predictor),
-        'ac_predictor': parts.net('ac_predictor', ACPredictorConfig(encoder.width)),
-        'pooler': Net(lambda rngs: AttentivePooler(pooler, rngs=rngs)),
-    }
-    return {
-        name: sum(leaf.size for leaf in jax.tree.leaves(net.abstract)) for name, net in nets.items()
-    }
+    net = {
+        'encoder': lambda: parts.net('encoder', encoder),
+        'predictor': lambda: parts.net('predictor', predictor),
+        'ac_predictor': lambda: parts.net('ac_predictor', ACPredictorConfig(encoder.width)),
+        'pooler': lambda: Net(lambda rngs: AttentivePooler(pooler, rngs=rngs)),
+    }[name]()
+    return sum(leaf.size for leaf in jax.tree.leaves(net.abstract))

@@ -343,6 +343,7 @@ class Model:
                 raise InputError(f'{named}: for a path; an array is taken as it is')
             clips = context[None] if context.ndim == 4 else context
             inputs.check_pixels(clips, normalised)
+            self._warn(clips.shape[1], clips.shape[2:4], None, 'none', fps)
         else:
             window = next(self.windows(context, fps=fps, start=start, **viewing))
             clips, fps = window.clip[None], 1 / window.spacing if window.spacing else fps

@@ -88,7 +88,7 @@ def test_killed_while_it_writes(tmp_path):
     rows = Rows(tmp_path / 'out.npz')
     rows.add(x=np.ones(3))
     rows.npz()
-    before.close()
+    before.npz()
     assert sorted(p.name for p in tmp_path.iterdir()) == ['other.npz', 'out.npz']
 
 
