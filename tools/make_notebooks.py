@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ('demo', 'energy_landscape')
-WIDTH, COLOURS = 900, 96  # of pictures
+WIDTH = 900  # pixels of pictures
 
 
 def notebook(name: str):
@@ -54,7 +54,9 @@ def shrink(made) -> None:
                 image = Image.open(io.BytesIO(base64.b64decode(picture))).convert('RGB')
                 image.thumbnail((WIDTH, WIDTH))
                 small = io.BytesIO()
-                image.quantize(COLOURS).save(small, 'png', optimize=True)
+                # the method that keeps rare colours, such as those of a mark
+                few = image.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+                few.save(small, 'png', optimize=True)
                 output['data'] = {'image/png': base64.b64encode(small.getvalue()).decode()}
 
 
