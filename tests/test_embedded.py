@@ -110,16 +110,17 @@ def test_one_file_is_done_once(typed, tmp_path):
 
 
 def test_shards(typed, model, tmp_path):
-    """Parts of two forms hold each window once, as the model gives it, in float16."""
+    """Parts of all forms hold each window once, as the model gives it, in float16."""
     settings = ('--pool', 'mean', '--layers', '-1', '--store', 'float16', '--shard', '1')
-    for form in ('npy', 'parquet'):
+    forms = ('npz', 'npy', 'parquet')
+    for form in forms:
         for part in ('1/2', '2/2'):
             _, out, _ = embed(typed, '--out', form, '--format', form, '--part', part, *settings)
             assert f'4 inputs, of which part {part} has 2' in out
     names = ['videos/a.mp4', 'videos/b.mp4', 'videos/sub/c.mp4']
     own = model.embed(names, frames=4, fps=8, pool='mean', layers=[-1])
     expected = {str(tmp_path / n): f.pooled.astype(np.float16) for n, f in zip(names, own)}
-    for form in ('npy', 'parquet'):
+    for form in forms:
         blocks = list(embedded.blocks(form))
         assert len(blocks) == 3
         seen = {}
