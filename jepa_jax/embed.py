@@ -285,10 +285,19 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add('--frames', type=int, metavar='N', help='frames of a window (16; an image: one tubelet)')
     add('--fps', type=float, default=4.0, help='frames a second to take (%(default)s)')
     add('--crop', type=int, metavar='PIXELS', help='of the eval view (as the model was trained)')
-    add('--preprocess', choices=('eval', 'none'), default='eval', help='(%(default)s)')
-    add('--encoder', choices=('target', 'online'), default='target', help='(%(default)s)')
+    add(
+        '--preprocess', choices=('eval', 'none'), default='eval',
+        help='eval: resize and cut the middle out; none: frames as they are (%(default)s)',
+    )  # fmt: skip
+    add(
+        '--encoder', choices=('target', 'online'), default='target',
+        help='target: the moving average; online: the trained one (%(default)s)',
+    )  # fmt: skip
     add('--stride', type=int, metavar='N', help='sampled frames between windows (no overlap)')
-    add('--pool', choices=('none', 'mean', 'attentive'), default='none', help='(%(default)s)')
+    add(
+        '--pool', choices=('none', 'mean', 'attentive'), default='none',
+        help="a vector for a window: mean over its tokens, or the probe's pooler (%(default)s)",
+    )  # fmt: skip
     add(
         '--layers', type=int, nargs='+', default=[], metavar='I',
         help='blocks whose features are written too, as `levels`: from 0, or -1 for the last',
@@ -310,9 +319,12 @@ def _options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add('--probe', metavar='NAME_OR_PATH', help='attentive probe, for --pool and --classify')
     add('--classify', action='store_true', help="print the probe's likeliest classes")
-    add('--top', type=int, default=5, metavar='N', help='how many (%(default)s)')
+    add('--top', type=int, default=5, metavar='N', help='how many classes (%(default)s)')
     add('--pictures', metavar='DIR', help='PCA and token similarity of each first window, as PNG')
-    add('--dtype', choices=('float32', 'bfloat16'), default='float32', help='(%(default)s)')
+    add(
+        '--dtype', choices=('float32', 'bfloat16'), default='float32',
+        help='that the encoder computes in (%(default)s)',
+    )  # fmt: skip
     add('--seed', type=int, default=0, metavar='N', help='of random weights (%(default)s)')
     add('--heads', type=int, metavar='N', help='of an encoder of no named size')
 

@@ -232,8 +232,14 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add('--features', required=True, nargs='+', metavar='DIR', help='what embed wrote, --out')
     add('--query', required=True, metavar='FILE', help='a video, a picture, a folder of frames')
-    add('--at', type=float, default=0.0, help='seconds at which its window begins (%(default)s)')
-    add('--top', type=int, default=12, metavar='N', help='how many (%(default)s)')
+    add(
+        '--at',
+        type=float,
+        default=0.0,
+        metavar='SECONDS',
+        help='when its window begins (%(default)s)',
+    )
+    add('--top', type=int, default=12, metavar='N', help='how many windows (%(default)s)')
     add(
         '--centre', action='store_true',
         help='take the mean over all windows out first, which else makes all alike',
