@@ -244,7 +244,7 @@ def _own_forward(report: _Report, name: str, encoder: str) -> None:
         report.note('loaded', line)
     side = 4 * model.config.patch
     clip = np.random.default_rng(0).integers(0, 256, (1, 4, side, side, 3), np.uint8)
-    tokens = model.embed(clip[:, : max(1, 2 * model.config.tubelet)], preprocess='none').tokens
+    tokens = np.asarray(model.encoder(clip[:, : max(1, 2 * model.config.tubelet)]))
     spread = float(tokens.std(axis=1).mean())
     problem = None
     if not np.isfinite(tokens).all():

@@ -19,6 +19,7 @@ import numpy as np
 from jepa_jax import model
 from jepa_jax.checkpoint import hash_arrays
 from jepa_jax.errors import ZooError, allowed, nearest
+from jepa_jax.inputs import Trained
 from jepa_jax.model import Encoder, Loaded, ProbeHead
 from jepa_jax.models import SIZE_ALIASES, SIZES
 from jepa_jax.models.predictor import PredictorConfig
@@ -146,6 +147,7 @@ def _model(text: str, weights: Weights, encoder: str, probe, dtype: str) -> Mode
         about=about,
         name=text,
         which=which,
+        trained=Trained(config.frames, config.image_size, weights.fps),
     )
 
 
@@ -281,8 +283,9 @@ def save(model: Model, folder: str | os.PathLike) -> None:
         nets['probe'] = StoredNet('probe', (head.config, head.classes), tree)
         labels, reads = head.labels, {key: getattr(head, key) for key in READS}
     weights = Weights(
-        folder, 'jax', nets, labels=labels, reads=reads, origin=next(iter(model.about), '')
-    )
+        folder, 'jax', nets, labels=labels, reads=reads, origin=next(iter(model.about), ''),
+        fps=model.trained.fps if model.trained else Weights.fps,
+    )  # fmt: skip
     write(weights, folder, to='jax')
     (folder / CARD).write_text(card(model, folder.name))
 

@@ -6,6 +6,9 @@ Video is channels last, [B, T, H, W, 3].
 """
 
 import dataclasses
+import importlib
+import sys
+import types
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,3 +37,15 @@ SIZES = {
 }
 # other names -> keys of SIZES; configs that are stored have them
 SIZE_ALIASES = {'small': 'vits', 'base': 'vitb'}
+
+
+class _Models(types.ModuleType):
+    """This package, which is also the function that `jepa_jax.models()` calls: a name cannot be
+    both otherwise, since importing a package sets it as an attribute of the one above."""
+
+    def __call__(self):
+        """The names that `jepa_jax.load` takes: see jepa_jax.catalogue.models."""
+        return importlib.import_module('jepa_jax.catalogue').models()
+
+
+sys.modules[__name__].__class__ = _Models

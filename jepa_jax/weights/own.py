@@ -46,6 +46,7 @@ KINDS = {
     'config_file': str,
     'version': str,
     'step': int,
+    'fps': float,
 }
 
 
@@ -78,7 +79,15 @@ def read(path: pathlib.Path, weights_only: bool = False, finite: bool = True) ->
         extra.get('reads', {}),
         extra.get('origin', ''),
         config_file=extra.get('config_file', ''),
+        fps=_fps(extra),
     )
+
+
+def _fps(extra: dict[str, Any]) -> float:
+    """Frames a second of the clips of a run; 0 where it samples otherwise."""
+    data = extra.get('config', {}).get('data')
+    value = data.get('fps') if isinstance(data, dict) else extra.get('fps', Weights.fps)
+    return float(value) if type(value) in (int, float) and 0 <= value < 1e6 else 0.0
 
 
 def stored_leaves(folder: pathlib.Path) -> dict[str, Leaf]:
@@ -331,6 +340,8 @@ def extra(weights: Weights) -> dict[str, Any]:
         more['origin'] = weights.origin
     if weights.config_file:
         more['config_file'] = weights.config_file
+    if weights.fps != Weights.fps:
+        more['fps'] = weights.fps
     if t := weights.training:
         more['training'] = {'hyper': t.hyper, 'original': t.original}
         if t.config is not None:
