@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import glob
 import math
 import os
 import re
@@ -22,9 +21,6 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-
-from absl import flags
-from ml_collections import config_flags
 
 from jepa_jax import files
 from jepa_jax.config import store
@@ -41,7 +37,8 @@ from jepa_jax.errors import (
     UsageError,
     nearest,
 )
-from jepa_jax.lookup import import_file
+from jepa_jax.lookup import import_file, shipped
+from jepa_jax.models import SIZE_ALIASES
 
 # Shown by `--help`; the whole schema is jepa_jax/config/.
 USEFUL = {
@@ -69,6 +66,20 @@ KINDS_OF_CONFIG = {
     'evaluation': 'an evaluation (EvalConfig)',
 }
 KINDS = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'text'}
+# modules that come with an extra -> its name
+EXTRAS = {
+    'torch': 'torch',
+    'safetensors': 'hf',
+    'huggingface_hub': 'hf',
+    'transformers': 'test',
+    'mujoco': 'sim',
+    'h5py': 'robot',
+    'pyarrow': 'robot',
+    'tensorboardX': 'tensorboard',
+    'decord': 'bench',
+    'psutil': 'bench',
+    'libtpu': 'tpu',
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -76,6 +87,7 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(*arguments, **settings)
         # what is a value though it begins with a dash: lists of numbers, too
         self._negative_number_matcher = re.compile(r'-\.?\d[\d.,eE+-]*$')
+        self.register('type', int, whole)
 
     def error(self, message: str):
         raise UsageError(message)
@@ -116,6 +128,8 @@ def run(
             return int(done.code or 0)
         except (UsageError, ConfigError) as error:
             return _report(error, debug, USAGE)
+        from absl import flags
+
         flags.FLAGS.mark_as_parsed()  # worker processes of grain read absl's flags
         main(**arguments)
         return OK
@@ -128,6 +142,11 @@ def run(
     except KeyboardInterrupt:
         print('stopped by hand', file=sys.stderr)
         return STOPPED
+    except ModuleNotFoundError as error:
+        if not (extra := EXTRAS.get((error.name or '').partition('.')[0])):
+            return _report(error, True, FAILED)
+        needs = f"needs {error.name}, which is not installed: pip install 'jepa_jax[{extra}]'"
+        return _report(UsageError(needs), debug, FAILED)
     except Exception as error:
         return _report(error, debug or not _is_message(error), FAILED)
 
@@ -164,7 +183,7 @@ def _parser(doc: str, tables: Sequence[str], options) -> argparse.ArgumentParser
     usage = '%(prog)s --config=FILE[:ARG,ARG] [--config.FIELD=VALUE ...] [--workdir=DIR] [...]'
     rows = (f'  --config.{name:24} {words}' for name, words in USEFUL.items())
     parser = _Parser(
-        prog=f'python -m {spec.name}' if spec else Path(sys.argv[0]).name,
+        prog=f'python -m {spec.name}' if spec and not COMMAND.get() else Path(sys.argv[0]).name,
         usage=usage if tables else None,
         description=doc.strip(),
         epilog='\n'.join(('fields most often set:', *rows)) if 'objective' in tables else None,
