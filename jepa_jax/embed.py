@@ -40,6 +40,9 @@ def embed(
     names = inputs if one else [pathlib.Path(path).name for path in inputs]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UsageError(f'--input: two are called {twice}, so one would overwrite the other')
+    names.check(model)
+    if options['probe']:
+        names.check(options['probe'])
     from jepa_jax import pretrained, start
 
     start.logging_to_terminal()
@@ -254,26 +257,30 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add('--model', required=True, metavar='NAME_OR_PATH', help='released name, path, random:SIZE')
     add('--input', required=True, nargs='+', metavar='FILE', dest='inputs', help='what to read')
-    add('--out', metavar='FILE.npz', help='one file for all inputs, or a folder')
+    add('--out', metavar='FILE.npz', help='one file for all inputs, or a folder (none)')
     add('--frames', type=int, metavar='N', help='frames of a window (16; an image: one tubelet)')
     add('--fps', type=float, default=4.0, help='frames a second to take (%(default)s)')
     add('--crop', type=int, metavar='PIXELS', help='of the eval view (as the model was trained)')
-    add('--preprocess', choices=('eval', 'none'), default='eval', help='(%(default)s)')
-    add('--encoder', choices=('target', 'online'), default='target', help='(%(default)s)')
+    add('--preprocess', choices=('eval', 'none'), default='eval', help='view, or as it is')
+    add('--encoder', choices=('target', 'online'), default='target', help='of a run with both')
     add('--stride', type=int, metavar='N', help='sampled frames between windows (no overlap)')
-    add('--pool', choices=('none', 'mean', 'attentive'), default='none', help='(%(default)s)')
+    add('--pool', choices=('none', 'mean', 'attentive'), default='none', help='over the tokens')
     add(
         '--layers', type=int, nargs='+', default=[], metavar='I',
-        help='blocks, from 0, whose features are written too, as `levels`',
+        help='blocks, from 0, whose features are written too, as `levels` (none)',
     )  # fmt: skip
     add('--batch', type=int, default=1, metavar='N', help='windows at a time (%(default)s)')
-    add('--probe', metavar='NAME_OR_PATH', help='attentive probe, for --pool and --classify')
+    add('--probe', metavar='NAME_OR_PATH', help="for --pool and --classify (the model's own)")
     add('--classify', action='store_true', help="print the probe's likeliest classes")
     add('--top', type=int, default=5, metavar='N', help='how many (%(default)s)')
-    add('--pictures', metavar='DIR', help='PCA and token similarity of each first window, as PNG')
-    add('--dtype', choices=('float32', 'bfloat16'), default='float32', help='(%(default)s)')
+    add(
+        '--pictures',
+        metavar='DIR',
+        help='PCA and token similarity of each first window, as PNG (none)',
+    )
+    add('--dtype', choices=('float32', 'bfloat16'), default='float32', help='of products')
     add('--seed', type=int, default=0, metavar='N', help='of random weights (%(default)s)')
-    add('--heads', type=int, metavar='N', help='of an encoder of no named size')
+    add('--heads', type=int, metavar='N', help='of an encoder of no named size (told by the file)')
 
 
 def main() -> int:

@@ -14,6 +14,7 @@ import sys
 
 from jepa_jax import cli
 from jepa_jax.config import EvalConfig
+from jepa_jax.weights import names
 
 FILE = 'report.json'
 OUTCOMES = 'outcomes.npz'  # how well each test clip was answered
@@ -32,6 +33,8 @@ def evaluate(
     from jepa_jax import evals
 
     evals.of(config)  # before the imports that take seconds
+    for model in models:
+        names.check(model)
     from pathlib import Path
 
     from jepa_jax import start
@@ -184,7 +187,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
         '--model', required=True, action='append', dest='models', metavar='NAME_OR_PATH',
         help='what `jepa_jax.load` takes; several are compared',
     )  # fmt: skip
-    add('--encoder', choices=('target', 'online'), default='target', help='(%(default)s)')
+    add('--encoder', choices=('target', 'online'), default='target', help='of a run with both')
 
 
 def main() -> int:

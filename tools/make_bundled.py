@@ -5,8 +5,8 @@
 
 Writes jepa_jax/bundled/tiny.npz, the run's target encoder as float16, and clip.mp4, a self-made
 video of the main job's test split, which the encoder has not been trained on; and says how far
-features of that clip move by the rounding. Both may be given away: Apache-2.0, the handwritten digit
-from scikit-learn's set (UCI, CC BY 4.0).
+features of that clip move by the rounding. Both may be given away: Apache-2.0, the handwritten
+digit from scikit-learn's set (UCI, CC BY 4.0).
 """
 
 from __future__ import annotations

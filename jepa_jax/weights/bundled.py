@@ -1,4 +1,4 @@
-"""Weights that come with the package: an encoder's arrays as float16 in one .npz, its config as JSON.
+"""Weights that come with the package: arrays of an encoder as float16 in one .npz, with its config.
 
     weights = read('tiny')
 

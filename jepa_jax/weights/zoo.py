@@ -32,12 +32,10 @@ from jepa_jax.models import SIZES
 from jepa_jax.weights import bundled, download
 from jepa_jax.weights.contents import Weights
 from jepa_jax.weights.names import (
-    ALIASES,
     BUNDLED,
     HUB,
     PIN,
     PUBLISHED,
-    RANDOM,
     RELEASED,
     Released,
     pinned,
