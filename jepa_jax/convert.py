@@ -180,7 +180,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
         action='append',
         default=[],
         metavar='NAME',
-        help='an entry or array of a .pt file, or a pattern, to leave out; may be given again (none)',
+        help='an entry or array of a .pt file, or a pattern, to leave out; also several (none)',
     )
     parser.add_argument(
         '--allow-nonfinite', action='store_true', help='convert arrays with NaN or infinity, too'

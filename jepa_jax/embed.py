@@ -40,9 +40,9 @@ def embed(
     names = inputs if one else [pathlib.Path(path).name for path in inputs]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UsageError(f'--input: two are called {twice}, so one would overwrite the other')
-    names.check(model)
+    check_name(model)
     if options['probe']:
-        names.check(options['probe'])
+        check_name(options['probe'])
     from jepa_jax import pretrained, start
 
     start.logging_to_terminal()

@@ -1,6 +1,7 @@
 """The table of entry points: every row answers `--help` at once and says what each flag does."""
 
 import argparse
+import importlib
 import os
 import pathlib
 import re
@@ -56,9 +57,11 @@ def test_every_flag_has_a_text_and_a_default(name, monkeypatch):
             assert '(' in shown, f'{flag}: {shown!r} does not say its default'
 
 
-def call(*argv: str, **settings) -> subprocess.CompletedProcess:
+def call(*argv: str, path: pathlib.Path = ROOT, **settings) -> subprocess.CompletedProcess:
+    environ = {**os.environ, 'PYTHONPATH': str(path), 'JAX_PLATFORMS': 'cpu'}
+    command = [sys.executable, *argv]
     return subprocess.run(
-        [sys.executable, *argv], capture_output=True, text=True, timeout=60, **settings
+        command, capture_output=True, text=True, timeout=300, env=environ, **settings
     )
 
 
@@ -108,8 +111,7 @@ def test_an_installed_wheel_needs_no_clone(tmp_path):
     assert 'from jepa_jax.commands import main' in script
 
     def jepa(*argv: str) -> subprocess.CompletedProcess:
-        environ = {**os.environ, 'PYTHONPATH': str(place), 'JAX_PLATFORMS': 'cpu'}
-        return call(str(place / 'bin/jepa'), *argv, cwd=elsewhere, env=environ)
+        return call(str(place / 'bin/jepa'), *argv, path=place, cwd=elsewhere)
 
     done = jepa('train', '--config=vitz')
     assert done.returncode == 2 and done.stderr.endswith('did you mean vits?\n')
@@ -175,3 +177,96 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp('elsewhere')
     (folder / 'clips/train').mkdir(parents=True)
     return folder
+
+
+@pytest.mark.parametrize('module', cli.EXTRAS)
+def test_a_missing_extra_is_one_line(module, capsys, monkeypatch):
+    assert f"'{cli.EXTRAS[module]}': [" in (ROOT / 'setup.py').read_text()
+
+    def main() -> None:
+        monkeypatch.setitem(sys.modules, module, None)
+        importlib.import_module(module)
+
+    assert cli.run(main, doc='x', tables=(), argv=[]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f'error: needs {module}, ') and said.count('\n') == 1
+    assert f"pip install 'jepa_jax[{cli.EXTRAS[module]}]'" in said
+
+
+def test_the_simulator_without_mujoco_is_one_line(folder):
+    code = 'import sys; sys.modules["mujoco"] = None; from jepa_jax import commands; '
+    done = call('-c', code + 'sys.exit(commands.main())', 'collect', '--out=x', cwd=folder)
+    assert done.returncode == 1 and done.stderr.count('\n') == 1
+    assert "pip install 'jepa_jax[sim]'" in done.stderr
+    assert not (folder / 'x').exists()
+
+
+@pytest.mark.parametrize(
+    ('text', 'number'), [('7', 7), ('1e4', 10_000), ('-2', -2), ('2.50e1', 25), ('1_000', 1000)]
+)
+def test_whole_numbers(text, number):
+    assert cli.whole(text) == number
+
+
+@pytest.mark.parametrize('text', ['1.5', 'many', '', 'inf', 'nan', '1e-3'])
+def test_what_is_no_whole_number(text):
+    with pytest.raises(argparse.ArgumentTypeError, match='must be a whole number'):
+        cli.whole(text)
+
+
+def test_whole_numbers_of_fields():
+    argv = ['--config=tiny', '--config.optim.steps=1e4', '--config.optim.batch', '6.4e1']
+    argv.append('--config.optim.lr=1e-3')
+    parser = cli._parser('x', ('objective',), None)
+    optim = cli._parse(parser, ('objective',), argv)['config'].optim
+    assert (optim.steps, optim.batch, optim.lr) == (10_000, 64, 1e-3)
+
+
+def test_sizes_and_configs_have_one_name():
+    from jepa_jax.models import SIZE_ALIASES, SIZES
+
+    for size in ('vits', 'vitb', 'vitl', 'vith', 'vitg'):
+        assert size in SIZES and cli.load(f'{size}:smoke').encoder.size == size
+    for old, size in SIZE_ALIASES.items():
+        assert pathlib.Path(cli.find(old)).stem == size
+    assert cli.find('vitg-384') == cli.find('configs/vitg_384.py')
+
+
+@pytest.mark.parametrize(
+    ('present', 'platforms'),
+    [
+        ({'libtpu'}, 'cpu'),
+        ({'libtpu', 'jax_cuda13_plugin', 'nvidiactl'}, 'cuda,cpu'),
+        ({'libtpu', 'jax_cuda13_plugin'}, 'cpu'),
+        ({'libtpu', 'accel0'}, None),
+        ({'libtpu', 'vfio/0'}, None),
+        ({'nvidiactl'}, None),  # no libtpu: nothing to keep quiet
+    ],
+)
+def test_libtpu_is_left_alone_where_there_is_no_tpu(present, platforms, tmp_path, monkeypatch):
+    for name in present:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.setattr(cli, '_installed', present.__contains__)
+    monkeypatch.delenv('JAX_PLATFORMS')
+    cli.leave_libtpu_alone(str(tmp_path))
+    assert os.environ.get('JAX_PLATFORMS') == platforms
+    monkeypatch.setenv('JAX_PLATFORMS', 'tpu')
+    cli.leave_libtpu_alone(str(tmp_path))
+    assert os.environ['JAX_PLATFORMS'] == 'tpu'
+
+
+def test_a_refused_start_leaves_nothing(tmp_path):
+    from jepa_jax.workdir import lock
+
+    with pytest.raises(ValueError), lock(tmp_path / 'runs/mine'):
+        (tmp_path / 'runs/mine/checkpoints/inner').mkdir(parents=True)  # made before the refusal
+        raise ValueError
+    assert not list(tmp_path.iterdir())
+    with lock(tmp_path / 'runs/mine'):
+        (tmp_path / 'runs/mine/metrics.jsonl').touch()
+    assert (tmp_path / 'runs/mine/metrics.jsonl').exists()
+    (tmp_path / 'own').mkdir()  # the user's
+    with lock(tmp_path / 'own'):
+        pass
+    assert (tmp_path / 'own').is_dir()
