@@ -22,6 +22,7 @@ from typing import Any
 
 from jepa_jax import cli
 from jepa_jax.errors import InputsFailed, UsageError
+from jepa_jax.weights.names import check as check_name
 
 
 def embed(

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import json
 import os
 import pathlib
 import re
@@ -129,54 +130,62 @@ def test_an_installed_wheel_needs_no_clone(tmp_path):
     assert done.returncode == 0 and 'tokens [3, 64, 96]' in done.stderr + done.stdout, done.stderr
 
 
-@pytest.mark.parametrize(
-    ('argv', 'status', 'words'),
-    [
-        (['train', '--config=tiny:smok'], 2, "'smok': allowed are pretrain, smoke; did you mean"),
-        (['train', '--config=sim_panda:smal'], 2, 'ci, small, full; did you mean small?'),
-        (['train', '--config=tinny'], 2, 'did you mean tiny?'),
-        (['train', '--config=own'], 2, 'no file own'),
-        (['train', '--config=tiny', '--config.optim.stepz=3'], 2, 'did you mean optim.steps?'),
-        (['train', '--config=tiny', '--config.optim.steps=1e4.5'], 2, 'must be a whole number'),
-        (['train', '--config=vits', LIST.format('kind=vidoes'), LIST.format('path=x')], 1,
-         "data.lists[0].kind = 'vidoes': allowed are videos, images"),
-        (['train', '--config=vits', LIST.format('path=clips/trian')], 1, 'did you mean train?'),
-        (['train', '--config=vits', LIST.format('path=clips/train'),
-          '--config.checkpoints.init_from=clips/tran'], 1, 'checkpoints.init_from:'),
-        (['train', '--config=ac_vitg', '--config.robot.kind=lerobt'], 1, 'did you mean lerobot?'),
-        (['train', '--config=ac_vitg', '--config.encoder_from=vitgg',
-          '--config.robot.path=clips'], 1, "model 'vitgg'"),
-        (['evaluate', '--config=own', '--model=vitll', '--config.data.train=clips'], 1,
-         'did you mean vitl?'),
-        (['evaluate', '--config=onw', '--model=vitl'], 2, 'did you mean own?'),
-        (['evaluate', '--config=eval/own', '--model=vitl', '--model=random:vitz'], 1,
-         "model 'random:vitz': allowed are tiny, vits"),
-        (['embed', '--model=vitl.pt', '--input=x.mp4', '--out=x.npz'], 1, "model 'vitl.pt'"),
-        (['embed', '--model=tiny', '--probe=ssv2-vitl', '--input=x.mp4', '--out=x.npz'], 1,
-         "model 'ssv2-vitl'"),
-        (['embed', '--model=tiny', '--input=x.mp4', '--frames=many'], 2,
-         "--frames: 'many': must be a whole number"),
-        (['plan', '--model=ac-vitgg', '--input=x.npz', '--out=x'], 1, 'did you mean ac-vitg?'),
-        (['plan', '--model=tiny', '--input=x.npz', '--out=x', '--planner=cems'], 2, 'cem_adam'),
-        (['convert', 'clips/trian', 'out'], 1, 'did you mean train?'),
-        (['doctor', '--model=vitt'], 1, 'did you mean vitl?'),
-        (['cost', '--config=vitl', '--devices=two'], 2, "'two': must be a whole number"),
-    ],
-)  # fmt: skip
-def test_names_are_judged_before_jax_is_imported(argv, status, words, folder):
-    code = 'import sys; sys.modules["jax"] = None; from jepa_jax import commands; '
-    done = call('-c', code + 'sys.exit(commands.main())', *argv, cwd=folder)
-    assert done.returncode == status, done.stderr
-    assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1
-    assert words in done.stderr
-    assert sorted(folder.rglob('*')) == [folder / 'clips', folder / 'clips/train']
+MISTAKES = [
+    (['train', '--config=tiny:smok'], 2, "'smok': allowed are pretrain, smoke; did you mean"),
+    (['train', '--config=sim_panda:smal'], 2, 'ci, small, full; did you mean small?'),
+    (['train', '--config=tinny'], 2, 'did you mean tiny?'),
+    (['train', '--config=own'], 2, 'no file own'),
+    (['train', '--config=tiny', '--config.optim.stepz=3'], 2, 'did you mean optim.steps?'),
+    (['train', '--config=tiny', '--config.optim.steps=1e4.5'], 2, 'must be a whole number'),
+    (['train', '--config=vits', LIST.format('kind=vidoes'), LIST.format('path=x')], 1,
+     "data.lists[0].kind = 'vidoes': allowed are videos, images"),
+    (['train', '--config=vits', LIST.format('path=clips/trian')], 1, 'did you mean train?'),
+    (['train', '--config=vits', LIST.format('path=clips/train'),
+      '--config.checkpoints.init_from=clips/tran'], 1, 'checkpoints.init_from:'),
+    (['train', '--config=ac_vitg', '--config.robot.kind=lerobt'], 1, 'did you mean lerobot?'),
+    (['train', '--config=ac_vitg', '--config.encoder_from=vitgg',
+      '--config.robot.path=clips'], 1, "model 'vitgg'"),
+    (['evaluate', '--config=own', '--model=vitll', '--config.data.train=clips'], 1,
+     'did you mean vitl?'),
+    (['evaluate', '--config=onw', '--model=vitl'], 2, 'did you mean own?'),
+    (['evaluate', '--config=eval/own', '--model=vitl', '--model=random:vitz'], 1,
+     "model 'random:vitz': allowed are tiny, vits"),
+    (['embed', '--model=vitl.pt', '--input=x.mp4', '--out=x.npz'], 1, "model 'vitl.pt'"),
+    (['embed', '--model=tiny', '--probe=ssv2-vitl', '--input=x.mp4', '--out=x.npz'], 1,
+     "model 'ssv2-vitl'"),
+    (['embed', '--model=tiny', '--input=x.mp4', '--frames=many'], 2,
+     "--frames: 'many': must be a whole number"),
+    (['plan', '--model=ac-vitgg', '--input=x.npz', '--out=x'], 1, 'did you mean ac-vitg?'),
+    (['plan', '--model=tiny', '--input=x.npz', '--out=x', '--planner=cems'], 2, 'cem_adam'),
+    (['convert', 'clips/trian', 'out'], 1, 'did you mean train?'),
+    (['doctor', '--model=vitt'], 1, 'did you mean vitl?'),
+    (['cost', '--config=vitl', '--devices=two'], 2, "'two': must be a whole number"),
+]  # fmt: skip
 
 
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('elsewhere')
-    (folder / 'clips/train').mkdir(parents=True)
-    return folder
+# runs command lines without JAX, one after the other, and prints what each returned and said
+WITHOUT_JAX = """
+import contextlib, io, json, sys
+sys.modules['jax'] = None
+from jepa_jax import commands
+for argv in json.load(sys.stdin):
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        status = commands.main(argv)
+    print(json.dumps([status, said.getvalue()]))
+"""
+
+
+def test_names_are_judged_before_jax_is_imported(tmp_path):
+    (tmp_path / 'clips/train').mkdir(parents=True)
+    lines = json.dumps([argv for argv, _, _ in MISTAKES])
+    done = call('-c', WITHOUT_JAX, cwd=tmp_path, input=lines)
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(answers) == len(MISTAKES), done.stderr
+    for (argv, status, words), (returned, said) in zip(MISTAKES, answers):
+        assert returned == status, (argv, said)
+        assert said.startswith('error: ') and said.count('\n') == 1, (argv, said)
+        assert words in said, (argv, said)
+    assert sorted(tmp_path.rglob('*')) == [tmp_path / 'clips', tmp_path / 'clips/train']
 
 
 @pytest.mark.parametrize('module', cli.EXTRAS)
@@ -193,12 +202,16 @@ def test_a_missing_extra_is_one_line(module, capsys, monkeypatch):
     assert f"pip install 'jepa_jax[{cli.EXTRAS[module]}]'" in said
 
 
-def test_the_simulator_without_mujoco_is_one_line(folder):
-    code = 'import sys; sys.modules["mujoco"] = None; from jepa_jax import commands; '
-    done = call('-c', code + 'sys.exit(commands.main())', 'collect', '--out=x', cwd=folder)
-    assert done.returncode == 1 and done.stderr.count('\n') == 1
-    assert "pip install 'jepa_jax[sim]'" in done.stderr
-    assert not (folder / 'x').exists()
+def test_the_simulator_without_mujoco_is_one_line(tmp_path, capsys, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith('jepa_jax.sims.')]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, 'mujoco', None)
+    monkeypatch.setattr(sys, 'argv', ['jepa collect', '--out', str(tmp_path / 'x')])
+    assert commands.module('collect').main() == 1
+    said = capsys.readouterr().err
+    assert said.startswith('error: ') and said.count('\n') == 1
+    assert "pip install 'jepa_jax[sim]'" in said
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -229,7 +242,7 @@ def test_sizes_and_configs_have_one_name():
         assert size in SIZES and cli.load(f'{size}:smoke').encoder.size == size
     for old, size in SIZE_ALIASES.items():
         assert pathlib.Path(cli.find(old)).stem == size
-    assert cli.find('vitg-384') == cli.find('configs/vitg_384.py')
+    assert os.path.samefile(cli.find('vitg-384'), ROOT / 'configs/vitg_384.py')
 
 
 @pytest.mark.parametrize(
