@@ -1,4 +1,7 @@
-"""Install with `pip install .`; extras: torch hf robot sim tpu cuda tensorboard bench test."""
+"""Install with `pip install .`; extras: torch hf robot sim tpu cuda tensorboard bench test.
+
+configs/ and tools/ are installed within the package, as jepa_jax.configs and jepa_jax.tools.
+"""
 
 import pathlib
 import re
@@ -15,7 +18,18 @@ setup(
     long_description=(ROOT / 'README.md').read_text(),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
-    packages=find_packages(include=['jepa_jax', 'jepa_jax.*']),
+    packages=[
+        *find_packages(include=['jepa_jax', 'jepa_jax.*']),
+        'jepa_jax.configs',
+        'jepa_jax.configs.eval',
+        'jepa_jax.tools',
+    ],
+    package_dir={
+        'jepa_jax.configs': 'configs',
+        'jepa_jax.configs.eval': 'configs/eval',
+        'jepa_jax.tools': 'tools',
+    },
+    package_data={'jepa_jax': ['bundled/*'], 'jepa_jax.tools': ['*.sh']},
     python_requires='>=3.11',
     install_requires=[
         'jax>=0.10,<0.12',
@@ -63,6 +77,8 @@ setup(
             'ruff',
         ],
     },
-    entry_points={'console_scripts': ['jepa-train=jepa_jax.train:main']},
+    entry_points={
+        'console_scripts': ['jepa=jepa_jax.commands:main', 'jepa-train=jepa_jax.train:main']
+    },
     license_files=['LICENSE'],
 )

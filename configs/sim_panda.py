@@ -21,12 +21,12 @@ place of the predictor). All of it is in-domain simulation: it says nothing abou
 """
 
 from jepa_jax.config import MaskConfig, SimConfig
-from jepa_jax.errors import ConfigError
+from jepa_jax.errors import ConfigError, allowed
 
 
 def get_config(arg: str = 'ci') -> SimConfig:
     if arg not in SIZES:
-        raise ConfigError(f"argument '{arg}': allowed are {', '.join(SIZES)}")
+        raise ConfigError(f"config argument '{arg}': {allowed(arg, SIZES)}")
     c = SimConfig(name=f'sim-panda-{arg}')
     p, a = c.pretrain, c.posttrain
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,6 +34,11 @@ _LAZY = {
     'preprocessor': 'jepa_jax.inputs:preprocessor',
     'vjepa2_preprocessor': 'jepa_jax.inputs:preprocessor',  # as the original's torch.hub has it
 }
+
+
+def example() -> str:
+    """Path of a short video that comes with the package: a self-made one, three seconds."""
+    return os.path.join(os.path.dirname(__file__), 'bundled', 'clip.mp4')
 
 
 def __getattr__(name: str):

@@ -13,7 +13,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import glob
+import importlib.util
+import inspect
 import math
 import os
 import re
@@ -22,9 +25,6 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-
-from absl import flags
-from ml_collections import config_flags
 
 from jepa_jax import files
 from jepa_jax.config import store
@@ -41,7 +41,8 @@ from jepa_jax.errors import (
     UsageError,
     nearest,
 )
-from jepa_jax.lookup import import_file
+from jepa_jax.lookup import import_file, shipped
+from jepa_jax.models import SIZE_ALIASES
 
 # Shown by `--help`; the whole schema is jepa_jax/config/.
 USEFUL = {
@@ -69,6 +70,31 @@ KINDS_OF_CONFIG = {
     'evaluation': 'an evaluation (EvalConfig)',
 }
 KINDS = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'text'}
+# modules that come with an extra -> its name
+EXTRAS = {
+    'torch': 'torch',
+    'safetensors': 'hf',
+    'huggingface_hub': 'hf',
+    'transformers': 'test',
+    'mujoco': 'sim',
+    'h5py': 'robot',
+    'pyarrow': 'robot',
+    'tensorboardX': 'tensorboard',
+    'decord': 'bench',
+    'psutil': 'bench',
+    'libtpu': 'tpu',
+}
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Says the default of every flag that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text, default = action.help or '', action.default
+        silent = default is None or default in ('', (), [], argparse.SUPPRESS)
+        if action.nargs == 0 or action.required or silent or '(%(default)s)' in text:
+            return text
+        return f'{text} (%(default)s)'.lstrip()
 
 
 class _Parser(argparse.ArgumentParser):
@@ -76,6 +102,7 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(*arguments, **settings)
         # what is a value though it begins with a dash: lists of numbers, too
         self._negative_number_matcher = re.compile(r'-\.?\d[\d.,eE+-]*$')
+        self.register('type', int, whole)
 
     def error(self, message: str):
         raise UsageError(message)
@@ -116,6 +143,9 @@ def run(
             return int(done.code or 0)
         except (UsageError, ConfigError) as error:
             return _report(error, debug, USAGE)
+        from absl import flags
+
+        leave_libtpu_alone()
         flags.FLAGS.mark_as_parsed()  # worker processes of grain read absl's flags
         main(**arguments)
         return OK
@@ -128,8 +158,28 @@ def run(
     except KeyboardInterrupt:
         print('stopped by hand', file=sys.stderr)
         return STOPPED
+    except ModuleNotFoundError as error:
+        if not (extra := EXTRAS.get((error.name or '').partition('.')[0])):
+            return _report(error, True, FAILED)
+        needs = f"needs {error.name}, which is not installed: pip install 'jepa_jax[{extra}]'"
+        return _report(UsageError(needs), debug, FAILED)
     except Exception as error:
         return _report(error, debug or not _is_message(error), FAILED)
+
+
+def leave_libtpu_alone(devices: str = '/dev') -> None:
+    """Keeps JAX from starting libtpu, which `cost --topology` needs, on a host that has no TPU: it
+    would print lines about what the machine lacks. A JAX_PLATFORMS that is set stays."""
+    patterns = ('accel*', 'vfio/[0-9]*', 'kfd')  # of TPUs, and of AMD's GPUs
+    if any(glob.glob(f'{devices}/{pattern}') for pattern in patterns) or not _installed('libtpu'):
+        return
+    plugins = ('jax_cuda13_plugin', 'jax_cuda12_plugin')
+    cuda = os.path.exists(f'{devices}/nvidiactl') and any(map(_installed, plugins))
+    os.environ.setdefault('JAX_PLATFORMS', 'cuda,cpu' if cuda else 'cpu')
+
+
+def _installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
 
 
 def _report(error: Exception, trace: bool, status: int) -> int:
@@ -161,26 +211,30 @@ def _line(error: BaseException) -> str:
 
 def _parser(doc: str, tables: Sequence[str], options) -> argparse.ArgumentParser:
     spec = getattr(sys.modules['__main__'], '__spec__', None)  # set by `python -m`
-    usage = '%(prog)s --config=FILE[:ARG,ARG] [--config.FIELD=VALUE ...] [--workdir=DIR] [...]'
+    long = spec and spec.name != f'{__package__}.__main__'
+    usage = '%(prog)s --config=NAME[:ARG,ARG] [--config.FIELD=VALUE ...] [--workdir=DIR] [...]'
     rows = (f'  --config.{name:24} {words}' for name, words in USEFUL.items())
     parser = _Parser(
-        prog=f'python -m {spec.name}' if spec else Path(sys.argv[0]).name,
+        prog=f'python -m {spec.name}' if long else Path(sys.argv[0]).name,
         usage=usage if tables else None,
         description=doc.strip(),
         epilog='\n'.join(('fields most often set:', *rows)) if 'objective' in tables else None,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
         allow_abbrev=False,
     )
     if tables:
-        parser.add_argument('--config', metavar='FILE[:ARG,ARG]', help='a file of configs/')
         parser.add_argument(
-            '--workdir', metavar='DIR', help='folder of the run (default: runs/NAME of the config)'
-        )
+            '--config', metavar='NAME[:ARG,ARG]', required=True,
+            help="a file, or the name of one of configs/, such as "
+            f'{", ".join(list(_shipped(tables))[:3])}',
+        )  # fmt: skip
+        parser.add_argument('--workdir', metavar='DIR', help='folder of the run (runs/NAME)')
     if options:
         options(parser)
     parser.add_argument(
-        '--limits', metavar='NAME=N,...', help=f'what a file may cost: {", ".join(files.LIMITS)}'
-    )
+        '--limits', metavar='NAME=N,...',
+        help=f'what a file may cost (see SECURITY.md): {", ".join(files.LIMITS)}',
+    )  # fmt: skip
     parser.add_argument('--debug', action='store_true', help='show the traceback of every error')
     return parser
 
@@ -188,6 +242,8 @@ def _parser(doc: str, tables: Sequence[str], options) -> argparse.ArgumentParser
 def _parse(
     parser: argparse.ArgumentParser, tables: Sequence[str], argv: list[str]
 ) -> dict[str, Any]:
+    if tables and not any(re.match(r'(--config(=.|$)|-h$|--help$)', a) for a in argv):
+        raise UsageError(f'--config is missing: --config=NAME{_offer("", tables)}')
     known, rest = parser.parse_known_args(argv)
     arguments = vars(known)
     del arguments['debug']
@@ -198,13 +254,11 @@ def _parse(
             raise UsageError(_unknown(rest[0], parser))
         return arguments
     source = arguments.pop('config')
-    if not source:
-        raise UsageError(f'--config is missing: --config=FILE{_offer()}')
     first = next(i for i, a in enumerate(argv) if a == '--config' or a.startswith('--config='))
     if early := [a for a in argv[:first] if OVERRIDE.match(a)]:
         raise UsageError(f'{early[0]} stands before --config: put it behind what it changes')
     built = _override(load(source, tables), rest, parser)
-    file = source.partition(':')[0]
+    file = find(source.partition(':')[0], tables)
     name = built.name or Path(file).stem
     arguments['workdir'] = arguments['workdir'] or os.path.join('runs', name)
     return {'config': built, 'config_file': os.path.abspath(file), **arguments}
@@ -223,28 +277,52 @@ def numbers(count: int) -> Callable[[str], tuple[float, ...]]:
     return parse
 
 
-def add_fields(parser: argparse.ArgumentParser, kind: type, but: Sequence[str] = ()) -> None:
-    """A flag for every field of a dataclass: --no_NAME for what is true unless told otherwise."""
+def add_fields(
+    parser: argparse.ArgumentParser, kind: type, but: Sequence[str] = (), dash: str = '_'
+) -> None:
+    """A flag for every field of a dataclass, with the field's comment as its text: --no_NAME for
+    what is true unless told otherwise. dash: between the words of a flag."""
+    words = comments(kind)
     for field in dataclasses.fields(kind):
         if field.name in but:
             continue
-        if field.default is True:
-            parser.add_argument(f'--no_{field.name}', dest=field.name, action='store_false')
+        name, default = field.name.replace('_', dash), field.default
+        settings: dict[str, Any] = {'dest': field.name, 'help': words.get(field.name, '')}
+        if isinstance(default, bool):
+            action = 'store_false' if default else 'store_true'
+            off = f'no{dash}' if default else ''
+            settings['help'] = f'do not {settings["help"]}' if default else settings['help']
+            parser.add_argument(f'--{off}{name}', action=action, **settings)
         else:
-            pair = isinstance(field.default, tuple)
-            of = numbers(len(field.default)) if pair else type(field.default)
-            parser.add_argument(f'--{field.name}', type=of, default=field.default)
+            pair = isinstance(default, tuple)
+            of = numbers(len(default)) if pair else type(default)
+            mark = {int: 'N', float: 'X'}.get(of, 'A,B' if pair else 'TEXT')
+            if default == '':
+                settings['help'] += ' (empty)'
+            parser.add_argument(f'--{name}', type=of, default=default, metavar=mark, **settings)
+
+
+def comments(kind: type) -> dict[str, str]:
+    """Field of a dataclass -> the comment behind it or above it, as argparse takes text."""
+    result, above = {}, []
+    for line in map(str.strip, inspect.getsource(kind).splitlines()):
+        if line.startswith('#'):
+            above.append(line[1:].strip())
+            continue
+        if match := re.match(r'(\w+): [^#]*(?:# (.*))?$', line):
+            result[match[1]] = (match[2] or ' '.join(above)).replace('%', '%%')
+        above = []
+    return result
 
 
 def load(source: str, tables: Sequence[str] = ('objective',)) -> Any:
-    """What `get_config(ARG)` of a config file returns; source: `FILE[:ARG]`.
+    """What `get_config(ARG)` of a config file returns; source: `FILE[:ARG]` or `NAME[:ARG]`.
 
     Raises:
       UsageError: no such file, a file that does not run, or one that returns something else.
     """
     path, _, arg = source.partition(':')
-    if not os.path.isfile(path):
-        raise UsageError(f'--config={source}: no file {path}{_offer(path)}')
+    path = find(path, tables)
     try:
         module = import_file(path, again=True)
         built = module.get_config(arg) if arg else module.get_config()
@@ -261,16 +339,48 @@ def load(source: str, tables: Sequence[str] = ('objective',)) -> Any:
     return built
 
 
+def find(text: str, tables: Sequence[str] = ('objective',)) -> str:
+    """The file of a config: a path, or the name of one of configs/, also as `configs/NAME.py` where
+    there is no such folder.
+
+    Raises:
+      UsageError: there is none.
+    """
+    if os.path.isfile(text):
+        return text
+    name = _stem(text.removeprefix('configs/').removeprefix('eval/'))
+    if '/' in name or (path := _shipped(tables).get(SIZE_ALIASES.get(name, name))) is None:
+        raise UsageError(f'--config={text}: no file {text}{_offer(text, tables)}')
+    return str(path)
+
+
+def _stem(text: str) -> str:
+    return text.removesuffix('.py').replace('-', '_')
+
+
+def _places(tables: Sequence[str]) -> tuple[str, ...]:
+    return ('configs/eval',) if 'evaluation' in tables else ('configs',)
+
+
+def _shipped(tables: Sequence[str]) -> dict[str, Path]:
+    """Configs that come with the package, by name."""
+    places = (shipped('configs').parent / place for place in _places(tables))
+    return {path.stem: path for place in places for path in sorted(place.glob('*.py'))}
+
+
 def _override(config: Any, argv: list[str], parser: argparse.ArgumentParser) -> Any:
     """The config with every `--config.FIELD=VALUE`, or `--config.FIELD VALUE`, applied."""
     kinds = {name: kind for name, kind, _ in store.fields(config)}
-    argv = [_renamed(flag, kinds) for flag in argv]
+    argv = _whole_numbers([_renamed(flag, kinds) for flag in argv], kinds)
     for flag in argv:
         match = OVERRIDE.match(flag)
         if not match and re.match(r'-[^\d.]', flag):  # a negative number is a value
             raise UsageError(_unknown(flag, parser))
         if match and match[1] not in kinds:
             raise UsageError(f'{flag}: no field {match[1]}{_near_field(match[1], kinds)}')
+    from absl import flags
+    from ml_collections import config_flags
+
     values = flags.FlagValues()
     try:
         holder = config_flags.DEFINE_config_dataclass(
@@ -282,6 +392,37 @@ def _override(config: Any, argv: list[str], parser: argparse.ArgumentParser) -> 
     if left:
         raise UsageError(f"'{left[0]}' follows no flag")
     return holder.value
+
+
+def whole(text: str) -> int:
+    """A whole number, also as 1e4."""
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        if (value := float(text)).is_integer():
+            return int(value)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"'{text}': must be a whole number")
+
+
+def _whole_numbers(argv: list[str], kinds: dict[str, Any]) -> list[str]:
+    """Values of whole-numbered fields as digits."""
+    argv = list(argv)
+    for i, flag in enumerate(argv):
+        match = OVERRIDE.match(flag)
+        if not match or kinds.get(match[1]) is not int:
+            continue
+        name, equals, value = flag.partition('=')
+        place = i if equals else i + 1
+        text = value if equals else ''.join(argv[place : place + 1])
+        try:
+            argv[place : place + 1] = [f'{name}={whole(text)}' if equals else str(whole(text))]
+        except argparse.ArgumentTypeError:
+            continue  # said with the field's name by the flag itself
+    return argv
 
 
 def _renamed(flag: str, kinds: dict[str, Any]) -> str:
@@ -313,7 +454,10 @@ def _unknown(argument: str, parser: argparse.ArgumentParser) -> str:
     return f'unknown flag {flag}{nearest(flag, parser._option_string_actions)}'
 
 
-def _offer(path: str = '') -> str:
-    paths = sorted(glob.glob('configs/*.py'))
-    near = nearest(path, paths) if path else ''
-    return near or (f', such as {", ".join(paths)}' if paths else '')
+def _offer(text: str, tables: Sequence[str]) -> str:
+    """The config whose name is nearest to a path or name; all of them, if none is near."""
+    names = {name: name for name in _shipped(tables)}
+    for place in _places(tables):
+        names |= {Path(path).stem: path for path in sorted(glob.glob(f'{place}/*.py'))}
+    near = difflib.get_close_matches(_stem(os.path.basename(text)), names, n=1)
+    return f'; did you mean {names[near[0]]}?' if near else f', such as {", ".join(names.values())}'

@@ -17,6 +17,9 @@ import threading
 import time
 
 from jepa_jax import cli
+from jepa_jax.config import layouts
+from jepa_jax.errors import ConvertError
+from jepa_jax.weights import names
 
 # For Python, as `from jepa_jax import convert; convert.read('vitl.pt')`; not before they are needed
 _LIBRARY = {
@@ -48,6 +51,9 @@ def convert(
       ConvertError: what is wrong with the source, or cannot be written.
       CheckpointError: one of our checkpoints is damaged, or the disk is too full.
     """
+    for flag, path in (('SRC', source), ('--probe', probe)):
+        if complaint := path and next(layouts.absent(flag, names.pinned(path)[0]), ''):
+            raise ConvertError(complaint)
     from tqdm import tqdm
 
     from jepa_jax.weights import zoo
@@ -138,14 +144,21 @@ def _options(parser: argparse.ArgumentParser) -> None:
         default='target',
         help='which one a Hugging Face folder gets (default: target, the moving average)',
     )
-    parser.add_argument('--probe', metavar='FILE', help='add the attentive probe of another file')
+    parser.add_argument(
+        '--probe', metavar='FILE', help='add the attentive probe of another file (none)'
+    )
     number('--crop', 'pixels of the clips trained on (default: 256)')
     number('--frames', 'frames of the clips trained on (default: 64)')
-    number('--heads', 'attention heads of an encoder of no named size')
-    number('--predictor-heads', 'of a predictor of another width than the released')
+    number('--heads', 'attention heads of an encoder of no named size (as its size says)')
+    number(
+        '--predictor-heads',
+        'of a predictor of another width than the released (64 wide)',
+    )
     number('--probe-heads', 'of a probe (default: 16)')
     parser.add_argument(
-        '--position', choices=('rope', 'sincos'), help='of a file that has a sin-cos table'
+        '--position',
+        choices=('rope', 'sincos'),
+        help='of a file that has a sin-cos table (refused)',
     )
     parser.add_argument(
         '--extrinsics',
@@ -153,21 +166,21 @@ def _options(parser: argparse.ArgumentParser) -> None:
         default=None,
         help='the action-conditioned predictor uses camera poses',
     )
-    number('--steps-per-epoch', "of the original's training run: step = epochs x N")
+    number('--steps-per-epoch', "of the original's training run: step = epochs x N (Adam's count)")
     parser.add_argument('--weights-only', action='store_true', help='leave the optimizer out')
     parser.add_argument(
         '--allow-missing',
         action='append',
         default=[],
         metavar='NAME',
-        help='an array, or a pattern, that may be missing; may be given again',
+        help='an array, or a pattern, that may be missing; may be given again (none)',
     )
     parser.add_argument(
         '--ignore',
         action='append',
         default=[],
         metavar='NAME',
-        help='an entry or array of a .pt file, or a pattern, to leave out; may be given again',
+        help='an entry or array of a .pt file, or a pattern, to leave out; also several (none)',
     )
     parser.add_argument(
         '--allow-nonfinite', action='store_true', help='convert arrays with NaN or infinity, too'

@@ -22,6 +22,7 @@ import tempfile
 
 from jepa_jax import __version__, cli
 from jepa_jax.errors import DoctorError, ZooError
+from jepa_jax.weights import names
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy', 'av')
 OPTIONAL = {  # package -> what it is for
@@ -70,6 +71,8 @@ def doctor(model: str | None, encoder: str) -> None:
     Raises:
       DoctorError: a check failed.
     """
+    if model:
+        names.check(model)
     report = _Report()
     _machine(report)
     _decoder(report)
@@ -264,8 +267,8 @@ def _digest(path: pathlib.Path) -> str:
 
 def _options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add('--model', metavar='NAME_OR_PATH', help='what `load` takes: name, path, random:SIZE')
-    add('--encoder', choices=('target', 'online'), default='target', help='(%(default)s)')
+    add('--model', metavar='NAME_OR_PATH', help='what `load` takes: name, path, random:SIZE (none)')
+    add('--encoder', choices=('target', 'online'), default='target', help='of a run with both')
 
 
 def main() -> int:

@@ -29,6 +29,7 @@ from typing import Any
 
 from jepa_jax import cli
 from jepa_jax.errors import InputsFailed, UsageError
+from jepa_jax.weights.names import check as check_name
 
 SHOWN = 20  # names in the last line
 # of the settings, those that features depend on, beside weights and input
@@ -72,6 +73,9 @@ def embed(
         print(f'{total} inputs{share}{passed}', flush=True)
     if not listed:
         return
+    check_name(model)
+    if options['probe']:
+        check_name(options['probe'])
     from jepa_jax import embedded, pretrained, start
 
     start.logging_to_terminal()
@@ -326,7 +330,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
         help='that the encoder computes in (%(default)s)',
     )  # fmt: skip
     add('--seed', type=int, default=0, metavar='N', help='of random weights (%(default)s)')
-    add('--heads', type=int, metavar='N', help='of an encoder of no named size')
+    add('--heads', type=int, metavar='N', help='of an encoder of no named size (told by the file)')
 
 
 def main() -> int:

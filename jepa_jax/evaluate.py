@@ -20,6 +20,7 @@ from pathlib import Path
 
 from jepa_jax import cli, distributed
 from jepa_jax.config import EvalConfig
+from jepa_jax.weights import names
 
 FILE = 'report.json'
 OUTCOMES = 'outcomes.npz'  # how well each test clip was answered
@@ -39,6 +40,8 @@ def evaluate(
     from jepa_jax import evals
 
     evals.of(config)  # before the imports that take seconds
+    for model in models:
+        names.check(model)
     from jepa_jax import start
     from jepa_jax.errors import ConfigError
     from jepa_jax.workdir import lock, write_json
@@ -222,7 +225,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
         '--model', required=True, action='append', dest='models', metavar='NAME_OR_PATH',
         help='what `jepa_jax.load` takes; several are compared',
     )  # fmt: skip
-    add('--encoder', choices=('target', 'online'), default='target', help='(%(default)s)')
+    add('--encoder', choices=('target', 'online'), default='target', help='of a run with both')
 
 
 def main() -> int:

@@ -5,12 +5,20 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import pathlib
 import sys
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
 from jepa_jax.errors import ConfigError, allowed
+
+
+def shipped(folder: str) -> pathlib.Path:
+    """`configs` or `tools`: within the package where it is installed, beside it in a clone."""
+    package = pathlib.Path(__file__).parent
+    inside = package / folder
+    return inside if inside.is_dir() else package.parent / folder
 
 
 def load(name: str) -> Any:

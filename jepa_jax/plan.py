@@ -27,6 +27,7 @@ from typing import Any
 from jepa_jax import cli
 from jepa_jax.config import RobotConfig
 from jepa_jax.errors import BadFile, InputError, Unusable
+from jepa_jax.weights import names
 
 PLANNERS = ('cem', 'mppi', 'adam', 'cem_adam')
 KINDS = ('droid', 'lerobot', 'npz', 'rlds')  # keys of jepa_jax.data.robot.READERS
@@ -58,35 +59,46 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         ('robot', str, 'name of the robot'),
         ('gripper', str, 'what 1 means: closed or open'),
     ):
-        add(f'--{name.replace("_", "-")}', dest=name, type=kind, help=f'with --kind: {text}')
+        add(
+            f'--{name.replace("_", "-")}',
+            dest=name,
+            type=kind,
+            help=f"with --kind: {text} (as in the model's recordings)",
+        )
     add('--out', required=True, metavar='DIR', help='folder for plan.json and pictures')
-    add('--goal', default='', metavar='FILE', help='image of the goal, of the frames size')
-    add('--planner', default='cem', choices=PLANNERS)
+    add(
+        '--goal',
+        default='',
+        metavar='FILE',
+        help='image of the goal, as large as the frames (the last)',
+    )
+    add('--planner', default='cem', choices=PLANNERS, help='see docs/options.md')
     add('--samples', type=int, default=400, help='action sequences tried in an iteration')
-    add('--iterations', type=int, default=10)
+    add('--iterations', type=int, default=10, help='of the search')
     add('--horizon', type=int, default=2, help='actions in a plan')
     add('--elites', type=int, default=10, help='cem: samples kept of an iteration')
     add('--max-step', type=float, default=0.05, help='metres an action may move along an axis')
     add('--workspace', type=cli.numbers(6), default=(), metavar='X0,X1,Y0,Y1,Z0,Z1',
-        help='metres: a box that the plan does not leave; steps end at its walls')  # fmt: skip
-    add('--metres', type=float, help='that a unit of the positions is: 0.001 for millimetres')
-    add('--angles', choices=('radians', 'degrees'), help='of the states')
+        help='metres: a box that the plan does not leave; steps end at its walls '
+        '(no box)')  # fmt: skip
+    add('--metres', type=float, help='that a unit of the positions is: 0.001 for millimetres (1)')
+    add('--angles', choices=('radians', 'degrees'), help='of the states (radians)')
     add('--gripper-range', type=cli.numbers(2), metavar='OPEN,CLOSED',
         help='values of the gripper when open and when closed (0,1)')  # fmt: skip
     add('--force', action='store_true', help='exit status 0 also for a plan that is not usable')
     add('--cost', default='l1', choices=COSTS, help='distance of features: absolute or square')
     add('--cost-steps', default='last', choices=('last', 'all'), help='frames that are compared')
     add('--state-weight', type=float, default=0.0, help='of the distance between states')
-    add('--encoder', default='target', choices=('target', 'online'))
+    add('--encoder', default='target', choices=('target', 'online'), help='of a run with both')
     add('--dtype', default='float32', choices=('float32', 'bfloat16'), help='of products')
     add('--at-once', type=int, default=0, help='samples run at once, to save memory; 0: as many as '
         'suit a CPU, on an accelerator all')  # fmt: skip
     add('--axes', default='dx,dz', help='of the landscape, two of dx dy dz droll dpitch dyaw '
         'dgripper')  # fmt: skip
-    add('--seed', type=int, default=0)
+    add('--seed', type=int, default=0, help='of samples and random weights')
 
 
-def main(
+def run(
     model: str,
     input: str,
     out: str,
@@ -114,6 +126,7 @@ def main(
     **recordings: Any,
 ) -> None:
     """Reads, plans, writes, and says what came out."""
+    names.check(model)
     recordings = {name: value for name, value in recordings.items() if value is not None}
     if kind == 'file':
         if extra := sorted(recordings.keys() - UNITS):
@@ -410,5 +423,9 @@ def read_axes(text: str) -> tuple[int, int]:
     return AXES.index(names[0]), AXES.index(names[1])
 
 
+def main() -> int:
+    return cli.run(run, doc=__doc__, tables=(), options=add_options)
+
+
 if __name__ == '__main__':
-    sys.exit(cli.run(main, doc=__doc__, tables=(), options=add_options))
+    sys.exit(main())

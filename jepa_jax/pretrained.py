@@ -26,7 +26,7 @@ from jepa_jax.models.predictor import PredictorConfig
 from jepa_jax.models.tokens import MEAN, STD
 from jepa_jax.models.vit import ViTConfig
 from jepa_jax.nets import ONCE
-from jepa_jax.weights import download, parts, zoo
+from jepa_jax.weights import download, names, parts, zoo
 from jepa_jax.weights.contents import ENCODERS, TITLES, StoredNet, Weights
 from jepa_jax.weights.shapes import size_of
 from jepa_jax.weights.tables import Leaf
@@ -98,7 +98,7 @@ def load(
         raise ZooError(f"dtype '{dtype}': {allowed(dtype, DTYPES)}")
     options = dict(crop=crop, frames=frames, heads=heads, allow_missing=allow_missing)
     options |= dict(ignore=ignore, allow_nonfinite=allow_nonfinite)
-    if text.startswith(zoo.RANDOM):
+    if text.startswith(names.RANDOM):
         if probe is not None and zoo.pinned(probe)[0] in zoo.RELEASED:
             raise ZooError(f"probe '{probe}' on {text}: random features mean nothing to it")
         zoo.refuse_options(text, options | {'sha256': pin})
@@ -195,7 +195,7 @@ def _probe(
     trained_on = weights.reads.get('weights')
     if trained_on and trained_on != hash_arrays(encoder()):
         raise ZooError(f"probe '{text}' was trained on features of another encoder than {model}")
-    if not trained_on and model.startswith(zoo.RANDOM):
+    if not trained_on and model.startswith(names.RANDOM):
         raise ZooError(f"probe '{text}' on {model}: random features mean nothing to a probe")
     row = zoo.RELEASED.get(text)
     reads = {key: getattr(row, key) for key in RELEASED_READS} if row else {}
@@ -243,7 +243,7 @@ def random_configs(size: str, dtype: str = 'float32') -> tuple[ViTConfig, Predic
 
 def _random(text: str, dtype: str, seed: int, probe: str | os.PathLike | None) -> Model:
     configs = dict(
-        zip(('encoder', 'predictor'), random_configs(text.removeprefix(zoo.RANDOM), dtype))
+        zip(('encoder', 'predictor'), random_configs(text.removeprefix(names.RANDOM), dtype))
     )
     keys = jax.random.split(jax.random.key(seed))
     nets = {
@@ -309,7 +309,7 @@ def card(model: Model, folder: str) -> str:
         source += f', released as {download.SERVER}{zoo.RELEASED[name].file}'
     elif name in zoo.PUBLISHED or name.startswith(zoo.HUB):
         source += f', https://huggingface.co/{name.removeprefix(zoo.HUB)}'
-    elif name.startswith(zoo.RANDOM):
+    elif name.startswith(names.RANDOM):
         licence = 'none: random numbers'
     numbers = (', '.join(f'{x:g}' for x in values) for values in (MEAN, STD))
     mean, std = (f'({text})' for text in numbers)

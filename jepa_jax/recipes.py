@@ -15,10 +15,11 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from jepa_jax.config import check, store, trials
+from jepa_jax.config import check, layouts, store, trials
 from jepa_jax.config.runs import RunConfig, StudyConfig
 from jepa_jax.errors import ConfigError
 from jepa_jax.lookup import import_file, load, row
+from jepa_jax.weights import names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,10 +122,24 @@ def validate(config: RunConfig) -> None:
     """
     recipe = of(config)
     check.types_and_ranges(config)
-    complaints = itertools.chain(load(recipe.check)(config), check.schedule(config))
+    complaints = itertools.chain(
+        layouts.kinds(config), load(recipe.check)(config), check.schedule(config)
+    )
     if complaint := next(complaints, None):
         raise ConfigError(complaint)
     load(recipe.evals)(config)
+
+
+def inputs(config: RunConfig, workdir: str | os.PathLike) -> None:
+    """Refuses to start where something that the config names is not there.
+
+    Raises:
+      ConfigError, ZooError: the first such field, and the nearest name.
+    """
+    if complaint := next(layouts.missing(config, workdir), None):
+        raise ConfigError(complaint)
+    if (model := getattr(config, 'encoder_from', '')) not in ('', 'random'):
+        names.check(model)
 
 
 def smoke(config: RunConfig, *, accumulate: int = 0) -> RunConfig:

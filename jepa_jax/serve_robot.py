@@ -27,6 +27,7 @@ from typing import Any
 from jepa_jax import cli
 from jepa_jax.errors import BadFile, ConvertError, PlanError, UsageError
 from jepa_jax.plan import COSTS, PLANNERS
+from jepa_jax.weights import names
 
 LARGEST = 2**26  # bytes of a request: two pictures of 3,300 x 3,300
 
@@ -37,24 +38,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         'random:SIZE, such as random:tiny')  # fmt: skip
     add('--workspace', type=cli.numbers(6), required=True, metavar='X0,X1,Y0,Y1,Z0,Z1',
         help="a box in the robot's unit of length that no plan leaves")  # fmt: skip
-    add('--host', default='127.0.0.1', help='address to listen on (%(default)s)')
-    add('--port', type=int, default=8765, help='0: any that is free (%(default)s)')
-    add('--planner', default='cem', choices=PLANNERS, help='how plans are searched (%(default)s)')
-    add('--samples', type=int, default=400, help='action sequences tried in an iteration '
-        '(%(default)s)')  # fmt: skip
-    add('--iterations', type=int, default=10, help='of the search (%(default)s)')
-    add('--horizon', type=int, default=1, help='actions in a plan, of which the first is given '
-        '(%(default)s)')  # fmt: skip
-    add('--elites', type=int, default=10, help='cem: samples kept of an iteration (%(default)s)')
-    add('--max-step', type=float, default=0.05, help='metres an action may move along an axis '
-        '(%(default)s)')  # fmt: skip
-    add('--cost', default='l1', choices=COSTS, help='distance of features (%(default)s)')
-    add('--state-weight', type=float, default=0.0, help='of the distance between states '
-        '(%(default)s)')  # fmt: skip
+    add('--host', default='127.0.0.1', help='address to listen on')
+    add('--port', type=int, default=8765, help='0: any that is free')
+    add('--planner', default='cem', choices=PLANNERS, help='how plans are searched')
+    add('--samples', type=int, default=400, help='action sequences tried in an iteration')
+    add('--iterations', type=int, default=10, help='of the search')
+    add('--horizon', type=int, default=1, help='actions in a plan, of which the first is given')
+    add('--elites', type=int, default=10, help='cem: samples kept of an iteration')
+    add('--max-step', type=float, default=0.05, help='metres an action may move along an axis')
+    add('--cost', default='l1', choices=COSTS, help='distance of features')
+    add('--state-weight', type=float, default=0.0, help='of the distance between states')
     add('--gain', type=float, default=0.01, help='share of the energy of doing nothing by which a '
-        'plan must be better, or the robot holds (%(default)s)')  # fmt: skip
+        'plan must be better, or the robot holds')  # fmt: skip
     add('--patience', type=int, default=3, help='times in a row that it holds before it has '
-        'arrived (%(default)s)')  # fmt: skip
+        'arrived')  # fmt: skip
     add('--max-age', type=float, default=0.0, help='seconds that a picture may be old; 0: as long '
         'as an action takes')  # fmt: skip
     for name, kind, text in (
@@ -65,20 +62,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     ):
         add(f'--{name.replace("_", "-")}', dest=name, type=kind, default=None,
             help=f"{text} (as in the run's recordings)")  # fmt: skip
-    add('--encoder', default='target', choices=('target', 'online'), help='(%(default)s)')
+    add('--encoder', default='target', choices=('target', 'online'), help='of two kept by a run')
     add('--dtype', default='float32', choices=('float32', 'bfloat16'),
-        help='of products (%(default)s)')  # fmt: skip
+        help='of products')  # fmt: skip
     add('--force', action='store_true', help='answer with plans also if the model ignores actions')
-    add('--seed', type=int, default=0, help='of the search (%(default)s)')
+    add('--seed', type=int, default=0, help='of the search')
 
 
-def main(
+def run(
     model: str, host: str, port: int, encoder: str, dtype: str, seed: int,
     cost: str, state_weight: float, max_age: float, force: bool, workspace: tuple[float, ...],
     metres: float | None, angles: str | None, gripper: str | None,
     gripper_range: tuple[float, float] | None, **settings: Any,
 ) -> None:  # fmt: skip
     """Loads, listens, and answers until it is interrupted."""
+    names.check(model)
     if not 0 <= port < 2**16:
         raise UsageError(f'--port {port}: must be from 0 to 65535')
     from jepa_jax import start
@@ -184,5 +182,9 @@ def serve(robot, settings: dict[str, Any], host: str, port: int) -> ThreadingHTT
     return ThreadingHTTPServer((host, port), Handler)
 
 
+def main() -> int:
+    return cli.run(run, doc=__doc__, tables=(), options=add_options)
+
+
 if __name__ == '__main__':
-    sys.exit(cli.run(main, doc=__doc__, tables=(), options=add_options))
+    sys.exit(main())

@@ -24,6 +24,7 @@ def train(
     """Runs `config` in `workdir` to its last step, from wherever its checkpoints are. (reference:
     vjepa2 §5)"""
     recipes.validate(config)  # before the imports that take seconds
+    recipes.inputs(config, workdir)
     import dataclasses
     import pathlib
     import time

@@ -47,7 +47,7 @@ def lock(workdir: str | os.PathLike) -> Iterator[pathlib.Path]:
       ConfigError: another run holds the folder, or it cannot be made, read or written.
     """
     path = pathlib.Path(workdir).absolute()
-    made = not path.exists()
+    made = [each for each in (path, *path.parents) if not each.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
         os.listdir(path)
@@ -72,11 +72,24 @@ def lock(workdir: str | os.PathLike) -> Iterator[pathlib.Path]:
         yield path
     finally:
         if fd in _held:  # in a forked child it is closed already
-            if made and os.listdir(path) == [LOCK]:  # refused before anything was written
-                os.unlink(path / LOCK)
-                path.rmdir()
+            if made:
+                _leave_nothing(path, made)
             _held.remove(fd)
             os.close(fd)
+
+
+def _leave_nothing(path: pathlib.Path, made: list[pathlib.Path]) -> None:
+    """Removes folders that `lock` made if nothing was written into the first: a start that was
+    refused."""
+    within = list(path.rglob('*'))
+    if any(
+        each != path / LOCK and not (each.is_dir() and not each.is_symlink()) for each in within
+    ):
+        return
+    with contextlib.suppress(OSError):  # another process has just written something there
+        (path / LOCK).unlink()
+        for folder in (*(each for each in reversed(within) if each.is_dir()), *made):
+            folder.rmdir()
 
 
 def _sign(fd: int, who: dict[str, Any]) -> None:

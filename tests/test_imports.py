@@ -15,9 +15,15 @@ LONGEST = 600  # lines of a file
 # itself and for all that is in it; the longest one that fits decides.
 FLOORS = (
     ('errors',),
-    ('lookup', 'files', 'scratch', 'models'),  # models/__init__.py is a table of sizes without JAX
+    (
+        'lookup',
+        'files',
+        'scratch',
+        'commands',
+        'models',
+    ),  # models/__init__.py is a table of sizes without JAX
     ('config', 'workdir', 'chips', 'poses'),
-    ('recipes', 'cli', 'sharding', 'weights', 'distributed'),
+    ('recipes', 'cli', 'sharding', 'weights', 'weights.names', 'distributed'),
     ('nets', 'checkpoint', 'released'),
     ('models.*', 'masks'),
     ('data', 'flops', 'weights.parts'),
@@ -28,7 +34,17 @@ FLOORS = (
     ('frozen', 'start', 'planning', 'evals', 'catalogue'),
     ('report', 'studies'),
     ('sims', 'contrib'),
-    ('train', 'evaluate', 'embed', 'plan', 'doctor', 'convert', 'search'),
+    (
+        'train',
+        'evaluate',
+        'embed',
+        'plan',
+        'serve_robot',
+        'doctor',
+        'convert',
+        'search',
+        '__main__',
+    ),
 )
 
 
@@ -157,7 +173,16 @@ def test_tables_need_no_jax():
     import subprocess
     import sys
 
-    light = ('cli', 'config', 'recipes', 'released', 'evals', 'weights.parts', 'lookup')
+    light = (
+        'cli',
+        'commands',
+        'config',
+        'recipes',
+        'released',
+        'evals',
+        'weights.parts',
+        'weights.names',
+    )
     code = '; '.join(f'import jepa_jax.{name}' for name in light)
     code += '; import sys; print([m for m in ("jax", "flax", "numpy") if m in sys.modules])'
     done = subprocess.run(

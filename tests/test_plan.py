@@ -74,7 +74,7 @@ NAN[0, 1, 3] = np.nan
 def said(capsys, *arguments: str) -> str:
     """The line that the command ends with; the same process, as starting JAX takes seconds."""
     status = cli.run(
-        plan.main, doc=plan.__doc__, tables=(), options=plan.add_options, argv=arguments
+        plan.run, doc=plan.__doc__, tables=(), options=plan.add_options, argv=arguments
     )
     error = capsys.readouterr().err.strip()
     assert status == 1 and error.startswith('error: ') and len(error.splitlines()) == 1, error
@@ -236,7 +236,7 @@ def test_a_predictor_that_ignores_actions_is_not_usable(tmp_path, capsys):
     verdict = {'verdict': 'ignores actions', 'sentences': ['ignores actions: 1.00 times as large']}
     (model / 'report.json').write_text(json.dumps(verdict))
     status = cli.run(
-        plan.main, doc=plan.__doc__, tables=(), options=plan.add_options,
+        plan.run, doc=plan.__doc__, tables=(), options=plan.add_options,
         argv=['--model', str(model), '--input', str(trajectory(tmp_path / 'a.npz')),
               '--out', str(out), '--samples', '8', '--iterations', '2', '--elites', '4',
               '--horizon', '1', '--workspace', '-1,2,-1,2,-1,2'],

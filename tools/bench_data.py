@@ -21,15 +21,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import av
-import numpy as np
-import psutil  # comes with tensorflow-datasets
-
+from jepa_jax import cli
 from jepa_jax.config import DataListConfig, MaskedVideoConfig
-from jepa_jax.data import decode
-from jepa_jax.data.videos import VideoStream
-from jepa_jax.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SECONDS, FPS = 10, 30  # of self-made videos
 
@@ -51,6 +49,9 @@ class Speed:
 
 def make_videos(folder: Path, count: int, width: int, height: int, seed: int = 0) -> Path:
     """Moving texture with sensor noise, 10 s at 30 fps each; returns their list."""
+    import av
+    import numpy as np
+
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width].astype(np.float32)
     for number in range(count):
@@ -88,6 +89,8 @@ def timed(speed: Speed, clips: int) -> Iterator[None]:
 
 
 def _cpu() -> float:
+    import psutil  # comes with tensorflow-datasets
+
     me = psutil.Process()
     times = [process.cpu_times() for process in [me, *me.children(recursive=True)]]
     return sum(t.user + t.system for t in times)
@@ -95,6 +98,9 @@ def _cpu() -> float:
 
 def requests(config: MaskedVideoConfig, steps: int) -> list[tuple[str, np.ndarray]]:
     """Files and frame numbers that the pipeline reads in its first steps."""
+    from jepa_jax.data import decode
+    from jepa_jax.data.videos import VideoStream
+
     seen = []
     read = decode.read_frames
 
@@ -118,6 +124,9 @@ def requests(config: MaskedVideoConfig, steps: int) -> list[tuple[str, np.ndarra
 def run(config: MaskedVideoConfig, workers: list[int], steps: int, rounds: int) -> dict:
     """Measures; the figures of the table."""
     import decord
+
+    from jepa_jax.data import decode
+    from jepa_jax.data.videos import VideoStream
 
     decord.logging.set_level(decord.logging.QUIET)
     batch = config.optim.batch
@@ -161,6 +170,11 @@ def run(config: MaskedVideoConfig, workers: list[int], steps: int, rounds: int) 
 
 def memory(config: MaskedVideoConfig, steps: int) -> dict:
     """Resident memory of all processes, MiB, as batches go by."""
+    import numpy as np
+    import psutil
+
+    from jepa_jax.data.videos import VideoStream
+
     points = []
     with VideoStream(config) as pipeline, pipeline.batches() as batches:
         for step in range(steps):
@@ -195,47 +209,54 @@ def _size(text: str) -> tuple[int, int]:
     return width, height
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog='python -m tools.bench_data',
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def bench(
+    path: str | None,
+    videos: int,
+    size: tuple[int, int],
+    workers: list[int],
+    batch: int,
+    steps: int,
+    rounds: int,
+    frames: int,
+    crop: int,
+    batches: int,
+    json_file: str | None,
+) -> None:
+    """Makes videos if need be, measures, prints."""
+    config = MaskedVideoConfig()
+    config.data.frames, config.data.crop, config.optim.batch = frames, crop, batch
+    with tempfile.TemporaryDirectory() as folder:
+        path = path or str(make_videos(Path(folder), videos, *size))
+        config.data.lists = [DataListConfig(path=path)]
+        if batches:
+            config.data.workers = workers[-1]
+            result = memory(config, batches)
+        else:
+            result = run(config, workers, steps, rounds)
+            show(result)
+    if json_file:
+        Path(json_file).write_text(json.dumps(result, indent=2) + '\n')
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add('--list', metavar='PATH', help='what the list kind `videos` reads; default: self-made')
+    add('--list', metavar='PATH', dest='path', help='what the list kind `videos` reads (self-made)')
     add('--videos', type=int, default=24, metavar='N', help='self-made ones (%(default)s)')
-    add('--size', type=_size, default=(320, 240), metavar='WxH', help='of self-made ones (320x240)')
-    add(
-        '--workers', type=int, nargs='+', default=[0, 1, 2, 3, 4], metavar='N', help='(%(default)s)'
-    )
+    add('--size', type=_size, default=(320, 240), metavar='WxH', help='of self-made ones')
+    add('--workers', type=int, nargs='+', default=[0, 1, 2, 3, 4], metavar='N', help='processes')
     add('--batch', type=int, default=8, metavar='N', help='clips (%(default)s)')
     # many more than are under way at once, whose work may fall on either side of the clock
     add('--steps', type=int, default=24, metavar='N', help='batches a round (%(default)s)')
-    add('--rounds', type=int, default=3, metavar='N', help='(%(default)s)')
+    add('--rounds', type=int, default=3, metavar='N', help='of all ways of reading (%(default)s)')
     add('--frames', type=int, default=16, metavar='N', help='a clip (%(default)s)')
     add('--crop', type=int, default=256, metavar='N', help='pixels (%(default)s)')
-    add('--memory', type=int, nargs='?', const=2000, metavar='BATCHES', help='memory, not speed')
-    add('--json', metavar='FILE', help='write the figures')
-    options = parser.parse_args(argv)
-    config = MaskedVideoConfig()
-    config.data.frames, config.data.crop = options.frames, options.crop
-    config.optim.batch = options.batch
-    with tempfile.TemporaryDirectory() as folder:
-        path = options.list or make_videos(Path(folder), options.videos, *options.size)
-        config.data.lists = [DataListConfig(path=str(path))]
-        try:
-            if options.memory:
-                config.data.workers = options.workers[-1]
-                result = memory(config, options.memory)
-            else:
-                result = run(config, options.workers, options.steps, options.rounds)
-                show(result)
-        except (ConfigError, DataError) as error:
-            print(f'bench_data: {error}', file=sys.stderr)
-            return 1
-    if options.json:
-        Path(options.json).write_text(json.dumps(result, indent=2) + '\n')
-    return 0
+    add('--memory', type=int, nargs='?', const=2000, default=0, metavar='BATCHES', dest='batches',
+        help='memory over so many batches (2000) in place of speed')  # fmt: skip
+    add('--json', metavar='FILE', dest='json_file', help='write the figures (no file)')
+
+
+def main() -> int:
+    return cli.run(bench, doc=__doc__, tables=(), options=_options)
 
 
 if __name__ == '__main__':

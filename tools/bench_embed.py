@@ -272,13 +272,13 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add('--size', default='vitl', help='a named size (%(default)s)')
     add('--clips', type=int, default=1, metavar='N', help='at a time (%(default)s)')
-    add('--dtype', choices=('float32', 'bfloat16'), default='float32', help='(%(default)s)')
-    add('--platform', choices=('cpu', 'gpu'), default='cpu', help='(%(default)s)')
+    add('--dtype', choices=('float32', 'bfloat16'), default='float32', help='of products')
+    add('--platform', choices=('cpu', 'gpu'), default='cpu', help='what both sides run on')
     add('--frames', type=int, default=16, metavar='N', help='of the clip (%(default)s)')
-    add('--crop', type=int, default=256, metavar='PIXELS', help='(%(default)s)')
+    add('--crop', type=int, default=256, metavar='PIXELS', help='of the clip')
     add('--rounds', type=int, default=3, metavar='N', help='timed runs (%(default)s)')
     add('--threads', type=int, default=2, metavar='N', help='and cores (%(default)s)')
-    add('--json', metavar='FILE', dest='json_file', help='write the figures')
+    add('--json', metavar='FILE', dest='json_file', help='write the figures (no file)')
     add('--side', choices=('write', *SIDES), help=argparse.SUPPRESS)
     add('--folder', help=argparse.SUPPRESS)
 

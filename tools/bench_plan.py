@@ -34,7 +34,8 @@ import time
 from typing import Any
 
 from jepa_jax import cli
-from tools.bench_embed import run_side
+
+from .bench_embed import run_side
 
 SIDES = ('jepa_jax', 'torch')
 CLOSE = {'float32': 1e-4, 'bfloat16': 2e-2}  # by which energies may differ, of themselves
@@ -191,7 +192,8 @@ def _write(folder: pathlib.Path, dtype: str) -> dict[str, float]:
 
     from jepa_jax import flops
     from jepa_jax.weights import tables
-    from tools.steps import matmul_peak
+
+    from .steps import matmul_peak
 
     b = Budget(**json.loads((folder / 'budget.json').read_text()))
     config, net = _predictor(b)
@@ -279,7 +281,7 @@ def _theirs(folder: pathlib.Path, at_once: int, original: str, platform: str, dt
     import numpy as np
     import torch
 
-    from tools import plan_with_torch
+    from . import plan_with_torch
 
     b, given = _read(folder)
     with np.load(folder / 'weights.npz') as file:
@@ -360,16 +362,21 @@ def _options(parser: argparse.ArgumentParser) -> None:
         return int(text)
 
     add = parser.add_argument
-    add('--budget', default='reach', choices=BUDGETS, help='(%(default)s)')
+    add('--budget', default='reach', choices=BUDGETS, help='how much is searched')
     for name in ('samples', 'iterations', 'horizon', 'elites'):
-        add(f'--{name}', type=count, metavar='N', help="in place of the budget's")
-    add('--at-once', type=int, metavar='N', help='samples that run together; 0: all')
-    add('--platform', choices=('cpu', 'gpu'), default='cpu', help='(%(default)s)')
-    add('--dtype', choices=CLOSE, default='float32', help='(%(default)s)')
-    add('--original', default='', metavar='DIR', help="a checkout of the original's code")
+        add(f'--{name}', type=count, metavar='N', help="in place of that (the budget's)")
+    add('--at-once', type=int, metavar='N', help='samples that run together; 0: all (the fastest)')
+    add('--platform', choices=('cpu', 'gpu'), default='cpu', help='what both sides run on')
+    add('--dtype', choices=CLOSE, default='float32', help='of products')
+    add(
+        '--original',
+        default='',
+        metavar='DIR',
+        help='a checkout of the original (a plain one)',
+    )
     add('--rounds', type=count, default=5, metavar='N', help='timed plans (%(default)s)')
     add('--threads', type=count, default=2, metavar='N', help='and cores (%(default)s)')
-    add('--json', metavar='FILE', dest='json_file', help='write the figures')
+    add('--json', metavar='FILE', dest='json_file', help='write the figures (no file)')
     add('--side', choices=('write', *SIDES), help=argparse.SUPPRESS)
     add('--folder', help=argparse.SUPPRESS)
 

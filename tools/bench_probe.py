@@ -126,14 +126,14 @@ def _commands(count: int) -> dict[str, float]:
 
 def _options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add('--clips', type=int, default=10_000, help='(%(default)s)')
+    add('--clips', type=int, default=10_000, metavar='N', help='of the features')
     add('--width', type=int, default=1024, help='of the features (%(default)s)')
-    add('--classes', type=int, default=10, help='(%(default)s)')
+    add('--classes', type=int, default=10, metavar='N', help='to tell apart')
     add('--heads', type=int, default=20, help='of the grid (%(default)s)')
     add('--tokens', type=int, default=128, help='of a clip (%(default)s)')
     add('--steps', type=int, default=20, help='of each head (%(default)s)')
     add('--commands', type=int, default=0, help='whole commands to compare with (%(default)s)')
-    add('--json', dest='json_file', metavar='FILE', help='where the figures go')
+    add('--json', dest='json_file', metavar='FILE', help='write the figures (no file)')
 
 
 def main() -> int:

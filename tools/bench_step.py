@@ -59,7 +59,8 @@ def bench(config: RunConfig, steps: int = 20, warmup: int = 2, limit: int = 1) -
     from jepa_jax import sharding
     from jepa_jax.chips import peak_flops
     from jepa_jax.memory import estimate
-    from tools.steps import Step, matmul_peak, memory_of, programs, settle, size
+
+    from .steps import Step, matmul_peak, memory_of, programs, settle, size
 
     jax.config.update('jax_enable_compilation_cache', False)
     devices = jax.devices()
@@ -182,7 +183,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
         '--programs', type=count, default=1, metavar='N', dest='limit',
         help='programs measured (%(default)s)',
     )  # fmt: skip
-    add('--json', metavar='FILE', dest='json_file', help='write the figures')
+    add('--json', metavar='FILE', dest='json_file', help='write the figures (no file)')
 
 
 def main() -> int:

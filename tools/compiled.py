@@ -20,8 +20,9 @@ from jepa_jax.config import RunConfig
 from jepa_jax.memory import FILLED, GIB
 from jepa_jax.nets import Net
 from jepa_jax.sharding import path_name
-from tools import hlo, steps
-from tools.hlo import Array, Collective
+
+from . import hlo, steps
+from .hlo import Array, Collective
 
 SMALL = 2**16  # elements: losses, norms, biases
 PADDING = 64  # rows, less than which libtpu adds to a device's share of a reduce-scatter

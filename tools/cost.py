@@ -40,7 +40,7 @@ class CostError(RuntimeError):
 
 def step(config: RunConfig, topology: str | None, hlo_file: str | None) -> dict[str, Any]:
     """Compiles the step, and prints what it takes."""
-    from tools import compiled
+    from . import compiled
 
     began = time.monotonic()
     result, text = compiled.analyse(*_on_devices(config, topology), topology or 'this machine')
@@ -53,7 +53,7 @@ def step(config: RunConfig, topology: str | None, hlo_file: str | None) -> dict[
 
 def remat(config: RunConfig, topology: str | None) -> dict[str, Any]:
     """Traces the step under every policy, and prints a line each."""
-    from tools import traced
+    from . import traced
 
     return traced.policies(*_on_devices(config, topology))
 
@@ -61,7 +61,8 @@ def remat(config: RunConfig, topology: str | None) -> dict[str, Any]:
 def memory(config: RunConfig, topology: str | None, devices: int) -> dict[str, Any]:
     """Prints the estimate."""
     from jepa_jax.memory import GIB, estimate
-    from tools import steps
+
+    from . import steps
 
     capacity = 0.0  # not known
     if topology:
@@ -94,7 +95,7 @@ def saved(config: RunConfig, then: str) -> dict[str, Any]:
 
 def _flops_and_clips(config: RunConfig) -> tuple[float, int]:
     """FLOPs of a clip, and clips of the run."""
-    from tools import steps
+    from . import steps
 
     config = steps.settle(config, 1, 0.0)
     programs, batch = steps.programs(config, 1), config.optim.batch
@@ -107,7 +108,7 @@ def _on_devices(config: RunConfig, topology: str | None) -> tuple[RunConfig, lis
     """The config as it is settled for the devices."""
     import jax
 
-    from tools import steps
+    from . import steps
 
     devices = steps.slice_devices(topology) if topology else jax.devices()
     capacity = steps.memory_of(devices[0].device_kind)
@@ -147,7 +148,7 @@ def run(
     if json_file:
         Path(json_file).write_text(json.dumps(result, indent=2) + '\n')
     if what == 'step' and not then:
-        from tools.compiled import objections
+        from .compiled import objections
 
         if complaints := objections(result):
             raise CostError('; '.join(complaints))
@@ -155,12 +156,12 @@ def run(
 
 def _options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add('--what', choices=('step', 'memory', 'remat'), default='step', help='(%(default)s)')
-    add('--topology', metavar='KIND:AxB[xC]', help='a TPU slice, such as v5p:4x4x4')
+    add('--what', choices=('step', 'memory', 'remat'), default='step', help='see above')
+    add('--topology', metavar='KIND:AxB[xC]', help='a TPU slice, such as v5p:4x4x4 (this machine)')
     add('--devices', type=int, default=1, metavar='N', help='for --what memory (%(default)s)')
-    add('--then', metavar='FILE[:ARG]', help='the config of a cooldown: what the two save')
-    add('--json', dest='json_file', metavar='FILE', help='write the figures there')
-    add('--hlo', dest='hlo_file', metavar='FILE', help='write the compiled program there')
+    add('--then', metavar='FILE[:ARG]', help='the config of a cooldown: what the two save (none)')
+    add('--json', dest='json_file', metavar='FILE', help='write the figures there (no file)')
+    add('--hlo', dest='hlo_file', metavar='FILE', help='write the compiled program there (no file)')
 
 
 def main() -> int:

@@ -8,7 +8,13 @@ Options and exit status are those of `python -m tools.cost`, whose `--help` says
 import sys
 
 from jepa_jax import cli
-from tools import cost
+
+from . import cost
+
+
+def main() -> int:
+    return cli.run(cost.run, doc=__doc__, options=cost._options)
+
 
 if __name__ == '__main__':
-    sys.exit(cli.run(cost.run, doc=__doc__, options=cost._options))
+    sys.exit(main())

@@ -68,7 +68,8 @@ def machine(add: Add, tiny: bool) -> None:
 
     from jepa_jax.chips import CHIPS
     from jepa_jax.memory import device_memory
-    from tools.steps import matmul_peak
+
+    from .steps import matmul_peak
 
     def version(name: str) -> str:
         try:
@@ -185,7 +186,7 @@ def _config(size: str, tiny: bool) -> Any:
 
 def step(size: str, add: Add, tiny: bool) -> None:
     """A training step in bfloat16 on noise: time, MFU, memory against the estimate."""
-    from tools.bench_step import bench
+    from .bench_step import bench
 
     config, full = _config('tiny' if tiny else size, tiny), []
     while True:

@@ -27,10 +27,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-from tqdm import tqdm
-
-from jepa_jax import scratch
+from jepa_jax import cli, scratch
 from jepa_jax.errors import REASONS, BadFile, ConfigError
 
 
@@ -63,6 +60,8 @@ def _video(path: str, decode_all: bool) -> dict:
 
 
 def _stack(path: str, decode_all: bool) -> dict:
+    import numpy as np
+
     from jepa_jax.data.pictures import Stack
 
     stack = Stack(path)
@@ -171,46 +170,49 @@ def write(rows, out: Path) -> collections.Counter:
     return counts
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog='python -m tools.index_videos',
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument('source', nargs='+', help='list file, folder or video')
-    parser.add_argument('--out', required=True, type=Path, help='manifest to write, .jsonl')
-    parser.add_argument(
-        '--workers', type=int, default=os.cpu_count(), help='processes (default: %(default)s)'
-    )
-    parser.add_argument('--decode', action='store_true', help='decode every frame of every file')
-    args = parser.parse_args(argv)
-    if args.workers < 1:
-        parser.error(f'--workers is {args.workers}, must be at least 1')
-    if not args.out.parent.is_dir():
-        parser.error(f'--out: there is no folder {args.out.parent}')
+def run(source: list[str], out: Path, workers: int, decode: bool) -> None:
+    """Writes the manifest and says what is wrong with the files.
+
+    Raises:
+      ConfigError: a setting or a source that cannot be used.
+    """
+    from tqdm import tqdm
+
+    if workers < 1:
+        raise ConfigError(f'--workers {workers}: must be at least 1')
+    if not out.parent.is_dir():
+        raise ConfigError(f'--out: there is no folder {out.parent}')
     try:
-        records, skipped = gather(args.source)
+        records, skipped = gather(source)
     except (OSError, BadFile, ConfigError) as error:
-        parser.error(f'a source cannot be read: {error}')
+        raise ConfigError(f'a source cannot be read: {error}') from error
     passed_over = ', '.join(f'{n} {why}' for why, n in skipped.items())
     if not records:
-        parser.error(
-            f'no videos in {" ".join(args.source)}'
-            + (f' (passed over: {passed_over})' if passed_over else '')
-        )
-    rows = scanned(records, args.decode, args.workers)
+        why = f' (passed over: {passed_over})' if passed_over else ''
+        raise ConfigError(f'no videos in {" ".join(source)}{why}')
+    rows = scanned(records, decode, workers)
     try:
-        counts = write(tqdm(rows, total=len(records), unit='file'), args.out)
+        counts = write(tqdm(rows, total=len(records), unit='file'), out)
     except OSError as error:
-        print(f'{args.out} cannot be written: {error.strerror or error}', file=sys.stderr)
-        return 1
+        raise ConfigError(f'{out} cannot be written: {error.strerror or error}') from error
     good = counts.pop(None, 0)
-    print(f'{good} of {len(records)} files are fine; wrote {args.out}')
+    print(f'{good} of {len(records)} files are fine; wrote {out}')
     if passed_over:
         print(f'passed over: {passed_over}')
     for reason, count in counts.most_common():
         print(f'{count:8d} {reason}')
-    return 0
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add('source', nargs='+', help='list file, folder or video')
+    add('--out', required=True, type=Path, metavar='FILE.jsonl', help='manifest to write')
+    add('--workers', type=int, default=os.cpu_count(), metavar='N', help='processes (%(default)s)')
+    add('--decode', action='store_true', help='decode every frame of every file')
+
+
+def main(argv: list[str] | None = None) -> int:
+    return cli.run(run, doc=__doc__, tables=(), options=_options, argv=argv)
 
 
 if __name__ == '__main__':

@@ -111,5 +111,9 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--params', action='store_true', help='list every array')
 
 
+def main() -> int:
+    return cli.run(inspect, doc=__doc__, tables=(), options=_options)
+
+
 if __name__ == '__main__':
-    sys.exit(cli.run(inspect, doc=__doc__, tables=(), options=_options))
+    sys.exit(main())

@@ -25,13 +25,14 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from jepa_jax import cli
 from jepa_jax.config import RobotConfig
 from jepa_jax.errors import BadFile, ConfigError, DataError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 AXES = (0, 1, 2)  # x, y, z
 BATCH = 16  # frames encoded together
@@ -44,6 +45,8 @@ def pairs(data: RobotConfig, count: int) -> tuple[np.ndarray, np.ndarray, np.nda
     Raises:
       DataError: no episode can be read, or their frames differ in size.
     """
+    import numpy as np
+
     from jepa_jax.data import robot
 
     recordings = robot.open_recordings(data)
@@ -75,6 +78,7 @@ def judge(agent, frames, states, actions, cost, *, samples: int, bound: float, s
     """planning.energy.judge_actions on pairs of frames; see there."""
     import jax
     import jax.numpy as jnp
+    import numpy as np
 
     from jepa_jax.planning.energy import judge_actions
     from jepa_jax.planning.world_model import Context, Goal
@@ -96,6 +100,8 @@ def judge(agent, frames, states, actions, cost, *, samples: int, bound: float, s
 def summarise(judged: dict[str, np.ndarray], actions: np.ndarray, least: float) -> dict[str, Any]:
     """Means over pairs and their 95 % intervals: of shares Wilson's, of the others by the normal
     approximation."""
+    import numpy as np
+
     from jepa_jax.data.robot import STATE
     from jepa_jax.evals.intervals import wilson
 
@@ -141,7 +147,7 @@ def verdict(rows: dict[str, Any]) -> tuple[str, str]:
     return 'partly', f'not above chance: {"; ".join(words)}'
 
 
-def main(
+def run(
     model: str,
     pair_count: int,
     samples: int,
@@ -191,20 +197,24 @@ def main(
 
 def _options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add('--model', required=True, help='name or path, or random:SIZE')
+    add('--model', required=True, metavar='NAME_OR_PATH', help='name or path, or random:SIZE')
     cli.add_fields(parser, RobotConfig, but=('frames',))
-    add('--pairs', type=int, default=64, metavar='N', dest='pair_count', help='(%(default)s)')
+    add('--pairs', type=int, default=64, metavar='N', dest='pair_count', help='of frames')
     add('--samples', type=int, default=64, metavar='N', help='random actions (%(default)s)')
     add('--bound', type=float, default=0.075, metavar='M', help='of random actions (%(default)s)')
     add('--least', type=float, default=0.005, metavar='M',
         help='a motion along an axis that counts for its sign (%(default)s)')  # fmt: skip
     add('--cost', default='l1', choices=('l1', 'l2'), help='distance of features')
-    add('--encoder', default='target', choices=('target', 'online'))
-    add('--dtype', default='float32', choices=('float32', 'bfloat16'))
+    add('--encoder', default='target', choices=('target', 'online'), help='of a run with both')
+    add('--dtype', default='float32', choices=('float32', 'bfloat16'), help='of products')
     add('--crop', type=int, default=256, metavar='PIXELS', help='for random models (%(default)s)')
-    add('--seed', type=int, default=0)
-    add('--json', metavar='FILE', dest='json_file', help='write the figures')
+    add('--seed', type=int, default=0, metavar='N', help='of the random actions')
+    add('--json', metavar='FILE', dest='json_file', help='write the figures (no file)')
+
+
+def main() -> int:
+    return cli.run(run, doc=__doc__, tables=(), options=_options)
 
 
 if __name__ == '__main__':
-    sys.exit(cli.run(main, doc=__doc__, tables=(), options=_options))
+    sys.exit(main())

@@ -24,16 +24,14 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-from PIL import Image
-from tqdm import tqdm
-
+from jepa_jax import cli
 from jepa_jax.config import DataConfig, DataListConfig
-from jepa_jax.data import decode, kinds, pictures
-from jepa_jax.data.clips import Timing
-from jepa_jax.data.sources import SHARD_VERSION, open_source
 from jepa_jax.errors import BadFile, ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 PIECE = 256  # frames decoded at a time: bounds memory, 0.7 GiB at 1280x720
 
@@ -63,6 +61,10 @@ def make(
 
     Raises ConfigError for a list that cannot be read, and for a folder with other shards.
     """
+    from tqdm import tqdm
+
+    from jepa_jax.data.sources import open_source
+
     source = open_source(DataListConfig(path=path), DataConfig())
     videos = [(source.name(i), source.label(i)) for i in range(len(source))]
     settings = {'short_side': short_side, 'fps': fps, 'frames': frames, 'per_shard': per_shard}
@@ -96,6 +98,8 @@ def _shard(
     folder: Path, settings: dict[str, int], number: int, videos: list[tuple[str, int | None]]
 ) -> tuple[dict[str, int], int]:
     """Writes one shard unless it is there; its counts, and the number of videos."""
+    from jepa_jax.data.sources import SHARD_VERSION
+
     index = folder / f'shard-{number:05d}.json'
     made_of = hashlib.sha256(json.dumps([settings, videos]).encode()).hexdigest()
     if index.exists():
@@ -131,9 +135,12 @@ def _shard(
 
 def _video(file, path: str, label: int | None, settings: dict[str, int]) -> list[dict]:
     """Appends a video's frames to `file`; its records."""
-    if (kind := kinds.kind_of(path)) not in _READERS:
+    from jepa_jax.data import decode, kinds, pictures
+
+    readers = {'video': decode.read_frames, 'stack': pictures.read_frames}
+    if (kind := kinds.kind_of(path)) not in readers:
         raise BadFile(path, 'not_video', f'by its content an {kind}')
-    read = _READERS[kind]
+    read = readers[kind]
     kept, rate = _kept(read, path, settings['fps'])
     longest = settings['frames'] or len(kept)
     records = []
@@ -159,11 +166,12 @@ def _video(file, path: str, label: int | None, settings: dict[str, int]) -> list
     return records
 
 
-_READERS = {'video': decode.read_frames, 'stack': pictures.read_frames}
-
-
 def _kept(read: Callable, path: str, fps: int) -> tuple[np.ndarray, float]:
     """Frame numbers to keep, evenly spaced in time, and how many that is a second."""
+    import numpy as np
+
+    from jepa_jax.data.clips import Timing
+
     seen: list[Timing] = []
 
     def choose(timing: Timing) -> np.ndarray:
@@ -186,6 +194,9 @@ def _kept(read: Callable, path: str, fps: int) -> tuple[np.ndarray, float]:
 
 def _shrink(frame: np.ndarray, short_side: int) -> np.ndarray:
     """A frame `[H, W, 3]` with at most `short_side` pixels on its shorter side, antialiased."""
+    import numpy as np
+    from PIL import Image
+
     height, width = frame.shape[:2]
     short = min(height, width)
     if short <= short_side:
@@ -194,12 +205,28 @@ def _shrink(frame: np.ndarray, short_side: int) -> np.ndarray:
     return np.array(Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR))
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog='python -m tools.make_shards',
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def run(list: str, out: str, **options: int) -> None:
+    """Writes the shards and says what was left out.
+
+    Raises:
+      ConfigError: a setting, a list or a folder that cannot be used, or no video that can be read.
+    """
+    for name, least in (('short_side', 1), ('per_shard', 1), ('fps', 0), ('frames', 0)):
+        if options[name] < least:
+            flag = name.replace('_', '-')
+            raise ConfigError(f'--{flag} {options[name]}: must be at least {least}')
+    if options['workers'] < 0:
+        raise ConfigError(f'--workers {options["workers"]}: must be at least 0')
+    counts = make(list, out, **options)
+    skipped = {k.removeprefix('skipped/'): n for k, n in counts.items() if '/' in k}
+    reasons = ', '.join(f'{n} {reason}' for reason, n in sorted(skipped.items()))
+    left_out = f'; left out: {reasons}' if skipped else ''
+    print(f'{counts["records"]} records, {counts["bytes"] / 2**30:.2f} GiB{left_out}')
+    if not counts['records']:
+        raise ConfigError(f'{list}: no video of it can be read')
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('list', help='text list, .npy, manifest .jsonl or folder of videos')
     parser.add_argument('--out', required=True, metavar='DIR', help='folder for the shards')
     add = functools.partial(parser.add_argument, type=int, metavar='N')
@@ -208,25 +235,10 @@ def main(argv: list[str] | None = None) -> int:
     add('--frames', default=0, help='most frames a record; 0: whole videos (%(default)s)')
     add('--per-shard', default=64, help='videos a shard (%(default)s)')
     add('--workers', default=0, help='processes; 0: one a core (%(default)s)')
-    options = vars(parser.parse_args(argv))
-    for name in ('short_side', 'per_shard'):
-        if options[name] < 1:
-            parser.error(f'--{name.replace("_", "-")} {options[name]}: must be at least 1')
-    for name in ('fps', 'frames', 'workers'):
-        if options[name] < 0:
-            parser.error(f'--{name} {options[name]}: must not be negative')
-    try:
-        counts = make(options.pop('list'), options.pop('out'), **options)
-    except (ConfigError, OSError) as error:
-        print(f'make_shards: {error}', file=sys.stderr)
-        return 1
-    skipped = {k.removeprefix('skipped/'): n for k, n in counts.items() if '/' in k}
-    reasons = ', '.join(f'{n} {reason}' for reason, n in sorted(skipped.items()))
-    print(
-        f'{counts["records"]} records, {counts["bytes"] / 2**30:.2f} GiB'
-        + (f'; left out: {reasons}' if skipped else '')
-    )
-    return 0 if counts['records'] else 1
+
+
+def main(argv: list[str] | None = None) -> int:
+    return cli.run(run, doc=__doc__, tables=(), options=_options, argv=argv)
 
 
 if __name__ == '__main__':

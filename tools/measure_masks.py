@@ -20,12 +20,16 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 import time
+from typing import TYPE_CHECKING
 
-import numpy as np
-
+from jepa_jax import cli
 from jepa_jax.config import MaskedVideoConfig
-from jepa_jax.masks.multiblock import ReferenceSampler, StaticSampler, reference_batch
+from jepa_jax.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 CASES = {  # name: (grid, clips a GPU in the original)
     '256 px / 16 frames': ((8, 16, 16), 24),
@@ -36,6 +40,8 @@ CASES = {  # name: (grid, clips a GPU in the original)
 
 def profile(ids: np.ndarray, grid: tuple[int, int, int]) -> np.ndarray:
     """Mean share of every tubelet `[t]` that rows of ids `[B, K]` hold."""
+    import numpy as np
+
     cells = grid[1] * grid[2]
     return np.bincount(ids.ravel() // cells, minlength=grid[0]) / (len(ids) * cells)
 
@@ -44,6 +50,10 @@ def measure(
     grid: tuple[int, int, int], batch: int, steps: int, seed: int = 239, budgets: int = 4
 ) -> dict:
     """Both samplers over `steps` steps of `batch` clips: the figures of one row of the table."""
+    import numpy as np
+
+    from jepa_jax.masks.multiblock import ReferenceSampler, StaticSampler, reference_batch
+
     settings = MaskedVideoConfig().masks
     static = StaticSampler(settings, grid, seed, batch, budgets)
     reference = [ReferenceSampler(each, grid) for each in settings]
@@ -97,26 +107,15 @@ def measure(
     }
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog='python -m tools.measure_masks',
-        description='Compare the static-shape masks with the original sampler: programs compiled,'
-        ' executed over real tokens, kept fractions overall and per tubelet in time.',
-    )
-    parser.add_argument('--steps', type=int, default=1000, help='training steps (default 1000)')
-    parser.add_argument(
-        '--budgets', type=int, choices=(1, 4), default=4, help="1: as mask_sampler = 'single'"
-    )
-    parser.add_argument('--json', metavar='FILE', help='also write the figures to FILE')
-    args = parser.parse_args(argv)
-    if args.steps < 1:
-        parser.error(f'--steps {args.steps}: needs at least 1')
-
+def run(steps: int, budgets: int, json_file: str | None) -> None:
+    """Measures every case and prints it."""
+    if steps < 1:
+        raise ConfigError(f'--steps {steps}: must be at least 1')
     results = {}
     for name, (grid, batch) in CASES.items():
-        results[name] = r = measure(grid, batch, args.steps, budgets=args.budgets)
+        results[name] = r = measure(grid, batch, steps, budgets=budgets)
         print(
-            f'{name}, {r["tokens"]} tokens, {batch} clips, {args.steps} steps:'
+            f'{name}, {r["tokens"]} tokens, {batch} clips, {steps} steps:'
             f' programs {r["programs"]} (original {r["programs_original"]}),'
             f' executed / real {r["executed_over_real"]:.3f},'
             f' {r["microseconds_a_clip"]:.0f} us a clip'
@@ -128,11 +127,22 @@ def main(argv: list[str] | None = None) -> None:
                 f'  {m["difference"]:+12.4f}  {m["relative"]:+9.1%}'
                 f'  {m["largest_in_a_tubelet"]:+7.4f} (t={m["tubelet"]})'
             )
-    if args.json:
-        with open(args.json, 'w') as file:
+    if json_file:
+        with open(json_file, 'w') as file:
             json.dump(results, file, indent=2)
             file.write('\n')
 
 
+def _options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add('--steps', type=int, default=1000, metavar='N', help='training steps (%(default)s)')
+    add('--budgets', type=int, choices=(1, 4), default=4, help="shapes; 1: mask_sampler 'single'")
+    add('--json', metavar='FILE', dest='json_file', help='write the figures (no file)')
+
+
+def main(argv: list[str] | None = None) -> int:
+    return cli.run(run, doc=__doc__, tables=(), options=_options, argv=argv)
+
+
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

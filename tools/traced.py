@@ -18,8 +18,9 @@ from jax.extend.core import jaxprs_in_params
 from jepa_jax.config import RunConfig
 from jepa_jax.errors import ConfigError
 from jepa_jax.memory import GIB, KEPT
-from tools import steps
-from tools.hlo import SPLASH
+
+from . import steps
+from .hlo import SPLASH
 
 
 class Traced:

@@ -167,7 +167,7 @@ def try_options(o: argparse.Namespace) -> None:
 COMMANDS = {'measure': measure, 'options': try_options}
 
 
-def main(command: str, **settings) -> None:
+def run(command: str, **settings) -> None:
     COMMANDS[command](argparse.Namespace(**settings))
 
 
@@ -209,9 +209,13 @@ def _options(parser: argparse.ArgumentParser) -> None:
         depth=(2, 'of the predictor'),
     )
     rows = 'place,time,learned,untrained'
-    add('--rows', default=rows, metavar='NAME,NAME', help='of %(default)s')
-    add('--planner', default='cem', choices=('cem', 'mppi'))
-    add('--keep', metavar='FILE.npz', help='learn into this file, or take from it what was')
+    add('--rows', default=rows, metavar='NAME,NAME', help='which ones')
+    add('--planner', default='cem', choices=('cem', 'mppi'), help='which one')
+    add(
+        '--keep',
+        metavar='FILE.npz',
+        help='learn into this file, or take what is there (neither)',
+    )
     add = command(
         'options',
         'every option of the predictor, trained and planned with once',
@@ -223,9 +227,13 @@ def _options(parser: argparse.ArgumentParser) -> None:
         apart=(20.0, 'pixels from start to goal'),
         seed=(0, 'of training and episodes'),
     )
-    add('--only', default='', metavar='NAME,NAME', help='of the names in docs/options.md')
-    add('--table', metavar='FILE.md', help='write the table')
+    add('--only', default='', metavar='NAME,NAME', help='of the names in docs/options.md (all)')
+    add('--table', metavar='FILE.md', help='write the table (no file)')
+
+
+def main() -> int:
+    return cli.run(run, doc=__doc__, tables=(), options=_options)
 
 
 if __name__ == '__main__':
-    sys.exit(cli.run(main, doc=__doc__, tables=(), options=_options))
+    sys.exit(main())

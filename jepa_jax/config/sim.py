@@ -9,16 +9,16 @@ from jepa_jax.config.runs import StudyConfig
 
 @dataclass
 class CollectionConfig:
-    """Recordings of the simulated arm at play; see jepa_jax.sims.collect. Two collections that
+    """Recordings of the simulated arm at play; see jepa_jax.sims.recordings. Two collections that
     differ in the seed share no episode."""
 
-    episodes: int = 400
+    episodes: int = 400  # in all
     frames: int = 20  # of an episode, four a second; one more than actions
     image_size: int = 64  # pixels, square; even
-    seed: int = 0
-    explore: float = 0.3  # shares of the kinds: the tool drifts about,
-    reach: float = 0.3  # goes to places, half of them at the cube,
-    pick: float = 0.4  # picks the cube up and puts it down
+    seed: int = 0  # of all that is drawn
+    explore: float = 0.3  # share of episodes in which the tool drifts about,
+    reach: float = 0.3  # in which it goes to places, half of them at the cube,
+    pick: float = 0.4  # in which it picks the cube up and puts it down
     noise: float = 0.02  # metres; each episode draws its strength from 0 to this
     max_step: float = 0.05  # metres along an axis
     vary: bool = False  # each episode in a scene of its own colour, size, light and camera

@@ -62,10 +62,12 @@ def load_all(
     """
     size = files.size(path)
     with files.reading(path), open(path, 'rb') as stream:
-        return read_all(path, stream, size)
+        return read_all(path, stream, size, names)
 
 
-def read_all(path: str | os.PathLike, stream: BinaryIO, size: int) -> dict[str, np.ndarray]:
+def read_all(
+    path: str | os.PathLike, stream: BinaryIO, size: int, names: Collection[str] | None = None
+) -> dict[str, np.ndarray]:
     """load_all of a stream of `size` bytes; path: its name in errors."""
     arrays = {}
     with files.reading(path):

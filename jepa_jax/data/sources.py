@@ -12,19 +12,21 @@ import importlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from jepa_jax import files
-from jepa_jax.config import SELF_MADE, WITHOUT_PATH, DataConfig, DataListConfig
+from jepa_jax.config import WITHOUT_PATH, DataConfig, DataListConfig
+from jepa_jax.config.layouts import SOURCES
 from jepa_jax.data import clips, decode, kinds, lists, npz, pictures
 from jepa_jax.data.cache import ClipCache, read_stored
 from jepa_jax.data.kinds import PICTURES, VIDEOS
 from jepa_jax.data.pictures import image_of
-from jepa_jax.errors import BadFile, ConfigError, Unsuitable
+from jepa_jax.errors import BadFile, ConfigError, Unsuitable, allowed
+from jepa_jax.lookup import load
 
 SHARD_VERSION = 1  # of what `python -m tools.make_shards` writes
 
@@ -270,7 +272,9 @@ def open_source(entry: DataListConfig, data: DataConfig, index: int = 0) -> Sour
     """
     field = f'data.lists[{index}]'
     if entry.kind not in SOURCES:
-        raise ConfigError(f'{field}.kind: {entry.kind!r} is none of {", ".join(SOURCES)}')
+        raise ConfigError(f"{field}.kind = '{entry.kind}': {allowed(entry.kind, SOURCES)}")
+    opener = SOURCES[entry.kind]
+    opener = load(opener) if isinstance(opener, str) else opener
     try:
         clips.Sampling.from_config(data)
     except ValueError as error:
@@ -278,7 +282,7 @@ def open_source(entry: DataListConfig, data: DataConfig, index: int = 0) -> Sour
     if not entry.path and entry.kind not in WITHOUT_PATH:
         raise ConfigError(f'{field}.path is empty; kind {entry.kind!r} needs a path')
     try:
-        source = SOURCES[entry.kind](os.path.expanduser(entry.path), data)
+        source = opener(os.path.expanduser(entry.path), data)
     except ConfigError as error:
         raise ConfigError(f'{field}.path: {error}') from error
     except BadFile as error:
@@ -320,11 +324,11 @@ def _image_depth(feature) -> int:
     return 1 if isinstance(inner, tfds.features.Image) else -1
 
 
-def _videos(path: str, data: DataConfig) -> Files:
+def videos(path: str, data: DataConfig) -> Files:
     return Files(*lists.records_of(path, VIDEOS), data)
 
 
-def _images(path: str, data: DataConfig) -> Files:
+def images(path: str, data: DataConfig) -> Files:
     return Files(*lists.records_of(path, PICTURES), data)
 
 
@@ -336,16 +340,8 @@ def _self_made(module: str, kind: str, path: str, data: DataConfig) -> Files:
         raise ConfigError(str(error)) from error
 
 
-SOURCES: dict[str, Callable[[str, DataConfig], Source]] = {
-    'videos': _videos,  # text list, .npy of paths, manifest .jsonl, folder
-    'images': _images,  # the same, of images
-    'tfds': Tfds,  # FOLDER[:SPLIT[:FEATURE]] of a dataset prepared as ArrayRecord
-    'shards': Shards,  # folder that `python -m tools.make_shards` wrote
-    # the self-made sets, made where they are missing
-    **{
-        kind: functools.partial(
-            _self_made, 'synthetic' if kind in SELF_MADE else 'violations', kind
-        )
-        for kind in WITHOUT_PATH
-    },
-}
+# rows of SOURCES
+synthetic = functools.partial(_self_made, 'synthetic', 'synthetic')
+synthetic_few = functools.partial(_self_made, 'synthetic', 'synthetic_few')
+lawful = functools.partial(_self_made, 'violations', 'lawful')
+lawful_few = functools.partial(_self_made, 'violations', 'lawful_few')

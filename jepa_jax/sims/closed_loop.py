@@ -25,7 +25,7 @@ from jepa_jax.config import (
 )
 from jepa_jax.errors import GateError, SimError
 from jepa_jax.report import FILE
-from jepa_jax.sims import collect, evaluate, page
+from jepa_jax.sims import evaluate, page, recordings
 from jepa_jax.sims.bench import RANDOM, Bench, episodes_of
 from jepa_jax.sims.tasks import TASKS
 from jepa_jax.studies import Stage
@@ -52,7 +52,7 @@ def check(config: SimConfig, workdir: Path) -> None:
                 f'gates.{name} = {asked}: evaluation.tasks must have {task} to measure it, found '
                 f"'{config.evaluation.tasks}'"
             )
-    collect.check(config.collection)
+    recordings.check(config.collection)
     _same_evaluation(config.evaluation, _read(workdir), workdir)
 
 
@@ -81,7 +81,7 @@ def stages(config: SimConfig, folder: Path) -> list[Stage]:
 
     def play(into: Path) -> None:
         with lock(into):
-            collect.collect(into, config.collection, config.workers)
+            recordings.collect(into, config.collection, config.workers)
 
     steps = [
         Stage('recordings', recordings, make=play),

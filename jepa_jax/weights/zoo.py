@@ -22,87 +22,29 @@ import json
 import logging
 import os
 import pathlib
-import re
 from collections.abc import Iterator
 from typing import Any
 
 from jepa_jax import files, workdir
 from jepa_jax.config import cache_root
-from jepa_jax.errors import ConvertError, ZooError, nearest
+from jepa_jax.errors import ConvertError, ZooError
 from jepa_jax.models import SIZES
-from jepa_jax.weights import download
+from jepa_jax.weights import bundled, download
 from jepa_jax.weights.contents import Weights
+from jepa_jax.weights.names import (
+    BUNDLED,
+    HUB,
+    PIN,
+    PUBLISHED,
+    RELEASED,
+    Released,
+    pinned,
+    unknown,
+)
 from jepa_jax.weights.read import read
 from jepa_jax.weights.write import write
 
 log = logging.getLogger(__name__)
-
-HUB = 'hf:'  # before a name of the Hugging Face hub
-RANDOM = 'random:'  # before a size
-PIN = '@sha256:'  # behind a name or path, before 64 digits
-
-
-@dataclasses.dataclass(frozen=True)
-class Released:
-    """A file of the original's release. (reference: vjepa2 §10.2)"""
-
-    file: str  # below the server's address
-    size: str  # a key of SIZES
-    crop: int  # pixels
-    probe_of: str = ''  # the model whose features a probe reads; empty: no probe
-    # and the rest: see jepa_jax.model.ProbeHead (reference: §11.2)
-    reads: str | tuple[int, ...] = 'last'
-    frames: int = 16
-    step: int = 4
-    segments: int = 1
-
-
-_LEVELS_L, _LEVELS_G = (17, 19, 21, 23), (24, 29, 34, 39)
-RELEASED = {
-    'vitl': Released('vitl.pt', 'vitl', 256),
-    'vith': Released('vith.pt', 'vith', 256),
-    'vitg': Released('vitg.pt', 'vitg', 256),
-    'vitg-384': Released('vitg-384.pt', 'vitg', 384),
-    'ac-vitg': Released('vjepa2-ac-vitg.pt', 'vitg', 256),
-    'ssv2-vitl-16x2x3': Released(
-        'evals/ssv2-vitl-16x2x3.pt', 'vitl', 256, 'vitl', frames=16, step=4, segments=2
-    ),
-    'diving48-vitl-256': Released(
-        'evals/diving48-vitl-256.pt', 'vitl', 256, 'vitl', _LEVELS_L, frames=32, step=2, segments=4
-    ),
-    'ek100-vitl-256': Released(
-        'evals/ek100-vitl-256.pt', 'vitl', 256, 'vitl', 'future', frames=32
-    ),
-    'ssv2-vitg-384-64x2x3': Released(
-        'evals/ssv2-vitg-384-64x2x3.pt', 'vitg', 384, 'vitg-384', frames=64, step=2, segments=2
-    ),
-    'diving48-vitg-384-32x4x3': Released(
-        'evals/diving48-vitg-384-32x4x3.pt', 'vitg', 384, 'vitg-384', _LEVELS_G,
-        frames=32, step=2, segments=4,
-    ),
-    'ek100-vitg-384': Released(
-        'evals/ek100-vitg-384.pt', 'vitg', 384, 'vitg-384', 'future', frames=32
-    ),
-}  # fmt: skip
-# the names of the original's torch.hub
-ALIASES = {
-    'vjepa2_vit_large': 'vitl',
-    'vjepa2_vit_huge': 'vith',
-    'vjepa2_vit_giant': 'vitg',
-    'vjepa2_vit_giant_384': 'vitg-384',
-    'vjepa2_ac_vit_giant': 'ac-vitg',
-}
-# all that the original's authors have on the Hugging Face hub
-PUBLISHED = (
-    'facebook/vjepa2-vitl-fpc64-256',
-    'facebook/vjepa2-vith-fpc64-256',
-    'facebook/vjepa2-vitg-fpc64-256',
-    'facebook/vjepa2-vitg-fpc64-384',
-    'facebook/vjepa2-vitl-fpc16-256-ssv2',
-    'facebook/vjepa2-vitg-fpc64-384-ssv2',
-    'facebook/vjepa2-vitl-fpc32-256-diving48',
-    'facebook/vjepa2-vitg-fpc32-384-diving48',
-)
 
 
 def find(name_or_path: str | os.PathLike, **options: Any) -> Weights:
@@ -124,32 +66,16 @@ def find(name_or_path: str | os.PathLike, **options: Any) -> Weights:
         refuse_options(text, options)
         return _released(text, pin)
     path = os.path.expanduser(text)
+    if text in BUNDLED:
+        refuse_options(text, options | ({'sha256': pin} if pin else {}))
+        return bundled.read(text)
     if pin:
         check_file(path, pin)
     if not os.path.exists(path) and (text.startswith(HUB) or text in PUBLISHED):
         path = _hugging_face(text.removeprefix(HUB))
     if os.path.exists(path):
         return read(path, **{'weights_only': True, **options})
-    names = [*RELEASED, *ALIASES, *PUBLISHED, *(RANDOM + size for size in SIZES)]
-    hub = ''
-    if re.fullmatch(r'[\w-][\w.-]*/[\w.-]+', text):
-        hub = f"; a model of the Hugging Face hub is written '{HUB}{text}'"
-    raise ZooError(
-        f"model '{text}': no such file or folder, and no name{nearest(text, names)}{hub}; names "
-        f'are {", ".join(RELEASED)} and {RANDOM}SIZE'
-    )
-
-
-def pinned(name_or_path: str | os.PathLike) -> tuple[str, str]:
-    """The key of RELEASED that a name is an alias of, other names and paths as they are; and the
-    @sha256:HEX behind it, or nothing.
-
-    Raises ZooError: a hash that cannot be one.
-    """
-    text, at, digits = os.fspath(name_or_path).partition(PIN)
-    if at and not re.fullmatch('[0-9a-f]{64}', digits):
-        raise ZooError(f"'{text}{at}{digits}': a SHA-256 has 64 digits 0-9 a-f")
-    return ALIASES.get(text, text), at + digits
+    raise unknown(text)
 
 
 def check_file(path: str | os.PathLike, pin: str) -> None:

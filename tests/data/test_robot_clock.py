@@ -20,7 +20,7 @@ from jepa_jax.data.trajectories import RobotStream
 from jepa_jax.errors import BadFile
 from jepa_jax.models.vit import ViTConfig
 from jepa_jax.recipes import smoke
-from tools import check_robot_data
+from tools import robot_findings
 
 RATE = 15  # rows a second
 BEGIN = 1_686_087_812_000  # milliseconds
@@ -209,8 +209,8 @@ def test_the_check_shows_the_clock(tmp_path):
     write(tmp_path, rows, rows, 60, frame_received=stamps(rows))
     data = RobotConfig(path=str(tmp_path))
     recordings = robot.open_recordings(data)
-    found = check_robot_data.measure(recordings, data, 32, 10)
-    said = '\n'.join(check_robot_data.report(found, data, 32))
+    found = robot_findings.measure(recordings, data, 32, 10)
+    said = '\n'.join(robot_findings.report(found, data, 32))
     for words in ('recorded at 15 frames a second', 'the model sees every 4. frame, 3.75 a second',
                   '1 of 1 episodes: 6 pictures were lost', '1 of 1 episodes: the video says 60',
                   'as recorded: positions in 1 m, angles in radians, gripper 1 is'):  # fmt: skip

@@ -14,8 +14,8 @@ from jepa_jax import poses  # noqa: E402
 from jepa_jax.config import CollectionConfig, RobotConfig
 from jepa_jax.data import robot  # noqa: E402
 from jepa_jax.errors import SimError  # noqa: E402
-from jepa_jax.sims.collect import collect, record  # noqa: E402
 from jepa_jax.sims.panda import Panda  # noqa: E402
+from jepa_jax.sims.recordings import collect, record  # noqa: E402
 
 SMALL = CollectionConfig(episodes=5, frames=6, image_size=32)
 

@@ -82,7 +82,7 @@ def test_what_does_not_belong_together_is_named(tmp_path, capsys):
     def check(*argv: str) -> tuple[str, str]:
         tool = tools.check_robot_data
         options = dict(doc=tool.__doc__, tables=(), options=tool.add_options)
-        assert cli.run(tool.main, **options, argv=argv) == 1
+        assert cli.run(tool.run, **options, argv=argv) == 1
         done = capsys.readouterr()
         assert done.err.splitlines()[-1].endswith('no episode can be read')
         return done.out

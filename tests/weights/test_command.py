@@ -71,7 +71,7 @@ def test_probe_of_another_file(tmp_path):
     'arguments, status, words',
     [
         (['text.pt', 'out'], 1, 'text.pt is not a checkpoint'),
-        (['nothing.pt', 'out'], 1, 'nothing.pt does not exist'),
+        (['nothing.pt', 'out'], 1, "SRC: 'nothing.pt' cannot be read: No such file"),
         (['text.pt', 'out', '--to=onnx'], 2, 'onnx'),
         (['text.pt', 'out', '--crops=3'], 2, '--crop'),
         (['text.pt'], 2, 'DST'),

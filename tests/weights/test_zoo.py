@@ -23,7 +23,7 @@ import jepa_jax
 from jepa_jax import convert
 from jepa_jax.errors import ConvertError, ZooError
 from jepa_jax.pretrained import random_configs
-from jepa_jax.weights import download, zoo
+from jepa_jax.weights import download, names, zoo
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LABELS = {'linear': ('a', 'b', 'c', 'd', 'e', 'f', 'g')}
@@ -522,7 +522,7 @@ def test_names_of_the_hub_and_of_torch_hub(monkeypatch):
             jepa_jax.load(name)
     assert asked == ['facebook/vjepa2-vitg-fpc64-384', 'some/other']
     assert len(set(zoo.PUBLISHED)) == 8
-    assert {zoo.pinned(alias)[0] for alias in zoo.ALIASES} == {
+    assert {zoo.pinned(alias)[0] for alias in names.ALIASES} == {
         name for name, row in zoo.RELEASED.items() if not row.probe_of
     }
     released = []

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from jepa_jax import lookup
 from jepa_jax.config import RobotConfig
+from jepa_jax.config.layouts import READERS as READERS
 from jepa_jax.data.robot.contract import STATE as STATE
 from jepa_jax.data.robot.contract import Contract as Contract
 from jepa_jax.data.robot.contract import Measured as Measured
@@ -33,15 +34,6 @@ from jepa_jax.data.robot.episodes import unbroken as unbroken
 from jepa_jax.data.robot.episodes import view as view
 from jepa_jax.data.robot.survey import check_units as check_units
 from jepa_jax.data.robot.survey import spread as spread
-
-# what RobotConfig.kind may be -> a class: RobotConfig -> Recordings
-READERS: dict[str, str] = {
-    'droid': 'jepa_jax.data.robot.droid:Droid',
-    'lerobot': 'jepa_jax.data.robot.lerobot:LeRobot',
-    'npz': 'jepa_jax.data.robot.npz_recordings:Npz',
-    'rlds': 'jepa_jax.data.robot.rlds:Rlds',
-    'synthetic': 'jepa_jax.data.robot.self_made:SelfMade',
-}
 
 
 def open_recordings(data: RobotConfig) -> Recordings:

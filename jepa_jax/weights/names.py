@@ -1,0 +1,121 @@
+"""Names of models, and whether one can be had; nothing here needs JAX, so that commands refuse a
+mistyped name at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+
+from jepa_jax.errors import ZooError, allowed, nearest
+from jepa_jax.models import SIZE_ALIASES, SIZES
+
+HUB = 'hf:'  # before a name of the Hugging Face hub
+RANDOM = 'random:'  # before a size
+PIN = '@sha256:'  # behind a name or path, before 64 digits
+
+
+@dataclasses.dataclass(frozen=True)
+class Released:
+    """A file of the original's release. (reference: vjepa2 §10.2)"""
+
+    file: str  # below the server's address
+    size: str  # a key of SIZES
+    crop: int  # pixels
+    probe_of: str = ''  # the model whose features a probe reads; empty: no probe
+    # and the rest: see jepa_jax.model.ProbeHead (reference: §11.2)
+    reads: str | tuple[int, ...] = 'last'
+    frames: int = 16
+    step: int = 4
+    segments: int = 1
+
+
+_LEVELS_L, _LEVELS_G = (17, 19, 21, 23), (24, 29, 34, 39)
+RELEASED = {
+    'vitl': Released('vitl.pt', 'vitl', 256),
+    'vith': Released('vith.pt', 'vith', 256),
+    'vitg': Released('vitg.pt', 'vitg', 256),
+    'vitg-384': Released('vitg-384.pt', 'vitg', 384),
+    'ac-vitg': Released('vjepa2-ac-vitg.pt', 'vitg', 256),
+    'ssv2-vitl-16x2x3': Released(
+        'evals/ssv2-vitl-16x2x3.pt', 'vitl', 256, 'vitl', frames=16, step=4, segments=2
+    ),
+    'diving48-vitl-256': Released(
+        'evals/diving48-vitl-256.pt', 'vitl', 256, 'vitl', _LEVELS_L, frames=32, step=2, segments=4
+    ),
+    'ek100-vitl-256': Released(
+        'evals/ek100-vitl-256.pt', 'vitl', 256, 'vitl', 'future', frames=32
+    ),
+    'ssv2-vitg-384-64x2x3': Released(
+        'evals/ssv2-vitg-384-64x2x3.pt', 'vitg', 384, 'vitg-384', frames=64, step=2, segments=2
+    ),
+    'diving48-vitg-384-32x4x3': Released(
+        'evals/diving48-vitg-384-32x4x3.pt', 'vitg', 384, 'vitg-384', _LEVELS_G,
+        frames=32, step=2, segments=4,
+    ),
+    'ek100-vitg-384': Released(
+        'evals/ek100-vitg-384.pt', 'vitg', 384, 'vitg-384', 'future', frames=32
+    ),
+}  # fmt: skip
+# the names of the original's torch.hub
+ALIASES = {
+    'vjepa2_vit_large': 'vitl',
+    'vjepa2_vit_huge': 'vith',
+    'vjepa2_vit_giant': 'vitg',
+    'vjepa2_vit_giant_384': 'vitg-384',
+    'vjepa2_ac_vit_giant': 'ac-vitg',
+}
+# all that the original's authors have on the Hugging Face hub
+PUBLISHED = (
+    'facebook/vjepa2-vitl-fpc64-256',
+    'facebook/vjepa2-vith-fpc64-256',
+    'facebook/vjepa2-vitg-fpc64-256',
+    'facebook/vjepa2-vitg-fpc64-384',
+    'facebook/vjepa2-vitl-fpc16-256-ssv2',
+    'facebook/vjepa2-vitg-fpc64-384-ssv2',
+    'facebook/vjepa2-vitl-fpc32-256-diving48',
+    'facebook/vjepa2-vitg-fpc32-384-diving48',
+)
+# weights that come with the package: name -> what they are; see jepa_jax.weights.bundled
+BUNDLED = {'tiny': 'the main job, configs/tiny.py: 32 pixels, 8 frames'}
+
+
+def check(name_or_path: str | os.PathLike) -> None:
+    """Refuses what is neither a path that exists nor a name; whether it can be read is not tried.
+
+    Raises:
+      ZooError: with the names that there are, and the nearest.
+    """
+    text, _ = pinned(name_or_path)
+    if text.startswith(RANDOM):
+        size = text.removeprefix(RANDOM)
+        if size not in SIZES and size not in SIZE_ALIASES:
+            raise ZooError(f"model '{text}': {allowed(size, SIZES)}")
+    elif text in RELEASED or text in BUNDLED or text in PUBLISHED or text.startswith(HUB):
+        return
+    elif not os.path.exists(os.path.expanduser(text)):
+        raise unknown(text)
+
+
+def unknown(text: str) -> ZooError:
+    """The error for what is no name and no path."""
+    names = [*BUNDLED, *RELEASED, *ALIASES, *PUBLISHED, *(RANDOM + size for size in SIZES)]
+    hub = ''
+    if re.fullmatch(r'[\w-][\w.-]*/[\w.-]+', text):
+        hub = f"; a model of the Hugging Face hub is written '{HUB}{text}'"
+    return ZooError(
+        f"model '{text}': no such file or folder, and no name{nearest(text, names)}{hub}; names "
+        f'are {", ".join((*BUNDLED, *RELEASED))} and {RANDOM}SIZE'
+    )
+
+
+def pinned(name_or_path: str | os.PathLike) -> tuple[str, str]:
+    """The key of RELEASED that a name is an alias of, other names and paths as they are; and the
+    @sha256:HEX behind it, or nothing.
+
+    Raises ZooError: a hash that cannot be one.
+    """
+    text, at, digits = os.fspath(name_or_path).partition(PIN)
+    if at and not re.fullmatch('[0-9a-f]{64}', digits):
+        raise ZooError(f"'{text}{at}{digits}': a SHA-256 has 64 digits 0-9 a-f")
+    return ALIASES.get(text, text), at + digits
