@@ -93,6 +93,19 @@ ENCODER = (
     *_block('blocks.{i}', 'blocks'),
     *_norm('norm', 'norm'),
 )
+# of V-JEPA 2.1 (reference: vjepa2_1 §8)
+_MODALITY = tuple(
+    Rule(f'{name}_mod_embed', f'modality/{ours}', 'a b d -> a b d')
+    for name, ours in (('img', 'image'), ('video', 'video'))
+)
+DENSE_ENCODER = (
+    *_MODALITY,
+    *_affine('patch_embed.proj', 'patch_embed', matrix=VIDEO),
+    # one frame, whatever the tubelet of videos
+    *_affine('patch_embed_img.proj', 'patch_embed_image', matrix='d c 1 y x -> (y x c) d'),
+    *_block('blocks.{i}', 'blocks'),
+    *_norm('norms_block.{i}', 'norms/{i}'),
+)
 IMAGE_ENCODER = tuple(
     dataclasses.replace(rule, pattern=IMAGE) if rule.pattern == VIDEO else rule for rule in ENCODER
 )
@@ -103,6 +116,22 @@ PREDICTOR = (
     *_block('predictor_blocks.{i}', 'blocks'),
     *_norm('predictor_norm', 'norm'),
     *_affine('predictor_proj', 'proj'),
+)
+DENSE_PREDICTOR = (
+    *_MODALITY,
+    Rule('mask_tokens.{i}', 'mask_tokens/{i}', 'a b d -> a b d'),
+    *_affine('predictor_embed.0', 'fuse'),
+    *_affine('predictor_embed.2', 'embed'),
+    *_block('predictor_blocks.{i}', 'blocks'),
+    *_norm('predictor_norm', 'norm'),
+    *_affine('predictor_proj', 'proj'),
+    *_affine('predictor_proj_context', 'proj_context'),
+)
+# with one level nothing is fused
+DENSE_PREDICTOR_OF_ONE = tuple(
+    dataclasses.replace(rule, name=rule.name.replace('predictor_embed.2', 'predictor_embed'))
+    for rule in DENSE_PREDICTOR
+    if not rule.name.startswith('predictor_embed.0')
 )
 AC_PREDICTOR = (
     *_affine('predictor_embed', 'embed'),
@@ -186,10 +215,14 @@ def _patch(config) -> dict[str, int]:
 
 
 def torch_encoder(config) -> Table:
+    if config.modalities:
+        return DENSE_ENCODER, _patch(config)
     return (ENCODER if config.tubelet > 1 else IMAGE_ENCODER), _patch(config)
 
 
 def torch_predictor(config) -> Table:
+    if config.modalities:
+        return (DENSE_PREDICTOR if config.levels > 1 else DENSE_PREDICTOR_OF_ONE), {}
     return PREDICTOR, {}
 
 
