@@ -53,6 +53,15 @@ class Version:
             return 11, 23, 37, 47  # the third is not where the paper has it (reference: 2.1 §0.3)
         return tuple(max(0, depth * i // self.levels - 1) for i in range(1, self.levels + 1))
 
+    def encoder(self, depth: int) -> dict:
+        """Fields of vit.ViTConfig."""
+        return {**self.predictor(), 'levels': self.blocks(depth)}
+
+    def predictor(self) -> dict:
+        """Fields of predictor.PredictorConfig."""
+        names = 'rope', 'interpolate', 'modalities'
+        return {name: getattr(self, name) for name in names}
+
 
 VERSIONS = {
     '2.0': Version(SIZES, rope='tiled'),

@@ -78,9 +78,18 @@ def _split(name: str, path: str, *parts: str):
 
 # What the original's files call the nets: entry -> ours. Its training files have both encoders, the
 # target being the moving average of the online one.
-TORCH_NETS = {'encoder': 'online', 'target_encoder': 'target', 'predictor': 'predictor'}
+DISTILLED = 'ema_encoder'  # the target of students of V-JEPA 2.1
+TORCH_NETS = {
+    'encoder': 'online',
+    DISTILLED: 'target',
+    'target_encoder': 'target',
+    'predictor': 'predictor',
+}
 TORCH_PROBES = 'classifiers'  # a list of them
-NEWER_TARGET = 'ema_encoder'  # what files of V-JEPA 2.1 call the target
+
+# arrays of the original that no gradient may ever reach: tokens that no clip asked for, and what is
+# of images where there are none
+MAYBE_IDLE = ('mask_tokens.', 'extrinsics_encoder.', 'patch_embed_img.', 'img_mod_embed')
 
 VIDEO, IMAGE = 'd c t y x -> (t y x c) d', 'd c y x -> (y x c) d'
 SINCOS = 'a sin-cos table, computed and not learned'
@@ -337,6 +346,7 @@ class Link:
     keys: tuple[tuple[str, ...], ...]  # for each layer (one if there is no layer axis), each part
     index: int | None  # of the leading axis in the file, where the count is in the path alone
     sizes: Mapping[str, int]  # of axes that a pattern alone does not tell
+    first: int = 0  # of its layers, the number of the first: where a leaf is one of several
 
     @property
     def layered(self) -> bool:
@@ -420,7 +430,8 @@ def bind(rules: tuple[Rule, ...], abstract: Mapping, sizes: Mapping[str, int] = 
                 for name in layers
             )
             index = int(match[1]) if counted and '{i}' not in rule.name else None
-            links.append(Link(rule, path, shape, keys, index, sizes))
+            first = int(match[1]) if counted and '{i}' in rule.name else 0
+            links.append(Link(rule, path, shape, keys, index, sizes, first))
     if leaves:
         raise ConvertError(f'{next(iter(leaves))} has no place in this kind of file')
     return links
@@ -471,7 +482,7 @@ def file_order(links: list[Link]) -> list[str]:
     groups: dict[str, int] = {}
     for number, link in enumerate(links):
         group = groups.setdefault(link.rule.name.split('{i}')[0], number)
-        for layer, names in enumerate(link.keys):
+        for layer, names in enumerate(link.keys, start=link.first):
             for name in names:
                 rows.setdefault(name, (group, layer, number))
     return sorted(rows, key=rows.__getitem__)

@@ -55,6 +55,8 @@ class Released:
     frames: int = 16
     step: int = 4
     segments: int = 1
+    version: str = '2.0'  # of V-JEPA
+    local: str = ''  # the file's name in the cache; empty: its own
 
 
 _LEVELS_L, _LEVELS_G = (17, 19, 21, 23), (24, 29, 34, 39)
@@ -83,6 +85,14 @@ RELEASED = {
     'ek100-vitg-384': Released(
         'evals/ek100-vitg-384.pt', 'vitg', 384, 'vitg-384', 'future', frames=32
     ),
+    # V-JEPA 2.1, B and L distilled from G (reference: vjepa2_1 §1)
+    'vitb-21': Released('vjepa2_1_vitb_dist_vitG_384.pt', 'vitb', 384, version='2.1'),
+    'vitl-21': Released('vjepa2_1_vitl_dist_vitG_384.pt', 'vitl', 384, version='2.1'),
+    'vitg-21': Released('vjepa2_1_vitg_384.pt', 'vitg', 384, version='2.1'),
+    # on some disks its own name would be that of the one before
+    'vitgigantic-21': Released(
+        'vjepa2_1_vitG_384.pt', 'gigantic', 384, version='2.1', local='vjepa2_1_gigantic_384.pt'
+    ),
 }  # fmt: skip
 # the names of the original's torch.hub
 ALIASES = {
@@ -91,6 +101,10 @@ ALIASES = {
     'vjepa2_vit_giant': 'vitg',
     'vjepa2_vit_giant_384': 'vitg-384',
     'vjepa2_ac_vit_giant': 'ac-vitg',
+    'vjepa2_1_vit_base_384': 'vitb-21',
+    'vjepa2_1_vit_large_384': 'vitl-21',
+    'vjepa2_1_vit_giant_384': 'vitg-21',
+    'vjepa2_1_vit_gigantic_384': 'vitgigantic-21',
 }
 # all that the original's authors have on the Hugging Face hub
 PUBLISHED = (
@@ -197,7 +211,7 @@ def look(name_or_path: str | os.PathLike) -> Sources:
         weights = dataclasses.replace(weights, notes=notes)
     source = weights.source
     if text in RELEASED:
-        original = cache_folder() / pathlib.Path(RELEASED[text].file).name
+        original = cache_folder() / _local(RELEASED[text])
         if original.exists():
             check_record(original, thorough=True)
             return Sources(weights, (original,))
@@ -218,7 +232,7 @@ def cache_folder() -> pathlib.Path:
 def _released(name: str, pin: str = '') -> Weights:
     """Weights of a key of RELEASED, converted when it is first used."""
     row, folder = RELEASED[name], cache_folder()
-    source, converted = folder / pathlib.Path(row.file).name, folder / name
+    source, converted = folder / _local(row), folder / name
     with _alone(folder):
         if not converted.is_dir():
             if not source.exists():
@@ -237,6 +251,10 @@ def _released(name: str, pin: str = '') -> Weights:
                 check_record(source)
             _as_pinned(source, pin)
     return read(converted)
+
+
+def _local(row: Released) -> str:
+    return row.local or pathlib.Path(row.file).name
 
 
 def _keep_only(source: pathlib.Path, pin: str) -> None:
@@ -267,8 +285,10 @@ def _as_named(name: str, row: Released, source: pathlib.Path, weights) -> None:
         if pooler is None or pooler.width != width:
             text = f'a probe of width {pooler.width}' if pooler else ', '.join(weights.nets)
             raise ZooError(f'{source} should be the probe {name} of width {width}, holds {text}')
-    elif weights.size != row.size:
-        raise ZooError(f'{source} should be {name} of size {row.size}, holds {weights.size}')
+        return
+    said, held = (f'size {x.size}, V-JEPA {x.version}' for x in (row, weights))
+    if said != held:
+        raise ZooError(f'{source} should be {name} of {said}, holds {held}')
 
 
 @contextlib.contextmanager

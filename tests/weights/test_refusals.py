@@ -242,7 +242,9 @@ def test_newer_version_by_name(tmp_path, net, name):
 def test_distilled_file_of_the_newer_version(tmp_path):
     content = originals.released()
     content['ema_encoder'] = content.pop('target_encoder')
-    refused(saved(tmp_path, content), 'V-JEPA 2.1', 'ema_encoder')
+    refused(saved(tmp_path, content), 'ema_encoder is of V-JEPA 2.1, and its arrays of 2.0')
+    content['target_encoder'] = content['ema_encoder']
+    refused(saved(tmp_path, content), 'two targets', 'ema_encoder')
 
 
 def test_optimizer_of_other_parameters(tmp_path):
