@@ -262,8 +262,6 @@ def write_config(
     def refuse(what: str) -> ConvertError:
         return ConvertError(f'{dst}: {what}, which a VJEPA2Model cannot have: use torch or jax')
 
-    if encoder.modalities:
-        raise refuse('V-JEPA 2.1')
     for part in filter(None, (encoder, predictor)):
         if (part.position, part.rope, part.mlp) != ('rope', ViTConfig.rope, 'gelu'):
             raise refuse(f"position '{part.position}', rope '{part.rope}', mlp '{part.mlp}'")

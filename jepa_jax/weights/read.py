@@ -199,10 +199,16 @@ def _configs(path, reader: shapes.Reader, content, forms) -> dict[str, Any]:
     order = sorted(forms, key=lambda name: name not in ENCODERS)  # the encoders first
     for name in order:
         beside = next((configs[n] for n in ENCODERS if n in configs), None)
+        version = shapes.version_of(forms[name])
+        if _part_of(name) in ('encoder', 'predictor') and beside:
+            if (other := parts.version_of('encoder', beside)) != version:
+                raise ConvertError(
+                    f'{path}: {name} is of V-JEPA {version}, the encoder beside it of {other}'
+                )
         from_shapes = load(parts.PARTS[_part_of(name)].files['torch'].config)
         configs[name] = from_shapes(reader, name, forms[name], beside)
         if name in ENCODERS and beside not in (None, configs[name]):
-            raise ConvertError(f'{path}: the two encoders are of different sizes or versions')
+            raise ConvertError(f'{path}: the two encoders are of different sizes')
     return configs
 
 

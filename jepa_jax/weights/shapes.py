@@ -140,11 +140,6 @@ def predictor(
         encoder_width, whole = reader.shape(name, shapes, 'predictor_embed.0.weight', 2)
         levels = whole // max(1, encoder_width)
     width, encoder_width, ratio, mlp = _predictor(reader, name, shapes, beside, embed)
-    if beside and parts.version_of('encoder', beside) != version:
-        raise ConvertError(
-            f'{reader.where}: {name} is of V-JEPA {version}, the encoder beside it of '
-            f'{parts.version_of("encoder", beside)}'
-        )
     like = beside or ViTConfig(encoder_width, 0, 0)
     crop = reader.crop(version)
     frames = reader.default('frames', 64, 'shapes do not tell')

@@ -244,11 +244,18 @@ def torch_probe(config) -> Table:
 
 
 def hf_encoder(config) -> Table:
+    _refuse_dense(config)
     return HF_ENCODER, _patch(config)
 
 
 def hf_predictor(config) -> Table:
+    _refuse_dense(config)
     return HF_PREDICTOR, {}
+
+
+def _refuse_dense(config) -> None:
+    if config.modalities:
+        raise ConvertError('V-JEPA 2.1, which a VJEPA2Model cannot have: use torch or jax')
 
 
 def hf_probe(config) -> Table:

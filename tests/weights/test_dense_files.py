@@ -177,7 +177,7 @@ def test_versions_do_not_mix(tmp_path):
     mixed = {
         'a': ({**new, 'predictor': old['predictor']}, 'predictor is of V-JEPA 2.0, the encoder'),
         'b': ({**old, 'predictor': new['predictor']}, 'predictor is of V-JEPA 2.1, the encoder'),
-        'c': ({**new, 'encoder': old['encoder']}, 'different sizes or versions'),
+        'c': ({**new, 'encoder': old['encoder']}, 'target is of V-JEPA 2.1, the encoder beside it'),
     }
     lacking = dict(new['target_encoder'])
     del lacking['module.backbone.norms_block.2.bias']
