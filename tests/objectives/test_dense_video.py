@@ -87,7 +87,7 @@ def test_golden_schedule(golden_dense):
     assert float(ALWAYS.share(jnp.int32(0))) == 1.0
 
 
-# --- Two steps --------------------------------------------------------------------------------------
+# --- Two steps ----------------------------------------------------------------------------------
 
 SMALL = dataclasses.replace(
     ENCODER, width=24, depth=3, heads=2, patch=4, image_size=16, levels=(0, 0, 1, 2), remat='none'
@@ -203,7 +203,7 @@ def test_what_only_images_train_stays_as_it_is_without_them():
         assert not np.asarray(leaf).any(), name
 
 
-# --- The run ----------------------------------------------------------------------------------------
+# --- The run ------------------------------------------------------------------------------------
 
 
 def run(**changes) -> DenseVideoConfig:
