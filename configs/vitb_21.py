@@ -5,7 +5,7 @@
         --config.checkpoints.resume_from=runs/vitb_21-pretrain
 
 The lists are the original's: text files of `path label` lines, and a folder of images, in the
-working folder; see docs/recipes.md. `vitb_21.py:smoke` and `vitb_21.py:cooldown,smoke` are a minute
+working folder; see docs/recipes.md. `:smoke` and `:cooldown,smoke` are a minute
 on two cores, with self-made videos and single frames of them.
 
 The released weights of this size were distilled from G; this is the recipe from scratch.
