@@ -21,7 +21,7 @@ from jepa_jax.objectives import dense_video
 from jepa_jax.objectives.dense_video import ContextLoss, DenseVideo, squared_distances
 from jepa_jax.objectives.programs import masked_video as programs
 from jepa_jax.recipes import validate
-from jepa_jax.sharding import make_mesh, put_batch
+from jepa_jax.sharding import make_mesh, put_batch, put_params
 from jepa_jax.state import TrainState
 from jepa_jax.step import make_step
 from jepa_jax.weights import parts, tables
@@ -183,6 +183,25 @@ def test_two_steps_of_plain_pytorch():
         for name, array in to_torch(part, nets[part], ours).items():
             off = (array - expected[name].detach()).abs().max().item()
             assert off < LOSS, (part, name, off)
+
+
+@pytest.mark.slow
+def test_a_step_on_four_devices_is_that_on_one():
+    objective = DenseVideo(SMALL, SMALL_PREDICTOR, ALWAYS, groups=1)
+    params = {'encoder': fill('encoder', SMALL), 'predictor': fill('predictor', SMALL_PREDICTOR)}
+    four = jax.tree.map(lambda a: np.concatenate([a, a[::-1]]), batch())
+
+    def loss(params, batch):
+        return objective.loss(params, params, {}, batch, 0)[0]
+
+    one, gradient = jax.jit(jax.value_and_grad(loss))(params, four)
+    mesh = make_mesh(2, jax.devices()[:4])
+    with jax.set_mesh(mesh):
+        laid = put_params(params, objective.specs, mesh)
+        there, theirs = jax.jit(jax.value_and_grad(loss))(laid, put_batch(four, mesh))
+    assert float(there) == pytest.approx(float(one), abs=1e-6)
+    for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
 
 
 def test_what_only_images_train_stays_as_it_is_without_them():

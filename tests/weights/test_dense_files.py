@@ -1,5 +1,8 @@
 """Files of V-JEPA 2.1: which model they are, there and back bit for bit, and what is refused."""
 
+import dataclasses
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,14 +10,16 @@ import originals
 import pytest
 import torch
 from PIL import Image
+from test_own import arrays, optimizer, stored
 from test_shapes import count, fits, reader
 
 import jepa_jax
-from jepa_jax import convert
+from jepa_jax import build, checkpoint, convert
+from jepa_jax.config import DenseVideoConfig
 from jepa_jax.errors import ConvertError, InputError, ZooError
 from jepa_jax.model import Encoder, Fill, Future, Loaded, Model
 from jepa_jax.models import VERSIONS
-from jepa_jax.weights import shapes, zoo
+from jepa_jax.weights import own, shapes, zoo
 
 pytestmark = pytest.mark.usefixtures('quick_compiler')
 
@@ -186,6 +191,46 @@ def test_versions_do_not_mix(tmp_path):
         torch.save(content, tmp_path / f'{name}.pt')
         with pytest.raises(ConvertError, match=words):
             convert.read(tmp_path / f'{name}.pt', **TINY)
+
+
+def test_a_run_becomes_a_file_of_the_original(tmp_path):
+    """With its optimizer and its loss guard, of videos alone: what is of images has no moments."""
+    config = DenseVideoConfig(name='mine', compute_dtype='float32')
+    e, p = config.encoder, config.predictor
+    e.width, e.depth, e.heads = p.width, p.depth, p.heads = 24, 2, 2
+    config.data.crop, config.data.frames = 64, 4
+    objective = build.dense_video(config)
+    trained = {
+        net: arrays(net, objective.nets[net].config, f'params/{net}', seed)
+        for seed, net in enumerate(('encoder', 'predictor'))
+    }
+    average = arrays('encoder', objective.nets['encoder'].config, 'ema/encoder', 2)
+    moments = optimizer(trained, 7)
+    idle = {*objective.unused, 'predictor/mask_tokens/0'}
+    for name in moments:
+        if name.split('/', 3)[-1] in idle:
+            moments[name] = np.zeros_like(moments[name])
+    guard = dict(zip(own.GUARD, (np.ones(300, np.float32), np.int32(7), np.int32(0))))
+    everything = {**trained['encoder'], **trained['predictor'], **average, **moments}
+    extra = {'config': json.loads(json.dumps(dataclasses.asdict(config)))}
+    checkpoint.write(tmp_path / 'run', everything | guard, step=7, extra=extra)
+
+    convert.write(convert.read(tmp_path / 'run'), tmp_path / 'a.pt', 'torch')
+    content = torch.load(tmp_path / 'a.pt', weights_only=True)
+    shapes_of = {k: tuple(v.shape) for k, v in content['target_encoder'].items()}
+    prefix = 'module.backbone.'
+    expected = originals.dense_encoder(24, 2, 96)
+    assert shapes_of == {prefix + name: shape for name, shape in expected.items()}
+    expected = originals.dense_predictor(24, 24, 2, 8)
+    assert [*content['predictor']] == [prefix + name for name in expected]
+    # two ways of images in the encoder, one in the predictor, and eight mask tokens
+    groups = sum(len(group['params']) for group in content['opt']['param_groups'])
+    assert len(content['opt']['state']) == groups - 4 - 8
+    convert.write(convert.read(tmp_path / 'a.pt'), tmp_path / 'back', 'jax')
+    back = stored(tmp_path / 'back')
+    assert back.keys() == everything.keys()
+    for name, array in everything.items():
+        np.testing.assert_array_equal(back[name], array, err_msg=name)
 
 
 def test_released_names(tmp_path, monkeypatch):
