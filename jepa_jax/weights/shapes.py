@@ -143,11 +143,16 @@ def predictor(
     like = beside or ViTConfig(encoder_width, 0, 0)
     crop = reader.crop(version)
     frames = reader.default('frames', 64, 'shapes do not tell')
-    out, _ = reader.shape(name, shapes, 'predictor_proj.weight', 2)
-    flavour = VERSIONS[version].predictor()
-    if flavour['interpolate']:
+    more = VERSIONS[version].predictor()
+    if VERSIONS[version].levels:
+        out, _ = reader.shape(name, shapes, 'predictor_proj.weight', 2)
         why = "as it was trained; the original's hub has them raw"
-        flavour['interpolate'] = not reader.default('raw_positions', False, why)
+        more |= {
+            'interpolate': not reader.default('raw_positions', False, why),
+            'levels': levels,
+            'out_width': 0 if out == levels * encoder_width else out,
+            'predict_context': 'predictor_proj_context.weight' in shapes,
+        }
     return PredictorConfig(
         encoder_width,
         width,
@@ -159,10 +164,7 @@ def predictor(
         position=like.position,
         uniform_power=like.uniform_power,
         grid=like.grid(frames, crop, crop),
-        levels=levels,
-        out_width=0 if out == levels * encoder_width else out,
-        predict_context='predictor_proj_context.weight' in shapes,
-        **flavour,
+        **more,
     )
 
 
