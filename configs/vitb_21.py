@@ -5,8 +5,8 @@
         --config.checkpoints.resume_from=runs/vitb_21-pretrain
 
 The lists are the original's: text files of `path label` lines, and a folder of images, in the
-working folder; see docs/recipes.md. `:smoke` and `:cooldown,smoke` are a minute
-on two cores, with self-made videos and single frames of them.
+working folder; see docs/recipes.md. `vitb_21.py:smoke` and `:cooldown,smoke` are a minute on
+two cores, with self-made videos and single frames of them.
 
 The released weights of this size were distilled from G; this is the recipe from scratch.
 Hardware of the original: 64 GPUs for `pretrain`, 128 for `cooldown`; its script cannot run it.

@@ -5,8 +5,8 @@
         --config.checkpoints.resume_from=runs/vitg_21-pretrain
 
 The lists are the original's: text files of `path label` lines, and a folder of images, in the
-working folder; see docs/recipes.md. `:smoke` and `:cooldown,smoke` are a minute
-on two cores, with self-made videos and single frames of them.
+working folder; see docs/recipes.md. `vitg_21.py:smoke` and `:cooldown,smoke` are a minute on
+two cores, with self-made videos and single frames of them.
 
 Hardware of the original: 128 GPUs for `pretrain`, 256 for `cooldown`.
 """
