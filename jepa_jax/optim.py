@@ -182,8 +182,8 @@ def guarded(
     """
 
     def init(params):
-        none = jnp.zeros((), jnp.int32)
-        return (*tx.init(params), GuardState(jnp.zeros(config.window), none, none))
+        counts = (jnp.zeros((), jnp.int32) for _ in range(2))  # not one, which is donated twice
+        return (*tx.init(params), GuardState(jnp.zeros(config.window), *counts))
 
     def update(grads, state, params=None, *, value, **extra):
         del extra
