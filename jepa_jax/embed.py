@@ -197,7 +197,7 @@ def _embed(model, listed, output, pictures, options, failed, partly) -> None:
                     _draw(model, window, values, pictures)
                 if output:
                     grid = model.config.grid(*window.clip.shape[:3])
-                    coords = model.coords(grid, window.spacing)
+                    coords = model.coords(grid, window.spacing, len(window.clip))
                     try:
                         _say(output.begin(waiting[current], grid, coords, window.spacing))
                     except BadFile as error:

@@ -244,7 +244,7 @@ def fit(
 
     Raises:
       TrainingError: loss or gradient is not finite. The state before that step is saved, the batch
-      stored in the workdir.
+      stored in the workdir. Or the loss guard has left out too many updates.
       Interrupted: SIGTERM came; the state is saved.
       DataError: too many files cannot be read; the state is saved.
     """
@@ -328,6 +328,12 @@ def fit(
                 path = workdir / f'nonfinite_step_{n + 1}.npz'
                 raise TrainingError(_explain(objective, state, frozen, batch, host.batch, n, path))
             n += 1
+            if values.get('skipped', 0) >= config.optim.guard.most:
+                save_last()
+                raise TrainingError(
+                    f'{values["skipped"]:.0f} updates were left out up to step {n}, for losses far '
+                    'above those before (optim.guard), which is as many as optim.guard.most allows'
+                )
             trouble, counted = feed.error, failures.state()
             try:
                 failures.add(host)

@@ -12,7 +12,7 @@ import functools
 import hashlib
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -76,8 +76,7 @@ class Model:
         self.probe = probe
         self.about = tuple(about)
         self.name, self.which, self.trained = name, which, trained
-        # grid (t, h, w) of the clip -> a function of (params, context, ids, asked, mask_index)
-        self.fill_in = functools.cache(self._make_fill_in)
+        self._answers = functools.cache(self._make_answers)
         self._sizes: dict[tuple, int] = {}  # shape of a clip -> largest batch of them so far
 
     def __repr__(self) -> str:
@@ -124,7 +123,8 @@ class Model:
           video: a path; or uint8 [T, H, W, 3], cut into windows like a video, or a list of its
             frames [H, W, 3]; or [n, T, H, W, 3], windows already; or a list of these, which gives a
             list of Features. Arrays may be of any library whose arrays numpy reads: torch, PIL.
-          frames: of each window; None: 16, and one tubelet of an image.
+          frames: of each window; None: 16. An image is one frame where the model has a way of its
+            own for images, else as many, or one tubelet.
           fps: frames a second to sample a video at, or that an array or a folder has.
           crop: pixels of the evaluation view; None: as the model was trained.
           preprocess: 'eval': short side to crop * 256 / 224, middle cut out, by the original's rule
@@ -148,7 +148,8 @@ class Model:
         if isinstance(video, np.ndarray) and video.ndim == 5:
             self._warn(video.shape[1], video.shape[2:4], crop, preprocess, fps)
             view = self._view(inputs.array_input(video[0], fps), crop, preprocess)
-            source = inputs.array_windows(video, fps, view, self.config.tubelet)
+            tubelet = self.config.tubelet_of(video.shape[1])
+            source = inputs.array_windows(video, fps, view, tubelet)
         else:
             one = inputs.array_input(video, fps) if isinstance(video, np.ndarray) else video
             source = self.windows(
@@ -161,7 +162,7 @@ class Model:
             clips=np.stack([row.clip for row in rows]),
             numbers=np.stack([row.numbers for row in rows]),
             seconds=np.stack([row.seconds for row in rows]),
-            coords=self.coords(grid, rows[0].spacing),
+            coords=self.coords(grid, rows[0].spacing, len(rows[0].clip)),
             grid=grid,
             **{key: np.stack([output[key] for output in outputs]) for key in outputs[0]},
         )
@@ -188,11 +189,13 @@ class Model:
             raise InputError(f'fps {fps}: must be above 0')
         source = video if isinstance(video, Input) else open_input(video, fps)
         source = inputs.from_second(source, start)
-        if frames is None:
-            frames = c.tubelet if source.kind == 'image' else FRAMES
-        if frames < c.tubelet or frames % c.tubelet:
-            raise InputError(f'frames {frames}: must be a multiple of {c.tubelet}, the tubelet')
-        frames = length(source, frames, c.tubelet)
+        if source.kind == 'image' and (c.modalities or frames is None):
+            frames = c.tubelet_of(1)
+        frames = FRAMES if frames is None else frames
+        tubelet = c.tubelet_of(frames)
+        if frames < tubelet or frames % tubelet:
+            raise InputError(f'frames {frames}: must be a multiple of {tubelet}, the tubelet')
+        frames = length(source, frames, c.tubelet_of(len(source.numbers)))
         stride = frames if stride is None else stride
         if stride < 1:
             raise InputError(f'stride {stride}: must be at least 1')
@@ -290,12 +293,17 @@ class Model:
         return self.encoder(jnp.asarray(clips), levels=levels)
 
     def coords(
-        self, grid: tuple[int, int, int], spacing: float, ids: np.ndarray | None = None
+        self,
+        grid: tuple[int, int, int],
+        spacing: float,
+        frames: int,
+        ids: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Where tokens lie, [N, 3] float32: see Features. spacing: seconds between frames."""
+        """Where tokens of a clip of so many frames lie, [N, 3] float32: see Features. spacing:
+        seconds between frames."""
         t, h, w = grid
         ids = np.arange(t * h * w) if ids is None else ids
-        tubelet, patch = self.config.tubelet, self.config.patch
+        tubelet, patch = self.config.tubelet_of(frames), self.config.patch
         seconds = (ids // (h * w) * tubelet + (tubelet - 1) / 2) * spacing
         y, x = (ids // w % h + 0.5) * patch, (ids % w + 0.5) * patch
         return np.stack([seconds, y, x], axis=1).astype(np.float32)
@@ -351,9 +359,9 @@ class Model:
             window = next(self.windows(context, fps=fps, start=start, **viewing))
             clips, fps = window.clip[None], 1 / window.spacing if window.spacing else fps
         c = self.config
-        for name, side, unit in zip(
-            ('frames', 'height', 'width'), clips.shape[1:4], (c.tubelet, c.patch, c.patch)
-        ):
+        T = clips.shape[1]
+        units = c.tubelet_of(T), c.patch, c.patch
+        for name, side, unit in zip(('frames', 'height', 'width'), clips.shape[1:4], units):
             if side < unit or side % unit:
                 raise InputError(f'context {name} {side}: must be a multiple of {unit}')
         grid = t, h, w = c.grid(*clips.shape[1:4])
@@ -369,6 +377,8 @@ class Model:
         elif isinstance(targets, Future):
             if targets.seconds <= 0 or targets.skip < 0:
                 raise InputError(f'{targets}: seconds must be above 0 and skip not below')
+            if c.modalities and T == 1:
+                raise InputError('context of one frame: an image has no future, give a clip')
             tubelets = max(1, int(targets.seconds * fps / c.tubelet))
             begin = t + int(targets.skip * fps / c.tubelet)
             seen = np.arange(t * h * w)
@@ -378,23 +388,45 @@ class Model:
         fed, clips = clips, jnp.asarray(clips)
         keep = jnp.asarray(np.tile(seen.astype(np.int32), (len(clips), 1)))
         asked = jnp.asarray(np.tile(hidden.astype(np.int32), (len(clips), 1)))
-        x = self.encoder(clips, keep)
-        z = self.fill_in(grid)(self.predictor.params, x, keep, asked, mask_index=mask_index)
-        coords = self.coords(grid, 1 / fps, hidden)
-        return Prediction(np.asarray(z), hidden, coords, np.asarray(x), seen, grid, fed)
+        _, x = self.seen(lambda levels: self.encoder(clips, keep, levels=levels))
+        z, said = self._answers(grid)(
+            self.predictor.params, x, keep, asked, mask_index=mask_index, image=T == 1
+        )
+        coords = self.coords(grid, 1 / fps, T, hidden)
+        said = None if said is None else np.asarray(said)
+        return Prediction(np.asarray(z), hidden, coords, np.asarray(x), seen, grid, fed, said)
 
-    def _make_fill_in(self, grid: tuple[int, int, int]):
-        """The predictor for clips of a grid. The original builds it for a square size and counts
-        ids on that; here they count on the grid that the clip has."""
+    def seen(self, encode: Callable[[tuple[int, ...]], Any]) -> tuple[jax.Array, jax.Array]:
+        """The encoder's features [B, N, D], and what of it the predictor takes, which may be
+        several levels, [B, N, L D].
+
+        encode: the encoder on some clips, levels -> its features, as of `Encoder`.
+        """
+        if self.need_predictor('this').config.levels == 1:
+            return (encode(()),) * 2
+        each = encode(self.config.levels)
+        return each[-1], jnp.concatenate(each, axis=-1)
+
+    def fill_in(self, grid: tuple[int, int, int]):
+        """The predictor for clips of a grid: (params, context, ids, asked, mask_index) -> what it
+        expects where it is asked."""
+        answers = self._answers(grid)
+        return lambda *args, **kwargs: answers(*args, **kwargs)[0]
+
+    def _make_answers(self, grid: tuple[int, int, int]):
+        """The predictor for clips of a grid: what it says of tokens that it is asked for and, or
+        None, of those in sight. The original builds it for a square size and counts ids on that;
+        here they count on the grid that the clip has."""
         config = self.predictor.config
         if config.position == 'rope':
             config = dataclasses.replace(config, grid=grid)
         net = Net(lambda rngs: Predictor(config, rngs=rngs))
 
-        def run(params, x, ids, asked, mask_index):
-            return net(params, x, ids, asked, mask_index)
+        def run(params, x, ids, asked, mask_index, image=False):
+            said = net(params, x, ids, asked, mask_index, image=image)
+            return said if config.predict_context else (said, None)
 
-        return jax.jit(run, static_argnames='mask_index')
+        return jax.jit(run, static_argnames=('mask_index', 'image'))
 
     # Classes
 
@@ -470,22 +502,25 @@ class Model:
         if reads == 'last':
             parts = [self.encode(clips)]
         elif reads == 'future':
-            x = self.encode(clips)
-            parts = [x, self.later(x, grid, self.need_predictor('this probe').params)]
+            predictor = self.need_predictor('this probe').params
+            x, context = self.seen(lambda levels: self.encode(clips, levels))
+            parts = [x, self.later(context, grid, predictor)]
         else:
             parts, grids = self.encode(clips, tuple(reads)), [grid] * len(reads)
         kept = [average_tokens(x, g, self.probe.tokens) for x, g in zip(parts, grids)]
         return jnp.concatenate(kept, axis=1)
 
     def later(self, x: jax.Array, grid: tuple[int, int, int], predictor: dict) -> jax.Array:
-        """Features [B, t h w, D] of clips -> what the predictor, with these weights, expects of the
-        tubelet one second after them at 8 frames a second: [B, h w, D]. (reference: vjepa2 §9.4)
+        """What `seen` takes of clips, [B, t h w, L D] -> what the predictor, with these weights,
+        expects of the tubelet one second after them at 8 frames a second: [B, h w, D], of several
+        levels the last. (reference: vjepa2 §9.4; vjepa2_1 §11: so wide as the encoder is, also of a
+        teacher that is wider)
         """
         t, h, w = grid
         first = (t + int(8 / self.config.tubelet)) * h * w
         none = jnp.zeros_like(x[..., 0], jnp.int32)  # lies on the devices that x lies on
         ids, asked = none + jnp.arange(t * h * w), none[:, : h * w] + first + jnp.arange(h * w)
-        return self.fill_in(grid)(predictor, x, ids, asked, mask_index=1)
+        return self.fill_in(grid)(predictor, x, ids, asked, mask_index=1)[..., -self.config.width :]
 
     def need_predictor(self, why: str) -> Loaded:
         """Raises InputError where there is none."""

@@ -21,7 +21,7 @@ from jepa_jax.checkpoint import hash_arrays
 from jepa_jax.errors import ZooError, allowed, nearest
 from jepa_jax.inputs import Trained
 from jepa_jax.model import Encoder, Loaded, ProbeHead
-from jepa_jax.models import SIZE_ALIASES, SIZES
+from jepa_jax.models import SIZE_ALIASES, VERSIONS
 from jepa_jax.models.predictor import PredictorConfig
 from jepa_jax.models.tokens import MEAN, STD
 from jepa_jax.models.vit import ViTConfig
@@ -38,6 +38,7 @@ WHICH = {'target': 'target (moving average)', 'online': 'online'}
 RELEASED_READS = ('reads', 'frames', 'step', 'segments')
 READS = (*RELEASED_READS, 'fps', 'crop', 'tokens', 'several')
 CARD = 'README.md'
+NEWER = '-21'  # behind a size of random weights: of V-JEPA 2.1
 
 
 class Model(model.Model):
@@ -226,19 +227,32 @@ def _placed(weights: Weights, name: str) -> dict:
 
 
 def random_configs(size: str, dtype: str = 'float32') -> tuple[ViTConfig, PredictorConfig]:
-    """Encoder and predictor of a named size, as in pretraining.
+    """Encoder and predictor of a named size, as in pretraining; SIZE-21: of V-JEPA 2.1.
 
     Raises:
       ZooError: no such size.
     """
-    name = SIZE_ALIASES.get(size, size)
-    if name not in SIZES:
-        raise ZooError(f"size '{size}'{nearest(size, SIZES)}; sizes are {', '.join(SIZES)}")
-    shape = SIZES[name]
+    name, version = size, VERSIONS['2.0']
+    if size.endswith(NEWER):
+        name, version = size.removesuffix(NEWER), VERSIONS['2.1']
+    name, sizes = SIZE_ALIASES.get(name, name), version.sizes
+    if name not in sizes:
+        raise ZooError(
+            f"size '{size}'{nearest(size, sizes)}; sizes are {', '.join(sizes)}, and with {NEWER} "
+            'behind it any of these in V-JEPA 2.1'
+        )
+    shape, dtype = sizes[name], jnp.dtype(dtype)
     encoder = ViTConfig(
-        shape.width, shape.depth, shape.heads, shape.mlp_ratio, dtype=jnp.dtype(dtype)
-    )
-    return encoder, PredictorConfig(shape.width, dtype=jnp.dtype(dtype))
+        shape.width, shape.depth, shape.heads, shape.mlp_ratio, dtype=dtype,
+        **version.encoder(shape.depth),
+    )  # fmt: skip
+    predictor = PredictorConfig(shape.width, dtype=dtype)
+    if version.levels:
+        predictor = dataclasses.replace(
+            predictor, depth=24, mask_tokens=8, levels=version.levels, predict_context=True,
+            **version.predictor(),
+        )  # fmt: skip
+    return encoder, predictor
 
 
 def _random(text: str, dtype: str, seed: int, probe: str | os.PathLike | None) -> Model:

@@ -65,6 +65,18 @@ RECIPES: dict[str, Recipe] = {
         describe='jepa_jax.describe:masked_video',
         evals='jepa_jax.evals.entries:masked_video',
     ),
+    'dense_video': Recipe(
+        config='jepa_jax.config:DenseVideoConfig',
+        check='jepa_jax.config.dense_video:check',
+        smoke='jepa_jax.config.trials:dense_video',
+        build='jepa_jax.build:dense_video',
+        stream='jepa_jax.data.videos:VideoStream',
+        programs='jepa_jax.objectives.programs:masked_video',
+        workload='jepa_jax.objectives.programs:masked_video_workload',
+        activations='jepa_jax.memory:masked_video',
+        describe='jepa_jax.describe:dense_video',
+        finish='jepa_jax.report:masked_video',
+    ),
     'action_conditioned': Recipe(
         config='jepa_jax.config:ActionConditionedConfig',
         check='jepa_jax.config.action_conditioned:check',

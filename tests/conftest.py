@@ -45,6 +45,11 @@ def golden_ac() -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope='session')
+def golden_dense() -> dict[str, np.ndarray]:
+    return dict(np.load(HERE / 'golden/dense.npz'))
+
+
+@pytest.fixture(scope='session')
 def golden_benchmark() -> dict[str, np.ndarray]:
     return dict(np.load(HERE / 'golden/evaluations_benchmark.npz'))
 

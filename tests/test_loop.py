@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from jepa_jax import loop, metrics, optim
-from jepa_jax.config import RunConfig
+from jepa_jax.config import GuardConfig, RunConfig
 from jepa_jax.data.stream import FailureLog
-from jepa_jax.errors import DataError, Interrupted
+from jepa_jax.errors import DataError, Interrupted, TrainingError
 from jepa_jax.loop import Clock
 from jepa_jax.metrics import Metrics, Workload
 from jepa_jax.models.layers import Linear
@@ -176,8 +176,10 @@ class Run:
         first: int = 0,
         state=None,
         evals=None,
+        **guard,
     ):
         config = RunConfig()
+        config.optim.guard = GuardConfig(**guard)
         config.optim.batch, config.optim.steps, config.optim.warmup = BATCH, steps, 0
         config.logging.every, config.logging.health_every = every, health_every
         config.checkpoints.every = 3
@@ -357,3 +359,15 @@ def test_another_process_that_is_stopped_stops_this_one_too(monkeypatch, tmp_pat
     with pytest.raises(Interrupted, match='step 1 of 12, which is saved'):
         run.fit(12)
     assert list(run.saves.saved) == [1]
+
+
+def test_a_run_ends_when_too_many_updates_are_left_out(monkeypatch, tmp_path):
+    """Losses of random batches rise above their mean sooner or later."""
+    run = Run(monkeypatch, tmp_path / 'run')
+    with pytest.raises(TrainingError, match='2 updates were left out up to step .*optim.guard'):
+        run.fit(40, deviations=1e-6, after=2, most=2)
+    step = max(run.saves.saved)
+    state, _ = run.saves.saved[step]
+    assert state.step == step < 40 and state.opt_state[-1].skipped == 2
+    rows = metrics.read(tmp_path / 'run')
+    assert [row['skipped'] for row in rows] == sorted(row['skipped'] for row in rows)

@@ -375,7 +375,7 @@ def test_fill_is_training_s_forward(model):
     z = run(net_of(Predictor, PREDICTOR), model.predictor.params, x, keep, ids, mask_index=0)
     np.testing.assert_allclose(result.context, x, rtol=0, atol=1e-5)
     np.testing.assert_allclose(result.tokens, z, rtol=0, atol=1e-5)
-    all_coords = model.coords((4, 4, 4), 1 / 4)
+    all_coords = model.coords((4, 4, 4), 1 / 4, 8)
     np.testing.assert_array_equal(result.coords, all_coords[mask.ravel()])
 
 

@@ -18,7 +18,7 @@ from jepa_jax.config.derived import horizon
 from jepa_jax.config.parts import EncoderConfig
 from jepa_jax.config.runs import EvalConfig, RunConfig
 from jepa_jax.errors import ConfigError, allowed, nearest
-from jepa_jax.models import SIZE_ALIASES, SIZES
+from jepa_jax.models import SIZE_ALIASES, SIZES, VERSIONS
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ RULES: dict[type, dict[str, Rule | OneOf]] = {
     },
     parts.EncoderConfig: {
         'size': OneOf(tuple(SIZES), tuple(SIZE_ALIASES)),
+        'version': OneOf(tuple(VERSIONS)),
         'width': NOT_NEGATIVE,
         'depth': NOT_NEGATIVE,
         'heads': NOT_NEGATIVE,
@@ -132,6 +133,12 @@ RULES: dict[type, dict[str, Rule | OneOf]] = {
         'beta1': BELOW_ONE,
         'beta2': BELOW_ONE,
         'eps': POSITIVE,
+    },
+    parts.GuardConfig: {
+        'deviations': NOT_NEGATIVE,
+        'window': Rule(lambda v: v >= 2, 'at least 2'),
+        'after': NOT_NEGATIVE,
+        'most': POSITIVE,
     },
     parts.EmaOptimConfig: {'momentum': BELOW_ONE, 'final_momentum': SHARE},
     parts.MeshConfig: {

@@ -19,7 +19,8 @@ WITHOUT_PATH = (*SELF_MADE, 'lawful', 'lawful_few')
 class EncoderConfig:
     """The vision transformer. Width, depth, heads and MLP ratio come from `size` unless set."""
 
-    size: str = 'vitl'  # a key of jepa_jax.models.SIZES: tiny small base vitl ...
+    size: str = 'vitl'  # one of its version's: tiny vits vitb vitl vith vitg gigantic ...
+    version: str = '2.0'  # of V-JEPA, a key of jepa_jax.models.VERSIONS: 2.0 | 2.1
     width: int = 0  # 0: as the size says
     depth: int = 0  # 0: as the size says
     heads: int = 0  # 0: as the size says
@@ -113,6 +114,16 @@ class DataConfig(ViewConfig):
 
 
 @dataclass
+class GuardConfig:
+    """Which updates are left out: those of a loss far above what it was lately."""
+
+    deviations: float = 0.0  # standard deviations above the mean of the last losses; 0: none is
+    window: int = 300  # losses that count as the last
+    after: int = 15_000  # updates before the first that may be left out
+    most: int = 10  # left out, after which the run stops
+
+
+@dataclass
 class OptimConfig:
     """AdamW and its schedules. k is the 1-based step, T = int(ipe_scale * steps)."""
 
@@ -132,6 +143,7 @@ class OptimConfig:
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
+    guard: GuardConfig = field(default_factory=GuardConfig)
 
 
 @dataclass

@@ -275,8 +275,8 @@ def reduced_encoder(
         if reads == 'last':
             parts = [encoder(weights['encoder'], clips)]
         elif reads == 'future':
-            x = encoder(weights['encoder'], clips)
-            parts = [x, model.later(x, grid, weights['predictor'])]
+            x, seen = model.seen(lambda levels: encoder(weights['encoder'], clips, levels=levels))
+            parts = [x, model.later(seen, grid, weights['predictor'])]
         else:
             parts = encoder(weights['encoder'], clips, levels=reads)
         kept = [average_tokens(x, g, tokens) for x, g in zip(parts, grids(grid, reads))]

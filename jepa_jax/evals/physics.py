@@ -27,7 +27,7 @@ from jepa_jax.config.physics import PhysicsConfig
 from jepa_jax.data import decode, violations
 from jepa_jax.data.views import resize
 from jepa_jax.data.windows import PIECE, ahead, open_input
-from jepa_jax.errors import BadFile, ConfigError
+from jepa_jax.errors import BadFile, ConfigError, InputError
 from jepa_jax.evals import Figure, Results, examples, physics_pictures, physics_sets, surprise
 from jepa_jax.evals.intervals import bootstrap, wilson
 from jepa_jax.evals.physics_sets import Pair, Pairs
@@ -134,12 +134,18 @@ def expects(online, target) -> surprise.Expects:
         t, h, w = grid
         ids = np.broadcast_to(np.arange(t * h * w, dtype=np.int32), (len(seen), t * h * w))
         K = seen.shape[1]
-        return online.fill_in(grid)(
+        said = online.fill_in(grid)(
             online.predictor.params, seen, ids[:, :K], ids[:, K:], mask_index=token
         )
+        return said[..., -c.width :]  # of several levels the last
+
+    def context(clips: jax.Array) -> jax.Array:
+        return online.seen(lambda levels: online.encode(clips, levels))[1]
 
     c = target.config
-    return surprise.Expects(online.encode, target.encode, predict, c.tubelet, c.patch)
+    if online.predictor.config.out_width:
+        raise InputError('the predictor expects features of another model, which is not here')
+    return surprise.Expects(context, target.encode, predict, c.tubelet, c.patch)
 
 
 def untrained(model, seed: int) -> Model:

@@ -34,6 +34,8 @@ ROLES = ('params', 'ema', 'frozen')
 OPTIMIZER = 'opt_state/'
 COUNT, MU, NU = 'opt_state/0/count', 'opt_state/0/mu', 'opt_state/0/nu'
 STEPS = ('step', 'opt_state/1/inner_state/count', 'opt_state/2/count')
+# of optim.guarded, whose losses no other program would know: left behind
+GUARD = tuple(f'opt_state/3/{name}' for name in ('losses', 'seen', 'skipped'))
 
 # what describes a checkpoint: entry -> its type
 KINDS = {
@@ -250,7 +252,7 @@ def training(
         {name: tree for name, net in trained.items() if (tree := subtree(leaves, f'{m}/{net}'))}
         for m in (MU, NU)
     )
-    known = (*STEPS, COUNT, *(f'{m}/{net}/' for m in (MU, NU) for net in trained.values()))
+    known = (*STEPS, *GUARD, COUNT, *(f'{m}/{net}/' for m in (MU, NU) for net in trained.values()))
     if unknown := [name for name in state if not name.startswith(known)]:
         raise ConvertError(
             f'{folder}: {unknown[0]} is not known here: --weights-only leaves the optimizer out'
