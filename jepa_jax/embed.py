@@ -21,7 +21,7 @@ import sys
 from typing import Any
 
 from jepa_jax import cli
-from jepa_jax.errors import InputsFailed, UsageError
+from jepa_jax.errors import InputsFailed, UsageError, printable
 
 
 def embed(
@@ -61,9 +61,9 @@ def embed(
     words = []
     if failed:
         count = f'{len(failed)} of {len(inputs)} inputs could not be used'
-        words.append(f'{count}: {", ".join(failed)}')
+        words.append(f'{count}: {", ".join(map(printable, failed))}')
     if partly := [path for path in partly if path not in failed]:
-        words.append(f'{len(partly)} only before the damage: {", ".join(partly)}')
+        words.append(f'{len(partly)} only before the damage: {", ".join(map(printable, partly))}')
     if words:
         raise InputsFailed(f'{"; ".join(words)}; all others are done')
 
@@ -84,7 +84,7 @@ def _classify(model, inputs: list[str], top: int, failed: dict[str, Exception]) 
         except BadFile as error:
             _left_out(path, error, failed)
         else:
-            print(f'{path}\n{classes}', flush=True)
+            print(f'{printable(path)}\n{classes}', flush=True)
 
 
 def _embed(model, inputs, output, pictures, options, failed, partly) -> None:
@@ -122,7 +122,8 @@ def _embed(model, inputs, output, pictures, options, failed, partly) -> None:
                     output.end(current not in failed)
                 current = window.source
                 if window.repeated:
-                    tqdm.write(f'{current}: short, its last frame fills {window.repeated} places')
+                    short = f'short, its last frame fills {window.repeated} places'
+                    tqdm.write(f'{printable(current)}: {short}')
                 if pictures:
                     _draw(model, window, values, pictures)
                 if output:

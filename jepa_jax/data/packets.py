@@ -336,7 +336,9 @@ def _drop_undecodable(video: Video, packets: Packets) -> None:
     shown = set()
     with opened(video.path, video.deadline, skim=False) as again:
         run = itertools.islice(again.packets(), max(first, suspects[-1]) + 1)
-        for packet in [*run, None]:
+        for packet in itertools.chain(run, [None]):
+            if packet is not None:
+                again.spend(packet)
             with contextlib.suppress(Exception):  # of the decoder: that frame is not shown
                 frames = again.stream.codec_context.decode(packet)
                 shown.update(places.get(frame.pts) for frame in frames if not frame.is_corrupt)
