@@ -109,7 +109,7 @@ def composed(
         if part.size:
             spend(frame.width * frame.height)
             drawn = _decode(path, file, size, screen, frame)[: part.shape[0], : part.shape[1]]
-            np.copyto(part, drawn, where=drawn[..., 3:] > 0)
+            np.copyto(part.view(np.uint32), drawn.view(np.uint32), where=drawn[..., 3:] > 0)
         yield canvas
         if frame.disposal == 2:
             part[...] = 0

@@ -136,7 +136,8 @@ def _image(path: str | os.PathLike, file: io.IOBase, size: int) -> Iterator[Imag
     with image:
         width, height = image.size
         files.bound(path, 'pixels', width * height)
-        held = HELD_STACK if getattr(image, 'is_animated', False) else HELD
+        with pillow.reading(path):  # a GIF looks for the next frame
+            held = HELD_STACK if getattr(image, 'is_animated', False) else HELD
         files.bound_decoded(path, width * height * held, size)
         if image.info.get('progressive'):  # JPEG: each of any number of scans goes over all pixels
             files.Deadline(path, size).spend(_scans(file) * width * height)
