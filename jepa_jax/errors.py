@@ -22,7 +22,7 @@ REASONS = {
     'not_video': 'the bytes are no video container that libav knows',
     'not_image': 'the bytes are no image that Pillow knows',
     'no_video_stream': 'a container without a video stream',
-    'unsupported': 'this build of libav has no decoder for the codec',
+    'unsupported': 'there is no decoder for the codec',
     'no_frames': 'a video stream without frames',
     'truncated': 'the end of the file is missing',
     'corrupt': 'the decoder reports an error at or before a chosen frame',

@@ -20,7 +20,7 @@ import numpy as np
 
 from jepa_jax import files
 from jepa_jax.config import SELF_MADE, WITHOUT_PATH, DataConfig, DataListConfig
-from jepa_jax.data import clips, decode, kinds, lists, npz, pictures
+from jepa_jax.data import clips, decode, kinds, lists, npz, pictures, prepared
 from jepa_jax.data.cache import ClipCache, read_stored
 from jepa_jax.data.kinds import PICTURES, VIDEOS
 from jepa_jax.data.pictures import image_of
@@ -191,9 +191,9 @@ class Tfds:
         if match is None:
             raise ConfigError(f'{path!r} is not FOLDER[:SPLIT[:FEATURE]]')
         folder, split, key = match.groups()
-        self._folder, self._split = prepared_folder(folder), split or 'train'
+        self._folder, self._split = prepared.folder_of(folder), split or 'train'
         self._step = data.frame_step or 1
-        features = self._builder().info.features
+        features = prepared.builder(self._folder).info.features
         depths = {name: depth for name in features if (depth := _image_depth(features[name])) >= 0}
         if key not in depths if key else len(depths) != 1:
             what = f'called {key!r} ' if key else ''
@@ -220,7 +220,8 @@ class Tfds:
         return int(self._records[index]['label']) if self._labelled else None
 
     def read(self, index: int, frames: int, rng: np.random.Generator) -> np.ndarray:
-        encoded = self._records[index][self._key]
+        with files.reading(self.name(index)):
+            encoded = self._records[index][self._key]
         if not self._sequence:
             image = image_of(self.name(index), encoded)
             return np.broadcast_to(image, (frames, *image.shape))
@@ -232,34 +233,7 @@ class Tfds:
 
     @functools.cached_property
     def _records(self):
-        return tfds_records(self._folder, self._split, self._key)
-
-    def _builder(self):
-        import tensorflow_datasets as tfds  # takes a second
-
-        return tfds.builder_from_directory(self._folder)
-
-
-def tfds_records(folder: str, split: str, key: str):
-    """The records of a prepared dataset, with what `key` names left as stored, so that only the
-    images that are chosen are decoded.
-
-    Raises:
-      ConfigError: no such split, or it is not stored as ArrayRecord.
-    """
-    import tensorflow_datasets as tfds
-
-    class Encoded(tfds.decode.Decoder):
-        def decode_example(self, serialized_example):
-            return serialized_example
-
-        decode_example_np = decode_batch_example_np = decode_example
-
-    try:
-        builder = tfds.builder_from_directory(folder)
-        return builder.as_data_source(split, decoders={key: Encoded()})
-    except (ValueError, NotImplementedError) as error:
-        raise ConfigError(f'{folder} split {split!r}: {" ".join(str(error).split())}') from error
+        return prepared.records(self._folder, self._split, self._key)
 
 
 def open_source(entry: DataListConfig, data: DataConfig, index: int = 0) -> Source:
@@ -298,16 +272,6 @@ def _choose(sampling: clips.Sampling, frames: int, rng: np.random.Generator, inf
         step = sampling.frame_step or 1
         return clips.clip_indices(info.frames, frames, step, draw=rng.integers)[0]
     return clips.frame_indices(info, frames, sampling, rng)
-
-
-def prepared_folder(folder: str) -> str:
-    """The folder of one version of a dataset, at or below `folder`."""
-    paths = sorted(Path(folder).glob('**/dataset_info.json'))
-    if len(paths) != 1:
-        what = 'no prepared dataset' if not paths else f'{len(paths)} prepared datasets'
-        some = ''.join(f' {path.parent}' for path in paths[:5])
-        raise ConfigError(f'{folder!r} holds {what}, one is needed{":" if some else ""}{some}')
-    return str(paths[0].parent)
 
 
 def _image_depth(feature) -> int:
