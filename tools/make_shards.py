@@ -5,8 +5,8 @@
         --config.data.lists[0].kind=shards --config.data.lists[0].path=/data/clips_320
 
 A shard is a pair of files: shard-00000.rgb, frames as plain bytes, and shard-00000.json, which says
-where each record lies and is written last. Started again with the same arguments it goes on where
-it was. Plain frames are large (a second of 320x240 at 8 frames a second is 1.8 MB): this pays
+where each record lies and what its frames' checksums are, and is written last. Started again with
+the same arguments it goes on where it was. Plain frames are large (a second of 320x240 at 8 frames a second is 1.8 MB): this pays
 where decoding holds up training and disks are large. To remove the shards, delete the folder:
 nothing else refers to it, and the videos are not touched.
 """
@@ -31,8 +31,9 @@ from tqdm import tqdm
 
 from jepa_jax.config import DataConfig, DataListConfig
 from jepa_jax.data import decode, kinds, pictures
+from jepa_jax.data.cache import checksum
 from jepa_jax.data.clips import Timing
-from jepa_jax.data.sources import SHARD_VERSION, open_source
+from jepa_jax.data.sources import SHARD_VERSION, open_source, sum_of
 from jepa_jax.errors import BadFile, ConfigError
 
 PIECE = 256  # frames decoded at a time: bounds memory, 0.7 GiB at 1280x720
@@ -120,6 +121,7 @@ def _shard(
                     file.truncate()
                     bad = {'path': path, 'reason': error.reason, 'detail': error.detail}
                     shard['skipped'].append(bad)
+        shard['sum'] = sum_of(shard['records'])
         os.replace(part, index.with_suffix('.rgb'))
         part.write_text(json.dumps(shard))
         os.replace(part, index)
@@ -139,13 +141,14 @@ def _video(file, path: str, label: int | None, settings: dict[str, int]) -> list
     records = []
     for first in range(0, len(kept), longest):
         record = kept[first : first + longest]
-        offset = file.tell()
+        offset, sums = file.tell(), []
         for start in range(0, len(record), PIECE):
             piece = record[start : start + PIECE]
             frames = read(path, lambda _, piece=piece: piece)
             for frame in frames:
                 shrunk = _shrink(frame, settings['short_side'])
                 file.write(shrunk.data)
+                sums.append(checksum(shrunk))
         records.append(
             {
                 'path': path,
@@ -154,6 +157,7 @@ def _video(file, path: str, label: int | None, settings: dict[str, int]) -> list
                 'offset': offset,
                 'shape': [len(record), *shrunk.shape],
                 'fps': rate,
+                'sums': sums,
             }
         )
     return records

@@ -10,8 +10,10 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import logging
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
@@ -24,7 +26,7 @@ from jepa_jax.data import clips, decode, kinds, lists, npz, pictures, prepared
 from jepa_jax.data.cache import ClipCache, read_stored
 from jepa_jax.data.kinds import PICTURES, VIDEOS
 from jepa_jax.data.pictures import image_of
-from jepa_jax.errors import BadFile, ConfigError, Unsuitable
+from jepa_jax.errors import BadFile, ConfigError, Unsuitable, printable
 
 SHARD_VERSION = 1  # of what `python -m tools.make_shards` writes
 
@@ -108,24 +110,37 @@ class Shards:
     """Decoded clips that `python -m tools.make_shards` wrote: only chosen frames are read.
 
     A folder of pairs `shard-00000.rgb`, frames as plain bytes, and `shard-00000.json`, which says
-    where each record lies; written last, so a shard without one is unfinished.
+    where each record lies; written last, so a shard without one is unfinished. Each frame that is
+    read is held against its checksum; shards of before there were any are read without, and said.
     """
 
     def __init__(self, folder: str, data: DataConfig) -> None:
         self._folder, self._sampling = folder, clips.Sampling.from_config(data)
         names, rows, self._rates, self.skipped = [], [], [], {}
+        sums, count, without = [np.empty(0, np.uint32)], 0, 0
         self._files = sorted(Path(folder).glob('shard-*.json'))
         for number, path in enumerate(self._files):
             shard = _shard(path)
+            without += 'sum' not in shard
             for record in shard['records']:
                 names.append(f'{record["path"]}#{record["first"]}')
                 label = -1 if record['label'] is None else record['label']
-                rows.append((number, label, record['offset'], *record['shape']))
+                first = count if 'sums' in record else -1
+                sums.append(np.asarray(record.get('sums', ()), np.uint32))
+                count += len(sums[-1])
+                rows.append((number, label, record['offset'], *record['shape'], first))
                 self._rates.append(record['fps'])
             for bad in shard['skipped']:
                 self.skipped[bad['reason']] = self.skipped.get(bad['reason'], 0) + 1
         self._names, self._rates = Names(names), np.asarray(self._rates, np.float64)
-        self._rows = np.asarray(rows, np.int64).reshape(len(rows), 7)
+        self._rows = np.asarray(rows, np.int64).reshape(len(rows), 8)
+        self._sums = np.concatenate(sums)
+        if without:
+            logging.warning(
+                '%s: %d of %d shards have no checksums: damage of theirs is not noticed; '
+                'tools.make_shards writes them into an empty folder',
+                printable(folder), without, len(self._files),
+            )  # fmt: skip
 
     def __len__(self) -> int:
         return len(self._names)
@@ -138,14 +153,16 @@ class Shards:
         return None if label < 0 else label
 
     def read(self, index: int, frames: int, rng: np.random.Generator) -> np.ndarray:
-        shard, _, offset, *shape = self._rows[index].tolist()
+        shard, _, offset, *shape, first = self._rows[index].tolist()
+        sums = None if first < 0 else self._sums[first : first + shape[0]].tolist()
         fps = float(self._rates[index])
         timing = clips.Timing(shape[0], fps, shape[0] / fps)
         try:
             numbers = clips.frame_indices(timing, frames, self._sampling, rng)
         except Unsuitable as error:
             raise BadFile(self.name(index), error.reason, error.detail) from error
-        return read_stored(self._files[shard].with_suffix('.rgb'), offset, tuple(shape), numbers)
+        path = self._files[shard].with_suffix('.rgb')
+        return read_stored(path, offset, tuple(shape), numbers, sums)
 
 
 def _shard(path: Path) -> dict:
@@ -170,11 +187,21 @@ def _shard(path: Path) -> dict:
                 files.bound(path, 'pixels', height * width)
                 files.bound(path, 'frames', frames)
                 str.isprintable(record['path'])  # raises for what is no text
+                sums = record.get('sums', [0] * frames)
+                if len(sums) != frames or not all(type(n) is int and 0 <= n < 2**32 for n in sums):
+                    raise ValueError('checksums that are none, or not one for each frame')
             for bad in shard['skipped']:
                 str.isprintable(bad['reason'])
+    if 'sum' in shard and sum_of(shard['records']) != shard['sum']:
+        raise BadFile(path, 'corrupt', 'its records are not what was written (checksum)')
     if version != SHARD_VERSION:
         raise ConfigError(f'{path} has version {version!r:.40}, not {SHARD_VERSION}')
     return shard
+
+
+def sum_of(records: list[dict]) -> int:
+    """A checksum of what the .json of a shard says of its records."""
+    return zlib.crc32(json.dumps(records, sort_keys=True).encode())
 
 
 class Tfds:
