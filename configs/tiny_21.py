@@ -10,7 +10,13 @@ context sets in over the same share of the run as released.
 `tiny_21.py:smoke` is a minute.
 """
 
-from jepa_jax.config import DataListConfig, DenseVideoConfig, cache_root, parse_arg
+from jepa_jax.config import (
+    DataListConfig,
+    DenseVideoConfig,
+    PeriodicEvalConfig,
+    cache_root,
+    parse_arg,
+)
 from jepa_jax.recipes import smoke
 
 
@@ -39,6 +45,7 @@ def get_config(arg: str = '') -> DenseVideoConfig:
     c.context_loss.begin, c.context_loss.full = 150, 300  # released: 15,000 and 30,000 of 300,000
     c.checkpoints.every = 500
     c.logging.health_every = 100
+    c.evals = [PeriodicEvalConfig()]  # neighbours and ridge
     c.probe.enabled = True
     c.probe.lr = 3e-3
     return smoke(c) if small else c

@@ -28,7 +28,7 @@ import warnings
 from typing import Any
 
 from jepa_jax import cli
-from jepa_jax.errors import InputsFailed, UsageError
+from jepa_jax.errors import InputsFailed, UsageError, printable
 from jepa_jax.weights.names import check as check_name
 
 SHOWN = 20  # names in the last line
@@ -119,7 +119,7 @@ def embed(
 def _names(paths) -> str:
     paths = list(paths)
     more = f' and {len(paths) - SHOWN} more' if len(paths) > SHOWN else ''
-    return ', '.join(paths[:SHOWN]) + more
+    return ', '.join(map(printable, paths[:SHOWN])) + more
 
 
 def _say(text: str, file=None) -> None:
@@ -147,7 +147,7 @@ def _classify(model, listed, top: int, failed: dict[str, Exception]) -> None:
         except BadFile as error:
             _left_out(one.path, error, failed)
         else:
-            print(f'{one.path}\n{classes}', flush=True)
+            print(f'{printable(one.path)}\n{classes}', flush=True)
 
 
 def _embed(model, listed, output, pictures, options, failed, partly) -> None:
@@ -192,7 +192,8 @@ def _embed(model, listed, output, pictures, options, failed, partly) -> None:
                     _say(output.end(partly.get(current, ''), current in failed))
                 current = window.source
                 if window.repeated:
-                    _say(f'{current}: short, its last frame fills {window.repeated} places')
+                    short = f'short, its last frame fills {window.repeated} places'
+                    _say(f'{printable(current)}: {short}')
                 if pictures:
                     _draw(model, window, values, pictures)
                 if output:

@@ -75,7 +75,7 @@ RECIPES: dict[str, Recipe] = {
         workload='jepa_jax.objectives.programs:masked_video_workload',
         activations='jepa_jax.memory:masked_video',
         describe='jepa_jax.describe:dense_video',
-        finish='jepa_jax.report:masked_video',
+        evals='jepa_jax.evals.entries:masked_video',
     ),
     'action_conditioned': Recipe(
         config='jepa_jax.config:ActionConditionedConfig',
