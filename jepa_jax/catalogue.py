@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import pathlib
+import math
 
 import jax
 
-from jepa_jax.models import SIZES
+from jepa_jax.models import NEWER, SIZES, VERSIONS
 from jepa_jax.models.ac_predictor import ACPredictorConfig
 from jepa_jax.models.pooler import AttentivePooler, PoolerConfig
 from jepa_jax.nets import Net
 from jepa_jax.pretrained import random_configs
-from jepa_jax.weights import parts, zoo
+from jepa_jax.weights import bundled, names, parts, zoo
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,8 @@ class Row:
         """As text."""
         file = f'{self.nbytes / 1e9:.2g} GB' if self.nbytes else 'none'
         file += ', here' if self.here else ' or more' if self.nbytes else ''
-        count = f'{self.parameters / 1e6:.3g} M'
+        millions = self.parameters / 1e6
+        count = f'{millions:.3g} M' if millions < 1000 else f'{millions:,.0f} M'
         return self.name, count, f'{self.crop}', file, ', '.join(self.does)
 
 
@@ -51,30 +52,39 @@ class Table(list[Row]):
 
 
 def models() -> Table:
-    """Released models and probes, and random weights of each size: parameters, size of the file,
-    what each can do. Nothing is downloaded. Paths and names of the Hugging Face hub are taken by
-    `load`, too."""
-    released = [_released(name, row) for name, row in zoo.RELEASED.items()]
+    """Weights that come with the package, released models and probes, and random weights of each
+    size: parameters, size of the file, what each can do. Nothing is downloaded. Paths and names of
+    the Hugging Face hub are taken by `load`, too."""
+    rows = [_bundled(name) for name in names.BUNDLED]
+    rows += (_released(name, row) for name, row in names.RELEASED.items())
     does = ('features without meaning: nothing is trained', 'to try things')
-    random = [
-        Row(zoo.RANDOM + size, _count(size, 'encoder'), 256, 0, False, does) for size in SIZES
-    ]
-    return Table(released + random)
+    sizes = [*SIZES, *(size + NEWER for size in VERSIONS['2.1'].sizes)]
+    rows += (Row(names.RANDOM + s, _count(s, 'encoder'), 256, 0, False, does) for s in sizes)
+    return Table(rows)
 
 
-def _released(name: str, row: zoo.Released) -> Row:
-    encoder = _count(row.size, 'encoder')
+def _bundled(name: str) -> Row:
+    weights = bundled.read(name)
+    net = weights.nets[weights.pick('target')]
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(net.tree))
+    nbytes = (bundled.FOLDER / f'{name}.npz').stat().st_size
+    return Row(name, count, net.config.image_size, nbytes, True, ('features', 'to try things'))
+
+
+def _released(name: str, row: names.Released) -> Row:
+    size = row.size + (NEWER if row.version == '2.1' else '')
+    encoder = _count(size, 'encoder')
     if row.probe_of:
         reads = {'future': 'actions one second ahead'}.get(row.reads, 'classes')
         does = f'{reads} ({name.split("-")[0]})', f'with {row.probe_of}'
-        numbers = _count(row.size, 'pooler')
+        numbers = _count(size, 'pooler')
     elif name.startswith('ac-'):
-        does, numbers = ('features', 'plans'), encoder + _count(row.size, 'ac_predictor')
+        does, numbers = ('features', 'plans'), encoder + _count(size, 'ac_predictor')
     else:
         does = 'features', 'predictions'
-        numbers = 2 * encoder + _count(row.size, 'predictor')
+        numbers = 2 * encoder + _count(size, 'predictor')
     folder = zoo.cache_folder()
-    file, converted = folder / pathlib.Path(row.file).name, folder / name
+    file, converted = folder / zoo.local_name(row), folder / name
     nbytes = file.stat().st_size if file.is_file() else 4 * numbers
     here = file.is_file() or converted.is_dir()
     return Row(name, encoder, row.crop, nbytes, here, does)

@@ -21,7 +21,7 @@ from jepa_jax.checkpoint import hash_arrays
 from jepa_jax.errors import ZooError, allowed, nearest
 from jepa_jax.inputs import Trained
 from jepa_jax.model import Encoder, Loaded, ProbeHead
-from jepa_jax.models import SIZE_ALIASES, VERSIONS
+from jepa_jax.models import NEWER, SIZE_ALIASES, VERSIONS
 from jepa_jax.models.predictor import PredictorConfig
 from jepa_jax.models.tokens import MEAN, STD
 from jepa_jax.models.vit import ViTConfig
@@ -38,7 +38,6 @@ WHICH = {'target': 'target (moving average)', 'online': 'online'}
 RELEASED_READS = ('reads', 'frames', 'step', 'segments')
 READS = (*RELEASED_READS, 'fps', 'crop', 'tokens', 'several')
 CARD = 'README.md'
-NEWER = '-21'  # behind a size of random weights: of V-JEPA 2.1
 
 
 class Model(model.Model):

@@ -76,6 +76,7 @@ VERSIONS = {
         levels=4,
     ),
 }
+NEWER = '-21'  # behind a size of random weights: of V-JEPA 2.1
 
 
 class _Models(types.ModuleType):

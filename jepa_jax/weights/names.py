@@ -8,7 +8,7 @@ import os
 import re
 
 from jepa_jax.errors import ZooError, allowed, nearest
-from jepa_jax.models import SIZE_ALIASES, SIZES
+from jepa_jax.models import NEWER, SIZE_ALIASES, SIZES, VERSIONS
 
 HUB = 'hf:'  # before a name of the Hugging Face hub
 RANDOM = 'random:'  # before a size
@@ -103,8 +103,11 @@ def check(name_or_path: str | os.PathLike) -> None:
     text, _ = pinned(name_or_path)
     if text.startswith(RANDOM):
         size = text.removeprefix(RANDOM)
-        if size not in SIZES and size not in SIZE_ALIASES:
-            raise ZooError(f"model '{text}': {allowed(size, SIZES)}")
+        version = VERSIONS['2.1' if size.endswith(NEWER) else '2.0']
+        plain = size.removesuffix(NEWER)
+        if plain not in version.sizes and plain not in SIZE_ALIASES:
+            behind = f', and with {NEWER} behind it any of these in V-JEPA 2.1'
+            raise ZooError(f"model '{text}': {allowed(size, SIZES)}{behind}")
     elif text in RELEASED or text in BUNDLED or text in PUBLISHED or text.startswith(HUB):
         return
     elif not os.path.exists(os.path.expanduser(text)):

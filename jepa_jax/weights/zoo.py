@@ -123,7 +123,7 @@ def look(name_or_path: str | os.PathLike) -> Sources:
         weights = dataclasses.replace(weights, notes=notes)
     source = weights.source
     if text in RELEASED:
-        original = cache_folder() / _local(RELEASED[text])
+        original = cache_folder() / local_name(RELEASED[text])
         if original.exists():
             check_record(original, thorough=True)
             return Sources(weights, (original,))
@@ -144,7 +144,7 @@ def cache_folder() -> pathlib.Path:
 def _released(name: str, pin: str = '') -> Weights:
     """Weights of a key of RELEASED, converted when it is first used."""
     row, folder = RELEASED[name], cache_folder()
-    source, converted = folder / _local(row), folder / name
+    source, converted = folder / local_name(row), folder / name
     with _alone(folder):
         if not converted.is_dir():
             if not source.exists():
@@ -165,7 +165,7 @@ def _released(name: str, pin: str = '') -> Weights:
     return read(converted)
 
 
-def _local(row: Released) -> str:
+def local_name(row: Released) -> str:
     return row.local or pathlib.Path(row.file).name
 
 

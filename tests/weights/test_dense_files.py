@@ -238,7 +238,7 @@ def test_released_names(tmp_path, monkeypatch):
     monkeypatch.setenv('JEPA_JAX_CACHE', str(tmp_path))
     rows = {name: row for name, row in zoo.RELEASED.items() if row.version == '2.1'}
     assert list(rows) == ['vitb-21', 'vitl-21', 'vitg-21', 'vitgigantic-21']
-    local = [zoo._local(row).lower() for row in zoo.RELEASED.values()]
+    local = [zoo.local_name(row).lower() for row in zoo.RELEASED.values()]
     assert len(set(local)) == len(local)
     assert {zoo.ALIASES[f'vjepa2_1_vit_{n}_384'] for n in ('base', 'large', 'giant', 'gigantic')} \
         == set(rows)  # fmt: skip
