@@ -93,6 +93,7 @@ def _evaluate(config: EvalConfig, folder, model: str, encoder: str) -> dict:
     import json
     import time
 
+    import jax
     import numpy as np
 
     import jepa_jax
@@ -104,7 +105,7 @@ def _evaluate(config: EvalConfig, folder, model: str, encoder: str) -> dict:
 
     row, began = evals.of(config), time.monotonic()
     loaded = jepa_jax.load(model, encoder=encoder)
-    for line in loaded.about:
+    for line in () if jax.process_index() else loaded.about:
         print(line)
     about = {
         'evaluation': config.evaluation,
