@@ -5,8 +5,7 @@
 Makes its videos the first time, trains on two CPU cores in about ten minutes, and ends with a probe
 of frozen features against those of a random encoder and against pixels. Expected: which way digit
 and ball circle, and on which side of the digit the ball lies, is read far better from the trained
-features than from a random encoder's or from pixels; see the README for the figures. Own videos
-instead:
+features than from a random encoder's or from pixels; figures: docs/numbers.md. Own videos instead:
 
     python -m jepa_jax.train --config=configs/tiny.py --config.probe.enabled=false \\
         --config.data.lists[0].kind=videos --config.data.lists[0].path=clips.txt

@@ -39,6 +39,7 @@ from jepa_jax.errors import (
     Interrupted,
     Unusable,
     UsageError,
+    allowed,
     nearest,
     printable,
 )
@@ -104,6 +105,11 @@ class _Parser(argparse.ArgumentParser):
         # what is a value though it begins with a dash: lists of numbers, too
         self._negative_number_matcher = re.compile(r'-\.?\d[\d.,eE+-]*$')
         self.register('type', int, whole)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            words = [str(choice) for choice in action.choices]
+            raise argparse.ArgumentError(action, f"'{value}': {allowed(value, words)}")
 
     def error(self, message: str):
         raise UsageError(message)

@@ -19,7 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jepa_jax import cli, distributed
-from jepa_jax.config import EvalConfig
+from jepa_jax.config import EvalConfig, layouts
+from jepa_jax.errors import ConfigError
 from jepa_jax.weights import names
 
 FILE = 'report.json'
@@ -40,10 +41,11 @@ def evaluate(
     from jepa_jax import evals
 
     evals.of(config)  # before the imports that take seconds
+    if complaint := next(layouts.missing_sets(config, workdir), None):
+        raise ConfigError(complaint)
     for model in models:
         names.check(model)
     from jepa_jax import start
-    from jepa_jax.errors import ConfigError
     from jepa_jax.workdir import lock, write_json
 
     if twice := [name for name in models if models.count(name) > 1]:
@@ -99,7 +101,6 @@ def _evaluate(config: EvalConfig, folder, model: str, encoder: str) -> dict:
     import jepa_jax
     from jepa_jax import evals
     from jepa_jax.checkpoint import hash_arrays
-    from jepa_jax.errors import ConfigError
     from jepa_jax.lookup import load
     from jepa_jax.workdir import write_json
 
@@ -164,7 +165,6 @@ def _together(reports: list[dict], folders: list, config: EvalConfig) -> dict:
     import numpy as np
 
     from jepa_jax.data import npz
-    from jepa_jax.errors import ConfigError
     from jepa_jax.evals import Figure
     from jepa_jax.evals.intervals import bootstrap
 

@@ -22,8 +22,8 @@ import sys
 from pathlib import Path
 
 from jepa_jax import cli
-from jepa_jax.config import RobotConfig
-from jepa_jax.errors import BadFile
+from jepa_jax.config import RobotConfig, layouts
+from jepa_jax.errors import BadFile, ConfigError
 
 NAMED = 10  # episodes of a kind that are named
 
@@ -44,11 +44,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(crop: int, model: str, episodes: int, picture: str, **fields) -> None:
     """Measures, prints, draws."""
+    data = RobotConfig(**fields)
+    complaint = next(layouts.kinds(data), '') or next(layouts.absent('robot.path', data.path), '')
+    if complaint:
+        raise ConfigError(complaint)
     from jepa_jax.data import robot
 
     from . import robot_findings as findings
 
-    data = RobotConfig(**fields)
     trained = findings.Trained.at(model) if model else None
     crop = crop or (trained.crop if trained else 256)
     recordings = robot.open_recordings(data)

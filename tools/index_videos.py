@@ -28,6 +28,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jepa_jax import cli, scratch
+from jepa_jax.config import layouts
 from jepa_jax.errors import REASONS, BadFile, ConfigError
 
 
@@ -182,6 +183,9 @@ def run(source: list[str], out: Path, workers: int, decode: bool) -> None:
         raise ConfigError(f'--workers {workers}: must be at least 1')
     if not out.parent.is_dir():
         raise ConfigError(f'--out: there is no folder {out.parent}')
+    for path in source:
+        if complaint := next(layouts.absent('source', path), None):
+            raise ConfigError(complaint)
     try:
         records, skipped = gather(source)
     except (OSError, BadFile, ConfigError) as error:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jepa_jax import cli
-from jepa_jax.config import DataConfig, DataListConfig
+from jepa_jax.config import DataConfig, DataListConfig, layouts
 from jepa_jax.errors import BadFile, ConfigError
 
 if TYPE_CHECKING:
@@ -221,6 +221,8 @@ def run(list: str, out: str, **options: int) -> None:
             raise ConfigError(f'--{flag} {options[name]}: must be at least {least}')
     if options['workers'] < 0:
         raise ConfigError(f'--workers {options["workers"]}: must be at least 0')
+    if complaint := next(layouts.absent('list', list), None):
+        raise ConfigError(complaint)
     counts = make(list, out, **options)
     skipped = {k.removeprefix('skipped/'): n for k, n in counts.items() if '/' in k}
     reasons = ', '.join(f'{n} {reason}' for reason, n in sorted(skipped.items()))

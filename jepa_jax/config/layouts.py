@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from jepa_jax.config.parts import WITHOUT_PATH, RobotConfig
-from jepa_jax.config.runs import RunConfig
+from jepa_jax.config.runs import EvalConfig, RunConfig
 from jepa_jax.errors import allowed, nearest
 
 # kind of a list -> (path, DataConfig) -> jepa_jax.data.sources.Source, as `module:name`
@@ -31,12 +31,12 @@ READERS: dict[str, str] = {
 }
 
 
-def kinds(config: RunConfig) -> Iterator[str]:
+def kinds(config: RunConfig | RobotConfig) -> Iterator[str]:
     """Complaints about layouts that there are not."""
-    for i, item in enumerate(getattr(config.data, 'lists', ())):
+    for i, item in enumerate(getattr(getattr(config, 'data', None), 'lists', ())):
         if item.kind not in SOURCES:
             yield f"data.lists[{i}].kind = '{item.kind}': {allowed(item.kind, SOURCES)}"
-    robot = getattr(config, 'robot', None)
+    robot = config if isinstance(config, RobotConfig) else getattr(config, 'robot', None)
     if isinstance(robot, RobotConfig) and robot.kind not in READERS:
         yield f"robot.kind = '{robot.kind}': {allowed(robot.kind, READERS)}"
 
@@ -58,6 +58,14 @@ def missing(config: RunConfig, workdir: str | os.PathLike) -> Iterator[str]:
         for name in ('resume_from', 'init_from'):
             if path := getattr(config.checkpoints, name):
                 yield from absent(f'checkpoints.{name}', path)
+
+
+def missing_sets(config: EvalConfig, workdir: str | os.PathLike) -> Iterator[str]:
+    """Complaints about paths of an evaluation that lead nowhere; a finished one reads nothing."""
+    if not (pathlib.Path(workdir) / 'report.json').exists():
+        for name in ('train', 'test', 'path', 'videos'):
+            if path := getattr(getattr(config, 'data', None), name, ''):
+                yield from absent(f'data.{name}', path)
 
 
 def absent(field: str, path: str) -> Iterator[str]:

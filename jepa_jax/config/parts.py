@@ -65,7 +65,7 @@ class DataListConfig:
     """One list of records and its share of the batch."""
 
     path: str = ''  # what `kind` reads: a list file, a folder, a manifest, a prepared dataset
-    kind: str = 'videos'  # a key of jepa_jax.data.SOURCES
+    kind: str = 'videos'  # a key of jepa_jax.config.layouts.SOURCES
     weight: float = 1.0  # sampling weight, relative to the other lists
     frames: int = 0  # frames a clip; 0: data.frames
 
@@ -230,7 +230,7 @@ class PeriodicEvalConfig:
 class RobotConfig:
     """Recordings of a robot and what their numbers mean; see jepa_jax.data.robot."""
 
-    kind: str = 'droid'  # a key of jepa_jax.data.robot.READERS: droid | lerobot | rlds | npz
+    kind: str = 'droid'  # a key of jepa_jax.config.layouts.READERS: droid | lerobot | rlds | npz
     path: str = ''  # what `kind` reads: a list of folders, or a folder
     robot: str = 'franka'  # its name; weights trained for another are refused
     # droid: key of the metadata; lerobot: video key; rlds: image of the observation; npz: any name

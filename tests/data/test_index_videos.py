@@ -105,7 +105,7 @@ def test_refusals(folder, tmp_path):
         ((folder / 'deeper', '--out', old, '--workers', 0), 'at least 1'),
         ((tmp_path, '--out', old), 'no videos in'),
     ]:
-        error = index(*arguments, status=2).stderr.splitlines()[-1]
+        error = index(*arguments, status=1).stderr.splitlines()[-1]
         assert text in error
     assert old.read_text() == 'before'
 
