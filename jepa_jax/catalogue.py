@@ -33,7 +33,7 @@ class Row:
         """As text."""
         file = f'{self.nbytes / 1e9:.2g} GB' if self.nbytes else 'none'
         file += ', here' if self.here else ' or more' if self.nbytes else ''
-        count = f'{self.parameters / 1e6:.3g} M'
+        count = f'{float(f"{self.parameters / 1e6:.3g}"):,g} M'
         return self.name, count, f'{self.crop}', file, ', '.join(self.does)
 
 
