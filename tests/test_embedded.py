@@ -195,6 +195,20 @@ def test_warned_in_one_line(typed):
     ]
 
 
+def test_a_log_says_how_long_it_takes(capsys):
+    """A line a minute, with the time left at the rate so far."""
+    seconds = iter((0, 30, 70, 100, 140))
+    bar = command._Progress(1000, clock=lambda: next(seconds))
+    bar.windows = 5
+    for _ in range(4):
+        bar.update()
+    bar.close()
+    assert capsys.readouterr().out.splitlines() == [
+        '2 of 1,000 files, 5 windows, 9:42:10 left',  # 998 times 35 s
+        '4 of 1,000 files, 5 windows, 9:41:00 left',
+    ]
+
+
 MISTAKES = {
     'part of one file': (['--out', 'x.npz', '--part', '1/2'], 'must be a folder'),
     'shards in one file': (['--out', 'x.npz', '--format', 'npy'], 'must be a folder'),

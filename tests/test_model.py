@@ -326,6 +326,7 @@ def test_the_table_of_models(tmp_path, monkeypatch):
     assert len(lines) == 1 + len(rows) and lines[0].startswith('name ')
     (line,) = (line for line in lines if line.startswith('vitl '))
     assert '304 M' in line and 'GB or more' in line
+    assert any(line.startswith('vitg ') and ' 1,010 M ' in line for line in lines)
 
 
 def test_saved_and_loaded_again(model, tmp_path):
