@@ -24,6 +24,8 @@ class Evaluation:
     run: str  # model, config, workdir -> Results; pictures go into the workdir
     protocol: str = ''  # what was done, for the report
     check: str = 'jepa_jax.recipes:no_complaints'  # config -> complaints
+    # model, config, workdir, place -> None: judges what arrives there; '' where there is nothing to
+    watch: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +53,15 @@ class Results:
 
 
 EVALS: dict[str, Evaluation] = {
+    'anomaly': Evaluation(
+        config='jepa_jax.config.anomaly:AnomalyConfig',
+        run='jepa_jax.evals.anomaly:run',
+        protocol='scores of frames by predicted against observed features and by distance to '
+        'normal ones, learnt from normal video alone; areas under the ROC curve, intervals over '
+        'videos',
+        check='jepa_jax.config.anomaly:check',
+        watch='jepa_jax.evals.watch:run',
+    ),
     'benchmark': Evaluation(
         config='jepa_jax.config:BenchmarkConfig',
         run='jepa_jax.evals.benchmark:run',
