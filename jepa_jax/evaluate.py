@@ -4,13 +4,16 @@
 
 The workdir gets report.json (results and baselines, each with its 95 % interval) and pictures. A
 finished evaluation of the same model and settings started again shows its report. With several
---model the results have what each reader gains from the first to the others, paired by clip.
+--model the results have what each reader gains from the first to the others, paired by clip. With
+--watch an evaluation that can (anomaly) then judges what arrives in a folder, from a camera or on
+standard input, until it is stopped.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from typing import Any
 
 from jepa_jax import cli
 from jepa_jax.config import EvalConfig
@@ -20,9 +23,10 @@ OUTCOMES = 'outcomes.npz'  # how well each test clip was answered
 
 
 def evaluate(
-    config: EvalConfig, workdir: str, config_file: str, models: list[str], encoder: str
+    config: EvalConfig, workdir: str, config_file: str, models: list[str], encoder: str, watch: str
 ) -> None:
-    """Runs `config` on the models and prints the report; several are compared clip by clip.
+    """Runs `config` on the models and prints the report; several are compared clip by clip. Then
+    watches a place, if one is given.
 
     Raises:
       ConfigError: settings that cannot work, or the workdir holds another evaluation.
@@ -31,33 +35,40 @@ def evaluate(
     del config_file
     from jepa_jax import evals
 
-    evals.of(config)  # before the imports that take seconds
+    row = evals.of(config)  # before the imports that take seconds
     from pathlib import Path
 
     from jepa_jax import start
-    from jepa_jax.errors import ConfigError
+    from jepa_jax.errors import ConfigError, UsageError
+    from jepa_jax.lookup import load
     from jepa_jax.workdir import lock, write_json
 
+    if watch and not row.watch:
+        raise UsageError(f"--watch: evaluation '{config.evaluation}' judges nothing that arrives")
+    if watch and len(models) > 1:
+        raise UsageError(f'--watch takes one --model, found {len(models)}')
     if twice := [name for name in models if models.count(name) > 1]:
         raise ConfigError(f'--model {twice[0]} is named twice')
     start.logging_to_terminal()
     start.compilation_cache()
     with lock(Path(workdir).absolute()) as folder:
         if len(models) == 1:
-            report = _evaluate(config, folder, models[0], encoder)
+            report, loaded = _evaluate(config, folder, models[0], encoder)
         else:
             places = [folder / f'model{i}' for i in range(1, len(models) + 1)]
             for place in places:
                 place.mkdir(exist_ok=True)
-            reports = [_evaluate(config, p, m, encoder) for p, m in zip(places, models)]
+            reports = [_evaluate(config, p, m, encoder)[0] for p, m in zip(places, models)]
             report = _together(reports, places, config)
             write_json(folder / FILE, report)
-    show(report)
-    print(f'report: {folder / FILE}')
+        show(report)
+        print(f'report: {folder / FILE}', flush=True)
+        if watch:
+            load(row.watch)(loaded, config, folder, watch)
 
 
-def _evaluate(config: EvalConfig, folder, model: str, encoder: str) -> dict:
-    """The report of one model, from the folder if it is there."""
+def _evaluate(config: EvalConfig, folder, model: str, encoder: str) -> tuple[dict, Any]:
+    """The report of one model, from the folder if it is there, and the model."""
     import dataclasses
     import json
     import time
@@ -95,7 +106,7 @@ def _evaluate(config: EvalConfig, folder, model: str, encoder: str) -> dict:
                 f'workdir {folder}: holds an evaluation of another model or with other settings; '
                 'name another --workdir'
             )
-        return report
+        return report, loaded
     results = load(row.run)(loaded, config, folder)
     figures = {
         group: {name: dataclasses.asdict(f) for name, f in getattr(results, group).items()}
@@ -112,7 +123,7 @@ def _evaluate(config: EvalConfig, folder, model: str, encoder: str) -> dict:
         'seed': config.seed,
     }
     write_json(path, report)
-    return report
+    return report, loaded
 
 
 def _together(reports: list[dict], folders: list, config: EvalConfig) -> dict:
@@ -184,6 +195,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
         '--model', required=True, action='append', dest='models', metavar='NAME_OR_PATH',
         help='what `jepa_jax.load` takes; several are compared',
     )  # fmt: skip
+    add('--watch', default='', metavar='PLACE', help='a folder, a camera as /dev/video0, or -')
     add('--encoder', choices=('target', 'online'), default='target', help='(%(default)s)')
 
 

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from jepa_jax.checkpoint import hash_arrays
 from jepa_jax.config.anomaly import AnomalyConfig
 from jepa_jax.errors import BadFile, ConfigError
-from jepa_jax.evals import Figure, Results, anomaly_page, anomaly_sets, normality
+from jepa_jax.evals import Figure, Results, anomaly_page, anomaly_sets, normality, surprise
 from jepa_jax.evals.anomaly_sets import Footage, Video
 from jepa_jax.evals.intervals import bootstrap
 from jepa_jax.evals.normality import READERS, Detector, Shown
@@ -68,7 +68,7 @@ def run(model, config: AnomalyConfig, workdir: Path) -> Results:
     if config.random_baseline:
         fresh = untrained(model, config.seed + 1)
         kept = dataclasses.replace(footage, test=tuple(j.video for j in judged))
-        _, others = _with(fresh, pieces, kept, config, workdir, crop, [])
+        _, others = _with(fresh, pieces, kept, config, workdir, crop, [], 'untrained: ')
     for line in (*anomaly_sets.other_counts(config.data.kind, footage), *problems):
         log.warning('%s', line)
     results, baselines, sentences = figures(judged, others, detector, config)
@@ -121,23 +121,25 @@ def split(paths: Sequence[str], config: AnomalyConfig) -> list[list[Piece]]:
     return [sorted(part) for part in parts]
 
 
-def made_for(model) -> dict[str, Any]:
-    """What tells one model from another."""
-    facts = {'encoder': hash_arrays(model.encoder.params), 'which': model.which}
+def nets(model) -> tuple[surprise.Expects, dict[str, Any]]:
+    """What a model expects and sees, and what tells it from another, JSON."""
+    context = both_encoders(model)
+    facts = {
+        'context': hash_arrays(context.encoder.params),
+        'encoder': hash_arrays(model.encoder.params),
+        'shape': {k: str(v) for k, v in dataclasses.asdict(model.config).items()},
+    }
     if model.predictor is not None:
         facts['predictor'] = hash_arrays(model.predictor.params)
-    shape = {k: str(v) for k, v in dataclasses.asdict(model.config).items()}
-    return facts | {'config': hashlib.sha256(json.dumps(shape).encode()).hexdigest()[:16]}
+    return expects(context, model), facts
 
 
 def _with(
     model, pieces: list[list[Piece]], footage: Footage, config: AnomalyConfig, workdir: Path,
-    crop: int, problems: list[str],
+    crop: int, problems: list[str], title: str = '',
 ) -> tuple[Detector, list[Judged]]:  # fmt: skip
     """The detector of one model, and what it says of the test videos; names what it cannot read."""
-    context = both_encoders(model)
-    ours = expects(context, model)
-    known = made_for(model) | {'context': hash_arrays(context.encoder.params)}
+    ours, known = nets(model)
     folder = Path(config.data.cache).expanduser() if config.data.cache else workdir / 'windows'
     cache = normality.Cache(folder, known, config, crop)
     predicts = model.predictor is not None
@@ -147,7 +149,6 @@ def _with(
             path, part, lambda: normality.look(ours, path, config, crop, predicts, part)
         )
 
-    title = 'untrained: ' if not problems and model.name == '' else ''
     detector = fit(look, pieces, config, known, problems, title)
     judged = []
     for video in tqdm(footage.test, f'{title}test video', unit='video', file=sys.stderr):
@@ -309,11 +310,12 @@ def figures(
     every = np.arange(len(judged))
     values = measure(every)
     known = [name for name, value in values.items() if value == value]
-    if len(judged) > 1:
-        ends = bootstrap(every, lambda rows: [measure(rows)[n] for n in known], config.bootstrap)
-    else:
-        ends = [(-1.0 if ' - ' in name else 0.0, 1.0) for name in known]
-    rows = {n: Figure(values[n], *e, measure.counts[n]) for n, e in zip(known, ends)}
+    ends = bootstrap(every, lambda rows: [measure(rows)[n] for n in known], config.bootstrap)
+    rows = {}
+    for name, (low, high) in zip(known, ends):
+        if measure.counts[name] < 2:  # one video's own spread tells nothing
+            low, high = -1.0 if ' - ' in name else 0.0, 1.0
+        rows[name] = Figure(values[name], low, high, measure.counts[name])
     own = {name: row for name, row in rows.items() if name.startswith(OWN)}
     return own, {name: row for name, row in rows.items() if name not in own}, sentences
 

@@ -77,7 +77,7 @@ def opened(path: str, data: CameraConfig) -> tuple[cut.Input, np.ndarray]:
             times = np.arange(timing.frames) / timing.fps
         return source, times - times[0]
     source = cut.open_input(path, data.rate)
-    step = _step(path, data.rate, data.fps)
+    step = step_of(path, data.rate, data.fps)
     every = dataclasses.replace(
         source, numbers=source.numbers[::step], seconds=source.seconds[::step],
         spacing=step * source.spacing,
@@ -85,16 +85,12 @@ def opened(path: str, data: CameraConfig) -> tuple[cut.Input, np.ndarray]:
     return every, source.seconds
 
 
-def _step(path: str, rate: float, fps: float) -> int:
+def step_of(path: str, rate: float, fps: float) -> int:
+    """Every which frame of `rate` a second is taken. Raises BadFile: there are too few of them."""
     try:
         return int(Sampling(fps=fps).step(rate, 1)) if fps else 1
     except Unsuitable as error:
         raise BadFile(path, error.reason, error.detail) from error
-
-
-def step_of(rate: float, fps: float) -> int:
-    """Every which frame of a stream of `rate` frames a second is taken; all of a slow one."""
-    return max(1, int(math.ceil(rate) // fps)) if fps and rate else 1
 
 
 def crop_of(model, config: AnomalyConfig) -> int:
