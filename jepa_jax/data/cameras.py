@@ -130,7 +130,7 @@ def ensure(name: str, folder: str | Path = '') -> Path:
     ]
 
     def fill(partial: Path) -> None:
-        tables: dict[str, list] = {split: [] for split in SPLITS}
+        tables: dict[str, list] = {split: [] for split in COUNTS[name]}
         for split, oddity, i in synthetic.progress(rows):
             frames, shown = video(split, i, oddity)
             path = f'videos/{split}_{oddity or "normal"}_{i:02d}.mp4'

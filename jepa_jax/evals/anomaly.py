@@ -15,7 +15,7 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,21 +60,25 @@ def run(model, config: AnomalyConfig, workdir: Path) -> Results:
     """
     footage = anomaly_sets.read(config.data)
     crop = normality.crop_of(model, config)
-    problems = list(footage.problems)
+    check_labels(footage, config)
+    bad: dict[str, str] = {}  # path -> why it could not be used
     pieces = split([v.path for v in footage.train], config)
-    detector, judged = _with(model, pieces, footage, config, workdir, crop, problems)
+    detector, judged = _with(model, pieces, footage, config, workdir, crop, bad)
     detector.save(workdir / DETECTOR)
     others: list[Judged] = []
     if config.random_baseline:
         fresh = untrained(model, config.seed + 1)
         kept = dataclasses.replace(footage, test=tuple(j.video for j in judged))
-        _, others = _with(fresh, pieces, kept, config, workdir, crop, [], 'untrained: ')
+        _, others = _with(fresh, pieces, kept, config, workdir, crop, {}, 'untrained: ')
+        if len(others) != len(judged):
+            raise ConfigError(f'{len(judged) - len(others)} test videos were not read again')
+    problems = [*footage.problems, *bad.values()]
     for line in (*anomaly_sets.other_counts(config.data.kind, footage), *problems):
         log.warning('%s', line)
     results, baselines, sentences = figures(judged, others, detector, config)
     data = {
         'expected': len(footage.train) + len(footage.test) + len(footage.problems),
-        'read': len(footage.train) + len(footage.test) + len(footage.problems) - len(problems),
+        'read': len(footage.train) + len(footage.test) - len(bad),
         'hash': _digest(footage),
         'normal': len(footage.train),
         'test': len(judged),
@@ -104,6 +108,23 @@ def run(model, config: AnomalyConfig, workdir: Path) -> Results:
         },
         sources=np.array([j.video.path for j in decided]),
     )
+
+
+def check_labels(footage: Footage, config: AnomalyConfig) -> None:
+    """Refuses labels of own videos that do not fit, before anything is computed.
+
+    Raises:
+      ConfigError: which, and how many frames there are.
+    """
+    if config.data.kind != 'own':
+        return  # of a published set these are left out
+    for video in footage.test:
+        if video.labels:
+            try:
+                video.labels.of(video.path, normality.opened(video.path, config.data)[1])
+            except BadFile as error:
+                if error.reason == 'mismatch':
+                    raise ConfigError(str(error)) from error
 
 
 def split(paths: Sequence[str], config: AnomalyConfig) -> list[list[Piece]]:
@@ -136,7 +157,7 @@ def nets(model) -> tuple[surprise.Expects, dict[str, Any]]:
 
 def _with(
     model, pieces: list[list[Piece]], footage: Footage, config: AnomalyConfig, workdir: Path,
-    crop: int, problems: list[str], title: str = '',
+    crop: int, bad: dict[str, str], title: str = '',
 ) -> tuple[Detector, list[Judged]]:  # fmt: skip
     """The detector of one model, and what it says of the test videos; names what it cannot read."""
     ours, known = nets(model)
@@ -149,23 +170,22 @@ def _with(
             path, part, lambda: normality.look(ours, path, config, crop, predicts, part)
         )
 
-    detector = fit(look, pieces, config, known, problems, title)
+    detector = fit(look, pieces, config, known, bad, title)
     judged = []
     for video in tqdm(footage.test, f'{title}test video', unit='video', file=sys.stderr):
         try:
             shown = look(video.path, (0.0, 1.0))
             wrong = video.labels.of(video.path, shown.seconds) if video.labels else None
         except BadFile as error:
-            if error.reason == 'mismatch' and config.data.kind == 'own':
-                raise ConfigError(str(error)) from error
-            problems.append(str(error))
+            bad[video.path] = str(error)
             continue
         windows = detector.scores(shown.errors, shown.features)
         frames = {k: normality.by_frame(v, shown, config.smooth) for k, v in windows.items()}
         slim = dataclasses.replace(shown, errors={}, features=shown.features[:0])
         judged.append(Judged(video, slim, windows, frames, wrong))
     if footage.test and not judged:
-        raise ConfigError(f'none of {len(footage.test)} test videos can be used: {problems[-1]}')
+        first = bad[footage.test[0].path]
+        raise ConfigError(f'none of {len(footage.test)} test videos can be used: {first}')
     return detector, judged
 
 
@@ -174,53 +194,46 @@ def fit(
     pieces: list[list[Piece]],
     config: AnomalyConfig,
     known: dict[str, Any],
-    problems: list[str],
+    bad: dict[str, str],
     title: str = '',
 ) -> Detector:
-    """What normal video has.
+    """What normal video has: pieces for the bank, for places, and for the threshold.
 
     Raises:
       ConfigError: a part of it has no piece that can be read.
     """
-    rng = np.random.default_rng(config.seed)
-    parts: list[list] = []
-    total = sum(map(len, pieces))
-    detector = None
+    rng, total = np.random.default_rng(config.seed), sum(map(len, pieces))
     with tqdm(total=total, desc=f'{title}normal video', unit='piece', file=sys.stderr) as bar:
-        for number, part in enumerate(pieces):
-            each = []
+
+        def seen(part: list[Piece]) -> Iterator[Shown]:
+            count = 0
             for path, share in part:
                 bar.update()
                 try:
                     shown = look(path, share)
                 except BadFile as error:
-                    problems.append(str(error))
-                    continue
-                if not number:
-                    count = -(-config.bank // len(part))
-                    each.append(normality.sample(shown.features, count, rng))
-                elif number == 1:
-                    each.append(detector.errors(shown.errors, shown.features))
+                    bad[path] = str(error)
                 else:
-                    windows = detector.scores(shown.errors, shown.features)
-                    judged = slice(shown.numbers[shown.covers[0, 0]], shown.numbers[-1] + 1)
-                    each.append({
-                        k: normality.by_frame(v, shown, config.smooth)[judged]
-                        for k, v in windows.items()
-                    })  # fmt: skip
-            if not each:
-                raise ConfigError(
-                    'no normal video can be read'
-                    + (f': {problems[-1]}' if problems else ': there is too little of it')
-                )
-            parts.append(each)
-            if not number:
-                bank = np.concatenate(each)
-                detector = Detector(bank, config.neighbours, config.top, {}, {}, made_for=known)
-            elif number == 1:
-                middle, spread = normality.places(each, config.by_place)
-                detector = dataclasses.replace(detector, middle=middle, spread=spread)
-    frames = {k: np.concatenate([each[k] for each in parts[2]]) for k in detector.middle}
+                    count += 1
+                    yield shown
+            if not count:
+                raise ConfigError(f'no normal video can be read: {bad[part[0][0]]}')
+
+        each = -(-config.bank // len(pieces[0]))
+        bank = [normality.sample(shown.features, each, rng) for shown in seen(pieces[0])]
+        detector = Detector(
+            np.concatenate(bank), config.neighbours, config.top, {}, {}, made_for=known
+        )
+        errors = [detector.errors(shown.errors, shown.features) for shown in seen(pieces[1])]
+        middle, spread = normality.places(errors, config.by_place)
+        detector = dataclasses.replace(detector, middle=middle, spread=spread)
+        held_out = []
+        for shown in seen(pieces[2]):
+            windows = detector.scores(shown.errors, shown.features)
+            judged = slice(shown.numbers[shown.covers[0, 0]], shown.numbers[-1] + 1)
+            scores = {k: normality.by_frame(v, shown, config.smooth) for k, v in windows.items()}
+            held_out.append({k: v[judged] for k, v in scores.items()})
+    frames = {k: np.concatenate([each[k] for each in held_out]) for k in middle}
     thresholds = {k: normality.threshold(v, config.false_alarms) for k, v in frames.items()}
     few = len(next(iter(frames.values())))
     if few * config.false_alarms < 1:
@@ -310,7 +323,9 @@ def figures(
     every = np.arange(len(judged))
     values = measure(every)
     known = [name for name, value in values.items() if value == value]
-    ends = bootstrap(every, lambda rows: [measure(rows)[n] for n in known], config.bootstrap)
+    ends = bootstrap(
+        every, lambda rows: [measure(rows)[n] for n in known], config.bootstrap, config.seed
+    )
     rows = {}
     for name, (low, high) in zip(known, ends):
         if measure.counts[name] < 2:  # one video's own spread tells nothing
@@ -370,7 +385,7 @@ class Measure:
                 )
                 put(f'{name}: {kind}', value, len(some))
         for a, b in (('surprise', 'density'), ('surprise', 'pixels'), ('density', 'pixels')):
-            if a in result:
+            if a in result and b in result:
                 put(f'{a} - {b}', result[a] - result[b])
         for name, each in self.alarms.items():
             alarms = _joined(each, rows)

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
-from jepa_jax import scratch
+from jepa_jax import files, scratch
 from jepa_jax.config.anomaly import AnomalyConfig, CameraConfig
 from jepa_jax.data import decode, kinds, npz, pictures
 from jepa_jax.data import windows as cut
@@ -155,7 +155,7 @@ def look(
     view = view_of(data.view, crop)
     clips = (w.clip for w in cut.windows(source, data.frames, data.ahead, view))
     parts = []
-    for group in _groups(clips, config.batch):
+    for group in _groups(cut.ahead(clips), config.batch):
         parts.append(errors_of(expects, np.stack(group), config, predicts))
     errors = {name: np.concatenate([p[0][name] for p in parts]) for name in parts[0][0]}
     ends = np.array(cut.starts(count, data.frames, data.ahead)) + data.frames
@@ -307,7 +307,7 @@ class Detector:
         """Raises ConfigError: there is none, or one of another model."""
         if not (folder / ABOUT).exists():
             raise ConfigError(f'{folder}: has no detector; delete report.json to have it made')
-        about, arrays = json.loads((folder / ABOUT).read_text()), npz.load_all(folder / FILE)
+        about, arrays = files.read_json(folder / ABOUT), npz.load_all(folder / FILE)
         if about['made_for'] != model:
             raise ConfigError(f'{folder}: a detector that was made with another model')
         parts = {
