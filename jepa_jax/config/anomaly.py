@@ -38,7 +38,7 @@ class AnomalyConfig(EvalConfig):
     held_out: float = 0.5  # of the normal video: half for places, half for the threshold
     by_place: bool = True  # errors in units of what each place of the picture usually has
     top: float = 0.05  # share of a window's tokens, those with the highest errors, that is averaged
-    neighbours: int = 3  # normal features whose mean distance is the density's
+    neighbours: int = 1  # normal features whose mean distance is the density's
     bank: int = 10_000  # normal features that are kept
     false_alarms: float = 0.01  # share of normal frames above the threshold
     smooth: float = 0.0  # frames of the file: deviation of a Gaussian over time, which looks ahead

@@ -1,9 +1,9 @@
 """A camera of our own: one fixed view of the lawful world of `violations`, and videos of it in
 which, for a while, something happens that never does.
 
-All videos show the same ground and the same screen. Two things slide along two lanes, turn at the
-edges and pass behind the screen; in one video of six the light changes at once, which is normal. A
-test video has one oddity at most, and which frames show it is known:
+All videos show the same ground and the same screen, in light that waxes and wanes a little. Two
+things slide along two lanes, turn at the edges and pass behind the screen. A test video has one
+oddity at most, and which frames show it is known:
 
   colour  a thing has a colour that no other has
   fast    a thing moves three times as fast
@@ -53,11 +53,8 @@ def video(split: str, index: int, oddity: str = '') -> tuple[np.ndarray, tuple[i
     function of its arguments."""
     row = ('', *ODDITIES).index(oddity)
     rng = np.random.default_rng([VERSION, 7, SPLITS.index(split), row, index])
-    light = np.ones(FRAMES)
-    if not rng.integers(6):
-        light[rng.integers(1, FRAMES) :] = rng.choice(
-            [rng.uniform(0.75, 0.9), rng.uniform(1.1, 1.2)]
-        )
+    turns = rng.uniform(0, 1) + np.arange(FRAMES) / rng.uniform(48, 96)
+    light = 1 + rng.uniform(0.02, 0.06) * np.sin(2 * np.pi * turns)
     things, shown = [], None
     for number, lane in enumerate(LANES):
         if not number and oddity:
