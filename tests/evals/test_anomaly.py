@@ -22,7 +22,7 @@ from jepa_jax import evaluate
 from jepa_jax.config.anomaly import AnomalyConfig
 from jepa_jax.data import cameras, synthetic
 from jepa_jax.errors import BadFile, ConfigError, UsageError
-from jepa_jax.evals import anomaly, normality, of, physics, surprise, watch
+from jepa_jax.evals import anomaly, anomaly_page, normality, of, physics, surprise, watch
 from jepa_jax.evals.normality import Detector, Shown
 from jepa_jax.model import Loaded, Model
 from jepa_jax.models.predictor import PredictorConfig
