@@ -50,14 +50,16 @@ class Labels:
                 detail = f'{len(self.each)} labels, and {path} has {count} frames'
                 raise BadFile(self.source, 'mismatch', detail)
             return self.each
-        at = seconds if self.seconds else np.arange(count)
+        begin = seconds if self.seconds else np.arange(count)
+        each = begin[-1] / (count - 1) if count > 1 else 1.0
+        end = np.append(begin[1:], begin[-1] + each)  # when the next frame is shown
         wrong = np.zeros(count, bool)
         for first, last in self.spans:
-            inside = (at >= first) & (at <= last)
-            # of seconds the end may lie beyond the last frame, as far as that is shown
+            inside = (begin <= last) & (end > first)
+            # seconds may lead beyond the end, frames may not: they would be another video's
             if not inside.any() or not self.seconds and last >= count:
-                end = f'{at[-1]:.4g} s' if self.seconds else f'frame {count - 1}'
-                detail = f'labels {first:g} to {last:g}, and {path} ends at {end}'
+                where = f'{end[-1]:.4g} s' if self.seconds else f'frame {count - 1}'
+                detail = f'labels {first:g} to {last:g}, and {path} ends at {where}'
                 raise BadFile(self.source, 'mismatch', detail)
             wrong |= inside
         return wrong

@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -31,11 +32,12 @@ from jepa_jax.nets import ONCE
 from jepa_jax.weights.parts import net
 
 HERE = pathlib.Path(__file__).resolve()
+ROOT = HERE.parents[2]
 AREAS = ('micro', 'micro, each video from 0 to 1', 'macro', 'macro, padded')
 
 
 def get_config(arg=''):
-    path = HERE.parents[2] / 'configs/eval/anomaly.py'
+    path = ROOT / 'configs/eval/anomaly.py'
     spec = importlib.util.spec_from_file_location('c', path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -551,3 +553,22 @@ def test_the_command_refuses_what_cannot_watch(tmp_path):
     config = get_config('self_made,smoke')
     with pytest.raises(UsageError, match='--watch takes one --model, found 2'):
         evaluate.evaluate(config, str(tmp_path / 'w'), '', ['a', 'b'], 'target', '-')
+
+
+@pytest.mark.slow
+def test_made_judged_and_watched_by_command(film, tmp_path):
+    """The evaluation as it is typed, and then a stream."""
+    env = os.environ | {'JEPA_JAX_CACHE': str(tmp_path / 'cache'), 'PYTHONPATH': str(ROOT)}
+    command = [
+        sys.executable, '-m', 'jepa_jax.evaluate', '--config=configs/eval/anomaly.py:smoke',
+        '--model=random:tiny', f'--workdir={tmp_path}/asked', '--config.data.kind=self_made_few',
+    ]  # fmt: skip
+    for more in ([], ['--watch=-']):
+        with film.open('rb') as file:
+            done = subprocess.run(
+                command + more, cwd=ROOT, env=env, stdin=file, capture_output=True, text=True
+            )
+        assert done.returncode == 0, done.stderr[-2000:]
+    report = json.loads((tmp_path / 'asked/report.json').read_text())
+    assert report['evaluation'] == 'anomaly' and report['results']['density']['n'] == 7
+    assert len(lines_of(tmp_path / 'asked')) == 4  # windows of 12 frames, every 4, of 24

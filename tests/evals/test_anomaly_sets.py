@@ -213,11 +213,13 @@ def test_labels_that_do_not_fit():
     """Longer and shorter than the video, and spans beyond its end."""
     at = np.arange(4) / 2
     assert Labels('l', None, ((0.5, 9.0),), seconds=True).of('v', at).tolist() == [0, 1, 1, 1]
+    # a moment between two frames is of the one that is shown then
+    assert Labels('l', None, ((0.6, 0.7),), seconds=True).of('v', at).tolist() == [0, 1, 0, 0]
     for labels, words in (
         (Labels('l', np.zeros(3, bool)), '3 labels, and v has 4 frames'),
         (Labels('l', np.zeros(5, bool)), '5 labels, and v has 4 frames'),
         (Labels('l', None, ((2, 4),)), 'labels 2 to 4, and v ends at frame 3'),
-        (Labels('l', None, ((2, 3),), seconds=True), 'labels 2 to 3, and v ends at 1.5 s'),
+        (Labels('l', None, ((2, 3),), seconds=True), 'labels 2 to 3, and v ends at 2 s'),
     ):
         with pytest.raises(BadFile, match=words):
             labels.of('v', at)
