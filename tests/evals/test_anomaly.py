@@ -501,6 +501,7 @@ def test_a_stream_is_judged_as_a_file_is(finished, model, film, tmp_path, monkey
     (folder / watch.LINES).unlink(missing_ok=True)
     monkeypatch.setattr(sys, 'stdin', piped(tmp_path, film.read_bytes()))
     watch.run(model, config, folder, '-')
+    sys.stdin.close()
     lines, own = lines_of(folder), expected(model, config, folder, film)
     assert len(lines) == len(own['density']) == 5
     for i, line in enumerate(lines):
@@ -509,6 +510,28 @@ def test_a_stream_is_judged_as_a_file_is(finished, model, film, tmp_path, monkey
         assert line['seconds'] == pytest.approx([0.4 + 0.4 * i, 0.6 + 0.4 * i], abs=2e-3)
         assert line['alarm'] == (line['score'] > line['threshold'])
         assert 0 <= line['delay'] < 60 and line['judge'] == 'density'
+
+
+def test_a_signal_ends_a_stream_that_stands_still(finished, model, film, monkeypatch):
+    _, folder, config = finished
+    (folder / watch.LINES).unlink(missing_ok=True)
+    reading, writing = os.pipe()
+
+    def feed() -> None:
+        os.write(writing, film.read_bytes())  # and then nothing, without an end
+        until = time.monotonic() + 60
+        while len(lines_of(folder)) < 3 and time.monotonic() < until:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    helper = threading.Thread(target=feed)
+    monkeypatch.setattr(sys, 'stdin', os.fdopen(reading))
+    helper.start()
+    watch.run(model, config, folder, '-')
+    helper.join()
+    os.close(writing)
+    sys.stdin.close()
+    assert len(lines_of(folder)) >= 3
 
 
 def test_a_camera_by_ffmpeg(finished, model, film, tmp_path, monkeypatch):
@@ -531,6 +554,7 @@ def test_what_cannot_be_watched(finished, model, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, 'stdin', piped(tmp_path, b'no video at all' * 99))
     with pytest.raises(BadFile, match='standard input: not_video'):
         watch.run(model, config, folder, '-')
+    sys.stdin.close()
     for place, words in (('nowhere', 'nothing of that name'), (__file__, 'a file, which')):
         with pytest.raises(ConfigError, match=words):
             watch.run(model, config, folder, place)
@@ -561,7 +585,7 @@ def test_made_judged_and_watched_by_command(film, tmp_path):
     env = os.environ | {'JEPA_JAX_CACHE': str(tmp_path / 'cache'), 'PYTHONPATH': str(ROOT)}
     command = [
         sys.executable, '-m', 'jepa_jax.evaluate', '--config=configs/eval/anomaly.py:smoke',
-        '--model=random:tiny', f'--workdir={tmp_path}/asked', '--config.data.kind=self_made_few',
+        '--model=random:tiny', f'--workdir={tmp_path}/asked',
     ]  # fmt: skip
     for more in ([], ['--watch=-']):
         with film.open('rb') as file:
