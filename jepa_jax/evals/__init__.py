@@ -28,6 +28,8 @@ class Evaluation:
     # config -> a hash of what it reads: names, labels, sizes and times of files. A finished report
     # is shown again for the same alone; '': nothing but the config says what is read
     contents: str = ''
+    # model, config, workdir, place -> None: judges what arrives there; '' where there is nothing to
+    watch: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +66,15 @@ class Results:
 
 
 EVALS: dict[str, Evaluation] = {
+    'anomaly': Evaluation(
+        config='jepa_jax.config.anomaly:AnomalyConfig',
+        run='jepa_jax.evals.anomaly:run',
+        protocol='scores of frames by predicted against observed features and by distance to '
+        'normal ones, learnt from normal video alone; areas under the ROC curve, intervals over '
+        'videos',
+        check='jepa_jax.config.anomaly:check',
+        watch='jepa_jax.evals.watch:run',
+    ),
     'benchmark': Evaluation(
         config='jepa_jax.config:BenchmarkConfig',
         run='jepa_jax.evals.benchmark:run',
