@@ -50,7 +50,7 @@ def write(
         f'<p>{int((~task.test).sum())} clips to learn from, {len(targets)} to test on. Intervals '
         'are 95 %.</p>',
         *(f'<p><b>{html.escape(line)}</b></p>' for line in warnings),
-        _table(
+        table(
             ('', 'value', '95 % interval', 'setting'),
             [
                 (name, f'{f.value:.3f}', f'{f.low:.3f} to {f.high:.3f}', settings.get(name, ''))
@@ -61,7 +61,7 @@ def write(
     if task.kind != 'number':
         learnt, asked = task.targets[~task.test].sum(0), targets.sum(0)
         rows = [(n, f'{int(a)}', f'{int(b)}') for n, a, b in zip(task.names, learnt, asked)]
-        parts += ['<h2>Clips of each class</h2>', _table(('', 'training', 'test'), rows)]
+        parts += ['<h2>Clips of each class</h2>', table(('', 'training', 'test'), rows)]
     if task.kind == 'class':
         matrix = confusion(scores.argmax(1), targets.argmax(1), len(task.names))
         with (folder / 'confusion.csv').open('w', newline='') as file:
@@ -158,7 +158,9 @@ def _thumbnail(clips: np.ndarray) -> str:
     return f'<img alt="" src="data:image/jpeg;base64,{text}">'
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """HTML of text."""
+
     def line(cells: Sequence[str], tag: str) -> str:
         return '<tr>' + ''.join(f'<{tag}>{html.escape(c)}</{tag}>' for c in cells) + '</tr>'
 
