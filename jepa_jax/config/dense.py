@@ -84,6 +84,7 @@ class PropagationConfig(EvalConfig):
     data: VideosConfig = field(default_factory=VideosConfig)
     past: tuple[int, int] = (1, 1)  # frames that a clip ends with; 1: the frame alone
     radii: tuple[int, int, int] = (12, 12, 12)  # tokens, of the circle that is looked at
+    square: bool = False  # a square of that half side in place of the circle
     temperatures: tuple[float, float, float] = (0.2, 0.2, 0.2)
     top: int = 5  # most alike tokens that vote; of equal ones all
     context: int = 15  # last frames that are looked at beside the first

@@ -22,7 +22,7 @@ VERSION = 1  # in every seed: change it with anything that changes a pixel
 CLASSES = ('ground', *synthetic.SHAPES, 'digit')
 # videos by kind of set
 COUNTS = {
-    'self_made': {'train': 96, 'test': 96},
+    'self_made': {'train': 64, 'test': 64},
     'self_made_few': {'train': 9, 'test': 6},  # for a trial
 }
 NEAR, FAR = 1.5, 5.0  # metres, where things are

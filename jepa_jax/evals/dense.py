@@ -148,7 +148,7 @@ def resized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def nearest(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """[H, W] -> [h, w], each the one that is nearest to its middle."""
+    """[H, W, ...] -> [h, w, ...], each the one that is nearest to its middle."""
     y, x = (
         ((np.arange(new) + 0.5) * old / new).astype(int) for old, new in zip(labels.shape, size)
     )

@@ -1,8 +1,8 @@
 """The distance of every pixel, by a linear head on frozen tokens; see `dense`.
 
 The head gives weights to bins of distance; their mean is the answer. RMSE is that of each picture,
-then the mean over pictures. Baselines: the mean distance at each place of the picture, the same head
-on patches of pixels, and on an untrained encoder. (reference: evaluations.md §3)
+then the mean over pictures. Baselines: the mean distance at each place of the picture, the same
+head on patches of pixels, and on an untrained encoder. (reference: evaluations.md §3)
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The class of every pixel, by a linear head on frozen tokens; see `dense`.
 
 IoU is that of intersections and unions that are summed over all pictures, then the mean over
-classes. Baselines: the most frequent class everywhere, the same head on patches of pixels, and on an
-untrained encoder.
+classes. Baselines: the most frequent class everywhere, the same head on patches of pixels, and on
+an untrained encoder.
 """
 
 from __future__ import annotations
@@ -49,9 +49,10 @@ def run(model, config: SegmentationConfig, workdir: Path) -> Results:
         if name == 'model':
             save(workdir / 'head.npz', heads)
         maps[name] = functools.partial(said, encoder, heads, head_of, config)
+        rows = tqdm(test, f'validation, {name}', disable=None)
         counts[name] = np.stack([
             metrics.overlap(maps[name](picture), labels, len(names))
-            for picture, labels in (s.read() for s in tqdm(test, f'validation, {name}', disable=None))
+            for picture, labels in (sample.read() for sample in rows)
         ])  # fmt: skip
     most = most_frequent(train, len(names))
     counts['majority'] = np.stack([

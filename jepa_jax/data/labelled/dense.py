@@ -1,5 +1,5 @@
-"""Pictures and videos with a class, an object or a distance for every pixel, in the layouts in which
-they are handed out. (reference: evaluations.md §3)
+"""Pictures and videos with a class, an object or a distance for every pixel, in the layouts in
+which they are handed out. (reference: evaluations.md §3)
 
     data = read('ade20k', 'ADEChallengeData2016')
     picture, labels = data.splits['train'][0].read()
@@ -212,8 +212,8 @@ def _nyuv2(folder: Path, _: Path) -> LabelledSet:
             words = line.split()
             if len(words) != 3:
                 raise BadFile(
-                    path, 'not_text', f'line {number} has {len(words)} words: must be picture, depth, '
-                    'focal length'
+                    path, 'not_text',
+                    f'line {number} has {len(words)} words: must be picture, depth, focal length',
                 )  # fmt: skip
             pair = None
             for place in places:
@@ -322,7 +322,9 @@ def _own(field: str) -> dict[str, Reader]:
 READERS: dict[str, dict[str, Reader]] = {
     'segmentation': {
         **_own('classes'),
-        'ade20k': Reader(_ade20k, {'train': 20_210, 'validation': 2_000}, {'label': 150}, unit='pictures'),
+        'ade20k': Reader(
+            _ade20k, {'train': 20_210, 'validation': 2_000}, {'label': 150}, unit='pictures'
+        ),
         'voc12': Reader(
             functools.partial(_voc, train='train'), {'train': 1_464, 'validation': 1_449},
             {'label': 21}, unit='pictures',
