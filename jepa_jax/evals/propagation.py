@@ -210,7 +210,7 @@ def carry(
         near = neighbours(ky - at // w, kx - at % w, radius, square)
         near = (near & there[:, None]).reshape(-1)
         alike = jnp.where(near, keys @ x, -jnp.inf)
-        least = jax.lax.top_k(alike, min(top, len(alike)))[0][-1]
+        least = jax.lax.top_k(alike, min(top, len(alike)))[0].min()  # [-1] would make it a sort
         weights = jax.nn.softmax(jnp.where(alike >= least, alike, -jnp.inf) / temperature)
         return weights @ values
 
