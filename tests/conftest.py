@@ -46,6 +46,11 @@ def golden_benchmark() -> dict[str, np.ndarray]:
     return dict(np.load(HERE / 'golden/evaluations_benchmark.npz'))
 
 
+@pytest.fixture(scope='session')
+def golden_dense() -> dict[str, np.ndarray]:
+    return dict(np.load(HERE / 'golden/evaluations_dense.npz'))
+
+
 @pytest.fixture(scope='module')
 def quick_compiler():
     """For programs that run once: XLA as always, LLVM without its expensive passes."""
