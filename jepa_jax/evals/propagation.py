@@ -4,8 +4,8 @@ trained.
 Each token takes the mean of the soft labels of the tokens most like it, in a circle around its own
 place, in the first frame and in the last few that were labelled so. The encoder sees both ways in
 time, so a frame is encoded alone or as the end of a clip of past frames: nothing that is shown
-later changes it. Baselines: the first frame's labels stay where they are, tokens are patches of pixels,
-or an untrained encoder's. (reference: evaluations.md §3, vjepa2_1 §11)
+later changes it. Baselines: the first frame's labels stay where they are, tokens are patches of
+pixels, or an untrained encoder's. (reference: evaluations.md §3, vjepa2_1 §11)
 """
 
 from __future__ import annotations
