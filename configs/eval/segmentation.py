@@ -19,8 +19,8 @@ def get_config(arg: str = '') -> SegmentationConfig:
     c.data.set = kind
     if kind == 'self_made':
         c.data.short, c.data.crop, c.data.scale, c.data.stride = 0, (80, 80), (1.0, 1.0), 0
-        c.steps, c.batch, c.warmup, c.chosen_on = 400, 8, 40, 0.25
-        c.rates, c.decays = (3e-1, 1e-1, 3e-2, 1e-2), (0.01,) * 3  # few steps, high rates
+        c.steps, c.batch, c.warmup, c.chosen_on = 200, 8, 20, 0.25
+        c.rates, c.decays = (1e-1, 3e-2, 1e-2, 1.5e-3), (0.01,) * 3  # few steps, high rates
     if 'smoke' in words:
         c.name += '-smoke'
         c.data.official = False
