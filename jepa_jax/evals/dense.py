@@ -330,7 +330,7 @@ def _advance(task: Task, steps: int, warmup: int, dropout: float):
         def head(row):
             p, own, rate, decay = row
             value, grads = jax.value_and_grad(loss)(p)
-            short = jnp.minimum(1.0, CLIP / (optax.global_norm(grads) + 1e-6))
+            short = jnp.minimum(1.0, CLIP / (optax.tree.norm(grads) + 1e-6))
             updates, own = adam.update(jax.tree.map(lambda g: g * short, grads), own, p)
             p = jax.tree.map(lambda a, u: a - factor * rate * (u + decay * a), p, updates)
             return p, own, value
