@@ -76,7 +76,7 @@ def evaluate(
         if folder == place:  # process 0
             show(report)
             print(f'report: {folder / FILE}', flush=True)
-        if watch:
+        if watch and folder == place:
             load(row.watch)(loaded, config, folder, watch)
 
 

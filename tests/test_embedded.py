@@ -24,7 +24,6 @@ from jepa_jax.weights.tables import Leaf
 from jepa_jax.weights.write import write
 
 VIT = ViTConfig(48, 2, 3, image_size=32, frames=4, dtype=jnp.float32)
-pytestmark = pytest.mark.usefixtures('quick_compiler')
 READ = ('--model', 'mine', '--frames', '4', '--fps', '8')
 
 

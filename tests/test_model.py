@@ -138,7 +138,7 @@ def test_layers_from_the_end(model):
             model.embed(video, layers=layers, **NONE)
 
 
-def test_the_encoder_in_jit_and_grad(quick_compiler):
+def test_the_encoder_in_jit_and_grad():
     """Against differences: the gradient along a direction, of parameters and of pixels."""
     config = ViTConfig(24, 1, 2, patch=8, dtype=jnp.float32)
     encoder = Encoder(config, jax.jit(net_of(ViT, config).init)(jax.random.key(0)))

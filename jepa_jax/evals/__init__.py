@@ -82,6 +82,13 @@ EVALS: dict[str, Evaluation] = {
         protocol='attentive probes on frozen features of an official set, or a released probe; '
         'config.protocol says how clips are counted and the head is chosen',
     ),
+    'depth': Evaluation(
+        config='jepa_jax.config.dense:DepthConfig',
+        run='jepa_jax.evals.depth:run',
+        protocol='a linear head with batch norm on frozen tokens of pictures, bins of distance; '
+        'chosen on training sources, intervals by bootstrap over sources',
+        check='jepa_jax.config.dense:check',
+    ),
     'ek100': Evaluation(
         config='jepa_jax.config:AnticipationConfig',
         run='jepa_jax.evals.anticipation:run',
@@ -104,11 +111,26 @@ EVALS: dict[str, Evaluation] = {
         "what follows; settings chosen on half of the groups, intervals Wilson's over pairs",
         check='jepa_jax.config.physics:check',
     ),
+    'propagation': Evaluation(
+        config='jepa_jax.config.dense:PropagationConfig',
+        run='jepa_jax.evals.propagation:run',
+        protocol="the first frame's labels carried to later frames by likeness of frozen tokens, "
+        'each encoded without later frames; J and F over frames without the first and last, '
+        'intervals by bootstrap over videos',
+    ),
     'retrieval': Evaluation(
         config='jepa_jax.config:RetrievalConfig',
         run='jepa_jax.evals.retrieval:run',
         contents='jepa_jax.evals.own:contents',
         protocol="cosine of mean features, the query's own source left out",
+    ),
+    'segmentation': Evaluation(
+        config='jepa_jax.config.dense:SegmentationConfig',
+        run='jepa_jax.evals.segmentation:run',
+        protocol='a linear head with batch norm on frozen tokens of pictures; IoU of intersections '
+        'and unions summed over pictures; chosen on training sources, intervals by bootstrap over '
+        'sources',
+        check='jepa_jax.config.dense:check',
     ),
     'self_made': Evaluation(
         config='jepa_jax.config:SelfMadeConfig',

@@ -203,7 +203,7 @@ def test_self_made_videos(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope='module')
-def model(quick_compiler):
+def model():
     rest = dict(dtype=jnp.float32, remat='none')
     encoder = ViTConfig(24, 1, 2, image_size=16, frames=4, patch=8, **rest)
     predictor = PredictorConfig(24, 24, 1, 2, mask_tokens=1, grid=(2, 2, 2), **rest)

@@ -26,7 +26,6 @@ from jepa_jax.state import TrainState
 from jepa_jax.step import make_step
 from jepa_jax.weights import parts, tables
 
-pytestmark = pytest.mark.usefixtures('quick_compiler')
 LOSS = 1e-5  # design: loss of a step, parameters after two steps
 ALWAYS = ContextLoss(0.5, 0.5, 0, 0, by_distance=True)
 
