@@ -424,7 +424,7 @@ def test_files_that_arrive(finished, model, tmp_path, monkeypatch):
     """A half-written file is waited for, a bad one is a line, SIGTERM ends it; started again it
     judges nothing twice."""
     _, folder, config = finished
-    config = dataclasses.replace(config, settle=0.3)
+    config = dataclasses.replace(config, settle=1.0)
     monkeypatch.setattr(watch, 'POLL', 0.02)
     place = tmp_path / 'arriving'
     place.mkdir()
@@ -469,7 +469,7 @@ def test_files_that_arrive(finished, model, tmp_path, monkeypatch):
     assert there['score'] == pytest.approx(own[worst], abs=1e-3) and there['windows'] == len(own)
     assert there['seconds'] == [(2 + 2 * worst) / 10, (3 + 2 * worst) / 10]
     assert there['threshold'] < there['score'] and there['delay'] > 1e8
-    assert 0.3 <= later['delay'] < 60
+    assert 1.0 <= later['delay'] < 60
     stop = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
     stop.start()
     watch.run(model, config, folder, str(place))
