@@ -23,7 +23,7 @@ from jepa_jax import evaluate
 from jepa_jax.config.anomaly import AnomalyConfig
 from jepa_jax.data import cameras, synthetic
 from jepa_jax.errors import BadFile, ConfigError, UsageError
-from jepa_jax.evals import anomaly, anomaly_page, normality, of, physics, surprise, watch
+from jepa_jax.evals import anomaly, anomaly_page, normality, of, surprise, watch
 from jepa_jax.evals.normality import Detector, Shown
 from jepa_jax.model import Loaded, Model
 from jepa_jax.models.predictor import PredictorConfig
@@ -217,6 +217,12 @@ def model(quick_compiler):
     return Model(nets['encoder'], predictor=nets['predictor'], name='random:small', which='target')
 
 
+def shifted(model) -> Model:
+    """The same model with other weights."""
+    params = jax.tree.map(lambda a: a + 1, model.encoder.params)
+    return Model(Loaded(model.config, params), predictor=model.predictor, name='random:other')
+
+
 def stream(seed: int, odd: tuple[int, int] | None = None, count: int = 24) -> np.ndarray:
     """Dim noise, a frame after the other; odd: first and last frame with a bright corner."""
     rng = np.random.default_rng(seed)
@@ -304,7 +310,7 @@ def test_started_again_it_reads_what_is_damaged(finished, model, monkeypatch, no
 def test_what_a_cache_is_of(model, videos, tmp_path):
     """Weights, the view, and the state of the file."""
     config, known = small(videos), anomaly.nets(model)[1]
-    other = anomaly.nets(physics.untrained(model, 5))[1]
+    other = anomaly.nets(shifted(model))[1]
     places = {
         normality.Cache(tmp_path, facts, c, crop).place
         for facts, c, crop in (
@@ -561,8 +567,7 @@ def test_what_cannot_be_watched(finished, model, tmp_path, monkeypatch):
             watch.run(model, config, folder, place)
     with pytest.raises(ConfigError, match='looks ahead in time'):
         watch.run(model, dataclasses.replace(config, smooth=2.0), folder, str(tmp_path))
-    other = dataclasses.replace(model.config, mlp_ratio=2.0)
-    fresh = physics.untrained(Model(Loaded(other, {}), predictor=model.predictor), 3)
+    fresh = shifted(model)
     with pytest.raises(ConfigError, match='made with another model'):
         watch.run(fresh, config, folder, str(tmp_path))
     with pytest.raises(ConfigError, match='has no detector'):
