@@ -58,7 +58,6 @@ class Stream:
             'max_pixels': str(most),
             'probesize': str(PROBED),
             'analyzeduration': str(PROBED),
-            'fflags': 'nobuffer',
         }
         with files.reading(name, 'not_video'):
             self._container = av.open(_Pipe(descriptor), options=options)

@@ -347,56 +347,75 @@ class Measure:
     """
 
     def __init__(self, scores, thresholds, labels, kinds) -> None:
-        self.scores, self.labels = scores, labels
-        self.alarms = {n: [s > t for s in scores[n]] for n, t in thresholds.items()}
         self.counts: dict[str, int] = {}  # videos of each figure
+        alarms = {n: [s > t for s in scores[n]] for n, t in thresholds.items()}
+        self.kinds: dict[str, np.ndarray] = {}
         if labels[0] is None:
+            # name -> what is counted and of how many, [videos] each
+            self.shares = {
+                f'{n}, above the threshold': (_sums(a), np.array([len(x) for x in a]))
+                for n, a in alarms.items()
+            }
+            self.pairs: dict[str, np.ndarray] = {}
             return
-        self.own = {
-            n: np.array([auc(s, w) for s, w in zip(each, labels)]) for n, each in scores.items()
-        }
-        there = {k for k, w in zip(kinds, labels) if w.any()} - {''}
-        kinds = np.array(kinds)
-        self.kinds = {k: kinds == k for k in dict.fromkeys(kinds.tolist()) if k in there}
-        if len(self.kinds) == 1:
-            self.kinds = {}
+        self.ones, self.zeros = _sums(labels), _sums([~w for w in labels])
+        self.pairs = {n: _pairs(each, labels) for n, each in scores.items()}
+        own = np.where(self.ones * self.zeros > 0, self.ones * self.zeros, np.nan)
+        self.own = {n: np.diag(pairs) / own for n, pairs in self.pairs.items()}
+        there = dict.fromkeys(k for k, n in zip(kinds, self.ones) if k and n)
+        if len(there) > 1:
+            self.kinds = {k: np.array([k == other for other in kinds]) for k in there}
+        self.shares = {}
+        for name, each in alarms.items():
+            false = _sums([x & ~w for x, w in zip(each, labels)])
+            self.shares[f'{name}, false alarms'] = false, self.zeros
+            self.shares[f'{name}, hits'] = _sums(each) - false, self.ones
 
     def __call__(self, rows: np.ndarray) -> dict[str, float]:
         result: dict[str, float] = {}
 
-        def put(name: str, value: float, count: int = len(rows)) -> None:
-            result[name] = value
+        def put(name: str, value: float, count: int) -> None:
+            result[name] = float(value)
             self.counts.setdefault(name, count)
 
-        if self.labels[0] is None:
-            for name, alarms in self.alarms.items():
-                put(f'{name}, above the threshold', float(_joined(alarms, rows).mean()))
-            return result
-        wrong = _joined(self.labels, rows)
-        for name, each in self.scores.items():
-            put(name, auc(_joined(each, rows), wrong))
+        size = len(next(iter(self.shares.values()))[0])
+        times = np.bincount(rows, minlength=size).astype(float)  # that each video is there
+        for name, pairs in self.pairs.items():
+            put(name, self._area(pairs, times), len(rows))
             own = self.own[name][rows]
             own = own[~np.isnan(own)]
-            put(f'{name}, macro', float(own.mean()) if len(own) else math.nan, len(own))
+            put(f'{name}, macro', own.mean() if len(own) else math.nan, len(own))
             for kind, mask in self.kinds.items():
-                some = rows[mask[rows]]
-                value = (
-                    auc(_joined(each, some), _joined(self.labels, some)) if len(some) else math.nan
-                )
-                put(f'{name}: {kind}', value, len(some))
+                some = times * mask
+                put(f'{name}: {kind}', self._area(pairs, some), int(some.sum()))
         for a, b in (('surprise', 'density'), ('surprise', 'pixels'), ('density', 'pixels')):
             if a in result and b in result:
-                put(f'{a} - {b}', result[a] - result[b])
-        for name, each in self.alarms.items():
-            alarms = _joined(each, rows)
-            for what, mask in (('false alarms', ~wrong), ('hits', wrong)):
-                value = float(alarms[mask].mean()) if mask.any() else math.nan
-                put(f'{name}, {what}', value)
+                put(f'{a} - {b}', result[a] - result[b], len(rows))
+        for name, (part, whole) in self.shares.items():
+            total = times @ whole
+            put(name, times @ part / total if total else math.nan, len(rows))
         return result
 
+    def _area(self, pairs: np.ndarray, times: np.ndarray) -> float:
+        total = (times @ self.ones) * (times @ self.zeros)
+        return times @ pairs @ times / total if total else math.nan
 
-def _joined(each: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
-    return np.concatenate([each[i] for i in rows])
+
+def _sums(each: Sequence[np.ndarray]) -> np.ndarray:
+    return np.array([int(x.sum()) for x in each])
+
+
+def _pairs(scores: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> np.ndarray:
+    """[V, V]: in how many pairs an abnormal frame of a video (row) has a higher score than a normal
+    one of another (column), ties half: of any draw of videos they add up to the area."""
+    abnormal = np.concatenate([s[w] for s, w in zip(scores, labels)])
+    video = np.repeat(np.arange(len(labels)), _sums(labels))
+    columns = []
+    for s, w in zip(scores, labels):
+        normal = np.sort(s[~w])
+        below = sum(np.searchsorted(normal, abnormal, side) for side in ('left', 'right')) / 2
+        columns.append(np.bincount(video, below, len(labels)))
+    return np.stack(columns, 1)
 
 
 def write_scores(path: Path, judged: Sequence[Judged], detector: Detector) -> None:

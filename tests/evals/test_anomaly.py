@@ -23,7 +23,7 @@ from jepa_jax import evaluate
 from jepa_jax.config.anomaly import AnomalyConfig
 from jepa_jax.data import cameras, synthetic
 from jepa_jax.errors import BadFile, ConfigError, UsageError
-from jepa_jax.evals import anomaly, anomaly_page, normality, of, physics, surprise, watch
+from jepa_jax.evals import anomaly, anomaly_page, normality, of, surprise, watch
 from jepa_jax.evals.normality import Detector, Shown
 from jepa_jax.model import Loaded, Model
 from jepa_jax.models.predictor import PredictorConfig
@@ -184,6 +184,7 @@ def test_surprise_by_token_adds_up():
 def test_self_made_videos(tmp_path, monkeypatch):
     """What is odd is so in the frames that are said, and nothing else is: all else is one view."""
     monkeypatch.setitem(cameras.COUNTS, 'camera_few', {'train': (0, 1), 'test': (1, 1)})
+    monkeypatch.setattr(cameras, 'ODDITIES', ('colour', 'jump'))
     folder = cameras.ensure('camera_few', tmp_path / 'camera')
     rows = list(csv.reader((folder / 'test.csv').read_text().splitlines()))
     assert rows[0] == ['path', 'kind', 'first', 'last'] and len(rows) == 4
@@ -214,6 +215,12 @@ def model():
         for i, (name, config) in enumerate((('encoder', encoder), ('predictor', predictor)))
     }
     return Model(nets['encoder'], predictor=nets['predictor'], name='random:small', which='target')
+
+
+def shifted(model) -> Model:
+    """The same model with other weights."""
+    params = jax.tree.map(lambda a: a + 1, model.encoder.params)
+    return Model(Loaded(model.config, params), predictor=model.predictor, name='random:other')
 
 
 def stream(seed: int, odd: tuple[int, int] | None = None, count: int = 24) -> np.ndarray:
@@ -303,7 +310,7 @@ def test_started_again_it_reads_what_is_damaged(finished, model, monkeypatch, no
 def test_what_a_cache_is_of(model, videos, tmp_path):
     """Weights, the view, and the state of the file."""
     config, known = small(videos), anomaly.nets(model)[1]
-    other = anomaly.nets(physics.untrained(model, 5))[1]
+    other = anomaly.nets(shifted(model))[1]
     places = {
         normality.Cache(tmp_path, facts, c, crop).place
         for facts, c, crop in (
@@ -365,10 +372,10 @@ def test_videos_that_cannot_be_used(finished, model, videos, tmp_path, no_page):
     results = anomaly.run(model, config, tmp_path)
     assert results.data['read'] == 5 and results.data['expected'] == 7
     bad, short = results.data['problems']
-    assert 'bad.npy: not_array' in bad
+    assert 'bad.npy: ' in bad
     assert 'short.npy: short: 3 sampled frames, and a window has 4' in short
     (tmp_path / 'test/whole.npy').unlink()
-    with pytest.raises(ConfigError, match='none of 2 test videos can be used: .*short.npy'):
+    with pytest.raises(ConfigError, match='none of 2 test videos can be used: .*bad.npy'):
         anomaly.run(model, config, tmp_path)
     config = small(videos, train=str(tmp_path / 'test/short.npy'), **cache)
     with pytest.raises(ConfigError, match='no normal video can be read: .*short.npy'):
@@ -423,7 +430,7 @@ def test_files_that_arrive(finished, model, tmp_path, monkeypatch):
     """A half-written file is waited for, a bad one is a line, SIGTERM ends it; started again it
     judges nothing twice."""
     _, folder, config = finished
-    config = dataclasses.replace(config, settle=0.3)
+    config = dataclasses.replace(config, settle=1.0)
     monkeypatch.setattr(watch, 'POLL', 0.02)
     place = tmp_path / 'arriving'
     place.mkdir()
@@ -468,7 +475,7 @@ def test_files_that_arrive(finished, model, tmp_path, monkeypatch):
     assert there['score'] == pytest.approx(own[worst], abs=1e-3) and there['windows'] == len(own)
     assert there['seconds'] == [(2 + 2 * worst) / 10, (3 + 2 * worst) / 10]
     assert there['threshold'] < there['score'] and there['delay'] > 1e8
-    assert 0.3 <= later['delay'] < 60
+    assert 1.0 <= later['delay'] < 60
     stop = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
     stop.start()
     watch.run(model, config, folder, str(place))
@@ -560,8 +567,7 @@ def test_what_cannot_be_watched(finished, model, tmp_path, monkeypatch):
             watch.run(model, config, folder, place)
     with pytest.raises(ConfigError, match='looks ahead in time'):
         watch.run(model, dataclasses.replace(config, smooth=2.0), folder, str(tmp_path))
-    other = dataclasses.replace(model.config, mlp_ratio=2.0)
-    fresh = physics.untrained(Model(Loaded(other, {}), predictor=model.predictor), 3)
+    fresh = shifted(model)
     with pytest.raises(ConfigError, match='made with another model'):
         watch.run(fresh, config, folder, str(tmp_path))
     with pytest.raises(ConfigError, match='has no detector'):
