@@ -4,15 +4,12 @@ import dataclasses
 import importlib.util
 import json
 import pathlib
-import sys
 
+import dense_sets as made
 import jax
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / 'data'))
-import dense_sets as made
 
 from jepa_jax.config.dense import DepthConfig, PropagationConfig, SegmentationConfig
 from jepa_jax.data.labelled.dense import IGNORE, Sample
@@ -272,7 +269,6 @@ def test_segmentation(model, tmp_path):
     about = results.data
     assert (about['expected'], about['read'], about['train']) == (4, 2, 6)
     assert 'not_image' in about['problems'][0] and 'no pixel has a label' in about['problems'][1]
-    assert about['published']['V-JEPA 2.1 G'] == 85.0 if config.data.set == 'voc12_aug' else True
     with np.load(tmp_path / 'head.npz') as kept:
         assert kept['kernel'].shape == (24, 21)
     made.values(root / 'SegmentationClass/2007_val_000.png', made.halves(0, 77), palette=True)
