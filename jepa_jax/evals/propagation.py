@@ -81,10 +81,10 @@ def run(model, config: PropagationConfig, workdir: Path) -> Results:
     checked = dense.load('propagation', config, 0)
     train, test = checked.samples['train'], checked.samples['validation']
     values: dict[str, list[np.ndarray]] = {}
-    chosen = {}
+    chosen, how = {}, {}
     for name, encoder in encoders.items():
-        chosen[name], how = choose(encoder, train, config)
-        log.info('%s: %s, %s', name, chosen[name], how)
+        chosen[name], how[name] = choose(encoder, train, config)
+        log.info('%s: %s, %s', name, chosen[name], how[name])
         values[name] = [
             judge(follow(encoder, frames, labels[0], chosen[name], config), labels)
             for frames, labels in (s.read() for s in tqdm(test, f'videos, {name}', disable=None))
@@ -93,20 +93,20 @@ def run(model, config: PropagationConfig, workdir: Path) -> Results:
         judge(np.broadcast_to(labels[0], labels.shape), labels)
         for _, labels in (s.read() for s in test)
     ]
-    results = dict(zip(('J&F', 'J', 'F'), figures(values['model'], test, config)))
+    results = dict(zip(('J&F', 'J', 'F'), figures(values['model'], config)))
     results |= dict(
-        zip(('J, recall', 'J, decay', 'F, recall', 'F, decay'), over_time(values, test, config))
+        zip(('J, recall', 'J, decay', 'F, recall', 'F, decay'), over_time(values['model'], config))
     )
     baselines = {
         f'{name}, {what}' if what != 'J&F' else name: figure
         for name, each in values.items()
         if name != 'model'
-        for what, figure in zip(('J&F', 'J', 'F'), figures(each, test, config))
+        for what, figure in zip(('J&F', 'J', 'F'), figures(each, config))
     }
     published = PUBLISHED.get(config.data.set, {})
     sentences = (
         'J&F: mean over objects; n counts videos; nothing of later frames is seen',
-        f'settings: {"; ".join(f"{name}: {s}" for name, s in chosen.items())}; {how}',
+        'settings: ' + '; '.join(f'{name}: {s}, {how[name]}' for name, s in chosen.items()),
         *checked.sentences,
         *(
             ['published, J&F in percent: ' + ', '.join(f'{k} {v:g}' for k, v in published.items())]
@@ -341,7 +341,7 @@ def choose(
     return best, f'each the best of {len(grid)} by J on {len(rows)} training videos'
 
 
-def figures(values: Sequence[np.ndarray], test, config: PropagationConfig) -> list[Figure]:
+def figures(values: Sequence[np.ndarray], config: PropagationConfig) -> list[Figure]:
     """J&F, J and F, means over objects, of [2, objects, T] a video; percentiles over videos."""
     each = np.concatenate([v.mean(2).T for v in values])  # [objects, 2]
     sources = np.repeat(np.arange(len(values)), [v.shape[1] for v in values])
@@ -356,16 +356,16 @@ def figures(values: Sequence[np.ndarray], test, config: PropagationConfig) -> li
     ]  # fmt: skip
 
 
-def over_time(values: dict[str, list[np.ndarray]], test, config: PropagationConfig) -> list[Figure]:
-    """Recall and decay of J, then of F, of the model, means over objects."""
+def over_time(values: Sequence[np.ndarray], config: PropagationConfig) -> list[Figure]:
+    """Recall and decay of J, then of F, means over objects."""
     rows = np.array([
         [x for kind in video[:, i] for x in metrics.over_time(kind)[1:]]
-        for video in values['model']
+        for video in values
         for i in range(video.shape[1])
     ])  # fmt: skip
-    sources = np.repeat(np.arange(len(test)), [v.shape[1] for v in values['model']])
+    sources = np.repeat(np.arange(len(values)), [v.shape[1] for v in values])
     ends = bootstrap(sources, lambda part: tuple(rows[part].mean(0)), config.bootstrap, config.seed)
-    return [Figure(float(v), *pair, len(test)) for v, pair in zip(rows.mean(0), ends)]
+    return [Figure(float(v), *pair, len(values)) for v, pair in zip(rows.mean(0), ends)]
 
 
 def draw(path: Path, test: Sequence[Sample], quality: np.ndarray, said) -> None:
