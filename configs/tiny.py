@@ -13,7 +13,13 @@ features than from a random encoder's or from pixels; figures: docs/numbers.md. 
 `tiny.py:smoke` is a minute.
 """
 
-from jepa_jax.config import DataListConfig, MaskedVideoConfig, cache_root, parse_arg
+from jepa_jax.config import (
+    DataListConfig,
+    MaskedVideoConfig,
+    PeriodicEvalConfig,
+    cache_root,
+    parse_arg,
+)
 from jepa_jax.recipes import smoke
 
 
@@ -42,6 +48,7 @@ def get_config(arg: str = '') -> MaskedVideoConfig:
     c.optim.momentum = c.optim.final_momentum = 0.998
     c.checkpoints.every = 500
     c.logging.health_every = 100
+    c.evals = [PeriodicEvalConfig()]  # neighbours and ridge: metrics.jsonl, evals/linear/...
     c.probe.enabled = True
     c.probe.lr = 3e-3
     return smoke(c) if small else c

@@ -6,16 +6,19 @@ import jax.numpy as jnp
 
 from jepa_jax.config import (
     ActionConditionedConfig,
+    DenseVideoConfig,
     EncoderConfig,
     MaskedVideoConfig,
     RunConfig,
     encoder_shape,
     frame_counts,
 )
+from jepa_jax.models import VERSIONS
 from jepa_jax.models.ac_predictor import ACPredictorConfig
 from jepa_jax.models.predictor import PredictorConfig
 from jepa_jax.models.vit import ViTConfig
 from jepa_jax.objectives.action_conditioned import ACLoss, ActionConditioned
+from jepa_jax.objectives.dense_video import ContextLoss, DenseVideo
 from jepa_jax.objectives.masked_video import MaskedVideo
 
 
@@ -26,6 +29,20 @@ def masked_video(config: MaskedVideoConfig) -> MaskedVideo:
         encoder,
         predictor(config, encoder),
         groups=len(frame_counts(config.data)),
+        exponent=config.loss_exponent,
+    )
+
+
+def dense_video(config: DenseVideoConfig) -> DenseVideo:
+    """The objective of a run of V-JEPA 2.1."""
+    encoder, loss, counts = video_encoder(config), config.context_loss, frame_counts(config.data)
+    images = sum(map(config.is_image, counts))
+    return DenseVideo(
+        encoder,
+        predictor(config, encoder),
+        ContextLoss(loss.weight, loss.image_weight, loss.begin, loss.full, loss.by_distance),
+        groups=len(counts) - images,
+        image_share=config.image_share if images else 0.0,
         exponent=config.loss_exponent,
     )
 
@@ -64,6 +81,7 @@ def vit(config: RunConfig, encoder: EncoderConfig, crop: int, frames: int) -> Vi
         frames=frames,
         dtype=jnp.dtype(config.compute_dtype),
         remat=config.mesh.remat,
+        **VERSIONS[encoder.version].encoder(shape.depth),
     )
 
 
@@ -73,7 +91,8 @@ def video_encoder(config: MaskedVideoConfig) -> ViTConfig:
 
 
 def predictor(config: MaskedVideoConfig, encoder: ViTConfig) -> PredictorConfig:
-    """The predictor of masked tokens beside it."""
+    """The predictor of masked tokens beside it, and of those in sight where the encoder is
+    supervised at several depths."""
     p = config.predictor
     return PredictorConfig(
         encoder_width=encoder.width,
@@ -89,6 +108,9 @@ def predictor(config: MaskedVideoConfig, encoder: ViTConfig) -> PredictorConfig:
         grid=encoder.grid(encoder.frames, encoder.image_size, encoder.image_size),
         dtype=encoder.dtype,
         remat=encoder.remat,
+        levels=len(encoder.levels) or 1,
+        predict_context=bool(encoder.levels),
+        **VERSIONS[config.encoder.version].predictor(),
     )
 
 

@@ -41,6 +41,7 @@ from jepa_jax.errors import (
     UsageError,
     allowed,
     nearest,
+    printable,
 )
 from jepa_jax.lookup import import_file, shipped
 from jepa_jax.models import SIZE_ALIASES
@@ -211,8 +212,9 @@ def _is_message(error: Exception) -> bool:
 
 def _line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
-        return f'{error.filename}: {error.strerror}' if error.filename else error.strerror
-    return ' '.join(str(error).split()) or type(error).__name__
+        where = f'{error.filename}: ' if error.filename else ''
+        return printable(f'{where}{error.strerror}')
+    return printable(' '.join(str(error).split())) or type(error).__name__
 
 
 def _parser(doc: str, tables: Sequence[str], options) -> argparse.ArgumentParser:

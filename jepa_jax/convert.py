@@ -147,7 +147,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--probe', metavar='FILE', help='add the attentive probe of another file (none)'
     )
-    number('--crop', 'pixels of the clips trained on (default: 256)')
+    number('--crop', 'pixels of the clips trained on (default: 256; of V-JEPA 2.1 384)')
     number('--frames', 'frames of the clips trained on (default: 64)')
     number('--heads', 'attention heads of an encoder of no named size (as its size says)')
     number(
@@ -165,6 +165,12 @@ def _options(parser: argparse.ArgumentParser) -> None:
         action='store_true',
         default=None,
         help='the action-conditioned predictor uses camera poses',
+    )
+    parser.add_argument(
+        '--raw-positions',
+        action='store_true',
+        default=None,
+        help="V-JEPA 2.1's predictor counts tokens as they are, as the original's hub has it",
     )
     number('--steps-per-epoch', "of the original's training run: step = epochs x N (Adam's count)")
     parser.add_argument('--weights-only', action='store_true', help='leave the optimizer out')

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from jepa_jax.config import (
     ActionConditionedConfig,
+    DenseVideoConfig,
     EmaOptimConfig,
     MaskedVideoConfig,
     OptimConfig,
     RunConfig,
+    frame_counts,
     half_life,
 )
 from jepa_jax.optim import learning_rate
@@ -62,18 +64,38 @@ def masked_video(config: MaskedVideoConfig) -> list[str]:
             'scaling the learning rate linearly with it; '
             f'theirs is {released.lr:.3g}; rate and EMA momentum are what to vary first'
         )
-    ends = dict.fromkeys((c.momentum, c.final_momentum))  # one if constant
-    for momentum, where in zip(ends, ('', ' at the end')):
-        steps = half_life(momentum)
-        lines.append(
-            f'EMA momentum {momentum:.8g}{where}: half-life {steps:,.0f} steps = '
-            f'{steps * c.batch:,.0f} clips = {steps / c.steps:.1%} of the run'
-        )
+    lines += _averages(c)
     if c.batch != released.batch:
         same = released.momentum ** (c.batch / released.batch)
         lines.append(
             f'EMA as released: half-life {half_life(released.momentum):,.0f} steps = '
             f'{half_life(released.momentum) * released.batch:,.0f} clips; the same number of clips '
             f'at batch {c.batch:,} takes momentum {same:.8g}'
+        )
+    return lines
+
+
+def dense_video(config: DenseVideoConfig) -> list[str]:
+    """The same of a run of V-JEPA 2.1: how the losses are weighed."""
+    c, loss, counts = config.optim, config.context_loss, frame_counts(config.data)
+    lines = [f'batch {c.batch:,} clips and images, {c.steps:,} steps', _rate(c)]
+    ramp = f', from 0 at step {loss.begin:,} to that at {loss.full:,}' if loss.full else ''
+    near = ', less far from what is masked' if loss.by_distance else ''
+    lines.append(f'the context weighs {loss.weight:g}{ramp}{near}')
+    if any(map(config.is_image, counts)):
+        lines.append(
+            f'images weigh {config.image_share:g} of the loss, their context {loss.image_weight:g}'
+        )
+    return lines + _averages(c)
+
+
+def _averages(c: EmaOptimConfig) -> list[str]:
+    lines = []
+    ends = dict.fromkeys((c.momentum, c.final_momentum))  # one if constant
+    for momentum, where in zip(ends, ('', ' at the end')):
+        steps = half_life(momentum)
+        lines.append(
+            f'EMA momentum {momentum:.8g}{where}: half-life {steps:,.0f} steps = '
+            f'{steps * c.batch:,.0f} clips = {steps / c.steps:.1%} of the run'
         )
     return lines

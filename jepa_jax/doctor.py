@@ -188,14 +188,17 @@ def _model(report: _Report, name: str, encoder: str) -> None:
     from jepa_jax.errors import CheckpointError, ConvertError
     from jepa_jax.models import SIZE_ALIASES
     from jepa_jax.weights import zoo
+    from jepa_jax.weights.parts import version_of
 
     start.logging_to_terminal()  # a download or the first conversion takes minutes
     start.compilation_cache()
     print()
     size = name.removeprefix('random:')
     size = SIZE_ALIASES.get(size, size)
+    version = ''
     if name.startswith('random:'):
-        pretrained.random_configs(size)  # refuses an unknown one
+        config, _ = pretrained.random_configs(size)  # refuses an unknown one
+        version = version_of('encoder', config)
         report.note('files', 'none: random weights')
     else:
         try:
@@ -214,9 +217,11 @@ def _model(report: _Report, name: str, encoder: str) -> None:
         report.check('numbers', wrong, 'every number of its weights and optimizer is finite')
         if wrong:
             return
-        size = sources.weights.size
+        size, version = sources.weights.size, sources.weights.version
         if sources.weights.encoder is None:
             return
+    if version == '2.1':
+        size = golden.DENSE
     if size in golden.ROWS:
         need, (_, free) = golden.memory(size), _memory()
         if free and need > free:
@@ -247,7 +252,7 @@ def _own_forward(report: _Report, name: str, encoder: str) -> None:
         report.note('loaded', line)
     side = 4 * model.config.patch
     clip = np.random.default_rng(0).integers(0, 256, (1, 4, side, side, 3), np.uint8)
-    tokens = model.embed(clip[:, : max(1, 2 * model.config.tubelet)], preprocess='none').tokens
+    tokens = np.asarray(model.encoder(clip[:, : max(1, 2 * model.config.tubelet)]))
     spread = float(tokens.std(axis=1).mean())
     problem = None
     if not np.isfinite(tokens).all():

@@ -22,7 +22,7 @@ REASONS = {
     'not_video': 'the bytes are no video container that libav knows',
     'not_image': 'the bytes are no image that Pillow knows',
     'no_video_stream': 'a container without a video stream',
-    'unsupported': 'this build of libav has no decoder for the codec',
+    'unsupported': 'there is no decoder for the codec',
     'no_frames': 'a video stream without frames',
     'truncated': 'the end of the file is missing',
     'corrupt': 'the decoder reports an error at or before a chosen frame',
@@ -33,6 +33,7 @@ REASONS = {
     'index': 'a header, list or index of more bytes than the limit',
     'decoded': 'it unpacks to more bytes than the limit',
     'ratio': 'it unpacks to more times its own size than the limit',
+    'work': 'more pixels have to be decoded than the limit for its size',
     'seconds': 'reading it takes longer than the limit',
     'memory': 'reading it takes more memory than a data worker may have',
     'not_local': 'it refers to other files, a network or a program',
@@ -84,7 +85,7 @@ class BadFile(Exception):
         self.path, self.reason, self.detail = self.args
 
     def __str__(self) -> str:
-        return f'{self.path}: {self.reason}: {self.detail or REASONS[self.reason]}'
+        return printable(f'{self.path}: {self.reason}: {self.detail or REASONS[self.reason]}')
 
 
 class Unsuitable(ValueError):
@@ -136,6 +137,13 @@ class SimError(ValueError):
 
 class DoctorError(ValueError):
     """Checks that failed."""
+
+
+def printable(text: object) -> str:
+    """A text or path in one line that does nothing to a terminal: names of files hold line breaks,
+    NUL, escape sequences and bytes that are no text."""
+    text = str(text)
+    return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def allowed(given: Any, words: Iterable[str]) -> str:

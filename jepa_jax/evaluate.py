@@ -3,22 +3,29 @@
     python -m jepa_jax.evaluate --config=configs/eval/own.py --model vitl --config.data.train=clips/
 
 The workdir gets report.json (results and baselines, each with its 95 % interval) and pictures. A
-finished evaluation of the same model and settings started again shows its report. With several
---model the results have what each reader gains from the first to the others, paired by clip.
+finished evaluation of the same weights, settings and files started again shows its report. With
+several --model the results have what each reader gains from the first to the others, paired by
+clip. Several processes (see jepa_jax.distributed) make features and train probes together.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import shutil
 import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
-from jepa_jax import cli
+from jepa_jax import cli, distributed
 from jepa_jax.config import EvalConfig, layouts
 from jepa_jax.errors import ConfigError
 from jepa_jax.weights import names
 
 FILE = 'report.json'
 OUTCOMES = 'outcomes.npz'  # how well each test clip was answered
+SHARED = ('features', 'probe')  # folders of a workdir that all processes write
 
 
 def evaluate(
@@ -38,8 +45,6 @@ def evaluate(
         raise ConfigError(complaint)
     for model in models:
         names.check(model)
-    from pathlib import Path
-
     from jepa_jax import start
     from jepa_jax.workdir import lock, write_json
 
@@ -47,18 +52,41 @@ def evaluate(
         raise ConfigError(f'--model {twice[0]} is named twice')
     start.logging_to_terminal()
     start.compilation_cache()
-    with lock(Path(workdir).absolute()) as folder:
+    place = Path(workdir).absolute()
+    with distributed.session(), distributed.first(lock(place)), _mine(place, len(models)) as folder:
         if len(models) == 1:
             report = _evaluate(config, folder, models[0], encoder)
         else:
-            places = [folder / f'model{i}' for i in range(1, len(models) + 1)]
-            for place in places:
-                place.mkdir(exist_ok=True)
-            reports = [_evaluate(config, p, m, encoder) for p, m in zip(places, models)]
-            report = _together(reports, places, config)
+            folders = [folder / f'model{i}' for i in range(1, len(models) + 1)]
+            for each in folders:
+                each.mkdir(exist_ok=True)
+            reports = [_evaluate(config, f, m, encoder) for f, m in zip(folders, models)]
+            report = _together(reports, folders, config)
             write_json(folder / FILE, report)
-    show(report)
-    print(f'report: {folder / FILE}')
+        if folder == place:  # process 0
+            show(report)
+            print(f'report: {folder / FILE}')
+
+
+@contextlib.contextmanager
+def _mine(folder: Path, models: int) -> Iterator[Path]:
+    """The workdir, which process 0 alone writes into: the others get a copy of what is there, in
+    which `features` and `probe`, that all have their part in, are those of the workdir."""
+    import jax
+
+    if not jax.process_index():
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        for part in ('.', *(f'model{i}' for i in range(1, models + 1))):
+            own, theirs = Path(scratch, part), folder / part
+            own.mkdir(exist_ok=True)
+            for name in SHARED:
+                (own / name).symlink_to(theirs / name)
+            for name in (FILE, OUTCOMES):
+                if (theirs / name).exists():
+                    shutil.copy(theirs / name, own)
+        yield Path(scratch)
 
 
 def _evaluate(config: EvalConfig, folder, model: str, encoder: str) -> dict:
@@ -91,14 +119,23 @@ def _evaluate(config: EvalConfig, folder, model: str, encoder: str) -> dict:
         },
         'config': json.loads(json.dumps(dataclasses.asdict(config))),
     }
+    parts = loaded.predictor, loaded.ac_predictor, loaded.probe
+    kept = {
+        'nets': [hash_arrays(part.params) for part in parts if part],  # beside the encoder
+        'contents': load(row.contents)(config) if row.contents else '',
+    }
     path = folder / FILE
     if path.exists():
         report = json.loads(path.read_text())
-        if any(report.get(key) != value for key, value in about.items()):
-            raise ConfigError(
-                f'workdir {folder}: holds an evaluation of another model or with other settings; '
-                'name another --workdir'
-            )
+        for words, facts in (
+            ('another model or with other settings', about),
+            # which reports of older programs lack
+            ('other weights, or the files have changed since', report.keys() & kept.keys()),
+        ):
+            if any(report.get(key) != (about | kept)[key] for key in facts):
+                raise ConfigError(
+                    f'workdir {folder}: holds an evaluation of {words}; name another --workdir'
+                )
         return report
     results = load(row.run)(loaded, config, folder)
     figures = {
@@ -109,6 +146,7 @@ def _evaluate(config: EvalConfig, folder, model: str, encoder: str) -> dict:
         np.savez(folder / OUTCOMES, sources=results.sources, **results.outcomes)
     report = {
         **about,
+        **kept,
         'data': results.data,
         **figures,
         'sentences': list(results.sentences),
@@ -191,7 +229,9 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 def main() -> int:
-    return cli.run(evaluate, doc=__doc__, tables=('evaluation',), options=_options)
+    return distributed.leave(
+        cli.run(evaluate, doc=__doc__, tables=('evaluation',), options=_options)
+    )
 
 
 if __name__ == '__main__':

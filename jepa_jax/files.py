@@ -15,16 +15,19 @@ import contextlib
 import dataclasses
 import errno
 import json
+import math
 import os
 import pathlib
 import stat
 import time
 from collections.abc import Iterator, Mapping
 
-from jepa_jax.errors import BadFile, UsageError, allowed
+from jepa_jax.errors import BadFile, UsageError, allowed, printable
 
 VARIABLE = 'JEPA_JAX_LIMITS'
 FREE = 2**29  # bytes that any file may unpack to, however small it is
+FREE_WEIGHTS = 2**26  # the same of weights, which hardly ever repeat themselves
+SMALL = 2**20  # bytes of a file for which the limit of work stands
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +43,9 @@ class Limits:
     index: int = 2**30  # bytes of a file that describes others: header, list, index, manifest
     decoded: int = 2**36  # bytes of what one call returns, or one array unpacks to
     ratio: int = 1000  # of decoded bytes to those of the file, once they are above FREE
+    # pixels that go through a decoder for one look at a file of up to 1 MiB, or one clip from it; a
+    # larger file may ask for so many a MiB: 2 minutes of 1080p at 30 a second
+    work: int = 2**33
     seconds: float = 300.0  # for one look at a file, or one clip from it
     # bytes that a data worker allocates beyond what it starts with; never more than three quarters
     # of what the machine has, unless it is `inf`
@@ -107,13 +113,16 @@ def bound(path: str | os.PathLike, name: str, value: float, what: str = '') -> N
         raise BadFile(path, name, f'{what}: at most {limit:,.0f} (--limits {name}=...)')
 
 
-def bound_decoded(path: str | os.PathLike, unpacked: int, packed: int) -> None:
-    """Refuses bytes to be unpacked, of a file of `packed` bytes, by the limits decoded and ratio.
+def bound_decoded(
+    path: str | os.PathLike, unpacked: int, packed: int, free: int | None = None
+) -> None:
+    """Refuses bytes to be unpacked, of a file of `packed` bytes, by the limits decoded and ratio;
+    free: bytes that may be unpacked whatever the ratio, FREE if None.
 
     Raises BadFile.
     """
     bound(path, 'decoded', unpacked, f'{unpacked:,} bytes decoded')
-    if unpacked > FREE:
+    if unpacked > (FREE if free is None else free):
         what = (
             f'{packed:,} bytes that unpack to {unpacked:,}, {unpacked / max(1, packed):,.0f}-fold'
         )
@@ -121,10 +130,12 @@ def bound_decoded(path: str | os.PathLike, unpacked: int, packed: int) -> None:
 
 
 class Deadline:
-    """The limit of seconds for one file, from now on."""
+    """The limits of seconds and of work for one file, from now on."""
 
-    def __init__(self, path: str | os.PathLike) -> None:
+    def __init__(self, path: str | os.PathLike, packed: float = math.inf) -> None:
+        """packed: bytes of the file, to which work is in proportion."""
         self._path, self._start = path, time.monotonic()
+        self._pixels, self._share = 0, max(1.0, packed / SMALL)
 
     def check(self) -> float:
         """Seconds spent. Raises BadFile once they are above the limit."""
@@ -136,6 +147,14 @@ class Deadline:
     def left(self) -> float:
         """Seconds; above 0. Raises BadFile."""
         return max(limits().seconds - self.check(), 1e-3)
+
+    def spend(self, pixels: int) -> None:
+        """Before so many go through a decoder. Raises BadFile once they, or the time, are above the
+        limits."""
+        self._pixels += pixels
+        if (each := self._pixels / self._share) > limits().work:
+            bound(self._path, 'work', each, f'{each:,.0f} pixels to be decoded for a MiB or less')
+        self.check()
 
 
 def size(path: str | os.PathLike) -> int:
@@ -245,5 +264,5 @@ def reading(
 def one_line(error: BaseException, most: int = 200) -> str:
     """What an error says, in one line of at most so many characters, printable."""
     words = ' '.join(str(error).split()) or type(error).__name__
-    words = ''.join(c if c.isprintable() else '\N{REPLACEMENT CHARACTER}' for c in words)
+    words = printable(words)
     return words if len(words) <= most else words[: most - 3] + '...'

@@ -26,6 +26,7 @@ class GroupShape:
     clips: int  # B
     tokens: int  # N
     masks: tuple[tuple[int, int], ...]  # (K context, M target) of every mask
+    frames: int = 0  # of a clip, where images differ from videos
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,31 +50,38 @@ def blocks(config: ViTConfig | PredictorConfig, tokens: int) -> int:
     return 2 * tokens * c.depth * (attention + MLP_PRODUCTS[c.mlp] * c.width * hidden)
 
 
-def patch_embed(config: ViTConfig, tokens: int) -> int:
-    """Forward FLOPs of the patch embedding of `tokens` tokens."""
-    return 2 * tokens * config.tubelet * config.patch**2 * 3 * config.width
+def patch_embed(config: ViTConfig, tokens: int, frames: int = 0) -> int:
+    """Forward FLOPs of the patch embedding of `tokens` tokens of a clip of so many frames."""
+    return 2 * tokens * config.tubelet_of(frames) * config.patch**2 * 3 * config.width
 
 
-def encoder(config: ViTConfig, tokens: int) -> int:
+def encoder(config: ViTConfig, tokens: int, frames: int = 0) -> int:
     """Forward FLOPs of the encoder on `tokens` tokens of one clip."""
-    return patch_embed(config, tokens) + blocks(config, tokens)
+    return patch_embed(config, tokens, frames) + blocks(config, tokens)
 
 
 def predictor(config: PredictorConfig, context: int, target: int) -> int:
     """Forward FLOPs of the predictor on one clip's `context` tokens, predicting `target`."""
-    embed = 2 * (context + target) * config.encoder_width * config.width  # in, out
-    return embed + blocks(config, context + target)
+    c = config
+    weights = c.encoder_width * c.width  # in
+    if c.levels > 1:
+        weights += c.in_width * c.encoder_width
+    said = target + context * c.predict_context
+    ends = context * weights + said * c.width * c.predicted_width
+    return 2 * ends + blocks(config, context + target)
 
 
 def pretraining_step(
     encoder_config: ViTConfig, predictor_config: PredictorConfig, groups: Sequence[GroupShape]
 ) -> StepFlops:
-    """FLOPs of one step of objectives.masked_video."""
+    """FLOPs of one step of objectives.masked_video or dense_video."""
     target = context = predicted = 0
     for group in groups:
-        target += group.clips * encoder(encoder_config, group.tokens)
+        frames = group.frames
+        target += group.clips * encoder(encoder_config, group.tokens, frames)
         for kept, hidden in group.masks:
-            once = TRAINED * encoder(encoder_config, kept) - patch_embed(encoder_config, kept)
+            once = TRAINED * encoder(encoder_config, kept, frames)
+            once -= patch_embed(encoder_config, kept, frames)
             context += group.clips * once  # pixels need no gradient
             predicted += group.clips * TRAINED * predictor(predictor_config, kept, hidden)
     return StepFlops(target, context, predicted)

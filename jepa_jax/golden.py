@@ -2,6 +2,7 @@
 
 Every array of the original with name k is `RandomState(crc32(k)).standard_normal(shape) * SIGMA`,
 plus 1 for the scales of norms; the input is `RandomState(0).standard_normal([1, 3, 4, 64, 64])`.
+V-JEPA 2.1 has one row, of a tiny encoder, with sines in their place (reference: vjepa2_1 §13).
 The weights go through the table that converts released files, so table and model are checked.
 """
 
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jepa_jax.models import SIZES
+from jepa_jax.models import SIZES, VERSIONS
 from jepa_jax.models.vit import ViTConfig
 from jepa_jax.weights import parts, tables
 
@@ -24,7 +25,7 @@ TOLERANCE = 1e-4  # of a feature, float32
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """An output [1, 32, D] in short, seven digits."""
+    """An output in short, seven digits."""
 
     mean: float
     absolute: float  # mean of absolutes
@@ -60,15 +61,32 @@ ROWS = {
         -0.0001336284, 0.7980009, 14.73782,
         (3.17088, 0.338373, 0.404523), (-0.335839, 1.09716),
     ),
+    'tiny-21': Row(
+        0.001233574, 0.7910084, 0.958791,
+        (-0.5660609, -1.153606, -0.1821359), (0.04423133, 0.4966187),
+    ),
 }  # fmt: skip
+DENSE = 'tiny-21'  # the row of V-JEPA 2.1
 
 
 def config_of(size: str) -> ViTConfig:
     """The encoder of a row, in float32."""
-    s = SIZES[size]
+    s = SIZES[size.removesuffix('-21')]
+    version, pixels = (VERSIONS['2.1'], 96) if size == DENSE else (VERSIONS['2.0'], 64)
     return ViTConfig(
-        s.width, s.depth, s.heads, s.mlp_ratio, image_size=64, frames=4, dtype=jnp.float32
-    )
+        s.width, s.depth, s.heads, s.mlp_ratio, image_size=pixels, frames=4, dtype=jnp.float32,
+        **version.encoder(s.depth),
+    )  # fmt: skip
+
+
+def sines(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """An array of V-JEPA 2.1's original, float32."""
+    s, i = sum(map(ord, name)) % 97, np.arange(np.prod(shape), dtype=np.float64)
+    matrix = len(shape) > 1 and shape[0] != 1
+    a = 1.5 / np.sqrt(np.prod(shape[1:])) if matrix else 0.1
+    value = a * np.sin(0.7 * i + 0.013 * (i % 251) * (s + 1) + s)
+    value += 'norm' in name and name.endswith('weight')
+    return value.astype(np.float32).reshape(shape)
 
 
 def formula(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -80,21 +98,28 @@ def formula(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def weights(config: ViTConfig) -> dict:
-    """An encoder's parameters by the formula, array by array on the device."""
+    """An encoder's parameters by its formula, array by array on the device."""
+    made = sines if config.modalities else formula
     rules, sizes = tables.table('encoder', config, 'torch')
     links = tables.bind(rules, parts.shared_net('encoder', config).abstract, sizes)
     leaves = {}
     for link in links:
         _, shape = link.form()
-        leaves[link.path] = jnp.asarray(link.ours(lambda name, shape=shape: formula(name, shape)))
+        leaves[link.path] = jnp.asarray(link.ours(lambda name, shape=shape: made(name, shape)))
     return tables.nest(leaves)
 
 
 def forward(size: str) -> np.ndarray:
-    """The encoder's output for the formula's weights and input, [1, 32, D] float32."""
+    """The encoder's output for the formula's weights and input, float32: [1, 32, D], of V-JEPA
+    2.1 [2, 72, D]."""
     config = config_of(size)
     net = parts.net('encoder', config)
-    video = np.random.RandomState(0).standard_normal((1, 3, 4, 64, 64)).astype(np.float32)
+    if size == DENSE:
+        i = np.arange(2 * 3 * 4 * 96 * 96, dtype=np.float64)
+        video = np.sin(0.37 * i + 0.011 * (i % 1009) + 0.3).reshape(2, 3, 4, 96, 96)
+    else:
+        video = np.random.RandomState(0).standard_normal((1, 3, 4, 64, 64))
+    video = video.astype(np.float32)
     return np.asarray(jax.jit(net)(weights(config), jnp.asarray(np.moveaxis(video, 1, -1))))
 
 

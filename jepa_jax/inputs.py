@@ -6,6 +6,7 @@ import dataclasses
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -41,6 +42,78 @@ class Preprocessor:
                 'last'
             )
         return eval_view(video, self.crop)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """On what an encoder was trained."""
+
+    frames: int  # most of a clip
+    crop: int  # pixels
+    fps: float = FPS  # 0: not known
+
+    def exceeded(self, frames: int, size: tuple[int, int], fps: float) -> str:
+        """What of an input is beyond it, in one line; or nothing.
+
+        size: height and width of what is fed; fps: 0 of what has no rate.
+        """
+        beyond = [f'{frames} frames'] if frames > self.frames else []
+        beyond += [f'{size[0]} x {size[1]} pixels'] if max(size) > self.crop else []
+        beyond += [f'{fps:g} frames a second'] if self.fps and fps not in (0, self.fps) else []
+        if not beyond:
+            return ''
+        rate = f' at {self.fps:g} a second' if self.fps else ''
+        return (
+            f'{", ".join(beyond)}: the model was trained on at most {self.frames} frames of '
+            f'{self.crop} x {self.crop} pixels{rate}'
+        )
+
+
+Video = Any  # a path, or an array of any library that numpy reads, or a list of frames
+
+
+def as_arrays(video: Any) -> Any:
+    """Paths and numpy arrays as they are; arrays of others as numpy's, without copies where it can
+    be; a list of frames [H, W, 3] as one [T, H, W, 3]; another list item by item.
+
+    Raises:
+      InputError: none of these, frames of several sizes, or an array that its library does not give
+        (on another device, with a gradient).
+    """
+    if isinstance(video, (str, os.PathLike, np.ndarray)):
+        return video
+    if hasattr(video, '__array__') or hasattr(video, '__array_interface__'):
+        try:
+            return np.asarray(video)
+        except Exception as error:  # whatever its library says
+            kind = f'{type(video).__module__}.{type(video).__name__}'
+            raise InputError(f'{kind} gives no array: {" ".join(str(error).split())}') from error
+    if not isinstance(video, (list, tuple)) or not len(video):
+        what = 'an empty list' if isinstance(video, (list, tuple)) else type(video).__name__
+        raise InputError(f'video is {what}: must be a path, an array, or a list of them')
+    items = [as_arrays(item) for item in video]
+    flat = [isinstance(item, np.ndarray) and item.ndim == 3 for item in items]
+    if not any(flat):
+        return items
+    shapes = {item.shape if one else type(item).__name__ for item, one in zip(items, flat)}
+    if len(shapes) > 1:
+        shown = ', '.join(map(str, sorted(shapes, key=str)[:3]))
+        raise InputError(f'a list of frames that are not of one size: {shown}')
+    return np.stack(items)
+
+
+def from_second(source: Input, start: float) -> Input:
+    """An input from its first sampled frame at or after some seconds on.
+
+    Raises InputError: there is none.
+    """
+    if start == 0:
+        return source
+    left = source.seconds >= start - 1e-9
+    if not start >= 0 or not left.any():
+        last = source.seconds[-1]
+        raise InputError(f'start {start:g} s: {source.path} has frames from 0 to {last:.4g} s')
+    return dataclasses.replace(source, numbers=source.numbers[left], seconds=source.seconds[left])
 
 
 def preprocessor(crop: int = 256) -> Preprocessor:
@@ -101,15 +174,12 @@ def array_windows(clips: np.ndarray, fps: float, view, tubelet: int) -> Iterator
 
 
 def check_video(video: str | os.PathLike | np.ndarray, preprocess: str, normalised: bool) -> None:
-    """Refuses what is neither a path nor an array of pixels.
+    """Refuses an array that is none of pixels.
 
     Raises:
       InputError: what it is and what is allowed.
     """
     if not isinstance(video, np.ndarray):
-        if not isinstance(video, (str, os.PathLike)):
-            kind = type(video).__name__
-            raise InputError(f'video is of type {kind}: must be a path or a numpy array')
         return
     if video.ndim not in (4, 5) or video.shape[-1] != 3 or not video.size:
         raise InputError(

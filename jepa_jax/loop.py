@@ -42,7 +42,9 @@ USES = {
     'save': 'saving',
     'agree': 'agreeing with other processes',
     'health': 'measuring health and logging',
+    'evals': 'evaluating beside training',
 }
+REST = ('put', 'save', 'agree', 'health')  # what a step costs beside itself
 
 
 class Clock:
@@ -66,11 +68,12 @@ class Clock:
 
     def rates(self, clips: int) -> dict[str, float]:
         """Per-step means as metrics, for steps of so many clips; clips_per_s is of all that a step
-        takes, saves and measures included. Compiling counts only if every step compiled."""
+        takes, saves and measures included, evaluations left out. Compiling counts only if every
+        step compiled."""
         of, count = ('step', self.steps) if self.steps else ('compile', self.compiled)
         every = self.steps + self.compiled
         step, wait = self.seconds[of] / count, self.seconds['data'] / every
-        rest = sum(self.seconds[use] for use in ('put', 'save', 'agree', 'health')) / every
+        rest = sum(self.seconds[use] for use in REST) / every
         return {
             'step_s': step,
             'data_wait_s': wait,
@@ -83,13 +86,24 @@ class Clock:
         total = max(sum(self.seconds.values()) - self.seconds['compile'], 1e-9)
         shares = {use: self.seconds[use] / total for use in USES if use != 'compile'}
         word = 'data-bound' if shares['data'] > 0.1 else 'compute-bound'
-        rest = [
-            f'{USES[use]} {shares[use]:.0%}'
-            for use in ('put', 'save', 'agree', 'health')
-            if shares[use] >= 0.01
-        ]
+        rest = [f'{USES[use]} {shares[use]:.0%}' for use in (*REST, 'evals') if shares[use] >= 0.01]
         text = f'{word}: devices waited for batches {shares["data"]:.0%} of the time'
         return f'{text}; {", ".join(rest)}' if rest else text
+
+
+class NoEvaluations:
+    """What a loop evaluates beside training: nothing. jepa_jax.evals.beside.Beside has the same."""
+
+    def due(self, step: int) -> bool:
+        """Whether the state after a step is evaluated; the same in all processes."""
+        return False
+
+    def measure(self, step: int, state: TrainState, frozen: dict) -> dict[str, float]:
+        """What evaluations that are due say of the state, for a row of metrics."""
+        return {}
+
+
+NOTHING = NoEvaluations()
 
 
 @contextlib.contextmanager
@@ -211,24 +225,26 @@ def fit(
     metrics: Metrics,
     failures: FailureLog,
     workload: Callable[[int], Workload],
+    evals: NoEvaluations = NOTHING,
     profile: pathlib.Path | None = None,
 ) -> tuple[TrainState, Clock]:
     """Trains from state.step to config.optim.steps; the position in the data is the step itself.
 
-    Each round: save if due, step, check, log, measure health if due. A checkpoint holds no batch
-    that was not trained on, and needs no state of the data. The next batch is fetched and handed to
-    the devices while they compute; data_wait_s is the time that they had nothing to do because it
-    was not there.
+    Each round: save if due, step, check, measure health and evaluate if due, log. A checkpoint
+    holds no batch that was not trained on, and needs no state of the data. The next batch is
+    fetched and handed to the devices while they compute; data_wait_s is the time that they had
+    nothing to do because it was not there.
 
     Args:
       frozen: parameters of objective.frozen, on the mesh.
       known: what checkpoints say of the run beside its state.
       workload: what the step of a number is worth, for the metrics of speed.
+      evals: what is evaluated beside training; it sees states and changes none.
       profile: a folder for a trace of steps PROFILED of this start, which TensorBoard shows.
 
     Raises:
       TrainingError: loss or gradient is not finite. The state before that step is saved, the batch
-      stored in the workdir.
+      stored in the workdir. Or the loss guard has left out too many updates.
       Interrupted: SIGTERM came; the state is saved.
       DataError: too many files cannot be read; the state is saved.
     """
@@ -312,6 +328,12 @@ def fit(
                 path = workdir / f'nonfinite_step_{n + 1}.npz'
                 raise TrainingError(_explain(objective, state, frozen, batch, host.batch, n, path))
             n += 1
+            if values.get('skipped', 0) >= config.optim.guard.most:
+                save_last()
+                raise TrainingError(
+                    f'{values["skipped"]:.0f} updates were left out up to step {n}, for losses far '
+                    'above those before (optim.guard), which is as many as optim.guard.most allows'
+                )
             trouble, counted = feed.error, failures.state()
             try:
                 failures.add(host)
@@ -319,13 +341,20 @@ def fit(
                 trouble = error
                 failures.restore(counted)  # or a start with mended data would end here again
             measured = every.health_every and (n % every.health_every == 0 or n == total)
-            if n % every.every == 0 or measured or n == total:
-                metrics.write(n, line(values, bool(measured)))
+            due, row = evals.due(n), None
+            if n % every.every == 0 or measured or due or n == total:
+                row = line(values, bool(measured))
                 logged = n
                 clock.merge(interval)
                 interval = Clock()
             lap('compile' if measured and not looked else 'health')
             looked |= bool(measured)
+            if due:
+                row |= evals.measure(n, state, frozen)
+                lap('evals')
+            if row is not None:
+                metrics.write(n, row)
+                lap('health')
             stop = distributed.largest(2 if trouble else 1 if received else 0)
             lap('agree')
             if stop:

@@ -218,14 +218,20 @@ def masked_video(config: MaskedVideoConfig, rows: int) -> Activations:
         pixels = frames * config.data.crop**2 * 3
         # all parts as uint8, one as floats
         held.inputs += rows * pixels * (config.optim.accumulate + FLOAT)
-        held.features += 2 * rows * tokens * vit.width * FLOAT  # before and after standardising
+        levels = len(vit.levels) or 1
+        # before and after standardising
+        held.features += 2 * levels * rows * tokens * vit.width * FLOAT
         held.peak = max(held.peak, rows * tokens * _values(vit, compute, compute))
-        for mask in config.masks:
+        for mask in config.masks_of(frames)[1]:
             context = context_share(mask) * tokens
             held.saved += rows * context * kept(vit, compute, compute) * vit.depth
             held.saved += rows * tokens * kept(predictor, compute, FLOAT) * predictor.depth
             # predictions, targets
-            held.features += 2 * rows * (tokens - context) * vit.width * FLOAT
+            said = tokens if predictor.predict_context else tokens - context
+            held.features += 2 * rows * said * predictor.predicted_width * FLOAT
+            # and, where there are several, the encoder's levels and what they are in
+            seen = 2 * levels if vit.levels else 0
+            held.features += seen * rows * context * vit.width * compute
             # in the backward pass, with their gradients
             held.peak = max(
                 held.peak,

@@ -39,6 +39,12 @@ TIMING_KEYS = (
     'memory_gib',
 )
 
+
+def clocked(name: str) -> bool:
+    """Whether the clock decides a value."""
+    return name in TIMING_KEYS or (name.startswith('evals/') and name.endswith('/seconds'))
+
+
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NOT_FINITE = {'nan': math.nan, 'inf': math.inf, '-inf': -math.inf}
 

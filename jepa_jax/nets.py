@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jepa_jax.sharding import Rules, gather, specs_for
@@ -135,3 +136,34 @@ def fold(
     if not beside:
         return results
     return results, jax.tree.map(lambda *parts: jnp.concatenate(parts), *outs)
+
+
+def fold_outputs(
+    blocks: nnx.Module, x: jax.Array, *args, remat: str = 'full', levels: Sequence[int]
+) -> list[jax.Array]:
+    """What `fold` returns for levels, in one scan over all blocks whose gradient adds up nothing
+    but slices: that of `fold` would add whole stacks of weights, a layer after the other.
+
+    levels: in ascending order, and several may be the same. ValueError: they are not of the blocks.
+    """
+    depth = jax.tree.leaves(blocks)[0].shape[0]
+    if list(levels) != sorted(levels) or not levels or levels[0] < 0 or levels[-1] >= depth:
+        raise ValueError(f'levels {tuple(levels)}: must ascend within 0..{depth - 1}')
+    asked = sorted(set(levels))
+    # of each block, where its output is kept; what nobody asked for goes to one more place
+    places = np.full(depth, len(asked), np.int32)
+    places[asked] = np.arange(len(asked))
+
+    @functools.partial(jax.checkpoint, prevent_cse=False, policy=REMAT[remat])
+    def body(x, block):
+        return gather(block)(x, *args)
+
+    def step(carry, layer):
+        x, kept = carry
+        block, place = layer
+        x = body(x, block)
+        return (x, jax.lax.dynamic_update_index_in_dim(kept, x[None], place, 0)), None
+
+    kept = jnp.broadcast_to(jnp.zeros_like(x), (len(asked) + 1, *x.shape))
+    (_, kept), _ = jax.lax.scan(step, (x, kept), (blocks, jnp.asarray(places)))
+    return [kept[asked.index(level)] for level in levels]

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jepa_jax.config import EmaOptimConfig, OptimConfig, horizon
+from jepa_jax.config import EmaOptimConfig, GuardConfig, OptimConfig, horizon
 from jepa_jax.errors import ConfigError
 from jepa_jax.objectives import Objective
 from jepa_jax.sharding import path_name
@@ -108,6 +109,7 @@ class Optimizer:
     learning_rate: Schedule
     weight_decay: Schedule
     ema_rate: Schedule | None  # None: nothing is averaged
+    guard: bool = False  # whether the last of the state of tx is a GuardState
 
 
 def build(config: OptimConfig, objective: Objective) -> Optimizer:
@@ -122,11 +124,13 @@ def build(config: OptimConfig, objective: Objective) -> Optimizer:
         raise ConfigError(
             f'optim.accumulate = {config.accumulate}: must be 1, the loss is of the whole batch'
         )
+    tx = adamw(config, decay_mask(objective.abstract, objective.unused), objective.rates)
     return Optimizer(
-        adamw(config, decay_mask(objective.abstract, objective.unused), objective.rates),
+        guarded(tx, config.guard) if config.guard.deviations else tx,
         learning_rate(config),
         weight_decay(config),
         ema_rate(config) if objective.ema else None,
+        guard=config.guard.deviations > 0,
     )
 
 
@@ -155,6 +159,49 @@ def adamw(
         return scaled, state
 
     return optax.GradientTransformation(tx.init, update)
+
+
+class GuardState(NamedTuple):
+    """Of `guarded`."""
+
+    losses: jax.Array  # [window] the last ones, in a ring
+    seen: jax.Array  # [] int32, losses so far
+    skipped: jax.Array  # [] int32, updates left out so far
+
+
+def guarded(
+    tx: optax.GradientTransformation, config: GuardConfig
+) -> optax.GradientTransformationExtraArgs:
+    """Leaves out updates of a loss more than `deviations` standard deviations above the mean of the
+    `window` losses before it, once there were `after`: parameters and the state of `tx` stay as
+    they were. (reference: vjepa2_1 §6.6)
+
+    `update` takes the loss as `value`. Losses of updates that were left out count among the last
+    ones, so a run whose loss has risen for good goes on. The state is a tuple, that of `tx` and a
+    GuardState.
+    """
+
+    def init(params):
+        counts = (jnp.zeros((), jnp.int32) for _ in range(2))  # not one, which is donated twice
+        return (*tx.init(params), GuardState(jnp.zeros(config.window), *counts))
+
+    def update(grads, state, params=None, *, value, **extra):
+        del extra
+        *inner, (losses, seen, skipped) = state
+        known = jnp.arange(config.window) < seen
+        count = jnp.maximum(known.sum(), 1)
+        mean = jnp.where(known, losses, 0).sum() / count
+        deviation = jnp.sqrt(jnp.where(known, jnp.square(losses - mean), 0).sum() / count)
+        skip = (seen >= max(config.after, 2)) & (value > mean + config.deviations * deviation)
+
+        def leave():
+            return jax.tree.map(jnp.zeros_like, grads), tuple(inner)
+
+        updates, inner = jax.lax.cond(skip, leave, lambda: tx.update(grads, tuple(inner), params))
+        losses = losses.at[seen % config.window].set(value)
+        return updates, (*inner, GuardState(losses, seen + 1, skipped + skip))
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def decay_mask(params, unused: Collection[str] = frozenset()):

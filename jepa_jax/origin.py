@@ -33,6 +33,8 @@ FREE = {
     'checkpoints.*': 'when to save, and where a run without a checkpoint starts',
     'logging.*': 'what is written down',
     'probe.*': 'runs on the finished features',
+    'evals*': 'read features and change nothing',
+    'labels.*': 'what probes and evaluations read',
 }
 
 

@@ -1,10 +1,15 @@
 """Plans a robot's actions from a first frame to a goal image.
 
     python -m jepa_jax.plan --model NAME_OR_PATH --input FILE.npz --out DIR
+    python -m jepa_jax.plan --model RUN --kind lerobot --input DATA_SET --episode 3 --to 8 --out DIR
 
 FILE.npz holds `observations` uint8 [1, T, H, W, 3] and `states` float32 [1, T, 7]: x, y, z in
 metres, roll, pitch, yaw in radians, closedness of the gripper from 0 to 1. The first frame and
 state are where the robot is, the last frame is the goal, unless --goal names an image.
+
+With --kind, --input is recordings in a layout that training reads. What else is needed to read them
+(camera, columns, units) is as in the recordings that RUN was trained on, unless a flag says
+otherwise. --from and --to count frames at --fps a second.
 
 DIR gets plan.json (actions, energies, seconds per action) and pictures: plan.png, and
 landscape.png, the energy of one action over two of its axes.
@@ -17,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import Any
 
 from jepa_jax import cli
 from jepa_jax.config import RobotConfig
@@ -24,8 +30,9 @@ from jepa_jax.errors import BadFile, InputError, Unusable
 from jepa_jax.weights import names
 
 PLANNERS = ('cem', 'mppi', 'adam', 'cem_adam')
+KINDS = ('droid', 'lerobot', 'npz', 'rlds')  # keys of jepa_jax.data.robot.READERS
+UNITS = {'metres', 'angles', 'gripper_range'}
 COSTS = {'l1': 1, 'l2': 2}
-DEPENDS = 0.005  # of the energy of doing nothing, by which those of actions must differ
 RECORDING = 10  # states that tell in which units they are, even if each alone is possible
 
 
@@ -33,7 +40,31 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add('--model', required=True, help='name or path of a model that predicts actions, or '
         'random:SIZE, such as random:tiny')  # fmt: skip
-    add('--input', required=True, metavar='FILE.npz', help='observations and states')
+    add('--input', required=True, metavar='FILE.npz', help='where the robot is and its goal; with '
+        '--kind the folder of recordings')  # fmt: skip
+    add('--kind', default='file', choices=('file', *KINDS), help='of the input: one .npz, or '
+        'recordings as training reads them (%(default)s)')  # fmt: skip
+    add('--episode', type=int, default=0, help='of the recordings, from 0 (%(default)s)')
+    add('--from', dest='first', type=int, default=0, metavar='N', help='frame of the episode where '
+        'the robot is (%(default)s)')  # fmt: skip
+    add('--to', dest='last', type=int, default=-1, metavar='N', help='frame that is the goal; -1: '
+        'the last')  # fmt: skip
+    for name, kind, text in (
+        ('camera', str, 'which pictures'),
+        ('columns', str, 'that are the seven numbers of the state'),
+        ('state', str, 'lerobot: features that the columns are in'),
+        ('fps', float, 'frames a second, as many as the model takes actions'),
+        ('recorded_fps', float, 'rlds: frames a second of the recordings'),
+        ('frame', str, 'of positions: base or camera'),
+        ('robot', str, 'name of the robot'),
+        ('gripper', str, 'what 1 means: closed or open'),
+    ):
+        add(
+            f'--{name.replace("_", "-")}',
+            dest=name,
+            type=kind,
+            help=f"with --kind: {text} (as in the model's recordings)",
+        )
     add('--out', required=True, metavar='DIR', help='folder for plan.json and pictures')
     add(
         '--goal',
@@ -48,12 +79,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add('--elites', type=int, default=10, help='cem: samples kept of an iteration')
     add('--max-step', type=float, default=0.05, help='metres an action may move along an axis')
     add('--workspace', type=cli.numbers(6), default=(), metavar='X0,X1,Y0,Y1,Z0,Z1',
-        help='metres: a box that the plan does not leave; steps end at its '
-        'walls (no box)')  # fmt: skip
-    add('--metres', type=float, default=1.0, help='that a unit of the positions is: 0.001 for '
-        'millimetres')  # fmt: skip
-    add('--angles', default='radians', choices=('radians', 'degrees'), help='of the states')
-    add('--gripper-range', type=cli.numbers(2), default=(0.0, 0.0), metavar='OPEN,CLOSED',
+        help='metres: a box that the plan does not leave; steps end at its walls '
+        '(no box)')  # fmt: skip
+    add('--metres', type=float, help='that a unit of the positions is: 0.001 for millimetres (1)')
+    add('--angles', choices=('radians', 'degrees'), help='of the states (radians)')
+    add('--gripper-range', type=cli.numbers(2), metavar='OPEN,CLOSED',
         help='values of the gripper when open and when closed (0,1)')  # fmt: skip
     add('--force', action='store_true', help='exit status 0 also for a plan that is not usable')
     add('--cost', default='l1', choices=COSTS, help='distance of features: absolute or square')
@@ -72,6 +102,10 @@ def run(
     model: str,
     input: str,
     out: str,
+    kind: str,
+    episode: int,
+    first: int,
+    last: int,
     goal: str,
     planner: str,
     samples: int,
@@ -80,9 +114,6 @@ def run(
     elites: int,
     max_step: float,
     workspace: tuple[float, ...],
-    metres: float,
-    angles: str,
-    gripper_range: tuple[float, float],
     force: bool,
     cost: str,
     cost_steps: str,
@@ -92,11 +123,22 @@ def run(
     at_once: int,
     axes: str,
     seed: int,
+    **recordings: Any,
 ) -> None:
     """Reads, plans, writes, and says what came out."""
     names.check(model)
-    units = RobotConfig(metres=metres, angles=angles, gripper_range=gripper_range)
-    observations, states, looks = read_episode(input, units)
+    recordings = {name: value for name, value in recordings.items() if value is not None}
+    if kind == 'file':
+        if extra := sorted(recordings.keys() - UNITS):
+            raise InputError(
+                f'--{extra[0].replace("_", "-")}: needs --kind, one of {", ".join(KINDS)}'
+            )
+        observations, states, looks = read_episode(input, RobotConfig(**recordings))
+    else:
+        observations, states = read_recording(
+            model, dict(recordings, kind=kind, path=input), episode, first, last
+        )
+        looks = []
     import dataclasses
     import pathlib
     import time
@@ -106,23 +148,16 @@ def run(
 
     from jepa_jax import poses, start
     from jepa_jax.planning import energy
-    from jepa_jax.planning.cem import CEM, MPPI, Adam, CEMAdam, end_effector
-    from jepa_jax.planning.model import load, measured, verdict
+    from jepa_jax.planning.cem import end_effector, solver
+    from jepa_jax.planning.model import DEPENDS, load, measured, verdict
     from jepa_jax.planning.world_model import Context, Cost, Goal, energies
     from jepa_jax.workdir import write_json
 
     pair = read_axes(axes)
     space = end_effector(max_step, workspace=workspace, start=states[0, :3].tolist())
     measure = Cost(COSTS[cost], cost_steps, state_weight)
-    settings = dict(space=space, cost=measure, horizon=horizon, iterations=iterations)
-    solver = {
-        'cem': lambda: CEM(samples=samples, elites=elites, **settings),
-        'mppi': lambda: MPPI(samples=samples, **settings),
-        'adam': lambda: Adam(samples=samples, **settings),
-        'cem_adam': lambda: CEMAdam(
-            CEM(samples=samples, elites=elites, **settings), Adam(samples=1, **settings)
-        ),
-    }[planner]()
+    search = solver(planner, space, measure, samples=samples, iterations=iterations,
+                    horizon=horizon, elites=elites)  # fmt: skip
     start.logging_to_terminal()
     start.compilation_cache()
     images = np.stack(
@@ -144,7 +179,7 @@ def run(
     target = Goal(features[1], None if goal else states[-1])
     key = jax.random.key(seed)
     began = time.perf_counter()
-    solve = jax.jit(solver.solve).lower(world_model, context, target, key).compile()
+    solve = jax.jit(search.solve).lower(world_model, context, target, key).compile()
     compile_seconds = time.perf_counter() - began
     began = time.perf_counter()
     actions, solution = jax.block_until_ready(solve(world_model, context, target, key))
@@ -195,6 +230,7 @@ def run(
     report = {
         'model': model,
         'input': input,
+        'episode': None if kind == 'file' else episode,
         'goal': goal or 'last frame',
         'planner': planner,
         'samples': samples,
@@ -322,6 +358,47 @@ def read_episode(path: str, units: RobotConfig):
     if opening and len(states) >= RECORDING:  # of a few moments it may well be true
         raise BadFile(path, 'bad_units', opening)
     return observations, np.float32(states), [opening] if opening else []
+
+
+def read_recording(model: str, given: dict[str, Any], episode: int, first: int, last: int):
+    """observations uint8 [2, H, W, 3], frames `first` and `last` of an episode, and states float32
+    [T, 7] from the one to the other.
+
+    given: fields of RobotConfig; the others are those of the model's own recordings.
+
+    Raises:
+      ConfigError: they are of another robot than the model's, or cannot be read so.
+      InputError: an episode or frame that is not there.
+      BadFile: the episode cannot be read.
+    """
+    import dataclasses
+
+    import numpy as np
+
+    from jepa_jax.data import robot
+    from jepa_jax.planning.model import check_contract, recordings
+
+    data = dataclasses.replace(recordings(model) or RobotConfig(), **given)
+    check_contract(model, data)
+    episodes = robot.open_recordings(data)
+    if not 0 <= episode < len(episodes):
+        raise InputError(f'--episode {episode}: {data.path} has 0 to {len(episodes) - 1}')
+    read = episodes.episode(episode)
+    frames: list = []
+
+    def choose(timing) -> np.ndarray:
+        frames.append(robot.kept(timing, data.fps))
+        return frames[0][np.clip([first, last % len(frames[0])], 0, len(frames[0]) - 1)]
+
+    observations = read.read(choose)
+    count = len(frames[0])
+    last = count - 1 if last == -1 else last
+    if not 0 <= first < last < count:
+        raise InputError(
+            f'--from {first} --to {last}: {read.name} has frames 0 to {count - 1} at {data.fps:g} '
+            'a second, and the goal comes later'
+        )
+    return observations, np.float32(read.states[frames[0][first : last + 1]])
 
 
 def read_goal(path: str, observations):

@@ -19,8 +19,9 @@ import numpy as np
 from jepa_jax import model
 from jepa_jax.checkpoint import hash_arrays
 from jepa_jax.errors import ZooError, allowed, nearest
+from jepa_jax.inputs import Trained
 from jepa_jax.model import Encoder, Loaded, ProbeHead
-from jepa_jax.models import SIZE_ALIASES, SIZES
+from jepa_jax.models import NEWER, SIZE_ALIASES, VERSIONS
 from jepa_jax.models.predictor import PredictorConfig
 from jepa_jax.models.tokens import MEAN, STD
 from jepa_jax.models.vit import ViTConfig
@@ -146,6 +147,7 @@ def _model(text: str, weights: Weights, encoder: str, probe, dtype: str) -> Mode
         about=about,
         name=text,
         which=which,
+        trained=Trained(config.frames, config.image_size, weights.fps),
     )
 
 
@@ -224,19 +226,32 @@ def _placed(weights: Weights, name: str) -> dict:
 
 
 def random_configs(size: str, dtype: str = 'float32') -> tuple[ViTConfig, PredictorConfig]:
-    """Encoder and predictor of a named size, as in pretraining.
+    """Encoder and predictor of a named size, as in pretraining; SIZE-21: of V-JEPA 2.1.
 
     Raises:
       ZooError: no such size.
     """
-    name = SIZE_ALIASES.get(size, size)
-    if name not in SIZES:
-        raise ZooError(f"size '{size}'{nearest(size, SIZES)}; sizes are {', '.join(SIZES)}")
-    shape = SIZES[name]
+    name, version = size, VERSIONS['2.0']
+    if size.endswith(NEWER):
+        name, version = size.removesuffix(NEWER), VERSIONS['2.1']
+    name, sizes = SIZE_ALIASES.get(name, name), version.sizes
+    if name not in sizes:
+        raise ZooError(
+            f"size '{size}'{nearest(size, sizes)}; sizes are {', '.join(sizes)}, and with {NEWER} "
+            'behind it any of these in V-JEPA 2.1'
+        )
+    shape, dtype = sizes[name], jnp.dtype(dtype)
     encoder = ViTConfig(
-        shape.width, shape.depth, shape.heads, shape.mlp_ratio, dtype=jnp.dtype(dtype)
-    )
-    return encoder, PredictorConfig(shape.width, dtype=jnp.dtype(dtype))
+        shape.width, shape.depth, shape.heads, shape.mlp_ratio, dtype=dtype,
+        **version.encoder(shape.depth),
+    )  # fmt: skip
+    predictor = PredictorConfig(shape.width, dtype=dtype)
+    if version.levels:
+        predictor = dataclasses.replace(
+            predictor, depth=24, mask_tokens=8, levels=version.levels, predict_context=True,
+            **version.predictor(),
+        )  # fmt: skip
+    return encoder, predictor
 
 
 def _random(text: str, dtype: str, seed: int, probe: str | os.PathLike | None) -> Model:
@@ -281,8 +296,9 @@ def save(model: Model, folder: str | os.PathLike) -> None:
         nets['probe'] = StoredNet('probe', (head.config, head.classes), tree)
         labels, reads = head.labels, {key: getattr(head, key) for key in READS}
     weights = Weights(
-        folder, 'jax', nets, labels=labels, reads=reads, origin=next(iter(model.about), '')
-    )
+        folder, 'jax', nets, labels=labels, reads=reads, origin=next(iter(model.about), ''),
+        fps=model.trained.fps if model.trained else Weights.fps,
+    )  # fmt: skip
     write(weights, folder, to='jax')
     (folder / CARD).write_text(card(model, folder.name))
 

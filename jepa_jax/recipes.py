@@ -38,8 +38,8 @@ class Recipe:
     # config, objective, jepa_jax.origin.Origin -> jepa_jax.objectives.Prepared
     prepare: str = 'jepa_jax.objectives:nothing_to_prepare'
     describe: str = 'jepa_jax.describe:run'  # config -> lines that say what its numbers mean
-    # workdir, config, objective, state, frozen -> jepa_jax.report.Findings at the end of a run
-    finish: str = 'jepa_jax.report:nothing'
+    # config -> jepa_jax.evals.entries.Entry of each evaluation beside training; raises ConfigError
+    evals: str = 'jepa_jax.recipes:no_evals'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,19 @@ RECIPES: dict[str, Recipe] = {
         workload='jepa_jax.objectives.programs:masked_video_workload',
         activations='jepa_jax.memory:masked_video',
         describe='jepa_jax.describe:masked_video',
-        finish='jepa_jax.report:masked_video',
+        evals='jepa_jax.evals.entries:masked_video',
+    ),
+    'dense_video': Recipe(
+        config='jepa_jax.config:DenseVideoConfig',
+        check='jepa_jax.config.dense_video:check',
+        smoke='jepa_jax.config.trials:dense_video',
+        build='jepa_jax.build:dense_video',
+        stream='jepa_jax.data.videos:VideoStream',
+        programs='jepa_jax.objectives.programs:masked_video',
+        workload='jepa_jax.objectives.programs:masked_video_workload',
+        activations='jepa_jax.memory:masked_video',
+        describe='jepa_jax.describe:dense_video',
+        evals='jepa_jax.evals.entries:masked_video',
     ),
     'action_conditioned': Recipe(
         config='jepa_jax.config:ActionConditionedConfig',
@@ -114,8 +126,9 @@ def _fits(config: Any, key: str, fitting: Any) -> Any:
     return fitting
 
 
-def validate(config: RunConfig) -> None:
-    """Refuses what cannot work, as far as the config alone tells.
+def validate(config: RunConfig, workdir: str | os.PathLike | None = None) -> None:
+    """Refuses what cannot work, as far as the config alone tells; with the workdir of a run that is
+    about to start also what names something that is not there.
 
     Raises:
       ConfigError: one line with the first field at fault, what was found and what is allowed.
@@ -127,9 +140,12 @@ def validate(config: RunConfig) -> None:
     )
     if complaint := next(complaints, None):
         raise ConfigError(complaint)
+    if workdir is not None:  # before the imports that take seconds
+        _inputs(config, workdir)
+    load(recipe.evals)(config)
 
 
-def inputs(config: RunConfig, workdir: str | os.PathLike) -> None:
+def _inputs(config: RunConfig, workdir: str | os.PathLike) -> None:
     """Refuses to start where something that the config names is not there.
 
     Raises:
@@ -194,6 +210,20 @@ def no_complaints(config: RunConfig) -> Iterator[str]:
     """For recipes whose fields cannot contradict each other."""
     del config
     return iter(())
+
+
+def no_evals(config: RunConfig) -> list:
+    """For recipes that do not say which clips their encoder reads, and how.
+
+    Raises:
+      ConfigError: evaluations are asked for.
+    """
+    if config.evals:
+        raise ConfigError(
+            f"evals: objective '{config.objective}' has no evaluations beside training; its row "
+            'of RECIPES names none (`evals`)'
+        )
+    return []
 
 
 def leave(config: RunConfig) -> None:

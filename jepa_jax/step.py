@@ -59,12 +59,13 @@ def make_step(
     (1 - m) net with the updated net. Nothing is clipped. If the loss or a gradient is not finite,
     the state comes back as it was and metrics['finite'] is False. Metrics are float32 scalars.
     (reference: vjepa2 §5.2)
+    metrics['skipped'], with a loss guard: updates that it has left out so far.
     """
-    tx, ema_rate = optimizer.tx, optimizer.ema_rate
+    tx, ema_rate = optax.with_extra_args_support(optimizer.tx), optimizer.ema_rate
 
-    def update(state: TrainState, grads: dict) -> TrainState:
+    def update(state: TrainState, grads: dict, loss: jax.Array) -> TrainState:
         with jax.named_scope('adamw'):
-            updates, opt_state = tx.update(grads, state.opt_state, state.params)
+            updates, opt_state = tx.update(grads, state.opt_state, state.params, value=loss)
             params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema:
@@ -84,7 +85,7 @@ def make_step(
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         # a branch, not a choice between two states: XLA then updates the donated one in place and
         # needs no memory for another (0.1 instead of 2.7 times the parameters beside the gradients)
-        new = jax.lax.cond(finite, update, lambda state, grads: state, state, grads)
+        new = jax.lax.cond(finite, update, lambda state, *_: state, state, grads, loss)
         metrics = {
             **metrics,
             'loss': loss,
@@ -94,6 +95,8 @@ def make_step(
             'weight_decay': optimizer.weight_decay(state.step),
             'finite': finite,
         }
+        if optimizer.guard:
+            metrics['skipped'] = new.opt_state[-1].skipped.astype(jnp.float32)
         if ema_rate:
             metrics['momentum'] = 1 - ema_rate(state.step)
         return new, metrics

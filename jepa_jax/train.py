@@ -23,8 +23,7 @@ def train(
 ) -> None:
     """Runs `config` in `workdir` to its last step, from wherever its checkpoints are. (reference:
     vjepa2 §5)"""
-    recipes.validate(config)  # before the imports that take seconds
-    recipes.inputs(config, workdir)
+    recipes.validate(config, workdir)  # before the imports that take seconds
     import dataclasses
     import pathlib
     import time
@@ -34,6 +33,7 @@ def train(
     from jepa_jax import loop, memory, optim, report, sharding, start
     from jepa_jax.checkpoint import Checkpoints
     from jepa_jax.data.stream import FailureLog
+    from jepa_jax.evals.beside import Beside
     from jepa_jax.lookup import load
     from jepa_jax.metrics import Metrics
     from jepa_jax.origin import origin_of
@@ -74,6 +74,11 @@ def train(
                     write_json(folder / 'config.json', asked)
                 start.describe(config, objective, mesh, stream, (state, frozen))
                 steps = int(jax.device_get(state.step)), config.optim.steps
+                evals = Beside(
+                    load(recipe.evals)(config), objective, mesh, folder, steps=steps[1],
+                    part=config.optim.batch // config.optim.accumulate,
+                )  # fmt: skip
+                evals.begin(steps[0])
                 with Metrics(folder, start_step=steps[0], total_steps=steps[1]) as metrics:
                     state, clock = loop.fit(
                         objective,
@@ -89,9 +94,10 @@ def train(
                         metrics=metrics,
                         failures=failures,
                         workload=start.workload(config, stream),
+                        evals=evals,
                         profile=folder / 'profile' if profile else None,
                     )
-        report.write(folder, config, objective, state, frozen, clock, begun)
+        report.write(folder, config, objective, state, frozen, evals, clock, begun)
 
 
 def study(config: StudyConfig, workdir: str, **options) -> None:

@@ -1,5 +1,5 @@
-"""Eight CPU devices for every test, flags parsed as grain's workers want them, and the golden
-arrays."""
+"""Eight CPU devices for every test, programs compiled quickly, flags parsed as grain's workers want
+them, and the golden arrays."""
 
 import os
 import pathlib
@@ -8,6 +8,9 @@ import sys
 from jepa_jax.errors import SimError
 
 os.environ['JAX_PLATFORMS'] = 'cpu'  # before jax is imported anywhere
+# XLA as always, LLVM without its expensive passes, here and in the processes that tests start: most
+# programs run for less time than they compile. CI runs the tests marked `ci` with all passes (0)
+os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
@@ -42,16 +45,13 @@ def golden_ac() -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope='session')
+def golden_dense() -> dict[str, np.ndarray]:
+    return dict(np.load(HERE / 'golden/dense.npz'))
+
+
+@pytest.fixture(scope='session')
 def golden_benchmark() -> dict[str, np.ndarray]:
     return dict(np.load(HERE / 'golden/evaluations_benchmark.npz'))
-
-
-@pytest.fixture(scope='module')
-def quick_compiler():
-    """For programs that run once: XLA as always, LLVM without its expensive passes."""
-    jax.config.update('jax_disable_most_optimizations', True)
-    yield
-    jax.config.update('jax_disable_most_optimizations', False)
 
 
 @pytest.fixture(scope='session')

@@ -183,9 +183,7 @@ def lines(workdir: pathlib.Path) -> int:
 def rows(workdir: pathlib.Path) -> list[str]:
     """Rows of metrics, all digits of them, without what the clock decides."""
     parsed = map(json.loads, (workdir / metrics.FILE).read_text().splitlines())
-    return [
-        json.dumps({k: v for k, v in row.items() if k not in metrics.TIMING_KEYS}) for row in parsed
-    ]
+    return [json.dumps({k: v for k, v in row.items() if not metrics.clocked(k)}) for row in parsed]
 
 
 def arrays(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:

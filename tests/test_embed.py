@@ -73,7 +73,7 @@ def test_many_inputs_one_file_without_torch(folder):
     """Two videos in overlapping windows, and a bad one; with nothing but our dependencies."""
     done = embed(
         folder, *SMALL, '--fps', '8', '--stride', '3', '--batch', '2', '--input',
-        'v0.mp4', 'broken.mp4', 'v1.mp4', '--out', 'all.npz', code=NO_TORCH,
+        'v0.mp4', 'broken.mp4', 'v1.mp4', '--out', 'all.npz', '--clips', code=NO_TORCH,
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
     assert 'left out: broken.mp4: truncated' in done.stderr
@@ -112,13 +112,13 @@ def test_each_kind_into_a_folder(folder):
         '--pictures', 'each',
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    shapes = {n: np.load(folder / f'each/{n}.npz')['clips'].shape[:2] for n in inputs}
+    shapes = {n: np.load(folder / f'each/{n}.npz')['numbers'].shape for n in inputs}
     # windows of 4 frames; the image alone has been asked for as 4 copies; 9 frames at 8 fps, taken
     # at 4, are 5
     assert shapes == {'a.npy': (2, 4), 'p.png': (1, 4), 'frames': (1, 4), 'v0.mp4': (2, 4)}
     result = np.load(folder / 'each/a.npy.npz')
     assert result['pooled'].shape == (2, 192) and result['levels'].shape == (2, 2, 192)
-    assert 'tokens' not in result
+    assert 'tokens' not in result and 'clips' not in result
     for name in inputs:
         for kind in ('pca', 'similarity'):
             with Image.open(folder / f'each/{name}-{kind}.png') as picture:
@@ -129,7 +129,7 @@ def test_frames_as_they_are(folder):
     """Not square, positions on the real grid, against the bare net with the same seed."""
     done = embed(
         folder, '--model', 'random:tiny', '--input', 'a.npy', '--preprocess', 'none', '--out',
-        'none.npz',
+        'none.npz', '--clips',
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = np.load(folder / 'none.npz')

@@ -1,5 +1,6 @@
 """Limits, and errors of libraries that become a bad file."""
 
+import ast
 import os
 import socket
 import struct
@@ -116,3 +117,26 @@ def test_errors_of_libraries():
         fail(BadFile('a', 'empty'))
     with pytest.raises(KeyboardInterrupt):
         fail(KeyboardInterrupt())
+
+
+@pytest.mark.parametrize(
+    'name', ['a\nb', 'a\0b', '\x1b[2Jb', 'a\rb', 'a\u202eb', os.fsdecode(b'a\xff')]
+)
+def test_a_name_is_printed_in_one_line_that_does_nothing(tmp_path, name):
+    """Whatever it holds can still be told from it: Python reads the same name out of it."""
+    error = BadFile(tmp_path / name, 'corrupt', f'a link to {name}')
+    assert str(error).isprintable() and str(error).isascii()
+    shown = str(error).partition(': ')[0]
+    assert ast.literal_eval(f"'{shown}'") == str(tmp_path / name)
+    assert error.path == str(tmp_path / name)  # as it is
+    assert files.one_line(ValueError(f'x {name}')).isprintable()
+
+
+def test_such_a_name_on_the_command_line(tmp_path):
+    (tmp_path / 'a\x1b[31m\nb.mp4').write_bytes(b'x' * 99)
+    command = [sys.executable, '-m', 'tools.index_videos', str(tmp_path), '--out', 'no/m.jsonl']
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert '\x1b' not in run.stderr + run.stdout
+    command = [sys.executable, '-m', 'jepa_jax.embed', '--model=no/a\x1b[31m\nb', '--input=x']
+    run = subprocess.run([*command, '--out=b.npz'], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode and '\x1b' not in run.stderr and 'Traceback' not in run.stderr

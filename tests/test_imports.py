@@ -29,12 +29,22 @@ FLOORS = (
     ('data', 'flops', 'weights.parts'),
     ('objectives', 'health', 'metrics'),
     ('optim', 'state', 'step', 'build', 'weights.*', 'describe'),
-    ('memory', 'golden', 'inputs', 'predictions', 'model'),
+    ('memory', 'golden', 'inputs', 'outputs', 'predictions', 'encoder', 'model', 'embedded'),
     ('pretrained', 'objectives.programs', 'origin', 'loop'),
-    ('frozen', 'start', 'planning', 'evals'),
+    ('frozen', 'start', 'planning', 'evals', 'catalogue'),
     ('report', 'studies'),
     ('sims', 'contrib'),
-    ('train', 'evaluate', 'embed', 'plan', 'doctor', 'convert', '__main__'),
+    (
+        'train',
+        'evaluate',
+        'embed',
+        'plan',
+        'serve_robot',
+        'doctor',
+        'convert',
+        'search',
+        '__main__',
+    ),
 )
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from jepa_jax import loop, metrics, optim
-from jepa_jax.config import RunConfig
+from jepa_jax.config import GuardConfig, RunConfig
 from jepa_jax.data.stream import FailureLog
-from jepa_jax.errors import DataError, Interrupted
+from jepa_jax.errors import DataError, Interrupted, TrainingError
 from jepa_jax.loop import Clock
 from jepa_jax.metrics import Metrics, Workload
 from jepa_jax.models.layers import Linear
@@ -20,8 +20,6 @@ from jepa_jax.nets import Net
 from jepa_jax.objectives import Objective
 from jepa_jax.sharding import VECTORS, make_mesh
 from jepa_jax.state import init_state
-
-pytestmark = pytest.mark.usefixtures('quick_compiler')
 
 BATCH = 8
 COSTS = {'step': 7.0, 'data': 3.0, 'put': 2.0, 'save': 5.0, 'agree': 0.5, 'health': 1.0}
@@ -170,8 +168,18 @@ class Run:
     def perf_counter(self) -> float:
         return self.now
 
-    def fit(self, steps: int, every: int = 1, health_every: int = 4, first: int = 0, state=None):
+    def fit(
+        self,
+        steps: int,
+        every: int = 1,
+        health_every: int = 4,
+        first: int = 0,
+        state=None,
+        evals=None,
+        **guard,
+    ):
         config = RunConfig()
+        config.optim.guard = GuardConfig(**guard)
         config.optim.batch, config.optim.steps, config.optim.warmup = BATCH, steps, 0
         config.logging.every, config.logging.health_every = every, health_every
         config.checkpoints.every = 3
@@ -187,6 +195,7 @@ class Run:
                 known={'config': {}}, mesh=make_mesh(1, jax.devices()[:1]), workdir=self.folder,
                 checkpoints=self.saves, metrics=written, failures=self.failures,
                 workload=lambda step: Workload(1e9, 10, None),
+                evals=evals(self) if evals else loop.NOTHING,
             )  # fmt: skip
         return state, clock, self.now - began
 
@@ -246,6 +255,55 @@ def test_rates_leave_compiling_out_unless_there_is_nothing_else():
     assert clock.verdict() == 'data-bound: devices waited for batches 25% of the time; saving 38%'
 
 
+# Evaluations beside training
+
+
+class Evaluations:
+    """Every three steps; they take their time and read the state."""
+
+    def __init__(self, run):
+        self._run = run
+
+    def due(self, step):
+        return step % 3 == 0
+
+    def measure(self, step, state, frozen):
+        self._run.now += 50.0
+        return {'evals/sum': float(sum(jnp.sum(a) for a in jax.tree.leaves(state.params)))}
+
+
+def test_evaluations_take_no_time_from_a_step_and_change_nothing(monkeypatch, tmp_path):
+    plain, *_ = Run(monkeypatch, tmp_path / 'plain').fit(8, every=2)
+    run = Run(monkeypatch, tmp_path / 'run')
+    state, clock, wall = run.fit(8, every=2, evals=Evaluations)
+    for ours, theirs in zip(jax.tree.leaves(state), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert clock.seconds['evals'] == 100.0
+    assert sum(clock.seconds.values()) == pytest.approx(wall, abs=1e-9)
+    assert 'evaluating beside training' in clock.verdict()
+    without, rows = (metrics.read(tmp_path / name) for name in ('plain', 'run'))
+    assert [row['step'] for row in rows] == [2, 3, 4, 6, 8]  # 3 has a row for its evaluation
+    assert [row['step'] for row in rows if 'evals/sum' in row] == [3, 6]
+
+    def seconds(rows) -> float:
+        before = [0, *(row['step'] for row in rows)]
+        return sum((r['step'] - n) * BATCH / r['clips_per_s'] for n, r in zip(before, rows))
+
+    assert seconds(rows) == pytest.approx(seconds(without))
+    losses = {row['step']: row['loss'] for row in rows}
+    assert all(losses[row['step']] == row['loss'] for row in without)
+    # after a kill: the same rows, what counts records of a start apart
+    saved, _ = run.saves.saved[3]
+    again = Run(monkeypatch, tmp_path / 'run')
+    again.fit(8, every=2, first=3, state=jax.tree.map(jnp.asarray, saved), evals=Evaluations)
+    made = metrics.read(tmp_path / 'run')
+
+    def kept(row) -> dict:
+        return {k: v for k, v in row.items() if not metrics.clocked(k) and k != 'data/tried'}
+
+    assert [*map(kept, made)] == [*map(kept, rows)]
+
+
 # Data that fail
 
 
@@ -301,3 +359,15 @@ def test_another_process_that_is_stopped_stops_this_one_too(monkeypatch, tmp_pat
     with pytest.raises(Interrupted, match='step 1 of 12, which is saved'):
         run.fit(12)
     assert list(run.saves.saved) == [1]
+
+
+def test_a_run_ends_when_too_many_updates_are_left_out(monkeypatch, tmp_path):
+    """Losses of random batches rise above their mean sooner or later."""
+    run = Run(monkeypatch, tmp_path / 'run')
+    with pytest.raises(TrainingError, match='2 updates were left out up to step .*optim.guard'):
+        run.fit(40, deviations=1e-6, after=2, most=2)
+    step = max(run.saves.saved)
+    state, _ = run.saves.saved[step]
+    assert state.step == step < 40 and state.opt_state[-1].skipped == 2
+    rows = metrics.read(tmp_path / 'run')
+    assert [row['skipped'] for row in rows] == sorted(row['skipped'] for row in rows)

@@ -15,7 +15,7 @@ from jepa_jax import inputs
 from jepa_jax.data import decode
 from jepa_jax.data.views import eval_view
 from jepa_jax.errors import BadFile, ConvertError, InputError
-from jepa_jax.model import Fill, Future, Loaded, ProbeHead
+from jepa_jax.model import Encoder, Fill, Future, Loaded, ProbeHead
 from jepa_jax.models.pooler import AttentiveClassifier, AttentivePooler, PoolerConfig
 from jepa_jax.models.predictor import Predictor, PredictorConfig
 from jepa_jax.models.vit import ViT, ViTConfig
@@ -104,6 +104,102 @@ def test_clips_and_normalised_floats(model):
     np.testing.assert_allclose(raw, given, rtol=0, atol=2e-5)
 
 
+def test_arrays_of_others_and_lists(model):
+    """torch's, Pillow's and jax's arrays, and lists of frames, are the same video; a list of videos
+    gives a list."""
+    torch = pytest.importorskip('torch')
+    video = noise(4, 32, 32, 3)
+    expected = model.embed(video, **NONE).tokens
+    for same in (
+        torch.from_numpy(video), jnp.asarray(video), list(video), list(torch.from_numpy(video)),
+        tuple(Image.fromarray(frame) for frame in video),
+    ):  # fmt: skip
+        np.testing.assert_array_equal(model.embed(same, **NONE).tokens, expected)
+    both = model.embed([video[::-1], torch.from_numpy(video)], **NONE)
+    np.testing.assert_array_equal(both[1].tokens, expected)
+    np.testing.assert_array_equal(both[0].clips[0], video[::-1])
+    for bad, words in (
+        ([], 'an empty list'), ([video[0], video[1, :16]], r'not of one size: \(16, 32, 3\)'),
+        ({'a': 1}, 'video is dict'), ([video[0], 'a.mp4'], 'not of one size'),
+        (torch.zeros(4, 32, 32, 3, requires_grad=True), 'torch.Tensor gives no array'),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=words):
+            model.embed(bad, **NONE)
+
+
+def test_layers_from_the_end(model):
+    video = noise(2, 32, 32, 3)
+    for asked, same in (([-1], [2]), ([-3, -1], [0, 2]), ([0, -1], [0, 2])):
+        own, other = (model.embed(video, layers=layers, **NONE) for layers in (asked, same))
+        np.testing.assert_array_equal(own.levels, other.levels)
+    np.testing.assert_array_equal(own.levels[:, -1], own.tokens)
+    for layers in ([-4], [3], [-1, 2], [2, 0]):
+        with pytest.raises(InputError, match='0 to 2, or -3 to -1'):
+            model.embed(video, layers=layers, **NONE)
+
+
+def test_the_encoder_in_jit_and_grad(quick_compiler):
+    """Against differences: the gradient along a direction, of parameters and of pixels."""
+    config = ViTConfig(24, 1, 2, patch=8, dtype=jnp.float32)
+    encoder = Encoder(config, jax.jit(net_of(ViT, config).init)(jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    clips = rng.uniform(-2, 2, (1, 2, 16, 16, 3)).astype(np.float32)
+    weight = jnp.asarray(rng.normal(size=24).astype(np.float32))
+
+    @jax.jit
+    def both(params, clips):
+        def loss(params, clips):
+            return (encoder.apply(params, clips) @ weight).mean()
+
+        return jax.value_and_grad(loss, (0, 1))(params, clips)
+
+    trees = (encoder.params, clips)
+    _, gradients = both(*trees)
+    for i in range(2):
+        step = [jax.tree.map(np.zeros_like, tree) for tree in trees]
+        step[i] = jax.tree.map(lambda a: rng.normal(size=a.shape).astype(np.float32), trees[i])
+        ends = [
+            both(*jax.tree.map(lambda a, d, s=sign: a + s * 2e-3 * d, trees, tuple(step)))[0]
+            for sign in (1, -1)
+        ]
+        pairs = zip(jax.tree.leaves(gradients[i]), jax.tree.leaves(step[i]))
+        slope = sum(float((g * d).sum()) for g, d in pairs)
+        assert slope == pytest.approx(float(ends[0] - ends[1]) / 4e-3, rel=0.01, abs=1e-3)
+    with pytest.raises(ValueError, match='do not fit'):
+        encoder.apply({}, clips)
+
+
+TRAINED = inputs.Trained(8, 64, 4.0)
+BEYOND = {  # settings -> what of them is beyond
+    'as trained': ((8, (64, 64), 4.0), ''),
+    'less': ((2, (32, 64), 4.0), ''),
+    'frames': ((16, (64, 64), 4.0), '16 frames'),
+    'pixels': ((8, (48, 80), 4.0), '48 x 80 pixels'),
+    'rate': ((8, (64, 64), 8.0), '8 frames a second'),
+    'a picture': ((2, (64, 64), 0), ''),
+}
+
+
+@pytest.mark.parametrize('case', BEYOND)
+def test_beyond_what_was_trained(case):
+    settings, words = BEYOND[case]
+    line = TRAINED.exceeded(*settings)
+    assert line.partition(':')[0] == words
+    assert not words or line.endswith('trained on at most 8 frames of 64 x 64 pixels at 4 a second')
+    other = dataclasses.replace(TRAINED, fps=0.0).exceeded(*settings)  # a rate that is not known
+    assert other.partition(':')[0] == (words if case != 'rate' else '')
+
+
+def test_what_is_beyond_is_said(model, tmp_path):
+    known = Model(model.encoder, predictor=model.predictor, trained=TRAINED)
+    np.save(tmp_path / 'a.npy', noise(4, 32, 32, 3))
+    with pytest.warns(UserWarning, match='^5 frames a second: the model was trained'):
+        known.embed(noise(1, 2, 32, 32, 3), fps=5, **NONE)
+    with pytest.warns(UserWarning, match='^80 x 80 pixels, 5 frames a second'):
+        next(known.windows(tmp_path / 'a.npy', fps=5, crop=80))
+    next(known.windows(tmp_path / 'a.npy', crop=32))  # nothing is said of what it knows
+
+
 def test_image_is_doubled(model, tmp_path):
     picture = noise(40, 50, 3)
     Image.fromarray(picture).save(tmp_path / 'p.png')
@@ -161,8 +257,10 @@ def test_the_encoder_is_a_function(model):
     tokens = model.encoder(clips)
     assert tokens.shape == (2, 12, 96) and tokens.dtype == jnp.float32
     np.testing.assert_array_equal(tokens, model.embed(clips, preprocess='none', batch=2).tokens)
+    torch = pytest.importorskip('torch')
+    np.testing.assert_array_equal(model.encoder(torch.from_numpy(clips)), tokens)
     expected = run(net_of(ViT, VIT), model.encoder.params, jnp.asarray(clips), levels=(0, 2))
-    for level, other in zip(model.encoder(clips, levels=(0, 2)), expected):
+    for level, other in zip(model.encoder(clips, levels=(0, -1)), expected):
         np.testing.assert_allclose(level, other, rtol=0, atol=1e-5)
     for pixels, words in ((clips[0], 'channels last'), (FLOATS[None] * 255, '-2.12 to 2.64')):
         with pytest.raises(InputError, match=words):
@@ -192,6 +290,42 @@ def test_a_model_says_what_it_is(model):
     for words in (f'{count:.3g} M parameters', '3 blocks', 'width 96', 'crop 64', 'float32'):
         assert words in lines[0]
     assert len(lines) == 2 and 'predictor of ' in lines[1] and 'verb 3, noun 4' in lines[1]
+    # arrays show their types and shapes, and no numbers
+    features = model.embed(noise(2, 32, 32, 3), **NONE)
+    assert 'tokens=float32 [1, 4, 96]' in repr(features) and len(repr(features)) < 400
+    assert len(repr(model.probe)) < 500 and 'M numbers' in repr(model.predictor)
+
+
+def test_what_the_package_offers():
+    assert set(jepa_jax.__all__) < set(dir(jepa_jax)) and 'annotations' not in dir(jepa_jax)
+    for name in jepa_jax.__all__:
+        assert getattr(jepa_jax, name) is not None
+    assert jepa_jax.models.SIZES  # a package, too
+
+
+def test_the_table_of_models(tmp_path, monkeypatch):
+    """Parameters by hand, and those of the original's nets (reference: vjepa2 §3, §7.1, §9.1)."""
+    monkeypatch.setenv('JEPA_JAX_CACHE', str(tmp_path))
+    (tmp_path / 'weights').mkdir()
+    (tmp_path / 'weights/vith.pt').write_bytes(bytes(3_000_000))
+    rows = {row.name: row for row in jepa_jax.models()}
+
+    def vit(width, depth, hidden):  # a tubelet of 1,536 numbers; attention, MLP, two norms a block
+        block = 4 * (width + 1) * width + (2 * width + 1) * hidden + width + 4 * width
+        return 1537 * width + depth * block + 2 * width
+
+    large, giant = vit(1024, 24, 4096), vit(1408, 40, 6144)
+    counts = {'vitl': large, 'vitg-384': giant, 'random:tiny': vit(192, 12, 768)}
+    assert {name: rows[name].parameters for name in counts} == counts
+    assert rows['vith'].here and rows['vith'].nbytes == 3_000_000 and not rows['vitl'].here
+    assert rows['vitl'].nbytes == 4 * (2 * large + 22_086_016)
+    assert rows['ac-vitg'].nbytes == 4 * (giant + 305_220_992)
+    assert rows['ssv2-vitl-16x2x3'].nbytes == 4 * (49_514_670 - 174 * 1025)  # without its classes
+    assert 'plans' in rows['ac-vitg'].does and 'classes (ssv2)' in rows['ssv2-vitl-16x2x3'].does
+    lines = repr(jepa_jax.models()).splitlines()
+    assert len(lines) == 1 + len(rows) and lines[0].startswith('name ')
+    (line,) = (line for line in lines if line.startswith('vitl '))
+    assert '304 M' in line and 'GB or more' in line
 
 
 def test_saved_and_loaded_again(model, tmp_path):
@@ -241,7 +375,7 @@ def test_fill_is_training_s_forward(model):
     z = run(net_of(Predictor, PREDICTOR), model.predictor.params, x, keep, ids, mask_index=0)
     np.testing.assert_allclose(result.context, x, rtol=0, atol=1e-5)
     np.testing.assert_allclose(result.tokens, z, rtol=0, atol=1e-5)
-    all_coords = model.coords((4, 4, 4), 1 / 4)
+    all_coords = model.coords((4, 4, 4), 1 / 4, 8)
     np.testing.assert_array_equal(result.coords, all_coords[mask.ravel()])
 
 
@@ -296,6 +430,30 @@ def test_anticipation_is_the_originals(model, golden, any_pixels):
         expected = 1 / (1 + np.exp(-logits))
         assert [row[0] for row in rows] == np.argsort(-expected).tolist()
         np.testing.assert_allclose([r[2] for r in rows], np.sort(expected)[::-1], atol=WHOLE)
+
+
+def test_predictions_of_files(model, tmp_path):
+    """A path is one window of it, as embed feeds it; from a second on, at the file's own rate."""
+    video = noise(20, 70, 90, 3)
+    np.save(tmp_path / 'a.npy', video)
+    view = jepa_jax.preprocessor(64)(video)
+    task = Future(0.5)
+    result = model.predict(tmp_path / 'a.npy', task, frames=8)
+    own = model.predict(view[:8], task)
+    np.testing.assert_array_equal(result.clips[0], view[:8])
+    np.testing.assert_array_equal(result.tokens, own.tokens)
+    np.testing.assert_array_equal(result.coords, own.coords)
+    later = model.predict(str(tmp_path / 'a.npy'), task, frames=8, start=1.5)
+    np.testing.assert_array_equal(later.clips[0], view[6:14])
+    assert later.grid == (4, 4, 4) and 'tokens=float32 [1, 16, 96]' in repr(later)
+    with pytest.raises(InputError, match='frames from 0 to 4.75 s'):
+        model.predict(tmp_path / 'a.npy', task, start=9)
+    with pytest.raises(InputError, match='frames, start: for a path'):
+        model.predict(view[:8], task, frames=8, start=1)
+    with pytest.raises(BadFile, match='missing'):
+        model.predict(tmp_path / 'none.npy', task)
+    with pytest.raises(InputError, match='one clip'):
+        model.predict([tmp_path / 'a.npy'], task)
 
 
 def test_tasks_that_do_not_fit(model):

@@ -5,11 +5,12 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch
 
 from jepa_jax import optim
-from jepa_jax.config import EmaOptimConfig, OptimConfig, half_life
+from jepa_jax.config import EmaOptimConfig, GuardConfig, OptimConfig, half_life
 from jepa_jax.errors import ConfigError
 
 PRETRAIN = EmaOptimConfig()
@@ -237,3 +238,46 @@ def test_adamw_is_pytorchs_over_five_steps():
     np.testing.assert_array_equal(
         params['predictor']['mask_tokens']['1'], leaves[names.index(unused)]
     )
+
+
+def test_guard_leaves_out_what_plain_statistics_say():
+    """Losses of a walk with three jumps, of which a loop over lists skips those far above the mean
+    of the last five; Adam must go on as if it had never seen them."""
+    config = GuardConfig(deviations=2.0, window=5, after=4, most=10)
+    rng = np.random.default_rng(0)
+    losses = rng.normal(1.0, 0.1, 24).astype(np.float32)
+    losses[[2, 9, 16]] += 3.0  # the first comes before there may be any
+    grads = rng.normal(size=(24, 3)).astype(np.float32)
+    skipped = []
+    for i in range(4, 24):
+        last = losses[max(0, i - 5) : i].astype(np.float64)
+        if losses[i] > last.mean() + 2 * last.std():
+            skipped.append(i)
+    assert {9, 16} <= {*skipped} and len(skipped) < 8
+
+    tx, plain = optim.guarded(optax.adam(0.1), config), optax.adam(0.1)
+    update = jax.jit(lambda g, state, p, loss: tx.update(g, state, p, value=loss))
+    params = expected = jnp.ones(3)
+    state, reference = tx.init(params), plain.init(params)
+    for i, (loss, grad) in enumerate(zip(losses, grads)):
+        updates, state = update(grad, state, params, loss)
+        params = optax.apply_updates(params, updates)
+        if i not in skipped:
+            updates, reference = plain.update(grad, reference, expected)
+            expected = optax.apply_updates(expected, updates)
+        np.testing.assert_allclose(params, expected, rtol=0, atol=1e-6, err_msg=str(i))
+    *inner, guard = state
+    assert (int(guard.seen), int(guard.skipped)) == (24, len(skipped))
+    assert int(inner[0].count) == 24 - len(skipped)
+    assert {float(x) for x in guard.losses} == {float(x) for x in losses[-5:]}
+
+
+def test_there_is_no_guard_unless_asked_for():
+    """And then its state comes last, so that Adam's stays where it was."""
+    params = {'net': {'kernel': jnp.ones((2, 2))}}
+    tx = optim.adamw(OptimConfig(), jax.tree.map(lambda _: True, params))
+    plain = jax.tree.structure(tx.init(params))
+    guarded = optim.guarded(tx, GuardConfig(deviations=3.0)).init(params)
+    assert isinstance(guarded[-1], optim.GuardState)
+    assert jax.tree.structure(tuple(guarded[:-1])) == plain
+    assert OptimConfig().guard.deviations == 0

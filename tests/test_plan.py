@@ -273,3 +273,37 @@ def test_what_cannot_be_planned_is_one_line_and_status_1(tmp_path):
     assert done.stderr.strip() == (
         "error: --axes 'dx,up': must be two of dx, dy, dz, droll, dpitch, dyaw, dgripper, as dx,dz"
     )
+
+
+def test_recordings_are_read_as_in_training(tmp_path, capsys):
+    """8 frames a second, of which every second is kept at 4: frames 2 and 6 of 9."""
+    rng = np.random.default_rng(0)
+    states = rng.uniform(0, 1, (9, 7)) * 1000
+    states[:, 3:] /= 1000
+    pixels = rng.integers(0, 256, (9, 32, 32, 3), np.uint8)
+    for name in ('a', 'b'):
+        np.savez(tmp_path / f'{name}.npz', states=states, observations=pixels, fps=8)
+        states, pixels = states[::-1], pixels[::-1]
+    given = dict(kind='npz', path=str(tmp_path), metres=0.001)
+    frames, poses = plan.read_recording('random:tiny', given, 1, 1, 3)
+    np.testing.assert_array_equal(frames, pixels[::-1][[2, 6]])
+    expected = states[::-1][[2, 4, 6]] * ([0.001] * 3 + [1] * 4)
+    np.testing.assert_allclose(poses, expected, rtol=1e-6)
+    frames, _ = plan.read_recording('random:tiny', given, 0, 0, -1)
+    np.testing.assert_array_equal(frames, pixels[[0, 8]])
+    options = ('--model', 'random:tiny', '--input', str(tmp_path), '--out', str(tmp_path / 'out'))
+    kind = (*options, '--kind', 'npz', '--metres', '0.001')
+    assert '--episode 2: ' in said(capsys, *kind, '--episode', '2')
+    for flags in (('--from', '3', '--to', '3'), ('--to', '5'), ('--from', '-1')):
+        assert 'a.npz has frames 0 to 4 at 4 a second' in said(capsys, *kind, *flags)
+    assert '--camera: needs --kind, one of droid' in said(capsys, *options, '--camera', 'front')
+
+
+def test_another_robots_recordings_are_no_input(tmp_path, capsys):
+    extra = {'config': {'robot': dataclasses.asdict(RobotConfig('npz', robot='mine', fps=4.0))}}
+    checkpoint.write(tmp_path / 'model', {'a': np.zeros(1)}, step=1, extra=extra)
+    words = said(
+        capsys, '--model', str(tmp_path / 'model'), '--input', str(tmp_path), '--kind', 'npz',
+        '--robot', 'yours', '--out', str(tmp_path / 'out'),
+    )  # fmt: skip
+    assert words == "the weights are for another robot: robot: 'mine' in the weights, 'yours' here"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jepa_jax import scratch
-from jepa_jax.data.npz import NpzRows
+from jepa_jax.data.npz import Rows
 from jepa_jax.workdir import lock, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,9 +20,9 @@ KILLED = """
 import os, signal, sys, pathlib
 import numpy as np
 from jepa_jax import scratch
-from jepa_jax.data.npz import NpzRows
+from jepa_jax.data.npz import Rows
 folder = pathlib.Path(sys.argv[1])
-rows = NpzRows(folder / 'out.npz')
+rows = Rows(folder / 'out.npz')
 rows.add(x=np.zeros(3))
 os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 from jepa_jax.workdir import write_text
@@ -82,13 +82,13 @@ def test_killed_while_it_writes(tmp_path):
     assert done.returncode == -signal.SIGKILL
     left = sorted(path.name.split('.')[1] for path in tmp_path.iterdir())
     assert left == ['a', 'out'] and all(p.name.startswith('.') for p in tmp_path.iterdir())
-    before = NpzRows(tmp_path / 'other.npz')  # an `embed` beside it, at work
+    before = Rows(tmp_path / 'other.npz')  # an `embed` beside it, at work
     before.add(x=np.zeros(2))
     assert len(list(tmp_path.iterdir())) == 1
-    rows = NpzRows(tmp_path / 'out.npz')
+    rows = Rows(tmp_path / 'out.npz')
     rows.add(x=np.ones(3))
-    rows.close()
-    before.close()
+    rows.npz()
+    before.npz()
     assert sorted(p.name for p in tmp_path.iterdir()) == ['other.npz', 'out.npz']
 
 

@@ -21,8 +21,6 @@ from jepa_jax.sharding import make_mesh, path_name, place, put_batch
 from jepa_jax.state import TrainState
 from jepa_jax.step import first_nonfinite, gradients, make_step
 
-pytestmark = pytest.mark.usefixtures('quick_compiler')
-
 LOSS = 1e-5  # design: loss of a step, parameters after two steps
 ENCODER = ViTConfig(96, 3, 4, image_size=64, frames=8, dtype=jnp.float32, remat='none')
 PREDICTOR = PredictorConfig(

@@ -12,8 +12,10 @@ over the pairs,
   sign    on an axis, share of pairs in which the recorded action has less energy than the one with
           the opposite sign there; pairs that move by less than --least along it do not count
 
-A closed loop lives by the signs: with them right it comes nearer with every step. Recordings of
-another robot than the run's own are refused.
+A closed loop lives by the signs: with them right it comes nearer with every step. The last line is
+a verdict: `knows actions` (every sign and `still` above chance, intervals apart), `ignores actions`
+(none of the figures above chance), or `partly`, with what is lacking. Recordings of another robot
+than the run's own are refused.
 """
 
 from __future__ import annotations
@@ -125,6 +127,26 @@ def summarise(judged: dict[str, np.ndarray], actions: np.ndarray, least: float) 
     return result
 
 
+def verdict(rows: dict[str, Any]) -> tuple[str, str]:
+    """A word for `summarise`'s rows, and the sentence that says why."""
+    chance = {name: 0.0 if name == 'order' else 0.5 for name in rows}
+    seen = {name: row for name, row in rows.items() if row['pairs']}
+    above = [name for name, row in seen.items() if row['low'] > chance[name]]
+    needed = ['still', *(name for name in rows if name.startswith('sign'))]
+    lacking = [name for name in needed if name not in above]
+    if not above:
+        return 'ignores actions', 'no figure is above chance with its interval'
+    if not lacking:
+        return 'knows actions', 'doing nothing and the wrong sign on every axis cost more'
+    words = [
+        f'{name} {seen[name]["mean"]:.2f} ({seen[name]["low"]:.2f} to {seen[name]["high"]:.2f})'
+        if name in seen
+        else f'{name}: no pair moves along it'
+        for name in lacking
+    ]
+    return 'partly', f'not above chance: {"; ".join(words)}'
+
+
 def run(
     model: str,
     pair_count: int,
@@ -164,9 +186,13 @@ def run(
     for name, row in result.items():
         few = '' if row['pairs'] == len(actions) else f', {row["pairs"]} pairs'
         print(f'{name:8} {row["mean"]:7.3f}  ({row["low"]:.3f} to {row["high"]:.3f}{few})')
+    word, why = verdict(result)
+    print(f'{word}: {why}')
     if json_file:
         settings = {'model': model, **dataclasses.asdict(data), 'cost': cost, 'samples': samples}
-        Path(json_file).write_text(json.dumps({**settings, **result}, indent=2) + '\n')
+        Path(json_file).write_text(
+            json.dumps({**settings, **result, 'verdict': word, 'why': why}, indent=2) + '\n'
+        )
 
 
 def _options(parser: argparse.ArgumentParser) -> None:

@@ -5,10 +5,10 @@
         --config.data.lists[0].kind=shards --config.data.lists[0].path=/data/clips_320
 
 A shard is a pair of files: shard-00000.rgb, frames as plain bytes, and shard-00000.json, which says
-where each record lies and is written last. Started again with the same arguments it goes on where
-it was. Plain frames are large (a second of 320x240 at 8 frames a second is 1.8 MB): this pays
-where decoding holds up training and disks are large. To remove the shards, delete the folder:
-nothing else refers to it, and the videos are not touched.
+where each record lies and what its frames' checksums are, and is written last. Started again with
+the same arguments it goes on where it was. Plain frames are large (a second of 320x240 at 8 frames
+a second is 1.8 MB): this pays where decoding holds up training and disks are large. To remove the
+shards, delete the folder: nothing else refers to it, and the videos are not touched.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _shard(
     folder: Path, settings: dict[str, int], number: int, videos: list[tuple[str, int | None]]
 ) -> tuple[dict[str, int], int]:
     """Writes one shard unless it is there; its counts, and the number of videos."""
-    from jepa_jax.data.sources import SHARD_VERSION
+    from jepa_jax.data.sources import SHARD_VERSION, sum_of
 
     index = folder / f'shard-{number:05d}.json'
     made_of = hashlib.sha256(json.dumps([settings, videos]).encode()).hexdigest()
@@ -124,6 +124,7 @@ def _shard(
                     file.truncate()
                     bad = {'path': path, 'reason': error.reason, 'detail': error.detail}
                     shard['skipped'].append(bad)
+        shard['sum'] = sum_of(shard['records'])
         os.replace(part, index.with_suffix('.rgb'))
         part.write_text(json.dumps(shard))
         os.replace(part, index)
@@ -136,6 +137,7 @@ def _shard(
 def _video(file, path: str, label: int | None, settings: dict[str, int]) -> list[dict]:
     """Appends a video's frames to `file`; its records."""
     from jepa_jax.data import decode, kinds, pictures
+    from jepa_jax.data.cache import checksum
 
     readers = {'video': decode.read_frames, 'stack': pictures.read_frames}
     if (kind := kinds.kind_of(path)) not in readers:
@@ -146,13 +148,14 @@ def _video(file, path: str, label: int | None, settings: dict[str, int]) -> list
     records = []
     for first in range(0, len(kept), longest):
         record = kept[first : first + longest]
-        offset = file.tell()
+        offset, sums = file.tell(), []
         for start in range(0, len(record), PIECE):
             piece = record[start : start + PIECE]
             frames = read(path, lambda _, piece=piece: piece)
             for frame in frames:
                 shrunk = _shrink(frame, settings['short_side'])
                 file.write(shrunk.data)
+                sums.append(checksum(shrunk))
         records.append(
             {
                 'path': path,
@@ -161,6 +164,7 @@ def _video(file, path: str, label: int | None, settings: dict[str, int]) -> list
                 'offset': offset,
                 'shape': [len(record), *shrunk.shape],
                 'fps': rate,
+                'sums': sums,
             }
         )
     return records

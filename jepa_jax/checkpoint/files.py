@@ -202,8 +202,9 @@ def _misshapen(folder: str | os.PathLike, manifest: Any) -> str:
         if not isinstance(row, dict) or type(row.get('bytes')) is not int or 'sha256' not in row:
             return f'file {name[:100]!r} has no bytes and sha256'
         held += row['bytes']
-    files.bound_decoded(folder, max(sizes.values(), default=0), held)
-    files.bound_decoded(folder, min(sum(sizes.values()), files.limits().decoded), held)
+    free = files.FREE_WEIGHTS
+    files.bound_decoded(folder, max(sizes.values(), default=0), held, free)
+    files.bound_decoded(folder, min(sum(sizes.values()), files.limits().decoded), held, free)
     return ''
 
 

@@ -12,6 +12,8 @@ from jepa_jax.config.benchmark import BenchmarkConfig as BenchmarkConfig
 from jepa_jax.config.benchmark import BenchmarkDataConfig as BenchmarkDataConfig
 from jepa_jax.config.benchmark import HeadsConfig as HeadsConfig
 from jepa_jax.config.benchmark import LabelledSetConfig as LabelledSetConfig
+from jepa_jax.config.dense_video import ContextLossConfig as ContextLossConfig
+from jepa_jax.config.dense_video import DenseVideoConfig as DenseVideoConfig
 from jepa_jax.config.derived import cache_root as cache_root
 from jepa_jax.config.derived import encoder_shape as encoder_shape
 from jepa_jax.config.derived import frame_counts as frame_counts
@@ -32,12 +34,15 @@ from jepa_jax.config.parts import DataConfig as DataConfig
 from jepa_jax.config.parts import DataListConfig as DataListConfig
 from jepa_jax.config.parts import EmaOptimConfig as EmaOptimConfig
 from jepa_jax.config.parts import EncoderConfig as EncoderConfig
+from jepa_jax.config.parts import GuardConfig as GuardConfig
+from jepa_jax.config.parts import LabelledListConfig as LabelledListConfig
 from jepa_jax.config.parts import LoaderConfig as LoaderConfig
 from jepa_jax.config.parts import LoggingConfig as LoggingConfig
 from jepa_jax.config.parts import MaskConfig as MaskConfig
 from jepa_jax.config.parts import MaskedPredictorConfig as MaskedPredictorConfig
 from jepa_jax.config.parts import MeshConfig as MeshConfig
 from jepa_jax.config.parts import OptimConfig as OptimConfig
+from jepa_jax.config.parts import PeriodicEvalConfig as PeriodicEvalConfig
 from jepa_jax.config.parts import ProbeConfig as ProbeConfig
 from jepa_jax.config.parts import RobotConfig as RobotConfig
 from jepa_jax.config.parts import RolloutConfig as RolloutConfig

@@ -18,7 +18,7 @@ from jepa_jax.config.derived import horizon
 from jepa_jax.config.parts import EncoderConfig
 from jepa_jax.config.runs import EvalConfig, RunConfig
 from jepa_jax.errors import ConfigError, allowed, nearest
-from jepa_jax.models import SIZE_ALIASES, SIZES
+from jepa_jax.models import SIZE_ALIASES, SIZES, VERSIONS
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ RULES: dict[type, dict[str, Rule | OneOf]] = {
     },
     parts.EncoderConfig: {
         'size': OneOf(tuple(SIZES), tuple(SIZE_ALIASES)),
+        'version': OneOf(tuple(VERSIONS)),
         'width': NOT_NEGATIVE,
         'depth': NOT_NEGATIVE,
         'heads': NOT_NEGATIVE,
@@ -133,6 +134,12 @@ RULES: dict[type, dict[str, Rule | OneOf]] = {
         'beta2': BELOW_ONE,
         'eps': POSITIVE,
     },
+    parts.GuardConfig: {
+        'deviations': NOT_NEGATIVE,
+        'window': Rule(lambda v: v >= 2, 'at least 2'),
+        'after': NOT_NEGATIVE,
+        'most': POSITIVE,
+    },
     parts.EmaOptimConfig: {'momentum': BELOW_ONE, 'final_momentum': SHARE},
     parts.MeshConfig: {
         'fsdp': Rule(lambda v: 0 <= v <= MAX_FSDP, f'from 1 to {MAX_FSDP}, or 0 to choose'),
@@ -150,9 +157,16 @@ RULES: dict[type, dict[str, Rule | OneOf]] = {
         'seeds': POSITIVE,
         'bootstrap': POSITIVE,
     },
-    labelled.LabelledDataConfig: {
+    parts.LabelledListConfig: {
         'test_share': Rule(lambda v: 0 < v < 1, 'above 0 and below 1'),
         'target': OneOf(('auto', 'class', 'number', 'labels')),
+    },
+    parts.PeriodicEvalConfig: {
+        'every': NOT_NEGATIVE,
+        'name': Rule(lambda v: v.isidentifier() or not v, 'letters, digits and underscores'),
+        'clips': NOT_NEGATIVE,
+    },
+    labelled.LabelledDataConfig: {
         'ahead': NOT_NEGATIVE,
         'frames': POSITIVE,
         'fps': POSITIVE,
@@ -260,12 +274,15 @@ def _leaves(config: Any, prefix: str = '') -> Iterator[tuple[str, Any, str]]:
 
 def _types(config: Any, prefix: str = '') -> None:
     """Types as annotated, finite numbers, no field beyond the schema's: a dataclass takes any."""
-    names = [f.name for f in dataclasses.fields(config)]
+    schema = dataclasses.fields(config)
+    names = [f.name for f in schema]
     if extra := sorted(set(vars(config)) - set(names)):
         raise ConfigError(f'{prefix}{extra[0]}: no such field{nearest(extra[0], names)}')
     hints = typing.get_type_hints(type(config))
-    for key in names:
-        _type(f'{prefix}{key}', hints[key], getattr(config, key))
+    for f in schema:
+        value = getattr(config, f.name)
+        if not (value == [] and f.default_factory is list):  # a list that may be empty
+            _type(f'{prefix}{f.name}', hints[f.name], value)
 
 
 def _type(name: str, kind: Any, value: Any) -> None:

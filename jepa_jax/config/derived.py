@@ -7,7 +7,7 @@ import pathlib
 
 from jepa_jax.config.parts import DataConfig, EncoderConfig, OptimConfig
 from jepa_jax.errors import ConfigError, allowed
-from jepa_jax.models import SIZE_ALIASES, SIZES, Size
+from jepa_jax.models import SIZE_ALIASES, VERSIONS, Size
 
 
 def cache_root() -> pathlib.Path:
@@ -19,12 +19,15 @@ def encoder_shape(encoder: EncoderConfig) -> Size:
     """Width, depth, heads and MLP ratio of the encoder: those set, the others as its size says.
 
     Raises:
-      ConfigError: `size` is no key of jepa_jax.models.SIZES, and no alias of one.
+      ConfigError: no such version, or no size of it and no alias of one.
     """
-    name = SIZE_ALIASES.get(encoder.size, encoder.size)
-    if name not in SIZES:
-        raise ConfigError(f"encoder.size = '{encoder.size}': {allowed(encoder.size, SIZES)}")
-    size = SIZES[name]
+    name, version = SIZE_ALIASES.get(encoder.size, encoder.size), encoder.version
+    if version not in VERSIONS:
+        raise ConfigError(f"encoder.version = '{version}': {allowed(version, VERSIONS)}")
+    sizes = VERSIONS[version].sizes
+    if name not in sizes:
+        raise ConfigError(f"encoder.size = '{encoder.size}': {allowed(encoder.size, sizes)}")
+    size = sizes[name]
     names = (f.name for f in dataclasses.fields(Size))
     return Size(*(getattr(encoder, name) or getattr(size, name) for name in names))
 

@@ -2,22 +2,14 @@
 
 from dataclasses import dataclass, field
 
+from jepa_jax.config.parts import LabelledListConfig
 from jepa_jax.config.runs import EvalConfig
 
 
 @dataclass
-class LabelledDataConfig:
+class LabelledDataConfig(LabelledListConfig):
     """Labelled clips and how they are seen."""
 
-    # a folder with a folder a class, a table (csv with a header, tab or semicolon as well), or a
-    # list with `path label` lines
-    train: str = ''
-    test: str = ''  # likewise; empty: the table's column `split`, or a share of the sources
-    test_share: float = 0.25  # of the sources, where nothing says which are for testing
-    label: str = ''  # column with the labels; empty: label, class, target, value or y
-    group: str = ''  # column with the source; empty: group, source, subject; else each file is one
-    source: str = ''  # pattern of a source in a file's name, as '(.+)_clip[0-9]+'
-    target: str = 'auto'  # class | number | labels (several, as `a|b`) | auto: as they look
     ahead: float = 0.0  # seconds before `time`, or `start`, at which the clip ends: a forecast
     frames: int = 16  # a clip
     fps: float = 4.0  # frames a second to sample at

@@ -12,11 +12,11 @@ from jepa_jax.config.check import (
 )
 from jepa_jax.config.derived import encoder_shape, frame_counts
 from jepa_jax.config.parts import (
-    SELF_MADE,
     WITHOUT_PATH,
     DataConfig,
     EmaOptimConfig,
     EncoderConfig,
+    LabelledListConfig,
     MaskConfig,
     MaskedPredictorConfig,
     ProbeConfig,
@@ -27,6 +27,8 @@ from jepa_jax.config.runs import RunConfig
 @dataclass
 class MaskedVideoConfig(RunConfig):
     """One run of V-JEPA pretraining."""
+
+    version = '2.0'  # of the encoder that this objective trains
 
     objective: str = 'masked_video'
     # static: four compiled shapes | single: one, for trials | reference: one a step, for parity
@@ -42,7 +44,24 @@ class MaskedVideoConfig(RunConfig):
     predictor: MaskedPredictorConfig = field(default_factory=MaskedPredictorConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: EmaOptimConfig = field(default_factory=EmaOptimConfig)
+    # what the probe and `evals` read unless they name clips of their own; `train` empty: the labels
+    # of the first self-made list in data.lists, or else of the first list of videos
+    labels: LabelledListConfig = field(default_factory=LabelledListConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
+
+    def is_image(self, frames: int) -> bool:
+        """Whether clips of so many frames are images, each frame a token in time."""
+        del frames
+        return False
+
+    def tubelets(self, frames: int) -> int:
+        """Tokens in time of a clip."""
+        return frames // (1 if self.is_image(frames) else self.encoder.tubelet)
+
+    def masks_of(self, frames: int) -> tuple[str, list[MaskConfig]]:
+        """The field of the masks of clips of so many frames, and them."""
+        del frames
+        return 'masks', self.masks
 
 
 RULES[MaskedVideoConfig] = {
@@ -62,7 +81,7 @@ def check(config: MaskedVideoConfig) -> Iterator[str]:
     yield from crop_fits(data.crop, encoder)
     for i, item in enumerate(data.lists):
         frames = item.frames or data.frames
-        if frames % encoder.tubelet:
+        if frames % encoder.tubelet and not config.is_image(frames):
             name = f'data.lists[{i}].frames' if item.frames else 'data.frames'
             yield f'{name} = {frames}: must be a multiple of encoder.tubelet = {encoder.tubelet}'
         if not item.path and item.kind not in WITHOUT_PATH:
@@ -74,34 +93,26 @@ def check(config: MaskedVideoConfig) -> Iterator[str]:
     if sum(value > 0 for value in rates.values()) != 1:
         told = ', '.join(f'{key} = {value}' for key, value in rates.items())
         yield f'data: exactly one of fps, frame_step, duration must be more than 0, found {told}'
-    counts = frame_counts(data)
+    if encoder.version != config.version:
+        yield (
+            f"encoder.version = '{encoder.version}': must be '{config.version}' with objective "
+            f"'{config.objective}'"
+        )
+    counts = [n for n in frame_counts(data) if not config.is_image(n)]
     if len(counts) > predictor.mask_tokens:
         yield (
             f'predictor.mask_tokens = {predictor.mask_tokens}: must be at least {len(counts)}, '
             f'one for each frame count in data.lists: {", ".join(map(str, counts))}'
         )
-    tokens = min(counts) // encoder.tubelet * (data.crop // encoder.patch) ** 2
-    for i, mask in enumerate(config.masks):
-        # one token at least is left to predict
-        if mask.max_keep >= tokens:
-            yield (
-                f'masks[{i}].max_keep = {mask.max_keep}: must be less than the {tokens} tokens of '
-                f'a clip of {min(counts)} frames and {data.crop} pixels; 0 means no bound'
-            )
-        if mask.full_complement and mask.pred_full_complement:
-            yield f'masks[{i}]: full_complement and pred_full_complement exclude each other'
-    yield from _probe(config, shape.width)
-
-
-def _probe(config: MaskedVideoConfig, width: int) -> Iterator[str]:
-    if not config.probe.enabled:
-        return
-    if width % config.probe.heads:
-        yield f'probe.heads = {config.probe.heads}: must divide encoder.width = {width}'
-    kinds = [item.kind for item in config.data.lists]
-    if not set(kinds) & set(SELF_MADE):
-        yield (
-            'probe.enabled: needs the labels of a self-made list (kind '
-            f'{" or ".join(SELF_MADE)}), found {", ".join(kinds)}; '
-            '--config.probe.enabled=false turns it off'
-        )
+    for frames in sorted(frame_counts(data)):  # fewest tokens first
+        tokens = config.tubelets(frames) * (data.crop // encoder.patch) ** 2
+        name, masks = config.masks_of(frames)
+        for i, mask in enumerate(masks):
+            # one token at least is left to predict
+            if mask.max_keep >= tokens:
+                yield (
+                    f'{name}[{i}].max_keep = {mask.max_keep}: must be less than the {tokens} '
+                    f'tokens of a clip of {frames} frames and {data.crop} pixels; 0 means no bound'
+                )
+            if mask.full_complement and mask.pred_full_complement:
+                yield f'{name}[{i}]: full_complement and pred_full_complement exclude each other'

@@ -19,7 +19,8 @@ WITHOUT_PATH = (*SELF_MADE, 'lawful', 'lawful_few')
 class EncoderConfig:
     """The vision transformer. Width, depth, heads and MLP ratio come from `size` unless set."""
 
-    size: str = 'vitl'  # a key of jepa_jax.models.SIZES: tiny small base vitl ...
+    size: str = 'vitl'  # one of its version's: tiny vits vitb vitl vith vitg gigantic ...
+    version: str = '2.0'  # of V-JEPA, a key of jepa_jax.models.VERSIONS: 2.0 | 2.1
     width: int = 0  # 0: as the size says
     depth: int = 0  # 0: as the size says
     heads: int = 0  # 0: as the size says
@@ -113,6 +114,16 @@ class DataConfig(ViewConfig):
 
 
 @dataclass
+class GuardConfig:
+    """Which updates are left out: those of a loss far above what it was lately."""
+
+    deviations: float = 0.0  # standard deviations above the mean of the last losses; 0: none is
+    window: int = 300  # losses that count as the last
+    after: int = 15_000  # updates before the first that may be left out
+    most: int = 10  # left out, after which the run stops
+
+
+@dataclass
 class OptimConfig:
     """AdamW and its schedules. k is the 1-based step, T = int(ipe_scale * steps)."""
 
@@ -132,6 +143,7 @@ class OptimConfig:
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
+    guard: GuardConfig = field(default_factory=GuardConfig)
 
 
 @dataclass
@@ -174,9 +186,9 @@ class LoggingConfig:
 
 @dataclass
 class ProbeConfig:
-    """An attentive probe on frozen features at the end of the run; needs a source with labels."""
+    """An attentive probe on frozen features; needs labelled clips."""
 
-    enabled: bool = False
+    enabled: bool = False  # at the end of the run, for its report
     steps: int = 400
     batch: int = 64
     lr: float = 1e-3
@@ -185,6 +197,33 @@ class ProbeConfig:
     heads: int = 4
     seeds: int = 3  # of the probe, and of the random encoder
     bootstrap: int = 1000  # resamples of the test clips behind each interval
+
+
+@dataclass
+class LabelledListConfig:
+    """Labelled clips: where they are listed, and which of them are for testing."""
+
+    # a folder with a folder a class, a table (csv with a header, tab or semicolon as well), or a
+    # list with `path label` lines
+    train: str = ''
+    test: str = ''  # likewise; empty: the table's column `split`, or a share of the sources
+    test_share: float = 0.25  # of the sources, where nothing says which are for testing
+    label: str = ''  # column with the labels; empty: label, class, target, value or y
+    group: str = ''  # column with the source; empty: group, source, subject; else each file is one
+    source: str = ''  # pattern of a source in a file's name, as '(.+)_clip[0-9]+'
+    target: str = 'auto'  # class | number | labels (several, as `a|b`) | auto: as they look
+
+
+@dataclass
+class PeriodicEvalConfig:
+    """An evaluation of a run's features beside its training: see jepa_jax.evals.beside."""
+
+    evaluation: str = 'linear'  # a key of jepa_jax.evals.PERIODIC: linear | probe
+    every: int = 500  # steps between two of them, and at the end; 0: at the end alone
+    name: str = ''  # in metrics, evals/NAME/...; empty: `evaluation`
+    labels: LabelledListConfig = field(default_factory=LabelledListConfig)  # empty: the run's
+    clips: int = 512  # most clips that are read, evenly over classes; 0: as many as memory allows
+    probe: ProbeConfig = field(default_factory=ProbeConfig)  # of evaluation `probe`
 
 
 @dataclass

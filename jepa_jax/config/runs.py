@@ -2,7 +2,13 @@
 
 from dataclasses import dataclass, field
 
-from jepa_jax.config.parts import CheckpointsConfig, LoggingConfig, MeshConfig, OptimConfig
+from jepa_jax.config.parts import (
+    CheckpointsConfig,
+    LoggingConfig,
+    MeshConfig,
+    OptimConfig,
+    PeriodicEvalConfig,
+)
 
 
 @dataclass
@@ -22,6 +28,7 @@ class RunConfig:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+    evals: list[PeriodicEvalConfig] = field(default_factory=list)  # beside training
 
 
 @dataclass

@@ -4,11 +4,14 @@ import math
 from collections.abc import Sequence
 
 from jepa_jax.config.action_conditioned import ActionConditionedConfig
+from jepa_jax.config.dense_video import DenseVideoConfig
 from jepa_jax.config.derived import frame_counts
 from jepa_jax.config.masked_video import MaskedVideoConfig
 from jepa_jax.config.parts import EncoderConfig
 from jepa_jax.config.runs import RunConfig
 from jepa_jax.errors import ConfigError, allowed
+
+FEW = 24  # steps of a trial
 
 
 def parse_arg(arg: str, *phases: str) -> tuple[str, bool]:
@@ -64,7 +67,8 @@ def masked_video(config: MaskedVideoConfig) -> None:
     data.frames = shrink(data.frames, encoder.tubelet, 2)
     for item in data.lists:
         item.kind, item.path = 'synthetic_few', ''
-        item.frames = item.frames and shrink(item.frames, encoder.tubelet, 2)
+        if not config.is_image(item.frames):
+            item.frames = item.frames and shrink(item.frames, encoder.tubelet, 2)
     data.fps, data.frame_step, data.duration = 8, 0, 0.0  # the rate of the self-made videos
     config.mask_sampler = 'single'  # one program to compile, not four
     share = data.crop**2 * min(frame_counts(data)) / (before[1] ** 2 * min(before[0]))
@@ -72,6 +76,16 @@ def masked_video(config: MaskedVideoConfig) -> None:
         mask.max_keep = mask.max_keep and max(2, int(mask.max_keep * share))
     probe = config.probe
     probe.steps, probe.batch, probe.seeds, probe.bootstrap, probe.heads = 20, 32, 2, 100, 2
+
+
+def dense_video(config: DenseVideoConfig) -> None:
+    """Likewise; the loss of the context sets in at the same share of the run."""
+    masked_video(config)
+    tokens = (config.data.crop // config.encoder.patch) ** 2
+    for mask in config.image_masks:
+        mask.max_keep = min(mask.max_keep, tokens // 4)
+    loss, share = config.context_loss, FEW / config.optim.steps
+    loss.begin, loss.full = math.ceil(loss.begin * share), math.ceil(loss.full * share)
 
 
 def action_conditioned(config: ActionConditionedConfig) -> None:
@@ -94,7 +108,7 @@ def few_steps(config: RunConfig, accumulate: int) -> None:
     config.name = f'{config.name}-smoke'
     config.data.workers = 2
     optim = config.optim
-    share, optim.steps = 24 / optim.steps, 24
+    share, optim.steps = FEW / optim.steps, FEW
     optim.warmup, optim.anneal = math.ceil(optim.warmup * share), math.ceil(optim.anneal * share)
     optim.batch, optim.accumulate = 16, accumulate or min(max(1, optim.accumulate), 2)
     config.mesh.fsdp = 1
@@ -102,3 +116,5 @@ def few_steps(config: RunConfig, accumulate: int) -> None:
     saved.every, saved.keep_every = 6, 12 if saved.keep_every else 0
     saved.resume_from, saved.restart_schedule = '', False
     config.logging.every, config.logging.health_every = 1, 8
+    for entry in config.evals:
+        entry.every = entry.every and 12

@@ -71,12 +71,14 @@ def composed(
     file: BinaryIO,
     size: int,
     rgb: Callable[[str | os.PathLike, Image.Image], np.ndarray],
+    spend: Callable[[int], None],
 ) -> Iterator[np.ndarray]:
     """The canvas after each frame in turn, RGBA uint8 `[H, W, 4]`, the same array each time.
 
     Args:
       size: of the file, bytes.
       rgb: what becomes of pixels that are opaque.
+      spend: told of pixels before they are decoded.
 
     Raises:
       BadFile: a frame is damaged, or larger than allowed.
@@ -92,6 +94,7 @@ def composed(
             raise BadFile(path, 'corrupt', f'frame {number} lies outside of the picture')
         part = canvas[frame.top :, frame.left :][: frame.height, : frame.width]
         below = part.copy() if frame.disposal == 2 else None
+        spend(frame.width * frame.height)
         drawn = _decode(path, file, size, head, shared, frame, rgb)
         if frame.over:
             _lay_over(part, drawn)

@@ -31,7 +31,7 @@ import numpy as np
 from jepa_jax import scratch
 from jepa_jax.data import decode
 from jepa_jax.data.clips import Timing
-from jepa_jax.errors import BadFile, Unsuitable
+from jepa_jax.errors import BadFile, Unsuitable, printable
 
 LARGEST = 256 * 2**20  # bytes of one decoded video
 VERSION = 1  # part of every key: change it with anything that changes what is decoded
@@ -74,7 +74,9 @@ class ClipCache:
             try:
                 return read_stored(entry, 0, tuple(meta['shape']), numbers, meta['sums'])
             except BadFile as error:  # the entry, not the video
-                logging.warning('data.cache: the entry of %s is made again: %s', path, error)
+                logging.warning(
+                    'data.cache: the entry of %s is made again: %s', printable(path), error
+                )
                 _remove(entry.with_suffix('.json'))  # without which it is not whole
             except OSError:
                 pass  # not there yet, or not there any more
@@ -119,7 +121,7 @@ class ClipCache:
         except (BadFile, OSError) as error:
             self._refused.add(entry)
             if isinstance(error, OSError):
-                logging.warning('data.cache: %s is not kept: %s', path, error)
+                logging.warning('data.cache: %s is not kept: %s', printable(path), error)
             with self._total() as total:
                 total.value -= size
             os.unlink(part.name)

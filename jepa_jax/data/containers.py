@@ -75,6 +75,15 @@ class Video:
                         self._unwrap(packet)
                     yield packet
 
+    def spend(self, packet: av.Packet) -> None:
+        """Before a packet is decoded. Raises BadFile, see files.Deadline."""
+        codec, count = self.stream.codec_context, 1
+        if self.codec == 'vp9' and (last := memoryview(packet)[-1]) & 0xE0 == 0xC0:
+            count = 1 + (last & 7)  # a superframe
+        elif self.codec == 'av1':
+            count = max(1, _frames_of_av1(memoryview(packet)))
+        self.deadline.spend(codec.width * codec.height * count)
+
     def _unwrap(self, packet: av.Packet) -> None:
         """Lets the clock of 33 bits go on where it wraps, every 26 hours."""
         if packet.dts is None:
@@ -84,6 +93,26 @@ class Video:
         packet.dts = self.clock = packet.dts + self.wraps
         if packet.pts is not None:
             packet.pts += self.wraps + WRAP * (packet.pts + self.wraps < packet.dts - WRAP // 2)
+
+
+def _frames_of_av1(data: memoryview) -> int:
+    """Frames, hidden ones too, of a temporal unit. Source: AV1 specification, 5.3."""
+    count = place = 0
+    while place < len(data):
+        head = data[place]
+        count += (head >> 3 & 15) in (3, 6)  # a header of its own, or with the frame
+        place += 1 + (head >> 2 & 1)
+        if not head & 2:  # the last, without a size
+            break
+        length = shift = 0
+        while place < len(data) and shift < 56:
+            byte = data[place]
+            length |= (byte & 127) << shift
+            place, shift = place + 1, shift + 7
+            if byte < 128:
+                break
+        place += length
+    return count
 
 
 _REASONS = {av.error.ExitError: 'seconds'}  # what libav says when it is interrupted

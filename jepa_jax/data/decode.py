@@ -59,12 +59,12 @@ def probe(path: str | os.PathLike) -> VideoInfo:
 
     Raises BadFile.
     """
-    deadline = files.Deadline(path)
+    deadline = files.Deadline(path, files.size(path))
     with opened(path, deadline, skim=False) as video:
         known = table(video)
     with opened(path, deadline, skim=False) as video:
         with files.reading(path):
-            frame = next(video.container.decode(video.stream), None)
+            frame = _first(video)
             if frame is None:
                 raise BadFile(path, 'corrupt', 'no frame comes out of the decoder')
             turn = turn_of(frame)
@@ -83,6 +83,15 @@ def probe(path: str | os.PathLike) -> VideoInfo:
         )
 
 
+def _first(video: Video) -> av.VideoFrame | None:
+    for packet in itertools.chain(video.packets(), [None]):
+        if packet is not None:
+            video.spend(packet)
+        for frame in video.stream.codec_context.decode(packet):
+            return frame
+    return None
+
+
 def read_frames(path: str | os.PathLike, choose: Callable[[Timing], np.ndarray]) -> np.ndarray:
     """Frames of a video, upright, RGB uint8 `[T, H, W, 3]`, or another shape for `[T]`.
 
@@ -97,7 +106,7 @@ def read_frames(path: str | os.PathLike, choose: Callable[[Timing], np.ndarray])
       BadFile: the file cannot be read, or a chosen frame is missing.
       IndexError: a chosen frame is not in `[0, timing.frames)`.
     """
-    deadline = files.Deadline(path)
+    deadline = files.Deadline(path, files.size(path))
     with opened(path, deadline, skim=True) as video:
         known = table(video)
         numbers = _chosen(path, choose, known.timing)
@@ -106,7 +115,7 @@ def read_frames(path: str | os.PathLike, choose: Callable[[Timing], np.ndarray])
         except BadFile as error:
             if error.reason not in ('corrupt', 'truncated'):
                 raise
-            whole = damage(path)
+            whole = damage(path, files.size(path))
             timing = dataclasses.replace(known.timing, good=longest(whole.good))
             if len(whole.good) != timing.frames or not whole.good.any():
                 raise
@@ -153,8 +162,11 @@ def check(path: str | os.PathLike) -> None:
 _damages: dict[tuple[str, int, int], Damage] = {}  # by path, size and time of change
 
 
-def damage(path: str | os.PathLike) -> Damage:
-    """What is missing of a video, by decoding all of it: once in a process. Raises BadFile."""
+def damage(path: str | os.PathLike, packed: float = math.inf) -> Damage:
+    """What is missing of a video, by decoding all of it: once in a process. Raises BadFile.
+
+    packed: bytes of the file, if the limit of work is to hold: `files.Deadline`.
+    """
     files.size(path)  # or it is no regular file
     with files.reading(path):
         status = os.stat(path)
@@ -162,12 +174,12 @@ def damage(path: str | os.PathLike) -> Damage:
     if key not in _damages:
         while len(_damages) >= 256:
             del _damages[next(iter(_damages))]
-        _damages[key] = _damage(path)
+        _damages[key] = _damage(path, packed)
     return _damages[key]
 
 
-def _damage(path) -> Damage:
-    sequence = _Sequence(path, files.Deadline(path))
+def _damage(path, packed: float) -> Damage:
+    sequence = _Sequence(path, files.Deadline(path, packed))
     good = np.zeros(len(sequence.packets.order), bool)
     for number, _, sound in sequence:
         if number < len(good):
@@ -209,7 +221,7 @@ class _Sequence:
         keys, starts = set(packets.keys), set(packets.pieces[1:])
         self._places: dict[int | None, int] = {}  # by time, of this piece
         with opened(self._path, self._deadline, skim=False) as video:
-            self._codec = video.stream.codec_context
+            self._video, self._codec = video, video.stream.codec_context
             self._codec.copy_opaque = True  # from a packet to its frame
             for place, packet in enumerate(itertools.islice(video.packets(), len(packets.times))):
                 anew = place in starts
@@ -229,6 +241,8 @@ class _Sequence:
             yield from self._sure(all_of_them=True)
 
     def _take(self, packet: av.Packet | None, place: int) -> None:
+        if packet is not None:
+            self._video.spend(packet)
         try:
             frames = self._codec.decode(packet)
         except Exception as error:  # of the library: whatever it says, this packet is damaged
@@ -359,6 +373,8 @@ def _decode(
 
     def take(packet):
         nonlocal latest
+        if packet is not None:
+            video.spend(packet)
         try:
             frames = codec.decode(packet)
         except Exception as error:  # of the library

@@ -11,7 +11,7 @@ import dataclasses
 import io
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 import numpy as np
@@ -85,11 +85,14 @@ def frames(file: BinaryIO) -> Iterator[Frame]:
             return
 
 
-def composed(path: str | os.PathLike, file: BinaryIO, size: int) -> Iterator[np.ndarray]:
+def composed(
+    path: str | os.PathLike, file: BinaryIO, size: int, spend: Callable[[int], None]
+) -> Iterator[np.ndarray]:
     """The canvas after each frame in turn, RGBA uint8 `[H, W, 4]`, the same array each time.
 
     Args:
       size: of the file, bytes.
+      spend: told of pixels before they are decoded.
 
     Raises:
       BadFile: a frame is damaged, or larger than allowed.
@@ -104,8 +107,9 @@ def composed(path: str | os.PathLike, file: BinaryIO, size: int) -> Iterator[np.
         part = canvas[rows, columns]
         below = part.copy() if frame.disposal == 3 else None
         if part.size:
+            spend(frame.width * frame.height)
             drawn = _decode(path, file, size, screen, frame)[: part.shape[0], : part.shape[1]]
-            np.copyto(part, drawn, where=drawn[..., 3:] > 0)
+            np.copyto(part.view(np.uint32), drawn.view(np.uint32), where=drawn[..., 3:] > 0)
         yield canvas
         if frame.disposal == 2:
             part[...] = 0

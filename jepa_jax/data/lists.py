@@ -30,7 +30,7 @@ import numpy as np
 from jepa_jax import files
 from jepa_jax.data import npz
 from jepa_jax.data.kinds import PICTURES, STACKS, VIDEOS, kind_of, known
-from jepa_jax.errors import BadFile, ConfigError
+from jepa_jax.errors import BadFile, ConfigError, printable
 
 Record = tuple[str, int | None]  # absolute path, label
 
@@ -93,7 +93,9 @@ def read_list(path: str | Path) -> list[Record]:
         if where:
             number, line = where[0]
             line = files.one_line(ValueError(line), 100)
-            logging.warning('%s: %d lines: %s: line %d: %s', path, len(where), why, number, line)
+            logging.warning(
+                '%s: %d lines: %s: line %d: %s', printable(path), len(where), why, number, line
+            )
     return records
 
 

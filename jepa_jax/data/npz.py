@@ -1,5 +1,5 @@
-"""NumPy's files: reading them from several threads, and an .npz whose arrays grow row by row, so
-that it may be larger than the memory."""
+"""NumPy's files: reading them from several threads, and arrays that grow row by row, so that they
+may be larger than the memory, as one .npz or as a folder of .npy."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import threading
 import zipfile
+from collections.abc import Collection
 from typing import BinaryIO, Literal
 
 import numpy as np
@@ -47,8 +48,11 @@ def load_frames(path: str | os.PathLike) -> np.ndarray:
     return frames
 
 
-def load_all(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file by name. Safe in threads.
+def load_all(
+    path: str | os.PathLike, names: Collection[str] | None = None
+) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file by name; names: of those that are to be read, if they are there.
+    Safe in threads.
 
     What a member unpacks to is bounded before it is unpacked, by the archive's directory and by the
     array's header.
@@ -57,15 +61,25 @@ def load_all(path: str | os.PathLike) -> dict[str, np.ndarray]:
       BadFile: missing, unreadable, damaged, something else, or more than the limits allow.
     """
     size = files.size(path)
-    arrays = {}
     with files.reading(path), open(path, 'rb') as stream:
+        return read_all(path, stream, size, names)
+
+
+def read_all(
+    path: str | os.PathLike, stream: BinaryIO, size: int, names: Collection[str] | None = None
+) -> dict[str, np.ndarray]:
+    """load_all of a stream of `size` bytes; path: its name in errors."""
+    arrays = {}
+    with files.reading(path):
         if stream.read(6) == np.lib.format.MAGIC_PREFIX:
             raise BadFile(path, 'corrupt', 'one array alone, as in an .npy file')
         with zipfile.ZipFile(stream) as archive:
-            members = archive.infolist()
-            files.bound_decoded(path, sum(member.file_size for member in members), size)
-            for member in members:
-                arrays[member.filename.removesuffix('.npy')] = _member(path, archive, member)
+            members = {m.filename.removesuffix('.npy'): m for m in archive.infolist()}
+            if names is not None:
+                members = {name: m for name, m in members.items() if name in names}
+            files.bound_decoded(path, sum(m.file_size for m in members.values()), size)
+            for name, member in members.items():
+                arrays[name] = _member(path, archive, member)
     return arrays
 
 
@@ -109,10 +123,10 @@ def _check_header(
     return shape, fortran, dtype
 
 
-class NpzRows:
-    """Collects rows in files of a hidden folder beside the target, and joins them on `close`.
+class Rows:
+    """Collects rows in files of a hidden folder beside the target, and joins them at the end.
 
-    Until then the target is untouched, and stays so if `close` is not reached. Takes twice the
+    Until then the target is untouched, and stays so if the end is not reached. Takes twice the
     target's size on disk for a moment. What a killed process left there is swept first.
     """
 
@@ -122,8 +136,14 @@ class NpzRows:
         scratch.sweep(self.path.parent)
         prefix = scratch.prefix(self.path)
         self._folder = tempfile.TemporaryDirectory(prefix=prefix, dir=self.path.parent)
+        self.joined = pathlib.Path(self._folder.name, 'joined')  # becomes the target
         self._rows: dict[str, tuple[np.dtype, tuple[int, ...]]] = {}
         self.count = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Of the rows so far."""
+        return self.count * sum(d.itemsize * math.prod(shape) for d, shape in self._rows.values())
 
     def drop(self) -> None:
         """Gives up: the target stays untouched."""
@@ -151,28 +171,49 @@ class NpzRows:
             os.truncate(self._file(name), count * dtype.itemsize * math.prod(shape))
         self.count = count
 
-    def close(self, **arrays: np.ndarray) -> dict[str, tuple[int, ...]]:
-        """Writes the target: the rows, and whole arrays beside them; returns the rows' shapes."""
-        joined = pathlib.Path(self._folder.name, 'joined')
-        with zipfile.ZipFile(joined, 'w', zipfile.ZIP_STORED, allowZip64=True) as archive:
-            for name, (dtype, shape) in self._rows.items():
-                header = {
-                    'descr': np.lib.format.dtype_to_descr(dtype),
-                    'fortran_order': False,
-                    'shape': (self.count, *shape),
-                }
-                with (
-                    archive.open(f'{name}.npy', 'w', force_zip64=True) as target,
-                    open(self._file(name), 'rb') as rows,
-                ):
-                    np.lib.format.write_array_header_1_0(target, header)
-                    shutil.copyfileobj(rows, target, 2**20)
+    def columns(self) -> dict[str, np.ndarray]:
+        """The rows so far, of which there are some, mapped."""
+        return {
+            name: np.memmap(self._file(name), dtype, 'r', shape=(self.count, *shape))
+            for name, (dtype, shape) in self._rows.items()
+        }
+
+    def npz(self, **arrays: np.ndarray) -> dict[str, tuple[int, ...]]:
+        """Writes the target, an .npz: the rows, and whole arrays beside them; returns the rows'
+        shapes."""
+        with zipfile.ZipFile(self.joined, 'w', zipfile.ZIP_STORED, allowZip64=True) as archive:
+            for name in self._rows:
+                with archive.open(f'{name}.npy', 'w', force_zip64=True) as target:
+                    self._join(name, target)
             for name, value in arrays.items():
                 with archive.open(f'{name}.npy', 'w', force_zip64=True) as target:
                     np.lib.format.write_array(target, np.asarray(value), allow_pickle=False)
-        os.replace(joined, self.path)
+        return self.end()
+
+    def folder(self) -> pathlib.Path:
+        """Joins the rows as files NAME.npy of a folder, which `end` makes the target."""
+        self.joined.mkdir()
+        for name in self._rows:
+            with open(self.joined / f'{name}.npy', 'wb') as target:
+                self._join(name, target)
+        return self.joined
+
+    def end(self) -> dict[str, tuple[int, ...]]:
+        """What is joined becomes the target; a folder does not replace one. Returns the shapes."""
+        os.replace(self.joined, self.path)
         self._folder.cleanup()
         return {name: (self.count, *shape) for name, (_, shape) in self._rows.items()}
+
+    def _join(self, name: str, target: BinaryIO) -> None:
+        dtype, shape = self._rows[name]
+        header = {
+            'descr': np.lib.format.dtype_to_descr(dtype),
+            'fortran_order': False,
+            'shape': (self.count, *shape),
+        }
+        np.lib.format.write_array_header_1_0(target, header)
+        with open(self._file(name), 'rb') as rows:
+            shutil.copyfileobj(rows, target, 2**20)
 
     def _file(self, name: str) -> pathlib.Path:
         return pathlib.Path(self._folder.name, f'{name}.rows')

@@ -25,6 +25,7 @@ from jepa_jax.errors import BadFile, Unsuitable
 
 # bytes that a pixel takes while it is read: Pillow's four, ours three; stacks keep what lies below
 HELD, HELD_STACK = 8, 24
+WORK = 8  # times that of a video's pixel, until a stack's is one
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
@@ -102,11 +103,14 @@ class _Watched(io.BufferedReader):
 
     def __init__(self, path: str | os.PathLike) -> None:
         super().__init__(io.FileIO(path))
-        self.deadline = files.Deadline(path)
+        self.deadline = files.Deadline(path, files.size(path))
 
     def read(self, size: int | None = -1) -> bytes:
         _ = self.deadline.left
         return super().read(size)
+
+    def spend(self, pixels: int) -> None:
+        self.deadline.spend(WORK * pixels)
 
 
 @contextlib.contextmanager
@@ -132,9 +136,23 @@ def _image(path: str | os.PathLike, file: io.IOBase, size: int) -> Iterator[Imag
     with image:
         width, height = image.size
         files.bound(path, 'pixels', width * height)
-        held = HELD_STACK if getattr(image, 'is_animated', False) else HELD
+        with pillow.reading(path):  # a GIF looks for the next frame
+            held = HELD_STACK if getattr(image, 'is_animated', False) else HELD
         files.bound_decoded(path, width * height * held, size)
+        if image.info.get('progressive'):  # JPEG: each of any number of scans goes over all pixels
+            files.Deadline(path, size).spend(_scans(file) * width * height)
         yield image
+
+
+def _scans(file: io.IOBase) -> int:
+    """Of a JPEG: marks that cannot be within its data."""
+    place, count, last = file.tell(), 0, b''
+    file.seek(0)
+    while piece := file.read(2**20):
+        count += (last + piece).count(b'\xff\xda')
+        last = piece[-1:]
+    file.seek(place)
+    return count
 
 
 def _check_exif(path: str | os.PathLike, image: Image.Image) -> None:
@@ -181,7 +199,7 @@ class Stack:
         if not self._next or numbers[0] < self._next:
             self._frames = self._decode()
             next(self._frames)
-        self._deadline = files.Deadline(self._path)
+        self._deadline = files.Deadline(self._path, files.size(self._path))
         for row, number in zip(out, numbers.tolist()):
             self._next = 0  # after an error it starts anew
             row[...] = self._frames.send(number)
@@ -196,9 +214,11 @@ class Stack:
         with _opened(self._path) as (image, file):
             size = files.size(self._path)
             if self.codec == 'gif':
-                yield from self._composed(gif.composed(self._path, file, size), file)
+                canvases = gif.composed(self._path, file, size, file.spend)
+                yield from self._composed(canvases, file)
             elif self.codec == 'png':
-                yield from self._composed(apng.composed(self._path, file, size, rgb), file)
+                canvases = apng.composed(self._path, file, size, rgb, file.spend)
+                yield from self._composed(canvases, file)
             else:
                 yield from self._pages(image, file)
 
@@ -217,7 +237,7 @@ class Stack:
             target = self._numbers[number]
             # TIFF goes to a page at once; others show what all frames before have left
             for at in [target] if self.codec == 'tiff' else range(last + 1, target + 1):
-                _ = self._deadline.left
+                file.spend(self.size[0] * self.size[1])
                 with pillow.reading(self._path):
                     image.seek(at)
             last = target

@@ -1,15 +1,19 @@
-"""What Pillow is allowed, and what becomes of its errors."""
+"""What Pillow is allowed, and what becomes of its errors and warnings."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import sys
+import threading
+import warnings
 from collections.abc import Iterator
 
 from PIL import Image, UnidentifiedImageError
 
 from jepa_jax import files
-from jepa_jax.errors import BadFile
+from jepa_jax.errors import REASONS, BadFile, printable
 
 Image.init()  # AVIF is not in every Pillow
 FORMATS = [
@@ -20,6 +24,40 @@ FORMATS = [
 # Pillow's own bound warns, which threads cannot keep to themselves; `files.bound` stands for it
 Image.MAX_IMAGE_PIXELS = None
 
+
+class _Heard(threading.local):
+    """What Pillow warns of in this thread, in place of the module `warnings`, whose filters all
+    threads share: damage that it passes over, in tags of a TIFF and in EXIF."""
+
+    def __init__(self) -> None:
+        self.words: list[str] = []
+
+    def warn(self, message: object, *_: object, **__: object) -> None:
+        self.words.append(str(message))
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(warnings, name)
+
+
+_heard = _Heard()
+for _module in [module for name, module in sys.modules.items() if name.startswith('PIL.')]:
+    if getattr(_module, 'warnings', None) is warnings:
+        _module.warnings = _heard
+
+
+_said = False
+
+
+def _say(path: str | os.PathLike) -> None:
+    global _said
+    if not _said:
+        _said = True
+        words = 'Pillow passes over damage that is not of the pixels'
+        logging.warning(
+            '%s: %s: %s; other files like it are not named', printable(path), words, _words()
+        )
+
+
 _REASONS = {
     UnidentifiedImageError: 'not_image',
     Image.DecompressionBombError: 'pixels',
@@ -29,13 +67,24 @@ _REASONS = {
 
 @contextlib.contextmanager
 def reading(path: str | os.PathLike) -> Iterator[None]:
-    """`files.reading` with reasons for what Pillow raises."""
+    """`files.reading` with reasons for what Pillow raises; what it warns of is part of the reason,
+    or said once."""
+    _heard.words.clear()
     try:
         with files.reading(path, reasons=_REASONS):
             yield
     except BadFile as error:
-        if error.reason == 'corrupt' and 'truncated' in error.detail.lower():
-            raise BadFile(path, 'truncated', error.detail) from error
-        if error.reason == 'not_image':
-            raise BadFile(path, 'not_image') from error
-        raise
+        reason, detail = error.reason, error.detail
+        if reason == 'corrupt' and 'truncated' in detail.lower():
+            reason = 'truncated'
+        elif reason == 'not_image':
+            detail = ''  # Pillow names an object
+        if _heard.words:
+            detail = f'{detail or REASONS[reason]}; {_words()}'
+        raise BadFile(path, reason, detail) from error
+    if _heard.words:
+        _say(path)
+
+
+def _words() -> str:
+    return files.one_line(ValueError('; '.join(dict.fromkeys(_heard.words))))

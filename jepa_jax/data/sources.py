@@ -10,8 +10,10 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import logging
 import os
 import re
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
@@ -21,11 +23,11 @@ import numpy as np
 from jepa_jax import files
 from jepa_jax.config import WITHOUT_PATH, DataConfig, DataListConfig
 from jepa_jax.config.layouts import SOURCES
-from jepa_jax.data import clips, decode, kinds, lists, npz, pictures
+from jepa_jax.data import clips, decode, kinds, lists, npz, pictures, prepared
 from jepa_jax.data.cache import ClipCache, read_stored
 from jepa_jax.data.kinds import PICTURES, VIDEOS
 from jepa_jax.data.pictures import image_of
-from jepa_jax.errors import BadFile, ConfigError, Unsuitable, allowed
+from jepa_jax.errors import BadFile, ConfigError, Unsuitable, allowed, printable
 from jepa_jax.lookup import load
 
 SHARD_VERSION = 1  # of what `python -m tools.make_shards` writes
@@ -110,24 +112,37 @@ class Shards:
     """Decoded clips that `python -m tools.make_shards` wrote: only chosen frames are read.
 
     A folder of pairs `shard-00000.rgb`, frames as plain bytes, and `shard-00000.json`, which says
-    where each record lies; written last, so a shard without one is unfinished.
+    where each record lies; written last, so a shard without one is unfinished. Each frame that is
+    read is held against its checksum; shards of before there were any are read without, and said.
     """
 
     def __init__(self, folder: str, data: DataConfig) -> None:
         self._folder, self._sampling = folder, clips.Sampling.from_config(data)
         names, rows, self._rates, self.skipped = [], [], [], {}
+        sums, count, without = [np.empty(0, np.uint32)], 0, 0
         self._files = sorted(Path(folder).glob('shard-*.json'))
         for number, path in enumerate(self._files):
             shard = _shard(path)
+            without += 'sum' not in shard
             for record in shard['records']:
                 names.append(f'{record["path"]}#{record["first"]}')
                 label = -1 if record['label'] is None else record['label']
-                rows.append((number, label, record['offset'], *record['shape']))
+                first = count if 'sums' in record else -1
+                sums.append(np.asarray(record.get('sums', ()), np.uint32))
+                count += len(sums[-1])
+                rows.append((number, label, record['offset'], *record['shape'], first))
                 self._rates.append(record['fps'])
             for bad in shard['skipped']:
                 self.skipped[bad['reason']] = self.skipped.get(bad['reason'], 0) + 1
         self._names, self._rates = Names(names), np.asarray(self._rates, np.float64)
-        self._rows = np.asarray(rows, np.int64).reshape(len(rows), 7)
+        self._rows = np.asarray(rows, np.int64).reshape(len(rows), 8)
+        self._sums = np.concatenate(sums)
+        if without:
+            logging.warning(
+                '%s: %d of %d shards have no checksums: damage of theirs is not noticed; '
+                'tools.make_shards writes them into an empty folder',
+                printable(folder), without, len(self._files),
+            )  # fmt: skip
 
     def __len__(self) -> int:
         return len(self._names)
@@ -140,14 +155,16 @@ class Shards:
         return None if label < 0 else label
 
     def read(self, index: int, frames: int, rng: np.random.Generator) -> np.ndarray:
-        shard, _, offset, *shape = self._rows[index].tolist()
+        shard, _, offset, *shape, first = self._rows[index].tolist()
+        sums = None if first < 0 else self._sums[first : first + shape[0]].tolist()
         fps = float(self._rates[index])
         timing = clips.Timing(shape[0], fps, shape[0] / fps)
         try:
             numbers = clips.frame_indices(timing, frames, self._sampling, rng)
         except Unsuitable as error:
             raise BadFile(self.name(index), error.reason, error.detail) from error
-        return read_stored(self._files[shard].with_suffix('.rgb'), offset, tuple(shape), numbers)
+        path = self._files[shard].with_suffix('.rgb')
+        return read_stored(path, offset, tuple(shape), numbers, sums)
 
 
 def _shard(path: Path) -> dict:
@@ -172,11 +189,21 @@ def _shard(path: Path) -> dict:
                 files.bound(path, 'pixels', height * width)
                 files.bound(path, 'frames', frames)
                 str.isprintable(record['path'])  # raises for what is no text
+                sums = record.get('sums', [0] * frames)
+                if len(sums) != frames or not all(type(n) is int and 0 <= n < 2**32 for n in sums):
+                    raise ValueError('checksums that are none, or not one for each frame')
             for bad in shard['skipped']:
                 str.isprintable(bad['reason'])
+    if 'sum' in shard and sum_of(shard['records']) != shard['sum']:
+        raise BadFile(path, 'corrupt', 'its records are not what was written (checksum)')
     if version != SHARD_VERSION:
         raise ConfigError(f'{path} has version {version!r:.40}, not {SHARD_VERSION}')
     return shard
+
+
+def sum_of(records: list[dict]) -> int:
+    """A checksum of what the .json of a shard says of its records."""
+    return zlib.crc32(json.dumps(records, sort_keys=True).encode())
 
 
 class Tfds:
@@ -193,9 +220,9 @@ class Tfds:
         if match is None:
             raise ConfigError(f'{path!r} is not FOLDER[:SPLIT[:FEATURE]]')
         folder, split, key = match.groups()
-        self._folder, self._split = prepared_folder(folder), split or 'train'
+        self._folder, self._split = prepared.folder_of(folder), split or 'train'
         self._step = data.frame_step or 1
-        features = self._builder().info.features
+        features = prepared.builder(self._folder).info.features
         depths = {name: depth for name in features if (depth := _image_depth(features[name])) >= 0}
         if key not in depths if key else len(depths) != 1:
             what = f'called {key!r} ' if key else ''
@@ -222,7 +249,8 @@ class Tfds:
         return int(self._records[index]['label']) if self._labelled else None
 
     def read(self, index: int, frames: int, rng: np.random.Generator) -> np.ndarray:
-        encoded = self._records[index][self._key]
+        with files.reading(self.name(index)):
+            encoded = self._records[index][self._key]
         if not self._sequence:
             image = image_of(self.name(index), encoded)
             return np.broadcast_to(image, (frames, *image.shape))
@@ -234,34 +262,7 @@ class Tfds:
 
     @functools.cached_property
     def _records(self):
-        return tfds_records(self._folder, self._split, self._key)
-
-    def _builder(self):
-        import tensorflow_datasets as tfds  # takes a second
-
-        return tfds.builder_from_directory(self._folder)
-
-
-def tfds_records(folder: str, split: str, key: str):
-    """The records of a prepared dataset, with what `key` names left as stored, so that only the
-    images that are chosen are decoded.
-
-    Raises:
-      ConfigError: no such split, or it is not stored as ArrayRecord.
-    """
-    import tensorflow_datasets as tfds
-
-    class Encoded(tfds.decode.Decoder):
-        def decode_example(self, serialized_example):
-            return serialized_example
-
-        decode_example_np = decode_batch_example_np = decode_example
-
-    try:
-        builder = tfds.builder_from_directory(folder)
-        return builder.as_data_source(split, decoders={key: Encoded()})
-    except (ValueError, NotImplementedError) as error:
-        raise ConfigError(f'{folder} split {split!r}: {" ".join(str(error).split())}') from error
+        return prepared.records(self._folder, self._split, self._key)
 
 
 def open_source(entry: DataListConfig, data: DataConfig, index: int = 0) -> Source:
@@ -302,16 +303,6 @@ def _choose(sampling: clips.Sampling, frames: int, rng: np.random.Generator, inf
         step = sampling.frame_step or 1
         return clips.clip_indices(info.frames, frames, step, draw=rng.integers)[0]
     return clips.frame_indices(info, frames, sampling, rng)
-
-
-def prepared_folder(folder: str) -> str:
-    """The folder of one version of a dataset, at or below `folder`."""
-    paths = sorted(Path(folder).glob('**/dataset_info.json'))
-    if len(paths) != 1:
-        what = 'no prepared dataset' if not paths else f'{len(paths)} prepared datasets'
-        some = ''.join(f' {path.parent}' for path in paths[:5])
-        raise ConfigError(f'{folder!r} holds {what}, one is needed{":" if some else ""}{some}')
-    return str(paths[0].parent)
 
 
 def _image_depth(feature) -> int:

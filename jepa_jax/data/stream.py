@@ -35,7 +35,6 @@ import grain
 import jax
 import numpy as np
 
-from jepa_jax import files
 from jepa_jax.config import RunConfig
 from jepa_jax.data.workers import (
     Batches,
@@ -46,7 +45,7 @@ from jepa_jax.data.workers import (
     threads_of_a_worker,
     trim,
 )
-from jepa_jax.errors import REASONS, BadFile, ConfigError, DataError
+from jepa_jax.errors import REASONS, BadFile, ConfigError, DataError, printable
 
 TRIM_EVERY = 256  # records that a worker reads before it gives freed memory back
 LEAST_TRIED = 64  # records before a share of failures means something
@@ -347,9 +346,9 @@ class FailureLog:
                 self._named.add(failure.path)
                 logging.warning(
                     'cannot read %s (%s: %s); replaced',
-                    files.one_line(ValueError(failure.path), 300),  # names hold NUL, lines, pages
+                    printable(failure.path)[:300],
                     failure.reason,
-                    failure.detail,
+                    printable(failure.detail),
                 )
         failed = self._reasons.total()
         if self._tried >= LEAST_TRIED and failed > self._max_share * self._tried:

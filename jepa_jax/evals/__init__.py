@@ -1,6 +1,7 @@
 """What is asked of a model's features: a row an evaluation.
 
     EVALS['mine'] = Evaluation(config='my_file:MyConfig', run='my_file:run')
+    PERIODIC['mine'] = Periodic(run='my_file:beside_training')
 
 A file named by `--config` may add rows of its own.
 """
@@ -24,6 +25,18 @@ class Evaluation:
     run: str  # model, config, workdir -> Results; pictures go into the workdir
     protocol: str = ''  # what was done, for the report
     check: str = 'jepa_jax.recipes:no_complaints'  # config -> complaints
+    # config -> a hash of what it reads: names, labels, sizes and times of files. A finished report
+    # is shown again for the same alone; '': nothing but the config says what is read
+    contents: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Periodic:
+    """What a run may ask of its features beside its training, each as `module:name`."""
+
+    run: str  # jepa_jax.evals.beside.Asked -> Measured; in every process
+    check: str = 'jepa_jax.recipes:no_complaints'  # jepa_jax.evals.entries.Entry -> complaints
+    kinds: tuple[str, ...] = ('class', 'number', 'labels')  # of labels that it reads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,24 +67,28 @@ EVALS: dict[str, Evaluation] = {
     'benchmark': Evaluation(
         config='jepa_jax.config:BenchmarkConfig',
         run='jepa_jax.evals.benchmark:run',
+        contents='jepa_jax.evals.benchmark:contents',
         protocol='attentive probes on frozen features of an official set, or a released probe; '
         'config.protocol says how clips are counted and the head is chosen',
     ),
     'ek100': Evaluation(
         config='jepa_jax.config:AnticipationConfig',
         run='jepa_jax.evals.anticipation:run',
+        contents='jepa_jax.evals.benchmark:contents',
         protocol='attentive probes with three queries on frozen features and what the predictor '
         'expects a second later, or a released probe; class-mean recall@5 on logits',
     ),
     'own': Evaluation(
         config='jepa_jax.config:OwnConfig',
         run='jepa_jax.evals.own:run',
+        contents='jepa_jax.evals.own:contents',
         protocol='nearest neighbours, ridge, logistic regression and an attentive probe on frozen '
         'features; no source on both sides of the split; settings chosen on training clips',
     ),
     'physics': Evaluation(
         config='jepa_jax.config.physics:PhysicsConfig',
         run='jepa_jax.evals.physics:run',
+        contents='jepa_jax.evals.physics:contents',
         protocol='pairs won by surprise, the mean distance of predicted from observed features of '
         "what follows; settings chosen on half of the groups, intervals Wilson's over pairs",
         check='jepa_jax.config.physics:check',
@@ -79,6 +96,7 @@ EVALS: dict[str, Evaluation] = {
     'retrieval': Evaluation(
         config='jepa_jax.config:RetrievalConfig',
         run='jepa_jax.evals.retrieval:run',
+        contents='jepa_jax.evals.own:contents',
         protocol="cosine of mean features, the query's own source left out",
     ),
     'self_made': Evaluation(
@@ -86,6 +104,15 @@ EVALS: dict[str, Evaluation] = {
         run='jepa_jax.evals.self_made:run',
         protocol='attentive probe on frozen features of self-made videos, 95 % intervals by '
         'bootstrap over the test clips',
+    ),
+}
+
+PERIODIC: dict[str, Periodic] = {
+    'linear': Periodic(run='jepa_jax.evals.beside:linear'),
+    'probe': Periodic(
+        run='jepa_jax.evals.beside:probe',
+        check='jepa_jax.evals.entries:probe',
+        kinds=('class',),
     ),
 }
 

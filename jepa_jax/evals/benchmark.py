@@ -80,6 +80,7 @@ def run(model, config: BenchmarkConfig, workdir: Path) -> Results:
         chosen = fit(learn, len(names), config)
         hits, tops, said = ask(chosen, asked)
         how, notes = chosen.how, differences(config)
+        heads.save(workdir / 'probe', chosen, int(hits.mean(1).argmax()), model, data, config)
         baselines = against(learn, table, asked, config)
         if config.random_baseline:
             baselines['untrained encoder'] = untrained(model, config, data, workdir, len(names))
@@ -111,6 +112,21 @@ def run(model, config: BenchmarkConfig, workdir: Path) -> Results:
         outcomes={'accuracy': hits[best].astype(float)},
         sources=columns(test)[1][rows],
     )  # fmt: skip
+
+
+def contents(config: LabelledSetConfig) -> str:
+    """A hash of the official lists and their files, and of a probe's where it is one of this
+    machine."""
+    c = config.data
+    data = labelled.read(c.set, c.path, c.videos, c.official)
+    place = Path(config.probe).expanduser() if config.probe else None
+    files = sorted(place.rglob('*') if place.is_dir() else [place]) if place else []
+    return examples.hash_of([
+        {split: digest(records) for split, records in data.splits.items()},
+        data.missing,
+        data.names,
+        [[str(path), examples.state_of(path)] for path in files],
+    ])  # fmt: skip
 
 
 # Clips

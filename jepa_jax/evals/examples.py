@@ -19,11 +19,12 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from jepa_jax import files
-from jepa_jax.config import LabelledDataConfig
+from jepa_jax.config import LabelledListConfig
 from jepa_jax.data.kinds import PICTURES, VIDEOS
 from jepa_jax.errors import BadFile, ConfigError, allowed
 from jepa_jax.evals.linear import apart
@@ -60,7 +61,7 @@ class Example:
         return self.path + (f' at {" to ".join(at)} s' if at else '')
 
 
-def read(path: str, data: LabelledDataConfig, field: str = 'data.train') -> list[Example]:
+def read(path: str, data: LabelledListConfig, field: str = 'data.train') -> list[Example]:
     """The examples of a folder, a table or a list, each once.
 
     Raises:
@@ -88,6 +89,22 @@ def read(path: str, data: LabelledDataConfig, field: str = 'data.train') -> list
     if not once:
         raise ConfigError(f'{field}: {path} lists no clips')
     return list(once.values())
+
+
+def listed(data: LabelledListConfig, field: str = 'data.train') -> list[Example]:
+    """The examples of `train`, and of `test` where that is another list; raises as `read`."""
+    train = read(data.train, data, field)
+    if not data.test:
+        return train
+    testing = f'{field.removesuffix("train")}test' if field.endswith('train') else 'labels.test'
+    other = read(data.test, data, testing)
+    if both := {e.place for e in train} & {e.place for e in other}:
+        raise ConfigError(f'{testing}: {sorted(both)[0][0]} is in {field} as well')
+    return [
+        dataclasses.replace(e, split=split)
+        for split, part in (('train', train), ('test', other))
+        for e in part
+    ]
 
 
 def _of_source(example: Example, pattern: str) -> Example:
@@ -122,7 +139,7 @@ def _folders(folder: Path, field: str) -> list[Example]:
     return examples
 
 
-def _text(path: Path, data: LabelledDataConfig, field: str) -> list[Example]:
+def _text(path: Path, data: LabelledListConfig, field: str) -> list[Example]:
     size = files.size(path)
     files.bound(path, 'index', size)
     raw = path.read_bytes()
@@ -160,7 +177,7 @@ def _text(path: Path, data: LabelledDataConfig, field: str) -> list[Example]:
     return examples
 
 
-def _columns(header: Sequence[str], data: LabelledDataConfig, path: Path, field: str) -> dict:
+def _columns(header: Sequence[str], data: LabelledListConfig, path: Path, field: str) -> dict:
     if twice := [name for name, n in collections.Counter(header).items() if n > 1 and name]:
         raise ConfigError(f'{field}: {path} has two columns {twice[0]!r}')
     columns = {}
@@ -280,7 +297,7 @@ def _numbers_first(word: str) -> tuple:
 
 
 def split(
-    examples: Sequence[Example], data: LabelledDataConfig, seed: int, kind: str
+    examples: Sequence[Example], data: LabelledListConfig, seed: int, kind: str
 ) -> tuple[np.ndarray, str]:
     """Which examples are for testing, [n] bool, and how that was decided.
 
@@ -314,14 +331,36 @@ def split(
     return test, how
 
 
+def refuse_unlearnt(kind: str, targets: np.ndarray, names: Sequence[str], test: np.ndarray) -> None:
+    """Raises ConfigError for a class that only the test clips have, or where there is but one."""
+    if kind == 'number':
+        return
+    learnt, asked = (targets[side].sum(0) for side in (~test, test))
+    for name, few, many in zip(names, learnt, asked):
+        if many and not few:
+            raise ConfigError(
+                f'class {name!r}: {int(many)} clips for testing, none for training; it needs '
+                'clips of another source, or to be left out'
+            )
+    if (learnt > 0).sum() < 2 and kind == 'class':
+        raise ConfigError(f'one class alone, {names[0]!r}: nothing to tell apart')
+
+
 def digest(examples: Sequence[Example]) -> str:
     """A hash of the list, and of size and time of its files."""
-    rows = []
-    for example in examples:
-        try:
-            status = os.stat(example.path)
-            state = [status.st_size, status.st_mtime_ns]
-        except (OSError, ValueError):
-            state = None
-        rows.append([*map(str, dataclasses.astuple(example)), state])
-    return hashlib.sha256(json.dumps(rows).encode('utf-8', 'surrogateescape')).hexdigest()[:32]
+    rows = [[*map(str, dataclasses.astuple(e)), state_of(e.path)] for e in examples]
+    return hash_of(rows)
+
+
+def state_of(path: str | Path) -> list[int] | None:
+    """Size and time of a file; None: it is not there."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return [status.st_size, status.st_mtime_ns]
+
+
+def hash_of(facts: Any) -> str:
+    """Of what JSON can hold."""
+    return hashlib.sha256(json.dumps(facts).encode('utf-8', 'surrogateescape')).hexdigest()[:32]

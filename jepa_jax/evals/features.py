@@ -6,18 +6,20 @@
 
 A folder is named by a hash of what its features depend on: weights, clips and how they are seen, so
 another model, view or list makes another folder. A row of it has a checksum; one that was not
-reached, or is not what was written, is made again, so an interrupted start loses nothing.
+reached, or is not what was written, is made again, so an interrupted start loses nothing. Several
+processes, which see one folder, take a share of the clips each.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from jepa_jax import sharding
+from jepa_jax import distributed, sharding
 from jepa_jax.checkpoint import hash_arrays
 from jepa_jax.data.views import area_means
 from jepa_jax.data.windows import ahead
@@ -38,6 +40,7 @@ from jepa_jax.workdir import write_json
 
 VERSION = 1  # part of the hash: change it with anything that changes a feature
 SIDE = 16  # pixels of the small frames that are kept for a baseline
+ROWS = 'rows.npy'
 MISSING, READ, BAD = range(3)  # states of a row
 
 log = logging.getLogger(__name__)
@@ -86,7 +89,8 @@ def compute(
     batch: int = 1,
     title: str = 'features',
 ) -> Table:
-    """Features of clips 0 to count - 1, on all devices of this process.
+    """Features of clips 0 to count - 1, on all devices of all processes; all of them call it, and
+    each returns the whole table.
 
     Args:
       model: a Model: its encoder is what is asked.
@@ -128,18 +132,56 @@ def compute(
         facts['predictor'] = hash_arrays(model.need_predictor(reads).params)
     name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     place = folder / name
-    place.mkdir(parents=True, exist_ok=True)
-    rows = _open(place / 'rows.npy', row, count)
-    write_json(place / 'about.json', facts)
+    with distributed.first(_shared(place, row, count, facts)):
+        rows = np.load(place / ROWS, mmap_mode='r+', allow_pickle=False)
     left = [i for i in range(count) if rows['state'][i] != READ or rows['crc'][i] != _crc(rows[i])]
     if left and len(left) < count:
         log.info('%s: %d of %d are there', title, count - len(left), count)
     encode, devices = reduced_encoder(model, grid, tokens, reads)
-    problems = _fill(encode, batch * devices, rows, left, read, segments, title)
+    index, processes = jax.process_index(), jax.process_count()
+    own = _open(place / f'share{index}.npy', row, count) if index else rows
+    problems = _fill(encode, batch * devices, own, left[index::processes], read, segments, title)
+    if processes > 1:
+        write_json(place / f'problems{index}.json', problems)
+        with distributed.first(_joined(place, rows)):
+            rows = np.load(place / ROWS, mmap_mode='r+', allow_pickle=False)
+            problems = _problems(place)
     if not (rows['state'] == READ).any():
         first = next(iter(problems.values()), 'the list is empty')
         raise ConfigError(f'{title}: none of {count} clips can be read; the first: {first}')
     return Table(place, rows, problems)
+
+
+@contextlib.contextmanager
+def _shared(place: Path, row: np.dtype, count: int, facts: dict) -> Iterator[None]:
+    """Makes the folder and its file of rows, for process 0 on behalf of all; what processes of an
+    interrupted start had of them is taken over."""
+    place.mkdir(parents=True, exist_ok=True)
+    rows = _open(place / ROWS, row, count)
+    write_json(place / 'about.json', facts)
+    for path in place.glob('problems*.json'):  # of an earlier start
+        path.unlink()
+    with _joined(place, rows):
+        yield
+
+
+@contextlib.contextmanager
+def _joined(place: Path, rows: np.ndarray) -> Iterator[None]:
+    """Takes over what other processes have read, and removes their files."""
+    for path in sorted(place.glob('share*.npy')):
+        share = _open(path, rows.dtype, len(rows))
+        for i in np.flatnonzero(share['state'] != MISSING):
+            if share['state'][i] == BAD or share['crc'][i] == _crc(share[i]):
+                rows[i] = share[i]
+        path.unlink()
+    rows.flush()
+    yield
+
+
+def _problems(place: Path) -> dict[int, str]:
+    """Those of all processes."""
+    named = [json.loads(path.read_text()) for path in sorted(place.glob('problems*.json'))]
+    return {int(row): why for each in named for row, why in each.items()}
 
 
 def _open(path: Path, row: np.dtype, count: int) -> np.ndarray:
@@ -233,8 +275,8 @@ def reduced_encoder(
         if reads == 'last':
             parts = [encoder(weights['encoder'], clips)]
         elif reads == 'future':
-            x = encoder(weights['encoder'], clips)
-            parts = [x, model.later(x, grid, weights['predictor'])]
+            x, seen = model.seen(lambda levels: encoder(weights['encoder'], clips, levels=levels))
+            parts = [x, model.later(seen, grid, weights['predictor'])]
         else:
             parts = encoder(weights['encoder'], clips, levels=reads)
         kept = [average_tokens(x, g, tokens) for x, g in zip(parts, grids(grid, reads))]

@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jepa_jax.config import HeadsConfig, LabelledSetConfig
+from jepa_jax.data.labelled import LabelledSet
 from jepa_jax.data.windows import ahead
 from jepa_jax.errors import BadFile, ConfigError, allowed
 from jepa_jax.evals import linear, probes
@@ -153,6 +154,33 @@ def _finite(trained: probes.Trained, settings) -> tuple[dict, list[probes.Settin
     if len(rows) < len(settings):
         log.warning('%d of %d heads have no finite loss', len(settings) - len(rows), len(settings))
     return jax.tree.map(lambda a: a[rows], trained.params), [settings[i] for i in rows]
+
+
+def save(
+    folder: Path,
+    chosen: Chosen,
+    number: int,
+    model,
+    data: LabelledSet,
+    config: LabelledSetConfig,
+    reads: str = '',
+) -> None:
+    """Writes one of the chosen heads, with names of classes, for `embed --classify --probe FOLDER`
+    and `jepa_jax.load`.
+
+    reads: as of `model.ProbeHead`; empty: what the config says.
+    """
+    c = config.data
+    facts = {
+        'reads': reads or check_levels(config, model),
+        'frames': c.frames,
+        'step': c.step,
+        'segments': c.segments,
+        'tokens': c.tokens,
+        'crop': check_clip(config, model),
+    }
+    params = probes.one(chosen.params, number)
+    probes.save(folder, chosen.probe, params, model, data.names, facts, f'{c.set}, {chosen.how}')
 
 
 def answers(

@@ -13,12 +13,10 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
-from jepa_jax.checkpoint import hash_arrays
 from jepa_jax.config import OwnConfig
 from jepa_jax.data.views import eval_view
 from jepa_jax.data.windows import open_input, spread
@@ -27,10 +25,7 @@ from jepa_jax.evals import Figure, Results, examples, features, linear, own_page
 from jepa_jax.evals.examples import Example
 from jepa_jax.evals.intervals import bootstrap, wilson
 from jepa_jax.models.pooler import PoolerConfig
-from jepa_jax.weights.contents import StoredNet, Weights
 from jepa_jax.weights.parts import net
-from jepa_jax.weights.tables import Leaf
-from jepa_jax.weights.write import write
 
 log = logging.getLogger(__name__)
 
@@ -82,13 +77,7 @@ def run(model, config: OwnConfig, workdir: Path) -> Results:
     Raises:
       ConfigError: lists, labels or splits that cannot be used, in one line.
     """
-    listed = examples.read(config.data.train, config.data)
-    if config.data.test:
-        train = [dataclasses.replace(e, split='train') for e in listed]
-        other = examples.read(config.data.test, config.data, 'data.test')
-        if both := {e.place for e in train} & {e.place for e in other}:
-            raise ConfigError(f'data.test: {sorted(both)[0][0]} is in data.train as well')
-        listed = train + [dataclasses.replace(e, split='test') for e in other]
+    listed = examples.listed(config.data)
     kind = examples.kind_of([e.label for e in listed], config.data.target)
     table = clip_features(model, listed, config, workdir, 'features')
     rows = np.flatnonzero(table.read)
@@ -96,7 +85,7 @@ def run(model, config: OwnConfig, workdir: Path) -> Results:
     targets, names = examples.targets(kept, kind)
     test, how = examples.split(kept, config.data, config.seed, kind)
     task = Task(kept, kind, targets, names, test, config.seed, config.bootstrap)
-    refuse_unlearnt(task)
+    examples.refuse_unlearnt(kind, targets, names, test)
     log.info(
         '%d clips of %s, %d for training, %d for testing: %s', len(kept), _what(task),
         int((~test).sum()), int(test.sum()), how,
@@ -148,6 +137,11 @@ def run(model, config: OwnConfig, workdir: Path) -> Results:
         outcomes={name: outcome(task, scores, asked) for name, scores in answers.items()},
         sources=task.sources[test],
     )
+
+
+def contents(config: OwnConfig) -> str:
+    """A hash of the labelled list and its files."""
+    return examples.digest(examples.listed(config.data))
 
 
 # Clips
@@ -230,21 +224,6 @@ def untrained(model, seed: int):
 
 
 # What is wrong with the labels
-
-
-def refuse_unlearnt(task: Task) -> None:
-    """Raises ConfigError for a class that only the test clips have."""
-    if task.kind == 'number':
-        return
-    learnt, asked = (task.targets[side].sum(0) for side in (~task.test, task.test))
-    for name, few, many in zip(task.names, learnt, asked):
-        if many and not few:
-            raise ConfigError(
-                f'class {name!r}: {int(many)} clips for testing, none for training; it needs '
-                'clips of another source, or to be left out'
-            )
-    if (learnt > 0).sum() < 2 and task.kind == 'class':
-        raise ConfigError(f'one class alone, {task.names[0]!r}: nothing to tell apart')
 
 
 def complaints(task: Task, means: np.ndarray) -> list[str]:
@@ -445,13 +424,9 @@ def figures(task: Task, answers: dict[str, np.ndarray]) -> dict[str, Figure]:
 
 
 def save_probe(folder: Path, trained, task: Task, config: OwnConfig, model) -> None:
-    """Writes the probe as one of our checkpoints; `embed --classify --probe` reads it."""
-    probe, params = trained
-    tree = jax.tree.map(
-        lambda a: Leaf(a.shape, np.dtype(a.dtype), lambda a=a: np.asarray(a)), params
-    )
+    """Writes the probe; `embed --classify --probe` reads it."""
     data = config.data
-    reads: dict[str, Any] = {
+    reads = {
         'reads': 'last',
         'frames': data.frames,
         'fps': data.fps,
@@ -459,14 +434,9 @@ def save_probe(folder: Path, trained, task: Task, config: OwnConfig, model) -> N
         'tokens': data.tokens,
         'crop': _crop(model, config),
         'several': task.kind == 'labels',
-        'weights': hash_arrays(model.encoder.params),
     }
-    stored = StoredNet('probe', (probe.pooler, dict(probe.classes)), tree)
-    weights = Weights(
-        folder, 'jax', {'probe': stored}, labels={'label': task.names}, reads=reads,
-        origin=f'own labels, {json.dumps(data.train)}',
-    )  # fmt: skip
-    write(weights, folder, to='jax')
+    origin = f'own labels, {json.dumps(data.train)}'
+    probes.save(folder, *trained, model, {'label': task.names}, reads, origin)
 
 
 def _what(task: Task) -> str:

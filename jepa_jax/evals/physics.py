@@ -27,8 +27,8 @@ from jepa_jax.config.physics import PhysicsConfig
 from jepa_jax.data import decode, violations
 from jepa_jax.data.views import resize
 from jepa_jax.data.windows import PIECE, ahead, open_input
-from jepa_jax.errors import BadFile, ConfigError
-from jepa_jax.evals import Figure, Results, physics_pictures, physics_sets, surprise
+from jepa_jax.errors import BadFile, ConfigError, InputError
+from jepa_jax.evals import Figure, Results, examples, physics_pictures, physics_sets, surprise
 from jepa_jax.evals.intervals import bootstrap, wilson
 from jepa_jax.evals.physics_sets import Pair, Pairs
 from jepa_jax.model import Loaded, Model
@@ -38,6 +38,13 @@ from jepa_jax.weights.parts import net
 log = logging.getLogger(__name__)
 
 READERS = ('model', 'copy', 'pixels', 'random')
+# set -> pair accuracy in percent, by the papers, and people's (reference: evaluations.md §2)
+PUBLISHED = {
+    'intphys1': {'V-JEPA ViT-H': 98.0, 'untrained, at most': 55.0},
+    'grasp': {'V-JEPA ViT-H': 66.0, 'untrained, at most': 58.0},
+    'inflevel': {'V-JEPA ViT-H': 62.0, 'untrained': 52.0},
+    'intphys2': {'V-JEPA 2': 57.5, 'people': 96.4},
+}
 SELF_MADE = {'self_made': 'violations', 'self_made_few': 'violations_few'}
 SUMS = {'mean': np.nanmean, 'max': np.nanmax}
 
@@ -102,6 +109,14 @@ def load(config: PhysicsConfig) -> Pairs:
     return physics_sets.read('pairs', path)
 
 
+def contents(config: PhysicsConfig) -> str:
+    """A hash of the pairs and their files."""
+    return examples.hash_of([
+        [pair.kind, *([str(p), examples.state_of(p)] for p in (pair.possible, pair.impossible))]
+        for pair in load(config).pairs
+    ])  # fmt: skip
+
+
 def _crop(model, config: PhysicsConfig) -> int:
     crop = config.data.crop or model.config.image_size
     if crop % model.config.patch:
@@ -119,12 +134,18 @@ def expects(online, target) -> surprise.Expects:
         t, h, w = grid
         ids = np.broadcast_to(np.arange(t * h * w, dtype=np.int32), (len(seen), t * h * w))
         K = seen.shape[1]
-        return online.fill_in(grid)(
+        said = online.fill_in(grid)(
             online.predictor.params, seen, ids[:, :K], ids[:, K:], mask_index=token
         )
+        return said[..., -c.width :]  # of several levels the last
+
+    def context(clips: jax.Array) -> jax.Array:
+        return online.seen(lambda levels: online.encode(clips, levels))[1]
 
     c = target.config
-    return surprise.Expects(online.encode, target.encode, predict, c.tubelet, c.patch)
+    if online.predictor.config.out_width:
+        raise InputError('the predictor expects features of another model, which is not here')
+    return surprise.Expects(context, target.encode, predict, c.tubelet, c.patch)
 
 
 def untrained(model, seed: int) -> Model:
@@ -437,6 +458,9 @@ def _report(
         f'half a win each the share of pairs won would be {wins_half(possible, impossible):.3f}',
         f'above copy and untrained nets with intervals apart: {", ".join(apart) or "no kind"}',
     ]
+    if published := PUBLISHED.get(config.data.kind):
+        words = ', '.join(f'{name} {value:g}' for name, value in published.items())
+        sentences.append(f'published, pair accuracy in percent: {words}')
     if source.copies:
         sentences.append(_noise(source, pairs, measured.scores['model'][setting][:, 0]))
     if len(measured.problems) + len(source.problems):

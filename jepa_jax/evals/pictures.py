@@ -187,6 +187,39 @@ def plot_similarity(
     save(figure, path)
 
 
+def plot_sheet(
+    pictures: Sequence[tuple[np.ndarray | None, str]], path: str | Path, title: str = ''
+) -> None:
+    """Draws a contact sheet, as PNG: pictures uint8 `[H, W, 3]` with their captions, six a row, the
+    first one framed. None: a picture that cannot be had, which is said in its place."""
+    columns = min(6, len(pictures))
+    lines = -(-len(pictures) // columns)
+    figure = Figure(figsize=(2.1 * columns, 2.2 * lines + 0.4), layout='constrained')
+    for place, axes in enumerate(figure.subplots(lines, columns, squeeze=False).flat):
+        axes.set_xticks([])
+        axes.set_yticks([])
+        if place >= len(pictures):
+            axes.set_axis_off()
+            continue
+        picture, caption = pictures[place]
+        axes.set_title(caption, fontsize=7)
+        if picture is None:
+            axes.text(0.5, 0.5, 'cannot be read', ha='center', va='center', fontsize=8)
+        else:
+            axes.imshow(_thin(picture))
+        if not place:
+            for spine in axes.spines.values():
+                spine.set(color='tab:red', linewidth=2.5)
+    figure.suptitle(title, fontsize=9)
+    save(figure, path)
+
+
+def _thin(picture: np.ndarray, most: int = 320) -> np.ndarray:
+    """Every n-th pixel, so that at most so many are left a side: a tile is smaller than that."""
+    step = max(1, max(picture.shape[:2]) // most)
+    return picture[::step, ::step]
+
+
 def token_similarity(tokens: np.ndarray, at: tuple[int, int, int]) -> np.ndarray:
     """Cosine of each token `[t, h, w, D]` with the one at a place, less the mean of all:
     `[t, h, w]`; 0 where a token is the mean.

@@ -5,15 +5,18 @@
     for logits in predict(probe, trained.params, read, len(test)): ...
 
 Heads differ in learning rate, weight decay and nothing else: the same features, in the same order,
-from the same weights, so that one read of the features serves all of them.
+from the same weights, so that one read of the features serves all of them. They are spread over
+processes and their devices, each head whole on one: the same arithmetic wherever it lies.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,8 +25,13 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
+from jepa_jax import distributed
+from jepa_jax.checkpoint import hash_arrays
 from jepa_jax.models.pooler import AttentiveClassifier, PoolerConfig
 from jepa_jax.nets import Net
+from jepa_jax.weights.contents import StoredNet, Weights
+from jepa_jax.weights.tables import Leaf
+from jepa_jax.weights.write import write
 
 CHUNK = 2**28  # bytes of features that go to the device together
 Read = Callable[[np.ndarray], np.ndarray]  # rows [k] -> features [k, N, D]
@@ -54,9 +62,9 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """Heads after training."""
+    """Heads after training, in every process."""
 
-    params: dict  # [G, ...] each
+    params: dict  # [G, ...] each, numpy
     losses: np.ndarray  # [G, steps]
 
     @property
@@ -123,10 +131,9 @@ def train(
     plan = rows[orders(len(rows), steps, batch, seed)]
     width = np.shape(read(plan[0, :1]))
     size = max(1, min(steps, CHUNK // (4 * batch * int(np.prod(width[1:])))))
-    lr, decay = (jnp.asarray([getattr(s, k) for s in settings]) for k in ('lr', 'weight_decay'))
+    own, mesh = _share(len(settings))
+    heads, every = (jax.NamedSharding(mesh, jax.P(*axes)) for axes in (('heads',), ()))
     init, advance = _programs(probe, loss, steps, warmup)
-    params = init(jax.random.key(seed), lr)
-    state = jax.vmap(optax.scale_by_adam().init)(params)
 
     def chunk(start: int):
         part = plan[start : start + size]
@@ -134,17 +141,51 @@ def train(
         return features, {head: y[part] for head, y in targets.items()}
 
     losses = []
-    with ThreadPoolExecutor(1) as pool, tqdm(total=steps, desc=title, disable=None) as bar:
+    with (
+        jax.set_mesh(mesh),
+        ThreadPoolExecutor(1) as pool,
+        tqdm(total=steps, desc=title, disable=None) as bar,
+    ):
+        lr, decay = (
+            jax.device_put(np.asarray([getattr(settings[i], k) for i in own], np.float32), heads)
+            for k in ('lr', 'weight_decay')
+        )
+        params = jax.device_put(init(jax.random.key(seed), lr), heads)
+        state = jax.vmap(optax.scale_by_adam().init)(params)
         waiting = pool.submit(chunk, 0)
         for start in range(0, steps, size):
             features, labels = waiting.result()
             if start + size < steps:
                 waiting = pool.submit(chunk, start + size)
-            numbers = jnp.arange(start, start + len(features))
-            params, state, lost = advance(params, state, numbers, features, labels, lr, decay)
+            numbers = np.arange(start, start + len(features))
+            rows_of_all = jax.device_put((numbers, features, labels), every)
+            params, state, lost = advance(params, state, *rows_of_all, lr, decay)
             losses.append(np.asarray(lost))
             bar.update(len(features))
-    return Trained(params, np.concatenate(losses).T)
+    place = _places(len(settings), len(own))
+    params, losses = jax.tree.map(
+        lambda a: a[place], distributed.whole((jax.device_get(params), np.concatenate(losses).T))
+    )
+    return Trained(params, losses)
+
+
+def _share(count: int) -> tuple[np.ndarray, jax.sharding.Mesh]:
+    """Which of so many heads this process trains, and the devices that share them evenly; repeats
+    fill up."""
+    each = -(-count // jax.process_count())
+    devices = jax.local_devices()
+    rounds = -(-each // len(devices))
+    devices = devices[: -(-each // rounds)]
+    own = jax.process_index() * each + np.arange(rounds * len(devices))
+    auto = (jax.sharding.AxisType.Auto,)
+    return own.clip(max=count - 1), jax.sharding.Mesh(np.array(devices), ('heads',), auto)
+
+
+def _places(count: int, each: int) -> np.ndarray:
+    """Where heads lie among those of all processes, one process after the other."""
+    share = -(-count // jax.process_count())
+    heads = np.arange(count)
+    return heads // share * each + heads % share
 
 
 @functools.lru_cache(maxsize=8)
@@ -188,6 +229,7 @@ def predict(
     probe: Probe, params: dict, read: Read, rows: np.ndarray, *, batch: int = 64
 ) -> Iterator[dict[str, np.ndarray]]:
     """Logits of rows, batch by batch: head -> [G, b, C]. One program: repeats fill up the last."""
+    params = jax.device_put(params)
     for start in range(0, len(rows), batch):
         part = rows[start : start + batch]
         full = np.concatenate([part, np.repeat(part[-1:], batch - len(part))])
@@ -204,3 +246,38 @@ def outputs(probe: Probe, params: dict, read: Read, rows: np.ndarray, **options:
 def one(params: dict, number: int) -> dict:
     """The parameters of one head."""
     return jax.tree.map(lambda a: a[number], params)
+
+
+def save(
+    folder: Path,
+    probe: Probe,
+    params: dict,
+    model,
+    labels: dict[str, tuple[str, ...]],
+    reads: dict[str, Any],
+    origin: str,
+) -> None:
+    """Writes a head as one of our checkpoints, for `embed --classify --probe FOLDER`. Of several
+    processes all call it.
+
+    Args:
+      folder: one that an interrupted start left is replaced.
+      params: of one head.
+      model: whose features it was trained on: read with others it is refused.
+      labels: head -> names of its classes.
+      reads: fields of `model.ProbeHead`, how clips are made and which features are read.
+      origin: where it comes from, in words.
+    """
+    tree = jax.tree.map(
+        lambda a: Leaf(a.shape, np.dtype(a.dtype), lambda a=a: np.asarray(a)), params
+    )
+    stored = StoredNet('probe', (probe.pooler, dict(probe.classes)), tree)
+    reads = {**reads, 'weights': hash_arrays(model.encoder.params)}
+    folder = folder.resolve()
+    if folder.exists() and not jax.process_index():
+        shutil.rmtree(folder)
+    distributed.any_process(False)  # it is gone for all
+    weights = Weights(
+        folder, 'jax', {'probe': stored}, labels=labels, reads=reads, origin=origin
+    )  # fmt: skip
+    write(weights, folder, to='jax')

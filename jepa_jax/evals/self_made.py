@@ -12,9 +12,8 @@ import jax
 import numpy as np
 
 from jepa_jax.config import SELF_MADE, DataConfig, SelfMadeConfig
-from jepa_jax.data import synthetic
 from jepa_jax.errors import ConfigError
-from jepa_jax.evals import Figure, Results, pictures, video
+from jepa_jax.evals import Figure, Results, entries, pictures, video
 from jepa_jax.weights.parts import net
 
 log = logging.getLogger(__name__)
@@ -29,15 +28,13 @@ def labelled(data: DataConfig) -> tuple[video.LabelledClips, video.LabelledClips
     entry = next((entry for entry in data.lists if entry.kind in SELF_MADE), None)
     if entry is None:
         raise ConfigError(f'data.lists: none is self-made (kind {" or ".join(SELF_MADE)})')
-    folder = Path(entry.path or synthetic.default_folder(entry.kind))
-    labels = synthetic.load_labels(folder)
-    parts = []
-    for split in ('train', 'test'):
-        names = sorted(name for name in labels if name.startswith(f'videos/{split}'))
-        clips = video.read_clips([folder / name for name in names], data)
-        columns = {k: np.array([labels[n][k] for n in names]) for k in labels[names[0]]}
-        parts.append(video.LabelledClips(clips, columns))
-    return parts[0], parts[1]
+    listed = entries.made(entry)
+    clips = video.read_clips(listed.paths, data)
+    train, test = (
+        video.LabelledClips(clips[side], {k: v.words[side] for k, v in listed.labels.items()})
+        for side in (~listed.test, listed.test)
+    )
+    return train, test
 
 
 def run(model, config: SelfMadeConfig, workdir: Path) -> Results:

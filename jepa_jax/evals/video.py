@@ -11,20 +11,18 @@ over the test clips, which are far fewer than anything else that varies.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jepa_jax.config import DataConfig, ProbeConfig
 from jepa_jax.data import clips, decode
 from jepa_jax.data.views import area_means, eval_view
+from jepa_jax.evals import probes
 from jepa_jax.models.pooler import PoolerConfig
-from jepa_jax.objectives.attentive_probe import LabelledFeatures, make_loss, make_net
 
 Encode = Callable[[np.ndarray], jax.Array]  # uint8 [B, T, H, W, 3] -> [B, N, D]
 PIXELS = 16  # side of the frames that the linear pixel model sees
@@ -77,31 +75,6 @@ def extract(encode: Encode, videos: np.ndarray, batch: int) -> np.ndarray:
     return np.concatenate(features)
 
 
-@functools.cache
-def _compiled(pooler: PoolerConfig, classes: int, steps: int, lr: float, weight_decay: float):
-    """Trainer and predictor of a probe, compiled once for all seeds and encoders."""
-    net = make_net(pooler, {'linear': classes})
-    loss_fn = make_loss(net)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, lr, max(1, steps // 10), steps)
-    # all parameters decay, as in the original (reference: vjepa2 §9.3)
-    optimizer = optax.adamw(schedule, weight_decay=weight_decay)
-
-    @jax.jit
-    def train(key, features, labels, rows):
-        def step(carry, row):
-            params, state = carry
-            batch = LabelledFeatures(features[row], {'linear': labels[row]})
-            (loss, _), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, None, batch)
-            updates, state = optimizer.update(grads, state, params)
-            return (optax.apply_updates(params, updates), state), loss
-
-        params = net.init(key)
-        (params, _), losses = jax.lax.scan(step, (params, optimizer.init(params)), rows)
-        return params, losses
-
-    return train, jax.jit(lambda params, features: net(params, features)['linear'].argmax(-1))
-
-
 def probe(
     train: np.ndarray,
     labels: np.ndarray,
@@ -121,19 +94,27 @@ def probe(
     pooler = PoolerConfig(
         train.shape[-1], settings.heads, settings.depth, dtype=jnp.dtype('float32'), remat='none'
     )
-    fit, predict = _compiled(pooler, classes, settings.steps, settings.lr, settings.weight_decay)
-    rng = np.random.default_rng(seed)
-    needed = settings.steps * settings.batch
-    epochs = [rng.permutation(len(train)) for _ in range(-(-needed // len(train)))]
-    rows = np.concatenate(epochs)[:needed].reshape(settings.steps, settings.batch)
-    params, losses = fit(
-        jax.random.key(seed), jnp.asarray(train), jnp.asarray(labels, jnp.int32), jnp.asarray(rows)
+    shape = probes.Probe(pooler, (('linear', classes),))
+    trained = probes.train(
+        shape,
+        probes.cross_entropy,
+        lambda rows: train[rows],
+        {'linear': np.asarray(labels, np.int32)},
+        [probes.Setting(settings.lr, settings.weight_decay)],
+        steps=settings.steps,
+        batch=settings.batch,
+        warmup=max(1, settings.steps // 10),
+        seed=seed,
+        title='probe',
     )
-    if not np.isfinite(losses[-1]):
+    if not trained.finite[0]:
         raise FloatingPointError(
-            f'the loss of the probe is {float(losses[-1])} after {settings.steps} steps'
+            f'the loss of the probe is {trained.losses[0, -1]} after {settings.steps} steps'
         )
-    return extract(functools.partial(predict, params), test, settings.batch).astype(int)
+    logits = probes.outputs(
+        shape, trained.params, lambda rows: test[rows], np.arange(len(test)), batch=settings.batch
+    )
+    return logits['linear'][0].argmax(-1)
 
 
 def probe_pixels(

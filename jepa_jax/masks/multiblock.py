@@ -323,6 +323,7 @@ class StaticSampler:
         seed: int,
         reference_batch: int = 24,
         budgets: int = 4,
+        name: str = 'masks',
     ):
         """Record the original and plan the budgets.
 
@@ -334,6 +335,7 @@ class StaticSampler:
             16 frames at 256 px, 12 for 64 frames, 6 for 64 frames at 384 px.
           budgets: 4, or 1 for a single shape: the original's mean counts, but further from its
             share of every tubelet.
+          name: Of the field that holds the settings.
 
         Raises:
           ConfigError: A setting cannot work on this grid, see `check`.
@@ -341,17 +343,17 @@ class StaticSampler:
         if seed < 0:
             raise ConfigError(f'seed = {seed}: must not be negative')
         if not settings:
-            raise ConfigError('masks = []: needs at least one mask setting')
+            raise ConfigError(f'{name} = []: needs at least one mask setting')
         if reference_batch < 1:
             raise ConfigError(f'reference_batch = {reference_batch}: needs at least one clip')
         self.settings, self.grid, self.seed = tuple(settings), tuple(grid), seed
         for i, each in enumerate(self.settings):
-            check(each, self.grid, f'masks[{i}]')
+            check(each, self.grid, f'{name}[{i}]')
         u = _uniforms(_rng(0, 0, _RECORD).random_raw(3 * RECORDED)).reshape(-1, 3)
         recorded, minima, pairs = [], [], []
         for i, each in enumerate(self.settings):
             sizes = _sizes(each, self.grid, np.repeat(u, reference_batch, axis=0))
-            counts = _record(each, self.grid, sizes, _rng(0, 0, _RECORD, 1 + i), f'masks[{i}]')
+            counts = _record(each, self.grid, sizes, _rng(0, 0, _RECORD, 1 + i), f'{name}[{i}]')
             recorded.append(counts.reshape(RECORDED, reference_batch, -1))
             minima.append(_minima(each, recorded[i].sum(2), math.prod(self.grid)))
             pairs.append(_pairs(each, self.grid, minima[i], budgets))

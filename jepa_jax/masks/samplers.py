@@ -26,10 +26,12 @@ def mask_sampler(config: MaskedVideoConfig, frames: int, rows: int) -> MaskSampl
       ConfigError: no such sampler, or masks that cannot work on the clips' grid.
     """
     side = config.data.crop // config.encoder.patch
-    grid = (frames // config.encoder.tubelet, side, side)
+    grid = (config.tubelets(frames), side, side)
+    name, masks = config.masks_of(frames)
     if config.mask_sampler not in SAMPLERS:
         raise ConfigError(f'mask_sampler: {config.mask_sampler!r} is none of {", ".join(SAMPLERS)}')
-    return SAMPLERS[config.mask_sampler](config.masks, grid, config.seed, rows)
+    samplers = OF_IMAGES if config.is_image(frames) else SAMPLERS
+    return samplers[config.mask_sampler](masks, grid, config.seed, rows, name)
 
 
 class _ReferenceMasks:
@@ -39,10 +41,10 @@ class _ReferenceMasks:
     """
 
     def __init__(
-        self, settings: list[MaskConfig], grid: multiblock.Grid, seed: int, rows: int
+        self, settings: list[MaskConfig], grid: multiblock.Grid, seed: int, rows: int, name: str
     ) -> None:
         self._samplers = [
-            multiblock.ReferenceSampler(each, grid, f'masks[{i}]')
+            multiblock.ReferenceSampler(each, grid, f'{name}[{i}]')
             for i, each in enumerate(settings)
         ]
         self._seed, self._rows = seed, rows
@@ -64,13 +66,19 @@ class _ReferenceMasks:
 
 
 def _static_masks(
-    settings: list[MaskConfig], grid: multiblock.Grid, seed: int, rows: int, budgets: int = 4
+    settings: list[MaskConfig],
+    grid: multiblock.Grid,
+    seed: int,
+    rows: int,
+    name: str,
+    budgets: int = 4,
+    clips: int = 0,
 ) -> multiblock.StaticSampler:
     """Shapes must not depend on the devices, so the original's clips a GPU stand for ours."""
     del rows
     tokens = math.prod(grid)
-    clips = next(clips for most, clips in _CLIPS_A_GPU if tokens <= most)
-    return multiblock.StaticSampler(settings, grid, seed, clips, budgets)
+    clips = clips or next(clips for most, clips in _CLIPS_A_GPU if tokens <= most)
+    return multiblock.StaticSampler(settings, grid, seed, clips, budgets, name)
 
 
 # tokens a clip, clips a GPU: 16 frames at 256 px, 64 frames at 256 px, larger (vjepa2 §11)
@@ -81,3 +89,7 @@ SAMPLERS = {
     'single': functools.partial(_static_masks, budgets=1),
     'reference': _ReferenceMasks,
 }
+# beside four programs for videos: images add none. The original's L and g have 72 of them on a GPU
+# (vjepa2_1 §9.4)
+_images = functools.partial(_static_masks, budgets=1, clips=72)
+OF_IMAGES = {'static': _images, 'single': _images, 'reference': _ReferenceMasks}

@@ -12,7 +12,15 @@ from flax import nnx
 from jepa_jax.models import tokens
 from jepa_jax.models.layers import INIT_STD, Block, LayerNorm, Linear, block_sharding
 from jepa_jax.models.rope import angles
-from jepa_jax.models.vit import EPS, pick_rows
+from jepa_jax.models.vit import (
+    EPS,
+    IMAGE,
+    VIDEO,
+    modality_embeddings,
+    modality_sharding,
+    pick_rows,
+    positions,
+)
 from jepa_jax.nets import fold, stack
 from jepa_jax.sharding import VECTORS, Rules, batch_spec, gather
 
@@ -21,7 +29,7 @@ from jepa_jax.sharding import VECTORS, Rules, batch_spec, gather
 class PredictorConfig:
     """All that shapes a predictor. (reference: vjepa2 §2)"""
 
-    encoder_width: int
+    encoder_width: int  # of each level
     width: int = 384
     depth: int = 12
     heads: int = 12
@@ -41,15 +49,31 @@ class PredictorConfig:
         jnp.bfloat16
     )  # of matmul inputs; the residual stream is float32, as in the original
     remat: str = 'full'  # a key of nets.REMAT
+    interpolate: bool = False  # as ViTConfig's; the original's hub has it off (vjepa2_1 §0.4)
+    modalities: bool = False  # tokens are told whether they are of an image or a video
+    levels: int = 1  # of the encoder that context features come from, one after the other
+    out_width: int = 0  # of what is predicted, all levels; 0: of what comes in
+    predict_context: bool = False  # also what tokens in sight are to the target, by another head
+
+    @property
+    def in_width(self) -> int:
+        return self.levels * self.encoder_width
+
+    @property
+    def predicted_width(self) -> int:
+        return self.out_width or self.in_width
 
 
 def sharding(config: PredictorConfig) -> Rules:
     """Where the parameters of a Predictor lie."""
+    fuse = ((r'fuse/kernel', jax.P('fsdp', None)),) if config.levels > 1 else ()
     return (
         *block_sharding(config.mlp),
         (r'embed/kernel', jax.P('fsdp', None)),
-        (r'proj/kernel', jax.P(None, 'fsdp')),
+        *fuse,
+        (r'proj(_context)?/kernel', jax.P(None, 'fsdp')),
         (r'mask_tokens/\d+', jax.P()),
+        *modality_sharding(config),
         *VECTORS,
     )
 
@@ -62,6 +86,8 @@ class Predictor(nnx.Module):
         if c.position not in ('rope', 'sincos'):
             raise ValueError(f"position '{c.position}': allowed are rope, sincos")
         self.embed = Linear(c.encoder_width, c.width, dtype=c.dtype, rngs=rngs)
+        if c.levels > 1:
+            self.fuse = Linear(c.in_width, c.encoder_width, dtype=c.dtype, rngs=rngs)
         std = 0.0 if c.zero_init_mask_tokens else INIT_STD
         # leaves of their own: a token that no group of a run uses is not decayed
         self.mask_tokens = nnx.Dict(
@@ -78,7 +104,11 @@ class Predictor(nnx.Module):
             rngs,
         )
         self.norm = LayerNorm(c.width, eps=EPS, rngs=rngs)
-        self.proj = Linear(c.width, c.encoder_width, dtype=c.dtype, rngs=rngs)
+        self.proj = Linear(c.width, c.predicted_width, dtype=c.dtype, rngs=rngs)
+        if c.predict_context:
+            self.proj_context = Linear(c.width, c.predicted_width, dtype=c.dtype, rngs=rngs)
+        if c.modalities:
+            self.modality = modality_embeddings(c.width, rngs)
 
     def __call__(
         self,
@@ -87,29 +117,39 @@ class Predictor(nnx.Module):
         target_ids: jax.Array,
         mask_index: int = 1,
         return_all: bool = False,
-    ) -> jax.Array:
+        image: bool = False,
+    ) -> jax.Array | tuple[jax.Array, jax.Array]:
         """context [B, K, D], context_ids [B, K], target_ids [B, M] -> [B, M, D] float32, in the
-        order of target_ids.
+        order of target_ids; of a predictor with `predict_context` that, and [B, K, D] for the
+        context. Where there are several levels, their D one after the other.
 
         mask_index selects the mask token, modulo their number: pretraining uses the position of the
         clip's frame-count group in the batch; 1 is the original's default elsewhere (reference:
         vjepa2 §3). Ids count on the grid of the config, also for clips of another size. return_all:
-        all K + M tokens, ordered by id.
+        all K + M tokens, ordered by id. image: the ids are of an image.
         """
         c = self.config
         B, M = target_ids.shape
-        x = gather(self.embed)(context).astype(jnp.float32)
+        x = context
+        if c.levels > 1:
+            x = jax.nn.gelu(gather(self.fuse)(x), approximate=False)
+        x = gather(self.embed)(x).astype(jnp.float32)
         token = self.mask_tokens[str(mask_index % c.mask_tokens)][...]
         # attention knows no order, so the original's sorting by id and back is left out
         queries = jnp.broadcast_to(token, (B, M, c.width), out_sharding=batch_spec(x))
         x = jnp.concatenate([x, queries], axis=1)
+        if c.modalities:
+            x = x + self.modality[IMAGE if image else VIDEO][...]
         ids = jnp.concatenate([context_ids, target_ids], axis=1)
         rope = None
         if c.position == 'rope':
-            rope = angles(tokens.coordinates(ids, *c.grid[1:]), c.width // c.heads, c.rope)
+            rope = angles(positions(c, ids, *c.grid[1:]), c.width // c.heads, c.rope)
         else:
             x = x + pick_rows(tokens.sincos_table(c.grid, c.width, c.uniform_power), ids, x)
         x = self.norm(fold(self.blocks, x, rope, remat=c.remat))
+        if c.predict_context:
+            heads = (self.proj, x[:, -M:]), (self.proj_context, x[:, :-M])
+            return tuple(gather(head)(part).astype(jnp.float32) for head, part in heads)
         if return_all:
             x = jnp.take_along_axis(x, jnp.argsort(ids, axis=1)[..., None], axis=1)
         else:

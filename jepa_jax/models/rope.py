@@ -14,6 +14,8 @@ from jepa_jax.sharding import platform
 MIN_HEAD_DIM = (
     12  # below, a part has a single frequency and the original fails (reference: vjepa2 §1.3)
 )
+# flavour -> frequencies of the channels of a part [d] from those of its pairs [d / 2]
+FLAVOURS = {'tiled': lambda omega: np.tile(omega, 2), 'paired': lambda omega: np.repeat(omega, 2)}
 
 
 def part(head_dim: int) -> int:
@@ -29,19 +31,20 @@ def angles(
     positions: (t, y, x), each [..., N] of any number type; flavour 'tiled': as released with V-JEPA
     2, where channel c of a part of d has the frequency of index c mod d/2 although neighbouring
     channels form the pairs; the two members of a pair then turn by different angles, so this is no
-    rotation, and released weights depend on it (reference: vjepa2 §1.3, quirk 1).
+    rotation, and released weights depend on it (reference: vjepa2 §1.3, quirk 1). 'paired': as
+    released with V-JEPA 2.1, both channels of a pair have its frequency (reference: vjepa2_1 §3.1).
     Returns cos, sin [..., N, C]; the sine of even channels carries the minus sign of the pair's
     rotation.
     """
     d = part(head_dim)
-    if flavour != 'tiled':
-        raise ValueError(f"rope flavour '{flavour}': allowed is 'tiled'")
+    if flavour not in FLAVOURS:
+        raise ValueError(f"rope flavour '{flavour}': allowed are {', '.join(FLAVOURS)}")
     if head_dim < MIN_HEAD_DIM or head_dim % 2:
         raise ValueError(
             f'head dim {head_dim}: rope needs an even number of at least {MIN_HEAD_DIM}'
         )
     omega = 10000.0 ** (-np.arange(d // 2) / (d / 2))
-    omega = jnp.asarray(np.concatenate([omega, omega]), jnp.float32)
+    omega = jnp.asarray(FLAVOURS[flavour](omega), jnp.float32)
     theta = jnp.concatenate([p.astype(jnp.float32)[..., None] * omega for p in positions], axis=-1)
     theta = jnp.pad(theta, [(0, 0)] * (theta.ndim - 1) + [(0, head_dim - 3 * d)])
     sign = jnp.asarray(np.resize([-1.0, 1.0], head_dim), jnp.float32)

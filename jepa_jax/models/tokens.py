@@ -44,6 +44,18 @@ def coordinates(ids: jax.Array, h: int, w: int) -> tuple[jax.Array, jax.Array, j
     return ids // (h * w), ids // w % h, ids % w
 
 
+SIDE = 16  # tokens a side of the grid that positions are spread over: that of 256 pixels
+
+
+def spread(
+    coordinates: tuple[jax.Array, jax.Array, jax.Array], h: int, w: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Token indices (t, y, x) on a grid of h x w -> positions: y and x from 0 to 15 whatever the
+    grid, time as it is. (reference: vjepa2_1 §3.1)"""
+    t, y, x = coordinates
+    return t, y * ((SIDE - 1) / max(1, h - 1)), x * ((SIDE - 1) / max(1, w - 1))
+
+
 def _sincos(positions: np.ndarray, width: int) -> np.ndarray:
     angle = positions[:, None] * 10000.0 ** (-np.arange(width // 2) / (width / 2))
     return np.concatenate([np.sin(angle), np.cos(angle)], axis=1)

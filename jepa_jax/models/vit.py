@@ -11,7 +11,7 @@ from flax import nnx
 from jepa_jax.models import tokens
 from jepa_jax.models.layers import Block, LayerNorm, Linear, block_sharding
 from jepa_jax.models.rope import angles
-from jepa_jax.nets import fold, stack
+from jepa_jax.nets import fold, fold_outputs, stack
 from jepa_jax.sharding import VECTORS, Rules, batch_spec, gather
 
 EPS = 1e-6  # of every LayerNorm in encoder and predictors
@@ -29,7 +29,13 @@ class ViTConfig:
     tubelet: int = 2  # frames; 1: an image model, for clips of one frame
     mlp: str = 'gelu'  # a key of layers.MLPS
     position: str = 'rope'  # rope | sincos
-    rope: str = 'tiled'  # flavour: a key word of rope.angles
+    rope: str = 'tiled'  # flavour: a key of rope.FLAVOURS
+    interpolate: bool = False  # rope: rows and columns of any grid spread over that of 256 pixels
+    # clips of one frame are images, with a patchifier of their own; every token is told which
+    modalities: bool = False
+    # blocks, ascending, whose outputs have a norm each, the last one among them; (): one norm, of
+    # the last
+    levels: tuple[int, ...] = ()
     uniform_power: bool = True  # sincos: equal shares of the width for t, y, x
     image_size: int = 256  # sincos: pixels of the square table's grid
     frames: int = 16  # sincos: frames of the table's grid
@@ -38,13 +44,33 @@ class ViTConfig:
 
     def grid(self, T: int, H: int, W: int) -> tuple[int, int, int]:
         """Token grid (t, h, w) of a clip; what does not fill a tubelet is dropped."""
-        return T // self.tubelet, H // self.patch, W // self.patch
+        return T // self.tubelet_of(T), H // self.patch, W // self.patch
+
+    def tubelet_of(self, T: int) -> int:
+        """Frames in a token of a clip of T frames: 1 of an image, if there is a way for them."""
+        return 1 if self.modalities and T == 1 else self.tubelet
 
 
 def sharding(config: ViTConfig) -> Rules:
     """Where the parameters of a ViT lie."""
-    rule = (r'patch_embed/kernel', jax.P(None, 'fsdp'))
-    return (*block_sharding(config.mlp), rule, *VECTORS)
+    patches = (r'patch_embed(_image)?/kernel', jax.P(None, 'fsdp'))
+    return (*block_sharding(config.mlp), patches, *modality_sharding(config), *VECTORS)
+
+
+IMAGE, VIDEO = MODALITIES = 'image', 'video'
+
+
+def modality_embeddings(width: int, rngs: nnx.Rngs) -> nnx.Dict:
+    """What is added to every token of an image, and of a video: [1, 1, D] each."""
+    return nnx.Dict(
+        {name: nnx.Param(1e-6 * jax.random.normal(rngs.params(), (1, 1, width)))
+         for name in MODALITIES}
+    )  # fmt: skip
+
+
+def modality_sharding(config) -> Rules:
+    """Where they lie, in nets that have them."""
+    return ((r'modality/\w+', jax.P()),) if config.modalities else ()
 
 
 class ViT(nnx.Module):
@@ -64,7 +90,14 @@ class ViT(nnx.Module):
             c.depth,
             rngs,
         )
-        self.norm = LayerNorm(c.width, eps=EPS, rngs=rngs)
+        if c.levels:
+            norms = (LayerNorm(c.width, eps=EPS, rngs=rngs) for _ in c.levels)
+            self.norms = nnx.Dict({str(i): norm for i, norm in enumerate(norms)})
+        else:
+            self.norm = LayerNorm(c.width, eps=EPS, rngs=rngs)
+        if c.modalities:
+            self.patch_embed_image = Linear(c.patch**2 * 3, c.width, dtype=c.dtype, rngs=rngs)
+            self.modality = modality_embeddings(c.width, rngs)
 
     def __call__(
         self, video: jax.Array, keep: jax.Array | None = None, levels: tuple[int, ...] = ()
@@ -73,27 +106,52 @@ class ViT(nnx.Module):
         N.
 
         Returns [B, N or K, D] float32. levels: block indices (from 0); then a list, the features
-        after each of those blocks, all through the same final norm. Positions are indices on the
-        clip's own grid, whatever its size.
+        after each of those blocks, through its own norm or, where it has none, the last. Positions
+        are indices on the clip's own grid, whatever its size.
         """
         c = self.config
+        T = video.shape[1]
+        tubelet = c.tubelet_of(T)
         t, h, w = grid = c.grid(*video.shape[1:4])
         if 0 in grid:
             raise ValueError(
                 f'clip {video.shape[1:4]} (frames, height, width) is smaller than one tubelet of '
                 f'{c.tubelet} frames and {c.patch} pixels'
             )
-        x = tokens.cut(video, c.tubelet, c.patch)
+        if c.modalities and T % tubelet:
+            raise ValueError(f'{T} frames: must be 1, an image, or a multiple of {tubelet}')
+        x = tokens.cut(video, tubelet, c.patch)
         if keep is not None:  # before the projection: what is masked costs nothing
             x = jnp.take_along_axis(x, keep[..., None], axis=1)
-        x = gather(self.patch_embed)(tokens.normalise(x))
+        image = c.modalities and T == 1
+        x = gather(self.patch_embed_image if image else self.patch_embed)(tokens.normalise(x))
+        if c.modalities:
+            x = x + self.modality[IMAGE if image else VIDEO][...]
         ids = jnp.arange(t * h * w) if keep is None else keep
         if c.position == 'rope':
-            rope = angles(tokens.coordinates(ids, h, w), c.width // c.heads, c.rope)
+            rope = angles(positions(c, ids, h, w), c.width // c.heads, c.rope)
         else:
             rope, x = None, x + self._table(grid, ids, x)
-        x = fold(self.blocks, x.astype(c.dtype), rope, remat=c.remat, levels=levels)
-        return [self.norm(level) for level in x] if levels else self.norm(x)
+        x = x.astype(c.dtype)
+        if not levels:
+            return self._norm(c.depth - 1)(fold(self.blocks, x, rope, remat=c.remat))
+        if c.levels:  # a gradient may be asked for
+            x = fold_outputs(self.blocks, x, rope, remat=c.remat, levels=levels)
+        else:
+            x = fold(self.blocks, x, rope, remat=c.remat, levels=levels)
+        if levels == c.levels:  # several may be of one block
+            norms = [self.norms[str(i)] for i in range(len(levels))]
+        else:
+            norms = map(self._norm, levels)
+        return [norm(level) for norm, level in zip(norms, x)]
+
+    def _norm(self, block: int) -> nnx.LayerNorm:
+        """Of the output of a block."""
+        levels = self.config.levels
+        if not levels:
+            return self.norm
+        last = len(levels) - 1
+        return self.norms[str(last - levels[::-1].index(block) if block in levels else last)]
 
     def _table(self, grid: tuple[int, int, int], ids: jax.Array, like: jax.Array) -> jax.Array:
         c = self.config
@@ -102,6 +160,12 @@ class ViT(nnx.Module):
             home, grid = (0, *home[1:]), (0, *grid[1:])
         table = tokens.sincos_table(home, c.width, c.uniform_power)
         return pick_rows(tokens.resize_table(table, home, grid), ids, like)
+
+
+def positions(config, ids: jax.Array, h: int, w: int) -> tuple[jax.Array, ...]:
+    """Where tokens of a grid h x w lie for RoPE: (t, y, x), as the config says."""
+    at = tokens.coordinates(ids, h, w)
+    return tokens.spread(at, h, w) if config.interpolate else at
 
 
 def pick_rows(table, ids: jax.Array, like: jax.Array) -> jax.Array:

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from jepa_jax import health as judge
-from jepa_jax.data import Batch
+from jepa_jax.data import Batch, Group
 from jepa_jax.health import positions
+from jepa_jax.masks import Mask
 from jepa_jax.models.layers import standardise
 from jepa_jax.models.predictor import PredictorConfig
 from jepa_jax.models.vit import ViTConfig, pick_rows
@@ -95,12 +96,10 @@ class MaskedVideo(Objective):
         or more baseline [B, m, D], what the other clips have at those positions on average.
         """
         del frozen
-        encoder, predictor = self.nets['encoder'], self.nets['predictor']
         group = batch.groups[0]
         mask = group.masks[0]
-        h = encoder(ema['encoder'], group.clips)
-        x = encoder(params['encoder'], group.clips, mask.context)
-        z = predictor(params['predictor'], x, mask.context, mask.target, 0)
+        h = self.nets['encoder'](ema['encoder'], group.clips)
+        x, z = self.seen(params, group, mask)
 
         def some(a: jax.Array) -> jax.Array:  # [B, N, ...], which stays on its devices
             at = positions(a.shape[1], len(a))
@@ -114,6 +113,13 @@ class MaskedVideo(Objective):
             total = pick_rows(standard.sum(0), targets_at, targets)
             features['baseline'] = (total - targets) / (len(h) - 1)
         return features
+
+    def seen(self, params: dict, group: Group, mask: Mask) -> tuple[jax.Array, jax.Array]:
+        """Features of the context [B, K, D] and what is predicted of the targets [B, M, D], of the
+        first group."""
+        encoder, predictor = self.nets['encoder'], self.nets['predictor']
+        x = encoder(params['encoder'], group.clips, mask.context)
+        return x, predictor(params['predictor'], x, mask.context, mask.target, 0)
 
     def measure(self, health: dict) -> dict[str, float]:
         return judge.measure(health)

@@ -46,7 +46,7 @@ def masked_video(config: MaskedVideoConfig, devices: int) -> list[Program]:
         groups = []
         for frames, sampler in samplers.items():
             tokens = math.prod(vit.grid(frames, config.data.crop, config.data.crop))
-            groups.append(GroupShape(rows[frames], tokens, sampler.shapes(step)))
+            groups.append(GroupShape(rows[frames], tokens, sampler.shapes(step), frames))
         worth = flops.pretraining_step(vit, predictor, groups)
         lengths = {group.tokens for group in groups}
         for group in groups:
@@ -108,7 +108,7 @@ def masked_video_workload(
         groups = []
         for clips, masks in zip(stream.groups, shapes, strict=True):
             tokens = math.prod(vit.grid(clips.frames, config.data.crop, config.data.crop))
-            groups.append(GroupShape(clips.rows, tokens, masks))
+            groups.append(GroupShape(clips.rows, tokens, masks, clips.frames))
         total = flops.pretraining_step(vit, predictor, groups).total
         return total, sum(group.clips * group.tokens for group in groups)
 

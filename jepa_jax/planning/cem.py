@@ -36,8 +36,9 @@ class ActionSpace:
     fixed: tuple[tuple[int, float], ...] = ()
     # close the gripper from this step on: the last planned number is then 1, beyond its bound
     close_from: int | None = None
-    # (least, most) that the steps of each planned number may add up to; (): no bounds
-    within: tuple[tuple[float, float], ...] = ()
+    # (least, most) that the steps of each planned number may add up to, None where there is no
+    # bound; (): none at all. Numbers, or arrays, so that one program serves every place to start
+    within: tuple[tuple[jax.typing.ArrayLike, jax.typing.ArrayLike] | None, ...] = ()
 
     def __post_init__(self):
         count = len(self.planned)
@@ -56,10 +57,9 @@ class ActionSpace:
         if self.close_from is not None:
             closing = jnp.arange(planned.shape[-2]) >= self.close_from
             planned = planned.at[..., -1].set(jnp.where(closing, 1.0, planned[..., -1]))
-        for i, (least, most) in enumerate(self.within):
-            if math.isfinite(least) or math.isfinite(most):
-                steps = _within(planned[..., i], least, most)
-                planned = planned.at[..., i].set(steps)
+        for i, walls in enumerate(self.within):
+            if walls is not None:
+                planned = planned.at[..., i].set(_within(planned[..., i], *walls))
         return planned
 
     def _fix(self, planned: jax.Array) -> jax.Array:
@@ -118,9 +118,7 @@ def end_effector(
     if not 0 < max_step < math.inf:
         raise ValueError(f'max_step {max_step:g}: must be finite and more than 0 metres')
     if len(workspace):
-        if len(workspace) != 6 or not all(a < b for a, b in zip(workspace[::2], workspace[1::2])):
-            words = ','.join(f'{value:g}' for value in workspace)
-            raise ValueError(f'workspace {words}: must be x0,x1,y0,y1,z0,z1, each pair ascending')
+        check_box(workspace)
         within = []
         for name, at, low, high in zip('xyz', start, workspace[::2], workspace[1::2]):
             if not low <= at <= high:
@@ -129,7 +127,7 @@ def end_effector(
                     f'{high:g} m'
                 )
             within.append((float(low - at), float(high - at)))
-        settings['within'] = (*within, (-math.inf, math.inf))
+        settings['within'] = (*within, None)
     return ActionSpace(
         width=7,
         planned=(0, 1, 2, 6),
@@ -138,6 +136,13 @@ def end_effector(
         dead_zone=(0.0, 0.0, 0.0, 0.25),
         **settings,
     )
+
+
+def check_box(workspace: Sequence[float]) -> None:
+    """Raises ValueError for one that is no box."""
+    if len(workspace) != 6 or not all(a < b for a, b in zip(workspace[::2], workspace[1::2])):
+        words = ','.join(f'{value:g}' for value in workspace)
+        raise ValueError(f'workspace {words}: must be x0,x1,y0,y1,z0,z1, each pair ascending')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,12 +173,15 @@ class CEM:
         key: jax.Array,
         *,
         noise: jax.Array | None = None,
+        first: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """-> actions [H, U] and diagnostics: `energies` [J] the elites' mean, `best` [J] the least,
         `elites` [J, K] their indices, `costs` [J, S] of all samples, `std` [J, H, P], and `energy`
         [] of the returned actions.
 
         noise [J, H, S, P]: standard normal numbers in place of those that the key would give.
+        first [H, P]: planned numbers around which the search begins, such as what is left of the
+          plan before; None: doing nothing.
         """
 
         def update(mean, std, planned, costs):
@@ -183,7 +191,7 @@ class CEM:
             std = _blend(best.std(0, ddof=1), std, self.momentum_std)
             return mean, std, {'energies': -lowest.mean(), 'best': -lowest[0], 'elites': chosen}
 
-        return _search(self, update, world_model, context, goal, key, noise)
+        return _search(self, update, world_model, context, goal, key, noise, first)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,6 +219,7 @@ class MPPI:
         key: jax.Array,
         *,
         noise: jax.Array | None = None,
+        first: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """As CEM.solve; `energies` is the weighted mean, and there are no `elites`."""
         least = self.min_std * self.space.start(self.horizon)[1]
@@ -223,7 +232,7 @@ class MPPI:
             std = jnp.maximum(jnp.sqrt(variance), least)
             return mean, std, {'energies': weights @ costs, 'best': costs.min()}
 
-        return _search(self, update, world_model, context, goal, key, noise)
+        return _search(self, update, world_model, context, goal, key, noise, first)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,7 +242,7 @@ class Adam:
     space: ActionSpace
     cost: Cost = Cost()
     horizon: int = 2
-    samples: int = 16  # starts: the first is to do nothing, the others are random
+    samples: int = 16  # starts: one is to do nothing, or `first`, the others are random
     iterations: int = 40
     rate: float = 0.1  # step size, as a share of each bound
 
@@ -248,9 +257,11 @@ class Adam:
         key: jax.Array,
         *,
         noise: jax.Array | None = None,
+        first: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """As CEM.solve; noise [1, H, S, P]; `energies` is the mean over the starts."""
         mean, std = self.space.start(self.horizon)
+        mean = mean if first is None else self.space.restrict(first)
         if noise is None:
             noise = jax.random.normal(key, (1, self.horizon, self.samples, std.shape[-1]))
         starts = mean + std * jnp.moveaxis(noise[0], 1, 0).at[0].set(0.0)
@@ -293,6 +304,10 @@ class CEMAdam:
     cem: CEM
     adam: Adam
 
+    @property
+    def space(self) -> ActionSpace:
+        return self.cem.space
+
     def solve(
         self,
         world_model: WorldModel,
@@ -301,16 +316,57 @@ class CEMAdam:
         key: jax.Array,
         *,
         noise: jax.Array | None = None,
+        first: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """As CEM.solve; `energies` and `best` are those of both, one after the other, and `energy`
         is never more than CEM's."""
-        actions, first = self.cem.solve(world_model, context, goal, key, noise=noise)
+        actions, before = self.cem.solve(world_model, context, goal, key, noise=noise, first=first)
         start = actions[None, :, jnp.asarray(self.cem.space.planned)]
-        refined, second = self.adam.descend(world_model, context, goal, start)
-        better = second['energy'] < first['energy']
-        diagnostics = {k: jnp.concatenate([first[k], second[k]]) for k in ('energies', 'best')}
-        diagnostics['energy'] = jnp.minimum(first['energy'], second['energy'])
+        refined, after = self.adam.descend(world_model, context, goal, start)
+        better = after['energy'] < before['energy']
+        diagnostics = {k: jnp.concatenate([before[k], after[k]]) for k in ('energies', 'best')}
+        diagnostics['energy'] = jnp.minimum(before['energy'], after['energy'])
         return jnp.where(better, refined, actions), diagnostics
+
+
+# name -> the planner of that name, with the settings that all share
+PLANNERS = {
+    'cem': lambda elites, **own: CEM(elites=elites, **own),
+    'mppi': lambda elites, **own: MPPI(**own),
+    'adam': lambda elites, **own: Adam(**own),
+    'cem_adam': lambda elites, **own: CEMAdam(
+        CEM(elites=elites, **own), Adam(**{**own, 'samples': 1})
+    ),
+}
+
+
+def solver(
+    name: str,
+    space: ActionSpace,
+    cost: Cost,
+    *,
+    samples: int,
+    iterations: int,
+    horizon: int,
+    elites: int,
+):
+    """The planner of a name, a key of PLANNERS; elites: for CEM.
+
+    Raises:
+      ValueError: no such planner, or a setting that cannot be.
+    """
+    if name not in PLANNERS:
+        raise ValueError(f"planner '{name}': allowed are {', '.join(PLANNERS)}")
+    return PLANNERS[name](
+        elites, space=space, cost=cost, samples=samples, iterations=iterations, horizon=horizon
+    )
+
+
+def confined(planner, space: ActionSpace):
+    """The same planner in another action space."""
+    if isinstance(planner, CEMAdam):
+        return CEMAdam(confined(planner.cem, space), confined(planner.adam, space))
+    return dataclasses.replace(planner, space=space)
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames='at_once')
@@ -348,10 +404,11 @@ def _blend(new: jax.Array, old: jax.Array, momentum) -> jax.Array:
     return new * (1 - momentum) + old * momentum
 
 
-def _search(planner, update, world_model, context, goal, key, noise):
+def _search(planner, update, world_model, context, goal, key, noise, first):
     """Sample, judge, `update(mean, std, planned, costs) -> mean, std, diagnostics`, again."""
     space = planner.space
     mean, std = space.start(planner.horizon)
+    mean = mean if first is None else space.restrict(first)
     shape = planner.horizon, planner.samples, mean.shape[-1]
 
     def iterate(carry, source):

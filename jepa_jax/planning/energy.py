@@ -114,6 +114,8 @@ def draw_landscape(
     for (name, at), (marker, face, edge) in zip(points.items(), (*styles, ('P', 'cyan', 'black'))):
         inside = np.clip(at, *span)
         label = name if np.array_equal(inside, at) else f'{name} (beyond the edge)'
+        if name in marks:  # as an arrow from doing nothing
+            plot.annotate('', inside, (0, 0), arrowprops={'arrowstyle': '->', 'color': face})
         plot.plot(
             *inside, marker, markersize=13, markerfacecolor=face, markeredgecolor=edge,
             linestyle='none', label=label, clip_on=False,
@@ -139,9 +141,9 @@ def draw_plan(
     title: str,
 ) -> None:
     """The first frame and the goal [H, W, 3], the energy over the iterations, and the actions
-    [H, U], as PNG."""
-    figure = Figure(figsize=(13, 3.6), layout='constrained')
-    plots = figure.subplots(1, 4, width_ratios=(1, 1, 1.3, 1.3))
+    [H, 7], an axis for each unit, as PNG."""
+    figure = Figure(figsize=(14, 3.6), layout='constrained')
+    plots = figure.subplots(1, 4, width_ratios=(1, 1, 1.2, 1.8))
     for plot, image, name in zip(plots, (start, goal), ('now', 'goal')):
         plot.imshow(image)
         plot.set_title(name, fontsize=10)
@@ -157,14 +159,21 @@ def draw_plan(
     plots[2].grid(alpha=0.3)
     plots[2].legend(fontsize=8)
     width = 0.8 / len(actions)
-    places = np.arange(actions.shape[1])
-    for h, action in enumerate(actions):
-        plots[3].bar(places + (h - (len(actions) - 1) / 2) * width, action, width, label=f'{h + 1}')
-    plots[3].set_xticks(places, AXES[: len(places)], rotation=45, fontsize=8)
-    plots[3].set_title('actions', fontsize=10)
-    plots[3].set_ylabel('m, rad, closedness')
-    plots[3].grid(alpha=0.3, axis='y')
-    plots[3].legend(title='step', fontsize=8, title_fontsize=8)
+    rows = plots[3].get_subplotspec().subgridspec(1, 3, width_ratios=(3, 3, 1), wspace=0.6)
+    plots[3].remove()
+    for row, unit in zip(rows, ('m', 'rad', 'closedness')):
+        plot, places = figure.add_subplot(row), [i for i, u in enumerate(UNITS) if u == unit]
+        for h, action in enumerate(actions):
+            at = np.arange(len(places)) + (h - (len(actions) - 1) / 2) * width
+            plot.bar(at, action[places], width, label=f'{h + 1}')
+        most = 1.2 * max(np.abs(actions[:, places]).max(), 1e-3)
+        plot.set_ylim(-most, most)
+        plot.axhline(0, color='k', lw=0.5)
+        plot.set_xticks(range(len(places)), [AXES[i] for i in places], rotation=45, fontsize=8)
+        plot.set_title(unit, fontsize=9)
+        plot.tick_params(axis='y', labelsize=7)
+        plot.grid(alpha=0.3, axis='y')
+    plot.legend(title='step', fontsize=8, title_fontsize=8)
     figure.suptitle(title, fontsize=10)
     _save(figure, path)
 

@@ -21,6 +21,7 @@ from jepa_jax.nets import ONCE, Net
 from jepa_jax.planning.world_model import ACWorldModel
 
 FRAMES = 7  # that the released predictor was shown: all but the last of 8 (reference: vjepa2 §7.4)
+DEPENDS = 0.005  # of the energy of doing nothing, by which those of actions must differ
 RANDOM_TINY = dict(width=96, depth=2, heads=4)  # the predictor of random:tiny
 
 
@@ -46,7 +47,11 @@ class PlanningModel:
                 f'frames of {images.shape[1]} x {images.shape[2]} pixels: must have '
                 f'{self.size[0]} x {self.size[1]}'
             )
-        return _encode(self.encoder_config, self.encoder, jnp.asarray(images))
+        return self.features(self.encoder, jnp.asarray(images))
+
+    def features(self, params: dict, images: jax.Array) -> jax.Array:
+        """The same as a function of the encoder's parameters, for use inside of a program."""
+        return _encode(self.encoder_config, params, images)
 
     def fit(self, images: np.ndarray) -> np.ndarray:
         """Frames uint8 [T, H, W, 3] of any size -> of the model's, as in training."""
@@ -122,8 +127,8 @@ def load(
 
 def trained_frames(name: str) -> int:
     """How many frames a model was shown at once in training: a run's own, else the released."""
-    recordings = _recordings(name)
-    return recordings['frames'] - 1 if recordings else FRAMES
+    trained = recordings(name)
+    return trained.frames - 1 if trained else FRAMES
 
 
 def check_contract(name: str, data: RobotConfig) -> None:
@@ -133,9 +138,8 @@ def check_contract(name: str, data: RobotConfig) -> None:
     Raises:
       ConfigError: names every difference.
     """
-    if recordings := _recordings(name):
-        stored = Contract.of(from_dict(recordings, RobotConfig))
-        Contract.of(data).check(dataclasses.asdict(stored))
+    if trained := recordings(name):
+        Contract.of(data).check(dataclasses.asdict(Contract.of(trained)))
 
 
 def measured(name: str) -> Measured | None:
@@ -165,9 +169,10 @@ def verdict(name: str) -> tuple[str, str] | None:
     return word, str(sentences[0]) if sentences else word
 
 
-def _recordings(name: str) -> dict | None:
-    """`robot` of the config of a run."""
-    return _extra(name).get('config', {}).get('robot')
+def recordings(name: str) -> RobotConfig | None:
+    """The recordings that the run at `name` was trained on; None: it is no run of ours."""
+    values = _extra(name).get('config', {}).get('robot')
+    return from_dict(values, RobotConfig) if values else None
 
 
 def _extra(name: str) -> dict:

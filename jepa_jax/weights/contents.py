@@ -61,6 +61,7 @@ class Weights:
     origin: str = ''  # one of ours that was saved from a model: what that model was
     notes: tuple[str, ...] = ()  # defaults taken and arrays dropped, a line each, to be printed
     config_file: str = ''  # one of ours: the file that may bring rows for its nets
+    fps: float = 4.0  # frames a second that it was trained at, as all released; 0: not known
 
     @property
     def trees(self) -> dict[str, dict]:

@@ -139,7 +139,6 @@ def encoder(values: dict[str, Any], forms: shapes.Shapes, beside: ViTConfig | No
         values['mlp_ratio'],
         values['patch_size'],
         values['tubelet_size'],
-        rope=parts.FLAVOURS['2.0'],
         image_size=values['crop_size'],
         frames=values['frames_per_clip'],
     )
@@ -153,7 +152,6 @@ def predictor(values: dict[str, Any], forms: shapes.Shapes, beside: ViTConfig) -
         values['pred_num_attention_heads'],
         values['pred_mlp_ratio'],
         values['pred_num_mask_tokens'],
-        rope=parts.FLAVOURS['2.0'],
         grid=beside.grid(beside.frames, beside.image_size, beside.image_size),
     )
 
@@ -187,7 +185,7 @@ def take_apart(folder: pathlib.Path, values: dict[str, Any]) -> dict[str, dict[s
                 net = next((n for start, n in STARTS.items() if short.startswith(start)), None)
                 if newer := shapes.newer([short, short.removeprefix('encoder.')]):
                     raise ConvertError(
-                        f'{path} holds V-JEPA 2.1 ({newer}); only 2.0 can be converted'
+                        f'{path} holds V-JEPA 2.1 ({newer}), which is read from .pt files only'
                     )
                 if net is None:
                     raise ConvertError(f'{path}: {name} is not known')
@@ -265,7 +263,7 @@ def write_config(
         return ConvertError(f'{dst}: {what}, which a VJEPA2Model cannot have: use torch or jax')
 
     for part in filter(None, (encoder, predictor)):
-        if (part.position, part.rope, part.mlp) != ('rope', parts.FLAVOURS['2.0'], 'gelu'):
+        if (part.position, part.rope, part.mlp) != ('rope', ViTConfig.rope, 'gelu'):
             raise refuse(f"position '{part.position}', rope '{part.rope}', mlp '{part.mlp}'")
     if encoder.tubelet == 1:
         raise refuse('an image model')

@@ -8,7 +8,7 @@ import os
 import re
 
 from jepa_jax.errors import ZooError, allowed, nearest
-from jepa_jax.models import SIZE_ALIASES, SIZES
+from jepa_jax.models import NEWER, SIZE_ALIASES, SIZES, VERSIONS
 
 HUB = 'hf:'  # before a name of the Hugging Face hub
 RANDOM = 'random:'  # before a size
@@ -28,6 +28,8 @@ class Released:
     frames: int = 16
     step: int = 4
     segments: int = 1
+    version: str = '2.0'  # of V-JEPA
+    local: str = ''  # the file's name in the cache; empty: its own
 
 
 _LEVELS_L, _LEVELS_G = (17, 19, 21, 23), (24, 29, 34, 39)
@@ -56,6 +58,14 @@ RELEASED = {
     'ek100-vitg-384': Released(
         'evals/ek100-vitg-384.pt', 'vitg', 384, 'vitg-384', 'future', frames=32
     ),
+    # V-JEPA 2.1, B and L distilled from G (reference: vjepa2_1 §1)
+    'vitb-21': Released('vjepa2_1_vitb_dist_vitG_384.pt', 'vitb', 384, version='2.1'),
+    'vitl-21': Released('vjepa2_1_vitl_dist_vitG_384.pt', 'vitl', 384, version='2.1'),
+    'vitg-21': Released('vjepa2_1_vitg_384.pt', 'vitg', 384, version='2.1'),
+    # on some disks its own name would be that of the one before
+    'vitgigantic-21': Released(
+        'vjepa2_1_vitG_384.pt', 'gigantic', 384, version='2.1', local='vjepa2_1_gigantic_384.pt'
+    ),
 }  # fmt: skip
 # the names of the original's torch.hub
 ALIASES = {
@@ -64,6 +74,10 @@ ALIASES = {
     'vjepa2_vit_giant': 'vitg',
     'vjepa2_vit_giant_384': 'vitg-384',
     'vjepa2_ac_vit_giant': 'ac-vitg',
+    'vjepa2_1_vit_base_384': 'vitb-21',
+    'vjepa2_1_vit_large_384': 'vitl-21',
+    'vjepa2_1_vit_giant_384': 'vitg-21',
+    'vjepa2_1_vit_gigantic_384': 'vitgigantic-21',
 }
 # all that the original's authors have on the Hugging Face hub
 PUBLISHED = (
@@ -89,8 +103,11 @@ def check(name_or_path: str | os.PathLike) -> None:
     text, _ = pinned(name_or_path)
     if text.startswith(RANDOM):
         size = text.removeprefix(RANDOM)
-        if size not in SIZES and size not in SIZE_ALIASES:
-            raise ZooError(f"model '{text}': {allowed(size, SIZES)}")
+        version = VERSIONS['2.1' if size.endswith(NEWER) else '2.0']
+        plain = size.removesuffix(NEWER)
+        if plain not in version.sizes and plain not in SIZE_ALIASES:
+            behind = f', and with {NEWER} behind it any of these in V-JEPA 2.1'
+            raise ZooError(f"model '{text}': {allowed(size, SIZES)}{behind}")
     elif text in RELEASED or text in BUNDLED or text in PUBLISHED or text.startswith(HUB):
         return
     elif not os.path.exists(os.path.expanduser(text)):

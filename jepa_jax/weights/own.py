@@ -34,6 +34,8 @@ ROLES = ('params', 'ema', 'frozen')
 OPTIMIZER = 'opt_state/'
 COUNT, MU, NU = 'opt_state/0/count', 'opt_state/0/mu', 'opt_state/0/nu'
 STEPS = ('step', 'opt_state/1/inner_state/count', 'opt_state/2/count')
+# of optim.guarded, whose losses no other program would know: left behind
+GUARD = tuple(f'opt_state/3/{name}' for name in ('losses', 'seen', 'skipped'))
 
 # what describes a checkpoint: entry -> its type
 KINDS = {
@@ -46,6 +48,7 @@ KINDS = {
     'config_file': str,
     'version': str,
     'step': int,
+    'fps': float,
 }
 
 
@@ -78,7 +81,15 @@ def read(path: pathlib.Path, weights_only: bool = False, finite: bool = True) ->
         extra.get('reads', {}),
         extra.get('origin', ''),
         config_file=extra.get('config_file', ''),
+        fps=_fps(extra),
     )
+
+
+def _fps(extra: dict[str, Any]) -> float:
+    """Frames a second of the clips of a run; 0 where it samples otherwise."""
+    data = extra.get('config', {}).get('data')
+    value = data.get('fps') if isinstance(data, dict) else extra.get('fps', Weights.fps)
+    return float(value) if type(value) in (int, float) and 0 <= value < 1e6 else 0.0
 
 
 def stored_leaves(folder: pathlib.Path) -> dict[str, Leaf]:
@@ -241,7 +252,7 @@ def training(
         {name: tree for name, net in trained.items() if (tree := subtree(leaves, f'{m}/{net}'))}
         for m in (MU, NU)
     )
-    known = (*STEPS, COUNT, *(f'{m}/{net}/' for m in (MU, NU) for net in trained.values()))
+    known = (*STEPS, *GUARD, COUNT, *(f'{m}/{net}/' for m in (MU, NU) for net in trained.values()))
     if unknown := [name for name in state if not name.startswith(known)]:
         raise ConvertError(
             f'{folder}: {unknown[0]} is not known here: --weights-only leaves the optimizer out'
@@ -331,6 +342,8 @@ def extra(weights: Weights) -> dict[str, Any]:
         more['origin'] = weights.origin
     if weights.config_file:
         more['config_file'] = weights.config_file
+    if weights.fps != Weights.fps:
+        more['fps'] = weights.fps
     if t := weights.training:
         more['training'] = {'hyper': t.hyper, 'original': t.original}
         if t.config is not None:

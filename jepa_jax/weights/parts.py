@@ -15,6 +15,7 @@ from typing import Any
 
 from jepa_jax.errors import ConvertError
 from jepa_jax.lookup import load, row
+from jepa_jax.models import VERSIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,9 +97,6 @@ PARTS: dict[str, Part] = {
 
 LARGEST = 2**16  # a width, depth, frame or pixel count that a file may claim
 
-# version of V-JEPA -> flavour of RoPE that its weights were trained with
-FLAVOURS = {'2.0': 'tiled', '2.1': 'paired'}
-
 
 def net(part: str, config: Any):
     """The jepa_jax.nets.Net of a part.
@@ -156,7 +154,7 @@ def no_version(config: Any) -> str:
 
 def version_of_rope(config: Any) -> str:
     """Of parts whose rotary positions differ from version to version."""
-    return next((version for version, rope in FLAVOURS.items() if rope == config.rope), '')
+    return next((name for name, version in VERSIONS.items() if version.rope == config.rope), '')
 
 
 # Configs as JSON
@@ -239,8 +237,9 @@ def differences(a: Any, b: Any) -> list[str]:
     weights: `heads 16 and 12`, a line each. Number type and recomputation are no difference, nor is
     what only sin-cos positions know where both have RoPE."""
     names = ['width', 'depth', 'heads', 'mlp', 'patch', 'tubelet', 'position']
+    names += ['modalities', 'levels']
     if a.position == b.position == 'rope':
-        names.append('rope')
+        names += ['rope', 'interpolate']
     elif a.position == b.position:
         names += ['uniform_power', 'image_size']
         names += ['frames'] if a.tubelet > 1 else []  # an image model's table knows no time

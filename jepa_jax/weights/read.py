@@ -38,6 +38,7 @@ def read(
     probe_heads: int | None = None,
     position: str | None = None,
     extrinsics: bool | None = None,
+    raw_positions: bool | None = None,
     steps_per_epoch: int | None = None,
     weights_only: bool = False,
     allow_missing: Iterable[str] = (),
@@ -48,8 +49,9 @@ def read(
 
     Args:
       path: a file; or a folder, which may be a workdir.
-      crop, frames, heads, predictor_heads, probe_heads, position, extrinsics: what shapes cannot
-        say; a default taken in their place is in `notes`. Only for `.pt`: the others tell.
+      crop, frames, heads, predictor_heads, probe_heads, position, extrinsics, raw_positions: what
+        shapes cannot say; a default taken in their place is in `notes`. Only for `.pt`: the others
+        tell.
       steps_per_epoch: of the run that wrote a training checkpoint; its step is then epochs times
         this, else Adam's count.
       weights_only: leave training state out.
@@ -60,12 +62,12 @@ def read(
       allow_nonfinite: else an array with NaN or infinity raises ConvertError when it is read.
 
     Raises:
-      ConvertError: not a checkpoint, unsafe, not understood completely, or of V-JEPA 2.1.
+      ConvertError: not a checkpoint, unsafe, or not understood completely.
       CheckpointError: one of ours that is damaged or of a newer format.
     """
     path = pathlib.Path(path).expanduser()
     choices = shapes.Choices(
-        crop, frames, heads, predictor_heads, probe_heads, position, extrinsics
+        crop, frames, heads, predictor_heads, probe_heads, position, extrinsics, raw_positions
     )
     with files.raising(ConvertError):
         weights = _read(path, choices, tuple(allow_missing), tuple(ignore), steps_per_epoch,
@@ -105,6 +107,7 @@ def _agree(weights: Weights, choices: shapes.Choices) -> None:
     if weights.predictor:
         said['predictor_heads'] = weights.predictor.heads
         said['extrinsics'] = getattr(weights.predictor, 'use_extrinsics', None)
+        said['raw_positions'] = not getattr(weights.predictor, 'interpolate', False)
     if weights.probe:
         said['probe_heads'] = weights.probe[0].heads
     for option, value in said.items():
@@ -134,7 +137,8 @@ def _net(
     forms = {key: leaf.shape for key, leaf in arrays.items()}
     abstract = parts.abstract(f'{where}: {name}', part, config, forms)
     links = tables.bind(rules, abstract, sizes)
-    missing = tables.compare(f'{where}: {name}', links, rules, forms, allow_missing)
+    newer = ' of V-JEPA 2.1' if parts.version_of(part, config) == '2.1' else ''
+    missing = tables.compare(f'{where}: {name}{newer}', links, rules, forms, allow_missing)
     if missing:
         initial = parts.shared_net(part, config).init(jax.random.key(0))
         fresh = dict(tables.to_file(links, initial))
@@ -158,11 +162,6 @@ def _read_torch(
     reader = shapes.Reader(str(path), choices)
     reader.notes += content.notes
     forms = {name: {k: a.shape for k, a in net.items()} for name, net in content.nets.items()}
-    for name, form in forms.items():
-        if key := shapes.newer(form):
-            raise ConvertError(
-                f'{path} holds V-JEPA 2.1 ({name}: {key}); only 2.0 can be converted'
-            )
     configs = _configs(path, reader, content, forms)
     nets, links = {}, {}
     for name, arrays in content.nets.items():
@@ -200,6 +199,12 @@ def _configs(path, reader: shapes.Reader, content, forms) -> dict[str, Any]:
     order = sorted(forms, key=lambda name: name not in ENCODERS)  # the encoders first
     for name in order:
         beside = next((configs[n] for n in ENCODERS if n in configs), None)
+        version = shapes.version_of(forms[name])
+        if _part_of(name) in ('encoder', 'predictor') and beside:
+            if (other := parts.version_of('encoder', beside)) != version:
+                raise ConvertError(
+                    f'{path}: {name} is of V-JEPA {version}, the encoder beside it of {other}'
+                )
         from_shapes = load(parts.PARTS[_part_of(name)].files['torch'].config)
         configs[name] = from_shapes(reader, name, forms[name], beside)
         if name in ENCODERS and beside not in (None, configs[name]):
@@ -254,8 +259,7 @@ def _training(path, content, links, steps_per_epoch, notes: list[str], finite: b
                 arrays = tables.finite(f'{path}: opt: {kind} of {name}', arrays)
             tree_of[name] = tables.from_file(links[name], arrays)
         idle = [k for k in tables.expected(links[name]) if k not in moments.mu[name]]
-        allowed = ('mask_tokens.', 'extrinsics_encoder.')
-        if wrong := [k for k in idle if not k.startswith(allowed)]:
+        if wrong := [k for k in idle if not k.startswith(tables.MAYBE_IDLE)]:
             raise ConvertError(
                 f'{path}: opt: nothing for {name} {wrong[0]}; --weights-only leaves it out'
             )

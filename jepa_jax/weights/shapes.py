@@ -8,18 +8,18 @@ import re
 from collections.abc import Callable, Mapping
 
 from jepa_jax.errors import ConvertError
-from jepa_jax.models import SIZES, layers
+from jepa_jax.models import VERSIONS, Size, layers
 from jepa_jax.models.ac_predictor import ACPredictorConfig
 from jepa_jax.models.pooler import PoolerConfig
 from jepa_jax.models.predictor import PredictorConfig
 from jepa_jax.models.vit import ViTConfig
 from jepa_jax.weights import parts
-from jepa_jax.weights.tables import HEADS, NEWER_TARGET
+from jepa_jax.weights.tables import HEADS
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 # only V-JEPA 2.1 has these (reference: vjepa2_1 §8)
-NEWER = ('norms_block.', 'img_mod_embed', 'video_mod_embed', 'patch_embed_img.', NEWER_TARGET)
+NEWER = ('norms_block.', 'img_mod_embed', 'video_mod_embed', 'patch_embed_img.')
 NEWER += ('predictor_proj_context.', 'predictor_embed.0.')
 
 
@@ -34,6 +34,7 @@ class Choices:
     probe_heads: int | None = None
     position: str | None = None  # rope | sincos, where the file has a sin-cos table
     extrinsics: bool | None = None  # whether an action-conditioned predictor uses camera poses
+    raw_positions: bool | None = None  # of V-JEPA 2.1's predictor: not spread over 256 pixels'
 
 
 class Reader:
@@ -64,7 +65,9 @@ class Reader:
             )
         return shape
 
-    def crop(self) -> int:
+    def crop(self, version: str = '2.0') -> int:
+        if version == '2.1':
+            return self.default('crop', 384, 'as all that were released of V-JEPA 2.1')
         return self.default('crop', 256, 'shapes do not tell; the -384 files have 384')
 
     def predictor_heads(self, width: int, usual: type) -> int:
@@ -89,15 +92,17 @@ def encoder(reader: Reader, name: str, shapes: Shapes, beside: ViTConfig | None)
     depth = _count(shapes, 'blocks')
     hidden, _ = reader.shape(name, shapes, 'blocks.0.mlp.fc1.weight', 2)
     gated = 'blocks.0.mlp.fc3.weight' in shapes
-    size, mlp, ratio = _named(width, depth, hidden, gated)
-    known = [s.heads for s in SIZES.values() if s.width == width]
-    if size != 'custom' and reader.choices.heads in (None, SIZES[size].heads):
-        heads = SIZES[size].heads
+    version = version_of(shapes)
+    sizes = VERSIONS[version].sizes
+    size, mlp, ratio = _named(sizes, width, depth, hidden, gated)
+    known = [s.heads for s in sizes.values() if s.width == width]
+    if size != 'custom' and reader.choices.heads in (None, sizes[size].heads):
+        heads = sizes[size].heads
     elif known:
         heads = reader.default('heads', known[0], f'as the named size of width {width}')
     else:
         heads = reader.default('heads', usual_heads(width), '64 channels or fewer a head')
-    crop = reader.crop()
+    crop = reader.crop(version)
     frames = reader.default('frames', 64 if tubelet > 1 else 1, 'shapes do not tell')
     position = 'rope'
     if table := shapes.get('pos_embed'):
@@ -113,9 +118,9 @@ def encoder(reader: Reader, name: str, shapes: Shapes, beside: ViTConfig | None)
         tubelet,
         mlp,
         position,
-        rope=parts.FLAVOURS['2.0'],
         image_size=crop,
         frames=frames,
+        **VERSIONS[version].encoder(depth),
     )
     if position == 'sincos' and table[1:2] != (math.prod(config.grid(frames, crop, crop)),):
         raise ConvertError(
@@ -129,10 +134,25 @@ def predictor(
     reader: Reader, name: str, shapes: Shapes, beside: ViTConfig | None
 ) -> PredictorConfig:
     """Of a predictor of masked tokens."""
-    width, encoder_width, ratio, mlp = _predictor(reader, name, shapes, beside)
+    version, embed, levels = version_of(shapes), 'predictor_embed', 1
+    if 'predictor_embed.0.weight' in shapes:  # several levels, which are fused first
+        embed = 'predictor_embed.2'
+        encoder_width, whole = reader.shape(name, shapes, 'predictor_embed.0.weight', 2)
+        levels = whole // max(1, encoder_width)
+    width, encoder_width, ratio, mlp = _predictor(reader, name, shapes, beside, embed)
     like = beside or ViTConfig(encoder_width, 0, 0)
-    crop = reader.crop()
+    crop = reader.crop(version)
     frames = reader.default('frames', 64, 'shapes do not tell')
+    more = VERSIONS[version].predictor()
+    if VERSIONS[version].levels:
+        out, _ = reader.shape(name, shapes, 'predictor_proj.weight', 2)
+        why = "as it was trained; the original's hub has them raw"
+        more |= {
+            'interpolate': not reader.default('raw_positions', False, why),
+            'levels': levels,
+            'out_width': 0 if out == levels * encoder_width else out,
+            'predict_context': 'predictor_proj_context.weight' in shapes,
+        }
     return PredictorConfig(
         encoder_width,
         width,
@@ -142,9 +162,9 @@ def predictor(
         mask_tokens=_count(shapes, 'mask_tokens'),
         mlp=mlp,
         position=like.position,
-        rope=parts.FLAVOURS['2.0'],
         uniform_power=like.uniform_power,
         grid=like.grid(frames, crop, crop),
+        **more,
     )
 
 
@@ -166,18 +186,21 @@ def ac_predictor(
         state_width=reader.shape(name, shapes, 'state_encoder.weight', 2)[1],
         extrinsics_width=reader.shape(name, shapes, 'extrinsics_encoder.weight', 2)[1],
         use_extrinsics=reader.default('extrinsics', False, 'their weights are there either way'),
-        rope=parts.FLAVOURS['2.0'],
     )
 
 
 def _predictor(
-    reader: Reader, name: str, shapes: Shapes, beside: ViTConfig | None
+    reader: Reader,
+    name: str,
+    shapes: Shapes,
+    beside: ViTConfig | None,
+    embed: str = 'predictor_embed',
 ) -> tuple[int, int, float, str]:
     """Width, width of the encoder, MLP ratio and kind: what all predictors have in common."""
-    width, encoder_width = reader.shape(name, shapes, 'predictor_embed.weight', 2)
+    width, encoder_width = reader.shape(name, shapes, f'{embed}.weight', 2)
     hidden, _ = reader.shape(name, shapes, 'predictor_blocks.0.mlp.fc1.weight', 2)
     gated = 'predictor_blocks.0.mlp.fc3.weight' in shapes
-    _, mlp, ratio = _named(width, 0, hidden, gated)
+    _, mlp, ratio = _named({}, width, 0, hidden, gated)
     if beside and beside.width != encoder_width:
         raise ConvertError(
             f'{reader.where}: {name} is for an encoder of width {encoder_width}, the encoder '
@@ -208,9 +231,10 @@ def probe(
 
 
 def size_of(config: ViTConfig | None) -> str:
-    """The key of SIZES that a config has the dimensions of, or 'custom'."""
+    """The size of its version that a config has the dimensions of, or 'custom'."""
     if config is not None:
-        for name, size in SIZES.items():
+        version = parts.version_of('encoder', config) or '2.0'
+        for name, size in VERSIONS[version].sizes.items():
             if all(
                 getattr(config, f.name) == getattr(size, f.name) for f in dataclasses.fields(size)
             ):
@@ -221,6 +245,11 @@ def size_of(config: ViTConfig | None) -> str:
 def newer(names) -> str | None:
     """The first name that only V-JEPA 2.1 has."""
     return next((name for name in names if name.startswith(NEWER)), None)
+
+
+def version_of(names) -> str:
+    """Of V-JEPA, by the original's names of a net's arrays: a key of models.VERSIONS."""
+    return '2.1' if newer(names) else '2.0'
 
 
 def usual_heads(width: int) -> int:
@@ -235,19 +264,21 @@ def _count(shapes: Shapes, prefix: str) -> int:
     return 1 + max((int(match[1]) for match in matches if match), default=-1)
 
 
-def _named(width: int, depth: int, hidden: int, gated: bool) -> tuple[str, str, float]:
-    """Size, mlp and mlp_ratio that give this width, depth and hidden width."""
+def _named(
+    sizes: Mapping[str, Size], width: int, depth: int, hidden: int, gated: bool
+) -> tuple[str, str, float]:
+    """Which of the sizes, mlp and mlp_ratio give this width, depth and hidden width."""
     kinds: tuple[tuple[str, Callable], ...] = tuple(
         (kind, make)
         for kind, (_, make) in layers.MLPS.items()
         if (kind != 'gelu') == gated
     )  # fmt: skip
-    for name, size in SIZES.items():
+    for name, size in sizes.items():
         if (size.width, size.depth) == (width, depth):
             for kind, make in kinds:
                 if make(int(width * size.mlp_ratio)) == hidden:
                     return name, kind, size.mlp_ratio
-    for ratio in (4.0, 48 / 11):
+    for ratio in (4.0, 48 / 11, 64 / 13):
         for kind, make in kinds:
             if make(int(width * ratio)) == hidden:
                 return 'custom', kind, ratio

@@ -78,9 +78,18 @@ def _split(name: str, path: str, *parts: str):
 
 # What the original's files call the nets: entry -> ours. Its training files have both encoders, the
 # target being the moving average of the online one.
-TORCH_NETS = {'encoder': 'online', 'target_encoder': 'target', 'predictor': 'predictor'}
+DISTILLED = 'ema_encoder'  # the target of students of V-JEPA 2.1
+TORCH_NETS = {
+    'encoder': 'online',
+    DISTILLED: 'target',
+    'target_encoder': 'target',
+    'predictor': 'predictor',
+}
 TORCH_PROBES = 'classifiers'  # a list of them
-NEWER_TARGET = 'ema_encoder'  # what files of V-JEPA 2.1 call the target
+
+# arrays of the original that no gradient may ever reach: tokens that no clip asked for, and what is
+# of images where there are none
+MAYBE_IDLE = ('mask_tokens.', 'extrinsics_encoder.', 'patch_embed_img.', 'img_mod_embed')
 
 VIDEO, IMAGE = 'd c t y x -> (t y x c) d', 'd c y x -> (y x c) d'
 SINCOS = 'a sin-cos table, computed and not learned'
@@ -93,6 +102,19 @@ ENCODER = (
     *_block('blocks.{i}', 'blocks'),
     *_norm('norm', 'norm'),
 )
+# of V-JEPA 2.1 (reference: vjepa2_1 §8)
+_MODALITY = tuple(
+    Rule(f'{name}_mod_embed', f'modality/{ours}', 'a b d -> a b d')
+    for name, ours in (('img', 'image'), ('video', 'video'))
+)
+DENSE_ENCODER = (
+    *_MODALITY,
+    *_affine('patch_embed.proj', 'patch_embed', matrix=VIDEO),
+    # one frame, whatever the tubelet of videos
+    *_affine('patch_embed_img.proj', 'patch_embed_image', matrix='d c 1 y x -> (y x c) d'),
+    *_block('blocks.{i}', 'blocks'),
+    *_norm('norms_block.{i}', 'norms/{i}'),
+)
 IMAGE_ENCODER = tuple(
     dataclasses.replace(rule, pattern=IMAGE) if rule.pattern == VIDEO else rule for rule in ENCODER
 )
@@ -103,6 +125,22 @@ PREDICTOR = (
     *_block('predictor_blocks.{i}', 'blocks'),
     *_norm('predictor_norm', 'norm'),
     *_affine('predictor_proj', 'proj'),
+)
+DENSE_PREDICTOR = (
+    *_MODALITY,
+    Rule('mask_tokens.{i}', 'mask_tokens/{i}', 'a b d -> a b d'),
+    *_affine('predictor_embed.0', 'fuse'),
+    *_affine('predictor_embed.2', 'embed'),
+    *_block('predictor_blocks.{i}', 'blocks'),
+    *_norm('predictor_norm', 'norm'),
+    *_affine('predictor_proj', 'proj'),
+    *_affine('predictor_proj_context', 'proj_context'),
+)
+# with one level nothing is fused
+DENSE_PREDICTOR_OF_ONE = tuple(
+    dataclasses.replace(rule, name=rule.name.replace('predictor_embed.2', 'predictor_embed'))
+    for rule in DENSE_PREDICTOR
+    if not rule.name.startswith('predictor_embed.0')
 )
 AC_PREDICTOR = (
     *_affine('predictor_embed', 'embed'),
@@ -186,10 +224,14 @@ def _patch(config) -> dict[str, int]:
 
 
 def torch_encoder(config) -> Table:
+    if config.modalities:
+        return DENSE_ENCODER, _patch(config)
     return (ENCODER if config.tubelet > 1 else IMAGE_ENCODER), _patch(config)
 
 
 def torch_predictor(config) -> Table:
+    if config.modalities:
+        return (DENSE_PREDICTOR if config.levels > 1 else DENSE_PREDICTOR_OF_ONE), {}
     return PREDICTOR, {}
 
 
@@ -202,11 +244,18 @@ def torch_probe(config) -> Table:
 
 
 def hf_encoder(config) -> Table:
+    _refuse_dense(config)
     return HF_ENCODER, _patch(config)
 
 
 def hf_predictor(config) -> Table:
+    _refuse_dense(config)
     return HF_PREDICTOR, {}
+
+
+def _refuse_dense(config) -> None:
+    if config.modalities:
+        raise ConvertError('V-JEPA 2.1, which a VJEPA2Model cannot have: use torch or jax')
 
 
 def hf_probe(config) -> Table:
@@ -304,6 +353,7 @@ class Link:
     keys: tuple[tuple[str, ...], ...]  # for each layer (one if there is no layer axis), each part
     index: int | None  # of the leading axis in the file, where the count is in the path alone
     sizes: Mapping[str, int]  # of axes that a pattern alone does not tell
+    first: int = 0  # of its layers, the number of the first: where a leaf is one of several
 
     @property
     def layered(self) -> bool:
@@ -387,7 +437,8 @@ def bind(rules: tuple[Rule, ...], abstract: Mapping, sizes: Mapping[str, int] = 
                 for name in layers
             )
             index = int(match[1]) if counted and '{i}' not in rule.name else None
-            links.append(Link(rule, path, shape, keys, index, sizes))
+            first = int(match[1]) if counted and '{i}' in rule.name else 0
+            links.append(Link(rule, path, shape, keys, index, sizes, first))
     if leaves:
         raise ConvertError(f'{next(iter(leaves))} has no place in this kind of file')
     return links
@@ -438,7 +489,7 @@ def file_order(links: list[Link]) -> list[str]:
     groups: dict[str, int] = {}
     for number, link in enumerate(links):
         group = groups.setdefault(link.rule.name.split('{i}')[0], number)
-        for layer, names in enumerate(link.keys):
+        for layer, names in enumerate(link.keys, start=link.first):
             for name in names:
                 rows.setdefault(name, (group, layer, number))
     return sorted(rows, key=rows.__getitem__)

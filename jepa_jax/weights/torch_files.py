@@ -18,9 +18,10 @@ import numpy as np
 
 from jepa_jax import files
 from jepa_jax.errors import ConvertError
+from jepa_jax.models import VERSIONS
 from jepa_jax.models.tokens import sincos_table
-from jepa_jax.weights import parts, torch_pickle, torch_zip
-from jepa_jax.weights.tables import NEWER_TARGET, TORCH_NETS, TORCH_PROBES, Leaf
+from jepa_jax.weights import shapes, torch_pickle, torch_zip
+from jepa_jax.weights.tables import DISTILLED, TORCH_NETS, TORCH_PROBES, Leaf
 
 ZIP, PICKLE = b'PK\x03\x04', b'\x80'
 INSTALL = "needs PyTorch: pip install 'jepa_jax[torch]'"
@@ -156,13 +157,17 @@ def take_apart(path: pathlib.Path, ignore: tuple[str, ...] = ()) -> Content:
     if not isinstance(whole, Mapping) or not whole:
         raise ConvertError(f'{path} is not a checkpoint: it holds a {type(whole).__name__}')
     content = _unwrapped(path, whole, ignore, notes)
-    if NEWER_TARGET in content:
-        raise ConvertError(f'{path} holds V-JEPA 2.1 ({NEWER_TARGET}); only 2.0 can be converted')
+    if DISTILLED in content and 'target_encoder' in content:
+        raise ConvertError(
+            f'{path} holds two targets, {DISTILLED} and target_encoder: --ignore leaves one out'
+        )
     states = {net: (entry, content[entry]) for entry, net in TORCH_NETS.items() if entry in content}
     nets = {
         net: _arrays(f'{path}: {entry}', _kept(state, ignore, notes, entry))
         for net, (entry, state) in states.items()
     }
+    if DISTILLED in content and not shapes.newer(nets['target']):
+        raise ConvertError(f'{path}: {DISTILLED} is of V-JEPA 2.1, and its arrays of 2.0')
     if TORCH_PROBES in content:
         probes = content[TORCH_PROBES]
         if not isinstance(probes, list | tuple) or not probes:
@@ -198,7 +203,7 @@ def _unwrapped(
                 'dict of all pieces'
             )
         content = _kept(content, ignore, notes)
-        known = (*TORCH_NETS, TORCH_PROBES, NEWER_TARGET)
+        known = (*TORCH_NETS, TORCH_PROBES)
         inner = [name for name in WRAPPERS if isinstance(content.get(name), dict)]
         if not inner or any(name in content for name in known):
             break
@@ -310,6 +315,7 @@ def _bare(
         ACTION: 'ac_predictor',
         'patch_embed.proj.weight': 'online',
         'predictor_embed.weight': 'predictor',
+        'predictor_embed.0.weight': 'predictor',
         'pooler.query_tokens': 'probe',
     }
     net = next((net for name, net in marks.items() if name in arrays), None)
@@ -466,7 +472,6 @@ def predictor_table(config: Any) -> dict[str, np.ndarray]:
 
 # options of ours -> the only value that the original has
 ONLY = {
-    'rope': parts.FLAVOURS['2.0'],
     'residual': False,
     'action_scale': (),
     'state_scale': (),
@@ -475,10 +480,14 @@ ONLY = {
 
 def beyond(net: str, config: Any) -> list[str]:
     """What the original would not know of a net from its arrays: it would compute another one."""
+    version = VERSIONS['2.1' if getattr(config, 'modalities', False) else '2.0']
+    flavour = {'rope': version.rope}
+    if hasattr(config, 'tubelet'):
+        flavour = version.encoder(config.depth)
     notes = [
         f'{net}: {option} = {getattr(config, option)}, which the original does not have: it would '
         'compute something else from these weights'
-        for option, value in ONLY.items()
+        for option, value in (ONLY | flavour).items()
         if getattr(config, option, value) != value
     ]
     if getattr(config, 'state_width', 1) == 0:

@@ -168,7 +168,7 @@ def load(path: pathlib.Path) -> Any:
             form = _shown(f'{list(shape)} from {offset} in steps {list(strides)}')
             raise BadFile(path, 'corrupt', f'a tensor {form}: its storage has {count:,} numbers')
         claimed += elements * kind.itemsize
-        files.bound_decoded(path, claimed, whole)
+        files.bound_decoded(path, claimed, whole, files.FREE_WEIGHTS)
         start = held.place.start + offset * kind.itemsize
         return Tensor(path, start, dtype, tuple(shape), tuple(strides), order)
 

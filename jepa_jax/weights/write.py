@@ -115,6 +115,8 @@ def links_of(net: StoredNet, format: str) -> list[tables.Link]:
 def _write_torch(weights: Weights, dst: pathlib.Path, steps_per_epoch, progress) -> list[str]:
     nets = weights.nets
     entries = {net: entry for entry, net in tables.TORCH_NETS.items()}
+    if getattr(weights.predictor, 'out_width', 0):  # of another model's features
+        entries['target'] = tables.DISTILLED
     entries |= {'ac_predictor': entries['predictor'], 'probe': tables.TORCH_PROBES}
     links = {name: links_of(net, 'torch') for name, net in nets.items()}
     if unknown := [name for name in nets if name not in entries]:
@@ -177,11 +179,10 @@ def _computed(net: StoredNet) -> dict[str, np.ndarray]:
 def _idle(links: list[tables.Link], nu: Mapping) -> set[str]:
     """Arrays that no gradient ever reached: PyTorch has no state for them, ours is zero."""
     leaves = flatten(nu)
-    maybe = ('mask_tokens/', 'extrinsics_encoder/')
     return {
         name
         for link in links
-        if link.path.startswith(maybe) and not np.asarray(leaves[link.path]).any()
+        if link.keys[0][0].startswith(tables.MAYBE_IDLE) and not np.asarray(leaves[link.path]).any()
         for names in link.keys
         for name in names
     }

@@ -123,7 +123,7 @@ def look(name_or_path: str | os.PathLike) -> Sources:
         weights = dataclasses.replace(weights, notes=notes)
     source = weights.source
     if text in RELEASED:
-        original = cache_folder() / pathlib.Path(RELEASED[text].file).name
+        original = cache_folder() / local_name(RELEASED[text])
         if original.exists():
             check_record(original, thorough=True)
             return Sources(weights, (original,))
@@ -144,7 +144,7 @@ def cache_folder() -> pathlib.Path:
 def _released(name: str, pin: str = '') -> Weights:
     """Weights of a key of RELEASED, converted when it is first used."""
     row, folder = RELEASED[name], cache_folder()
-    source, converted = folder / pathlib.Path(row.file).name, folder / name
+    source, converted = folder / local_name(row), folder / name
     with _alone(folder):
         if not converted.is_dir():
             if not source.exists():
@@ -163,6 +163,10 @@ def _released(name: str, pin: str = '') -> Weights:
                 check_record(source)
             _as_pinned(source, pin)
     return read(converted)
+
+
+def local_name(row: Released) -> str:
+    return row.local or pathlib.Path(row.file).name
 
 
 def _keep_only(source: pathlib.Path, pin: str) -> None:
@@ -193,8 +197,10 @@ def _as_named(name: str, row: Released, source: pathlib.Path, weights) -> None:
         if pooler is None or pooler.width != width:
             text = f'a probe of width {pooler.width}' if pooler else ', '.join(weights.nets)
             raise ZooError(f'{source} should be the probe {name} of width {width}, holds {text}')
-    elif weights.size != row.size:
-        raise ZooError(f'{source} should be {name} of size {row.size}, holds {weights.size}')
+        return
+    said, held = (f'size {x.size}, V-JEPA {x.version}' for x in (row, weights))
+    if said != held:
+        raise ZooError(f'{source} should be {name} of {said}, holds {held}')
 
 
 @contextlib.contextmanager

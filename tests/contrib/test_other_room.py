@@ -14,7 +14,7 @@ SETTINGS = dict(
 
 
 @pytest.mark.slow
-def test_learned_once_and_kept(tmp_path, capsys, quick_compiler):
+def test_learned_once_and_kept(tmp_path, capsys):
     settings = SETTINGS | {'keep': str(tmp_path / 'rooms.npz')}
     tool.run('measure', **settings | {'rows': 'place,learned'})
     first = capsys.readouterr()

@@ -264,5 +264,5 @@ def test_embed(tmp_path, parts):
     assert 'windows, those before: v.ts: corrupt: frames ' in done.stderr
     assert 'left out: bad.ts' in done.stderr
     result = np.load(tmp_path / 'o.npz')
-    assert result['files'].tolist() == ['v.ts'] and len(result['clips']) >= 1
+    assert result['files'].tolist() == ['v.ts'] and len(result['numbers']) >= 1
     assert result['numbers'].max() < 50

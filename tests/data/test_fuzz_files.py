@@ -83,8 +83,6 @@ def look(path):
     source.read(source.numbers[:4])
 
 
-# Pillow warns of damage that it passes over
-@pytest.mark.filterwarnings('ignore::UserWarning')
 @pytest.mark.parametrize('form', PICTURES)
 @pytest.mark.parametrize('count', [40, pytest.param(500, marks=pytest.mark.slow)])
 def test_pictures(tmp_path, form, count):
@@ -124,7 +122,6 @@ LISTS = {
 }  # fmt: skip
 
 
-@pytest.mark.filterwarnings('ignore::UserWarning')
 @pytest.mark.parametrize('name', [*LISTS, 'l.npy', 'shard-00000.json'])
 @pytest.mark.parametrize('count', [300, pytest.param(8000, marks=pytest.mark.slow)])
 def test_lists(tmp_path, name, count):

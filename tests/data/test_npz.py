@@ -9,7 +9,7 @@ import pytest
 
 from jepa_jax import files
 from jepa_jax.data import npz
-from jepa_jax.data.npz import NpzRows
+from jepa_jax.data.npz import Rows
 from jepa_jax.data.workers import side_by_side
 from jepa_jax.errors import BadFile
 
@@ -44,7 +44,7 @@ def test_many_threads_read(tmp_path):
 def test_rows(tmp_path):
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(5, 3, 2)).astype(np.float32), np.arange(5)
-    rows = NpzRows(tmp_path / 'x.npz')
+    rows = Rows(tmp_path / 'x.npz')
     for i in range(5):
         rows.add(a=a[i], b=b[i])
         if i == 2:  # what broke off is taken back, and written again
@@ -52,7 +52,7 @@ def test_rows(tmp_path):
             rows.add(a=a[1], b=b[1])
             rows.add(a=a[2], b=b[2])
     assert not (tmp_path / 'x.npz').exists()
-    assert rows.close(names=np.array(['p', 'q'])) == {'a': (5, 3, 2), 'b': (5,)}
+    assert rows.npz(names=np.array(['p', 'q'])) == {'a': (5, 3, 2), 'b': (5,)}
     with np.load(tmp_path / 'x.npz') as arrays:
         np.testing.assert_array_equal(arrays['a'], a)
         np.testing.assert_array_equal(arrays['b'], b)
@@ -61,7 +61,7 @@ def test_rows(tmp_path):
 
 
 def test_rows_of_another_shape_and_giving_up(tmp_path):
-    rows = NpzRows(tmp_path / 'x.npz')
+    rows = Rows(tmp_path / 'x.npz')
     rows.add(a=np.zeros(3))
     with pytest.raises(ValueError, match='x.npz: a row of'):
         rows.add(a=np.zeros(4))

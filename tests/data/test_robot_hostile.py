@@ -1,11 +1,13 @@
 """Recordings that are damaged, or made to do harm: each is a bad file or a line about the settings,
 whatever a library raises, and never another file's content."""
 
+import dataclasses
 import io
 import json
 import os
 import pathlib
 import random
+import shutil
 import zipfile
 
 import h5py
@@ -14,6 +16,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from PIL import Image
+from test_robot import Arm
 
 from jepa_jax.config import RobotConfig
 from jepa_jax.data import robot, synthetic
@@ -86,7 +89,13 @@ def write_npz(folder: pathlib.Path) -> RobotConfig:
     return RobotConfig('npz', str(folder))
 
 
-WRITERS = {'droid': write_droid, 'lerobot': write_lerobot, 'npz': write_npz}
+def write_rlds(folder: pathlib.Path) -> RobotConfig:
+    Arm(data_dir=folder, file_format='array_record').download_and_prepare()
+    camera = 'exterior_image_1_left'
+    return RobotConfig('rlds', str(folder / 'arm'), camera=camera, recorded_fps=FPS)
+
+
+WRITERS = {'droid': write_droid, 'lerobot': write_lerobot, 'npz': write_npz, 'rlds': write_rlds}
 
 
 def read(data: RobotConfig) -> str:
@@ -209,6 +218,13 @@ def outside_h5(kind: str, h5: h5py.File, folder: pathlib.Path) -> None:
         h5.create_dataset(
             POSE, (FRAMES, 6), 'f8', maxshape=(None, None), chunks=(2**14, 2**14), compression=9
         )
+    elif kind == 'filter':  # zstd's number; optional, so that it can be written without it
+        plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plan.set_chunk((4, 6))
+        plan.set_filter(32015, h5py.h5z.FLAG_OPTIONAL, (3,))
+        space = h5py.h5s.create_simple((FRAMES, 6))
+        made = h5py.h5d.create(h5.id, POSE.encode(), h5py.h5t.NATIVE_DOUBLE, space, plan)
+        made.write(h5py.h5s.ALL, h5py.h5s.ALL, states()[:, :6].copy())
     elif kind == 'text':
         h5[POSE] = np.full((FRAMES, 6), b'0.1')
     elif kind == 'group':
@@ -226,6 +242,7 @@ def outside_h5(kind: str, h5: h5py.File, folder: pathlib.Path) -> None:
         ('rows', 'frames'),
         ('columns', 'decoded'),
         ('chunk', 'ratio'),
+        ('filter', 'unsupported'),
         ('text', 'bad_state'),
         ('group', 'corrupt'),
     ],
@@ -235,6 +252,76 @@ def test_the_numbers_of_a_recording_are_its_own_and_bounded(kind, reason, tmp_pa
     with h5py.File(tmp_path / 'set/a/trajectory.h5', 'a') as file:
         outside_h5(kind, file, tmp_path)
     assert read(data) == reason
+
+
+@pytest.mark.parametrize('name', ['gzip', 'lzf', 'fletcher32', 'scaleoffset', 'szip'])
+def test_filters_of_hdf5_itself(tmp_path, name):
+    data = write_droid(tmp_path / 'set')
+    options = {'compression': name} if name in ('gzip', 'lzf', 'szip') else {name: True}
+    if name == 'szip' and not h5py.h5z.filter_avail(h5py.h5z.FILTER_SZIP):
+        pytest.skip('this HDF5 has no szip')
+    if name == 'scaleoffset':
+        options = {name: 5}  # digits after the point
+    with h5py.File(tmp_path / 'set/a/trajectory.h5', 'a') as file:
+        del file[POSE]
+        shuffle = name != 'scaleoffset'
+        file.create_dataset(POSE, data=states()[:, :6], chunks=(4, 6), shuffle=shuffle, **options)
+    assert read(data) == ''
+    assert np.abs(robot.open_recordings(data).episode(0).states - states()).max() < 1e-5
+
+
+def test_no_filter_is_loaded(tmp_path):
+    """Whatever a file asks for, there is no place where HDF5 would look for programs."""
+    data = write_droid(tmp_path / 'set')
+    h5py.h5pl.append(str(tmp_path).encode())
+    robot.open_recordings(data).episode(0)
+    assert not h5py.h5pl.size()
+
+
+@pytest.fixture(scope='module')
+def rlds(tmp_path_factory):
+    return write_rlds(tmp_path_factory.mktemp('rlds'))
+
+
+@pytest.mark.parametrize(
+    'file, old, new, words',
+    [
+        ('features', 'tensorflow_datasets.core.features.tensor_feature', 'evil', 'not_local'),
+        ('features', 'tensorflow_datasets.core.features.dataset_feature', 'os.path', 'not_local'),
+        ('dataset_info', '{DATASET}-', '../{DATASET}-', 'outside'),
+        ('dataset_info', '{DATASET}-', '/{DATASET}-', 'outside'),
+        ('dataset_info', '{DATASET}-', '{DATASET:>99999999999}-', 'outside'),
+        ('dataset_info', '{DATASET}-', '{DATASET.__class__}-', 'outside'),
+    ],
+)
+def test_descriptions_of_rlds_import_nothing_and_stay_inside(
+    rlds, tmp_path, monkeypatch, file, old, new, words
+):
+    shutil.copytree(rlds.path, tmp_path / 'arm')
+    (tmp_path / 'evil.py').write_text(f'open({str(tmp_path / "witness")!r}, "w")')
+    monkeypatch.syspath_prepend(tmp_path)
+    path = next((tmp_path / 'arm').rglob(f'{file}.json'))
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(ConfigError, match=words):
+        robot.open_recordings(dataclasses.replace(rlds, path=str(tmp_path / 'arm')))
+    assert not (tmp_path / 'witness').exists()
+
+
+def test_records_of_rlds_are_bounded(rlds, monkeypatch):
+    recordings = robot.open_recordings(rlds)
+    assert len(recordings.episode(0).states) in (25, 30)  # as they were written
+    monkeypatch.setenv('JEPA_JAX_LIMITS', 'frames=24')
+    with pytest.raises(BadFile, match='frames: (25|30) frames: at most 24'):
+        recordings.episode(0)
+    monkeypatch.setenv('JEPA_JAX_LIMITS', 'decoded=2000')
+    with pytest.raises(BadFile, match='decoded'):
+        recordings.episode(0)
+    monkeypatch.delenv('JEPA_JAX_LIMITS')
+    other = dataclasses.replace(rlds, camera='gripper_position')
+    with pytest.raises(BadFile, match='no_camera.*holds no image files'):
+        robot.open_recordings(other).episode(0)
 
 
 @pytest.mark.parametrize(

@@ -361,6 +361,46 @@ def test_shards_go_on_and_refuse_a_mixture(listed, tmp_path):
         open_(out, 'shards')
 
 
+def test_shards_have_checksums(listed, tmp_path, caplog):
+    """A changed byte of a frame or of the index is noticed; shards without sums are read, and that
+    is said once."""
+    _, paths = listed
+    out = tmp_path / 'shards'
+    out.mkdir()
+    settings = {'short_side': 24, 'fps': 0, 'frames': 0, 'per_shard': 1}
+    make_shards._shard(out, settings, 0, [(paths[0], 3)])
+    whole, index = (
+        (out / 'shard-00000.rgb').read_bytes(),
+        json.loads((out / 'shard-00000.json').read_text()),
+    )
+    caplog.clear()
+    good = open_(out, 'shards').read(0, 4, rng())
+    assert not caplog.records
+    frame = 24 * 32 * 3
+    for at in (0, frame * 7 + 1234, len(whole) - 1):
+        (out / 'shard-00000.rgb').write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        source = open_(out, 'shards')
+        monkey = lambda *_, at=at, **__: np.full(4, at // frame)  # noqa: E731
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr('jepa_jax.data.clips.frame_indices', monkey)
+            with pytest.raises(BadFile, match=f'corrupt: frame {at // frame} is not what was'):
+                source.read(0, 4, rng())
+            patch.setattr('jepa_jax.data.clips.frame_indices', lambda *_, **__: np.full(4, 5))
+            assert source.read(0, 4, rng()).shape == (4, 24, 32, 3)
+    (out / 'shard-00000.rgb').write_bytes(whole)
+    for key, value in (('label', 4), ('offset', 3), ('fps', 9.0)):
+        changed = {**index, 'records': [{**index['records'][0], key: value}]}
+        (out / 'shard-00000.json').write_text(json.dumps(changed))
+        with pytest.raises(ConfigError, match='corrupt: its records are not what was written'):
+            open_(out, 'shards')
+    del index['sum'], index['records'][0]['sums']  # as they were written before
+    (out / 'shard-00000.json').write_text(json.dumps(index))
+    old = open_(out, 'shards')
+    np.testing.assert_array_equal(old.read(0, 4, rng()), good)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert '1 of 1 shards have no checksums' in line
+
+
 def test_make_shards_on_the_command_line(listed, tmp_path):
     def call(*args):
         command = [sys.executable, '-m', 'tools.make_shards', *map(str, args)]
@@ -369,5 +409,5 @@ def test_make_shards_on_the_command_line(listed, tmp_path):
     help_ = call('--help')
     assert help_.returncode == 0 and 'delete the folder' in help_.stdout
     wrong = call(tmp_path / 'absent', '--out', tmp_path / 'out')
-    assert wrong.returncode == 1 and wrong.stderr.startswith('make_shards: data.lists[0].path')
-    assert call(listed[0], '--out', tmp_path / 'out', '--fps', '-1').returncode == 2
+    assert wrong.returncode == 1 and wrong.stderr.startswith("error: list: '")
+    assert call(listed[0], '--out', tmp_path / 'out', '--fps', '-1').returncode == 1

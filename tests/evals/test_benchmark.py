@@ -10,23 +10,23 @@ import numpy as np
 import official_sets as made
 import pytest
 
+import jepa_jax
 from jepa_jax.config import labelled_set
 from jepa_jax.data import synthetic
 from jepa_jax.data.labelled import READERS, ek100
-from jepa_jax.errors import ConfigError, InputError
-from jepa_jax.evals import anticipation, benchmark, features, heads, metrics, of
+from jepa_jax.errors import BadFile, ConfigError, InputError
+from jepa_jax.evals import anticipation, benchmark, features, heads, metrics, of, probes
 from jepa_jax.model import Loaded, Model, ProbeHead
 from jepa_jax.models.pooler import PoolerConfig
 from jepa_jax.models.predictor import PredictorConfig
 from jepa_jax.models.vit import ViTConfig
+from jepa_jax.pretrained import attach_probe, save
 from jepa_jax.weights.parts import net
 
 F32 = np.dtype('float32')
 ENCODER = ViTConfig(24, 2, 2, patch=16, image_size=32, dtype=F32, remat='none')
 PREDICTOR = PredictorConfig(24, 24, 1, 2, dtype=F32, remat='none')
 CLASSES = 3
-
-pytestmark = pytest.mark.usefixtures('quick_compiler')
 
 
 @functools.cache
@@ -102,6 +102,13 @@ def test_ssv2(clips, place):
     assert 'validation: 1 of 9 clips are not on disk, such as 122' in text
     rows = answers(place)
     assert len(rows) == 7 and all(row['name'] == row['said_name'] for row in rows)
+    # the head is kept and classifies as it was tested
+    save(model(), place / 'model')
+    loaded = jepa_jax.load(place / 'model', probe=place / 'probe')
+    assert loaded.probe.labels['label'] == tuple(sorted({row['name'] for row in rows}))
+    for row in rows:
+        ((number, name, _), *_) = loaded.classify(row['path']).top['label']
+        assert (str(number), name) == (row['said'], row['said_name'])
 
 
 def test_upstream_counts_otherwise(clips, place):
@@ -188,6 +195,49 @@ def test_what_is_kept_of_clips(tmp_path):
         features.compute(
             alone, 3, lambda i: clips[i], tmp_path, about={}, clip=(2, 32, 32), reads='future'
         )
+
+
+def test_a_kept_head_reads_what_it_was_trained_on(clips, tmp_path):
+    """Means of tokens over boxes, of two blocks and of predictions, segment by segment, as the
+    cache of features has them."""
+    tiny, rng = model(), np.random.default_rng(0)
+    c = config('ssv2', clips)
+    clip = rng.integers(0, 255, (2, 2, 32, 32, 3)).astype(np.uint8)  # two segments
+    data = types.SimpleNamespace(names={'label': ('a', 'b', 'c')})
+    for number, (levels, reads) in enumerate((('0,1', (0, 1)), ('', 'future'))):
+        c.data.levels, c.data.tokens, c.data.segments = levels, 2, 2
+        table = features.compute(
+            tiny, 1, lambda i: clip, tmp_path / str(number), about={}, clip=(2, 32, 32),
+            segments=2, tokens=2, reads=reads,
+        )  # fmt: skip
+        head = probe({'label': 3})
+        shape = probes.Probe(head.config, (('label', 3),))
+        params = jax.tree.map(lambda a: np.asarray(a)[None], head.params)
+        chosen = heads.Chosen(shape, params, 'rate 1')
+        place = tmp_path / f'probe{number}'
+        for _ in range(2):  # one that was left by an earlier start is replaced
+            heads.save(place, chosen, 0, tiny, data, c, '' if levels else 'future')
+        kept = model()
+        attach_probe(kept, place)
+        assert kept.probe.reads == reads and kept.probe.labels == data.names
+        tokens = np.asarray(table.tokens[0], np.float32)[None]
+        expected = net('probe', (head.config, {'label': 3}))(head.params, tokens)['label']
+        np.testing.assert_allclose(kept.logits(clip[None])['label'], expected, atol=5e-3)
+
+
+def test_a_kept_head_sees_pictures_and_folders_as_it_was_trained(tmp_path):
+    """Every n-th picture of a folder; a picture by Pillow's antialias."""
+    tiny = model(probe({'label': 3}, step=2, segments=2))
+    for name, path, frames in (
+        ('jester', made.jester(tmp_path / 'j', each=1) / '20bn-jester-v1/8', 12.0),
+        ('in1k', next(made.imagenet(tmp_path / 'i', each=1).rglob('*.JPEG')), 0.0),
+    ):
+        c = config(name, tmp_path)
+        c.data.views, c.data.segments = 1, 2
+        record = types.SimpleNamespace(path=str(path))
+        seen = benchmark.views_of(c, 'validation', record, frames, 32, 0)
+        clips = tiny._probe_clips(str(path), tiny.probe)
+        np.testing.assert_array_equal(clips, np.broadcast_to(seen, clips.shape))
 
 
 @pytest.mark.slow
@@ -305,6 +355,32 @@ def test_anticipation(kitchen, tmp_path):
     assert results.results['action recall@5, both'].n == 7
 
 
+def test_parts_that_the_challenge_scores(kitchen, tmp_path):
+    """Official numbers of rare classes and people, in the official files."""
+    for name, text in (
+        ('EPIC_100_tail_verbs.csv', 'verb\n7\n'),
+        ('EPIC_100_tail_nouns.csv', 'noun\n99\n'),
+        ('EPIC_100_unseen_participant_ids_validation.csv', 'participant_id\nP04\n'),
+    ):
+        (tmp_path / name).write_text(text)
+    parts = ek100.parts_of(tmp_path)
+    row = functools.partial(ek100.Action, start=0, stop=1)
+    assert parts.of(row('P04_01', verb=7, noun=5)) == ('unseen', 'verb tail', 'action tail')
+    assert parts.of(row('P01_01', verb=3, noun=99)) == ('noun tail', 'action tail')
+    assert parts.of(row('P01_01', verb=3, noun=5)) == () == parts.notes
+    (tmp_path / 'EPIC_100_tail_verbs.csv').unlink()
+    assert parts.of(row('P01_01', verb=3, noun=99))
+    fewer = ek100.parts_of(tmp_path)
+    assert fewer.of(row('P01_01', verb=7, noun=99)) == ('noun tail',)
+    assert fewer.notes == ('EPIC_100_tail_verbs.csv is not there: no figures of that part',)
+    (tmp_path / 'EPIC_100_tail_nouns.csv').write_text('noun\nknife\n')
+    with pytest.raises(BadFile, match="line 2: noun 'knife' is no whole number"):
+        ek100.parts_of(tmp_path)
+    data = ek100.read(kitchen, kitchen)
+    assert not any(record.among for record in data.splits['validation'])
+    assert sum('no figures of that part' in note for note in data.notes) == 3
+
+
 def test_nothing_after_the_observation_is_seen(kitchen, tmp_path):
     """Other frames from a second before the start on: the same clip. A frame before: another."""
     from jepa_jax.data import decode
@@ -354,7 +430,18 @@ def test_recall_of_heads_by_hand():
     c = labelled_set('ek100', 'smoke')
     hits = {h: np.array([[1, 0, 1, 0], [1, 1, 0, 0]], bool) for h in ek100.HEADS}
     labels = {h: np.array([0, 0, 1, 1]) for h in ek100.HEADS} | {'noun': np.array([0, 1, 1, 1])}
-    rows = anticipation.figures(hits, labels, np.array(list('abcd')), 'x', c)
+    among = [('verb tail', 'action tail'), ('unseen', 'action tail'), ('unseen',), ()]
+    rows = anticipation.figures(hits, labels, np.array(list('abcd')), 'x', c, among)
     assert rows['verb recall@5, x'].value == pytest.approx(0.5)
     assert rows['noun recall@5, x'].value == pytest.approx((1 + 1 / 3) / 2)
     assert metrics.class_recall(hits['verb'][0], labels['verb']) == pytest.approx(0.5)
+    # of the first head, the best on the whole: clip 0; clips 0 and 1; clips 1 and 2
+    tail, action, unseen = (
+        rows[f'{name} recall@5, x, {part}']
+        for name, part in (
+            ('verb', 'rare classes'), ('action', 'rare classes'), ('verb', 'unseen people'),
+        )
+    )  # fmt: skip
+    assert (tail.value, tail.n) == (1, 1) and (action.value, action.n) == (0.5, 2)
+    assert unseen.n == 2 and unseen.value == pytest.approx((0 + 1) / 2)
+    assert 'noun recall@5, x, rare classes' not in rows

@@ -148,3 +148,46 @@ def test_no_room_and_nothing_to_read(model, clips, tmp_path, monkeypatch):
     monkeypatch.setattr(features.shutil, 'disk_usage', lambda path: usage)
     with pytest.raises(ConfigError, match='features of 7 clips take .* GiB, 0.0 GiB are free'):
         make(model, clips, tmp_path / 'other')
+
+
+def test_processes_share_the_clips(model, clips, tmp_path, monkeypatch):
+    """One after the other, as if each had been interrupted: every clip is read once, the last start
+    takes over what all have read, and the table is that of one process."""
+    asked = []
+
+    def read(i):
+        asked.append(i)
+        if i == 3:
+            raise BadFile('3.mp4', 'empty', '')
+        return clips[i]
+
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    make(model, clips, tmp_path, read)
+    assert asked == [0, 2, 4, 6]
+    monkeypatch.setattr(jax, 'process_index', lambda: 1)
+    left = make(model, clips, tmp_path, read)
+    assert asked[4:] == [3] and left.read.sum() == 4  # of 1, 3 and 5
+    monkeypatch.undo()
+    assert len(list(tmp_path.glob('*/share1.npy'))) == 1
+    table = make(model, clips, tmp_path, read)
+    assert asked[5:] == [1, 3, 5] and table.read.sum() == 6 and list(table.problems) == [3]
+    assert not list(tmp_path.glob('*/share*.npy'))
+    alone = make(model, clips, tmp_path / 'alone')
+    kept = table.read
+    for field in ('mean', 'tokens', 'pixels', 'crc'):
+        np.testing.assert_array_equal(table.rows[field][kept], alone.rows[field][kept], field)
+
+
+def test_what_another_process_has_read_is_not_read_again(model, clips, tmp_path):
+    whole = make(model, clips, tmp_path / 'alone')
+    part = make(model, clips, tmp_path)
+    np.save(part.folder / 'share1.npy', np.asarray(whole.rows))
+    spoilt = np.load(part.folder / 'share1.npy', mmap_mode='r+')
+    spoilt['mean'][5] += 1  # not what was written
+    spoilt.flush()
+    part.rows['state'] = features.MISSING
+    part.rows.flush()
+    asked = []
+    again = make(model, clips, tmp_path, lambda i: asked.append(i) or clips[i])
+    assert asked == [5]
+    np.testing.assert_array_equal(again.mean, whole.mean)

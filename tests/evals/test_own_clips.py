@@ -1,7 +1,14 @@
 """Own clips from files to figures, with a model small enough to run in a second."""
 
 import csv
+import dataclasses
 import json
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +21,15 @@ import jepa_jax
 from jepa_jax import evaluate
 from jepa_jax.config import LabelledDataConfig, OwnConfig
 from jepa_jax.errors import BadFile, ConfigError, ZooError
-from jepa_jax.evals import examples, own, own_page
+from jepa_jax.evals import EVALS, Figure, Results, examples, own, own_page
 from jepa_jax.evals.examples import Example
-from jepa_jax.model import Loaded, Model
+from jepa_jax.model import Loaded, Model, ProbeHead
+from jepa_jax.models.pooler import PoolerConfig
 from jepa_jax.models.vit import ViTConfig
 from jepa_jax.pretrained import save
 from jepa_jax.weights.parts import net
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 COLOURS = {'red': (220, 30, 30), 'green': (30, 220, 30), 'blue': (30, 30, 220)}
 
 
@@ -211,6 +220,10 @@ def tasked(labels, test, sources=None) -> own.Task:
     return own.Task(listed, 'class', targets, names, np.asarray(test, bool), 0, 100)
 
 
+def refuse(task: own.Task) -> None:
+    examples.refuse_unlearnt(task.kind, task.targets, task.names, task.test)
+
+
 def test_complaints():
     task = tasked('aaaaaabb', [0, 0, 0, 0, 1, 1, 0, 1], ['s', 't', 'u', 'v', 'w', 'x', 'y', 'y'])
     means = np.eye(8)
@@ -220,9 +233,62 @@ def test_complaints():
     assert 'classes of one source' in alone and alone.endswith(': b')
     assert '1 test clips look like a training clip' in alike and '5.mp4 and 1.mp4' in alike
     with pytest.raises(ConfigError, match="class 'b': 2 clips for testing, none for training"):
-        own.refuse_unlearnt(tasked('aabb', [0, 1, 1, 1]))
+        refuse(tasked('aabb', [0, 1, 1, 1]))
     with pytest.raises(ConfigError, match="one class alone, 'a'"):
-        own.refuse_unlearnt(tasked('aaa', [0, 1, 1]))
+        refuse(tasked('aaa', [0, 1, 1]))
+
+
+def constant(model, config, workdir) -> Results:
+    """An evaluation that takes no time."""
+    return Results({'knn': Figure(0.5, 0.4, 0.6, 9)}, {}, {'hash': ''})
+
+
+def test_a_finished_report_is_that_of_the_same_files_and_weights(
+    model, clips, tmp_path, monkeypatch
+):
+    row = dataclasses.replace(EVALS['own'], run=f'{__name__}:constant')
+    monkeypatch.setitem(EVALS, 'own', row)
+    monkeypatch.setattr(jepa_jax, 'load', lambda name, encoder: model)
+    folder = tmp_path / 'clips'
+    shutil.copytree(clips, folder)
+    c = small_config(folder)
+
+    def asked() -> dict:
+        return evaluate._evaluate(c, tmp_path, 'tiny', 'target')
+
+    first = asked()
+    monkeypatch.setattr(f'{__name__}.constant', lambda *_: pytest.fail('made again'))
+    assert asked() == first
+    last, moved = folder / 'red/11.png', folder / 'green/99.png'
+    kept, times = last.read_bytes(), last.stat().st_mtime_ns
+
+    def restore() -> None:
+        if moved.exists():
+            moved.rename(last)
+        last.write_bytes(kept)
+        os.utime(last, ns=(times, times))
+
+    for change in (
+        lambda: last.rename(moved),
+        lambda: (last.write_bytes(kept + b'0'), os.utime(last, ns=(times, times))),
+        lambda: os.utime(last, ns=(times, times + 1)),
+    ):
+        change()
+        with pytest.raises(ConfigError, match='the files have changed since; name another'):
+            asked()
+        restore()
+        assert asked() == first
+    stamp = dict(first)
+    del stamp['contents'], stamp['nets']  # of an older program
+    (tmp_path / 'report.json').write_text(json.dumps(stamp))
+    os.utime(last)
+    assert asked()['results'] == first['results']
+    restore()
+    probe = ProbeHead(PoolerConfig(24, 2, 1), {'a': 2}, {'w': np.zeros(3)})
+    monkeypatch.setattr(model, 'probe', probe)
+    (tmp_path / 'report.json').write_text(json.dumps(first))
+    with pytest.raises(ConfigError, match='holds an evaluation of other weights'):
+        asked()
 
 
 def test_two_models_are_compared_clip_by_clip(tmp_path):
@@ -251,3 +317,45 @@ def test_two_models_are_compared_clip_by_clip(tmp_path):
     np.savez(folders[1] / evaluate.OUTCOMES, sources=np.arange(1, 61).astype(str), knn=two)
     with pytest.raises(ConfigError, match='B was tested on other clips than A'):
         evaluate._together(reports, folders, OwnConfig())
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds(model, clips, tmp_path):
+    """The real command, alone and as two processes of two devices each: the same figures."""
+    save(model, tmp_path / 'model')
+    flags = [
+        '--config=configs/eval/own.py:smoke', f'--model={tmp_path}/model',
+        f'--config.data.train={clips}', '--config.data.frames=2', '--config.data.crop=32',
+        '--config.random_baseline=false',
+    ]  # fmt: skip
+    ports = socket.socket()
+    ports.bind(('localhost', 0))
+    address = f'localhost:{ports.getsockname()[1]}'
+    ports.close()
+
+    def start(workdir, devices: int, **more: str) -> subprocess.Popen:
+        environment = {
+            **os.environ, 'PYTHONPATH': str(ROOT), 'JAX_NUM_CPU_DEVICES': str(devices),
+            'JEPA_JAX_CACHE': str(tmp_path), 'JAX_COMPILATION_CACHE_DIR': '', **more,
+        }  # fmt: skip
+        command = [sys.executable, '-m', 'jepa_jax.evaluate', *flags, f'--workdir={workdir}']
+        return subprocess.Popen(command, cwd=ROOT, env=environment)
+
+    assert start(tmp_path / 'one', 1).wait(600) == 0
+    pair = [
+        start(
+            tmp_path / 'two',
+            2,
+            JEPA_JAX_COORDINATOR=address,
+            JEPA_JAX_PROCESSES='2',
+            JEPA_JAX_PROCESS=str(i),
+        )  # fmt: skip
+        for i in range(2)
+    ]
+    assert [each.wait(600) for each in pair] == [0, 0]
+    one, two = (json.loads((tmp_path / n / 'report.json').read_text()) for n in ('one', 'two'))
+    for name, figure in one['results'].items():
+        assert two['results'][name] == pytest.approx(figure, abs=1e-6), name
+    assert two['data']['read'] == 36
+    loaded = jepa_jax.load(tmp_path / 'model', probe=tmp_path / 'two/probe')
+    assert loaded.probe.labels == {'label': ('blue', 'green', 'red')}

@@ -264,7 +264,7 @@ def test_configs(arg):
 
 
 @pytest.fixture(scope='module')
-def small(quick_compiler):
+def small():
     """A model for the self-made pairs, never trained."""
     rest = dict(dtype=jnp.float32, remat='none')
     encoder = ViTConfig(24, 1, 2, image_size=32, frames=12, patch=8, **rest)

@@ -73,6 +73,32 @@ def test_each_head_is_as_if_trained_alone(probe, features, labels, monkeypatch):
             np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+def test_heads_are_the_same_wherever_they_lie(probe, features, labels, monkeypatch):
+    """Four heads on four devices, and two by two on one of two processes each."""
+    spread = fit(probe, features, labels)
+    devices = jax.local_devices()
+    monkeypatch.setattr(jax, 'local_devices', lambda: devices[:1])
+    alone = fit(probe, features, labels)
+    for ours, theirs in zip(jax.tree.leaves(spread.params), jax.tree.leaves(alone.params)):
+        assert ours.shape == theirs.shape
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    np.testing.assert_allclose(spread.losses, alone.losses, atol=1e-6)
+
+
+@pytest.mark.parametrize(('heads', 'processes', 'devices'), [(20, 1, 8), (20, 3, 4), (1, 2, 4)])
+def test_every_head_is_trained_and_comes_back(monkeypatch, heads, processes, devices):
+    local = jax.local_devices()[:devices]
+    monkeypatch.setattr(jax, 'local_devices', lambda: local)
+    monkeypatch.setattr(jax, 'process_count', lambda: processes)
+    parts = []
+    for index in range(processes):
+        monkeypatch.setattr(jax, 'process_index', lambda index=index: index)
+        own, mesh = probes._share(heads)
+        assert len(own) % mesh.size == 0 and len(own) == len(parts[0] if parts else own)
+        parts.append(own)
+    assert np.concatenate(parts)[probes._places(heads, len(parts[0]))].tolist() == [*range(heads)]
+
+
 def test_orders_take_every_row_once_an_epoch():
     plan = probes.orders(10, 6, 5, 0).ravel()
     for epoch in plan.reshape(3, 10):

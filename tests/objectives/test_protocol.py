@@ -19,8 +19,6 @@ from jepa_jax.sharding import VECTORS
 from jepa_jax.state import TrainState, init_state
 from jepa_jax.step import gradients, make_step
 
-pytestmark = pytest.mark.usefixtures('quick_compiler')
-
 WIDTH = 3
 OPTIM = dict(
     batch=4, steps=10, warmup=0, lr=0.1, final_lr=0.1, weight_decay=0.1, final_weight_decay=0.1,

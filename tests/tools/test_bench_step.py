@@ -50,7 +50,7 @@ def test_figures_of_a_small_step(tmp_path, capsys):
     assert 'MFU' in capsys.readouterr().out
 
 
-def test_recordings(quick_compiler):
+def test_recordings():
     """Another recipe, whose frozen encoder is no part of the state, is no other tool's business."""
     config = smoke(ActionConditionedConfig(name='ac', compute_dtype='float32'))
     result = bench_step.bench(config, steps=1, warmup=0)

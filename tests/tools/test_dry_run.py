@@ -188,7 +188,7 @@ def recordings(**ac) -> ActionConditionedConfig:
     return config
 
 
-def test_the_step_on_recordings(quick_compiler):
+def test_the_step_on_recordings():
     """Its own FLOPs, the frozen encoder, and nothing that a masked step would have."""
     config, devices = recordings(), jax.devices()[:2]
     result, _ = compiled.analyse(steps.settle(config, 2, 0.0), devices, 'two')

@@ -85,3 +85,28 @@ def test_the_command(tmp_path):
     for name in ('still', 'rank', 'order', 'sign x', 'sign y', 'sign z'):
         assert result[name]['low'] <= result[name]['mean'] <= result[name]['high'], name
         assert f'{name:8} {result[name]["mean"]:7.3f}' in done.stdout
+
+
+def rows(**lows) -> dict:
+    """Rows whose intervals begin at `lows`; None: no pair."""
+    names = ('still', 'rank', 'order', 'sign x', 'sign y', 'sign z')
+    values = {name: lows.get(name.replace(' ', '_'), 0.7) for name in names}
+    return {
+        name: {'mean': low or 0.0, 'low': low or 0.0, 'high': 1.0, 'pairs': 0 if low is None else 9}
+        for name, low in values.items()
+    }
+
+
+@pytest.mark.parametrize(
+    'lows, word, why',
+    [
+        ({}, 'knows actions', 'doing nothing'),
+        (dict(sign_y=0.4), 'partly', 'sign y 0.40 (0.40 to 1.00)'),
+        (dict(sign_z=None), 'partly', 'sign z: no pair moves along it'),
+        (dict(still=0.5, rank=0.5, order=0.0, sign_x=0.3, sign_y=0.3, sign_z=0.3),
+         'ignores actions', 'no figure is above chance'),
+    ],
+)  # fmt: skip
+def test_verdict(lows, word, why):
+    result = judge_energy.verdict(rows(**lows))
+    assert result[0] == word and why in result[1]

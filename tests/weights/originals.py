@@ -51,6 +51,40 @@ def predictor(d_encoder=96, d=48, depth=2, tokens=3) -> dict[str, tuple[int, ...
     }
 
 
+def dense_encoder(d=96, depth=4, hidden=384) -> dict[str, tuple[int, ...]]:
+    """Of V-JEPA 2.1. (reference: vjepa2_1 §8)"""
+    return {
+        'img_mod_embed': (1, 1, d),
+        'video_mod_embed': (1, 1, d),
+        'patch_embed.proj.weight': (d, 3, 2, 16, 16),
+        'patch_embed.proj.bias': (d,),
+        'patch_embed_img.proj.weight': (d, 3, 1, 16, 16),
+        'patch_embed_img.proj.bias': (d,),
+        **blocks('blocks', depth, d, hidden),
+        **{k: v for j in range(4) for k, v in norm(f'norms_block.{j}', d).items()},
+    }
+
+
+def dense_predictor(
+    d_encoder=96, d=48, depth=2, tokens=8, levels=4, out=0
+) -> dict[str, tuple[int, ...]]:
+    """Likewise; one level: as of the distilled B and L."""
+    embed = linear('predictor_embed', d_encoder, d)
+    if levels > 1:
+        embed = linear('predictor_embed.0', levels * d_encoder, d_encoder)
+        embed |= linear('predictor_embed.2', d_encoder, d)
+    return {
+        'img_mod_embed': (1, 1, d),
+        'video_mod_embed': (1, 1, d),
+        **{f'mask_tokens.{i}': (1, 1, d) for i in range(tokens)},
+        **embed,
+        **blocks('predictor_blocks', depth, d, 4 * d),
+        **norm('predictor_norm', d),
+        **linear('predictor_proj', d, out or levels * d_encoder),
+        **linear('predictor_proj_context', d, out or levels * d_encoder),
+    }
+
+
 def ac_predictor(d_encoder=96, d=64, depth=2) -> dict[str, tuple[int, ...]]:
     return {
         **linear('predictor_embed', d_encoder, d),
@@ -98,4 +132,15 @@ def released(**more) -> dict:
         'world_size': 128,
         'lr': np.float32(1e-3),
         **more,
+    }
+
+
+def dense_released(distilled: bool, **sizes) -> dict:
+    """The top level of a released file of V-JEPA 2.1."""
+    encoder = dense_encoder(**sizes)
+    d = sizes.get('d', 96)
+    student = dict(levels=1, out=2 * d) if distilled else {}
+    return {
+        'ema_encoder' if distilled else 'target_encoder': fill(encoder, 'module.backbone.'),
+        'predictor': fill(dense_predictor(d, **student), 'module.backbone.'),
     }

@@ -1,5 +1,6 @@
 """Files of other trainers, hostile folders, and numbers that are none."""
 
+import contextlib
 import json
 import math
 import os
@@ -13,6 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 import jepa_jax
 from jepa_jax import checkpoint, convert, doctor
+from jepa_jax.checkpoint import files as stored
+from jepa_jax.errors import BadFile
 from jepa_jax.weights import parts
 
 TINY = dict(crop=64, frames=8, heads=4, predictor_heads=2)
@@ -404,6 +407,15 @@ def test_forged_manifests(made, tmp_path, change, words):
     except ValueError:  # of the test's own last row: a config in place of an entry
         forge(folder, put('extra', 'model', 'encoder', 'config', []))
     refused(folder, words)
+
+
+def test_a_small_checkpoint_claims_little():
+    manifest = {'format': 2, 'step': 0, 'extra': {}}
+    manifest['files'] = {'x': {'bytes': 5000, 'sha256': ''}}
+    for shape, words in (([2**24], ''), ([2**24 + 1], 'ratio')):
+        manifest['leaves'] = {'a': {'shape': shape, 'dtype': 'float32'}}
+        with pytest.raises(BadFile, match=words) if words else contextlib.nullcontext():
+            assert not stored._misshapen('a', manifest)
 
 
 def test_a_description_never_runs_a_file(tmp_path):

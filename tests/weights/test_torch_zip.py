@@ -227,6 +227,7 @@ def test_shapes_that_claim_more_than_there_is(tmp_path):
         (0, (2**62, 2**62), (0, 0), 'decoded'),
         (0, (2**40,), (0,), 'decoded'),  # 4 TiB out of 4 bytes
         (0, (2**30,), (0,), 'ratio'),
+        (0, (2**25,), (0,), 'ratio'),  # 128 MiB
         (0, (10**400,), (0,), 'no such numbers'),
         (0, (True,), (1,), 'no such numbers'),
         (2**63, (0,), (1,), 'no such numbers'),

@@ -17,6 +17,11 @@ from jepa_jax.errors import BadFile, ConfigError
 
 HEADS = ('verb', 'noun', 'action')
 COLUMNS = ('video_id', 'start_frame', 'stop_frame', 'verb_class', 'noun_class')
+PARTS = (
+    ('EPIC_100_tail_verbs.csv', 'verb'),
+    ('EPIC_100_tail_nouns.csv', 'noun'),
+    ('EPIC_100_unseen_participant_ids_validation.csv', 'participant_id'),
+)
 BELOW = ['annotations', 'labels', 'epic-kitchens-100-annotations']
 
 
@@ -79,6 +84,44 @@ def rows_of(path: Path) -> list[Action]:
     return rows
 
 
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What the challenge scores beside the whole: clips of people that training does not have, and
+    rare classes; an action is rare if its verb or its noun is. (reference: evaluations.md §1.7)"""
+
+    verbs: frozenset[int] | None  # official numbers; None: the file is not there
+    nouns: frozenset[int] | None
+    people: frozenset[str] | None
+    notes: tuple[str, ...]
+
+    def of(self, row: Action) -> tuple[str, ...]:
+        """Those that a row counts in: `unseen`, or `HEAD tail`."""
+        verb = self.verbs is not None and row.verb in self.verbs
+        noun = self.nouns is not None and row.noun in self.nouns
+        both = self.verbs is not None and self.nouns is not None
+        unseen = self.people is not None and row.video.partition('_')[0] in self.people
+        holds = {'unseen': unseen, 'verb tail': verb, 'noun tail': noun}
+        holds['action tail'] = both and (verb or noun)
+        return tuple(name for name, here in holds.items() if here)
+
+
+def parts_of(folder: Path) -> Parts:
+    """From the official files, as far as they are there. Raises BadFile."""
+    found: list[frozenset | None] = []
+    notes = []
+    for name, column in PARTS:
+        try:
+            path = official(folder, [name], BELOW)
+        except ConfigError:
+            found.append(None)
+            notes.append(f'{name} is not there: no figures of that part')
+            continue
+        cells = [(line, row[column].strip()) for line, row in columns_of(path, [column])]
+        number = column != 'participant_id'
+        found.append(frozenset(whole(path, n, c, column) if number else c for n, c in cells))
+    return Parts(*found, tuple(notes))
+
+
 def place_of(video: str, videos: Path) -> str | None:
     """PID/videos/VID.MP4 or PID/VID.MP4."""
     person = video.partition('_')[0]
@@ -94,7 +137,7 @@ def read(folder: Path, videos: Path) -> LabelledSet:
     and noun training lacks, the original's filter leaves nothing: its action is below 0."""
     paths = {s: official(folder, [f'EPIC_100_{s}.csv'], BELOW) for s in ('train', 'validation')}
     tables = {split: rows_of(path) for split, path in paths.items()}
-    known = classes(tables['train'])
+    known, parts = classes(tables['train']), parts_of(folder)
     splits, missing, places = {}, {}, {}
     for split, rows in tables.items():
         splits[split], missing[split] = [], []
@@ -105,11 +148,13 @@ def read(folder: Path, videos: Path) -> LabelledSet:
             if places[row.video] is None:
                 missing[split].append(row.video)
             else:
-                splits[split].append(Record(places[row.video], label, (row.start, row.stop)))
+                among = parts.of(row) if split == 'validation' else ()
+                span = row.start, row.stop
+                splits[split].append(Record(places[row.video], label, span, among))
     names, notes = _names(folder, known)
     return LabelledSet(
         names, splits, {s: len(rows) for s, rows in tables.items()},
-        {s: path.name for s, path in paths.items()}, missing, notes=notes,
+        {s: path.name for s, path in paths.items()}, missing, notes=(*notes, *parts.notes),
     )  # fmt: skip
 
 

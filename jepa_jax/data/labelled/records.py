@@ -24,6 +24,7 @@ class Record:
     path: str
     label: tuple[int, ...]  # a class for each head
     frames: tuple[int, int] | None = None  # first and last, of a piece
+    among: tuple[str, ...] = ()  # figures of a part of the set that it counts in, beside the whole
 
 
 @dataclasses.dataclass(frozen=True)

@@ -163,6 +163,19 @@ def rescaled(name: str, states: np.ndarray, data: RobotConfig) -> np.ndarray:
     return states
 
 
+def as_recorded(states: np.ndarray, data: RobotConfig) -> np.ndarray:
+    """States [T, 7] in metres, radians and closedness -> in the units of the recordings: undoes
+    `rescaled`."""
+    turn = np.pi / 180 if data.angles == 'degrees' else 1.0
+    states = np.asarray(states, np.float64) / np.array([data.metres] * 3 + [turn] * 3 + [1.0])
+    if any(data.gripper_range):
+        opened, closed = data.gripper_range
+        states[:, 6] = opened + states[:, 6] * (closed - opened)
+    elif data.gripper == 'open':
+        states[:, 6] = 1 - states[:, 6]
+    return states
+
+
 def unit_problems(
     states: np.ndarray, data: RobotConfig, option: Callable[..., str] = as_option
 ) -> list[str]:

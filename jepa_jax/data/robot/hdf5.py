@@ -13,6 +13,10 @@ from jepa_jax import files
 from jepa_jax.data.robot.episodes import INSTALL
 from jepa_jax.errors import BadFile, ConfigError
 
+# filters that come with HDF5 and h5py; any other is a program that HDF5 would look for and load
+FILTERS = {
+    1: 'gzip', 2: 'shuffle', 3: 'fletcher32', 4: 'szip', 5: 'nbit', 6: 'scaleoffset', 32000: 'lzf',
+}  # fmt: skip
 LINKS = 8  # links in a file that lead on to others before they are refused
 
 
@@ -38,6 +42,12 @@ class Arrays:
                 raise BadFile(self._path, 'corrupt', f'{name} is no array')
             if node.external or node.is_virtual:
                 raise BadFile(self._path, 'outside', f'the numbers of {name} are in another file')
+            plan = node.id.get_create_plist()
+            for code, _, _, own in map(plan.get_filter, range(plan.get_nfilters())):
+                if code not in FILTERS:
+                    words = f'{name} needs filter {code} ({own.decode(errors="replace"):.40})'
+                    allowed = ', '.join(FILTERS.values())
+                    raise BadFile(self._path, 'unsupported', f'{words}: allowed are {allowed}')
             shape, dtype, chunks = node.shape, node.dtype, node.chunks
             if dtype.kind not in 'fiu' or len(shape or ()) not in (1, 2):
                 kind = f'{dtype} {list(shape or ())}'
@@ -89,6 +99,8 @@ def opened(path: Path) -> Iterator[Arrays]:
         raise ConfigError(f'HDF5 recordings: {INSTALL.format("h5py")}') from None
     files.size(path)
     with files.reading(path):
+        while h5py.h5pl.size():  # where HDF5 looks for filters, links of groups may need some, too
+            h5py.h5pl.remove(0)
         file = h5py.File(path, 'r')
     try:
         yield Arrays(path, file)

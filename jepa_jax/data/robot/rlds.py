@@ -10,9 +10,9 @@ import numpy as np
 
 from jepa_jax import files
 from jepa_jax.config import RobotConfig
+from jepa_jax.data import prepared
 from jepa_jax.data.robot.contract import as_contract
 from jepa_jax.data.robot.episodes import EncodedImages, Episode, state_of
-from jepa_jax.data.sources import prepared_folder, tfds_records
 from jepa_jax.errors import BadFile, ConfigError, nearest
 
 LOOKED_AT = 16  # episodes, for one whose names can be read
@@ -31,7 +31,9 @@ class Rlds:
         folder, _, split = data.path.partition(':')
         self._data, self._split = data, split or 'train'
         try:
-            self._folder = prepared_folder(os.path.expanduser(folder))
+            self._folder = prepared.folder_of(os.path.expanduser(folder))
+            self._packed = prepared.packed(self._folder)
+            self._length = len(self._records)
         except ConfigError as error:
             raise ConfigError(f'robot.path: {error}') from error
         if data.recorded_fps <= 0:
@@ -40,7 +42,6 @@ class Rlds:
                 'frames a second they have; DROID has 15'
             )
         self._columns = (data.columns or self.STATE).split(',')
-        self._length = len(self._records)
         if not self._length:
             raise ConfigError(f'robot.path = {data.path!r}: no episode')
         for index in range(min(self._length, LOOKED_AT)):  # names are the same in all
@@ -65,7 +66,7 @@ class Rlds:
 
     @functools.cached_property
     def _records(self):
-        return tfds_records(self._folder, self._split, 'steps')
+        return prepared.records(self._folder, self._split, 'steps')
 
     def _observation(self, index: int) -> dict[str, Any]:
         """The observations of an episode, a row a step. Raises BadFile."""
@@ -93,9 +94,15 @@ class Rlds:
         for key in (self._data.camera, *self._columns):
             if key not in observation:
                 raise BadFile(name, 'corrupt', f'no {key}; it has {", ".join(observation)}')
-        images = observation[self._data.camera]
-        if not len(images):
-            raise BadFile(name, 'no_frames')
+        with files.reading(name):
+            images, used = observation[self._data.camera], map(observation.get, self._columns)
+            if not (count := len(images)):
+                raise BadFile(name, 'no_frames')
+            if not all(isinstance(image, bytes) for image in images):
+                raise BadFile(name, 'no_camera', f'{self._data.camera} holds no image files')
+            size = sum(map(len, images)) + 8 * sum(np.size(values) for values in used)
+        files.bound(name, 'frames', count)
+        files.bound_decoded(name, size, self._packed)
         with files.reading(name, 'bad_state'):
             parts = [np.asarray(observation[key], np.float64) for key in self._columns]
             states = np.concatenate([a.reshape(len(images), -1) for a in parts], axis=1)

@@ -1,0 +1,143 @@
+# %% [markdown]
+# # Features, a picture of them, predictions, classes
+#
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/jepa_jax/blob/main/docs/demo.ipynb)
+#
+# From a video to features, offline and on a CPU, in about a minute. The videos are drawn here: a
+# handwritten digit and a ball go round each other among shapes that bounce.
+
+# %%
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+import jepa_jax  # in Colab first: !pip install git+https://github.com/OWNER/jepa_jax
+from jepa_jax import Fill
+from jepa_jax.data import synthetic
+from jepa_jax.evals.pictures import plot_features, plot_similarity
+
+# 'random:tiny' needs no file, and its features mean nothing: they are what a trained model has to
+# beat. With the weights of the release: 'vitl'. jepa_jax.models() shows all names.
+MODEL = 'random:tiny'
+FOLDER = Path(tempfile.mkdtemp())
+
+
+def show(path):
+    """The picture here in a notebook, its path in a script."""
+    if 'get_ipython' in globals():
+        from IPython.display import Image, display
+
+        display(Image(filename=str(path)))
+    else:
+        print(path)
+
+
+# %% [markdown]
+# ## A model and a video
+
+# %%
+model = jepa_jax.load(MODEL)
+print(model)
+
+# %%
+video = FOLDER / 'clip.mp4'
+synthetic.write(video, synthetic.video('test', 3))
+CROP = min(64, model.config.image_size)  # pixels: small, to be quick
+VIEW = {'frames': 8, 'crop': CROP, 'fps': synthetic.FPS}  # frames a second: each one of this video
+features = model.embed(video, **VIEW)
+print(features)
+
+# %% [markdown]
+# `tokens` has a vector for each tubelet of two frames and patch of pixels, of each window of eight
+# frames. `coords` says where in time and space each lies:
+
+# %%
+print('grid (time, y, x):', features.grid)
+seconds, y, x = features.coords[-1]
+print(f'last token: {seconds:.4f} s, y {y:.0f}, x {x:.0f}')
+
+# %% [markdown]
+# ## A picture of features
+#
+# The three leading principal components of the tokens as red, green and blue; and how alike every
+# token is to the one in the middle of the first frames.
+
+# %%
+tokens = features.tokens[0].reshape(*features.grid, -1)
+plot_features(features.clips[0], tokens, FOLDER / 'pca.png', title=f'{MODEL}: features')
+show(FOLDER / 'pca.png')
+
+# %%
+plot_similarity(features.clips[0], tokens, FOLDER / 'alike.png', title=f'{MODEL}: likeness')
+show(FOLDER / 'alike.png')
+
+# %% [markdown]
+# ## A prediction
+#
+# The encoder sees the first half of a window; the predictor says what features the second half
+# will have. Judged by the mean absolute error beside two baselines that need no predictor: each
+# place keeps the features it had last, and the mean of what was seen.
+
+
+# %%
+def judge(path):
+    """Mean absolute errors of what is predicted of the second half."""
+    half = features.grid[0] // 2
+    result = model.predict(path, Fill.after(features.grid, half), **VIEW)
+    true = features.tokens[0][result.ids]
+    seen = result.context[0]
+    last = np.resize(seen[-np.prod(features.grid[1:]) :], true.shape)  # again and again
+    guesses = {
+        'the predictor': result.tokens[0],
+        'nothing changes': last,
+        'the mean': seen.mean(0),
+    }
+    return {name: float(np.abs(true - guess).mean()) for name, guess in guesses.items()}
+
+
+if model.predictor is None:
+    print(f'{MODEL} is an encoder alone')
+else:
+    for name, error in judge(video).items():
+        print(f'{name:16} {error:.3f}')
+
+# %% [markdown]
+# ## Classes
+#
+# Which way do digit and ball go round, clockwise or not? No single frame tells, since each clip
+# played backwards is one of the other class. A logistic regression learns from the mean over the
+# tokens of 120 clips and is judged on 80 others, beside one that learns from pixels; chance is
+# half.
+
+# %%
+from sklearn.linear_model import LogisticRegression  # noqa: E402
+from sklearn.pipeline import make_pipeline  # noqa: E402
+from sklearn.preprocessing import StandardScaler  # noqa: E402
+
+view = jepa_jax.preprocessor(crop=CROP)
+
+
+def clips_of(split, count):
+    """Clips uint8 [n, 8, crop, crop, 3] and their motion, True for clockwise."""
+    clips = np.stack([view(synthetic.video(split, i)[::3]) for i in range(count)])
+    motions = [synthetic.labels(i)['motion'] for i in range(count)]
+    return clips, np.array(motions) == 'clockwise'
+
+
+def mean_features(clips):
+    """[n, D]"""
+    parts = [model.encoder(clips[i : i + 20]).mean(axis=1) for i in range(0, len(clips), 20)]
+    return np.concatenate(parts)
+
+
+(train, train_labels), (test, test_labels) = clips_of('train', 120), clips_of('test', 80)
+for name, read in (('features', mean_features), ('pixels', lambda c: c.reshape(len(c), -1) / 255)):
+    reader = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
+    right = reader.fit(read(train), train_labels).score(read(test), test_labels)
+    spread = 1.96 * (right * (1 - right) / len(test)) ** 0.5
+    print(f'{name:9} {right:.0%} right, +- {spread:.0%} with {len(test)} clips')
+
+# %% [markdown]
+# What a trained encoder makes of the same question, and of others, stands in the README; your own
+# videos and labels are asked by `python -m jepa_jax.evaluate --config=configs/eval/own.py`.

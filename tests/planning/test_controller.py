@@ -1,0 +1,267 @@
+"""A controller in a world whose geometry is known: a picture's first pixel is the tool's place, in
+steps of 1/255 m, and that is what the model sees."""
+
+import dataclasses
+import io
+import json
+import pathlib
+import sys
+import threading
+import urllib.error
+import urllib.request
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jepa_jax
+from jepa_jax import serve_robot
+from jepa_jax.config import RobotConfig
+from jepa_jax.data.robot.contract import as_recorded, rescaled
+from jepa_jax.errors import PlanError
+from jepa_jax.plan import PLANNERS
+from jepa_jax.planning import cem
+from jepa_jax.planning.controller import Robot
+
+BOX = (0.0, 1.0, 0.0, 1.0, 0.0, 1.0)
+SETTINGS = dict(samples=64, iterations=6, elites=8, max_step=0.1)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class World:
+    follows: jax.Array  # 1: features move as the tool does; 0: nothing that is done is seen
+
+    def rollout(self, context, actions):
+        ends = context.features[-1] + self.follows * jnp.cumsum(actions[..., None, :3], axis=1)
+        return ends, context.states[-1] + jnp.cumsum(actions, axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Agent:
+    world_model: World = World(jnp.float32(1))
+    encoder: dict = dataclasses.field(default_factory=dict)
+    about: tuple[str, ...] = ('a world of one point',)
+
+    def fit(self, images):
+        return images
+
+    def encode(self, images):
+        return self.features({}, jnp.asarray(images))
+
+    def features(self, params, images):
+        return images[:, 0, :1].astype(jnp.float32) / 255
+
+
+def robot(**changes) -> Robot:
+    fields = dict(name='toy', agent=Agent(), units=RobotConfig(), rate=4.0, measured=None,
+                  ended=None)  # fmt: skip
+    return Robot(**{**fields, **changes})
+
+
+def picture(place) -> np.ndarray:
+    image = np.zeros((4, 4, 3), np.uint8)
+    image[0, 0] = np.round(np.asarray(place) * 255)
+    return image
+
+
+def pose(place) -> np.ndarray:
+    return np.array([*place, 0, 0, 0, 0.0])
+
+
+@pytest.mark.parametrize('planner', PLANNERS)
+def test_reaches_the_goal_and_says_so(planner):
+    goal, place = np.array([0.5, 0.4, 0.3]), np.array([0.2, 0.4, 0.35])
+    controller = robot().controller(picture(goal), workspace=BOX, planner=planner, **SETTINGS)
+    verdicts = []
+    for _ in range(12):
+        step = controller.step(picture(place), pose(place))
+        assert np.abs(step.action[:3]).max() <= 0.1 + 1e-6
+        np.testing.assert_allclose(step.target[:3], place + step.action[:3], rtol=0, atol=1e-6)
+        apart = np.abs(picture(place)[0, 0].astype(float) - picture(goal)[0, 0]).mean() / 255
+        assert step.distance == pytest.approx(apart, abs=1e-6)
+        assert step.still == pytest.approx(apart, abs=1e-6)  # doing nothing leaves it there
+        verdicts.append(step.verdict)
+        if step.verdict == 'arrived':
+            break
+        place = step.target[:3]
+    assert np.abs(place - goal).max() < 0.02
+    assert verdicts[:3] == ['move'] * 3 and verdicts[-3:] == ['hold', 'hold', 'arrived']
+    controller.reset(picture((0.9, 0.4, 0.3)))
+    assert controller.step(picture(place), pose(place)).verdict == 'move'
+
+
+def test_no_step_leaves_the_workspace_and_one_a_little_outside_is_led_back():
+    """One program, wherever it starts; the goal lies beyond the wall at x = 0.6."""
+    box = (0.0, 0.6, 0.0, 1.0, 0.0, 1.0)
+    controller = robot().controller(picture((1, 0.5, 0.5)), workspace=box, **SETTINGS)
+    for x, expected in ((0.45, 0.55), (0.56, 0.6), (0.63, 0.6)):
+        step = controller.step(picture((x, 0.5, 0.5)), pose((x, 0.5, 0.5)))
+        assert step.target[0] == pytest.approx(expected, abs=2e-3) and step.target[0] <= 0.6 + 1e-6
+    with pytest.raises(PlanError, match='x = 0.8 m is outside of the workspace, 0 to 0.6 m, by'):
+        controller.step(picture((0.8, 0.5, 0.5)), pose((0.8, 0.5, 0.5)))
+
+
+def test_what_is_left_of_a_plan_is_where_the_next_search_begins():
+    """A single sample with no iteration to learn from: the search can return nothing else."""
+    first = jnp.array([[0.05, 0.02, 0.0, 0.0], [0.01, 0.0, 0.0, 0.5]])
+    planner = cem.CEM(cem.end_effector(0.1), samples=2, elites=2, iterations=1, horizon=2,
+                      momentum_mean=1.0)  # fmt: skip
+    context = cem.Context(jnp.zeros((1, 1, 3)), jnp.zeros((1, 7)))
+    goal = cem.Goal(jnp.ones((1, 3)))
+    actions, _ = planner.solve(World(jnp.float32(1)), context, goal, jax.random.key(0), first=first)
+    np.testing.assert_allclose(actions[:, [0, 1, 2, 6]], first, rtol=0, atol=1e-7)
+
+
+def test_an_old_picture_and_one_that_stands_still_move_nothing():
+    controller = robot().controller(picture((0.9, 0.5, 0.5)), workspace=BOX, **SETTINGS)
+    image = picture((0.2, 0.5, 0.5))
+    assert controller.step(image, pose((0.2, 0.5, 0.5))).verdict == 'move'
+    same = controller.step(image, pose((0.2, 0.5, 0.5)))  # and the robot did not move either
+    assert same.verdict == 'move'
+    frozen = controller.step(image, pose((0.3, 0.5, 0.5)))
+    assert frozen.verdict == 'stale' and 'moved by 0.1' in frozen.why and not frozen.action.any()
+    np.testing.assert_array_equal(frozen.target, pose((0.3, 0.5, 0.5)))
+    for age in (0.3, float('nan')):
+        old = controller.step(picture((0.3, 0.5, 0.5)), pose((0.3, 0.5, 0.5)), age=age)
+        assert old.verdict == 'stale' and 'may be 0.25' in old.why
+
+
+def test_a_model_that_ignores_actions_moves_nothing():
+    blind = robot(agent=Agent(World(jnp.float32(0))))
+    goal, start = picture((0.9, 0.5, 0.5)), (picture((0.2, 0.5, 0.5)), pose((0.2, 0.5, 0.5)))
+    step = blind.controller(goal, workspace=BOX, **SETTINGS).step(*start)
+    assert step.verdict == 'ignores actions' and not step.action.any()
+    ended = dataclasses.replace(blind, ended=('ignores actions', 'it ignores actions'))
+    with pytest.raises(PlanError, match="run 'toy' ended: it ignores actions"):
+        ended.controller(goal, workspace=BOX, **SETTINGS)
+    forced = ended.controller(goal, workspace=BOX, force=True, **SETTINGS)
+    assert forced.step(*start).verdict == 'hold'  # no plan is better than doing nothing
+
+
+UNITS = [
+    (dict(metres=0.001, angles='degrees'), [500, 250, 100, 90, 0, 45, 0.25]),
+    (dict(gripper='open'), [0.5, 0.25, 0.1, np.pi / 2, 0, np.pi / 4, 0.75]),
+    (dict(gripper_range=(255.0, 0.0)), [0.5, 0.25, 0.1, np.pi / 2, 0, np.pi / 4, 191.25]),
+]
+
+
+@pytest.mark.parametrize('units, recorded', UNITS)
+def test_poses_come_and_go_in_the_units_of_the_robot(units, recorded):
+    meant = [[0.5, 0.25, 0.1, np.pi / 2, 0, np.pi / 4, 0.25]]
+    data = RobotConfig(**units)
+    np.testing.assert_allclose(as_recorded(meant, data), [recorded], rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(rescaled('', [recorded], data), meant, rtol=1e-12, atol=1e-12)
+    if data.metres == 1:
+        return  # one program is enough
+    box = np.array(BOX) / data.metres
+    own = robot(units=data).controller(picture((0.5, 0.25, 0.9)), workspace=box, **SETTINGS)
+    step = own.step(picture((0.5, 0.25, 0.1)), recorded)
+    assert step.action[2] == pytest.approx(0.1, abs=2e-3)
+    expected = (0.1 + step.action[2]) / data.metres
+    assert step.target[2] == pytest.approx(expected, rel=1e-6)
+    np.testing.assert_allclose(step.target[3:6], recorded[3:6], rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    'settings, words',
+    [
+        (dict(workspace=(0, 1, 0, 1)), 'workspace 0,1,0,1: must be x0,x1,y0,y1,z0,z1'),
+        (dict(planner='best'), "planner 'best': allowed are cem, mppi, adam, cem_adam"),
+        (dict(elites=100), 'elites 100: must be from 2 to samples = 64'),
+        (dict(max_step=-1), 'max_step -1: must be finite'),
+        (dict(gain=1.0), 'gain 1: must be from 0'),
+        (dict(patience=0), 'patience 0: must be at least 1'),
+        (dict(goal=np.zeros((4, 4, 3))), r'picture: float64 \[4, 4, 3\], must be uint8'),
+        (dict(goal_state=[0.0] * 6), r'states have shape \[1, 6\], must have \[T, 7\]'),
+    ],
+)
+def test_settings_that_cannot_be(settings, words):
+    asked = {'goal': picture((0.5, 0.5, 0.5)), 'workspace': BOX, **SETTINGS, **settings}
+    with pytest.raises(PlanError, match=words):
+        robot().controller(**asked)
+
+
+@pytest.mark.parametrize(
+    'state, words',
+    [
+        ([0.5, 0.5, 0.5, 0, 0, 0, 200.0], 'closedness of the gripper must be from 0'),
+        ([500, 300, 200, 0, 0, 0, 0], 'millimetres'),
+        ([0.5, 0.5, np.nan, 0, 0, 0, 0], 'z of frame 0 is nan'),
+        (['a'] * 7, 'must be numbers'),
+    ],
+)
+def test_poses_that_cannot_be(state, words):
+    controller = robot().controller(picture((0.5, 0.5, 0.5)), workspace=BOX, **SETTINGS)
+    with pytest.raises(PlanError, match=words):
+        controller.step(picture((0.5, 0.5, 0.5)), state)
+
+
+def test_the_planners_of_the_commands_are_those_there_are():
+    assert tuple(cem.PLANNERS) == PLANNERS
+
+
+def test_a_model_without_weights_says_what_it_is():
+    loaded = jepa_jax.Robot.load('random:tiny', size=(32, 32))
+    assert 'RANDOM' in repr(loaded) and loaded.rate == 4
+    rng = np.random.default_rng(0)
+    goal, image = rng.integers(0, 256, (2, 40, 56, 3), np.uint8)
+    controller = loaded.controller(goal, workspace=BOX, samples=8, iterations=2, elites=2)
+    assert controller.step(image, [0.5, 0.5, 0.5, 0, 0, 0, 0]).verdict == 'ignores actions'
+    with pytest.raises(PlanError, match='meters: allowed are metres, angles, gripper'):
+        jepa_jax.Robot.load('random:tiny', meters=1.0)
+    with pytest.raises(PlanError, match="angles 'rad': allowed are radians, degrees"):
+        jepa_jax.Robot.load('random:tiny', angles='rad')
+
+
+@pytest.fixture
+def server():
+    made = serve_robot.serve(robot(), {'workspace': BOX, **SETTINGS}, '127.0.0.1', 0)
+    with made:
+        thread = threading.Thread(target=made.serve_forever)
+        thread.start()
+        yield f'http://127.0.0.1:{made.server_port}'
+        made.shutdown()
+        thread.join()
+
+
+def test_another_process_asks_over_http(server, monkeypatch):
+    monkeypatch.syspath_prepend(str(pathlib.Path(__file__).resolve().parents[2] / 'examples'))
+    from robot_client import Planner
+
+    planner = Planner(server)
+    start = picture((0.2, 0.4, 0.35)), pose((0.2, 0.4, 0.35))
+    with pytest.raises(RuntimeError, match='no goal: POST /goal first'):
+        planner.step(*start)
+    assert planner.goal(picture((0.5, 0.4, 0.3)))['compile_seconds'] > 0
+    step = planner.step(*start)
+    own = robot().controller(picture((0.5, 0.4, 0.3)), workspace=BOX, **SETTINGS).step(*start)
+    assert step['verdict'] == 'move' and step['action'] == own.action.tolist()
+    assert step['target'] == own.target.tolist() and step['energy'] == own.energy
+    assert planner.step(*start, age=9.0)['energy'] is None
+    with pytest.raises(RuntimeError, match='must have'):
+        planner.step(start[0], [0.0] * 6)
+    with urllib.request.urlopen(server) as answer:
+        assert json.load(answer)['model'] == 'toy'
+    planner._connection.close()
+    del sys.modules['robot_client']
+
+
+def test_requests_that_are_none(server):
+    """One line each, and the server goes on."""
+    body = io.BytesIO()
+    np.savez(body, state=np.zeros(7))
+    for path, content, words in (
+        ('/goal', b'PK nothing', 'request'),
+        ('/goal', b'', 'request'),
+        ('/goal', body.getvalue(), 'no array image'),
+        ('/other', b'x', '/other'),
+    ):
+        request = urllib.request.Request(server + path, data=content)
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request)
+        assert refused.value.code == 400
+        answer = json.loads(refused.value.read())['error']
+        assert words in answer and len(answer.splitlines()) == 1
+        refused.value.close()
