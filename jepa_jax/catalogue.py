@@ -33,8 +33,7 @@ class Row:
         """As text."""
         file = f'{self.nbytes / 1e9:.2g} GB' if self.nbytes else 'none'
         file += ', here' if self.here else ' or more' if self.nbytes else ''
-        millions = self.parameters / 1e6
-        count = f'{millions:.3g} M' if millions < 1000 else f'{millions:,.0f} M'
+        count = f'{float(f"{self.parameters / 1e6:.3g}"):,g} M'
         return self.name, count, f'{self.crop}', file, ', '.join(self.does)
 
 

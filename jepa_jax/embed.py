@@ -24,7 +24,9 @@ import argparse
 import collections
 import pathlib
 import sys
+import time
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from jepa_jax import cli
@@ -223,14 +225,12 @@ def _embed(model, listed, output, pictures, options, failed, partly) -> None:
 class _Progress:
     """Files done and time left: a bar on a terminal, else a line a minute."""
 
-    def __init__(self, total: int):
-        import time
-
+    def __init__(self, total: int, clock: Callable[[], float] = time.monotonic):
         from tqdm import tqdm
 
         self._bar = tqdm(total=total, unit='file', disable=None)
-        self._total, self._clock, self._format = total, time.monotonic, tqdm.format_interval
-        self._began = self._said = self._clock()
+        self._total, self._clock, self._format = total, clock, tqdm.format_interval
+        self._began = self._said = clock()
         self._done = self.windows = 0
 
     def update(self) -> None:

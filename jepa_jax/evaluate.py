@@ -5,7 +5,9 @@
 The workdir gets report.json (results and baselines, each with its 95 % interval) and pictures. A
 finished evaluation of the same weights, settings and files started again shows its report. With
 several --model the results have what each reader gains from the first to the others, paired by
-clip. Several processes (see jepa_jax.distributed) make features and train probes together.
+clip. Several processes (see jepa_jax.distributed) make features and train probes together. With
+--watch an evaluation that can (anomaly) then judges what arrives in a folder, from a camera or on
+standard input, until it is stopped.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from jepa_jax import cli, distributed
 from jepa_jax.config import EvalConfig, layouts
@@ -29,9 +32,10 @@ SHARED = ('features', 'probe')  # folders of a workdir that all processes write
 
 
 def evaluate(
-    config: EvalConfig, workdir: str, config_file: str, models: list[str], encoder: str
+    config: EvalConfig, workdir: str, config_file: str, models: list[str], encoder: str, watch: str
 ) -> None:
-    """Runs `config` on the models and prints the report; several are compared clip by clip.
+    """Runs `config` on the models and prints the report; several are compared clip by clip. Then
+    watches a place, if one is given.
 
     Raises:
       ConfigError: settings that cannot work, or the workdir holds another evaluation.
@@ -40,14 +44,20 @@ def evaluate(
     del config_file
     from jepa_jax import evals
 
-    evals.of(config)  # before the imports that take seconds
+    row = evals.of(config)  # before the imports that take seconds
     if complaint := next(layouts.missing_sets(config, workdir), None):
         raise ConfigError(complaint)
     for model in models:
         names.check(model)
     from jepa_jax import start
+    from jepa_jax.errors import UsageError
+    from jepa_jax.lookup import load
     from jepa_jax.workdir import lock, write_json
 
+    if watch and not row.watch:
+        raise UsageError(f"--watch: evaluation '{config.evaluation}' judges nothing that arrives")
+    if watch and len(models) > 1:
+        raise UsageError(f'--watch takes one --model, found {len(models)}')
     if twice := [name for name in models if models.count(name) > 1]:
         raise ConfigError(f'--model {twice[0]} is named twice')
     start.logging_to_terminal()
@@ -55,17 +65,19 @@ def evaluate(
     place = Path(workdir).absolute()
     with distributed.session(), distributed.first(lock(place)), _mine(place, len(models)) as folder:
         if len(models) == 1:
-            report = _evaluate(config, folder, models[0], encoder)
+            report, loaded = _evaluate(config, folder, models[0], encoder)
         else:
             folders = [folder / f'model{i}' for i in range(1, len(models) + 1)]
             for each in folders:
                 each.mkdir(exist_ok=True)
-            reports = [_evaluate(config, f, m, encoder) for f, m in zip(folders, models)]
+            reports = [_evaluate(config, f, m, encoder)[0] for f, m in zip(folders, models)]
             report = _together(reports, folders, config)
             write_json(folder / FILE, report)
         if folder == place:  # process 0
             show(report)
-            print(f'report: {folder / FILE}')
+            print(f'report: {folder / FILE}', flush=True)
+        if watch and folder == place:
+            load(row.watch)(loaded, config, folder, watch)
 
 
 @contextlib.contextmanager
@@ -89,12 +101,13 @@ def _mine(folder: Path, models: int) -> Iterator[Path]:
         yield Path(scratch)
 
 
-def _evaluate(config: EvalConfig, folder, model: str, encoder: str) -> dict:
-    """The report of one model, from the folder if it is there."""
+def _evaluate(config: EvalConfig, folder, model: str, encoder: str) -> tuple[dict, Any]:
+    """The report of one model, from the folder if it is there, and the model."""
     import dataclasses
     import json
     import time
 
+    import jax
     import numpy as np
 
     import jepa_jax
@@ -105,7 +118,7 @@ def _evaluate(config: EvalConfig, folder, model: str, encoder: str) -> dict:
 
     row, began = evals.of(config), time.monotonic()
     loaded = jepa_jax.load(model, encoder=encoder)
-    for line in loaded.about:
+    for line in () if jax.process_index() else loaded.about:
         print(line)
     about = {
         'evaluation': config.evaluation,
@@ -136,7 +149,7 @@ def _evaluate(config: EvalConfig, folder, model: str, encoder: str) -> dict:
                 raise ConfigError(
                     f'workdir {folder}: holds an evaluation of {words}; name another --workdir'
                 )
-        return report
+        return report, loaded
     results = load(row.run)(loaded, config, folder)
     figures = {
         group: {name: dataclasses.asdict(f) for name, f in getattr(results, group).items()}
@@ -154,7 +167,7 @@ def _evaluate(config: EvalConfig, folder, model: str, encoder: str) -> dict:
         'seed': config.seed,
     }
     write_json(path, report)
-    return report
+    return report, loaded
 
 
 def _together(reports: list[dict], folders: list, config: EvalConfig) -> dict:
@@ -224,6 +237,10 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add(
         '--model', required=True, action='append', dest='models', metavar='NAME_OR_PATH',
         help='what `jepa_jax.load` takes; several are compared',
+    )  # fmt: skip
+    add(
+        '--watch', default='', metavar='PLACE',
+        help='a folder, a camera as /dev/video0, or - (nothing: the report alone)',
     )  # fmt: skip
     add('--encoder', choices=('target', 'online'), default='target', help='of a run with both')
 

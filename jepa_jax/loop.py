@@ -27,6 +27,7 @@ from jepa_jax.optim import Optimizer
 from jepa_jax.sharding import put_batch
 from jepa_jax.state import TrainState
 from jepa_jax.step import first_nonfinite, make_step
+from jepa_jax.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -254,6 +255,7 @@ def fit(
     every, total = config.logging, config.optim.steps
     first = n = logged = int(jax.device_get(state.step))
     clock, interval, compiled = Clock(), Clock(), set()
+    watch = Watch(objective.verdict, metrics.rows())
     looked = False  # whether health was measured before, so that its program is there
 
     def save() -> None:
@@ -354,6 +356,8 @@ def fit(
                 lap('evals')
             if row is not None:
                 metrics.write(n, row)
+                for words in watch.see(row):
+                    log.warning('step %d: %s', n, words)
                 lap('health')
             stop = distributed.largest(2 if trouble else 1 if received else 0)
             lap('agree')

@@ -108,7 +108,7 @@ class Metrics:
         self._file = self._events = self._bar = None
         if jax.process_index() != 0:
             return
-        path = pathlib.Path(workdir) / FILE
+        self._path = path = pathlib.Path(workdir) / FILE
         _cut_back(path, start_step)
         self._file = path.open('ab', buffering=0)
         self._events = _Events.open(pathlib.Path(workdir) / 'tensorboard', start_step)
@@ -148,6 +148,10 @@ class Metrics:
         if self._events is not None and not self._events.write(step, row):
             self._events = None
         self._show(step, row)
+
+    def rows(self) -> list[dict[str, float]]:
+        """Those of the steps before; none in processes other than 0."""
+        return read(self._path.parent) if self._file is not None else []
 
     def close(self) -> None:
         """Ends the bar and closes the files."""

@@ -85,7 +85,13 @@ def make_step(
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         # a branch, not a choice between two states: XLA then updates the donated one in place and
         # needs no memory for another (0.1 instead of 2.7 times the parameters beside the gradients)
-        new = jax.lax.cond(finite, update, lambda state, *_: state, state, grads, loss)
+        new = jax.lax.cond(
+            finite,
+            lambda state, grads: update(state, grads, loss),  # which only a guard looks at
+            lambda state, grads: state,
+            state,
+            grads,
+        )
         metrics = {
             **metrics,
             'loss': loss,

@@ -55,6 +55,11 @@ def golden_benchmark() -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope='session')
+def golden_tasks() -> dict[str, np.ndarray]:
+    return dict(np.load(HERE / 'golden/evaluations_dense.npz'))
+
+
+@pytest.fixture(scope='session')
 def runs(tmp_path_factory):
     import small_run
 

@@ -24,7 +24,6 @@ from jepa_jax.weights.tables import Leaf
 from jepa_jax.weights.write import write
 
 VIT = ViTConfig(48, 2, 3, image_size=32, frames=4, dtype=jnp.float32)
-pytestmark = pytest.mark.usefixtures('quick_compiler')
 READ = ('--model', 'mine', '--frames', '4', '--fps', '8')
 
 
@@ -192,6 +191,20 @@ def test_warned_in_one_line(typed):
     assert status == 0 and lines == [
         'warning: 8 frames, 48 x 48 pixels, 4 frames a second: the model was trained on at most 4 '
         'frames of 32 x 32 pixels at 8 a second'
+    ]
+
+
+def test_a_log_says_how_long_it_takes(capsys):
+    """A line a minute, with the time left at the rate so far."""
+    seconds = iter((0, 30, 70, 100, 140))
+    bar = command._Progress(1000, clock=lambda: next(seconds))
+    bar.windows = 5
+    for _ in range(4):
+        bar.update()
+    bar.close()
+    assert capsys.readouterr().out.splitlines() == [
+        '2 of 1,000 files, 5 windows, 9:42:10 left',  # 998 times 35 s
+        '4 of 1,000 files, 5 windows, 9:41:00 left',
     ]
 
 

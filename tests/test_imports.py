@@ -27,7 +27,7 @@ FLOORS = (
     ('nets', 'checkpoint', 'released'),
     ('models.*', 'masks'),
     ('data', 'flops', 'weights.parts'),
-    ('objectives', 'health', 'metrics'),
+    ('objectives', 'health', 'metrics', 'watch'),
     ('optim', 'state', 'step', 'build', 'weights.*', 'describe'),
     ('memory', 'golden', 'inputs', 'outputs', 'predictions', 'encoder', 'model', 'embedded'),
     ('pretrained', 'objectives.programs', 'origin', 'loop'),

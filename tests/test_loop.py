@@ -65,8 +65,8 @@ class Stream:
 
     facts = {'seen': {'episodes': 3}}
 
-    def __init__(self, tell, end: int = 10**6, failures: int = 0):
-        self._tell, self.end, self.failures = tell, end, failures
+    def __init__(self, tell, end: int = 10**6, failures: int = 0, jump: int = -1):
+        self._tell, self.end, self.failures, self.jump = tell, end, failures, jump
         self.asked = []
 
     def shapes(self, step: int) -> tuple:
@@ -83,6 +83,7 @@ class Stream:
             if step >= self.end:
                 raise DataError(f'record {step} cannot be read')
             rows = np.random.default_rng(step).normal(size=(BATCH, 2)).astype(np.float32)
+            rows *= 100 if step == self.jump else 1
             failed = self.failures if step >= 3 else 0
             yield Host(rows, (Failure(),) * failed, BATCH + failed)
 
@@ -371,3 +372,10 @@ def test_a_run_ends_when_too_many_updates_are_left_out(monkeypatch, tmp_path):
     assert state.step == step < 40 and state.opt_state[-1].skipped == 2
     rows = metrics.read(tmp_path / 'run')
     assert [row['skipped'] for row in rows] == sorted(row['skipped'] for row in rows)
+
+
+def test_a_loss_that_leaves_its_range_is_said_when_it_does(monkeypatch, tmp_path, caplog):
+    Run(monkeypatch, tmp_path / 'run', jump=14).fit(18)
+    said = [r.getMessage() for r in caplog.records if r.levelname == 'WARNING']
+    assert any(words.startswith('step 15: loss is ') for words in said)
+    assert all(words.startswith('step 15: ') for words in said)

@@ -138,7 +138,7 @@ def test_layers_from_the_end(model):
             model.embed(video, layers=layers, **NONE)
 
 
-def test_the_encoder_in_jit_and_grad(quick_compiler):
+def test_the_encoder_in_jit_and_grad():
     """Against differences: the gradient along a direction, of parameters and of pixels."""
     config = ViTConfig(24, 1, 2, patch=8, dtype=jnp.float32)
     encoder = Encoder(config, jax.jit(net_of(ViT, config).init)(jax.random.key(0)))
@@ -326,6 +326,7 @@ def test_the_table_of_models(tmp_path, monkeypatch):
     assert len(lines) == 1 + len(rows) and lines[0].startswith('name ')
     (line,) = (line for line in lines if line.startswith('vitl '))
     assert '304 M' in line and 'GB or more' in line
+    assert any(line.startswith('vitg ') and ' 1,010 M ' in line for line in lines)
 
 
 def test_saved_and_loaded_again(model, tmp_path):

@@ -38,6 +38,27 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         return rgb(path, image)
 
 
+def read_values(path: str | os.PathLike) -> np.ndarray:
+    """The numbers that a picture's file holds, as labels and distances are kept: indices of its
+    palette, or grey of 8 or 16 bits, `[H, W]` uint8 or uint16. Raises BadFile."""
+    with _opened(path) as (image, _):
+        mode = image.mode
+        stored = image.tile[0].args if image.tile else mode
+        if mode not in ('P', 'L', '1', 'I') and not mode.startswith('I;16'):
+            words = 'a palette, or grey of 8 or 16 bits'
+            raise BadFile(path, 'bad_units', f'{_WORDS.get(mode, mode)}: must be {words}')
+        if mode == 'L' and stored in ('L;2', 'L;4'):  # which Pillow would stretch to 8
+            raise BadFile(path, 'bad_units', f'grey of {stored[2:]} bits: must be 8 or 16')
+        with pillow.reading(path):
+            image.load()
+            values = np.array(image)
+    if mode == 'I':  # grey of 16 bits in older versions of Pillow
+        if values.size and not 0 <= values.min() <= values.max() < 2**16:
+            raise BadFile(path, 'bad_units', 'whole numbers of 32 bits: must be 8 or 16')
+        return values.astype(np.uint16)
+    return values.astype(np.uint16) if mode.startswith('I;16') else values.astype(np.uint8)
+
+
 def image_of(name: str, encoded: bytes) -> np.ndarray:
     """An image file's content -> RGB uint8 `[H, W, 3]` as stored. Raises BadFile of that name."""
     file = io.BytesIO(encoded)

@@ -186,11 +186,11 @@ def _scene(image: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray
     Colours vary little from clip to clip: what marks a whole clip is the easiest thing to predict
     of a masked token, and a small encoder would learn little else.
     """
-    clip = _background(rng)
+    clip = background(rng)
     centres, radii = _bounce(BOUNCING, rng)
     shapes = [
         (
-            _shape(SHAPES[rng.integers(len(SHAPES))], centres[:, i], radii[i], rng),
+            shape(SHAPES[rng.integers(len(SHAPES))], centres[:, i], radii[i], rng),
             rng.uniform(*SHAPE),
         )
         for i in range(BOUNCING)
@@ -205,7 +205,7 @@ def _scene(image: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray
     return np.round(255 * np.clip(clip, 0, 1)).astype(np.uint8)
 
 
-def _background(rng: np.random.Generator) -> np.ndarray:
+def background(rng: np.random.Generator) -> np.ndarray:
     """A cloudy texture between two colours that drifts slowly, float32 `[T, S, S, 3]`."""
     noise = rng.standard_normal((SIZE, SIZE))
     field = sum(ndimage.gaussian_filter(noise, s, mode='wrap') * s for s in (3, 8))
@@ -222,7 +222,7 @@ def _pair(image: np.ndarray, side: int, rng: np.random.Generator) -> tuple[np.nd
     angle = np.pi / 2 * side + rng.uniform(-0.3, 0.3)
     apart = rng.uniform(20, 23) * np.array([np.sin(angle), np.cos(angle)])  # y, x
     centre = SIZE / 2 + rng.uniform(-4, 4, 2) + _orbit(rng)
-    return _digit(image, centre, rng), _shape('disc', centre + apart, rng.uniform(4, 5), rng)
+    return _digit(image, centre, rng), shape('disc', centre + apart, rng.uniform(4, 5), rng)
 
 
 def _digit(image: np.ndarray, centre: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -274,9 +274,11 @@ def _bounce(count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarra
     return np.stack(centres), radii
 
 
-def _shape(name: str, centre: np.ndarray, radius: float, rng: np.random.Generator) -> np.ndarray:
+def shape(
+    name: str, centre: np.ndarray, radius: float | np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
     """Coverage `[T, S, S]` of a shape at `centre [T, 2]`, its edge one pixel soft; it turns as it
-    goes.
+    goes. radius: pixels, or float32 `[T, 1, 1]`.
     """
     y, x = (np.mgrid[:SIZE, :SIZE][:, None] - centre.T[:, :, None, None]).astype(np.float32)
     angle = rng.uniform(0, 2 * np.pi) + rng.uniform(-0.15, 0.15) * np.arange(FRAMES)

@@ -77,8 +77,8 @@ def resize(
     and columns. Frames uint8 [T, H, W, C] -> [T, h, w, C], equal to OpenCV's bit for bit."""
     if frames.shape[1:3] == size:
         return np.ascontiguousarray(frames[:, window[0], window[1]])
-    x0, x1, right = (a[window[1]] for a in _taps(frames.shape[2], size[1]))
-    y0, y1, below = (a[window[0]] for a in _taps(frames.shape[1], size[0]))
+    x0, x1, right = (a[window[1]] for a in taps(frames.shape[2], size[1]))
+    y0, y1, below = (a[window[0]] for a in taps(frames.shape[1], size[0]))
     # OpenCV holds a column beyond the edge by weight and a row by repeating it: not the same, since
     # the two rows are rounded one by one
     right = np.where(x0 == x1, 0, right)
@@ -95,7 +95,7 @@ def resize(
     return out
 
 
-def _taps(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def taps(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For every output position the two input positions and the weight of the second, float32."""
     scale = 1 / (size_out / size_in)  # as OpenCV does: in double, and inverted twice
     at = ((np.arange(size_out) + 0.5) * scale - 0.5).astype(np.float32)

@@ -40,6 +40,7 @@ SHAPES = ('disc', 'square', 'triangle')
 COLOURS = (
     (0.95, 0.25, 0.2), (0.2, 0.75, 0.3), (0.25, 0.45, 0.95), (0.95, 0.85, 0.2), (0.95, 0.95, 0.95),
 )  # fmt: skip
+FOREIGN = (0.85, 0.3, 0.85)  # that no lawful thing has; see jepa_jax.data.cameras
 GROUND = ((0.30, 0.32, 0.36), (0.46, 0.44, 0.42))  # the texture's two colours, RGB
 SCREEN, WALL = (0.35, 0.2, 0.12), (0.05, 0.05, 0.08)
 FLOOR = SIZE - 1.0  # where things that fly bounce
@@ -68,7 +69,7 @@ class Scene:
     things: tuple[Thing, ...]  # the first is what an event happens to
     screen: tuple[float, float] | None  # left and right end, pixels
     wall: float | None  # middle, pixels
-    start: tuple  # of the first thing, for `_path`
+    start: tuple  # of the first thing, for `trajectory`
     light: np.ndarray  # [T] factor
     shift: np.ndarray  # [T] whole pixels by which the ground is moved
 
@@ -101,7 +102,7 @@ def pair(kind: str, variant: str, seed: int) -> tuple[np.ndarray, np.ndarray, in
     for _ in range(TRIES):
         if members := _pair(kind, variant == 'occluded', rng):
             *scenes, event = members
-            ground = _ground(rng)
+            ground = texture(rng)
             before, after = (draw(dataclasses.replace(s, ground=ground)) for s in scenes)
             return before, after, event
     raise RuntimeError(f'no scene for {kind}, {variant} in {TRIES} tries')
@@ -115,7 +116,7 @@ def _pair(kind: str, hidden: bool, rng: np.random.Generator) -> tuple[Scene, Sce
     scene = _scene(rng, screen=hidden, wall=wall, flying=flying, ground=False)
     thing = scene.things[0]
     if wall:
-        through = _path(scene.start, scene.wall, solid=False)
+        through = trajectory(scene.start, scene.wall, solid=False)
         event = int(np.argmax((through != thing.place).any(1)))
         # turns at the wall only once within sight of both members
         if not EVENTS[0] <= event <= EVENTS[1] or not np.ptp(thing.place[:event, 1]) > 4:
@@ -205,7 +206,7 @@ def _scene(
         start = start or begin
         things.append(
             Thing(
-                _path(begin, bar),
+                trajectory(begin, bar),
                 radius,
                 np.full(FRAMES, rng.integers(len(SHAPES))),
                 np.full(FRAMES, rng.integers(len(COLOURS))),
@@ -213,8 +214,8 @@ def _scene(
             )
         )
     ends = (where - half, where + half) if screen else None
-    texture = _ground(rng) if ground else np.zeros((SIZE, SIZE, 3))
-    return Scene(texture, tuple(things), ends, bar, start, np.ones(FRAMES), np.zeros(FRAMES, int))
+    clouds = texture(rng) if ground else np.zeros((SIZE, SIZE, 3))
+    return Scene(clouds, tuple(things), ends, bar, start, np.ones(FRAMES), np.zeros(FRAMES, int))
 
 
 def _begin(rng: np.random.Generator, radius: float, wall: float | None, flying: bool) -> tuple:
@@ -229,9 +230,11 @@ def _begin(rng: np.random.Generator, radius: float, wall: float | None, flying: 
     return radius, (rng.uniform(TOP + radius + 1, SIZE - radius), x), (0.0, speed), 0.0
 
 
-def _path(start: tuple, wall: float | None, solid: bool = True) -> np.ndarray:
-    """Where a thing is in each frame `[T, 2]` (y, x). It turns at the edges, at the floor if there
-    is gravity, and at a wall that is solid."""
+def trajectory(
+    start: tuple, wall: float | None, solid: bool = True, frames: int = FRAMES
+) -> np.ndarray:
+    """Where a thing is in each frame `[frames, 2]` (y, x). It turns at the edges, at the floor if
+    there is gravity, and at a wall that is solid."""
     radius, (y, x), (up, along), gravity = start
     low, high = radius, SIZE - radius
     if wall is not None and solid:
@@ -240,7 +243,7 @@ def _path(start: tuple, wall: float | None, solid: bool = True) -> np.ndarray:
         else:
             low = wall + WALL_HALF + radius
     substeps, places = 8, []
-    for _ in range(FRAMES):
+    for _ in range(frames):
         places.append((y, x))
         for _ in range(substeps):
             up += gravity / substeps
@@ -250,7 +253,7 @@ def _path(start: tuple, wall: float | None, solid: bool = True) -> np.ndarray:
     return np.array(places)
 
 
-def _ground(rng: np.random.Generator) -> np.ndarray:
+def texture(rng: np.random.Generator) -> np.ndarray:
     """A cloudy texture between two colours, `[S, S, 3]`."""
     noise = rng.standard_normal((SIZE, SIZE))
     field = sum(ndimage.gaussian_filter(noise, s, mode='wrap') * s for s in (2, 5))
@@ -260,19 +263,20 @@ def _ground(rng: np.random.Generator) -> np.ndarray:
 
 
 def draw(scene: Scene) -> np.ndarray:
-    """uint8 `[FRAMES, SIZE, SIZE, 3]`; from behind: ground, wall, things, screen."""
+    """uint8 `[T, SIZE, SIZE, 3]`; from behind: ground, wall, things, screen."""
+    T = len(scene.light)
     y, x = np.mgrid[:SIZE, :SIZE] + 0.5
     frames = np.stack([np.roll(scene.ground, s, axis=1) for s in scene.shift])
 
     def paint(alpha: np.ndarray, colour: np.ndarray) -> None:  # [T, S, S], [T, 3] or [3]
-        colour = np.broadcast_to(colour, (FRAMES, 3))[:, None, None]
+        colour = np.broadcast_to(colour, (T, 3))[:, None, None]
         frames[...] += alpha[..., None] * (colour - frames)
 
     if scene.wall is not None:
         paint(np.clip(WALL_HALF + 0.5 - abs(x - scene.wall), 0, 1)[None], np.array(WALL))
     for thing in reversed(scene.things):
-        alpha = np.stack([_cover(thing, t, y, x) for t in range(FRAMES)])
-        paint(alpha * thing.drawn[:, None, None], np.array(COLOURS)[thing.colour])
+        alpha = np.stack([_cover(thing, t, y, x) for t in range(T)])
+        paint(alpha * thing.drawn[:, None, None], np.array((*COLOURS, FOREIGN))[thing.colour])
     if scene.screen is not None:
         left, right = scene.screen
         alpha = np.clip(np.minimum(x - left, right - x) + 0.5, 0, 1) * (y > TOP)

@@ -28,6 +28,8 @@ class Evaluation:
     # config -> a hash of what it reads: names, labels, sizes and times of files. A finished report
     # is shown again for the same alone; '': nothing but the config says what is read
     contents: str = ''
+    # model, config, workdir, place -> None: judges what arrives there; '' where there is nothing to
+    watch: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,12 +66,28 @@ class Results:
 
 
 EVALS: dict[str, Evaluation] = {
+    'anomaly': Evaluation(
+        config='jepa_jax.config.anomaly:AnomalyConfig',
+        run='jepa_jax.evals.anomaly:run',
+        protocol='scores of frames by predicted against observed features and by distance to '
+        'normal ones, learnt from normal video alone; areas under the ROC curve, intervals over '
+        'videos',
+        check='jepa_jax.config.anomaly:check',
+        watch='jepa_jax.evals.watch:run',
+    ),
     'benchmark': Evaluation(
         config='jepa_jax.config:BenchmarkConfig',
         run='jepa_jax.evals.benchmark:run',
         contents='jepa_jax.evals.benchmark:contents',
         protocol='attentive probes on frozen features of an official set, or a released probe; '
         'config.protocol says how clips are counted and the head is chosen',
+    ),
+    'depth': Evaluation(
+        config='jepa_jax.config.dense:DepthConfig',
+        run='jepa_jax.evals.depth:run',
+        protocol='a linear head with batch norm on frozen tokens of pictures, bins of distance; '
+        'chosen on training sources, intervals by bootstrap over sources',
+        check='jepa_jax.config.dense:check',
     ),
     'ek100': Evaluation(
         config='jepa_jax.config:AnticipationConfig',
@@ -93,11 +111,26 @@ EVALS: dict[str, Evaluation] = {
         "what follows; settings chosen on half of the groups, intervals Wilson's over pairs",
         check='jepa_jax.config.physics:check',
     ),
+    'propagation': Evaluation(
+        config='jepa_jax.config.dense:PropagationConfig',
+        run='jepa_jax.evals.propagation:run',
+        protocol="the first frame's labels carried to later frames by likeness of frozen tokens, "
+        'each encoded without later frames; J and F over frames without the first and last, '
+        'intervals by bootstrap over videos',
+    ),
     'retrieval': Evaluation(
         config='jepa_jax.config:RetrievalConfig',
         run='jepa_jax.evals.retrieval:run',
         contents='jepa_jax.evals.own:contents',
         protocol="cosine of mean features, the query's own source left out",
+    ),
+    'segmentation': Evaluation(
+        config='jepa_jax.config.dense:SegmentationConfig',
+        run='jepa_jax.evals.segmentation:run',
+        protocol='a linear head with batch norm on frozen tokens of pictures; IoU of intersections '
+        'and unions summed over pictures; chosen on training sources, intervals by bootstrap over '
+        'sources',
+        check='jepa_jax.config.dense:check',
     ),
     'self_made': Evaluation(
         config='jepa_jax.config:SelfMadeConfig',

@@ -143,6 +143,7 @@ def compute(
     problems = _fill(encode, batch * devices, own, left[index::processes], read, segments, title)
     if processes > 1:
         write_json(place / f'problems{index}.json', problems)
+        distributed.any_process(False)  # all are done
         with distributed.first(_joined(place, rows)):
             rows = np.load(place / ROWS, mmap_mode='r+', allow_pickle=False)
             problems = _problems(place)

@@ -50,7 +50,7 @@ def write(
         f'<p>{int((~task.test).sum())} clips to learn from, {len(targets)} to test on. Intervals '
         'are 95 %.</p>',
         *(f'<p><b>{html.escape(line)}</b></p>' for line in warnings),
-        _table(
+        table(
             ('', 'value', '95 % interval', 'setting'),
             [
                 (name, f'{f.value:.3f}', f'{f.low:.3f} to {f.high:.3f}', settings.get(name, ''))
@@ -61,7 +61,7 @@ def write(
     if task.kind != 'number':
         learnt, asked = task.targets[~task.test].sum(0), targets.sum(0)
         rows = [(n, f'{int(a)}', f'{int(b)}') for n, a, b in zip(task.names, learnt, asked)]
-        parts += ['<h2>Clips of each class</h2>', _table(('', 'training', 'test'), rows)]
+        parts += ['<h2>Clips of each class</h2>', table(('', 'training', 'test'), rows)]
     if task.kind == 'class':
         matrix = confusion(scores.argmax(1), targets.argmax(1), len(task.names))
         with (folder / 'confusion.csv').open('w', newline='') as file:
@@ -149,16 +149,22 @@ def _worst(task, scores: np.ndarray, clip_of: Callable[[object], np.ndarray]) ->
 
 def _thumbnail(clips: np.ndarray) -> str:
     frames = clips[len(clips) // 2]
-    picked = frames[[0, len(frames) // 2, -1]]
-    image = Image.fromarray(np.concatenate(list(picked), axis=1))
-    image.thumbnail((3 * THUMBNAIL, THUMBNAIL))
+    return strip(frames[[0, len(frames) // 2, -1]])
+
+
+def strip(frames: np.ndarray) -> str:
+    """Frames uint8 [k, H, W, 3] side by side, as HTML."""
+    image = Image.fromarray(np.concatenate(list(frames), axis=1))
+    image.thumbnail((len(frames) * THUMBNAIL, THUMBNAIL))
     file = io.BytesIO()
     image.save(file, 'JPEG', quality=80)
     text = base64.b64encode(file.getvalue()).decode()
     return f'<img alt="" src="data:image/jpeg;base64,{text}">'
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Cells as HTML."""
+
     def line(cells: Sequence[str], tag: str) -> str:
         return '<tr>' + ''.join(f'<{tag}>{html.escape(c)}</{tag}>' for c in cells) + '</tr>'
 

@@ -81,10 +81,7 @@ def run(model, config: PhysicsConfig, workdir: Path) -> Results:
     if model.predictor is None:
         raise ConfigError('the model has no predictor: surprise needs one')
     pairs = load(config)
-    online = model
-    if model.which == 'target' and not model.name.startswith('random:'):
-        online = pretrained.load(model.name, encoder='online')
-    readers = {'model': [expects(online, model)], 'random': []}
+    readers = {'model': [expects(both_encoders(model), model)], 'random': []}
     for i in range(config.random_seeds):
         fresh = untrained(model, config.seed + 1 + i)
         readers['random'].append(expects(fresh, fresh))
@@ -148,15 +145,24 @@ def expects(online, target) -> surprise.Expects:
     return surprise.Expects(context, target.encode, predict, c.tubelet, c.patch)
 
 
+def both_encoders(model) -> Model:
+    """The model with its online encoder, which reads the context where there are two."""
+    if model.which == 'target' and model.name and not model.name.startswith('random:'):
+        return pretrained.load(model.name, encoder='online')
+    return model
+
+
 def untrained(model, seed: int) -> Model:
     """Nets of the same shape, never trained."""
     keys = jax.random.split(jax.random.key(seed))
-    parts = {'encoder': model.config, 'predictor': model.predictor.config}
+    parts = {'encoder': model.config}
+    if model.predictor is not None:
+        parts['predictor'] = model.predictor.config
     nets = {
         name: Loaded(config, jax.jit(net(name, config).init, compiler_options=ONCE)(key))
         for (name, config), key in zip(parts.items(), keys)
     }
-    return Model(nets['encoder'], predictor=nets['predictor'])
+    return Model(nets['encoder'], predictor=nets.get('predictor'))
 
 
 def frames_of(

@@ -33,7 +33,8 @@ class Expects:
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Surprise of windows by contexts [B, contexts], of the model and of two baselines."""
+    """Surprise of windows by contexts [B, contexts], or by tokens, of the model and of two
+    baselines."""
 
     model: np.ndarray  # [B, mask tokens, contexts]
     copy: np.ndarray  # the features of the last context frames again, standardised
@@ -65,33 +66,52 @@ def surprise(
       ahead: frames that are predicted; 0: all F - C.
       normalise: standardise targets; False for the original's option.
     """
-    B, _, H, W, _ = clips.shape
-    F, tubelet, h, w = clips.shape[1], model.tubelet, H // model.patch, W // model.patch
-    place = h * w  # tokens of a time
-    shape = (B, len(contexts))
+    F = clips.shape[1]
+    shape = (len(clips), len(contexts))
     rows = Rows(
-        np.empty((B, len(mask_tokens), len(contexts)), np.float32),
+        np.empty((len(clips), len(mask_tokens), len(contexts)), np.float32),
         np.empty(shape, np.float32),
         np.empty(shape, np.float32),
     )
     targets = np.asarray(model.target(clips), np.float32)
     if normalise:
         targets = standardise(targets)
-    scale = np.float32(255 if clips.dtype == np.uint8 else 1)
     for i, C in enumerate(contexts):
-        M = ahead or F - C
-        seen = model.context(clips[:, :C])
-        K, end = C // tubelet * place, (C + M) // tubelet * place
-        ahead_of_it = targets[:, K:end]
-        for j, token in enumerate(mask_tokens):
-            said = np.asarray(model.predict(seen, ((C + M) // tubelet, h, w), token), np.float32)
-            rows.model[:, j, i] = abs(said - ahead_of_it).mean((1, 2))
-        last = standardise(np.asarray(seen)[:, K - place : K])
-        again = np.tile(last, (1, M // tubelet, 1))
-        rows.copy[:, i] = abs(again - ahead_of_it).mean((1, 2))
-        pixels = clips[:, C - 1 : C + M].astype(np.float32) / scale
-        rows.pixels[:, i] = abs(pixels[:, 1:] - pixels[:, :1]).mean((1, 2, 3, 4))
+        each = by_token(model, clips, targets, C, ahead or F - C, mask_tokens)
+        for name in ('model', 'copy', 'pixels'):
+            getattr(rows, name)[..., i] = getattr(each, name).mean(-1)
     return rows
+
+
+def by_token(
+    model: Expects,
+    clips: np.ndarray,
+    targets: np.ndarray,
+    C: int,
+    M: int,
+    mask_tokens: Sequence[int] = (0,),
+) -> Rows:
+    """Surprise of each token of the M frames that follow the first C of windows: of the model
+    [B, mask tokens, n], of the baselines [B, n], row-major over time and place.
+
+    targets: [B, N, D], what is expected of the windows, as `surprise` has it.
+    """
+    B, _, H, W, _ = clips.shape
+    tubelet, p, h, w = model.tubelet, model.patch, H // model.patch, W // model.patch
+    place = h * w  # tokens of a time
+    seen = model.context(clips[:, :C])
+    K, end = C // tubelet * place, (C + M) // tubelet * place
+    ahead = targets[:, K:end]
+    ours = np.empty((B, len(mask_tokens), end - K), np.float32)
+    for j, token in enumerate(mask_tokens):
+        said = np.asarray(model.predict(seen, ((C + M) // tubelet, h, w), token), np.float32)
+        ours[:, j] = abs(said - ahead).mean(-1)
+    last = standardise(np.asarray(seen)[:, K - place : K])
+    again = np.tile(last, (1, M // tubelet, 1))
+    scale = np.float32(255 if clips.dtype == np.uint8 else 1)
+    pixels = clips[:, C - 1 : C + M].astype(np.float32) / scale
+    off = abs(pixels[:, 1:] - pixels[:, :1]).reshape(B, M // tubelet, tubelet, h, p, w, p, 3)
+    return Rows(ours, abs(again - ahead).mean(-1), off.mean((2, 4, 6, 7)).reshape(B, -1))
 
 
 def starts(count: int, frames: int, stride: int = 2) -> range:

@@ -70,7 +70,7 @@ def test_occluded_changes_happen_out_of_sight(pairs):
 def test_things_keep_to_their_laws(gravity, wall):
     radius, speed = 3.5, 2.0
     start = (radius, (8.0, 6.0), (0.0, speed), gravity)
-    path = violations._path(start, wall)
+    path = violations.trajectory(start, wall)
     low, high = radius, (SIZE if wall is None else wall - violations.WALL_HALF) - radius
     slack = speed / 8
     assert path[:, 1].min() > low - slack and path[:, 1].max() < high + slack
@@ -85,7 +85,7 @@ def test_things_keep_to_their_laws(gravity, wall):
     else:
         assert np.ptp(path[:, 0]) == 0
     if wall is not None:
-        through = violations._path(start, wall, solid=False)
+        through = violations.trajectory(start, wall, solid=False)
         assert through[:, 1].max() > wall + violations.WALL_HALF + radius
 
 

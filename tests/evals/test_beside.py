@@ -18,8 +18,6 @@ from jepa_jax.evals.beside import Beside, Measured
 from jepa_jax.model import Encoder
 from jepa_jax.sharding import make_mesh, place
 
-pytestmark = pytest.mark.usefixtures('quick_compiler')
-
 COLOURS = {'red': (220, 30, 30), 'green': (30, 220, 30), 'blue': (30, 30, 220)}
 
 

@@ -153,7 +153,11 @@ def test_no_room_and_nothing_to_read(model, clips, tmp_path, monkeypatch):
 def test_processes_share_the_clips(model, clips, tmp_path, monkeypatch):
     """One after the other, as if each had been interrupted: every clip is read once, the last start
     takes over what all have read, and the table is that of one process."""
-    asked = []
+    asked, events, joined = [], [], features._joined
+    monkeypatch.setattr(
+        features.distributed, 'any_process', lambda flag: events.append('agree') or flag
+    )
+    monkeypatch.setattr(features, '_joined', lambda *a: events.append('join') or joined(*a))
 
     def read(i):
         asked.append(i)
@@ -164,6 +168,8 @@ def test_processes_share_the_clips(model, clips, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, 'process_count', lambda: 2)
     make(model, clips, tmp_path, read)
     assert asked == [0, 2, 4, 6]
+    # joined once when it began, and again when all had agreed that they are done
+    assert events == ['join', 'agree', 'agree', 'join', 'agree']
     monkeypatch.setattr(jax, 'process_index', lambda: 1)
     left = make(model, clips, tmp_path, read)
     assert asked[4:] == [3] and left.read.sum() == 4  # of 1, 3 and 5

@@ -19,8 +19,6 @@ from jepa_jax.weights.parts import net
 WHOLE = 1e-4  # design: whole encoder or predictor, float32 on CPU
 VIDEO, IMAGE = wave((2, 3, 4, 96, 96), 0.3), wave((2, 3, 1, 96, 96), 0.9)
 
-pytestmark = pytest.mark.usefixtures('quick_compiler')
-
 
 @functools.cache
 def encoder():

@@ -26,7 +26,6 @@ from jepa_jax.state import TrainState
 from jepa_jax.step import make_step
 from jepa_jax.weights import parts, tables
 
-pytestmark = pytest.mark.usefixtures('quick_compiler')
 LOSS = 1e-5  # design: loss of a step, parameters after two steps
 ALWAYS = ContextLoss(0.5, 0.5, 0, 0, by_distance=True)
 
@@ -230,6 +229,20 @@ def test_what_only_images_train_has_no_gradient_without_them():
         for key in path:
             leaf = leaf[key]
         assert not np.asarray(leaf).any(), name
+
+
+def test_what_health_and_traces_are_of():
+    """Health of the last level, of a first group of images, too; traces of all levels."""
+    objective = DenseVideo(SMALL, SMALL_PREDICTOR, ALWAYS, groups=1)
+    params, both = objective.abstract, batch()
+    traced = jax.eval_shape(objective.trace, params, params, {}, both)
+    assert traced['group1, mask0: prediction'].shape == (2, 9, 4 * 24)
+    assert traced['group0, mask0: prediction of the context'].shape == (2, 10, 4 * 24)
+    assert traced['group0: target encoder block 02'].shape == (2, 32, 24)
+    for groups, targets in ((both.groups, 16), (both.groups[::-1], 9)):
+        health = jax.eval_shape(objective.health, params, params, {}, Batch(groups))
+        assert {a.shape[-1] for a in health.values()} == {24}
+        assert health['prediction'].shape == health['expected'].shape == (2, targets, 24)
 
 
 # --- The run ------------------------------------------------------------------------------------

@@ -21,8 +21,6 @@ from jepa_jax.model import Encoder, Fill, Future, Loaded, Model
 from jepa_jax.models import VERSIONS
 from jepa_jax.weights import own, shapes, zoo
 
-pytestmark = pytest.mark.usefixtures('quick_compiler')
-
 TINY = dict(crop=64, frames=4, heads=4, predictor_heads=2)
 # size -> width, depth, hidden width, heads, parameters of encoder and predictor, and the levels
 # and the width of what the predictor says (reference: vjepa2_1 §1)

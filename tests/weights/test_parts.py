@@ -63,6 +63,9 @@ def test_versions():
 CHANGES = {
     'heads': dict(heads=1),
     'rope': dict(rope='paired'),
+    'interpolate': dict(interpolate=True),
+    'modalities': dict(modalities=True),
+    'levels': dict(levels=(0, 1)),
     'position': dict(position='sincos'),
     'mlp_ratio': dict(mlp_ratio=3.0),
     'mlp': dict(mlp='swiglu'),

@@ -29,6 +29,7 @@ class Reader:
     counts: dict[str, int]  # split -> clips that the official files list
     classes: dict[str, int]  # head -> classes
     slack: float = 0.0  # share by which copies that people use differ from the counts
+    unit: str = 'clips'  # what is counted
 
 
 READERS: dict[str, Reader] = {
@@ -71,7 +72,7 @@ def read(name: str, folder: str | Path, videos: str | Path = '', official: bool 
     except BadFile as error:
         raise ConfigError(f'{name}: {error}') from error
     _refuse_two_labels(name, data)
-    if lines := _other_counts(name, data):
+    if lines := other_counts(name, READERS[name], data):
         if official:
             raise ConfigError(f'{lines[0]}; to use them as they are: --config.data.official=false')
         data = dataclasses.replace(data, notes=(*data.notes, *lines))
@@ -93,9 +94,9 @@ def _refuse_two_labels(name: str, data: LabelledSet) -> None:
             raise ConfigError(f'{name}: the files list no clips for {split}')
 
 
-def _other_counts(name: str, data: LabelledSet) -> list[str]:
+def other_counts(name: str, row: Reader, data: LabelledSet) -> list[str]:
     """What differs from the official files, a sentence each."""
-    row, lines = READERS[name], []
+    lines = []
     for head, count in row.classes.items():
         if len(data.names[head]) != count:
             some = ', '.join(str(n) for n in data.names[head][:3])
@@ -107,8 +108,8 @@ def _other_counts(name: str, data: LabelledSet) -> list[str]:
         if abs(data.listed[split] - count) > row.slack * count:
             about = 'about ' if row.slack else ''
             lines.append(
-                f'{name}: another version: {data.files[split]} lists {data.listed[split]:,} clips '
-                f'for {split}, the official file {about}{count:,}'
+                f'{name}: another version: {data.files[split]} lists {data.listed[split]:,} '
+                f'{row.unit} for {split}, the official file {about}{count:,}'
             )
     return lines
 
