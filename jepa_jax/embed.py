@@ -60,6 +60,9 @@ def embed(
         raise UsageError(f'{flag} with --out {out}: must be a folder, for many files')
     if shard < 1:
         raise UsageError(f'--shard {shard}: must be at least 1')
+    check_name(model)
+    if options['probe']:
+        check_name(options['probe'])
     from jepa_jax.data import named
 
     listed, skipped = named.find(inputs)
@@ -75,9 +78,6 @@ def embed(
         print(f'{total} inputs{share}{passed}', flush=True)
     if not listed:
         return
-    check_name(model)
-    if options['probe']:
-        check_name(options['probe'])
     from jepa_jax import embedded, pretrained, start
 
     start.logging_to_terminal()
@@ -286,7 +286,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
         '--input', required=True, nargs='+', action='extend', metavar='FILE', dest='inputs',
         help='what to read: files, folders, lists, manifests, patterns; may be given again',
     )  # fmt: skip
-    add('--out', metavar='FILE.npz', help='one file for all inputs, or a folder')
+    add('--out', metavar='FILE.npz', help='one file for all inputs, or a folder (none)')
     add('--frames', type=int, metavar='N', help='frames of a window (16; an image: one tubelet)')
     add('--fps', type=float, default=4.0, help='frames a second to take (%(default)s)')
     add('--crop', type=int, metavar='PIXELS', help='of the eval view (as the model was trained)')
@@ -305,7 +305,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add(
         '--layers', type=int, nargs='+', default=[], metavar='I',
-        help='blocks whose features are written too, as `levels`: from 0, or -1 for the last',
+        help='blocks whose features are written, as `levels`: from 0, or -1 for the last (none)',
     )  # fmt: skip
     add('--batch', type=int, default=1, metavar='N', help='windows at a time (%(default)s)')
     add('--clips', action='store_true', help='write what was fed, too: `clips`, uint8 pixels')
@@ -322,10 +322,14 @@ def _options(parser: argparse.ArgumentParser) -> None:
         '--part', type=part, default=(1, 1), metavar='I/N',
         help='of N processes that share the inputs, this is number I, from 1 (all of them)',
     )  # fmt: skip
-    add('--probe', metavar='NAME_OR_PATH', help='attentive probe, for --pool and --classify')
+    add('--probe', metavar='NAME_OR_PATH', help="for --pool and --classify (the model's own)")
     add('--classify', action='store_true', help="print the probe's likeliest classes")
     add('--top', type=int, default=5, metavar='N', help='how many classes (%(default)s)')
-    add('--pictures', metavar='DIR', help='PCA and token similarity of each first window, as PNG')
+    add(
+        '--pictures',
+        metavar='DIR',
+        help='PCA and token similarity of each first window, as PNG (none)',
+    )
     add(
         '--dtype', choices=('float32', 'bfloat16'), default='float32',
         help='that the encoder computes in (%(default)s)',

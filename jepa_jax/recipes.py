@@ -126,8 +126,9 @@ def _fits(config: Any, key: str, fitting: Any) -> Any:
     return fitting
 
 
-def validate(config: RunConfig) -> None:
-    """Refuses what cannot work, as far as the config alone tells.
+def validate(config: RunConfig, workdir: str | os.PathLike | None = None) -> None:
+    """Refuses what cannot work, as far as the config alone tells; with the workdir of a run that is
+    about to start also what names something that is not there.
 
     Raises:
       ConfigError: one line with the first field at fault, what was found and what is allowed.
@@ -139,10 +140,12 @@ def validate(config: RunConfig) -> None:
     )
     if complaint := next(complaints, None):
         raise ConfigError(complaint)
+    if workdir is not None:  # before the imports that take seconds
+        _inputs(config, workdir)
     load(recipe.evals)(config)
 
 
-def inputs(config: RunConfig, workdir: str | os.PathLike) -> None:
+def _inputs(config: RunConfig, workdir: str | os.PathLike) -> None:
     """Refuses to start where something that the config names is not there.
 
     Raises:

@@ -245,8 +245,8 @@ def _options(parser: argparse.ArgumentParser) -> None:
         help='take the mean over all windows out first, which else makes all alike',
     )  # fmt: skip
     add('--others', action='store_true', help='leave windows of the query itself out')
-    add('--out', metavar='FILE', help='hits.csv or hits.json')
-    add('--sheet', metavar='FILE.png', help='a picture of the query and the hits')
+    add('--out', metavar='FILE', help='hits.csv or hits.json (printed alone)')
+    add('--sheet', metavar='FILE.png', help='a picture of the query and the hits (none)')
     add('--model', metavar='NAME_OR_PATH', help='where the model is now (as embed was told)')
 
 

@@ -23,8 +23,7 @@ def train(
 ) -> None:
     """Runs `config` in `workdir` to its last step, from wherever its checkpoints are. (reference:
     vjepa2 §5)"""
-    recipes.validate(config)  # before the imports that take seconds
-    recipes.inputs(config, workdir)
+    recipes.validate(config, workdir)  # before the imports that take seconds
     import dataclasses
     import pathlib
     import time

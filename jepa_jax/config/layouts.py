@@ -54,6 +54,12 @@ def missing(config: RunConfig, workdir: str | os.PathLike) -> Iterator[str]:
     robot = getattr(config, 'robot', None)
     if isinstance(robot, RobotConfig) and robot.path:
         yield from absent('robot.path', robot.path)
+    evals = enumerate(getattr(config, 'evals', ()))
+    labelled = {'labels': config, **{f'evals[{i}].labels': each for i, each in evals}}
+    for field, holder in labelled.items():
+        for name in ('train', 'test'):
+            if path := getattr(getattr(holder, 'labels', None), name, ''):
+                yield from absent(f'{field}.{name}', path)
     if not any(folder.glob('checkpoints/[0-9]*')):
         for name in ('resume_from', 'init_from'):
             if path := getattr(config.checkpoints, name):

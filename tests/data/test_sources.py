@@ -409,5 +409,5 @@ def test_make_shards_on_the_command_line(listed, tmp_path):
     help_ = call('--help')
     assert help_.returncode == 0 and 'delete the folder' in help_.stdout
     wrong = call(tmp_path / 'absent', '--out', tmp_path / 'out')
-    assert wrong.returncode == 1 and wrong.stderr.startswith('make_shards: data.lists[0].path')
-    assert call(listed[0], '--out', tmp_path / 'out', '--fps', '-1').returncode == 2
+    assert wrong.returncode == 1 and wrong.stderr.startswith("error: list: '")
+    assert call(listed[0], '--out', tmp_path / 'out', '--fps', '-1').returncode == 1
