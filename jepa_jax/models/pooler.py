@@ -12,7 +12,15 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
-from jepa_jax.models.layers import INIT_STD, Block, GeluMLP, LayerNorm, Linear, block_sharding
+from jepa_jax.models.layers import (
+    INIT_STD,
+    Block,
+    GeluMLP,
+    LayerNorm,
+    Linear,
+    block_sharding,
+    standardise,
+)
 from jepa_jax.nets import fold, stack
 from jepa_jax.sharding import VECTORS, Rules
 
@@ -39,7 +47,8 @@ class CrossAttention(nnx.Module):
     keys and values of all of them: (W_k x) q = x (W_k' q), and the weighted mean of W_v x is W_v
     times that of x. A head then costs 2 D a token instead of 2 D C, and the bias of the keys, which
     shifts all logits of a query alike, drops out of the softmax. `attend` has no part in it: with
-    so few queries the scores, [B, A, Q, N], are smaller than x.
+    so few queries the scores, [B, A, Q, N], are smaller than x. Scale and bias of the tokens' norm
+    go the same way: many heads that read the same tokens share the standardised ones.
     """
 
     def __init__(self, width: int, heads: int, *, dtype, rngs: nnx.Rngs):
@@ -49,8 +58,8 @@ class CrossAttention(nnx.Module):
         self.q = Linear(width, width, dtype=dtype, rngs=rngs)
         self.kv = Linear(width, 2 * width, dtype=dtype, rngs=rngs)
 
-    def __call__(self, queries: jax.Array, x: jax.Array) -> jax.Array:
-        """queries [B, Q, D], x [B, N, D] -> [B, Q, D]."""
+    def __call__(self, queries: jax.Array, x: jax.Array, norm: nnx.LayerNorm) -> jax.Array:
+        """queries [B, Q, D], x [B, N, D] standardised, its norm's scale and bias -> [B, Q, D]."""
         product = functools.partial(
             jnp.einsum, precision=self.q.precision, preferred_element_type=jnp.float32
         )
@@ -59,11 +68,12 @@ class CrossAttention(nnx.Module):
         q = q * q.shape[-1] ** -0.5
         kernel = self.kv.kernel[...].astype(self.dtype)
         kernel = rearrange(kernel, 'd (kv a c) -> d kv a c', kv=2, a=self.heads)
-        asked = product('bqac,dac->bqad', q, kernel[:, 0]).astype(self.dtype)
+        scale, shift = norm.scale[...], norm.bias[...]
+        asked = (product('bqac,dac->bqad', q, kernel[:, 0]) * scale).astype(self.dtype)
         weights = jax.nn.softmax(product('bqad,bnd->bqan', asked, x), axis=-1)
-        read = product('bqan,bnd->bqad', weights.astype(self.dtype), x).astype(self.dtype)
+        read = product('bqan,bnd->bqad', weights.astype(self.dtype), x) * scale + shift
         bias = rearrange(self.kv.bias[...], '(kv a c) -> kv a c', kv=2, a=self.heads)[1]
-        out = product('bqad,dac->bqac', read, kernel[:, 1]) + bias
+        out = product('bqad,dac->bqac', read.astype(self.dtype), kernel[:, 1]) + bias
         return rearrange(out, 'b q a c -> b q (a c)')
 
 
@@ -82,7 +92,8 @@ class CrossBlock(nnx.Module):
         self.mlp = GeluMLP(c.width, hidden, dtype=c.dtype, rngs=rngs, shrink=shrink)
 
     def __call__(self, queries: jax.Array, x: jax.Array) -> jax.Array:
-        q = queries + self.xattn(queries, self.norm1(x)).astype(queries.dtype)
+        seen = self.xattn(queries, standardise(x, EPS), self.norm1)
+        q = queries + seen.astype(queries.dtype)
         return q + self.mlp(self.norm2(q)).astype(q.dtype)
 
 

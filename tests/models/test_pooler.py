@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 from torch_fill import normal, tensor
 
 from jepa_jax.models.pooler import AttentiveClassifier, AttentivePooler, PoolerConfig
@@ -122,3 +123,25 @@ def test_one_head_a_query():
     net = Net(lambda rngs: AttentiveClassifier(config, {'verb': 3, 'noun': 4}, rngs=rngs))
     out = net(net.init(jax.random.key(0)), jnp.ones((5, 6, 96)))
     assert {k: v.shape for k, v in out.items()} == {'verb': (5, 3), 'noun': (5, 4)}
+
+
+def test_heads_of_a_grid_share_the_tokens():
+    """Nothing as large as the tokens is made for each head, forwards or backwards."""
+    heads, clips, tokens, width = 7, 5, 11, 96
+    net = classifier(1)
+    params = jax.vmap(net.init)(jax.random.split(jax.random.key(0), heads))
+    x = jnp.ones((clips, tokens, width))
+
+    def loss(params):
+        return sum(jax.vmap(net, (0, None))(params, x)['linear'].ravel())
+
+    def sizes(jaxpr):
+        for equation in jaxpr.eqns:
+            yield from (value.aval.size for value in equation.outvars)
+            for inner in jaxprs_in_params(equation.params):
+                yield from sizes(inner)
+
+    largest = max(
+        size for size in sizes(jax.make_jaxpr(jax.grad(loss))(params).jaxpr) if size % tokens == 0
+    )
+    assert largest <= max(x.size, heads * clips * 4 * tokens)  # the scores of 4 heads of attention
