@@ -56,15 +56,15 @@ def run(crop: int, model: str, episodes: int, picture: str, **fields) -> None:
     crop = crop or (trained.crop if trained else 256)
     recordings = robot.open_recordings(data)
     print(f'{data.kind} {data.path}: {len(recordings)} episodes')
-    found = findings.measure(recordings, data, crop, episodes)
-    for line in found.bad:
+    measured = findings.measure(recordings, data, crop, episodes)
+    for line in measured.bad:
         print(f'cannot be read: {line}')
-    if not found.states:
+    if not measured.states:
         raise BadFile(data.path, 'no_frames', 'no episode can be read')
-    print('\n'.join(findings.report(found, data, crop, trained)))
-    for line in found.units[:NAMED]:
+    print('\n'.join(findings.report(measured, data, crop, trained)))
+    for line in measured.units[:NAMED]:
         print(f'refused in training: {line}')
-    if len(found.units) > NAMED:
+    if len(measured.units) > NAMED:
         print(f'refused in training, too: {len(found.units) - NAMED} more')
     if picture:
         for i in range(len(recordings)):
