@@ -128,8 +128,8 @@ def test_example_own_labels(levels, accuracies, tmp_path, capsys):
 
 
 def test_example_plan(capsys):
-    actions, found = example('plan_with_random_weights').main([])
+    actions, report = example('plan_with_random_weights').main([])
     assert actions.shape == (2, 7) and np.isfinite(actions).all()
     assert np.abs(actions[:, :3]).max() <= 0.05 + 1e-6  # metres along an axis
     assert not actions[:, 3:6].any()  # rotations are not planned
-    assert found['energies'].shape == (3,)
+    assert report['energies'].shape == (3,)

@@ -65,7 +65,7 @@ def run(crop: int, model: str, episodes: int, picture: str, **fields) -> None:
     for line in measured.units[:NAMED]:
         print(f'refused in training: {line}')
     if len(measured.units) > NAMED:
-        print(f'refused in training, too: {len(found.units) - NAMED} more')
+        print(f'refused in training, too: {len(measured.units) - NAMED} more')
     if picture:
         for i in range(len(recordings)):
             try:

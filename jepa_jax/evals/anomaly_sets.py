@@ -310,30 +310,30 @@ def _avenue(data: CameraConfig) -> Footage:
     if place is None:
         raise ConfigError(f'data.path: {root} has no ground_truth_demo/testing_label_mask')
     train = [Video(str(path)) for path in sorted((root / 'training_videos').glob('*.avi'))]
-    found = {p.stem.lstrip('0'): str(p) for p in sorted((root / 'testing_videos').glob('*.avi'))}
+    by_name = {p.stem.lstrip('0'): str(p) for p in sorted((root / 'testing_videos').glob('*.avi'))}
     masks = {p.stem.removesuffix('_label'): p for p in place.glob('*_label.mat')}
-    return _paired(train, found, masks, volume_labels)
+    return _paired(train, by_name, masks, volume_labels)
 
 
 def _shanghaitech(data: CameraConfig) -> Footage:
     """training/videos/*.avi, testing/frames/01_0014/*.jpg, testing/test_frame_mask/01_0014.npy."""
     root = _root(data, 'testing', 'shanghaitech')
     train = [Video(path) for path in _below(root / 'training')]
-    found = {p.name: str(p) for p in sorted((root / 'testing/frames').glob('*')) if p.is_dir()}
+    by_name = {p.name: str(p) for p in sorted((root / 'testing/frames').glob('*')) if p.is_dir()}
     masks = {p.stem: p for p in (root / 'testing/test_frame_mask').glob('*.npy')}
-    return _paired(train, found, masks, each_frame)
+    return _paired(train, by_name, masks, each_frame)
 
 
 def _paired(
     train: list[Video],
-    found: dict[str, str],
+    by_name: dict[str, str],
     masks: dict[str, Path],
     labels_of: Callable[[Path], np.ndarray],
 ) -> Footage:
     """Test videos with their labels, matched by name."""
     test, problems = [], []
-    for name in sorted({*found, *masks}):
-        if name not in found:
+    for name in sorted({*by_name, *masks}):
+        if name not in by_name:
             problems.append(f'{masks[name]}: its video is missing')
         elif name not in masks:
             problems.append(f'{found[name]}: its labels are missing')
@@ -343,7 +343,7 @@ def _paired(
             except BadFile as error:
                 problems.append(str(error))
             else:
-                test.append(Video(found[name], labels))
+                test.append(Video(by_name[name], labels))
     return Footage(tuple(train), tuple(test), tuple(problems))
 
 
