@@ -77,6 +77,9 @@ def test_what_comes_with_the_package_is_small_and_ours():
     shape = weights.encoder
     assert (shape.width, shape.depth, shape.heads, shape.patch) == (96, 4, 4, 8)
     assert (shape.image_size, shape.frames) == (32, 8)
+    from configs import tiny
+
+    assert weights.fps == tiny.get_config().data.fps  # or a warning would say another rate
     assert weights.alone and 'healthy' in weights.origin
     # the clip: of the main job's test split
     from jepa_jax.data import decode, synthetic

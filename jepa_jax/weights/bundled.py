@@ -20,6 +20,7 @@ from jepa_jax.weights.contents import Weights
 from jepa_jax.weights.tables import Leaf, flatten
 
 FOLDER = pathlib.Path(__file__).parent.parent / 'bundled'
+FPS = 8.0  # of the clips that they were trained on, configs/tiny.py
 CONFIG, ORIGIN = 'config', 'origin'  # members beside the arrays, UTF-8 as uint8
 
 
@@ -37,7 +38,7 @@ def read(name: str) -> Weights:
             config = parts.config_of('encoder', json.loads(told[CONFIG]))
     leaves = {f'ema/encoder/{name}': _leaf(array) for name, array in arrays.items()}
     nets = own.read_nets(path, leaves, {'encoder': ('encoder', config, 'target')})
-    return Weights(path, 'jax', nets, origin=told[ORIGIN])
+    return Weights(path, 'jax', nets, origin=told[ORIGIN], fps=FPS)
 
 
 def _leaf(array: np.ndarray) -> Leaf:
