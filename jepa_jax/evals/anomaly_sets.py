@@ -336,7 +336,7 @@ def _paired(
         if name not in by_name:
             problems.append(f'{masks[name]}: its video is missing')
         elif name not in masks:
-            problems.append(f'{found[name]}: its labels are missing')
+            problems.append(f'{by_name[name]}: its labels are missing')
         else:
             try:
                 labels = Labels(str(masks[name]), labels_of(masks[name]))
