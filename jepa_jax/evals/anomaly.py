@@ -316,7 +316,7 @@ def figures(
             f'thresholds: {asked}; false alarms, hits: the share of normal and of abnormal test '
             'frames that are',
         ]
-        everything = np.concatenate(measure.labels)
+        everything = np.concatenate([j.wrong for j in judged])
         if not defined(everything):
             kind = 'abnormal' if everything.any() else 'normal'
             sentences[0] = f'no AUC: all {len(everything)} test frames are {kind}'
