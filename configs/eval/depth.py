@@ -20,7 +20,7 @@ def get_config(arg: str = '') -> DepthConfig:
         c.data.crop = (80, 80)
         c.steps, c.batch, c.warmup, c.chosen_on, c.bins = 200, 8, 20, 0.25, 64
         # few steps, high rates
-        c.rates, c.decays = (3e-2, 1e-2, 3e-3, 1e-3, 1e-3, 1e-3, 1e-3), (1e-3,) * 2
+        c.rates, c.decays = (1e-1, 3e-2, 1e-2, 1e-2, 1e-2, 1e-2, 1e-2), (1e-3,) * 2
         c.metres = (0.5, 10.5)
     else:
         c.data.crop = (416, 544)

@@ -37,8 +37,8 @@ PUBLISHED: dict[str, dict[str, float]] = {
     'davis17': {'V-JEPA 2 g': 52.5, 'V-JEPA 2.1 g': 68.1, 'V-JEPA 2.1 G': 69.0, 'DINOv2 g': 63.9,
                 'DINOv3 7B': 71.1, 'PE-spatial G': 68.4},
 }  # fmt: skip
-# clips uint8 [B, T, H, W, 3] -> features [B, t, h, w, D]
 Array = jax.Array | np.ndarray
+# clips uint8 [B, T, H, W, 3] -> features [B, t, h, w, D]
 Encode = Callable[[np.ndarray], np.ndarray]
 
 
