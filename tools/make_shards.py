@@ -6,9 +6,9 @@
 
 A shard is a pair of files: shard-00000.rgb, frames as plain bytes, and shard-00000.json, which says
 where each record lies and what its frames' checksums are, and is written last. Started again with
-the same arguments it goes on where it was. Plain frames are large (a second of 320x240 at 8 frames a second is 1.8 MB): this pays
-where decoding holds up training and disks are large. To remove the shards, delete the folder:
-nothing else refers to it, and the videos are not touched.
+the same arguments it goes on where it was. Plain frames are large (a second of 320x240 at 8 frames
+a second is 1.8 MB): this pays where decoding holds up training and disks are large. To remove the
+shards, delete the folder: nothing else refers to it, and the videos are not touched.
 """
 
 from __future__ import annotations
