@@ -49,6 +49,8 @@ class Packets:
     dts: list[int | None]  # of each packet
     lost: list[int] = dataclasses.field(default_factory=list)  # places at which some may be missing
     cut: str = ''  # in words, if the end is missing
+    # frames a tick by those that have a time, where `timed` is False; 0: unknown
+    rate: float = 0.0
 
     def __post_init__(self) -> None:
         self.number()
@@ -135,7 +137,7 @@ def table(video: Video) -> Table:
         raise BadFile(video.path, 'no_frames')
     files.bound(video.path, 'frames', len(packets.order))
     times = _stamps(video, packets)
-    timing = timing_of(video, times, packets.timed)
+    timing = timing_of(video, times, packets.timed, packets.rate / (video.tick or 1.0))
     if packets.timed and not packets.cut:
         end = max(filter(None, packets.times), default=0) * video.tick + 1 / timing.fps
         expected = _declared_end(video)
@@ -177,9 +179,12 @@ def _by_index(video: Video) -> Table | None:
     return Table(timing, index=index)
 
 
-def timing_of(video: Video, times: np.ndarray, timed: bool = True) -> Timing:
-    """From ascending seconds since the first frame; `timed` False: they only count frames."""
+def timing_of(video: Video, times: np.ndarray, timed: bool = True, rate: float = 0.0) -> Timing:
+    """From ascending seconds since the first frame; `timed` False: they only count frames, of which
+    the times of some give a rate, frames a second, believed where the header is far off it."""
     count, fps = len(times), video.fps
+    if not timed and rate and not abs(fps / rate - 1) < 0.1:
+        fps = round(rate, 2)
     if not timed or times[-1] == times[0]:
         return Timing(count, fps or 1.0, count / (fps or 1.0))
     if fps and np.abs(times * fps - np.arange(count)).max() <= 1:
@@ -245,7 +250,7 @@ def gather(video: Video, packets: Iterable[av.Packet], first: int = 0) -> Packet
     """What a run of packets tells. Raises BadFile."""
     shows = _SHOWS.get(video.codec, lambda packet: True)
     times, keys, pieces, leading, held, damaged, stamps = [], [], [0], [], [], [], []
-    total = 0
+    total = known = low = high = 0
     # AVI has no presentation times: those that libav makes up are wrong where frames are reordered.
     timed = video.kind != 'avi' or not video.stream.codec_context.has_b_frames
     clocked, gap = video.kind in CLOCKED, GAP / (video.tick or 1.0)
@@ -258,6 +263,9 @@ def gather(video: Video, packets: Iterable[av.Packet], first: int = 0) -> Packet
             damaged.append(place)
         if time is None:
             timed, time = False, place
+        else:
+            low, high = (min(low, time), max(high, time)) if known else (time, time)
+            known += 1
         if head is None and key:
             head = time
         if packet.is_discard or not shows(packet):
@@ -291,10 +299,13 @@ def gather(video: Video, packets: Iterable[av.Packet], first: int = 0) -> Packet
         parts = [times[a:b] for a, b in itertools.pairwise(ends)]
         parts = [[time for time in part if time is not None] for part in parts]
         timed = all(len(set(part)) == len(part) for part in parts)
+    rate = 0.0
     if not timed:
+        if video.kind not in (*CLOCKED, 'avi') and pieces == [0] and known > len(times) // 2:
+            rate = (known - 1) / max(high - low, 1)
         pieces, leading = [0], []
     kept = held if total <= KEEP else None
-    result = Packets(first, times, keys, pieces, kept, timed, leading, damaged, stamps)
+    result = Packets(first, times, keys, pieces, kept, timed, leading, damaged, stamps, rate=rate)
     if damaged:
         _judge(video, result)
     if not first and result.pieces == [0] and video.stream.frames > len(times) and _is_cut(video):
