@@ -53,7 +53,7 @@ class Video:
         """The first packets, which `packets` gives again. At least one, or BadFile."""
         self.ahead = list(itertools.islice(self.packets(), count))
         if not self.ahead:
-            raise BadFile(self.path, 'no_frames')
+            raise no_frames(self.path)
         return self.ahead
 
     def seek(self, dts: int) -> None:
@@ -113,6 +113,13 @@ def _frames_of_av1(data: memoryview) -> int:
                 break
         place += length
     return count
+
+
+def no_frames(path: str | os.PathLike) -> BadFile:
+    """Of a stream without any: they may have been in the part that is cut off."""
+    if boxes.is_mp4(path) and boxes.is_cut(path):
+        return BadFile(path, 'truncated', 'it ends before its first frame')
+    return BadFile(path, 'no_frames')
 
 
 _REASONS = {av.error.ExitError: 'seconds'}  # what libav says when it is interrupted

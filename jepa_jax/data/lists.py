@@ -221,7 +221,11 @@ def _exists(name: str, folder: Path) -> bool:
 def _absolute(name: str, folder: Path) -> str:
     if '\0' in name:  # which some functions of `os.path` take for its end
         return os.path.join(folder, name)
-    return os.path.normpath(os.path.join(folder, os.path.expanduser(name)))
+    path = os.path.normpath(os.path.join(folder, os.path.expanduser(name)))
+    if '\\' in name and not os.path.exists(path):  # written on Windows?
+        other = os.path.normpath(os.path.join(folder, name.replace('\\', '/')))
+        return other if os.path.exists(other) else path
+    return path
 
 
 def scan(folder: str | Path, suffixes: frozenset[str]) -> tuple[list[str], dict[str, int]]:

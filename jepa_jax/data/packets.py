@@ -23,8 +23,7 @@ import numpy as np
 
 from jepa_jax import files
 from jepa_jax.data.clips import Timing
-from jepa_jax.data.containers import CLOCKED, Video, opened
-from jepa_jax.errors import BadFile
+from jepa_jax.data.containers import CLOCKED, Video, no_frames, opened
 
 KEEP = 64 * 2**20  # bytes of packets held from counting to decoding; a larger file is read twice
 OVERHEAD = 1024  # bytes that a packet takes however small it is
@@ -134,7 +133,7 @@ def table(video: Video) -> Table:
     if packets.leading and packets.leading[0] < packets.bounds(0)[1]:
         _drop_undecodable(video, packets)
     if not packets.order:
-        raise BadFile(video.path, 'no_frames')
+        raise no_frames(video.path)
     files.bound(video.path, 'frames', len(packets.order))
     times = _stamps(video, packets)
     timing = timing_of(video, times, packets.timed, packets.rate / (video.tick or 1.0))
@@ -190,7 +189,8 @@ def timing_of(video: Video, times: np.ndarray, timed: bool = True, rate: float =
     if fps and np.abs(times * fps - np.arange(count)).max() <= 1:
         return Timing(count, fps, count / fps)
     # Rounded, for Matroska counts milliseconds, and `clips.Sampling.step` takes 24.0001 for 25.
-    fps = max(round((count - 1) / float(times[-1]), 2), 0.01)
+    fps = (count - 1) / float(times[-1])
+    fps = round(fps, 2) or fps
     return Timing(count, fps, float(times[-1]) + 1 / fps, times)
 
 

@@ -187,3 +187,16 @@ def test_shards_index(tmp_path):
         ) as caught:
             opened(shard)
         assert '\n' not in str(caught.value)
+
+
+def test_paths_of_windows(tmp_path):
+    """Read where the file is there; else they are names, as any other."""
+    (tmp_path / 'a').mkdir()
+    (tmp_path / 'a/b c.mp4').write_bytes(b'x')
+    (tmp_path / 'd\\e.mp4').write_bytes(b'x')  # a name that holds a backslash
+    text = 'a\\b c.mp4 3\r\n.\\a\\b c.mp4 4\r\nd\\e.mp4 5\r\nC:\\gone.mp4 6\r\n'
+    (tmp_path / 'l.txt').write_bytes(text.encode())
+    names = ['a/b c.mp4', 'a/b c.mp4', 'd\\e.mp4', 'C:\\gone.mp4']
+    assert lists.read_list(tmp_path / 'l.txt') == [
+        (str(tmp_path / name), label) for name, label in zip(names, (3, 4, 5, 6))
+    ]

@@ -10,6 +10,7 @@ import pytest
 from test_damage import greys, near, opencv
 
 from jepa_jax.data import clips, decode
+from jepa_jax.errors import BadFile
 
 COUNT, SIZE = 60, (96, 64)
 
@@ -198,3 +199,18 @@ def test_an_open_group_at_a_joint(tmp_path, codec):
     after = numbers[COUNT:]
     assert len(after) >= COUNT - 26
     near(after, np.arange(COUNT - len(after), COUNT))
+
+
+def test_a_time_lapse(tmp_path):
+    """A frame every ten minutes is no frame every hundred seconds."""
+    info = decode.probe(write(tmp_path / 'v.mkv', 600_000 * np.arange(12)))
+    assert info.fps == pytest.approx(1 / 600, rel=0.01)
+    assert info.seconds == pytest.approx(12 * 600, rel=0.01)
+
+
+def test_an_mp4_that_ends_before_its_first_frame(tmp_path):
+    data = write(tmp_path / 'w.mp4', EVEN, movflags='faststart').read_bytes()
+    (tmp_path / 'v.mp4').write_bytes(data[: data.index(b'mdat') + 6])
+    for read in (decode.probe, decode.check):
+        with pytest.raises(BadFile, match='truncated: it ends before its first frame'):
+            read(tmp_path / 'v.mp4')
