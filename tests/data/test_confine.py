@@ -164,3 +164,27 @@ def test_limits_are_only_lowered(monkeypatch):
     held = (64, resource.RLIM_INFINITY)
     confine.lower(resource.RLIMIT_NOFILE, 4096)
     assert held == (4096, 4096)
+
+
+class Costly(Numbers):
+    """What bounds a file, and what runs out of memory, in the process of a run."""
+
+    def read(self, row):
+        if row.record == 0:
+            files.bound_decoded(self.name(row), 2**40, 1)
+        if row.record == 1:
+            files.Deadline(self.name(row), 1).spend(2**40)
+        if row.record == 2:
+            raise MemoryError
+        return {'record': row.record}
+
+
+def test_without_workers_files_are_bounded_and_the_process_is_not():
+    kinds = (resource.RLIMIT_CORE, resource.RLIMIT_NOFILE, resource.RLIMIT_DATA)
+    before = [resource.getrlimit(kind) for kind in kinds]
+    hosts = read(Costly(config(workers=0), count=12), 0, 4)
+    failed = {f.path: f.reason for host in hosts for f in host.failures}
+    expected = {0: 'decoded', 1: 'work', 2: 'memory'}
+    assert failed == {f'record {i} of list 0': reason for i, reason in expected.items()}
+    assert [resource.getrlimit(kind) for kind in kinds] == before
+    run(), shell()
