@@ -135,7 +135,7 @@ class Deadline:
     def __init__(self, path: str | os.PathLike, packed: float = math.inf) -> None:
         """packed: bytes of the file, to which work is in proportion."""
         self._path, self._start = path, time.monotonic()
-        self._pixels, self._share = 0, max(1.0, packed / SMALL)
+        self._pixels, self._share, self._most = 0, max(1.0, packed / SMALL), limits()
 
     def check(self) -> float:
         """Seconds spent. Raises BadFile once they are above the limit."""
@@ -152,9 +152,10 @@ class Deadline:
         """Before so many go through a decoder. Raises BadFile once they, or the time, are above the
         limits."""
         self._pixels += pixels
-        if (each := self._pixels / self._share) > limits().work:
+        if (each := self._pixels / self._share) > self._most.work:
             bound(self._path, 'work', each, f'{each:,.0f} pixels to be decoded for a MiB or less')
-        self.check()
+        if time.monotonic() - self._start > self._most.seconds:
+            self.check()
 
 
 def size(path: str | os.PathLike) -> int:
