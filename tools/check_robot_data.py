@@ -91,7 +91,7 @@ def measure(recordings: robot.Recordings, data: RobotConfig, crop: int, most: in
         findings.sizes[frames.shape[1:3]] += 1
         findings.short += len(kept) < data.frames
         findings.states.append(episode.states[kept])
-        findings.actions.append(robot.actions_between(episode.states[kept]))
+        findings.actions.append(episode.actions(np.asarray(kept)))
         pixels = robot.view(frames, (crop, crop))
         findings.motions.append(scene.Motion.of(pixels, episode.states[piece]))
     return findings

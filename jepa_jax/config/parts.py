@@ -212,6 +212,11 @@ class RobotConfig:
     check_units: bool = True  # refuse recordings whose numbers look like other units than these
     # lerobot: features that the state's columns are in; several, as `a,b`, one after the other
     state: str = 'observation.state'
+    # lerobot: features of the pose that was commanded in each row, in the units of the state: an
+    # action then leads from the measured state to the pose commanded last before the next frame;
+    # empty: to the next measured state
+    action: str = ''
+    action_columns: str = ''  # as `columns`, among those of `action`; empty: the same as there
 
 
 @dataclass

@@ -162,7 +162,7 @@ class RobotStream(Stream):
                 raise BadFile(episode.name, 'short', f'no {least} frames are kept without a gap')
         known = (
             states.astype(np.float32),
-            robot.actions_between(states).astype(np.float32),
+            episode.actions(numbers).astype(np.float32),
             None if extrinsics is None else extrinsics[numbers],
             features,
             places,

@@ -11,6 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from PIL import Image
+from scipy.spatial.transform import Rotation
 
 from jepa_jax.config import RobotConfig
 from jepa_jax.data import robot, synthetic
@@ -219,3 +220,54 @@ def test_a_version_that_is_not_read_is_said(tmp_path):
     )  # fmt: skip
     with pytest.raises(ConfigError, match="codebase_version 'v1.6': allowed are v2 and v3"):
         robot.open_recordings(data)
+
+
+@pytest.mark.parametrize('version', ['v2.1', 'v3.0'])
+def test_recorded_actions(tmp_path, version):
+    """Commanded poses by their own key and columns: an action leads from the measured state to the
+    pose that was commanded in the row before the next frame, by rotation matrices."""
+    rng = np.random.default_rng(0)
+    commanded = np.round(states() + rng.uniform(-0.1, 0.1, (COUNT, 7)), 6).astype(np.float32)
+    commanded[:, 6] = np.clip(commanded[:, 6], 0, 1)
+    data = write(
+        tmp_path / 'set',
+        {'observation.state': numbers(NAMES), 'action': numbers([f'goal.{n}' for n in NAMES])},
+        {'observation.state': list(states()), 'action': list(commanded[:, ::-1])},
+        version=version,
+        images='PNG' if version == 'v3.0' else '',
+    )
+    plain = robot.cut(robot.open_recordings(data).episode(0), 3, 4.0, lambda n: 5)
+    data = dataclasses.replace(data, action='action', action_columns='6,5,4,3,2,1,0')
+    episode = check(data, states())
+    piece = robot.cut(episode, 3, 4.0, lambda n: 5)
+    start, end = states()[[5, 8]].astype(np.float64), commanded[[7, 10]].astype(np.float64)
+    apart = (end - start)[:, [0, 1, 2, 6]]
+    np.testing.assert_allclose(piece.actions[:, [0, 1, 2, 6]], apart, atol=1e-6)
+    a, b, turn = (
+        Rotation.from_euler('xyz', poses[:, 3:6]).as_matrix()
+        for poses in (start, end, piece.actions)
+    )
+    np.testing.assert_allclose(turn @ a, b, atol=1e-6)
+    np.testing.assert_array_equal(piece.states, plain.states)
+    assert np.abs(piece.actions - plain.actions).max() > 0.05
+    own, theirs = robot.Contract.of(data), robot.Contract.of(dataclasses.replace(data, action=''))
+    with pytest.raises(ConfigError, match='action: .*measured states.* commanded pose'):
+        own.check(dataclasses.asdict(theirs))
+
+
+@pytest.mark.parametrize(
+    'settings, words',
+    [
+        ({'action': 'acton'}, r"robot.action = 'acton': no feature 'acton'; did you mean action"),
+        ({'action': 'action'}, r"robot.action_columns = '': no x.*columns of action that are x, y"),
+        ({'action': 'action', 'action_columns': '0,1,2,3,4,5,x'}, 'no x; must name.*numbers, 0 to'),
+        ({'action': 'action', 'kind': 'npz'}, 'only recordings of LeRobot'),
+    ],
+)
+def test_actions_that_are_not_there(tmp_path, settings, words):
+    features = {'observation.state': numbers(NAMES), 'action': numbers(None)}
+    columns = {'observation.state': list(states()), 'action': list(states())}
+    data = write(tmp_path / 'set', features, columns)
+    with pytest.raises(ConfigError, match=words) as error:
+        robot.open_recordings(dataclasses.replace(data, **settings))
+    assert len(str(error.value).splitlines()) == 1

@@ -33,6 +33,7 @@ from jepa_jax.data.robot.episodes import unbroken as unbroken
 from jepa_jax.data.robot.episodes import view as view
 from jepa_jax.data.robot.survey import check_units as check_units
 from jepa_jax.data.robot.survey import spread as spread
+from jepa_jax.errors import ConfigError
 
 # what RobotConfig.kind may be -> a class: RobotConfig -> Recordings
 READERS: dict[str, str] = {
@@ -50,4 +51,6 @@ def open_recordings(data: RobotConfig) -> Recordings:
     Raises:
       ConfigError: no such kind or path, a camera or column that is not there.
     """
+    if data.action and data.kind != 'lerobot':
+        raise ConfigError(f"robot.action = '{data.action}': only recordings of LeRobot name one")
     return lookup.load(lookup.row(READERS, 'robot.kind', data.kind))(data)

@@ -19,6 +19,7 @@ REACH = 3.0  # metres from the base
 TURN = 2 * np.pi + 0.1  # radians, of an angle that is written from -pi to pi or from 0 to 2 pi
 SLACK = 0.05  # closedness beyond 0 and 1
 WIDE = 0.15  # metres that a gripper opens
+COMMANDED = 'from the measured state to the commanded pose'
 MOVES = 0.02  # of the gripper's numbers: below, it stays where it is
 
 
@@ -36,7 +37,8 @@ class Contract:
 
     @classmethod
     def of(cls, data: RobotConfig) -> Contract:
-        return cls(data.robot, data.camera, float(data.fps), data.frame)
+        contract = cls(data.robot, data.camera, float(data.fps), data.frame)
+        return dataclasses.replace(contract, action=COMMANDED) if data.action else contract
 
     def check(self, stored: dict[str, Any]) -> None:
         """Refuses weights that were trained under another contract.

@@ -42,6 +42,7 @@ class Episode:
     fps: float = 0.0  # by the recording's own clock; 0: what the video says
     # [n, H, W, 3] uint8
     pixels: Pictures | None = dataclasses.field(default=None, repr=False)
+    commands: np.ndarray | None = None  # [n, 7] poses that were commanded, as states
     extrinsics: np.ndarray | None = None  # [n, 6] pose of the camera in the frame of the base
     whole: bool = True  # the video holds nothing but this episode
     clock: Clock | None = None  # of the rows; None: they follow evenly
@@ -52,6 +53,13 @@ class Episode:
     def times(self) -> np.ndarray | None:
         """[n] seconds of each frame; NaN: it has no picture. None: they follow evenly."""
         return None if self.clock is None or self.clock.even else self.clock.times
+
+    def actions(self, numbers: np.ndarray) -> np.ndarray:
+        """Between frames of ascending numbers [K]: [K - 1, 7] float64."""
+        if self.commands is None:
+            return actions_between(self.states[numbers])
+        last = np.maximum(numbers[1:] - 1, numbers[:-1])  # commanded before the next frame
+        return moves(self.states[numbers[:-1]], self.commands[last])
 
     def read(self, choose: Callable[[Timing], np.ndarray]) -> np.ndarray:
         """Frames [T, H, W, 3] uint8 that `choose` picks from the timing of the episode.
@@ -234,10 +242,15 @@ def view(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def actions_between(states: np.ndarray) -> np.ndarray:
     """States [T, 7] -> actions [T - 1, 7], float64. (reference: vjepa2 §7.3)"""
-    turns = Rotation.from_euler('xyz', states[:, 3:6])
-    angles = (turns[1:] * turns[:-1].inv()).as_euler('xyz')
-    moves = np.diff(states[:, [0, 1, 2, 6]], axis=0)
-    return np.concatenate([moves[:, :3], angles, moves[:, 3:]], axis=1)
+    return moves(states[:-1], states[1:])
+
+
+def moves(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """The actions that lead from states to others, all [K, 7]."""
+    start, end = (Rotation.from_euler('xyz', states[:, 3:6]) for states in (before, after))
+    angles = (end * start.inv()).as_euler('xyz')
+    lengths = after[:, [0, 1, 2, 6]] - before[:, [0, 1, 2, 6]]
+    return np.concatenate([lengths[:, :3], angles, lengths[:, 3:]], axis=1)
 
 
 def steps_between(timing: Timing, fps: float) -> int:
@@ -334,7 +347,7 @@ def cut(episode: Episode, frames: int, fps: float, draw: Callable[[int], int]) -
     return Piece(
         pixels,
         states.astype(np.float32),
-        actions_between(states).astype(np.float32),
+        episode.actions(chosen[0]).astype(np.float32),
         chosen[0],
         None if extrinsics is None else extrinsics.astype(np.float32),
     )

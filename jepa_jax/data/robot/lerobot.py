@@ -58,7 +58,10 @@ class LeRobot:
                 if not isinstance(feature, dict):
                     raise BadFile(path, 'not_text', f"feature '{key}' is no JSON object")
             self._images = self._camera()
-            self._states, self._columns = self._find_columns()
+            self._states, self._columns = self._find_columns('state', 'columns')
+            self._actions = None
+            if data.action:
+                self._actions = self._find_columns('action', 'action_columns')
             read = self._version_2 if version[:2] == 'v2' else self._version_3
             self._rows = list(read())
         except BadFile as error:
@@ -87,19 +90,21 @@ class LeRobot:
         )
         return f'{self._info_path} has {", ".join(words) or "no features"}'[:1000]
 
-    def _find_columns(self) -> tuple[list[str], list[int]]:
-        """The features of the state, and its numbers among the columns of them all."""
-        keys = [key.strip() for key in self._data.state.split(',')]
+    def _find_columns(self, field: str, columns_field: str) -> tuple[list[str], list[int]]:
+        """The features that a setting names, and their seven numbers among the columns of them
+        all; columns_field: the setting that names these."""
+        named = getattr(self._data, field)
+        keys = [key.strip() for key in named.split(',')]
         names: list[str | None] = []
         for key in keys:
             if key not in self._features:
                 raise ConfigError(
-                    f"robot.state = '{self._data.state}': no feature '{key}'"
+                    f"robot.{field} = '{named}': no feature '{key}'"
                     f'{nearest(key, self._features)}; {self._path_words()}'
                 )
-            names += self._names(key)
-        asked = self._data.columns.split(',') if self._data.columns else STATE
-        columns, wrong = [], []
+            names += self._names(field, key)
+        text = getattr(self._data, columns_field) or self._data.columns
+        asked, columns, wrong = text.split(',') if text else STATE, [], []
         for column in (column.strip() for column in asked):
             if names.count(column) == 1:
                 columns.append(names.index(column))
@@ -111,23 +116,23 @@ class LeRobot:
                 wrong.append(twice if places else f'no {column}')
         if wrong or len(columns) != len(STATE):
             raise ConfigError(
-                f"robot.columns = '{self._data.columns}': "
+                f"robot.{columns_field} = '{text}': "
                 f'{", ".join(wrong) or f"{len(columns)} names"}; must name the 7 columns of '
-                f'{self._data.state} that are {", ".join(STATE)}, among '
+                f'{named} that are {", ".join(STATE)}, among '
                 f'{", ".join(name or "(no name)" for name in names)}, or give their numbers, 0 to '
                 f'{len(names) - 1}'
             )
         return keys, columns
 
-    def _names(self, key: str) -> list[str | None]:
+    def _names(self, field: str, key: str) -> list[str | None]:
         """Of the columns of a feature; None: it has none. Lists in it, as in {'motors': [...]}, are
         joined."""
         feature, path = self._features[key], self._info_path
         shape = metadata.field(path, feature, 'shape', list)
         if len(shape) > 1 or not all(isinstance(n, int) and 0 < n <= 4096 for n in shape):
             raise ConfigError(
-                f"robot.state = '{self._data.state}': '{key}' has shape {str(shape)!s:.60}, must "
-                f'have [n]; {self._path_words()}'
+                f"robot.{field} = '{getattr(self._data, field)}': '{key}' has shape "
+                f'{str(shape)!s:.60}, must have [n]; {self._path_words()}'
             )
         names = list(_leaves(feature.get('names')))
         width = shape[0] if shape else 1
@@ -224,23 +229,33 @@ class LeRobot:
         if row.bad:
             raise row.bad
         parquet = _Parquet(row.data)
-        table = parquet.table([*self._states, 'episode_index'])
-        parts = [parquet.matrix(table, key) for key in self._states]
-        kept = np.arange(len(parts[0]))
+        used = [*self._states, *(self._actions[0] if self._actions else ()), 'episode_index']
+        table, kept = parquet.table(list(dict.fromkeys(used))), None
         if row.number is not None:
             kept = np.flatnonzero(parquet.matrix(table, 'episode_index')[:, 0] == row.number)
-        states = np.concatenate(parts, axis=1)[kept]
-        if len(states) != row.length:
-            raise BadFile(row.data, 'bad_state', f'{len(states)} states, meta/ says {row.length}')
-        if states.shape[1] <= max(self._columns):
-            words = f'{self._data.state} has {states.shape[1]} columns, fewer than meta/ says'
-            raise BadFile(row.data, 'bad_state', words)
-        states = as_contract(name, states[:, self._columns], self._data)
+
+        def pose(keys: list[str], columns: list[int]) -> np.ndarray:
+            nonlocal kept
+            values = np.concatenate([parquet.matrix(table, key) for key in keys], axis=1)
+            kept = np.arange(len(values)) if kept is None else kept
+            values = values[kept]
+            if len(values) != row.length:
+                words = f'{len(values)} states, meta/ says {row.length}'
+                raise BadFile(row.data, 'bad_state', words)
+            if values.shape[1] <= max(columns):
+                words = f'{",".join(keys)} has {values.shape[1]} columns, fewer than meta/ says'
+                raise BadFile(row.data, 'bad_state', words)
+            return as_contract(name, values[:, columns], self._data)
+
+        states = pose(self._states, self._columns)
+        commands = pose(*self._actions) if self._actions else None
         if row.video is None:
             images = EncodedImages(str(row.data), parquet.images(self._data.camera, kept))
-            return Episode(name, states, fps=self._fps, pixels=images)
-        whole = row.number is None
-        return Episode(name, states, str(row.video), begins=row.second, fps=self._fps, whole=whole)
+            return Episode(name, states, fps=self._fps, pixels=images, commands=commands)
+        return Episode(
+            name, states, str(row.video), begins=row.second, fps=self._fps,
+            whole=row.number is None, commands=commands,
+        )  # fmt: skip
 
 
 def _leaves(names: Any) -> Iterator[str]:
