@@ -183,7 +183,7 @@ def timing_of(video: Video, times: np.ndarray, timed: bool = True, rate: float =
     the times of some give a rate, frames a second, believed where the header is far off it."""
     count, fps = len(times), video.fps
     if not timed and rate and not abs(fps / rate - 1) < 0.1:
-        fps = round(rate, 2)
+        fps = round(rate, 2) or rate
     if not timed or times[-1] == times[0]:
         return Timing(count, fps or 1.0, count / (fps or 1.0))
     if fps and np.abs(times * fps - np.arange(count)).max() <= 1:

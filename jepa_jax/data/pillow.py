@@ -26,19 +26,23 @@ Image.MAX_IMAGE_PIXELS = None
 
 
 class _Heard(threading.local):
-    """What Pillow warns of in this thread, in place of the module `warnings`, whose filters all
-    threads share: damage that it passes over, in tags of a TIFF and in EXIF."""
+    """What Pillow warns of in this thread while `reading`, in place of the module `warnings`, whose
+    filters all threads share: damage that it passes over, in tags of a TIFF and in EXIF."""
 
     def __init__(self) -> None:
-        self.words: list[str] = []
+        self.words: list[str] | None = None  # None: nothing is read here
 
-    def warn(self, message: object, *_: object, **__: object) -> None:
-        self.words.append(str(message))
+    def warn(self, message: object, *more: object, **options: object) -> None:
+        if self.words is None:
+            warnings.warn(message, *more, **options)
+        elif len(self.words) < MOST:
+            self.words.append(str(message))
 
     def __getattr__(self, name: str) -> object:
         return getattr(warnings, name)
 
 
+MOST = 8  # that are kept of a file
 _heard = _Heard()
 for _module in [module for name, module in sys.modules.items() if name.startswith('PIL.')]:
     if getattr(_module, 'warnings', None) is warnings:
@@ -48,13 +52,13 @@ for _module in [module for name, module in sys.modules.items() if name.startswit
 _said = False
 
 
-def _say(path: str | os.PathLike) -> None:
+def _say(path: str | os.PathLike, heard: list[str]) -> None:
     global _said
     if not _said:
         _said = True
         words = 'Pillow passes over damage that is not of the pixels'
         logging.warning(
-            '%s: %s: %s; other files like it are not named', printable(path), words, _words()
+            '%s: %s: %s; other files like it are not named', printable(path), words, _joined(heard)
         )
 
 
@@ -69,7 +73,7 @@ _REASONS = {
 def reading(path: str | os.PathLike) -> Iterator[None]:
     """`files.reading` with reasons for what Pillow raises; what it warns of is part of the reason,
     or said once."""
-    _heard.words.clear()
+    outer, _heard.words = _heard.words, (heard := [])
     try:
         with files.reading(path, reasons=_REASONS):
             yield
@@ -79,12 +83,14 @@ def reading(path: str | os.PathLike) -> Iterator[None]:
             reason = 'truncated'
         elif reason == 'not_image':
             detail = ''  # Pillow names an object
-        if _heard.words:
-            detail = f'{detail or REASONS[reason]}; {_words()}'
+        if heard:
+            detail = f'{detail or REASONS[reason]}; {_joined(heard)}'
         raise BadFile(path, reason, detail) from error
-    if _heard.words:
-        _say(path)
+    finally:
+        _heard.words = outer
+    if heard:
+        _say(path, heard)
 
 
-def _words() -> str:
-    return files.one_line(ValueError('; '.join(dict.fromkeys(_heard.words))))
+def _joined(heard: list[str]) -> str:
+    return files.one_line(ValueError('; '.join(dict.fromkeys(heard))))

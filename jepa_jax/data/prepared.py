@@ -65,8 +65,8 @@ def records(folder: str, split: str, key: str) -> Any:
 
 
 def packed(folder: str) -> int:
-    """Bytes of a data set's files."""
-    with files.reading(folder):
+    """Bytes of a data set's files. Raises ConfigError."""
+    with files.raising(ConfigError), files.reading(folder):
         return sum(path.stat().st_size for path in Path(folder).iterdir() if path.is_file())
 
 
