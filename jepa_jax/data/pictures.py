@@ -23,9 +23,9 @@ from jepa_jax.data import apng, gif, kinds, pillow
 from jepa_jax.data.clips import Timing
 from jepa_jax.errors import BadFile, Unsuitable
 
-# bytes that a pixel takes while it is read: Pillow's four, ours three; stacks keep what lies below
-HELD, HELD_STACK = 8, 24
-WORK = 8  # times that of a video's pixel, until a stack's is one
+# bytes that a pixel takes while it is read and turned; stacks keep what lies below, WebP is one
+HELD, HELD_STACK = 16, 24
+WORK = {'gif': 16, 'png': 16, 'webp': 8, 'tiff': 8}  # times that of a video's pixel, by measurement
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
@@ -130,9 +130,6 @@ class _Watched(io.BufferedReader):
         _ = self.deadline.left
         return super().read(size)
 
-    def spend(self, pixels: int) -> None:
-        self.deadline.spend(WORK * pixels)
-
 
 @contextlib.contextmanager
 def _opened(path: str | os.PathLike) -> Iterator[tuple[Image.Image, _Watched]]:
@@ -158,7 +155,8 @@ def _image(path: str | os.PathLike, file: io.IOBase, size: int) -> Iterator[Imag
         width, height = image.size
         files.bound(path, 'pixels', width * height)
         with pillow.reading(path):  # a GIF looks for the next frame
-            held = HELD_STACK if getattr(image, 'is_animated', False) else HELD
+            many = image.format == 'WEBP' or getattr(image, 'is_animated', False)
+        held = HELD_STACK if many else HELD
         files.bound_decoded(path, width * height * held, size)
         if image.info.get('progressive'):  # JPEG: each of any number of scans goes over all pixels
             files.Deadline(path, size).spend(_scans(file) * width * height)
@@ -227,6 +225,9 @@ class Stack:
             self._next = number + 1
         return out
 
+    def _spend(self, pixels: int) -> None:
+        self._deadline.spend(WORK[self.codec] * pixels)
+
     def close(self) -> None:
         self._frames.close()
 
@@ -235,10 +236,10 @@ class Stack:
         with _opened(self._path) as (image, file):
             size = files.size(self._path)
             if self.codec == 'gif':
-                canvases = gif.composed(self._path, file, size, file.spend)
+                canvases = gif.composed(self._path, file, size, self._spend)
                 yield from self._composed(canvases, file)
             elif self.codec == 'png':
-                canvases = apng.composed(self._path, file, size, rgb, file.spend)
+                canvases = apng.composed(self._path, file, size, rgb, self._spend)
                 yield from self._composed(canvases, file)
             else:
                 yield from self._pages(image, file)
@@ -258,7 +259,7 @@ class Stack:
             target = self._numbers[number]
             # TIFF goes to a page at once; others show what all frames before have left
             for at in [target] if self.codec == 'tiff' else range(last + 1, target + 1):
-                file.spend(self.size[0] * self.size[1])
+                self._spend(self.size[0] * self.size[1])
                 with pillow.reading(self._path):
                     image.seek(at)
             last = target

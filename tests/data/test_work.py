@@ -146,7 +146,7 @@ def many(form, count):
 def test_animations(tmp_path, monkeypatch, form):
     path = tmp_path / f'a.{form}'
     path.write_bytes(many(form, 30))
-    allow(monkeypatch, 21 * pictures.WORK)
+    allow(monkeypatch, 21 * pictures.WORK[form])
     source = w.open_input(path, 10)
     assert source.read(np.array([20])).shape == (1, SIDE, SIDE, 3)
     is_work(w.open_input(path, 10).read, np.array([25]))
