@@ -323,9 +323,12 @@ def figures(
     every = np.arange(len(judged))
     values = measure(every)
     known = [name for name, value in values.items() if value == value]
-    ends = bootstrap(
-        every, lambda rows: [measure(rows)[n] for n in known], config.bootstrap, config.seed
-    )
+
+    def again(drawn: np.ndarray) -> list[float]:
+        row = measure(drawn)
+        return [row[name] for name in known]
+
+    ends = bootstrap(every, again, config.bootstrap, config.seed)
     rows = {}
     for name, (low, high) in zip(known, ends):
         if measure.counts[name] < 2:  # one video's own spread tells nothing
