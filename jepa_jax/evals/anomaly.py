@@ -26,7 +26,15 @@ from tqdm import tqdm
 from jepa_jax.checkpoint import hash_arrays
 from jepa_jax.config.anomaly import AnomalyConfig
 from jepa_jax.errors import BadFile, ConfigError
-from jepa_jax.evals import Figure, Results, anomaly_page, anomaly_sets, normality, surprise
+from jepa_jax.evals import (
+    Figure,
+    Results,
+    anomaly_page,
+    anomaly_sets,
+    examples,
+    normality,
+    surprise,
+)
 from jepa_jax.evals.anomaly_sets import Footage, Video
 from jepa_jax.evals.intervals import bootstrap
 from jepa_jax.evals.normality import READERS, Detector, Shown
@@ -50,6 +58,13 @@ class Judged:
     windows: dict[str, np.ndarray]  # [w]
     frames: dict[str, np.ndarray]  # [f]
     wrong: np.ndarray | None  # [f] bool
+
+
+def contents(config: AnomalyConfig) -> str:
+    """A hash of the videos and their labels."""
+    footage = anomaly_sets.read(config.data)
+    videos = [[v.kind, *examples.files_of(v.path)] for v in (*footage.train, *footage.test)]
+    return examples.hash_of([videos, examples.files_of(config.data.labels)])
 
 
 def run(model, config: AnomalyConfig, workdir: Path) -> Results:

@@ -32,7 +32,7 @@ from jepa_jax.data.labelled.records import LabelledSet
 from jepa_jax.data.views import taps
 from jepa_jax.data.windows import ahead
 from jepa_jax.errors import BadFile, ConfigError
-from jepa_jax.evals import linear, own, probes
+from jepa_jax.evals import examples, linear, own, probes
 from jepa_jax.evals.probes import Setting
 from jepa_jax.models import tokens
 from jepa_jax.weights.parts import net
@@ -95,6 +95,11 @@ class Checked:
             if problems:
                 lines.append(f'{split}: {len(problems)} cannot be used, such as {problems[0]}')
         return lines
+
+
+def contents(config: Any) -> str:
+    """A hash of the set's files."""
+    return examples.hash_of(examples.files_of(config.data.path))
 
 
 def load(task: str, config: Any, none: float) -> Checked:

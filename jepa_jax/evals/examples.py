@@ -361,6 +361,15 @@ def state_of(path: str | Path) -> list[int] | None:
     return [status.st_size, status.st_mtime_ns]
 
 
+def files_of(place: str) -> list[list]:
+    """Name, size and time of a file, or of all below a folder; nothing of ''."""
+    if not place:
+        return []
+    root = Path(place).expanduser()
+    below = sorted(p for p in root.rglob('*') if p.is_file()) if root.is_dir() else [root]
+    return [[str(p), state_of(p)] for p in below]
+
+
 def hash_of(facts: Any) -> str:
     """Of what JSON can hold."""
     return hashlib.sha256(json.dumps(facts).encode('utf-8', 'surrogateescape')).hexdigest()[:32]
