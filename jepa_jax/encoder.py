@@ -86,6 +86,10 @@ class Encoder:
         """Blocks from 0, where -1 is the last. Raises InputError: not there, or not ascending."""
         depth = self.config.depth
         result = tuple(i + depth if -depth <= i < 0 else i for i in levels)
+        if (
+            result == self.config.levels
+        ):  # of a shallow encoder the same block may be several levels
+            return result
         if list(result) != sorted(set(result)) or not all(0 <= i < depth for i in result):
             raise InputError(
                 f'layers {tuple(levels)}: must ascend within 0 to {depth - 1}, or -{depth} to -1 '

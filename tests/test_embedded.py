@@ -51,6 +51,7 @@ def typed(model, videos, tmp_path, monkeypatch, capsys):
     shutil.copytree(videos, tmp_path / 'videos')
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pretrained, 'load', lambda *_, **__: model)
+    monkeypatch.setattr(command, 'check_name', lambda name: None)
     for name in ('logging_to_terminal', 'compilation_cache'):
         monkeypatch.setattr(start, name, lambda: None)
 

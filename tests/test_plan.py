@@ -241,7 +241,9 @@ def test_a_predictor_that_ignores_actions_is_not_usable(tmp_path, capsys):
               '--out', str(out), '--samples', '8', '--iterations', '2', '--elites', '4',
               '--horizon', '1', '--workspace', '-1,2,-1,2,-1,2'],
     )  # fmt: skip
-    done, report = capsys.readouterr(), json.loads((out / 'plan.json').read_text())
+    done = capsys.readouterr()
+    assert (out / 'plan.json').exists(), done.err
+    report = json.loads((out / 'plan.json').read_text())
     assert status == 3 and not report['usable'] and len(report['problems']) == 2
     words = 'the predictor ignores actions: the energy of those tried differs by 0.00%'
     assert words in done.err and 'the run ended with the verdict: ignores actions' in done.err

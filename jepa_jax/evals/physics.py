@@ -137,10 +137,12 @@ def expects(online, target) -> surprise.Expects:
         return said[..., -c.width :]  # of several levels the last
 
     def context(clips: jax.Array) -> jax.Array:
+        if online.predictor is None:  # whoever only compares what is seen
+            return online.encode(clips)
         return online.seen(lambda levels: online.encode(clips, levels))[1]
 
     c = target.config
-    if online.predictor.config.out_width:
+    if online.predictor is not None and online.predictor.config.out_width:
         raise InputError('the predictor expects features of another model, which is not here')
     return surprise.Expects(context, target.encode, predict, c.tubelet, c.patch)
 

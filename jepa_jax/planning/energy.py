@@ -142,8 +142,8 @@ def draw_plan(
 ) -> None:
     """The first frame and the goal [H, W, 3], the energy over the iterations, and the actions
     [H, 7], an axis for each unit, as PNG."""
-    figure = Figure(figsize=(14, 3.6), layout='constrained')
-    plots = figure.subplots(1, 4, width_ratios=(1, 1, 1.2, 1.8))
+    figure = Figure(figsize=(15, 3.6), layout='constrained')
+    plots = figure.subplots(1, 6, width_ratios=(1, 1, 1.2, 0.7, 0.7, 0.4))
     for plot, image, name in zip(plots, (start, goal), ('now', 'goal')):
         plot.imshow(image)
         plot.set_title(name, fontsize=10)
@@ -159,10 +159,8 @@ def draw_plan(
     plots[2].grid(alpha=0.3)
     plots[2].legend(fontsize=8)
     width = 0.8 / len(actions)
-    rows = plots[3].get_subplotspec().subgridspec(1, 3, width_ratios=(3, 3, 1), wspace=0.6)
-    plots[3].remove()
-    for row, unit in zip(rows, ('m', 'rad', 'closedness')):
-        plot, places = figure.add_subplot(row), [i for i, u in enumerate(UNITS) if u == unit]
+    for plot, unit in zip(plots[3:], ('m', 'rad', 'closedness')):
+        places = [i for i, u in enumerate(UNITS) if u == unit]
         for h, action in enumerate(actions):
             at = np.arange(len(places)) + (h - (len(actions) - 1) / 2) * width
             plot.bar(at, action[places], width, label=f'{h + 1}')

@@ -582,7 +582,9 @@ def test_the_command_refuses_what_cannot_watch(tmp_path):
         evaluate.evaluate(config, str(tmp_path / 'w'), '', ['random:tiny'], 'target', '-')
     config = get_config('self_made,smoke')
     with pytest.raises(UsageError, match='--watch takes one --model, found 2'):
-        evaluate.evaluate(config, str(tmp_path / 'w'), '', ['a', 'b'], 'target', '-')
+        evaluate.evaluate(
+            config, str(tmp_path / 'w'), '', ['random:tiny', 'random:vits'], 'target', '-'
+        )
 
 
 @pytest.mark.slow

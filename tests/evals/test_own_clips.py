@@ -254,7 +254,7 @@ def test_a_finished_report_is_that_of_the_same_files_and_weights(
     c = small_config(folder)
 
     def asked() -> dict:
-        return evaluate._evaluate(c, tmp_path, 'tiny', 'target')
+        return evaluate._evaluate(c, tmp_path, 'tiny', 'target')[0]
 
     first = asked()
     monkeypatch.setattr(f'{__name__}.constant', lambda *_: pytest.fail('made again'))

@@ -64,7 +64,7 @@ def test_summary():
 
 def test_recordings_of_another_robot_are_refused(monkeypatch):
     stored = smoke(ActionConditionedConfig(name='a')).robot
-    monkeypatch.setattr(model, '_recordings', lambda name: vars(stored))
+    monkeypatch.setattr(model, 'recordings', lambda name: stored)
     model.check_contract('run', stored)
     with pytest.raises(ConfigError, match="another robot: camera: 'left_mp4_path' in .*, 'top'"):
         model.check_contract('run', RobotConfig(robot=stored.robot, camera='top', fps=stored.fps))

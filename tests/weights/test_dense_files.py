@@ -19,7 +19,7 @@ from jepa_jax.config import DenseVideoConfig
 from jepa_jax.errors import ConvertError, InputError, ZooError
 from jepa_jax.model import Encoder, Fill, Future, Loaded, Model
 from jepa_jax.models import VERSIONS
-from jepa_jax.weights import own, shapes, zoo
+from jepa_jax.weights import names, own, shapes, zoo
 
 TINY = dict(crop=64, frames=4, heads=4, predictor_heads=2)
 # size -> width, depth, hidden width, heads, parameters of encoder and predictor, and the levels
@@ -238,8 +238,8 @@ def test_released_names(tmp_path, monkeypatch):
     assert list(rows) == ['vitb-21', 'vitl-21', 'vitg-21', 'vitgigantic-21']
     local = [zoo.local_name(row).lower() for row in zoo.RELEASED.values()]
     assert len(set(local)) == len(local)
-    assert {zoo.ALIASES[f'vjepa2_1_vit_{n}_384'] for n in ('base', 'large', 'giant', 'gigantic')} \
-        == set(rows)  # fmt: skip
+    sizes = ('base', 'large', 'giant', 'gigantic')
+    assert {names.ALIASES[f'vjepa2_1_vit_{size}_384'] for size in sizes} == set(rows)
     # a file of 2.0 under a name of 2.1, and the other way round
     (tmp_path / 'weights').mkdir()
     for version, content in (
