@@ -22,6 +22,7 @@ import urllib.parse
 import urllib.request
 import zipfile
 from collections.abc import Iterator
+from typing import IO
 
 from tqdm import tqdm
 
@@ -128,14 +129,21 @@ def _alone(part: pathlib.Path) -> Iterator[None]:
             except BlockingIOError:
                 log.info('%s: waiting for another process that downloads it', part)
                 fcntl.flock(file, fcntl.LOCK_EX)
-            # the one before may have removed it since it was opened
-            if not lock.exists() or not os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+            if not _is_at(lock, file):  # the one before has removed it since it was opened
                 continue
             try:
                 yield
             finally:
                 lock.unlink()
             return
+
+
+def _is_at(path: pathlib.Path, file: IO[str]) -> bool:
+    """Whether an open file still lies at a path, in one look: between two it may be removed."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _say_where_from(url: str) -> None:

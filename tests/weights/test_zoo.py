@@ -274,6 +274,16 @@ def test_two_at_once_write_one_file(server, files, tmp_path):
     assert len(server.asked) == 1 and [p.name for p in tmp_path.iterdir()] == ['big']
 
 
+def test_a_lock_that_was_removed_is_none(tmp_path):
+    lock = tmp_path / 'lock'
+    with open(lock, 'w') as file:
+        assert download._is_at(lock, file)
+        lock.unlink()
+        assert not download._is_at(lock, file)
+        lock.touch()  # another's
+        assert not download._is_at(lock, file)
+
+
 def test_servers_without_ranges_and_parts_that_are_too_long(server, files, tmp_path):
     content = (files / 'big').read_bytes()
     part_of(server, content + b'more', content, tmp_path)
