@@ -13,6 +13,7 @@ import base64
 import io
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,10 +38,12 @@ def run(made, folder: str | os.PathLike = ROOT) -> None:
     from nbclient import NotebookClient
     from traitlets.config import Config
 
-    # files instead of ports, which others on the machine could reach
-    config = Config({'KernelManager': {'transport': 'ipc'}})
     resources = {'metadata': {'path': str(folder)}}
-    NotebookClient(made, timeout=1800, resources=resources, config=config).execute()
+    with tempfile.TemporaryDirectory() as place:
+        # files instead of ports, which others on the machine could reach; kernel and client look
+        # from different folders, so the place is given whole
+        config = Config({'KernelManager': {'transport': 'ipc', 'ip': f'{place}/kernel'}})
+        NotebookClient(made, timeout=1800, resources=resources, config=config).execute()
 
 
 def shrink(made) -> None:

@@ -77,14 +77,14 @@ def _check_planner(settings: SimEvaluationConfig) -> None:
 def stages(config: SimConfig, folder: Path) -> list[Stage]:
     """Play, the encoder's training, the predictor's, and that of one on a random encoder."""
     pretrain, posttrain = trainings(config, folder)
-    recordings = Path(posttrain.robot.path)
+    place = Path(posttrain.robot.path)
 
     def play(into: Path) -> None:
         with lock(into):
             recordings.collect(into, config.collection, config.workers)
 
     steps = [
-        Stage('recordings', recordings, make=play),
+        Stage('recordings', place, make=play),
         Stage('encoder', Path(posttrain.encoder_from), pretrain),
         Stage('predictor', folder, posttrain),
     ]
