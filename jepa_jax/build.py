@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax.numpy as jnp
 
 from jepa_jax.config import (
     ActionConditionedConfig,
+    AgainstCollapseConfig,
     DenseVideoConfig,
     EncoderConfig,
     MaskedVideoConfig,
@@ -16,21 +19,60 @@ from jepa_jax.config import (
 from jepa_jax.models import VERSIONS
 from jepa_jax.models.ac_predictor import ACPredictorConfig
 from jepa_jax.models.predictor import PredictorConfig
+from jepa_jax.models.projector import ProjectorConfig
 from jepa_jax.models.vit import ViTConfig
+from jepa_jax.objectives import regularisers
 from jepa_jax.objectives.action_conditioned import ACLoss, ActionConditioned
 from jepa_jax.objectives.dense_video import ContextLoss, DenseVideo
 from jepa_jax.objectives.masked_video import MaskedVideo
+from jepa_jax.objectives.regularised_video import RegularisedVideo, Regulariser
 
 
 def masked_video(config: MaskedVideoConfig) -> MaskedVideo:
     """The objective of a pretraining run."""
     encoder = video_encoder(config)
-    return MaskedVideo(
-        encoder,
-        predictor(config, encoder),
-        groups=len(frame_counts(config.data)),
-        exponent=config.loss_exponent,
-    )
+    settings = {'groups': len(frame_counts(config.data)), 'exponent': config.loss_exponent}
+    nets = encoder, predictor(config, encoder)
+    if config.against_collapse.method == 'ema':
+        return MaskedVideo(*nets, **settings)
+    against = regulariser(config.against_collapse), projector(config)
+    return RegularisedVideo(*nets, *against, **settings, seed=config.seed)
+
+
+def regulariser(against: AgainstCollapseConfig) -> Regulariser:
+    """What keeps features apart without a moving average."""
+    c = against
+    if c.method not in regularisers.VARIANTS:
+        return Regulariser(None, stop_gradient=c.stop_gradient)
+    variants = regularisers.VARIANTS[c.method]
+    terms = variants[c.variant or next(iter(variants))]
+    chosen = {
+        'prediction': c.prediction_weight,
+        'std': c.std_weight,
+        'covariance': c.covariance_weight,
+        'weight': c.sigreg_weight,
+        'directions': c.directions,
+    }
+    chosen = {key: value for key, value in chosen.items() if value and hasattr(terms, key)}
+    terms = dataclasses.replace(terms, **chosen)
+    samples = ('clips', 'positions') if c.samples == 'both' else (c.samples,)
+    return Regulariser(terms, samples, c.positions, c.stop_gradient)
+
+
+def projector(config: MaskedVideoConfig) -> ProjectorConfig | None:
+    """What stands between features and terms against collapse, if any does."""
+    c = config.against_collapse
+    if c.method not in regularisers.VARIANTS or not any(c.projector):
+        return None
+    hidden, out = c.projector
+    width = encoder_shape(config.encoder).width
+    return ProjectorConfig(width, (hidden, hidden), out, jnp.dtype(config.compute_dtype))
+
+
+def through_targets(config: MaskedVideoConfig) -> bool:
+    """Whether a gradient passes through the encoder on all tokens."""
+    c = config.against_collapse
+    return c.method != 'ema' and (c.method != 'none' or not c.stop_gradient)
 
 
 def dense_video(config: DenseVideoConfig) -> DenseVideo:

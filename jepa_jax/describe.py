@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jepa_jax import build
 from jepa_jax.config import (
     ActionConditionedConfig,
     DenseVideoConfig,
@@ -64,6 +65,14 @@ def masked_video(config: MaskedVideoConfig) -> list[str]:
             'scaling the learning rate linearly with it; '
             f'theirs is {released.lr:.3g}; rate and EMA momentum are what to vary first'
         )
+    if (against := config.against_collapse).method != 'ema':
+        variant = build.regulariser(against).terms
+        lines.append(
+            'no moving average: targets are of the encoder itself, '
+            + ('without' if against.stop_gradient else 'with')
+            + f' their gradient; against collapse: {variant or "nothing"}'
+        )
+        return lines
     lines += _averages(c)
     if c.batch != released.batch:
         same = released.momentum ** (c.batch / released.batch)

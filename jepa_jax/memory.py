@@ -222,6 +222,9 @@ def masked_video(config: MaskedVideoConfig, rows: int) -> Activations:
         # before and after standardising
         held.features += 2 * levels * rows * tokens * vit.width * FLOAT
         held.peak = max(held.peak, rows * tokens * _values(vit, compute, compute))
+        if build.through_targets(config):
+            held.saved += rows * tokens * kept(vit, compute, compute) * vit.depth
+            held.peak = max(held.peak, 2 * rows * tokens * _values(vit, compute, compute))
         for mask in config.masks_of(frames)[1]:
             context = context_share(mask) * tokens
             held.saved += rows * context * kept(vit, compute, compute) * vit.depth

@@ -28,6 +28,7 @@ from jepa_jax.config.masked_video import MaskedVideoConfig as MaskedVideoConfig
 from jepa_jax.config.parts import SELF_MADE as SELF_MADE
 from jepa_jax.config.parts import WITHOUT_PATH as WITHOUT_PATH
 from jepa_jax.config.parts import ActionPredictorConfig as ActionPredictorConfig
+from jepa_jax.config.parts import AgainstCollapseConfig as AgainstCollapseConfig
 from jepa_jax.config.parts import AugmentConfig as AugmentConfig
 from jepa_jax.config.parts import CheckpointsConfig as CheckpointsConfig
 from jepa_jax.config.parts import DataConfig as DataConfig

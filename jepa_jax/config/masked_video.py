@@ -5,14 +5,17 @@ from dataclasses import dataclass, field
 
 from jepa_jax.config.check import (
     AT_LEAST_ONE,
+    NOT_NEGATIVE,
     RULES,
     OneOf,
+    Rule,
     crop_fits,
     transformer,
 )
 from jepa_jax.config.derived import encoder_shape, frame_counts
 from jepa_jax.config.parts import (
     WITHOUT_PATH,
+    AgainstCollapseConfig,
     DataConfig,
     EmaOptimConfig,
     EncoderConfig,
@@ -40,6 +43,7 @@ class MaskedVideoConfig(RunConfig):
         ]
     )
     loss_exponent: float = 1.0  # 1: L1; 2: half the squared error
+    against_collapse: AgainstCollapseConfig = field(default_factory=AgainstCollapseConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     predictor: MaskedPredictorConfig = field(default_factory=MaskedPredictorConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -64,6 +68,26 @@ class MaskedVideoConfig(RunConfig):
         return 'masks', self.masks
 
 
+# by method, the first is the default
+VARIANTS = {
+    'ema': (),
+    'none': (),
+    'vicreg': ('vicreg', 'eb_jepa'),
+    'sigreg': ('lejepa', 'minimal', 'paper', 'stable_pretraining', 'lewm', 'eb_jepa'),
+}
+RULES[AgainstCollapseConfig] = {
+    'method': OneOf(tuple(VARIANTS)),
+    'samples': OneOf(('clips', 'positions', 'both')),
+    'positions': AT_LEAST_ONE,
+    'projector': Rule(
+        lambda v: all(x > 0 for x in v) or not any(v), 'two widths, or (0, 0) for no projector'
+    ),
+    'prediction_weight': NOT_NEGATIVE,
+    'std_weight': NOT_NEGATIVE,
+    'covariance_weight': NOT_NEGATIVE,
+    'sigreg_weight': NOT_NEGATIVE,
+    'directions': NOT_NEGATIVE,
+}
 RULES[MaskedVideoConfig] = {
     'mask_sampler': OneOf(('static', 'single', 'reference')),
     'loss_exponent': AT_LEAST_ONE,
@@ -98,6 +122,7 @@ def check(config: MaskedVideoConfig) -> Iterator[str]:
             f"encoder.version = '{encoder.version}': must be '{config.version}' with objective "
             f"'{config.objective}'"
         )
+    yield from _against_collapse(config)
     counts = [n for n in frame_counts(data) if not config.is_image(n)]
     if len(counts) > predictor.mask_tokens:
         yield (
@@ -116,3 +141,23 @@ def check(config: MaskedVideoConfig) -> Iterator[str]:
                 )
             if mask.full_complement and mask.pred_full_complement:
                 yield f'{name}[{i}]: full_complement and pred_full_complement exclude each other'
+
+
+def _against_collapse(config: MaskedVideoConfig) -> Iterator[str]:
+    c = config.against_collapse
+    field, variants = 'against_collapse', VARIANTS[c.method]
+    if c.variant and c.variant not in variants:
+        one_of = ', '.join(variants) or 'none: leave it empty'
+        yield f"{field}.variant = '{c.variant}': allowed with method '{c.method}': {one_of}"
+    if not variants:
+        return
+    fsdp = config.mesh.fsdp or 1
+    if any(width % fsdp for width in c.projector):
+        yield f'mesh.fsdp = {fsdp}: must divide the widths of {field}.projector = {c.projector}'
+    if config.optim.accumulate > 1:
+        yield (
+            f'optim.accumulate = {config.optim.accumulate}: must be 1 with {field}.method '
+            f"'{c.method}', whose terms are of the whole batch"
+        )
+    if config.optim.batch < 2:
+        yield f"optim.batch = 1: must be at least 2 with {field}.method '{c.method}'"

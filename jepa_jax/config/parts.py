@@ -61,6 +61,32 @@ class MaskConfig:
 
 
 @dataclass
+class AgainstCollapseConfig:
+    """What keeps features from becoming the same everywhere; see docs/family_pixels.md.
+
+    ema: targets are of the encoder's moving average, and no gradient passes. Otherwise they are of
+    the encoder itself, which the named terms or nothing else hold.
+    """
+
+    method: str = 'ema'  # ema | vicreg | sigreg | none
+    # whose terms: vicreg | eb_jepa; lejepa | minimal | paper | stable_pretraining | lewm | eb_jepa;
+    # empty: the first of its method
+    variant: str = ''
+    stop_gradient: bool = False  # none through targets of the encoder itself
+    # what is one of many: clips (mean of a clip's tokens) | positions (a token, among those at its
+    # place in other clips) | both
+    samples: str = 'both'
+    positions: int = 16  # places that are looked at
+    projector: tuple[int, int] = (256, 128)  # widths, hidden and out; (0, 0): none
+    # 0: as the variant weighs them
+    prediction_weight: float = 0.0
+    std_weight: float = 0.0  # vicreg
+    covariance_weight: float = 0.0  # vicreg
+    sigreg_weight: float = 0.0
+    directions: int = 0  # sigreg
+
+
+@dataclass
 class DataListConfig:
     """One list of records and its share of the batch."""
 

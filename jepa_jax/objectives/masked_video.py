@@ -40,7 +40,12 @@ class MaskedVideo(Objective):
 
     def encoder(self, params: dict, ema: dict, frozen: dict) -> tuple[Net, dict]:
         """The target encoder, which all published evaluations use."""
-        return self.nets['encoder'], ema['encoder']
+        return self.nets['encoder'], self.target(params, ema)
+
+    def target(self, params: dict, ema: dict) -> dict:
+        """Parameters of the encoder whose features are targets."""
+        del params
+        return ema['encoder']
 
     def targets(self, ema: dict, clips: jax.Array) -> jax.Array:
         """Standardised features of all tokens [B, N, D] that the predictor has to meet; no gradient
@@ -53,20 +58,26 @@ class MaskedVideo(Objective):
         """Mean over groups and masks of the mean of |prediction - target feature|^p / p; metrics:
         each part of it."""
         del frozen, step
-        encoder, predictor = self.nets['encoder'], self.nets['predictor']
         parts = {}
         for g, group in enumerate(batch.groups):
             with jax.named_scope('target'):
                 h = self.targets(ema, group.clips)
-            for m, mask in enumerate(group.masks):
-                with jax.named_scope('context'):
-                    x = encoder(params['encoder'], group.clips, mask.context)
-                with jax.named_scope('predict'):
-                    z = predictor(params['predictor'], x, mask.context, mask.target, g)
-                targets = jnp.take_along_axis(h, mask.target[..., None], axis=1)
-                error = jnp.abs(z - targets) ** self.exponent / self.exponent
-                parts[f'loss/group{g}_mask{m}'] = error.mean()
+            parts |= self.errors(params, group, g, h)
         return sum(parts.values()) / len(parts), parts
+
+    def errors(self, params: dict, group: Group, g: int, h: jax.Array) -> dict[str, jax.Array]:
+        """The loss of every mask of group `g`, whose targets are among h [B, N, D]."""
+        encoder, predictor = self.nets['encoder'], self.nets['predictor']
+        parts = {}
+        for m, mask in enumerate(group.masks):
+            with jax.named_scope('context'):
+                x = encoder(params['encoder'], group.clips, mask.context)
+            with jax.named_scope('predict'):
+                z = predictor(params['predictor'], x, mask.context, mask.target, g)
+            targets = jnp.take_along_axis(h, mask.target[..., None], axis=1)
+            error = jnp.abs(z - targets) ** self.exponent / self.exponent
+            parts[f'loss/group{g}_mask{m}'] = error.mean()
+        return parts
 
     def trace(self, params: dict, ema: dict, frozen: dict, batch: Batch) -> dict:
         """Activations of a step by name, in order of computation; encoder features after every
@@ -76,7 +87,7 @@ class MaskedVideo(Objective):
         activations = {}
         every = tuple(range(self.config.depth))
         for g, group in enumerate(batch.groups):
-            levels = encoder(ema['encoder'], group.clips, levels=every)
+            levels = encoder(self.target(params, ema), group.clips, levels=every)
             for layer, x in enumerate(levels):
                 activations[f'group{g}: target encoder block {layer:02d}'] = x
             for m, mask in enumerate(group.masks):
@@ -98,7 +109,7 @@ class MaskedVideo(Objective):
         del frozen
         group = batch.groups[0]
         mask = group.masks[0]
-        h = self.nets['encoder'](ema['encoder'], group.clips)
+        h = self.nets['encoder'](self.target(params, ema), group.clips)
         x, z = self.seen(params, group, mask)
 
         def some(a: jax.Array) -> jax.Array:  # [B, N, ...], which stays on its devices

@@ -81,6 +81,12 @@ PARTS: dict[str, Part] = {
         version='jepa_jax.weights.parts:version_of_rope',
         files={'torch': Format(f'{_TABLES}:torch_ac_predictor', f'{_SHAPES}:ac_predictor')},
     ),
+    'projector': Part(
+        title='projector',
+        config='jepa_jax.models.projector:ProjectorConfig',
+        module='jepa_jax.models.projector:Projector',
+        sharding='jepa_jax.models.projector:sharding',
+    ),
     'probe': Part(
         title='attentive probe',
         config='jepa_jax.models.pooler:PoolerConfig',
