@@ -52,6 +52,11 @@ def golden_dense() -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope='session')
+def golden_jepa() -> dict[str, np.ndarray]:
+    return dict(np.load(HERE / 'golden/family_jepa.npz'))
+
+
+@pytest.fixture(scope='session')
 def golden_benchmark() -> dict[str, np.ndarray]:
     return dict(np.load(HERE / 'golden/evaluations_benchmark.npz'))
 

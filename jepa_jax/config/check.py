@@ -90,6 +90,8 @@ RULES: dict[type, dict[str, Rule | OneOf]] = {
         'patch': POSITIVE,
         'tubelet': POSITIVE,
         'position': OneOf(('rope', 'sincos')),
+        'axes': OneOf(('yx', 'xy')),
+        'shorter': OneOf(('first', 'resized')),
         'mlp': MLPS,
     },
     parts.MaskedPredictorConfig: {

@@ -29,6 +29,9 @@ class EncoderConfig:
     tubelet: int = 2  # frames
     position: str = 'rope'  # rope | sincos
     uniform_power: bool = True  # sincos only: equal shares of the width for t, y and x
+    axes: str = 'yx'  # sincos of images only, what comes first: yx (V-JEPA) | xy (I-JEPA, MAE)
+    # sincos only, clips shorter than trained on: first, the table's first rows | resized (V-JEPA 1)
+    shorter: str = 'first'
     mlp: str = 'gelu'  # gelu | swiglu (two thirds of the hidden width) | swiglu_full
 
 

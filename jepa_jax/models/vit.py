@@ -6,6 +6,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jepa_jax.models import tokens
@@ -37,6 +38,10 @@ class ViTConfig:
     # the last
     levels: tuple[int, ...] = ()
     uniform_power: bool = True  # sincos: equal shares of the width for t, y, x
+    axes: str = 'yx'  # sincos of images, what comes first: yx as in V-JEPA | xy as in I-JEPA, MAE
+    # sincos, clips of fewer frames: first, the table's first rows | resized, as in V-JEPA 1
+    shorter: str = 'first'
+    stored_table: bool = False  # sincos: the table is a weight that a file brought; never trained
     image_size: int = 256  # sincos: pixels of the square table's grid
     frames: int = 16  # sincos: frames of the table's grid
     dtype: jnp.dtype = jnp.bfloat16  # of matmul inputs and of the residual stream
@@ -46,6 +51,12 @@ class ViTConfig:
         """Token grid (t, h, w) of a clip; what does not fill a tubelet is dropped."""
         return T // self.tubelet_of(T), H // self.patch, W // self.patch
 
+    @property
+    def home(self) -> tuple[int, int, int]:
+        """The grid that a sin-cos table is made for; an image model's knows no time: (0, h, w)."""
+        t, h, w = self.grid(self.frames, self.image_size, self.image_size)
+        return (0 if self.tubelet == 1 else t), h, w
+
     def tubelet_of(self, T: int) -> int:
         """Frames in a token of a clip of T frames: 1 of an image, if there is a way for them."""
         return 1 if self.modalities and T == 1 else self.tubelet
@@ -54,7 +65,22 @@ class ViTConfig:
 def sharding(config: ViTConfig) -> Rules:
     """Where the parameters of a ViT lie."""
     patches = (r'patch_embed(_image)?/kernel', jax.P(None, 'fsdp'))
-    return (*block_sharding(config.mlp), patches, *modality_sharding(config), *VECTORS)
+    more = (*modality_sharding(config), *table_sharding(config))
+    return (*block_sharding(config.mlp), patches, *more, *VECTORS)
+
+
+CHOICES = {
+    'position': ('rope', 'sincos'),
+    'axes': ('yx', 'xy'),
+    'shorter': ('first', 'resized'),
+}
+
+
+def check_choices(config) -> None:
+    """Raises ValueError for a word of an encoder's or predictor's config that is not a choice."""
+    for field, words in CHOICES.items():
+        if (value := getattr(config, field, words[0])) not in words:
+            raise ValueError(f"{field} '{value}': allowed are {', '.join(words)}")
 
 
 IMAGE, VIDEO = MODALITIES = 'image', 'video'
@@ -73,13 +99,22 @@ def modality_sharding(config) -> Rules:
     return ((r'modality/\w+', jax.P()),) if config.modalities else ()
 
 
+def table_sharding(config) -> Rules:
+    """Where the table of positions lies, in nets that have one among their weights."""
+    return ((r'table', jax.P()),) if config.stored_table else ()
+
+
+def position_table(config, grid: tuple[int, int, int]) -> np.ndarray:
+    """The sin-cos table [N, D] of an encoder or predictor whose home grid is `grid`."""
+    return tokens.sincos_table(grid, config.width, config.uniform_power, config.axes)
+
+
 class ViT(nnx.Module):
     """Clips -> features of all tokens, or of those kept."""
 
     def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
         c = self.config = config
-        if c.position not in ('rope', 'sincos'):
-            raise ValueError(f"position '{c.position}': allowed are rope, sincos")
+        check_choices(c)
         self.patch_embed = Linear(
             c.tubelet * c.patch * c.patch * 3, c.width, dtype=c.dtype, rngs=rngs
         )
@@ -95,6 +130,8 @@ class ViT(nnx.Module):
             self.norms = nnx.Dict({str(i): norm for i, norm in enumerate(norms)})
         else:
             self.norm = LayerNorm(c.width, eps=EPS, rngs=rngs)
+        if c.stored_table:
+            self.table = nnx.Param(jnp.asarray(position_table(c, c.home)))
         if c.modalities:
             self.patch_embed_image = Linear(c.patch**2 * 3, c.width, dtype=c.dtype, rngs=rngs)
             self.modality = modality_embeddings(c.width, rngs)
@@ -155,11 +192,12 @@ class ViT(nnx.Module):
 
     def _table(self, grid: tuple[int, int, int], ids: jax.Array, like: jax.Array) -> jax.Array:
         c = self.config
-        home = c.grid(c.frames, c.image_size, c.image_size)
-        if c.tubelet == 1:  # an image model's table knows no time
-            home, grid = (0, *home[1:]), (0, *grid[1:])
-        table = tokens.sincos_table(home, c.width, c.uniform_power)
-        return pick_rows(tokens.resize_table(table, home, grid), ids, like)
+        if c.tubelet == 1:
+            grid = (0, *grid[1:])
+        stored = c.stored_table
+        table = jax.lax.stop_gradient(self.table[...]) if stored else position_table(c, c.home)
+        table = tokens.resize_table(table, c.home, grid, first=c.shorter == 'first')
+        return pick_rows(table, ids, like)
 
 
 def positions(config, ids: jax.Array, h: int, w: int) -> tuple[jax.Array, ...]:

@@ -87,9 +87,10 @@ TORCH_NETS = {
 }
 TORCH_PROBES = 'classifiers'  # a list of them
 
-# arrays of the original that no gradient may ever reach: tokens that no clip asked for, and what is
-# of images where there are none
+# arrays of the original that no gradient may ever reach: tokens that no clip asked for, what is of
+# images where there are none, and tables of positions
 MAYBE_IDLE = ('mask_tokens.', 'extrinsics_encoder.', 'patch_embed_img.', 'img_mod_embed')
+MAYBE_IDLE += ('pos_embed', 'predictor_pos_embed')
 
 VIDEO, IMAGE = 'd c t y x -> (t y x c) d', 'd c y x -> (y x c) d'
 SINCOS = 'a sin-cos table, computed and not learned'
@@ -125,6 +126,11 @@ PREDICTOR = (
     *_block('predictor_blocks.{i}', 'blocks'),
     *_norm('predictor_norm', 'norm'),
     *_affine('predictor_proj', 'proj'),
+)
+# of I-JEPA (reference: family §1.8), in the order of its optimizer
+IMAGE_PREDICTOR = (
+    Rule('mask_token', 'mask_tokens/0', 'a b d -> a b d'),
+    *(rule for rule in PREDICTOR if not rule.name.startswith('mask_tokens')),
 )
 DENSE_PREDICTOR = (
     *_MODALITY,
@@ -163,6 +169,7 @@ PROBE = (
     *_norm('pooler.cross_attention_block.norm1', f'{_CROSS}/norm1'),
     *_affine('pooler.cross_attention_block.xattn.q', f'{_CROSS}/xattn/q'),
     *_affine('pooler.cross_attention_block.xattn.kv', f'{_CROSS}/xattn/kv'),
+    *_affine('pooler.cross_attention_block.xattn.proj', f'{_CROSS}/xattn/proj'),  # V-JEPA 1
     *_norm('pooler.cross_attention_block.norm2', f'{_CROSS}/norm2'),
     *_mlp('pooler.cross_attention_block.mlp', f'{_CROSS}/mlp'),
     *_block('pooler.blocks.{i}', 'pooler/blocks'),
@@ -226,13 +233,23 @@ def _patch(config) -> dict[str, int]:
 def torch_encoder(config) -> Table:
     if config.modalities:
         return DENSE_ENCODER, _patch(config)
-    return (ENCODER if config.tubelet > 1 else IMAGE_ENCODER), _patch(config)
+    rules = ENCODER if config.tubelet > 1 else IMAGE_ENCODER
+    return _with_table(rules, config), _patch(config)
+
+
+def _with_table(rules: tuple[Rule, ...], config) -> tuple[Rule, ...]:
+    """The rows of a net whose table of positions is a weight, where it is one."""
+    if not config.stored_table:
+        return rules
+    return tuple(
+        Rule(rule.name, 'table', '1 n d -> n d') if rule.why == SINCOS else rule for rule in rules
+    )
 
 
 def torch_predictor(config) -> Table:
     if config.modalities:
         return (DENSE_PREDICTOR if config.levels > 1 else DENSE_PREDICTOR_OF_ONE), {}
-    return PREDICTOR, {}
+    return _with_table(PREDICTOR if config.grid[0] else IMAGE_PREDICTOR, config), {}
 
 
 def torch_ac_predictor(config) -> Table:

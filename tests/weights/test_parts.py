@@ -111,8 +111,11 @@ def test_differences_are_those_of_the_features(position, change):
 
 def test_tables_of_sincos_count():
     one = dataclasses.replace(VIT, position='sincos')
-    more = dict(uniform_power=False, image_size=32, frames=8, rope='paired')
-    lines = parts.differences(one, dataclasses.replace(one, **more))
-    assert [line.split()[0] for line in lines] == ['uniform_power', 'image_size', 'frames']
+    more = dict(uniform_power=False, image_size=32, stored_table=True, frames=8, shorter='resized')
+    lines = parts.differences(one, dataclasses.replace(one, **more, rope='paired', axes='xy'))
+    assert [line.split()[0] for line in lines] == list(more)
     image = dataclasses.replace(one, tubelet=1)
-    assert parts.differences(image, dataclasses.replace(image, frames=8)) == []
+    like = dict(frames=8, shorter='resized')
+    assert parts.differences(image, dataclasses.replace(image, **like)) == []
+    (line,) = parts.differences(image, dataclasses.replace(image, axes='xy'))
+    assert line == 'axes yx and xy'
