@@ -11,6 +11,7 @@ from jepa_jax.config import (
     AgainstCollapseConfig,
     DenseVideoConfig,
     EncoderConfig,
+    MaskedPixelsConfig,
     MaskedVideoConfig,
     RunConfig,
     encoder_shape,
@@ -18,12 +19,14 @@ from jepa_jax.config import (
 )
 from jepa_jax.models import VERSIONS
 from jepa_jax.models.ac_predictor import ACPredictorConfig
+from jepa_jax.models.pixel_decoder import PixelDecoderConfig
 from jepa_jax.models.predictor import PredictorConfig
 from jepa_jax.models.projector import ProjectorConfig
 from jepa_jax.models.vit import ViTConfig
 from jepa_jax.objectives import regularisers
 from jepa_jax.objectives.action_conditioned import ACLoss, ActionConditioned
 from jepa_jax.objectives.dense_video import ContextLoss, DenseVideo
+from jepa_jax.objectives.masked_pixels import MaskedPixels
 from jepa_jax.objectives.masked_video import MaskedVideo
 from jepa_jax.objectives.regularised_video import RegularisedVideo, Regulariser
 
@@ -37,6 +40,44 @@ def masked_video(config: MaskedVideoConfig) -> MaskedVideo:
         return MaskedVideo(*nets, **settings)
     against = regulariser(config.against_collapse), projector(config)
     return RegularisedVideo(*nets, *against, **settings, seed=config.seed)
+
+
+def masked_pixels(config: MaskedPixelsConfig) -> MaskedPixels:
+    """The objective of a run of MAE or VideoMAE."""
+    encoder = pixel_encoder(config)
+    return MaskedPixels(encoder, pixel_decoder(config, encoder), target=config.target)
+
+
+def pixel_encoder(config: MaskedPixelsConfig) -> ViTConfig:
+    """The encoder that a run of MAE or VideoMAE trains."""
+    (frames,) = frame_counts(config.data)
+    mae = config.kind == 'mae'
+    return dataclasses.replace(
+        vit(config, config.encoder, config.data.crop, frames),
+        class_token=mae,
+        key_bias=mae,
+        glorot=True,
+    )
+
+
+def pixel_decoder(config: MaskedPixelsConfig, encoder: ViTConfig) -> PixelDecoderConfig:
+    """The decoder beside it."""
+    d, mae = config.decoder, config.kind == 'mae'
+    return PixelDecoderConfig(
+        encoder_width=encoder.width,
+        values=encoder.tubelet * encoder.patch**2 * 3,
+        width=d.width,
+        depth=d.depth,
+        heads=d.heads,
+        mlp_ratio=d.mlp_ratio,
+        axes=encoder.axes,
+        grid=encoder.home,
+        class_token=mae,
+        embed_bias=mae,
+        key_bias=mae,
+        dtype=encoder.dtype,
+        remat=encoder.remat,
+    )
 
 
 def regulariser(against: AgainstCollapseConfig) -> Regulariser:

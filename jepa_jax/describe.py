@@ -7,6 +7,7 @@ from jepa_jax.config import (
     ActionConditionedConfig,
     DenseVideoConfig,
     EmaOptimConfig,
+    MaskedPixelsConfig,
     MaskedVideoConfig,
     OptimConfig,
     RunConfig,
@@ -82,6 +83,17 @@ def masked_video(config: MaskedVideoConfig) -> list[str]:
             f'at batch {c.batch:,} takes momentum {same:.8g}'
         )
     return lines
+
+
+def masked_pixels(config: MaskedPixelsConfig) -> list[str]:
+    """Batch, length and learning rate of a run of MAE or VideoMAE, and what is masked."""
+    c = config.optim
+    return [
+        f'batch {c.batch:,} {"images" if config.kind == "mae" else "clips"}, {c.steps:,} steps '
+        f'(released: {"4,096" if config.kind == "mae" else "1,024 to 2,048"})',
+        _rate(c),
+        f'{config.mask_ratio:.0%} of the tokens are masked, their {config.target} are drawn',
+    ]
 
 
 def dense_video(config: DenseVideoConfig) -> list[str]:

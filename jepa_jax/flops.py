@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from jepa_jax.models.ac_predictor import ACPredictorConfig
 from jepa_jax.models.layers import MLPS
+from jepa_jax.models.pixel_decoder import PixelDecoderConfig
 from jepa_jax.models.predictor import PredictorConfig
 from jepa_jax.models.projector import ProjectorConfig
 from jepa_jax.models.vit import ViTConfig
@@ -44,7 +45,7 @@ class StepFlops:
         return self.target + self.context + self.predictor
 
 
-def blocks(config: ViTConfig | PredictorConfig, tokens: int) -> int:
+def blocks(config: ViTConfig | PredictorConfig | PixelDecoderConfig, tokens: int) -> int:
     """Forward FLOPs of all transformer blocks on one sequence of `tokens` tokens."""
     c = config
     hidden = MLPS[c.mlp][1](int(c.width * c.mlp_ratio))
@@ -98,6 +99,22 @@ def pretraining_step(
             context += group.clips * trained(kept, frames)
             predicted += group.clips * TRAINED * predictor(predictor_config, kept, hidden)
     return StepFlops(target, context, predicted)
+
+
+def pixels_step(
+    encoder_config: ViTConfig, decoder_config: PixelDecoderConfig, group: GroupShape
+) -> dict[str, int]:
+    """FLOPs of one step of objectives.masked_pixels, by what they are spent on."""
+    e, d = encoder_config, decoder_config
+    ((kept, hidden),) = group.masks
+    seen = kept + e.class_token
+    pixels = patch_embed(e, kept, group.frames)  # which need no gradient
+    context = TRAINED * blocks(e, seen) + (TRAINED - 1) * pixels
+    ends = 2 * (seen * d.encoder_width + hidden * d.values) * d.width
+    return {
+        'context': group.clips * context,
+        'decoder': group.clips * TRAINED * (ends + blocks(d, seen + hidden)),
+    }
 
 
 def regulariser(projector: ProjectorConfig | None, width: int, samples: int, columns: int) -> int:

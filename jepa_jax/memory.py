@@ -18,6 +18,7 @@ from jepa_jax import build, recipes
 from jepa_jax.config import (
     ActionConditionedConfig,
     MaskConfig,
+    MaskedPixelsConfig,
     MaskedVideoConfig,
     RunConfig,
 )
@@ -242,6 +243,26 @@ def masked_video(config: MaskedVideoConfig, rows: int) -> Activations:
                 2 * rows * tokens * _values(predictor, compute, FLOAT),
             )
     return held
+
+
+def masked_pixels(config: MaskedPixelsConfig, rows: int) -> Activations:
+    """Of clips or images whose masked pixels are drawn, `rows` at a time."""
+    vit = build.pixel_encoder(config)
+    decoder = build.pixel_decoder(config, vit)
+    compute, kept = BYTES[config.compute_dtype], KEPT[config.mesh.remat]
+    tokens = math.prod(vit.grid(vit.frames, config.data.crop, config.data.crop))
+    context = tokens * (1 - config.mask_ratio)
+    pixels = vit.frames * config.data.crop**2 * 3
+    return Activations(
+        inputs=rows * pixels * (config.optim.accumulate + FLOAT),
+        saved=rows * context * kept(vit, compute, compute) * vit.depth
+        + rows * tokens * kept(decoder, compute, FLOAT) * decoder.depth,
+        features=2 * rows * (tokens - context) * decoder.values * FLOAT,
+        peak=max(
+            2 * rows * context * _values(vit, compute, compute),
+            2 * rows * tokens * _values(decoder, compute, FLOAT),
+        ),
+    )
 
 
 def action_conditioned(config: ActionConditionedConfig, rows: int) -> Activations:

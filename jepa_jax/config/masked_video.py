@@ -108,15 +108,8 @@ def check(config: MaskedVideoConfig) -> Iterator[str]:
         if frames % encoder.tubelet and not config.is_image(frames):
             name = f'data.lists[{i}].frames' if item.frames else 'data.frames'
             yield f'{name} = {frames}: must be a multiple of encoder.tubelet = {encoder.tubelet}'
-        if not item.path and item.kind not in WITHOUT_PATH:
-            yield (
-                f"data.lists[{i}].path is empty: kind '{item.kind}' needs a file or folder, "
-                f'--config.data.lists[{i}].path=PATH'
-            )
-    rates = {key: getattr(data, key) for key in ('fps', 'frame_step', 'duration')}
-    if sum(value > 0 for value in rates.values()) != 1:
-        told = ', '.join(f'{key} = {value}' for key, value in rates.items())
-        yield f'data: exactly one of fps, frame_step, duration must be more than 0, found {told}'
+    yield from paths_given(data)
+    yield from sampling_rate(data)
     if encoder.version != config.version:
         yield (
             f"encoder.version = '{encoder.version}': must be '{config.version}' with objective "
@@ -161,3 +154,21 @@ def _against_collapse(config: MaskedVideoConfig) -> Iterator[str]:
         )
     if config.optim.batch < 2:
         yield f"optim.batch = 1: must be at least 2 with {field}.method '{c.method}'"
+
+
+def paths_given(data: DataConfig) -> Iterator[str]:
+    """Complaints about lists that name nothing."""
+    for i, item in enumerate(data.lists):
+        if not item.path and item.kind not in WITHOUT_PATH:
+            yield (
+                f"data.lists[{i}].path is empty: kind '{item.kind}' needs a file or folder, "
+                f'--config.data.lists[{i}].path=PATH'
+            )
+
+
+def sampling_rate(data: DataConfig) -> Iterator[str]:
+    """Complaints where a clip's rate is not told, or told twice."""
+    rates = {key: getattr(data, key) for key in ('fps', 'frame_step', 'duration')}
+    if sum(value > 0 for value in rates.values()) != 1:
+        told = ', '.join(f'{key} = {value}' for key, value in rates.items())
+        yield f'data: exactly one of fps, frame_step, duration must be more than 0, found {told}'

@@ -29,7 +29,8 @@ class EncoderConfig:
     tubelet: int = 2  # frames
     position: str = 'rope'  # rope | sincos
     uniform_power: bool = True  # sincos only: equal shares of the width for t, y and x
-    axes: str = 'yx'  # sincos of images only, what comes first: yx (V-JEPA) | xy (I-JEPA, MAE)
+    # sincos: of images, what comes first, yx (V-JEPA) | xy (I-JEPA, MAE); or flat, a line of tokens
+    axes: str = 'yx'
     # sincos only, clips shorter than trained on: first, the table's first rows | resized (V-JEPA 1)
     shorter: str = 'first'
     mlp: str = 'gelu'  # gelu | swiglu (two thirds of the hidden width) | swiglu_full
@@ -160,7 +161,7 @@ class OptimConfig:
     # parts of a batch, run one by one: same update, less memory; 0: as few as memory allows
     accumulate: int = 1
     steps: int = 240_000
-    schedule: str = 'warmup_cosine'  # warmup_cosine | linear_decay | wsd
+    schedule: str = 'warmup_cosine'  # warmup_cosine | linear_decay | wsd | half_cosine (MAE)
     warmup: int = 12_000  # steps
     anneal: int = 0  # wsd only: steps of the final decline
     start_lr: float = 1e-4

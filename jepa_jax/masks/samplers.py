@@ -6,9 +6,10 @@ import functools
 import math
 from typing import Protocol
 
-from jepa_jax.config import MaskConfig, MaskedVideoConfig
+from jepa_jax.config import MaskConfig, MaskedPixelsConfig, MaskedVideoConfig
 from jepa_jax.errors import ConfigError
 from jepa_jax.masks import multiblock
+from jepa_jax.masks.random import RandomSampler
 
 
 class MaskSampler(Protocol):
@@ -32,6 +33,13 @@ def mask_sampler(config: MaskedVideoConfig, frames: int, rows: int) -> MaskSampl
         raise ConfigError(f'mask_sampler: {config.mask_sampler!r} is none of {", ".join(SAMPLERS)}')
     samplers = OF_IMAGES if config.is_image(frames) else SAMPLERS
     return samplers[config.mask_sampler](masks, grid, config.seed, rows, name)
+
+
+def pixel_sampler(config: MaskedPixelsConfig, frames: int) -> MaskSampler:
+    """What draws the masks of a run of MAE or VideoMAE."""
+    side = config.data.crop // config.encoder.patch
+    grid = (frames // config.encoder.tubelet, side, side)
+    return RandomSampler(grid, config.mask_ratio, config.kind == 'videomae', config.seed)
 
 
 class _ReferenceMasks:

@@ -48,7 +48,6 @@ class PixelDecoderConfig:
     embed_bias: bool = True
     key_bias: bool = True
     stored_table: bool = False  # as ViTConfig's
-    norm_eps: float = EPS  # of the last LayerNorm, which transformers' VideoMAE has otherwise
     dtype: jnp.dtype = jnp.bfloat16  # of matmul inputs; the residual stream is float32
     remat: str = 'full'  # a key of nets.REMAT
 
@@ -84,7 +83,7 @@ class PixelDecoder(nnx.Module):
             c.depth,
             rngs,
         )  # fmt: skip
-        self.norm = LayerNorm(c.width, eps=c.norm_eps, rngs=rngs)
+        self.norm = LayerNorm(c.width, eps=EPS, rngs=rngs)
         self.proj = Linear(c.width, c.values, dtype=c.dtype, rngs=rngs)
         redraw(self, rngs)
         if c.stored_table:

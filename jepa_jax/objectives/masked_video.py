@@ -103,8 +103,7 @@ class MaskedVideo(Objective):
         """Features to judge collapse by, from the first group and mask, of some positions: see
         health.measure.
 
-        Returns target and context [B, n, D], prediction and expected [B, m, D], and for two clips
-        or more baseline [B, m, D], what the other clips have at those positions on average.
+        Returns what `looked_at` does.
         """
         del frozen
         group = batch.groups[0]
@@ -112,18 +111,7 @@ class MaskedVideo(Objective):
         h = self.nets['encoder'](self.target(params, ema), group.clips)
         x, z = self.seen(params, group, mask)
 
-        def some(a: jax.Array) -> jax.Array:  # [B, N, ...], which stays on its devices
-            at = positions(a.shape[1], len(a))
-            return a.at[:, at].get(out_sharding=batch_spec(a))
-
-        targets_at, standard = some(mask.target), standardise(h)
-        targets = jnp.take_along_axis(standard, targets_at[..., None], axis=1)
-        features = {'target': some(h), 'context': some(x), 'prediction': some(z)}
-        features['expected'] = targets
-        if len(h) > 1:
-            total = pick_rows(standard.sum(0), targets_at, targets)
-            features['baseline'] = (total - targets) / (len(h) - 1)
-        return features
+        return looked_at(h, standardise(h), x, z, mask.target)
 
     def seen(self, params: dict, group: Group, mask: Mask) -> tuple[jax.Array, jax.Array]:
         """Features of the context [B, K, D] and what is predicted of the targets [B, M, D], of the
@@ -137,3 +125,28 @@ class MaskedVideo(Objective):
 
     def verdict(self, records) -> tuple[str, str]:
         return judge.verdict(records)
+
+
+def looked_at(
+    target: jax.Array, expected: jax.Array, context: jax.Array, said: jax.Array, ids: jax.Array
+) -> dict[str, jax.Array]:
+    """Some positions of features of all tokens `target` [B, N, D], of those in sight `context`
+    [B, K, D], and of what is `said` [B, M, P] of the tokens `ids` [B, M] in place of `expected`
+    [B, N, P].
+
+    Returns target and context [B, n, D], prediction and expected [B, m, P], and for two clips or
+    more baseline [B, m, P], what the other clips have at those positions on average.
+    """
+
+    def some(a: jax.Array) -> jax.Array:  # [B, N, ...], which stays on its devices
+        at = positions(a.shape[1], len(a))
+        return a.at[:, at].get(out_sharding=batch_spec(a))
+
+    ids = some(ids)
+    targets = jnp.take_along_axis(expected, ids[..., None], axis=1)
+    features = {'target': some(target), 'context': some(context), 'prediction': some(said)}
+    features['expected'] = targets
+    if len(target) > 1:
+        total = pick_rows(expected.sum(0), ids, targets)
+        features['baseline'] = (total - targets) / (len(target) - 1)
+    return features

@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jepa_jax import build, flops
-from jepa_jax.config import ActionConditionedConfig, MaskedVideoConfig
+from jepa_jax.config import ActionConditionedConfig, MaskedPixelsConfig, MaskedVideoConfig
 from jepa_jax.data import Batch, Group
 from jepa_jax.data.trajectories import RobotStream, Trajectories, random_prefix
 from jepa_jax.data.videos import VideoStream, split_rows
 from jepa_jax.flops import GroupShape
 from jepa_jax.masks import Mask
-from jepa_jax.masks.samplers import mask_sampler
+from jepa_jax.masks.samplers import MaskSampler, mask_sampler, pixel_sampler
 from jepa_jax.memory import rows_at_a_time
 from jepa_jax.models.predictor import PredictorConfig
 from jepa_jax.models.vit import ViTConfig
@@ -133,6 +133,47 @@ def masked_video_workload(
         return total, sum(group.clips * group.tokens for group in groups)
 
     return lambda step: of(stream.shapes(step))
+
+
+def masked_pixels(config: MaskedPixelsConfig, devices: int) -> list[Program]:
+    """The one program of a run of MAE or VideoMAE.
+
+    Raises:
+      ConfigError: the batch does not split over the devices.
+    """
+    rows_at_a_time(config.optim.batch, devices, config.optim.accumulate)
+    vit = build.pixel_encoder(config)
+    group, sampler = _pixels(config)
+    ((kept, hidden),) = group.masks
+    first = int(vit.class_token)
+    like = _masked(config.data.crop, [group.frames], [group])
+    return [
+        Program(
+            functools.partial(_noise_and_masks, like, {group.frames: sampler}, 0),
+            flops.pixels_step(vit, build.pixel_decoder(config, vit), group),
+            frozenset({kept + first, kept + hidden + first}),
+            f'tokens in sight -> drawn {kept} -> {hidden}',
+            like,
+        )
+    ]
+
+
+def _pixels(config: MaskedPixelsConfig) -> tuple[GroupShape, MaskSampler]:
+    vit = build.pixel_encoder(config)
+    sampler = pixel_sampler(config, vit.frames)
+    tokens = math.prod(vit.grid(vit.frames, config.data.crop, config.data.crop))
+    return GroupShape(config.optim.batch, tokens, sampler.shapes(0), vit.frames), sampler
+
+
+def masked_pixels_workload(
+    config: MaskedPixelsConfig, stream: VideoStream
+) -> Callable[[int], tuple[int, int]]:
+    """Step -> FLOPs and tokens, the same for all."""
+    del stream
+    vit, (group, _) = build.pixel_encoder(config), _pixels(config)
+    step = flops.pixels_step(vit, build.pixel_decoder(config, vit), group)
+    worth = sum(step.values()), group.clips * group.tokens
+    return lambda step: worth
 
 
 def action_conditioned(config: ActionConditionedConfig, devices: int) -> list[Program]:

@@ -44,6 +44,8 @@ class Part:
 
 
 _SHAPES, _TABLES = 'jepa_jax.weights.shapes', 'jepa_jax.weights.tables'
+_PIXELS, _PIXEL_FILES = 'jepa_jax.weights.pixel_tables', 'jepa_jax.weights.pixel_files'
+_HF_PIXELS = 'jepa_jax.weights.hf_pixels'
 _TORCH, _HF = 'jepa_jax.weights.torch_files', 'jepa_jax.weights.hf_files'
 
 PARTS: dict[str, Part] = {
@@ -55,9 +57,11 @@ PARTS: dict[str, Part] = {
         version='jepa_jax.weights.parts:version_of_rope',
         files={
             'torch': Format(
-                f'{_TABLES}:torch_encoder', f'{_SHAPES}:encoder', f'{_TORCH}:encoder_table'
+                f'{_PIXELS}:torch_encoder', f'{_PIXEL_FILES}:encoder', f'{_PIXEL_FILES}:table'
             ),
-            'hf': Format(f'{_TABLES}:hf_encoder', f'{_HF}:encoder'),
+            'hf': Format(
+                f'{_PIXELS}:hf_encoder', f'{_HF_PIXELS}:encoder', f'{_PIXEL_FILES}:hf_table'
+            ),
         },
     ),
     'predictor': Part(
@@ -71,6 +75,24 @@ PARTS: dict[str, Part] = {
                 f'{_TABLES}:torch_predictor', f'{_SHAPES}:predictor', f'{_TORCH}:predictor_table'
             ),
             'hf': Format(f'{_TABLES}:hf_predictor', f'{_HF}:predictor'),
+        },
+    ),
+    'pixel_decoder': Part(
+        title='decoder of pixels',
+        config='jepa_jax.models.pixel_decoder:PixelDecoderConfig',
+        module='jepa_jax.models.pixel_decoder:PixelDecoder',
+        sharding='jepa_jax.models.pixel_decoder:sharding',
+        files={
+            'torch': Format(
+                f'{_PIXELS}:torch_decoder',
+                f'{_PIXEL_FILES}:decoder',
+                f'{_PIXEL_FILES}:decoder_table',
+            ),
+            'hf': Format(
+                f'{_PIXELS}:hf_decoder',
+                f'{_HF_PIXELS}:decoder',
+                f'{_PIXEL_FILES}:hf_decoder_table',
+            ),
         },
     ),
     'ac_predictor': Part(
@@ -243,13 +265,13 @@ def differences(a: Any, b: Any) -> list[str]:
     weights: `heads 16 and 12`, a line each. Number type and recomputation are no difference, nor is
     what only sin-cos positions know where both have RoPE."""
     names = ['width', 'depth', 'heads', 'mlp', 'patch', 'tubelet', 'position']
-    names += ['modalities', 'levels']
+    names += ['modalities', 'levels', 'class_token', 'key_bias']
     if a.position == b.position == 'rope':
         names += ['rope', 'interpolate']
     elif a.position == b.position:
-        names += ['uniform_power', 'image_size', 'stored_table']
+        names += ['uniform_power', 'axes', 'image_size', 'stored_table']
         # an image model's table knows no time
-        names += ['frames', 'shorter'] if a.tubelet > 1 else ['axes']
+        names += ['frames', 'shorter'] if a.tubelet > 1 else []
     lines = [
         f'{name} {getattr(a, name)} and {getattr(b, name)}'
         for name in names

@@ -23,7 +23,7 @@ import numpy as np
 from jepa_jax import checkpoint, files
 from jepa_jax.errors import ConvertError
 from jepa_jax.lookup import load
-from jepa_jax.weights import hf_files, own, parts, shapes, tables, torch_files
+from jepa_jax.weights import hf_files, hf_pixels, own, parts, shapes, tables, torch_files
 from jepa_jax.weights.contents import ENCODERS, PREDICTORS, StoredNet, Training, Weights
 from jepa_jax.weights.tables import Leaf
 
@@ -165,7 +165,9 @@ def _read_torch(
     configs = _configs(path, reader, content, forms)
     nets, links = {}, {}
     for name, arrays in content.nets.items():
-        config = _with_table(f'{path}: {name}', _part_of(name), configs[name], arrays)
+        config = _with_table(
+            f'{path}: {name}', _part_of(name), configs[name], 'torch', arrays, reader.notes
+        )
         nets[name], links[name] = _net(
             str(path), name, config, 'torch', arrays, allow_missing, reader.notes, finite
         )
@@ -212,33 +214,50 @@ def _configs(path, reader: shapes.Reader, content, forms) -> dict[str, Any]:
     return configs
 
 
-def _with_table(where: str, part: str, config: Any, arrays: Mapping[str, Leaf]) -> Any:
-    """The config that computes the sin-cos table of a file, of the two ways to share the width.
+TABLES = ('pos_embed', 'position_embeddings')
+
+
+def _with_table(
+    where: str,
+    part: str,
+    config: Any,
+    format: str,
+    arrays: Mapping[str, Leaf],
+    notes: list[str],
+) -> Any:
+    """The config that computes the table of positions of a file, of the two ways to share the
+    width; where neither does, one that takes the table as it is, which is noted.
 
     Raises:
-      ConvertError: neither does, or a model with such positions has no table.
+      ConvertError: a model with such positions has no table, or one of another size.
     """
-    if getattr(config, 'position', 'rope') != 'sincos':
+    computed = parts.PARTS[part].files[format].computed
+    if not computed or getattr(config, 'position', 'sincos') != 'sincos':
         return config
-    computed = load(parts.PARTS[part].files['torch'].computed)
-    name = next((name for name in arrays if name.endswith('pos_embed')), None)
+    if config.stored_table or config.axes == 'flat':
+        return config
+    name = next((name for name in arrays if name.endswith(TABLES)), None)
     if name is None:
         raise ConvertError(f'{where}: pos_embed is missing, which sin-cos positions need')
-    side = getattr(config, 'image_size', 0)
-    grid = config.grid if isinstance(config.grid, tuple) else config.grid(config.frames, side, side)
-    grid = grid[1:] if getattr(config, 'tubelet', 2) == 1 else grid
-    if math.prod(grid) * config.width > 2 * math.prod(arrays[name].shape):  # before it is computed
+    grid = getattr(config, 'home', None) or config.grid
+    rows = math.prod(filter(None, grid))
+    if rows * config.width > 2 * math.prod(arrays[name].shape):  # before it is computed
         raise ConvertError(f'{where}: {name} is smaller than a table of these crop and frames')
-    for uniform in (True, False):
+    for uniform in (config.uniform_power, not config.uniform_power):
         tried = dataclasses.replace(config, uniform_power=uniform)
-        ((name, table),) = computed(tried).items()
-        if name not in arrays:
-            raise ConvertError(f'{where}: {name} is missing, which sin-cos positions need')
-        if arrays[name].shape == table.shape and np.allclose(
-            arrays[name], table, rtol=0, atol=1e-6
-        ):
+        ((key, table),) = load(computed)(tried).items()
+        if key not in arrays:
+            raise ConvertError(f'{where}: {key} is missing, which sin-cos positions need')
+        if arrays[key].shape != table.shape:
+            raise ConvertError(
+                f'{where}: {key} has shape {list(arrays[key].shape)}, these crop and frames give '
+                f'{list(table.shape)}: say them'
+            )
+        if np.allclose(arrays[name], table, rtol=0, atol=1e-6):
             return tried
-    raise ConvertError(f'{where}: {name} is no sin-cos table of these crop and frames: say them')
+    off = float(np.abs(np.asarray(arrays[name]) - table).max())
+    notes.append(f'{name} is not the usual table (off by {off:.3g} at most): it is used as it is')
+    return dataclasses.replace(config, stored_table=True)
 
 
 def _training(path, content, links, steps_per_epoch, notes: list[str], finite: bool) -> Training:
@@ -284,21 +303,26 @@ def _zeros(shape: tuple[int, ...]) -> Leaf:
 
 
 def _read_hf(path: pathlib.Path, allow_missing, finite: bool) -> Weights:
-    values = hf_files.read_config(path)
-    arrays = hf_files.take_apart(path, values)
+    notes: list[str] = []
+    if files.read_json(path / hf_files.CONFIG).get('model_type') in hf_pixels.DEFAULTS:
+        values = hf_pixels.read_config(path, notes)
+        arrays = hf_pixels.take_apart(path, values)
+    else:
+        values = hf_files.read_config(path)
+        arrays = hf_files.take_apart(path, values)
     encoder = next((name for name in ENCODERS if name in arrays), None)
     if encoder is None:
         raise ConvertError(f'{path}: no array of the encoder')
-    notes: list[str] = []
     nets: dict[str, StoredNet] = {}
     for name in sorted(arrays, key=lambda name: name != encoder):
         forms = {key: leaf.shape for key, leaf in arrays[name].items()}
         beside = nets[encoder].config if nets else None
         config = load(parts.PARTS[_part_of(name)].files['hf'].config)(values, forms, beside)
+        config = _with_table(f'{path}: {name}', _part_of(name), config, 'hf', arrays[name], notes)
         nets[name], _ = _net(
             str(path), name, config, 'hf', arrays[name], allow_missing, notes, finite
         )
-    if other := hf_files.other_crop(path, values['crop_size']):
+    if 'crop_size' in values and (other := hf_files.other_crop(path, values['crop_size'])):
         notes.append(other)
     labels, reads = {}, {}
     if 'probe' in nets:

@@ -17,7 +17,7 @@ import numpy as np
 from jepa_jax import checkpoint
 from jepa_jax.errors import ConvertError
 from jepa_jax.lookup import load
-from jepa_jax.weights import hf_files, own, parts, tables, torch_files, torch_write
+from jepa_jax.weights import hf_files, hf_pixels, own, parts, tables, torch_files, torch_write
 from jepa_jax.weights.contents import PREDICTORS, StoredNet, Training, Weights, title
 from jepa_jax.weights.tables import flatten
 
@@ -56,6 +56,8 @@ def write(
     if to == 'jax':
         own.write(weights, dst, progress)
         return []
+    if to == 'torch' and weights.encoder and hf_pixels.is_of_these(weights.encoder):
+        return _write_flat(weights, dst, progress)
     if to == 'torch':
         return _write_torch(weights, dst, steps_per_epoch, progress)
     return _write_hf(weights, dst, encoder, progress)
@@ -171,9 +173,33 @@ def _write_torch(weights: Weights, dst: pathlib.Path, steps_per_epoch, progress)
     return notes
 
 
-def _computed(net: StoredNet) -> dict[str, np.ndarray]:
-    how = parts.PARTS[net.part].files['torch'].computed
-    return load(how)(net.config) if how else {}
+def _computed(net: StoredNet, format: str = 'torch') -> dict[str, np.ndarray]:
+    """Arrays that such a file has beside the net's own."""
+    how = parts.PARTS[net.part].files[format].computed
+    if not how or getattr(net.config, 'stored_table', False):
+        return {}
+    return load(how)(net.config)
+
+
+def _write_flat(weights: Weights, dst: pathlib.Path, progress) -> list[str]:
+    """As MAE and VideoMAE: one state dict of encoder and decoder."""
+    names = [name for name in (weights.pick(), 'pixel_decoder') if name in weights.nets]
+    notes = [f'dropped: {title(name)}' for name in weights.nets if name not in names]
+    notes += ['dropped: the optimizer'] if weights.training else []
+    nets = {name: weights.nets[name] for name in names}
+    kept = dataclasses.replace(weights, nets=nets, training=None)
+    links = {name: links_of(net, 'torch') for name, net in nets.items()}
+    computed = {name: _computed(net) for name, net in nets.items()}
+    more = sum(table.nbytes for arrays in computed.values() for table in arrays.values())
+    with torch_write.writing(dst, nbytes(kept, 'torch') + more) as writer:
+        content: dict[str, Any] = {}
+        for name, net in nets.items():
+            for key, array in tables.to_file(links[name], net.tree):
+                progress(array.nbytes)
+                content[key] = writer.put(array)
+            content |= {key: writer.put(table) for key, table in computed[name].items()}
+        writer.finish({'model': content, torch_files.OURS: json.dumps(own.extra(kept))})
+    return notes
 
 
 def _idle(links: list[tables.Link], nu: Mapping) -> set[str]:
@@ -214,6 +240,8 @@ def _plain(t: Training, steps_per_epoch: int | None, notes: list[str]) -> dict[s
 def _hf_nets(weights: Weights, encoder: str) -> dict[str, StoredNet]:
     """What a Hugging Face folder can hold of the weights."""
     names = (weights.pick(encoder), 'predictor', 'probe')
+    if hf_pixels.is_of_these(weights.encoder):
+        names = (weights.pick(encoder), 'pixel_decoder')
     return {name: weights.nets[name] for name in names if name in weights.nets}
 
 
@@ -229,11 +257,13 @@ def _write_hf(weights: Weights, dst: pathlib.Path, encoder: str, progress) -> li
             notes.append(f'dropped: {title(name)}')
     if weights.training:
         notes.append('dropped: the optimizer')
-    if 'predictor' not in nets:
+    pixels = hf_pixels.is_of_these(weights.encoder)
+    if 'predictor' not in nets and not pixels:
         notes.append('no predictor: transformers starts one at random, and says so')
     dst.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.check_room(dst.parent, nbytes(weights, 'hf', encoder))
     probe = weights.probe
+    probe = None if pixels else probe
     if probe and list(probe[1]) != ['linear']:
         raise ConvertError(f'{dst}: a probe with heads {", ".join(probe[1])}, must be one: linear')
     frames = weights.encoder.frames
@@ -242,22 +272,38 @@ def _write_hf(weights: Weights, dst: pathlib.Path, encoder: str, progress) -> li
         if (levels := weights.reads.get('reads', 'last')) != 'last':
             notes.append(f'the probe reads {levels}, theirs always the last block')
     prefixes = {name: 'vjepa2.' if probe and name != 'probe' else '' for name in nets}
+    if pixels:
+        prefixes = hf_pixels.prefixes(weights.encoder, nets)
+    computed = {name: _computed(net, 'hf') for name, net in nets.items()}
     sizes = {}
     for name in nets:
         stacked = {n for link in links[name] if link.index is not None for n in link.form()[0]}
         forms = tables.expected(links[name])
         for key in sorted(forms, key=lambda k: k in stacked):  # as tables.to_file yields them
             sizes[prefixes[name] + key] = 4 * int(np.prod(forms[key]))
+        sizes |= {prefixes[name] + key: table.nbytes for key, table in computed[name].items()}
     with hf_files.folder_at(dst) as folder:
-        predictor = nets['predictor'].config if 'predictor' in nets else None
+        configs = {name: net.config for name, net in nets.items()}
         labels = weights.labels.get('linear', ())
-        hf_files.write_config(
-            folder, dst, weights.encoder, chosen, predictor, probe, labels, frames
-        )
+        if pixels:
+            hf_pixels.write_config(folder, dst, weights.encoder, configs.get('pixel_decoder'))
+        else:
+            hf_files.write_config(
+                folder,
+                dst,
+                weights.encoder,
+                chosen,
+                configs.get('predictor'),
+                probe,
+                labels,
+                frames,
+            )
         shards = hf_files.Shards(folder, sizes)
         for name, net in nets.items():
             for key, array in tables.to_file(links[name], net.tree):
                 shards.put(prefixes[name] + key, array)
                 progress(array.nbytes)
+            for key, table in computed[name].items():
+                shards.put(prefixes[name] + key, table)
         shards.close()
     return notes
