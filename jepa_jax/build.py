@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax.numpy as jnp
 
 from jepa_jax.config import (
     ActionConditionedConfig,
     DenseVideoConfig,
     EncoderConfig,
+    MaskedImageConfig,
     MaskedVideoConfig,
     RunConfig,
     encoder_shape,
@@ -19,6 +22,7 @@ from jepa_jax.models.predictor import PredictorConfig
 from jepa_jax.models.vit import ViTConfig
 from jepa_jax.objectives.action_conditioned import ACLoss, ActionConditioned
 from jepa_jax.objectives.dense_video import ContextLoss, DenseVideo
+from jepa_jax.objectives.masked_image import MaskedImage
 from jepa_jax.objectives.masked_video import MaskedVideo
 
 
@@ -30,7 +34,14 @@ def masked_video(config: MaskedVideoConfig) -> MaskedVideo:
         predictor(config, encoder),
         groups=len(frame_counts(config.data)),
         exponent=config.loss_exponent,
+        variance_weight=config.variance_weight,
     )
+
+
+def masked_image(config: MaskedImageConfig) -> MaskedImage:
+    """The objective of a run of I-JEPA."""
+    encoder = video_encoder(config)
+    return MaskedImage(encoder, image_predictor(config, encoder), beta=config.loss_beta)
 
 
 def dense_video(config: DenseVideoConfig) -> DenseVideo:
@@ -115,6 +126,11 @@ def predictor(config: MaskedVideoConfig, encoder: ViTConfig) -> PredictorConfig:
         predict_context=bool(encoder.levels),
         **VERSIONS[config.encoder.version].predictor(),
     )
+
+
+def image_predictor(config: MaskedImageConfig, encoder: ViTConfig) -> PredictorConfig:
+    """The predictor of masked blocks beside an encoder of images."""
+    return dataclasses.replace(predictor(config, encoder), grid=encoder.home)
 
 
 FRAMES = 16  # of clips that encoders of recordings were trained on, as far as sin-cos tables care

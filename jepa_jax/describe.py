@@ -6,6 +6,7 @@ from jepa_jax.config import (
     ActionConditionedConfig,
     DenseVideoConfig,
     EmaOptimConfig,
+    MaskedImageConfig,
     MaskedVideoConfig,
     OptimConfig,
     RunConfig,
@@ -73,6 +74,13 @@ def masked_video(config: MaskedVideoConfig) -> list[str]:
             f'at batch {c.batch:,} takes momentum {same:.8g}'
         )
     return lines
+
+
+def masked_image(config: MaskedImageConfig) -> list[str]:
+    """The same of a run of I-JEPA."""
+    c = config.optim
+    images = f'batch {c.batch:,} images, {c.steps:,} steps = {c.batch * c.steps:,} images'
+    return [images, _rate(c), *_averages(c)]
 
 
 def dense_video(config: DenseVideoConfig) -> list[str]:

@@ -71,10 +71,14 @@ class VideoStream(Stream):
                 i for i, e in enumerate(lists) if (e.frames or config.data.frames) == frames
             )
             rows = quota * self.parts
-            groups.append(Clips(frames, own, quota, rows, mask_sampler(config, frames, rows)))
+            groups.append(Clips(frames, own, quota, rows, self.sampler(frames, rows)))
             orders.append(self.order(own, rows, [lists[i].weight for i in own]))
         self.groups = tuple(groups)
         return tuple(orders)
+
+    def sampler(self, frames: int, rows: int) -> MaskSampler:
+        """What draws the masks of clips of so many frames, `rows` of them a step."""
+        return mask_sampler(self.config, frames, rows)
 
     def empty(self, step: int) -> Batch:
         crop = self.config.data.crop
