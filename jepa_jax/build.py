@@ -11,6 +11,7 @@ from jepa_jax.config import (
     AgainstCollapseConfig,
     DenseVideoConfig,
     EncoderConfig,
+    MaskedImageConfig,
     MaskedPixelsConfig,
     MaskedVideoConfig,
     RunConfig,
@@ -26,6 +27,7 @@ from jepa_jax.models.vit import ViTConfig
 from jepa_jax.objectives import regularisers
 from jepa_jax.objectives.action_conditioned import ACLoss, ActionConditioned
 from jepa_jax.objectives.dense_video import ContextLoss, DenseVideo
+from jepa_jax.objectives.masked_image import MaskedImage
 from jepa_jax.objectives.masked_pixels import MaskedPixels
 from jepa_jax.objectives.masked_video import MaskedVideo
 from jepa_jax.objectives.regularised_video import RegularisedVideo, Regulariser
@@ -37,7 +39,7 @@ def masked_video(config: MaskedVideoConfig) -> MaskedVideo:
     settings = {'groups': len(frame_counts(config.data)), 'exponent': config.loss_exponent}
     nets = encoder, predictor(config, encoder)
     if config.against_collapse.method == 'ema':
-        return MaskedVideo(*nets, **settings)
+        return MaskedVideo(*nets, **settings, variance_weight=config.variance_weight)
     against = regulariser(config.against_collapse), projector(config)
     return RegularisedVideo(*nets, *against, **settings, seed=config.seed)
 
@@ -114,6 +116,12 @@ def through_targets(config: MaskedVideoConfig) -> bool:
     """Whether a gradient passes through the encoder on all tokens."""
     c = config.against_collapse
     return c.method != 'ema' and (c.method != 'none' or not c.stop_gradient)
+
+
+def masked_image(config: MaskedImageConfig) -> MaskedImage:
+    """The objective of a run of I-JEPA."""
+    encoder = video_encoder(config)
+    return MaskedImage(encoder, image_predictor(config, encoder), beta=config.loss_beta)
 
 
 def dense_video(config: DenseVideoConfig) -> DenseVideo:
@@ -198,6 +206,11 @@ def predictor(config: MaskedVideoConfig, encoder: ViTConfig) -> PredictorConfig:
         predict_context=bool(encoder.levels),
         **VERSIONS[config.encoder.version].predictor(),
     )
+
+
+def image_predictor(config: MaskedImageConfig, encoder: ViTConfig) -> PredictorConfig:
+    """The predictor of masked blocks beside an encoder of images."""
+    return dataclasses.replace(predictor(config, encoder), grid=encoder.home)
 
 
 FRAMES = 16  # of clips that encoders of recordings were trained on, as far as sin-cos tables care

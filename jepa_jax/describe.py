@@ -7,6 +7,7 @@ from jepa_jax.config import (
     ActionConditionedConfig,
     DenseVideoConfig,
     EmaOptimConfig,
+    MaskedImageConfig,
     MaskedPixelsConfig,
     MaskedVideoConfig,
     OptimConfig,
@@ -94,6 +95,13 @@ def masked_pixels(config: MaskedPixelsConfig) -> list[str]:
         _rate(c),
         f'{config.mask_ratio:.0%} of the tokens are masked, their {config.target} are drawn',
     ]
+
+
+def masked_image(config: MaskedImageConfig) -> list[str]:
+    """The same of a run of I-JEPA."""
+    c = config.optim
+    images = f'batch {c.batch:,} images, {c.steps:,} steps = {c.batch * c.steps:,} images'
+    return [images, _rate(c), *_averages(c)]
 
 
 def dense_video(config: DenseVideoConfig) -> list[str]:

@@ -125,6 +125,20 @@ class Optimizer:
     weight_decay: Schedule
     ema_rate: Schedule | None  # None: nothing is averaged
     guard: bool = False  # whether the last of the state of tx is a GuardState
+    clip: float = 0.0  # largest norm of the gradient of a net; 0: not clipped
+    clip_from: int = 0  # 0-based step from which on
+
+    def clipped(self, grads: dict, norms: dict, step: jax.Array) -> dict:
+        """Gradients whose norms are at most `clip`, net by net, as torch's clip_grad_norm_."""
+        if not self.clip:
+            return grads
+        factors = {
+            name: jnp.minimum(1.0, self.clip / (norm + 1e-6)) for name, norm in norms.items()
+        }
+        return {
+            name: optax.tree.scale(jnp.where(step >= self.clip_from, factors[name], 1.0), tree)
+            for name, tree in grads.items()
+        }
 
 
 def build(config: OptimConfig, objective: Objective) -> Optimizer:
@@ -146,6 +160,8 @@ def build(config: OptimConfig, objective: Objective) -> Optimizer:
         weight_decay(config),
         ema_rate(config) if objective.ema else None,
         guard=config.guard.deviations > 0,
+        clip=config.clip,
+        clip_from=config.clip_from,
     )
 
 

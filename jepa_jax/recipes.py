@@ -65,6 +65,18 @@ RECIPES: dict[str, Recipe] = {
         describe='jepa_jax.describe:masked_video',
         evals='jepa_jax.evals.entries:masked_video',
     ),
+    'masked_image': Recipe(
+        config='jepa_jax.config:MaskedImageConfig',
+        check='jepa_jax.config.masked_image:check',
+        smoke='jepa_jax.config.masked_image:smoke',
+        build='jepa_jax.build:masked_image',
+        stream='jepa_jax.data.images:ImageStream',
+        programs='jepa_jax.objectives.image_programs:masked_image',
+        workload='jepa_jax.objectives.image_programs:masked_image_workload',
+        activations='jepa_jax.memory:masked_image',
+        describe='jepa_jax.describe:masked_image',
+        evals='jepa_jax.evals.entries:masked_video',
+    ),
     'dense_video': Recipe(
         config='jepa_jax.config:DenseVideoConfig',
         check='jepa_jax.config.dense_video:check',

@@ -79,6 +79,7 @@ RULES: dict[type, dict[str, Rule | OneOf]] = {
         'aspect_ratio': RATIOS,
         'max_temporal_keep': Rule(lambda v: 0 < v <= 1, 'above 0 and at most 1'),
         'max_keep': NOT_NEGATIVE,
+        'tube': BELOW_ONE,
     },
     parts.EncoderConfig: {
         'size': OneOf(tuple(SIZES), tuple(SIZE_ALIASES)),
@@ -135,6 +136,8 @@ RULES: dict[type, dict[str, Rule | OneOf]] = {
         'beta1': BELOW_ONE,
         'beta2': BELOW_ONE,
         'eps': POSITIVE,
+        'clip': NOT_NEGATIVE,
+        'clip_from': NOT_NEGATIVE,
     },
     parts.GuardConfig: {
         'deviations': NOT_NEGATIVE,

@@ -44,6 +44,8 @@ class MaskedVideoConfig(RunConfig):
     )
     loss_exponent: float = 1.0  # 1: L1; 2: half the squared error
     against_collapse: AgainstCollapseConfig = field(default_factory=AgainstCollapseConfig)
+    # of V-JEPA 1's regulariser: predictions should vary by 1 over the tokens of a clip
+    variance_weight: float = 0.0
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     predictor: MaskedPredictorConfig = field(default_factory=MaskedPredictorConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -91,6 +93,7 @@ RULES[AgainstCollapseConfig] = {
 RULES[MaskedVideoConfig] = {
     'mask_sampler': OneOf(('static', 'single', 'reference')),
     'loss_exponent': AT_LEAST_ONE,
+    'variance_weight': NOT_NEGATIVE,
 }
 
 
@@ -125,6 +128,8 @@ def check(config: MaskedVideoConfig) -> Iterator[str]:
     for frames in sorted(frame_counts(data)):  # fewest tokens first
         tokens = config.tubelets(frames) * (data.crop // encoder.patch) ** 2
         name, masks = config.masks_of(frames)
+        if len({mask.tube > 0 for mask in masks}) > 1:
+            yield f'{name}: either all have tube above 0, or none'
         for i, mask in enumerate(masks):
             # one token at least is left to predict
             if mask.max_keep >= tokens:
@@ -132,6 +137,8 @@ def check(config: MaskedVideoConfig) -> Iterator[str]:
                     f'{name}[{i}].max_keep = {mask.max_keep}: must be less than the {tokens} '
                     f'tokens of a clip of {frames} frames and {data.crop} pixels; 0 means no bound'
                 )
+            if mask.tube and not int((data.crop // encoder.patch) ** 2 * (1 - mask.tube)):
+                yield f'{name}[{i}].tube = {mask.tube}: keeps no cell of a frame as context'
             if mask.full_complement and mask.pred_full_complement:
                 yield f'{name}[{i}]: full_complement and pred_full_complement exclude each other'
 

@@ -62,6 +62,8 @@ class MaskConfig:
     full_complement: bool = False  # targets are all tokens that are not context
     pred_full_complement: bool = False  # context is all tokens that are not targets
     inverse: bool = False  # swap context and target
+    # in place of blocks: share of the frame's cells, drawn one by one, that is hidden in all frames
+    tube: float = 0.0
 
 
 @dataclass
@@ -107,6 +109,7 @@ class AugmentConfig:
     scale: tuple[float, float] = (0.3, 1.0)  # share of the frame's area
     ratio: tuple[float, float] = (0.75, 1.35)  # width over height
     flip: bool = True  # horizontally, with probability one half
+    antialias: bool = False  # resized as Pillow does, each pixel the mean of what it covers
     motion_shift: bool = False  # crop window moves linearly from one random crop to another
 
 
@@ -173,6 +176,9 @@ class OptimConfig:
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
+    # largest norm of the gradient of each net, from which step on; 0: nothing is clipped
+    clip: float = 0.0
+    clip_from: int = 0
     guard: GuardConfig = field(default_factory=GuardConfig)
 
 

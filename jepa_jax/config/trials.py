@@ -8,7 +8,7 @@ from jepa_jax.config.dense_video import DenseVideoConfig
 from jepa_jax.config.derived import frame_counts
 from jepa_jax.config.masked_pixels import MaskedPixelsConfig
 from jepa_jax.config.masked_video import MaskedVideoConfig
-from jepa_jax.config.parts import EncoderConfig
+from jepa_jax.config.parts import EncoderConfig, ProbeConfig
 from jepa_jax.config.runs import RunConfig
 from jepa_jax.errors import ConfigError, allowed
 
@@ -57,7 +57,7 @@ def masked_video(config: MaskedVideoConfig) -> None:
     """
     encoder, data = config.encoder, config.data
     before = frame_counts(data), data.crop
-    _tiny(encoder)
+    tiny(encoder)
     config.predictor.width, config.predictor.depth, config.predictor.heads = 24, 2, 2
 
     def shrink(size: int, unit: int, least: int) -> int:
@@ -75,8 +75,7 @@ def masked_video(config: MaskedVideoConfig) -> None:
     share = data.crop**2 * min(frame_counts(data)) / (before[1] ** 2 * min(before[0]))
     for mask in config.masks:
         mask.max_keep = mask.max_keep and max(2, int(mask.max_keep * share))
-    probe = config.probe
-    probe.steps, probe.batch, probe.seeds, probe.bootstrap, probe.heads = 20, 32, 2, 100, 2
+    small_probe(config.probe)
 
 
 def dense_video(config: DenseVideoConfig) -> None:
@@ -92,7 +91,7 @@ def dense_video(config: DenseVideoConfig) -> None:
 def masked_pixels(config: MaskedPixelsConfig) -> None:
     """Likewise; four tokens a side."""
     encoder, data, images = config.encoder, config.data, config.kind == 'mae'
-    _tiny(encoder)
+    tiny(encoder)
     config.decoder.width, config.decoder.depth, config.decoder.heads = 24, 1, 2
     data.crop = 4 * encoder.patch
     data.frames = 1 if images else 2 * encoder.tubelet
@@ -105,7 +104,7 @@ def masked_pixels(config: MaskedPixelsConfig) -> None:
 
 def action_conditioned(config: ActionConditionedConfig) -> None:
     """24 steps of a tiny predictor on self-made recordings and a random encoder."""
-    _tiny(config.encoder)
+    tiny(config.encoder)
     config.ac.width, config.ac.depth, config.ac.heads = 48, 2, 2
     config.encoder_from = 'random'
     config.data.crop = 4 * config.encoder.patch
@@ -114,7 +113,11 @@ def action_conditioned(config: ActionConditionedConfig) -> None:
     config.rollout.steps = min(config.rollout.steps, 3)
 
 
-def _tiny(encoder: EncoderConfig) -> None:
+def small_probe(probe: ProbeConfig) -> None:
+    probe.steps, probe.batch, probe.seeds, probe.bootstrap, probe.heads = 20, 32, 2, 100, 2
+
+
+def tiny(encoder: EncoderConfig) -> None:
     encoder.width, encoder.depth, encoder.heads, encoder.mlp_ratio = 48, 2, 2, 4.0
 
 

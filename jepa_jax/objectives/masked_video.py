@@ -24,15 +24,22 @@ class MaskedVideo(Objective):
     ema = ('encoder',)  # whose average is the target
 
     def __init__(
-        self, encoder: ViTConfig, predictor: PredictorConfig, *, groups: int, exponent: float = 1.0
+        self,
+        encoder: ViTConfig,
+        predictor: PredictorConfig,
+        *,
+        groups: int,
+        exponent: float = 1.0,
+        variance_weight: float = 0.0,
     ):
-        """groups: frame-count groups in a batch; exponent p of the loss |z - h|^p / p."""
+        """groups: frame-count groups in a batch; exponent p of the loss |z - h|^p / p;
+        variance_weight: of V-JEPA 1's regulariser."""
         self.nets = {
             'encoder': net('encoder', encoder),
             'predictor': net('predictor', predictor),
         }
         self.config = encoder
-        self.groups, self.exponent = groups, exponent
+        self.groups, self.exponent, self.variance_weight = groups, exponent, variance_weight
         # mask tokens no group reaches get no gradient, and the original leaves them undecayed
         self.unused = frozenset(
             f'predictor/mask_tokens/{i}' for i in range(groups, predictor.mask_tokens)
@@ -58,17 +65,26 @@ class MaskedVideo(Objective):
         """Mean over groups and masks of the mean of |prediction - target feature|^p / p; metrics:
         each part of it."""
         del frozen, step
-        parts = {}
+        parts, said = {}, []
         for g, group in enumerate(batch.groups):
             with jax.named_scope('target'):
                 h = self.targets(ema, group.clips)
-            parts |= self.errors(params, group, g, h)
-        return sum(parts.values()) / len(parts), parts
+            errors, predictions = self.errors(params, group, g, h)
+            parts |= errors
+            said += [(g, z) for z in predictions]
+        loss = sum(parts.values()) / len(parts)
+        if self.variance_weight:
+            parts['loss/variance'] = too_alike(said)
+            loss = loss + self.variance_weight * parts['loss/variance']
+        return loss, parts
 
-    def errors(self, params: dict, group: Group, g: int, h: jax.Array) -> dict[str, jax.Array]:
-        """The loss of every mask of group `g`, whose targets are among h [B, N, D]."""
+    def errors(
+        self, params: dict, group: Group, g: int, h: jax.Array
+    ) -> tuple[dict[str, jax.Array], list[jax.Array]]:
+        """The loss of every mask of group `g`, whose targets are among h [B, N, D], and what was
+        predicted."""
         encoder, predictor = self.nets['encoder'], self.nets['predictor']
-        parts = {}
+        parts, predictions = {}, []
         for m, mask in enumerate(group.masks):
             with jax.named_scope('context'):
                 x = encoder(params['encoder'], group.clips, mask.context)
@@ -77,7 +93,8 @@ class MaskedVideo(Objective):
             targets = jnp.take_along_axis(h, mask.target[..., None], axis=1)
             error = jnp.abs(z - targets) ** self.exponent / self.exponent
             parts[f'loss/group{g}_mask{m}'] = error.mean()
-        return parts
+            predictions.append(z)
+        return parts, predictions
 
     def trace(self, params: dict, ema: dict, frozen: dict, batch: Batch) -> dict:
         """Activations of a step by name, in order of computation; encoder features after every
@@ -150,3 +167,15 @@ def looked_at(
         total = pick_rows(expected.sum(0), ids, targets)
         features['baseline'] = (total - targets) / (len(target) - 1)
     return features
+
+
+def too_alike(predictions: list[tuple[int, jax.Array]]) -> jax.Array:
+    """V-JEPA 1's regulariser: how far predictions [B, M, D], each with its group, fall short of a
+    standard deviation of 1 over the tokens of a clip, the mean over masks. It says nothing of
+    differences between clips. (reference: family §2)"""
+    short = []
+    for group in dict.fromkeys(group for group, _ in predictions):
+        own = [z for g, z in predictions if g == group]
+        deviation = sum(jnp.sqrt(z.var(axis=1, ddof=1) + 1e-4) for z in own) / len(own)
+        short.append(jax.nn.relu(1 - deviation).mean())
+    return sum(short) / len(short)

@@ -70,7 +70,7 @@ class RegularisedVideo(MaskedVideo):
                 features = encoder(params['encoder'], group.clips)
                 h = standardise(features)
                 h = jax.lax.stop_gradient(h) if self.regulariser.stop_gradient else h
-            parts |= self.errors(params, group, g, h)
+            parts |= self.errors(params, group, g, h)[0]
             with jax.named_scope('regularise'):
                 key = jax.random.fold_in(jax.random.key(self.seed), step)
                 seen += [terms.of(z, key) for z in self.samples(params, features)]

@@ -23,9 +23,8 @@ VIDEO = ViTConfig(96, 3, 4, image_size=64, frames=8, shorter='resized', **F32)
 OF_IMAGES = PredictorConfig(48, 24, 2, 4, mask_tokens=1, grid=(0, 8, 8), axes='xy', **F32)
 OF_VIDEOS = PredictorConfig(96, 48, 2, 2, mask_tokens=3, grid=(4, 4, 4), **F32)
 
-A, B14 = mask_pair(1, 2, 64, 20, 12)
+A, B = mask_pair(1, 2, 64, 20, 12)
 C, D = mask_pair(2, 2, 64, 20, 12)
-B = mask_pair(3, 2, 64, 12, 12)[1]
 
 
 def run(part, config, x, *rest):
@@ -73,7 +72,8 @@ def test_tables_put_x_first():
     table = sincos_table((0, 3, 5), 8, True, 'xy')
     other = sincos_table((0, 3, 5), 8, True, 'yx')
     np.testing.assert_array_equal(table, np.roll(other, 4, axis=1))
-    np.testing.assert_array_equal(table[1, :4], [np.sin(1), np.sin(0.01), np.cos(1), np.cos(0.01)])
+    first = np.float32([np.sin(1), np.sin(0.01), np.cos(1), np.cos(0.01)])
+    np.testing.assert_array_equal(table[1, :4], first)
 
 
 def test_a_short_clip_is_resized_or_cut():
@@ -93,7 +93,7 @@ def test_a_stored_table_is_used_and_gets_no_gradient():
     for x in (image[:, :, :112], image):
         expected = plain(filled('encoder', IMAGE), x)
         np.testing.assert_allclose(encoder(params, x), expected, rtol=0, atol=CLOSE)
-        moved = encoder(params | {'table': params['table'] + 1}, x)
+        moved = encoder(params | {'table': params['table'][::-1]}, x)
         assert float(jnp.abs(moved - expected).max()) > 0.1
     gradient = jax.grad(lambda p: encoder(p, image)[..., 0].sum())(params)
     assert not gradient['table'].any() and gradient['blocks']['attn']['qkv']['kernel'].any()

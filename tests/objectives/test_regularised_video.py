@@ -220,7 +220,7 @@ def test_gradients_pass_through_targets_unless_stopped(monkeypatch):
 def test_directions_are_drawn_anew_at_every_step(params, monkeypatch):
     """And health looks at the encoder itself."""
     one = objective(dataclasses.replace(SIGREG['lejepa'], directions=4), projector=False)
-    monkeypatch.setattr(one, 'errors', lambda *args: {'loss/group0_mask0': jnp.float32(0)})
+    monkeypatch.setattr(one, 'errors', lambda *args: ({'loss/group0_mask0': jnp.float32(0)}, []))
     terms = jax.jit(lambda step: one.loss(params, {}, {}, batch(), step)[1]['loss/sigreg'])
     drawn = [float(terms(step)) for step in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
