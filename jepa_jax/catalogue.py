@@ -79,6 +79,8 @@ def _released(name: str, row: names.Released) -> Row:
         numbers = _count(size, 'pooler')
     elif name.startswith('ac-'):
         does, numbers = ('features', 'plans'), encoder + _count(size, 'ac_predictor')
+    elif not row.version:  # MAE: one encoder, some with a decoder of pixels
+        does, numbers = ('features',), encoder
     else:
         does = 'features', 'predictions'
         numbers = 2 * encoder + _count(size, 'predictor')

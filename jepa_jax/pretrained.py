@@ -319,7 +319,7 @@ def card(model: Model, folder: str) -> str:
     name = model.name or size
     source, licence = f'`{name}`', 'see the source'
     if name in zoo.RELEASED:
-        source += f', released as {download.SERVER}{zoo.RELEASED[name].file}'
+        source += f', released as {download.address(zoo.RELEASED[name].file)}'
     elif name in zoo.PUBLISHED or name.startswith(zoo.HUB):
         source += f', https://huggingface.co/{name.removeprefix(zoo.HUB)}'
     elif name.startswith(names.RANDOM):

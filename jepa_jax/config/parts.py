@@ -110,6 +110,7 @@ class AugmentConfig:
     ratio: tuple[float, float] = (0.75, 1.35)  # width over height
     flip: bool = True  # horizontally, with probability one half
     antialias: bool = False  # resized as Pillow does, each pixel the mean of what it covers
+    bicubic: bool = False  # with antialias only: Pillow's bicubic resize (MAE)
     motion_shift: bool = False  # crop window moves linearly from one random crop to another
 
 

@@ -42,7 +42,9 @@ OTHERS = {b'<': 'a web page', b'\x1f\x8b': 'compressed by gzip', b'{"': 'JSON'}
 
 
 def address(file: str) -> str:
-    """Of a file below the server's address."""
+    """Of a file below the server's address, or of one whose address is whole."""
+    if file.startswith('https://'):
+        return file
     base = os.environ.get('JEPA_JAX_WEIGHTS_URL') or SERVER
     return base.rstrip('/') + '/' + file
 

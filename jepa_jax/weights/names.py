@@ -19,7 +19,7 @@ PIN = '@sha256:'  # behind a name or path, before 64 digits
 class Released:
     """A file of the original's release. (reference: vjepa2 §10.2)"""
 
-    file: str  # below the server's address
+    file: str  # below the server's address, or whole
     size: str  # a key of SIZES
     crop: int  # pixels
     probe_of: str = ''  # the model whose features a probe reads; empty: no probe
@@ -28,10 +28,13 @@ class Released:
     frames: int = 16
     step: int = 4
     segments: int = 1
-    version: str = '2.0'  # of V-JEPA
+    version: str = '2.0'  # of V-JEPA; '': of something else
     local: str = ''  # the file's name in the cache; empty: its own
 
 
+# MAE's encoders, and with their decoders, which draw normalised pixels (reference: family §3.1)
+_MAE = 'https://dl.fbaipublicfiles.com/mae/pretrain/mae_pretrain_vit_'
+_MAE_SIZES = {'vitb': 'base', 'vitl': 'large', 'vith': 'huge'}
 _LEVELS_L, _LEVELS_G = (17, 19, 21, 23), (24, 29, 34, 39)
 RELEASED = {
     'vitl': Released('vitl.pt', 'vitl', 256),
@@ -66,6 +69,11 @@ RELEASED = {
     'vitgigantic-21': Released(
         'vjepa2_1_vitG_384.pt', 'gigantic', 384, version='2.1', local='vjepa2_1_gigantic_384.pt'
     ),
+    **{
+        f'mae-{size}{name}': Released(f'{_MAE}{word}{name.replace("-", "_")}.pth', size, 224,
+                                      frames=1, version='')
+        for size, word in _MAE_SIZES.items() for name in ('', '-full')
+    },
 }  # fmt: skip
 # the names of the original's torch.hub
 ALIASES = {

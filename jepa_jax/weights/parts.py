@@ -181,7 +181,9 @@ def no_version(config: Any) -> str:
 
 
 def version_of_rope(config: Any) -> str:
-    """Of parts whose rotary positions differ from version to version."""
+    """Of parts whose rotary positions differ from version to version; '' for MAE and VideoMAE."""
+    if getattr(config, 'class_token', False) or not getattr(config, 'key_bias', True):
+        return ''
     return next((name for name, version in VERSIONS.items() if version.rope == config.rope), '')
 
 
