@@ -6,7 +6,8 @@ The list is ImageNet's folder of images, `imagenet_train` in the working folder;
 docs/family_pixels.md. `mae_vitl.py:smoke` is a minute on two cores, with single frames of self-made
 videos.
 
-1,600 epochs at batch 4,096, as the released weights were trained, which reach 86.0 % on ImageNet fine-tuned, 76.0 % linear.
+1,600 epochs at batch 4,096, as the released weights were trained: 86.0 % on ImageNet fine-tuned,
+76.0 % linear.
 """
 
 from jepa_jax.config import MaskedPixelsConfig
