@@ -57,7 +57,7 @@ PARTS: dict[str, Part] = {
             'torch': Format(
                 f'{_TABLES}:torch_encoder', f'{_SHAPES}:encoder', f'{_TORCH}:encoder_table'
             ),
-            'hf': Format(f'{_TABLES}:hf_encoder', f'{_HF}:encoder'),
+            'hf': Format(f'{_TABLES}:hf_encoder', f'{_HF}:encoder', f'{_HF}:encoder_table'),
         },
     ),
     'predictor': Part(
@@ -94,6 +94,8 @@ PARTS: dict[str, Part] = {
         },
     ),
 }
+
+IMAGES = 'I'  # the version of I-JEPA's nets
 
 LARGEST = 2**16  # a width, depth, frame or pixel count that a file may claim
 
@@ -142,8 +144,13 @@ def abstract(where: str, part: str, config: Any, forms: Mapping[str, tuple[int, 
 
 
 def version_of(part: str, config: Any) -> str:
-    """Of V-JEPA: '2.0', or '' for nets that no version has."""
+    """Of V-JEPA: '1', '2.0' or '2.1'; IMAGES of I-JEPA; '' for nets that no version has."""
     return load(row(PARTS, 'part', part).version)(config)
+
+
+def called(version: str) -> str:
+    """A version of `version_of` for people."""
+    return 'I-JEPA' if version == IMAGES else f'V-JEPA {version}' if version else ''
 
 
 def no_version(config: Any) -> str:
@@ -153,7 +160,13 @@ def no_version(config: Any) -> str:
 
 
 def version_of_rope(config: Any) -> str:
-    """Of parts whose rotary positions differ from version to version."""
+    """Of parts whose positions differ from version to version."""
+    if config.position == 'sincos':
+        image = config.grid[0] == 0 if isinstance(config.grid, tuple) else config.tubelet == 1
+        if image and config.axes == 'xy':
+            return IMAGES
+        if getattr(config, 'shorter', '') == 'resized' and not image:
+            return '1'
     return next((name for name, version in VERSIONS.items() if version.rope == config.rope), '')
 
 

@@ -124,7 +124,7 @@ def _write_torch(weights: Weights, dst: pathlib.Path, steps_per_epoch, progress)
     notes = [n for name, net in nets.items() for n in torch_files.beyond(name, net.config)]
     if weights.training and 'target' not in nets and 'predictor' in nets:
         raise ConvertError(f'{weights.source}: a training checkpoint without a target encoder')
-    computed = {name: _computed(net) for name, net in nets.items()}
+    computed = {name: _computed(net, 'torch') for name, net in nets.items()}
     more = sum(table.nbytes for arrays in computed.values() for table in arrays.values())
     with torch_write.writing(dst, nbytes(weights, 'torch') + more) as writer:
 
@@ -134,16 +134,24 @@ def _write_torch(weights: Weights, dst: pathlib.Path, steps_per_epoch, progress)
                 if key not in idle:
                     yield key, writer.put(array)
 
-        prefix = 'module.' if 'ac_predictor' in nets else 'module.backbone.'
+        images = parts.IMAGES in (parts.version_of(n.part, n.config) for n in nets.values())
+        prefix = 'module.' if 'ac_predictor' in nets or images else 'module.backbone.'
         content: dict[str, Any] = {}
         order: dict[str, dict[str, tuple[int, ...]]] = {}
         for name, net in nets.items():
             arrays = dict(tensors(name, net.tree))
             arrays |= {key: writer.put(table) for key, table in computed[name].items()}
-            keys = [*computed[name], *tables.file_order(links[name])]
+            keys = tables.file_order(links[name])
+            for key in computed[name]:  # its place among those that the table names
+                before = [rule.name for rule in tables.table(net.part, net.config, 'torch')[0]]
+                keys.insert(sum(n in keys for n in before[: before.index(key)]), key)
             order[name] = {key: tuple(arrays[key].shape) for key in keys}
             if name == 'probe':
-                content[entries[name]] = [{f'module.{key}': arrays[key] for key in keys}]
+                state = {f'module.{key}': arrays[key] for key in keys}
+                alone = net.config[0].spare_projection  # V-JEPA 1's files hold one, not a list
+                content[tables.FIRST_PROBE if alone else entries[name]] = (
+                    state if alone else [state]
+                )
             else:
                 content[entries[name]] = {f'{prefix}{key}': arrays[key] for key in keys}
         if weights.alone:
@@ -171,8 +179,8 @@ def _write_torch(weights: Weights, dst: pathlib.Path, steps_per_epoch, progress)
     return notes
 
 
-def _computed(net: StoredNet) -> dict[str, np.ndarray]:
-    how = parts.PARTS[net.part].files['torch'].computed
+def _computed(net: StoredNet, format: str) -> dict[str, np.ndarray]:
+    how = parts.PARTS[net.part].files[format].computed
     return load(how)(net.config) if how else {}
 
 
@@ -214,6 +222,8 @@ def _plain(t: Training, steps_per_epoch: int | None, notes: list[str]) -> dict[s
 def _hf_nets(weights: Weights, encoder: str) -> dict[str, StoredNet]:
     """What a Hugging Face folder can hold of the weights."""
     names = (weights.pick(encoder), 'predictor', 'probe')
+    if weights.encoder and hf_files.of_images(weights.encoder):
+        names = names[:1]
     return {name: weights.nets[name] for name in names if name in weights.nets}
 
 
@@ -229,11 +239,12 @@ def _write_hf(weights: Weights, dst: pathlib.Path, encoder: str, progress) -> li
             notes.append(f'dropped: {title(name)}')
     if weights.training:
         notes.append('dropped: the optimizer')
-    if 'predictor' not in nets:
+    images = hf_files.of_images(weights.encoder)
+    if 'predictor' not in nets and not images:
         notes.append('no predictor: transformers starts one at random, and says so')
     dst.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.check_room(dst.parent, nbytes(weights, 'hf', encoder))
-    probe = weights.probe
+    probe = None if images else weights.probe
     if probe and list(probe[1]) != ['linear']:
         raise ConvertError(f'{dst}: a probe with heads {", ".join(probe[1])}, must be one: linear')
     frames = weights.encoder.frames
@@ -248,6 +259,10 @@ def _write_hf(weights: Weights, dst: pathlib.Path, encoder: str, progress) -> li
         forms = tables.expected(links[name])
         for key in sorted(forms, key=lambda k: k in stacked):  # as tables.to_file yields them
             sizes[prefixes[name] + key] = 4 * int(np.prod(forms[key]))
+    computed = {name: _computed(net, 'hf') for name, net in nets.items()}
+    sizes |= {
+        key: table.nbytes for tables_of in computed.values() for key, table in tables_of.items()
+    }
     with hf_files.folder_at(dst) as folder:
         predictor = nets['predictor'].config if 'predictor' in nets else None
         labels = weights.labels.get('linear', ())
@@ -256,6 +271,8 @@ def _write_hf(weights: Weights, dst: pathlib.Path, encoder: str, progress) -> li
         )
         shards = hf_files.Shards(folder, sizes)
         for name, net in nets.items():
+            for key, table in computed[name].items():
+                shards.put(key, table)
             for key, array in tables.to_file(links[name], net.tree):
                 shards.put(prefixes[name] + key, array)
                 progress(array.nbytes)
