@@ -1,4 +1,4 @@
-"""I-JEPA, ViT-g/16 on ImageNet-22K, 1,011 million parameters (reference: family §1.7; public files).
+"""I-JEPA, ViT-g/16 on ImageNet-22K, 1,011 million parameters (reference: family §1.7; files).
 
     python -m jepa_jax.train --config=configs/ijepa_vitg16.py \\
         --config.data.lists[0].path=FOLDER_OF_IMAGES

@@ -7,8 +7,8 @@
 original mixes them; see docs/family.md. `vjepa1_vith.py:smoke` is a minute on two cores, with
 self-made videos.
 
-Published: 82.0 % on Kinetics-400, 71.4 % on Something-Something v2 (attentive probes); at 384 pixels
-81.9 % and 72.2 %.
+Published: 82.0 % on Kinetics-400, 71.4 % on Something-Something v2 (attentive probes); at 384
+pixels 81.9 % and 72.2 %.
 """
 
 from jepa_jax.config import MaskedVideoConfig

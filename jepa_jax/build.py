@@ -35,6 +35,7 @@ def masked_video(config: MaskedVideoConfig) -> MaskedVideo:
         groups=len(frame_counts(config.data)),
         exponent=config.loss_exponent,
         variance_weight=config.variance_weight,
+        tokens_of_masks=len(config.masks) if config.predictor.tokens_of == 'masks' else 0,
     )
 
 

@@ -1,8 +1,8 @@
 """The recipes of I-JEPA and V-JEPA 1, a row each; `configs/*.py` name them.
 
 Values of the public config files (reference: family §1.7, §2). Where paper and files of I-JEPA
-differ, these are the files': a warm-up of 40 epochs from 2e-4 (paper: 15 from 1e-4), weight decay on
-a cosine (linear).
+differ, these are the files': a warm-up of 40 epochs from 2e-4 (paper: 15 from 1e-4), weight decay
+on a cosine (linear).
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def first_recipe(name: str, arg: str) -> MaskedVideoConfig:
     larger = '384' in words
     c = MaskedVideoConfig(name=name + ('-384' if larger else ''), seed=234)
     c.encoder.size, c.encoder.position, c.encoder.shorter = VIDEOS[name], 'sincos', 'resized'
-    c.predictor.heads, c.predictor.mask_tokens = 16, 2
+    c.predictor.heads, c.predictor.mask_tokens, c.predictor.tokens_of = 16, 2, 'masks'
     # VideoMix2M, the lists of K710, SSv2 and HowTo100M one after the other
     c.data.lists = [DataListConfig(path='videomix2m.csv')]
     c.data.crop, c.data.frames, c.data.workers = 384 if larger else 224, 16, 96

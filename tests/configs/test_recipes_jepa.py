@@ -78,8 +78,9 @@ def test_recipes_of_vjepa1(name, width, crop, batch):
     assert [(m.num_blocks, m.spatial_scale) for m in c.masks] == [(8, (0.15,) * 2), (2, (0.7,) * 2)]
     a = c.data.augment
     assert (a.scale, a.ratio, a.flip) == ((0.3, 1.0), (0.75, 1.35), True)
-    # as the released files: a token for each mask setting, and the mask's index says which
-    assert build.masked_video(c).nets['predictor'].config.grid == (8, crop // 16, crop // 16)
+    objective = build.masked_video(c)
+    assert objective.nets['predictor'].config.grid == (8, crop // 16, crop // 16)
+    assert not objective.unused  # a token for each mask setting
 
 
 @pytest.mark.parametrize('name', ALL)
