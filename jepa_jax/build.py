@@ -36,7 +36,11 @@ from jepa_jax.objectives.regularised_video import RegularisedVideo, Regulariser
 def masked_video(config: MaskedVideoConfig) -> MaskedVideo:
     """The objective of a pretraining run."""
     encoder = video_encoder(config)
-    settings = {'groups': len(frame_counts(config.data)), 'exponent': config.loss_exponent}
+    settings = {
+        'groups': len(frame_counts(config.data)),
+        'exponent': config.loss_exponent,
+        'tokens_of_masks': len(config.masks) if config.predictor.tokens_of == 'masks' else 0,
+    }
     nets = encoder, predictor(config, encoder)
     if config.against_collapse.method == 'ema':
         return MaskedVideo(*nets, **settings, variance_weight=config.variance_weight)

@@ -101,6 +101,7 @@ RULES: dict[type, dict[str, Rule | OneOf]] = {
         'heads': POSITIVE,
         'mlp_ratio': POSITIVE,
         'mask_tokens': POSITIVE,
+        'tokens_of': OneOf(('frames', 'masks')),
         'mlp': MLPS,
     },
     parts.DataListConfig: {'weight': POSITIVE, 'frames': NOT_NEGATIVE},

@@ -60,7 +60,7 @@ class MaskedImageConfig(RunConfig):
     )
     predictor: MaskedPredictorConfig = field(
         default_factory=lambda: MaskedPredictorConfig(
-            heads=16, mask_tokens=1, zero_init_mask_tokens=False
+            heads=16, mask_tokens=1, tokens_of='masks', zero_init_mask_tokens=False
         )
     )
     # images, or single frames of videos

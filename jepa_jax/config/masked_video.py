@@ -120,7 +120,12 @@ def check(config: MaskedVideoConfig) -> Iterator[str]:
         )
     yield from _against_collapse(config)
     counts = [n for n in frame_counts(data) if not config.is_image(n)]
-    if len(counts) > predictor.mask_tokens:
+    if predictor.tokens_of == 'masks' and len(config.masks) > predictor.mask_tokens:
+        yield (
+            f'predictor.mask_tokens = {predictor.mask_tokens}: must be at least '
+            f'{len(config.masks)}, one for each of masks'
+        )
+    if predictor.tokens_of == 'frames' and len(counts) > predictor.mask_tokens:
         yield (
             f'predictor.mask_tokens = {predictor.mask_tokens}: must be at least {len(counts)}, '
             f'one for each frame count in data.lists: {", ".join(map(str, counts))}'

@@ -44,7 +44,9 @@ class MaskedPredictorConfig:
     depth: int = 12
     heads: int = 12
     mlp_ratio: float = 4.0
-    mask_tokens: int = 10  # as the released files; frame-count group i of a batch uses token i
+    mask_tokens: int = 10  # as the released files
+    # what has a token of its own: frames, the clips of a frame count | masks, a setting of `masks`
+    tokens_of: str = 'frames'
     zero_init_mask_tokens: bool = True
     mlp: str = 'gelu'  # gelu | swiglu | swiglu_full
 

@@ -127,7 +127,8 @@ def few_steps(config: RunConfig, accumulate: int) -> None:
     config.data.workers = 2
     optim = config.optim
     share, optim.steps = FEW / optim.steps, FEW
-    optim.warmup, optim.anneal = math.ceil(optim.warmup * share), math.ceil(optim.anneal * share)
+    for name in ('warmup', 'anneal', 'clip_from'):
+        setattr(optim, name, math.ceil(getattr(optim, name) * share))
     optim.batch, optim.accumulate = 16, accumulate or min(max(1, optim.accumulate), 2)
     config.mesh.fsdp = 1
     saved = config.checkpoints

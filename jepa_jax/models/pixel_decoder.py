@@ -41,6 +41,7 @@ class PixelDecoderConfig:
     heads: int = 16
     mlp_ratio: float = 4.0
     mlp: str = 'gelu'  # a key of layers.MLPS
+    position: str = 'sincos'
     axes: str = 'xy'  # of the table, as ViTConfig's
     uniform_power: bool = True
     grid: tuple[int, int, int] = (0, 14, 14)  # (t, h, w) of the clips, t = 0 of images

@@ -62,6 +62,11 @@ class ViTConfig:
         t, h, w = self.grid(self.frames, self.image_size, self.image_size)
         return (0 if self.tubelet == 1 else t), h, w
 
+    @property
+    def still(self) -> bool:
+        """Whether it reads single frames alone: its table of positions knows no time."""
+        return self.position == 'sincos' and self.tubelet == 1
+
     def tubelet_of(self, T: int) -> int:
         """Frames in a token of a clip of T frames: 1 of an image, if there is a way for them."""
         return 1 if self.modalities and T == 1 else self.tubelet
@@ -179,6 +184,8 @@ class ViT(nnx.Module):
                 f'clip {video.shape[1:4]} (frames, height, width) is smaller than one tubelet of '
                 f'{c.tubelet} frames and {c.patch} pixels'
             )
+        if c.still and T != 1:
+            raise ValueError(f'{T} frames: must be 1, this is a model of images')
         if c.modalities and T % tubelet:
             raise ValueError(f'{T} frames: must be 1, an image, or a multiple of {tubelet}')
         x = tokens.cut(video, tubelet, c.patch)

@@ -31,18 +31,22 @@ class MaskedVideo(Objective):
         groups: int,
         exponent: float = 1.0,
         variance_weight: float = 0.0,
+        tokens_of_masks: int = 0,
     ):
         """groups: frame-count groups in a batch; exponent p of the loss |z - h|^p / p;
-        variance_weight: of V-JEPA 1's regulariser."""
+        variance_weight: of V-JEPA 1's regulariser; tokens_of_masks: masks a clip, each with a mask
+        token of its own, as in V-JEPA 1; 0: each group has one."""
         self.nets = {
             'encoder': net('encoder', encoder),
             'predictor': net('predictor', predictor),
         }
         self.config = encoder
         self.groups, self.exponent, self.variance_weight = groups, exponent, variance_weight
+        self.tokens_of_masks = tokens_of_masks
         # mask tokens no group reaches get no gradient, and the original leaves them undecayed
         self.unused = frozenset(
-            f'predictor/mask_tokens/{i}' for i in range(groups, predictor.mask_tokens)
+            f'predictor/mask_tokens/{i}'
+            for i in range(tokens_of_masks or groups, predictor.mask_tokens)
         )
 
     def encoder(self, params: dict, ema: dict, frozen: dict) -> tuple[Net, dict]:
@@ -89,12 +93,17 @@ class MaskedVideo(Objective):
             with jax.named_scope('context'):
                 x = encoder(params['encoder'], group.clips, mask.context)
             with jax.named_scope('predict'):
-                z = predictor(params['predictor'], x, mask.context, mask.target, g)
+                token = self.token(g, m)
+                z = predictor(params['predictor'], x, mask.context, mask.target, token)
             targets = jnp.take_along_axis(h, mask.target[..., None], axis=1)
             error = jnp.abs(z - targets) ** self.exponent / self.exponent
             parts[f'loss/group{g}_mask{m}'] = error.mean()
             predictions.append(z)
         return parts, predictions
+
+    def token(self, group: int, mask: int) -> int:
+        """The index of a mask token."""
+        return mask if self.tokens_of_masks else group
 
     def trace(self, params: dict, ema: dict, frozen: dict, batch: Batch) -> dict:
         """Activations of a step by name, in order of computation; encoder features after every
@@ -112,7 +121,7 @@ class MaskedVideo(Objective):
                 for layer, x in enumerate(levels):
                     activations[f'group{g}, mask{m}: encoder block {layer:02d}'] = x
                 activations[f'group{g}, mask{m}: prediction'] = predictor(
-                    params['predictor'], levels[-1], mask.context, mask.target, g
+                    params['predictor'], levels[-1], mask.context, mask.target, self.token(g, m)
                 )
         return activations
 

@@ -43,10 +43,13 @@ class RegularisedVideo(MaskedVideo):
         *,
         groups: int,
         exponent: float = 1.0,
+        tokens_of_masks: int = 0,
         seed: int = 0,
     ):
         """seed: of SIGReg's directions; the rest as MaskedVideo."""
-        super().__init__(encoder, predictor, groups=groups, exponent=exponent)
+        super().__init__(
+            encoder, predictor, groups=groups, exponent=exponent, tokens_of_masks=tokens_of_masks
+        )
         if projector:
             self.nets['projector'] = net('projector', projector)
         self.regulariser, self.seed = regulariser, seed

@@ -82,6 +82,7 @@ PARTS: dict[str, Part] = {
         config='jepa_jax.models.pixel_decoder:PixelDecoderConfig',
         module='jepa_jax.models.pixel_decoder:PixelDecoder',
         sharding='jepa_jax.models.pixel_decoder:sharding',
+        version='jepa_jax.weights.parts:version_of_rope',
         files={
             'torch': Format(
                 f'{_PIXELS}:torch_decoder',
@@ -122,6 +123,9 @@ PARTS: dict[str, Part] = {
         },
     ),
 }
+
+IMAGES = 'I'  # the version of I-JEPA's nets
+MAE, VIDEOMAE = 'MAE', 'VideoMAE'  # and of others that are no V-JEPA
 
 LARGEST = 2**16  # a width, depth, frame or pixel count that a file may claim
 
@@ -170,8 +174,15 @@ def abstract(where: str, part: str, config: Any, forms: Mapping[str, tuple[int, 
 
 
 def version_of(part: str, config: Any) -> str:
-    """Of V-JEPA: '2.0', or '' for nets that no version has."""
+    """Of V-JEPA: '1', '2.0' or '2.1'; IMAGES of I-JEPA; '' for nets that no version has."""
     return load(row(PARTS, 'part', part).version)(config)
+
+
+def called(version: str) -> str:
+    """A version of `version_of` for people."""
+    if version in (MAE, VIDEOMAE, ''):
+        return version
+    return 'I-JEPA' if version == IMAGES else f'V-JEPA {version}'
 
 
 def no_version(config: Any) -> str:
@@ -181,9 +192,17 @@ def no_version(config: Any) -> str:
 
 
 def version_of_rope(config: Any) -> str:
-    """Of parts whose rotary positions differ from version to version; '' for MAE and VideoMAE."""
-    if getattr(config, 'class_token', False) or not getattr(config, 'key_bias', True):
-        return ''
+    """Of parts whose positions differ from version to version; MAE and VideoMAE by their names."""
+    if getattr(config, 'class_token', False):
+        return MAE
+    if not getattr(config, 'key_bias', True):
+        return VIDEOMAE
+    if config.position == 'sincos':
+        image = config.grid[0] == 0 if isinstance(config.grid, tuple) else config.tubelet == 1
+        if image and config.axes == 'xy':
+            return IMAGES
+        if getattr(config, 'shorter', '') == 'resized' and not image:
+            return '1'
     return next((name for name, version in VERSIONS.items() if version.rope == config.rope), '')
 
 

@@ -15,7 +15,7 @@ from jepa_jax.errors import ConvertError
 from jepa_jax.models import SIZES
 from jepa_jax.models.pixel_decoder import PixelDecoderConfig
 from jepa_jax.models.vit import ViTConfig, position_table
-from jepa_jax.weights import shapes, torch_files
+from jepa_jax.weights import hf_files, shapes, torch_files
 from jepa_jax.weights.pixel_tables import MAE, VIDEOMAE
 
 CROP, FRAMES = 224, 16  # of VideoMAE's released models
@@ -132,21 +132,21 @@ def decoder_config(
 
 def table(config: ViTConfig) -> dict[str, np.ndarray]:
     """Of any encoder."""
-    if config.class_token:
-        return {'pos_embed': position_table(config, config.home)[None]}
     return {} if config.axes == 'flat' else torch_files.encoder_table(config)
 
 
 def decoder_table(config: PixelDecoderConfig) -> dict[str, np.ndarray]:
-    if not config.class_token:
+    if not config.class_token or config.stored_table:
         return {}
     return {'decoder_pos_embed': position_table(config, config.grid)[None]}
 
 
 def hf_table(config: ViTConfig) -> dict[str, np.ndarray]:
+    """Of any encoder."""
     if not config.class_token:
-        return {}
-    return {'embeddings.position_embeddings': table(config)['pos_embed']}
+        return hf_files.encoder_table(config)
+    tables = table(config)
+    return {'embeddings.position_embeddings': tables['pos_embed']} if tables else {}
 
 
 def hf_decoder_table(config: PixelDecoderConfig) -> dict[str, np.ndarray]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from jepa_jax.weights import tables
-from jepa_jax.weights.tables import IMAGE, IMAGE_ENCODER, SINCOS, VIDEO, Rule, Table
+from jepa_jax.weights.tables import IMAGE_ENCODER, SINCOS, VIDEO, Rule, Table
 
 MAE, VIDEOMAE = 'cls_token', 'encoder.blocks.0.attn.q_bias'  # names that only they have
 KEYS = 'encoder_to_decoder.weight', 'mask_token'
@@ -86,13 +86,9 @@ def _hf_block(name: str, path: str, key_bias: bool) -> tuple[Rule, ...]:
     )
 
 
-_PROJECTION = 'embeddings.patch_embeddings.projection'
 HF_MAE_ENCODER = (
     Rule('embeddings.cls_token', 'class_token', 'a b d -> a b d'),
-    Rule('embeddings.position_embeddings', None, '', why=SINCOS),
-    *tables.affine(_PROJECTION, 'patch_embed', matrix=IMAGE),
-    *_hf_block('encoder.layer.{i}', 'blocks', True),
-    *tables.norm('layernorm', 'norm'),
+    *tables.HF_IJEPA,
 )
 HF_MAE_DECODER = (
     Rule('decoder.mask_token', 'mask_token', 'a b d -> a b d'),
@@ -103,7 +99,7 @@ HF_MAE_DECODER = (
     *tables.affine('decoder.decoder_pred', 'proj'),
 )
 HF_VIDEOMAE_ENCODER = (
-    *tables.affine(_PROJECTION, 'patch_embed', matrix=VIDEO),
+    *tables.affine('embeddings.patch_embeddings.projection', 'patch_embed', matrix=VIDEO),
     *_hf_block('encoder.layer.{i}', 'blocks', False),
     *tables.norm('layernorm', 'norm'),
 )

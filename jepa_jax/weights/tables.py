@@ -86,6 +86,7 @@ TORCH_NETS = {
     'predictor': 'predictor',
 }
 TORCH_PROBES = 'classifiers'  # a list of them
+FIRST_PROBE = 'classifier'  # V-JEPA 1's
 
 # arrays of the original that no gradient may ever reach: tokens that no clip asked for, what is of
 # images where there are none, and tables of positions
@@ -195,6 +196,18 @@ HF_ENCODER = (
     *_hf_block('encoder.layer.{i}', 'blocks'),
     *norm('encoder.layernorm', 'norm'),
 )
+_LAYER = 'encoder.layer.{i}'
+HF_IJEPA = (
+    Rule('embeddings.position_embeddings', None, '', why=SINCOS),
+    *affine('embeddings.patch_embeddings.projection', 'patch_embed', matrix=IMAGE),
+    *norm(f'{_LAYER}.layernorm_before', 'blocks/norm1'),
+    *split(f'{_LAYER}.attention.attention.{{part}}', 'blocks/attn/qkv', 'query', 'key', 'value'),
+    *affine(f'{_LAYER}.attention.output.dense', 'blocks/attn/proj'),
+    *norm(f'{_LAYER}.layernorm_after', 'blocks/norm2'),
+    *affine(f'{_LAYER}.intermediate.dense', 'blocks/mlp/fc1'),
+    *affine(f'{_LAYER}.output.dense', 'blocks/mlp/fc2'),
+    *norm('layernorm', 'norm'),
+)
 HF_PREDICTOR = (
     *affine('predictor.embeddings.predictor_embeddings', 'embed'),
     Rule('predictor.embeddings.mask_tokens', 'mask_tokens/{i}', 'a b d -> a b d'),
@@ -261,6 +274,8 @@ def torch_probe(config) -> Table:
 
 
 def hf_encoder(config) -> Table:
+    if parts.version_of('encoder', config) == parts.IMAGES:
+        return with_table(HF_IJEPA, config), patch_sizes(config)
     _refuse_dense(config)
     return HF_ENCODER, patch_sizes(config)
 

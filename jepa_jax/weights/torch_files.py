@@ -19,9 +19,9 @@ import numpy as np
 from jepa_jax import files
 from jepa_jax.errors import ConvertError
 from jepa_jax.models import VERSIONS
-from jepa_jax.models.tokens import sincos_table
+from jepa_jax.models.vit import position_table
 from jepa_jax.weights import pixel_tables, shapes, torch_pickle, torch_zip
-from jepa_jax.weights.tables import DISTILLED, TORCH_NETS, TORCH_PROBES, Leaf
+from jepa_jax.weights.tables import DISTILLED, FIRST_PROBE, TORCH_NETS, TORCH_PROBES, Leaf
 
 ZIP, PICKLE = b'PK\x03\x04', b'\x80'
 INSTALL = "needs PyTorch: pip install 'jepa_jax[torch]'"
@@ -170,6 +170,8 @@ def take_apart(path: pathlib.Path, ignore: tuple[str, ...] = ()) -> Content:
     }
     if DISTILLED in content and not shapes.newer(nets['target']):
         raise ConvertError(f'{path}: {DISTILLED} is of V-JEPA 2.1, and its arrays of 2.0')
+    if FIRST_PROBE in content:  # V-JEPA 1's files hold one
+        content = {**content, TORCH_PROBES: [content.pop(FIRST_PROBE)]}
     if TORCH_PROBES in content:
         probes = content[TORCH_PROBES]
         if not isinstance(probes, list | tuple) or not probes:
@@ -205,7 +207,7 @@ def _unwrapped(
                 'dict of all pieces'
             )
         content = _kept(content, ignore, notes)
-        known = (*TORCH_NETS, TORCH_PROBES)
+        known = (*TORCH_NETS, TORCH_PROBES, FIRST_PROBE)
         inner = [name for name in WRAPPERS if isinstance(content.get(name), dict)]
         if not inner or any(name in content for name in known):
             break
@@ -463,19 +465,15 @@ def moments(where: str, opt: Any, forms: Mapping[str, Mapping[str, tuple[int, ..
 
 
 def encoder_table(config: Any) -> dict[str, np.ndarray]:
-    if config.position != 'sincos':
+    if config.position != 'sincos' or config.stored_table:
         return {}
-    grid = config.grid(config.frames, config.image_size, config.image_size)
-    if config.tubelet == 1:
-        grid = (0, *grid[1:])
-    return {'pos_embed': sincos_table(grid, config.width, config.uniform_power)[None]}
+    return {'pos_embed': position_table(config, config.home)[None]}
 
 
 def predictor_table(config: Any) -> dict[str, np.ndarray]:
-    if config.position != 'sincos':
+    if config.position != 'sincos' or config.stored_table:
         return {}
-    table = sincos_table(config.grid, config.width, config.uniform_power)
-    return {'predictor_pos_embed': table[None]}
+    return {'predictor_pos_embed': position_table(config, config.grid)[None]}
 
 
 # options of ours -> the only value that the original has

@@ -109,7 +109,8 @@ def test_steps_of_ijepa(golden_jepa):
 @pytest.mark.parametrize('case, exponent, weight, clip', [('V6', 1, 0, 0), ('V7', 2, 1, 0.05)])
 def test_steps_of_vjepa1(case, exponent, weight, clip, golden_jepa):
     """Rows of the original: loss without and with the regulariser, norms before they are cut."""
-    objective = MaskedVideo(*VIDEOS, groups=2, exponent=exponent, variance_weight=weight)
+    more = dict(exponent=exponent, variance_weight=weight, tokens_of_masks=2)
+    objective = MaskedVideo(*VIDEOS, groups=1, **more)
     config = dataclasses.replace(OPTIM, clip=clip)
     metrics, gradients, after = two_steps(objective, VIDEOS, videos(), config)
     for row, (error, spread, total, *norms) in zip(metrics, golden_jepa[f'{case}_losses']):

@@ -4,6 +4,7 @@ changed bit, and the same outputs."""
 import dataclasses
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from jepa_jax.errors import ConvertError
 from jepa_jax.masks.random import from_noise, tubes
 from jepa_jax.models.pixel_decoder import PixelDecoderConfig
 from jepa_jax.models.vit import ViTConfig, position_table
+from jepa_jax.pretrained import released_configs
 from jepa_jax.weights import download, tables, zoo
 from jepa_jax.weights.names import RELEASED
 from jepa_jax.weights.parts import net
@@ -82,7 +84,10 @@ def test_there_and_back(through):
     for weights in read.values():
         assert set(weights.nets) == {'online', 'pixel_decoder'}
         assert not weights.encoder.class_token or not weights.encoder.stored_table
-        assert weights.encoder.heads == 4 and weights.version == ''
+        assert (
+            weights.encoder.heads == 4
+            and weights.version == {'mae': 'MAE', 'videomae': 'VideoMAE'}[kind]
+        )
         assert weights.nets['pixel_decoder'].config.heads == BOTH[kind][1].heads
 
 
@@ -158,20 +163,24 @@ def test_an_encoder_alone(through, tmp_path):
 
 
 def test_a_table_that_differs_is_announced_and_used(tmp_path):
-    """As y first, and as transformers' zeros of a model that was made from a config."""
+    """As other numbers, and as transformers' zeros of a model that was made from a config."""
     usual = position_table(MAE, MAE.home)
-    swapped = np.concatenate([usual[:, 24:], usual[:, :24]], axis=1)
+    other = usual + np.linspace(0, 1, 48)
     weights = {}
-    for name, table in (('usual', usual), ('swapped', swapped), ('zeros', 0 * usual)):
+    for name, table in (('usual', usual), ('other', other), ('zeros', 0 * usual)):
         folder = tmp_path / name
         folder.mkdir()
         changed = {'pos_embed': torch.from_numpy(table[None].astype(np.float32))}
         weights[name] = convert.read(saved(folder, 'mae', **changed), **HEADS['mae'])
-        said = [note for note in weights[name].notes if 'pos_embed is not the usual' in note]
+        said = [
+            note
+            for note in weights[name].notes
+            if 'pos_embed is not what the formula gives' in note
+        ]
         assert len(said) == (name != 'usual')
         assert weights[name].encoder.stored_table == (name != 'usual')
-    stored = weights['swapped']
-    np.testing.assert_array_equal(stored.params('online')['table'], swapped)
+    stored = weights['other']
+    np.testing.assert_array_equal(stored.params('online')['table'], np.float32(other))
     convert.write(stored, tmp_path / 'hf', 'hf')
     model = strict(transformers.ViTMAEForPreTraining, tmp_path / 'hf').vit
     config = dataclasses.replace(stored.encoder, dtype=jnp.float32)
@@ -237,6 +246,9 @@ def test_a_decoder_for_another_encoder_is_refused(tmp_path):
 def test_names_of_the_release():
     for name in ('mae-vitb', 'mae-vitl', 'mae-vith', 'mae-vitb-full'):
         row = RELEASED[name]
-        url = download.address(row.file)
+        url = download.address(row.file, row.folder)
         assert url.startswith('https://dl.fbaipublicfiles.com/mae/') and url.endswith('.pth')
         assert zoo.local_name(row) == url.rpartition('/')[2]
+    encoder, _ = released_configs(RELEASED['mae-vith'])
+    count = sum(a.size for a in jax.tree.leaves(net('encoder', encoder).abstract))
+    assert count == 630_764_800 - 257 * 1280  # without the table (reference: family §3.1)
