@@ -5,9 +5,9 @@
 
 A run of masked_video, dense_video, masked_image or masked_pixels gives clips x, y an energy
 F(x, y): how far its prediction from the tokens in sight of x is from what it would have to meet in
-y (features; of MAE and VideoMAE pixels). Beside it, for every encoder, that of a joint embedding: how
-far the mean features of the first half of x and of the second half of y are apart. Clips are test
-videos of the main job. Printed, by run and kind of energy:
+y (features; of MAE and VideoMAE pixels). Beside it, for every encoder, that of a joint embedding:
+how far the mean features of the first half of x and of the second half of y are apart. Clips are
+test videos of the main job. Printed, by run and kind of energy:
 
   own, other  mean F(x, x) and mean F(x, y) over clips y other than x
   gap         share of `other` that `own` lacks; 0: flat
