@@ -130,6 +130,13 @@ def test_steps_of_vjepa1(case, exponent, weight, clip, golden_jepa):
         np.testing.assert_allclose(found, (mean, size, total), rtol=1e-5, atol=1e-5, err_msg=name)
 
 
+def test_a_stored_table_neither_moves_nor_decays():
+    encoder = dataclasses.replace(IMAGES[0], stored_table=True)
+    objective = MaskedImage(encoder, IMAGES[1])
+    mask = optim.decay_mask(objective.abstract, objective.unused)
+    assert not mask['encoder']['table'] and mask['encoder']['patch_embed']['kernel']
+
+
 def test_smooth_l1(golden_jepa):
     """Values and gradients of torch's, on both sides of 1 and at it."""
     x, value, slope = golden_jepa['I7_smooth_l1_in_out_grad'].reshape(3, -1)
