@@ -174,6 +174,7 @@ def vit(config: RunConfig, encoder: EncoderConfig, crop: int, frames: int) -> Vi
         uniform_power=encoder.uniform_power,
         axes=encoder.axes,
         shorter=encoder.shorter,
+        stored_table=encoder.stored_table,
         image_size=crop,
         frames=frames,
         dtype=jnp.dtype(config.compute_dtype),

@@ -33,6 +33,8 @@ class EncoderConfig:
     axes: str = 'yx'
     # sincos only, clips shorter than trained on: first, the table's first rows | resized (V-JEPA 1)
     shorter: str = 'first'
+    # sincos only: the table is a weight, as in converted files whose table is not the formula's
+    stored_table: bool = False
     mlp: str = 'gelu'  # gelu | swiglu (two thirds of the hidden width) | swiglu_full
 
 

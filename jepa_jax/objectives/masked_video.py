@@ -48,6 +48,8 @@ class MaskedVideo(Objective):
             f'predictor/mask_tokens/{i}'
             for i in range(tokens_of_masks or groups, predictor.mask_tokens)
         )
+        if encoder.stored_table:
+            self.unused |= {'encoder/table'}
 
     def encoder(self, params: dict, ema: dict, frozen: dict) -> tuple[Net, dict]:
         """The target encoder, which all published evaluations use."""

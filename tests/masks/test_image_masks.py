@@ -12,6 +12,7 @@ from jepa_jax.masks import multiblock, tube
 from jepa_jax.masks.draws import torch_stream
 from jepa_jax.masks.image import ReferenceSampler, StaticSampler
 from jepa_jax.masks.samplers import image_mask_sampler, mask_sampler
+from tools import measure_masks
 
 
 def crc(ids: np.ndarray) -> int:
@@ -116,6 +117,11 @@ def test_static_statistics_are_the_originals():
     assert len(ours.all_shapes) <= 4 < len(shapes[0])
     assert abs(off.mean(1) / kept[0].mean(1)).max() < 0.03
     assert abs(off / [[1], [4]]).max() < 0.05
+
+
+def test_tool(capsys):
+    assert measure_masks.main(['--images', '--steps', '2']) == 0
+    assert 'ViT-g/16, 224 px, 16 images, 2 steps: programs' in capsys.readouterr().out
 
 
 def test_an_image_without_room_still_meets_its_shape():

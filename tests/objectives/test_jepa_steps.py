@@ -19,6 +19,7 @@ from jepa_jax.models.predictor import PredictorConfig
 from jepa_jax.models.vit import ViTConfig
 from jepa_jax.objectives.masked_image import MaskedImage, smooth
 from jepa_jax.objectives.masked_video import MaskedVideo
+from jepa_jax.sharding import make_mesh, place, put_batch
 from jepa_jax.state import TrainState
 from jepa_jax.step import make_step
 from jepa_jax.weights import tables
@@ -129,6 +130,13 @@ def test_steps_of_vjepa1(case, exponent, weight, clip, golden_jepa):
         np.testing.assert_allclose(found, (mean, size, total), rtol=1e-5, atol=1e-5, err_msg=name)
 
 
+def test_a_stored_table_neither_moves_nor_decays():
+    encoder = dataclasses.replace(IMAGES[0], stored_table=True)
+    objective = MaskedImage(encoder, IMAGES[1])
+    mask = optim.decay_mask(objective.abstract, objective.unused)
+    assert not mask['encoder']['table'] and mask['encoder']['patch_embed']['kernel']
+
+
 def test_smooth_l1(golden_jepa):
     """Values and gradients of torch's, on both sides of 1 and at it."""
     x, value, slope = golden_jepa['I7_smooth_l1_in_out_grad'].reshape(3, -1)
@@ -149,3 +157,28 @@ def test_clipping_begins_at_its_step():
     np.testing.assert_array_equal(before['a']['w'], grads['a']['w'])
     np.testing.assert_allclose(after['a']['w'], 1.5, rtol=1e-5)  # each net by its own norm
     np.testing.assert_array_equal(after['b']['w'], grads['b']['w'])
+
+
+def test_eight_devices_equal_one():
+    """The targets of an image stay on its device, and parameters lie over `fsdp`."""
+    objective = MaskedImage(*IMAGES)
+    params = {part: filled(part, c) for part, c in zip(('encoder', 'predictor'), IMAGES)}
+    sampler = ReferenceSampler(ImageMaskConfig(min_keep=4), (8, 8))
+    context, targets = sampler(0, torch_stream(0), 8)
+    clips = np.moveaxis(normal(50, 8, 3, 64, 64), 1, -1)[:, None]
+    batch = Batch((Group(clips, (Mask(context[0], targets.swapaxes(0, 1)),)),))
+
+    def loss(params, batch):
+        ema = {'encoder': params['encoder']}
+        return objective.loss(params, ema, {}, batch, jnp.int32(0))[0]
+
+    grad = jax.value_and_grad(loss)
+    value, gradient = jax.jit(grad)(params, batch)
+    mesh = make_mesh(fsdp=2)
+    with jax.set_mesh(mesh):
+        spread = jax.device_put(params, jax.NamedSharding(mesh, jax.P()))
+        spread = jax.jit(lambda p: place(p, objective.specs))(spread)
+        many, gradients = jax.jit(grad)(spread, put_batch(batch, mesh))
+    assert float(value) == pytest.approx(float(many), abs=1e-6)
+    for one, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(gradients)):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
