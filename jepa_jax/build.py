@@ -81,6 +81,7 @@ def pixel_decoder(config: MaskedPixelsConfig, encoder: ViTConfig) -> PixelDecode
         class_token=mae,
         embed_bias=mae,
         key_bias=mae,
+        stored_table=encoder.stored_table,
         dtype=encoder.dtype,
         remat=encoder.remat,
     )

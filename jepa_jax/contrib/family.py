@@ -124,6 +124,7 @@ def _vjepa1(videos: str) -> RunConfig:
     c = _base(MaskedVideoConfig(), videos)
     c.encoder.position, c.encoder.shorter = 'sincos', 'resized'
     c.predictor.heads = c.encoder.heads
+    c.predictor.tokens_of, c.predictor.mask_tokens = 'masks', 2
     c.optim.weight_decay, c.optim.final_weight_decay = 0.04, 0.4
     c.optim.clip = 10.0
     return c

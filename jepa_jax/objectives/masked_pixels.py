@@ -68,6 +68,8 @@ class MaskedPixels(Objective):
             'pixel_decoder': net('pixel_decoder', decoder),
         }
         self.config, self.target = encoder, TARGETS[target]
+        tables = {'encoder': encoder.stored_table, 'pixel_decoder': decoder.stored_table}
+        self.unused = frozenset(f'{name}/table' for name, stored in tables.items() if stored)
 
     def encoder(self, params: dict, ema: dict, frozen: dict) -> tuple[Net, dict]:
         return self.nets['encoder'], params['encoder']
