@@ -75,6 +75,9 @@ def read_config(folder: pathlib.Path, notes: list[str]) -> dict[str, Any]:
     for key, value in FIXED.items():
         if config.get(key, value) != value:
             raise ConvertError(f'{path}: {key} = {config[key]!r}, must be {value!r}')
+    for key in ('patch_size', 'image_size'):
+        if isinstance(config[key], list) and len(set(map(str, config[key]))) == 1:
+            config[key] = config[key][0]
     for key, usual in defaults.items():
         value = config[key]
         whole = type(value) is int and 0 < value <= parts.LARGEST

@@ -290,9 +290,9 @@ def differences(a: Any, b: Any) -> list[str]:
     if a.position == b.position == 'rope':
         names += ['rope', 'interpolate']
     elif a.position == b.position:
-        names += ['uniform_power', 'axes', 'image_size', 'stored_table']
+        names += ['uniform_power', 'image_size', 'stored_table']
         # an image model's table knows no time
-        names += ['frames', 'shorter'] if a.tubelet > 1 else []
+        names += ['frames', 'shorter'] if a.tubelet > 1 else ['axes']
     lines = [
         f'{name} {getattr(a, name)} and {getattr(b, name)}'
         for name in names
