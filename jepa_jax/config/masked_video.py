@@ -77,6 +77,15 @@ VARIANTS = {
     'vicreg': ('vicreg', 'eb_jepa'),
     'sigreg': ('lejepa', 'minimal', 'paper', 'stable_pretraining', 'lewm', 'eb_jepa'),
 }
+_TERMS = ('method', 'variant', 'stop_gradient', 'samples', 'positions', 'projector')
+_TERMS += ('prediction_weight',)
+# fields that mean something, by method
+MEANT = {
+    'ema': ('method', 'variant'),
+    'none': ('method', 'variant', 'stop_gradient'),
+    'vicreg': (*_TERMS, 'std_weight', 'covariance_weight'),
+    'sigreg': (*_TERMS, 'sigreg_weight', 'directions'),
+}
 RULES[AgainstCollapseConfig] = {
     'method': OneOf(tuple(VARIANTS)),
     'samples': OneOf(('clips', 'positions', 'both')),
@@ -154,6 +163,11 @@ def _against_collapse(config: MaskedVideoConfig) -> Iterator[str]:
     if c.variant and c.variant not in variants:
         one_of = ', '.join(variants) or 'none: leave it empty'
         yield f"{field}.variant = '{c.variant}': allowed with method '{c.method}': {one_of}"
+    for name, usual in vars(AgainstCollapseConfig()).items():
+        if (value := getattr(c, name)) != usual and name not in MEANT[c.method]:
+            yield f"{field}.{name} = {value}: means nothing with method '{c.method}'"
+    if c.method != 'ema' and config.variance_weight:
+        yield f"variance_weight = {config.variance_weight}: must be 0 with method '{c.method}'"
     if not variants:
         return
     fsdp = config.mesh.fsdp or 1

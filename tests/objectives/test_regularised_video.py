@@ -263,6 +263,8 @@ def test_a_run_names_method_and_variant():
         ({'method': 'vicreg', 'variant': 'lejepa'}, "variant = 'lejepa': allowed .* vicreg, eb_j"),
         ({'variant': 'vicreg'}, 'leave it empty'),
         ({'method': 'vicreg', 'projector': (8, 0)}, 'two widths'),
+        ({'method': 'vicreg', 'directions': 8}, "directions = 8: means nothing with .*'vicreg'"),
+        ({'stop_gradient': True}, "stop_gradient = True: means nothing with method 'ema'"),
     ],
 )
 def test_settings_that_cannot_work(against, words):
