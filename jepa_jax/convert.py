@@ -161,6 +161,12 @@ def _options(parser: argparse.ArgumentParser) -> None:
         help='of a file that has a sin-cos table (refused)',
     )
     parser.add_argument(
+        '--shorter',
+        choices=('first', 'resized'),
+        help='clips shorter than a sin-cos table: its first rows, or resized as V-JEPA 1 (first, '
+        "but for tables of V-JEPA 1's sizes)",
+    )
+    parser.add_argument(
         '--extrinsics',
         action='store_true',
         default=None,

@@ -115,7 +115,7 @@ def load(
 def _model(text: str, weights: Weights, encoder: str, probe, dtype: str) -> Model:
     which = weights.pick(encoder)
     config = weights.encoder
-    version = f'V-JEPA {weights.version}, ' if weights.version else ''
+    version = parts.called(weights.version) + ', ' if weights.version else ''
     about = [
         f'{text}: {version}{weights.size} ({config.depth} blocks, width {config.width}, '
         f'{config.heads} heads), crop {config.image_size}, from {weights.source} '
@@ -254,6 +254,32 @@ def random_configs(size: str, dtype: str = 'float32') -> tuple[ViTConfig, Predic
     return encoder, predictor
 
 
+def released_configs(row: names.Released) -> tuple[ViTConfig, PredictorConfig]:
+    """Encoder and predictor of a released file."""
+    encoder, predictor = random_configs(row.size + (NEWER if row.version == '2.1' else ''))
+    if row.version == parts.MAE:
+        more = dict(position='sincos', axes='xy', tubelet=1, frames=1, class_token=True)
+        more |= dict(patch=row.patch, image_size=row.crop)
+        return dataclasses.replace(encoder, **more), predictor
+    if row.version not in ('1', parts.IMAGES):
+        return encoder, predictor
+    more: dict[str, Any] = {'tubelet': 1, 'frames': 1, 'axes': 'xy'}
+    if row.version == '1':
+        more = {'frames': row.frames, 'shorter': 'resized'}
+    encoder = dataclasses.replace(
+        encoder, position='sincos', patch=row.patch, image_size=row.crop, **more
+    )
+    return encoder, dataclasses.replace(
+        predictor,
+        position='sincos',
+        axes=encoder.axes,
+        depth=row.predictor_depth,
+        heads=encoder.heads,
+        mask_tokens=2 if row.version == '1' else 1,
+        grid=encoder.home,
+    )
+
+
 def _random(text: str, dtype: str, seed: int, probe: str | os.PathLike | None) -> Model:
     configs = dict(
         zip(('encoder', 'predictor'), random_configs(text.removeprefix(names.RANDOM), dtype))
@@ -319,7 +345,8 @@ def card(model: Model, folder: str) -> str:
     name = model.name or size
     source, licence = f'`{name}`', 'see the source'
     if name in zoo.RELEASED:
-        source += f', released as {download.SERVER}{zoo.RELEASED[name].file}'
+        row = zoo.RELEASED[name]
+        source += f', released as {download.address(row.file, row.folder)}'
     elif name in zoo.PUBLISHED or name.startswith(zoo.HUB):
         source += f', https://huggingface.co/{name.removeprefix(zoo.HUB)}'
     elif name.startswith(names.RANDOM):

@@ -262,7 +262,7 @@ def test_every_rule_has_a_field():
 def test_allowed_words_are_those_of_the_code():
     from jepa_jax import nets, optim, sharding
     from jepa_jax.models import ac_predictor, layers
-    from jepa_jax.objectives import action_conditioned
+    from jepa_jax.objectives import action_conditioned, masked_pixels, regularisers
 
     def words(kind, field):
         return check.rules_of(kind)[field].words
@@ -274,6 +274,14 @@ def test_allowed_words_are_those_of_the_code():
     assert words(parts.ActionPredictorConfig, 'conditioning') == ac_predictor.CONDITIONING
     assert words(parts.RolloutConfig, 'prefix') == action_conditioned.PREFIXES
     assert check.MAX_FSDP == sharding.MAX_FSDP
+    assert words(C.MaskedPixelsConfig, 'target') == tuple(masked_pixels.TARGETS)
+    for method, variants in regularisers.VARIANTS.items():
+        assert C.masked_video.VARIANTS[method] == tuple(variants)
+    assert {*words(parts.AgainstCollapseConfig, 'method')} == {
+        'ema',
+        'none',
+        *regularisers.VARIANTS,
+    }
 
 
 def test_rules_hold_for_what_extends_a_part():

@@ -24,7 +24,7 @@ FLOORS = (
     ),  # models/__init__.py is a table of sizes without JAX
     ('config', 'workdir', 'chips', 'poses'),
     ('recipes', 'cli', 'sharding', 'weights', 'weights.names', 'distributed'),
-    ('nets', 'checkpoint', 'released'),
+    ('nets', 'checkpoint', 'released', 'released_jepa'),
     ('models.*', 'masks'),
     ('data', 'flops', 'weights.parts'),
     ('objectives', 'health', 'metrics', 'watch'),
