@@ -20,9 +20,9 @@ from jepa_jax.config import (
 )
 from jepa_jax.models import VERSIONS
 from jepa_jax.models.ac_predictor import ACPredictorConfig
+from jepa_jax.models.expander import ExpanderConfig
 from jepa_jax.models.pixel_decoder import PixelDecoderConfig
 from jepa_jax.models.predictor import PredictorConfig
-from jepa_jax.models.projector import ProjectorConfig
 from jepa_jax.models.vit import ViTConfig
 from jepa_jax.objectives import regularisers
 from jepa_jax.objectives.action_conditioned import ACLoss, ActionConditioned
@@ -44,7 +44,7 @@ def masked_video(config: MaskedVideoConfig) -> MaskedVideo:
     nets = encoder, predictor(config, encoder)
     if config.against_collapse.method == 'ema':
         return MaskedVideo(*nets, **settings, variance_weight=config.variance_weight)
-    against = regulariser(config.against_collapse), projector(config)
+    against = regulariser(config.against_collapse), expander(config)
     return RegularisedVideo(*nets, *against, **settings, seed=config.seed)
 
 
@@ -107,14 +107,14 @@ def regulariser(against: AgainstCollapseConfig) -> Regulariser:
     return Regulariser(terms, samples, c.positions, c.stop_gradient)
 
 
-def projector(config: MaskedVideoConfig) -> ProjectorConfig | None:
+def expander(config: MaskedVideoConfig) -> ExpanderConfig | None:
     """What stands between features and terms against collapse, if any does."""
     c = config.against_collapse
-    if c.method not in regularisers.VARIANTS or not any(c.projector):
+    if c.method not in regularisers.VARIANTS or not any(c.expander):
         return None
-    hidden, out = c.projector
+    hidden, out = c.expander
     width = encoder_shape(config.encoder).width
-    return ProjectorConfig(width, (hidden, hidden), out, jnp.dtype(config.compute_dtype))
+    return ExpanderConfig(width, (hidden, hidden), out, jnp.dtype(config.compute_dtype))
 
 
 def through_targets(config: MaskedVideoConfig) -> bool:

@@ -12,10 +12,10 @@ import itertools
 from collections.abc import Sequence
 
 from jepa_jax.models.ac_predictor import ACPredictorConfig
+from jepa_jax.models.expander import ExpanderConfig
 from jepa_jax.models.layers import MLPS
 from jepa_jax.models.pixel_decoder import PixelDecoderConfig
 from jepa_jax.models.predictor import PredictorConfig
-from jepa_jax.models.projector import ProjectorConfig
 from jepa_jax.models.vit import ViTConfig
 
 MLP_PRODUCTS = {'gelu': 2, 'swiglu': 3, 'swiglu_full': 3}
@@ -117,11 +117,11 @@ def pixels_step(
     }
 
 
-def regulariser(projector: ProjectorConfig | None, width: int, samples: int, columns: int) -> int:
+def regulariser(expander: ExpanderConfig | None, width: int, samples: int, columns: int) -> int:
     """FLOPs, forward and backward, of terms of `samples` vectors of the encoder's width: projecting
     them, and their products with `columns` vectors (SIGReg's directions, which need no gradient;
     VICReg's other dimensions, which share theirs)."""
-    widths = (width, *projector.hidden, projector.width) if projector else (width,)
+    widths = (width, *expander.hidden, expander.width) if expander else (width,)
     weights = sum(a * b for a, b in itertools.pairwise(widths))
     return 2 * samples * (TRAINED * weights + (TRAINED - 1) * widths[-1] * columns)
 

@@ -14,11 +14,11 @@ from jepa_jax import optim
 from jepa_jax.config import EmaOptimConfig
 from jepa_jax.models import SIZES
 from jepa_jax.models.ac_predictor import CONDITIONING, ACPredictorConfig
+from jepa_jax.models.expander import ExpanderConfig
 from jepa_jax.models.layers import MLPS
 from jepa_jax.models.pixel_decoder import PixelDecoderConfig
 from jepa_jax.models.pooler import PoolerConfig
 from jepa_jax.models.predictor import PredictorConfig
-from jepa_jax.models.projector import ProjectorConfig
 from jepa_jax.models.vit import ViTConfig
 from jepa_jax.nets import Net
 from jepa_jax.objectives.masked_video import MaskedVideo
@@ -156,7 +156,7 @@ def kinds() -> dict[str, tuple[str, object]]:
         )  # fmt: skip
         made['decoder of ' + ('MAE' if mae else 'VideoMAE')] = 'pixel_decoder', decoder
     for hidden in ((), (48, 48)):
-        made[f'projector {hidden}'] = 'projector', ProjectorConfig(WIDTH, hidden, 48)
+        made[f'expander {hidden}'] = 'expander', ExpanderConfig(WIDTH, hidden, 48)
     for depth in (1, 2):
         pooler = PoolerConfig(WIDTH, heads=4, depth=depth, queries=2)
         made[f'probe of depth {depth}'] = 'probe', (pooler, {'motion': 2, 'shape': 3})

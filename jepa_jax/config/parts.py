@@ -87,7 +87,7 @@ class AgainstCollapseConfig:
     # place in other clips) | both
     samples: str = 'both'
     positions: int = 16  # places that are looked at
-    projector: tuple[int, int] = (256, 128)  # widths, hidden and out; (0, 0): none
+    expander: tuple[int, int] = (256, 128)  # widths, hidden and out; (0, 0): none
     # 0: as the variant weighs them
     prediction_weight: float = 0.0
     std_weight: float = 0.0  # vicreg

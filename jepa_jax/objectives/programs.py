@@ -76,13 +76,13 @@ def _worth(
     worth = {'target': step.target, 'context': step.context, 'predictor': step.predictor}
     against = build.regulariser(config.against_collapse)
     if against.terms:
-        projector = build.projector(config)
-        width = projector.width if projector else vit.width
+        expander = build.expander(config)
+        width = expander.width if expander else vit.width
         columns = getattr(against.terms, 'directions', width)
         places = {'clips': 1, 'positions': against.positions}
         each = sum(places[kind] for kind in against.samples)
         samples = each * sum(group.clips for group in groups)
-        worth['regulariser'] = flops.regulariser(projector, vit.width, samples, columns)
+        worth['regulariser'] = flops.regulariser(expander, vit.width, samples, columns)
     return worth
 
 

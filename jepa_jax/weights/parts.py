@@ -104,11 +104,11 @@ PARTS: dict[str, Part] = {
         version='jepa_jax.weights.parts:version_of_rope',
         files={'torch': Format(f'{_TABLES}:torch_ac_predictor', f'{_SHAPES}:ac_predictor')},
     ),
-    'projector': Part(
-        title='projector',
-        config='jepa_jax.models.projector:ProjectorConfig',
-        module='jepa_jax.models.projector:Projector',
-        sharding='jepa_jax.models.projector:sharding',
+    'expander': Part(
+        title='expander',
+        config='jepa_jax.models.expander:ExpanderConfig',
+        module='jepa_jax.models.expander:Expander',
+        sharding='jepa_jax.models.expander:sharding',
     ),
     'probe': Part(
         title='attentive probe',

@@ -1,4 +1,4 @@
-"""The projector: an MLP with batch normalisation between features and what a regulariser sees.
+"""The expander: an MLP with batch normalisation between features and what a regulariser sees.
 
 An encoder ends in a LayerNorm, whose outputs lie on a sphere: they cannot be normally distributed,
 nor can a batch statistic of theirs be set freely. Evaluations read the encoder, never this net.
@@ -20,7 +20,7 @@ EPS = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
-class ProjectorConfig:
+class ExpanderConfig:
     """Widths of what goes in, of hidden layers, and of what comes out."""
 
     in_width: int
@@ -29,8 +29,8 @@ class ProjectorConfig:
     dtype: jnp.dtype = jnp.float32  # of matmul inputs
 
 
-def sharding(config: ProjectorConfig) -> Rules:
-    """Where the parameters of a Projector lie."""
+def sharding(config: ExpanderConfig) -> Rules:
+    """Where the parameters of a Expander lie."""
     return ((r'layers/\d+/kernel', jax.P(None, 'fsdp')), *(VECTORS if config.hidden else ()))
 
 
@@ -50,10 +50,10 @@ class BatchNorm(nnx.Module):
         return x * self.scale[...] + self.bias[...]
 
 
-class Projector(nnx.Module):
+class Expander(nnx.Module):
     """[Linear, BatchNorm, ReLU] for each hidden layer, then Linear without bias."""
 
-    def __init__(self, config: ProjectorConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: ExpanderConfig, *, rngs: nnx.Rngs):
         c = config
         ins = (c.in_width, *c.hidden)
         self.layers = nnx.Dict(
