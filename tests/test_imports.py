@@ -31,7 +31,7 @@ FLOORS = (
     ('optim', 'state', 'step', 'build', 'weights.*', 'describe'),
     ('memory', 'golden', 'inputs', 'outputs', 'predictions', 'encoder', 'model', 'embedded'),
     ('pretrained', 'objectives.programs', 'origin', 'loop'),
-    ('frozen', 'start', 'planning', 'evals', 'catalogue'),
+    ('frozen', 'start', 'planning', 'evals', 'catalogue', 'objectives.image_programs'),
     ('report', 'studies'),
     ('sims', 'contrib'),
     (
