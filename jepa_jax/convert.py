@@ -140,9 +140,10 @@ def _options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         '--encoder',
-        choices=('target', 'online'),
+        choices=('target', 'online', 'language'),
         default='target',
-        help='which one a Hugging Face folder gets (default: target, the moving average)',
+        help='which one a Hugging Face folder gets (default: target, the moving average); '
+        'language: the language model, its adapter merged',
     )
     parser.add_argument(
         '--probe', metavar='FILE', help='add the attentive probe of another file (none)'

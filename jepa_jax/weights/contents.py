@@ -149,7 +149,8 @@ class Weights:
     def summary(self) -> list[str]:
         """Lines that say what this is, for people."""
         version = f'V-JEPA {self.version}, ' if self.version else ''
-        lines = [f'{self.source}: {version}size {self.size}, format {self.format}']
+        size = f'size {self.size}, ' if self.encoder else ''
+        lines = [f'{self.source}: {version}{size}format {self.format}']
         for name, net in self.nets.items():
             count = sum(int(np.prod(leaf.shape)) for leaf in flatten(net.tree).values())
             only = ' (the only one)' if self.alone and name in ENCODERS else ''

@@ -17,7 +17,7 @@ import numpy as np
 from jepa_jax import checkpoint
 from jepa_jax.errors import ConvertError
 from jepa_jax.lookup import load
-from jepa_jax.weights import hf_files, own, parts, tables, torch_files, torch_write
+from jepa_jax.weights import hf_files, language, own, parts, tables, torch_files, torch_write
 from jepa_jax.weights.contents import PREDICTORS, StoredNet, Training, Weights, title
 from jepa_jax.weights.tables import flatten
 
@@ -38,7 +38,8 @@ def write(
     Args:
       dst: a file for 'torch', a folder for the others; must not exist.
       to: torch | hf | jax.
-      encoder: target | online: which one a Hugging Face folder gets, for it holds one.
+      encoder: target | online: which one a Hugging Face folder gets, for it holds one; language:
+        it gets the language model, its adapter merged. A source without an encoder needs no word.
       steps_per_epoch: of a training checkpoint for the original, which counts epochs.
       progress: called with numbers of bytes; their sum is `nbytes(weights, to, encoder)`.
 
@@ -58,7 +59,14 @@ def write(
         return []
     if to == 'torch':
         return _write_torch(weights, dst, steps_per_epoch, progress)
+    if _is_language(weights, encoder):
+        return language.write(weights, dst, progress)
     return _write_hf(weights, dst, encoder, progress)
+
+
+def _is_language(weights: Weights, encoder: str) -> bool:
+    """Whether a Hugging Face folder gets the language model."""
+    return encoder == 'language' or (weights.encoder is None and bool(language.name_of(weights)))
 
 
 def refuse_existing(dst: str | os.PathLike) -> None:
@@ -69,6 +77,8 @@ def refuse_existing(dst: str | os.PathLike) -> None:
 
 def nbytes(weights: Weights, to: str, encoder: str = 'target') -> int:
     """Bytes of the arrays that `write` would write."""
+    if to == 'hf' and _is_language(weights, encoder):
+        return sum(leaf.nbytes for leaf in flatten(language.export(weights).tree).values())
     if to == 'hf':
         trees = [net.tree for net in _hf_nets(weights, encoder).values()]
     else:

@@ -133,7 +133,7 @@ GENERATE = jax.jit(
 )
 
 
-@pytest.mark.parametrize('case', ['llama31_short', 'qwen2_tied'])
+@pytest.mark.parametrize('case', ['qwen2_tied'])
 def test_greedy_with_a_cache(case, golden):
     """Both inputs as one batch: the shorter is filled up, and what fills it is not seen."""
     net, params = make(CASES[case])
@@ -162,14 +162,16 @@ def test_likelihoods_are_those_of_whole_rows(golden):
     decoder, choices = net.bind(params), jnp.array([[5, 9, 77], [40, -1, -1]])
     x = decoder.embed(jnp.asarray(IDS[:1]))
     padded = jnp.pad(x, ((0, 0), (0, 4), (0, 0)), constant_values=3.0)
-    ours = Speaker(net).likelihoods(params, None, padded, jnp.int32(20), choices)
-    for row, value in zip(choices.tolist(), ours):
-        tokens = [t for t in row if t >= 0]
-        whole = jnp.asarray([[*IDS[0], *tokens]])
-        p = jnp.arange(whole.shape[1])[None]
-        chances = jax.nn.log_softmax(decoder.logits(decoder(decoder.embed(whole), p))[0])
-        expected = sum(chances[19 + n, t] for n, t in enumerate(tokens))
-        np.testing.assert_allclose(value, expected, atol=1e-4)
+    likelihoods = jax.jit(Speaker(net).likelihoods)
+    ours = likelihoods(params, None, padded, jnp.int32(20), choices)
+    whole = jnp.concatenate([jnp.repeat(jnp.asarray(IDS[:1]), 2, 0), jnp.maximum(choices, 0)], 1)
+    logits = jax.jit(lambda p: net.bind(p).logits(net(p, net.bind(p).embed(whole), positions(23))))
+    chances = np.asarray(jax.nn.log_softmax(logits(params)))
+    expected = [
+        sum(chances[r, 19 + n, t] for n, t in enumerate(row) if t >= 0)
+        for r, row in enumerate(choices.tolist())
+    ]
+    np.testing.assert_allclose(ours, expected, atol=1e-4)
 
 
 def test_packed_rows_do_not_see_each_other():
@@ -203,16 +205,16 @@ def test_adapter_starts_as_nothing_and_merges():
     config = AdapterConfig.of(net.config, 4, 8.0, 'attn/[qo]|mlp/.*')
     adapter = parts.net('adapter', config).init(jax.random.key(0))
     assert config.kernels == ('attn/q', 'attn/o', 'mlp/gate', 'mlp/up', 'mlp/down')
-    x, at = jnp.asarray(VISUAL), positions(6)
-    plain = net(params, x, at)
-    np.testing.assert_array_equal(net(params, x, at, adapter=adapter, scale=config.scale), plain)
+    run = jax.jit(lambda p, a: net(p, VISUAL, positions(6), adapter=a, scale=config.scale))
+    plain = run(params, None)
+    np.testing.assert_allclose(run(params, adapter), plain, atol=1e-6)
     adapter = jax.tree.map(
         lambda a: a + 0.05 * jnp.sin(jnp.arange(a.size).reshape(a.shape)), adapter
     )
-    changed = net(params, x, at, adapter=adapter, scale=config.scale)
+    changed = run(params, adapter)
     assert np.abs(changed - plain).max() > 0.1
     whole = merged(params, adapter, config.scale)
-    np.testing.assert_allclose(net(whole, x, at), changed, atol=1e-4)
+    np.testing.assert_allclose(run(whole, None), changed, atol=1e-4)
     with pytest.raises(ValueError, match='matches none of attn/q'):
         AdapterConfig.of(net.config, 4, 8.0, 'qkv')
 
@@ -249,5 +251,5 @@ def test_on_a_mesh(golden, monkeypatch):
         said = jax.jit(words)(placed, batch[0])
         np.testing.assert_allclose(value, expected, atol=1e-6)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), sharded, grads)
-        np.testing.assert_array_equal(said[0], golden['greedy'][1][:4])
+        np.testing.assert_array_equal(np.asarray(said)[0], golden['greedy'][1][:4])
     assert LOGITS > 128 * 5
