@@ -28,6 +28,9 @@ class Media:
 
     kind: str  # video | image
     path: str
+    start: float = 0.0  # seconds of the video
+    end: float = 0.0  # seconds; 0: to its end
+    backwards: bool = False  # the last frame first
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,10 +40,8 @@ class Tokenizer:
         """
         from jepa_jax.language import chat
 
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        tokenizer.encode_special_tokens = True  # text is text
-        self._tokenizer, settings = tokenizer, settings or {}
+        self._take(tokenizer)
+        settings = settings or {}
         added = tokenizer.get_added_tokens_decoder()
         self._special = {t.content: i for i, t in added.items() if t.special}
         self.size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
@@ -88,6 +86,16 @@ class Tokenizer:
             return cls(made, settings)
         except ConfigError as error:
             raise ConfigError(f'{path}: {error}') from error
+
+    def _take(self, tokenizer: tokenizers.Tokenizer) -> None:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = True  # text is text; pickling forgets it
+        self._tokenizer = tokenizer
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._take(self._tokenizer)
 
     def special(self, name: str) -> int:
         """The id of a special token. Raises ConfigError."""

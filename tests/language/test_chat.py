@@ -1,6 +1,7 @@
 """Chats against literal strings and against transformers; loss, cuts and packing by hand."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -116,6 +117,7 @@ def test_text_never_becomes_a_special_token(made):
         got = encode([Turn('user', (said,)), Turn('assistant', ('x',))], ours, lambda m: 0)
         assert (got.tokens == end).sum() == 2 + (family == 'qwen2')  # with the default system turn
         assert ours.decode(ours.encode(said)) == said
+        assert pickle.loads(pickle.dumps(ours)).encode(said) == ours.encode(said)  # in workers, too
 
 
 def test_turns_are_cut_whole(made):
