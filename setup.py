@@ -1,4 +1,4 @@
-"""Install with `pip install .`; extras: torch hf robot sim tpu cuda tensorboard bench test.
+"""Install with `pip install .`; extras: torch hf llm robot sim tpu cuda tensorboard bench test.
 
 configs/ and tools/ are installed within the package, as jepa_jax.configs and jepa_jax.tools.
 """
@@ -53,6 +53,7 @@ setup(
     extras_require={
         'torch': ['torch>=2.6'],  # .pt files from before PyTorch 1.6; newer ones need nothing
         'hf': ['safetensors', 'huggingface_hub'],
+        'llm': ['tokenizers>=0.22', 'safetensors'],  # answers of a language model
         'sim': ['mujoco>=3.8'],  # the simulated robot; pictures need EGL, see jepa_jax/sims
         'robot': ['h5py', 'pyarrow'],  # DROID and LeRobot recordings
         'tpu': ['jax[tpu]'],
@@ -64,6 +65,7 @@ setup(
             'torch==2.13.0',
             'transformers',
             'safetensors',
+            'tokenizers>=0.22',
             'opencv-python-headless',
             'h5py',
             'mujoco>=3.8',

@@ -26,7 +26,7 @@ FLOORS = (
     ('recipes', 'cli', 'sharding', 'weights', 'weights.names', 'distributed'),
     ('nets', 'checkpoint', 'released'),
     ('models.*', 'masks'),
-    ('data', 'flops', 'weights.parts'),
+    ('data', 'flops', 'language', 'weights.parts'),
     ('objectives', 'health', 'metrics', 'watch'),
     ('optim', 'state', 'step', 'build', 'weights.*', 'describe'),
     ('memory', 'golden', 'inputs', 'outputs', 'predictions', 'encoder', 'model', 'embedded'),

@@ -51,6 +51,10 @@ def missing(config: RunConfig, workdir: str | os.PathLike) -> Iterator[str]:
         if item.kind not in WITHOUT_PATH:
             path = item.path.partition(':')[0] if item.kind == 'tfds' else item.path
             yield from absent(f'data.lists[{i}].path', path)
+    for i, item in enumerate(getattr(config.data, 'mixture', ())):
+        for name in ('path', 'folder'):
+            if path := getattr(item, name):
+                yield from absent(f'data.mixture[{i}].{name}', path)
     robot = getattr(config, 'robot', None)
     if isinstance(robot, RobotConfig) and robot.path:
         yield from absent('robot.path', robot.path)
