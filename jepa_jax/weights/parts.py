@@ -106,6 +106,12 @@ PARTS: dict[str, Part] = {
         module='jepa_jax.models.adapter:Adapter',
         sharding='jepa_jax.models.adapter:sharding',
     ),
+    'projector': Part(
+        title='projector of visual tokens',
+        config='jepa_jax.models.projector:ProjectorConfig',
+        module='jepa_jax.models.projector:Projector',
+        sharding='jepa_jax.models.projector:sharding',
+    ),
 }
 
 LARGEST = 2**16  # a width, depth, frame or pixel count that a file may claim
