@@ -110,6 +110,7 @@ class Optimizer:
     weight_decay: Schedule
     ema_rate: Schedule | None  # None: nothing is averaged
     guard: bool = False  # whether the last of the state of tx is a GuardState
+    clip: float = 0.0  # largest norm of the gradient; 0: none
 
 
 def build(config: OptimConfig, objective: Objective) -> Optimizer:
@@ -131,6 +132,7 @@ def build(config: OptimConfig, objective: Objective) -> Optimizer:
         weight_decay(config),
         ema_rate(config) if objective.ema else None,
         guard=config.guard.deviations > 0,
+        clip=config.clip,
     )
 
 

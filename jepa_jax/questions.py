@@ -13,12 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jepa_jax import distributed, sharding
+from jepa_jax import distributed, scratch, sharding
 from jepa_jax.checkpoint import hash_arrays, leaves, read_on_host
 from jepa_jax.config import QuestionsConfig
+from jepa_jax.config.conversations import SELF_MADE
 from jepa_jax.config.questions import media_places, visual_tokens
+from jepa_jax.data import synthetic
 from jepa_jax.errors import ConfigError
 from jepa_jax.language import packing
+from jepa_jax.language import questions as self_made
 from jepa_jax.language.chat import Media, encode
 from jepa_jax.language.conversations import Conversations
 from jepa_jax.language.sight import Clips, StoredClips
@@ -58,6 +61,7 @@ def prepare(config: QuestionsConfig, objective: Questions, origin: Origin) -> Pr
       ZooError, ConvertError, CheckpointError: weights that cannot be had.
       BadFile: of conversations or tokenizer. DataError: nothing that they show can be read.
     """
+    config = resolved(config)
     tokenizer = read_tokenizer(config, origin)
     tokenizer.check(objective.decoder_config.vocabulary)
     weights = {name: _params(config, objective, origin, name) for name in ('encoder', 'decoder')}
@@ -90,8 +94,34 @@ def prepare(config: QuestionsConfig, objective: Questions, origin: Origin) -> Pr
     return Prepared(frozen, kept, sight, initial, {TOKENIZER: tokenizer.save})
 
 
+def resolved(config: QuestionsConfig) -> QuestionsConfig:
+    """The config with files in place of `self_made`: conversations about the videos to train on,
+    and about others that are held out."""
+
+    def made(path: str, split: str) -> str:
+        return str(_made(split)) if path == SELF_MADE else path
+
+    data = config.data
+    mixture = [dataclasses.replace(item, path=made(item.path, 'train')) for item in data.mixture]
+    data = dataclasses.replace(data, mixture=mixture)
+    return dataclasses.replace(config, data=data, heldout=made(config.heldout, 'test'))
+
+
+def _made(split: str) -> pathlib.Path:
+    folder = synthetic.ensure('synthetic_few').parent
+    path = folder / f'questions_{split}-v{self_made.VERSION}.jsonl'
+    if not path.exists():
+        clips = synthetic.COUNTS['synthetic_few'][split]
+        temporary = path.with_name(scratch.prefix(path))
+        self_made.write(temporary, folder, clips, 10 * clips, split=split)
+        temporary.replace(path)
+    return path
+
+
 def read_tokenizer(config: QuestionsConfig, origin: Origin) -> Tokenizer:
     """The one that the config names, else the run's own, else that beside the language model."""
+    if config.language.tokenizer == SELF_MADE:
+        return self_made.tokenizer()
     if config.language.tokenizer:
         return Tokenizer.read(config.language.tokenizer)
     if origin.folder and (own := origin.folder.parents[1] / TOKENIZER).is_dir():
@@ -108,7 +138,9 @@ def _params(config: QuestionsConfig, objective: Questions, origin: Origin, name:
     """Parameters of encoder or language model on the host, read when they are needed; None: those
     that the run is restored with, or drawn ones of a net that is trained."""
     net, trained = objective.net(name), name in objective.nets
-    if trained and (_holds(origin, f'params/{name}') or not (origin.weights_only or not origin.folder)):
+    if trained and (
+        _holds(origin, f'params/{name}') or not (origin.weights_only or not origin.folder)
+    ):
         return None
     for place in (f'frozen/{name}', f'params/{name}'):
         if _holds(origin, place):
@@ -144,7 +176,9 @@ def _params(config: QuestionsConfig, objective: Questions, origin: Origin, name:
 def differences(a: Any, b: Any) -> list[str]:
     """In what two language models differ, a line each; types and recomputation are none."""
     names = (f.name for f in dataclasses.fields(a) if f.name not in ('dtype', 'stored', 'remat'))
-    return [f'{n} {getattr(a, n)} and {getattr(b, n)}' for n in names if getattr(a, n) != getattr(b, n)]
+    return [
+        f'{n} {getattr(a, n)} and {getattr(b, n)}' for n in names if getattr(a, n) != getattr(b, n)
+    ]
 
 
 def _as_stored(net: Net, tree: Any) -> Any:
@@ -171,9 +205,7 @@ def _fill(store: StoredClips, look: Clips, config: QuestionsConfig, net: Net, pa
         if isinstance(part, Media)
     ]
     with jax.set_mesh(local):
-        whole = jax.device_put(
-            jax.tree.map(np.asarray, params), jax.NamedSharding(local, jax.P())
-        )
+        whole = jax.device_put(jax.tree.map(np.asarray, params), jax.NamedSharding(local, jax.P()))
 
         def features(clips: np.ndarray) -> np.ndarray:
             split = jax.device_put(clips, jax.NamedSharding(local, sharding.BATCH))
@@ -226,7 +258,7 @@ def _filled(values: np.ndarray, length: int, fill: int) -> np.ndarray:
 
 def stream(config: QuestionsConfig, prepared: Sight, **place: Any) -> ConversationStream:
     """Batches of packed conversations."""
-    return ConversationStream(config, prepared, **place)
+    return ConversationStream(resolved(config), prepared, **place)
 
 
 def tokenizer_of(folder: pathlib.Path) -> pathlib.Path | None:

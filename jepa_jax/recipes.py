@@ -89,6 +89,18 @@ RECIPES: dict[str, Recipe] = {
         activations='jepa_jax.memory:action_conditioned',
         describe='jepa_jax.describe:action_conditioned',
     ),
+    'questions': Recipe(
+        config='jepa_jax.config:QuestionsConfig',
+        check='jepa_jax.config.questions:check',
+        smoke='jepa_jax.config.trials:questions',
+        build='jepa_jax.build:questions',
+        prepare='jepa_jax.questions:prepare',
+        stream='jepa_jax.questions:stream',
+        programs='jepa_jax.objectives.programs:questions',
+        workload='jepa_jax.objectives.programs:questions_workload',
+        activations='jepa_jax.memory:questions',
+        describe='jepa_jax.describe:questions',
+    ),
 }
 
 STUDIES: dict[str, Study] = {

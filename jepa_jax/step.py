@@ -56,8 +56,9 @@ def make_step(
     """step(state, frozen, batch) -> (state, metrics), to be jitted with the state donated.
 
     frozen: parameters of objective.frozen. Order: gradients, AdamW, then average <- m average +
-    (1 - m) net with the updated net. Nothing is clipped. If the loss or a gradient is not finite,
-    the state comes back as it was and metrics['finite'] is False. Metrics are float32 scalars.
+    (1 - m) net with the updated net. Nothing is clipped unless optim.clip says so. If the loss or a
+    gradient is not finite, the state comes back as it was and metrics['finite'] is False. Metrics
+    are float32 scalars.
     (reference: vjepa2 §5.2)
     metrics['skipped'], with a loss guard: updates that it has left out so far.
     """
@@ -83,6 +84,8 @@ def make_step(
         norms = {name: optax.tree.norm(g) for name, g in grads.items()}
         norm = optax.tree.norm(list(norms.values()))
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        if optimizer.clip:
+            grads = optax.tree.scale(jnp.minimum(1.0, optimizer.clip / norm), grads)
         # a branch, not a choice between two states: XLA then updates the donated one in place and
         # needs no memory for another (0.1 instead of 2.7 times the parameters beside the gradients)
         new = jax.lax.cond(

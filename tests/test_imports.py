@@ -31,7 +31,7 @@ FLOORS = (
     ('optim', 'state', 'step', 'build', 'weights.*', 'describe'),
     ('memory', 'golden', 'inputs', 'outputs', 'predictions', 'encoder', 'model', 'embedded'),
     ('pretrained', 'objectives.programs', 'origin', 'loop'),
-    ('frozen', 'start', 'planning', 'evals', 'catalogue'),
+    ('frozen', 'questions', 'start', 'planning', 'evals', 'catalogue'),
     ('report', 'studies'),
     ('sims', 'contrib'),
     (

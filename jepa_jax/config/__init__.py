@@ -47,6 +47,10 @@ from jepa_jax.config.parts import ProbeConfig as ProbeConfig
 from jepa_jax.config.parts import RobotConfig as RobotConfig
 from jepa_jax.config.parts import RolloutConfig as RolloutConfig
 from jepa_jax.config.parts import ViewConfig as ViewConfig
+from jepa_jax.config.questions import ClipsConfig as ClipsConfig
+from jepa_jax.config.questions import LanguageConfig as LanguageConfig
+from jepa_jax.config.questions import QuestionsConfig as QuestionsConfig
+from jepa_jax.config.questions import VisualProjectorConfig as VisualProjectorConfig
 from jepa_jax.config.runs import EvalConfig as EvalConfig
 from jepa_jax.config.runs import RunConfig as RunConfig
 from jepa_jax.config.runs import StudyConfig as StudyConfig

@@ -133,6 +133,7 @@ RULES: dict[type, dict[str, Rule | OneOf]] = {
         'beta1': BELOW_ONE,
         'beta2': BELOW_ONE,
         'eps': POSITIVE,
+        'clip': NOT_NEGATIVE,
     },
     parts.GuardConfig: {
         'deviations': NOT_NEGATIVE,

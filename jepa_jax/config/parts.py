@@ -143,6 +143,7 @@ class OptimConfig:
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
+    clip: float = 0.0  # largest norm of the gradient, which is scaled down to it; 0: none
     guard: GuardConfig = field(default_factory=GuardConfig)
 
 

@@ -4,10 +4,12 @@ import math
 from collections.abc import Sequence
 
 from jepa_jax.config.action_conditioned import ActionConditionedConfig
+from jepa_jax.config.conversations import MixtureConfig
 from jepa_jax.config.dense_video import DenseVideoConfig
-from jepa_jax.config.derived import frame_counts
+from jepa_jax.config.derived import cache_root, frame_counts
 from jepa_jax.config.masked_video import MaskedVideoConfig
 from jepa_jax.config.parts import EncoderConfig
+from jepa_jax.config.questions import QuestionsConfig
 from jepa_jax.config.runs import RunConfig
 from jepa_jax.errors import ConfigError, allowed
 
@@ -97,6 +99,19 @@ def action_conditioned(config: ActionConditionedConfig) -> None:
     robot = config.robot
     robot.kind, robot.path, robot.frames, robot.fps = 'synthetic', '', 4, 4.0
     config.rollout.steps = min(config.rollout.steps, 3)
+
+
+def questions(config: QuestionsConfig) -> None:
+    """24 steps of a tiny projector and language model, both drawn, on self-made conversations."""
+    _tiny(config.encoder)
+    config.encoder_from = 'random'
+    config.features = config.features and str(cache_root() / 'features')
+    clips, data, language = config.clips, config.data, config.language
+    clips.crop, clips.frames, clips.fps = 4 * config.encoder.patch, 2 * config.encoder.tubelet, 0.0
+    config.projector.heads = 2
+    data.length, data.visual = 192, 0
+    data.mixture, config.heldout = [MixtureConfig('self_made')], 'self_made'
+    language.path, language.tokenizer, language.size = 'random', 'self_made', 'tiny'
 
 
 def _tiny(encoder: EncoderConfig) -> None:

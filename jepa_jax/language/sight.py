@@ -1,7 +1,7 @@
 """What a language model is shown of a video: which frames, how cut, or features of them.
 
-    look = Clips(config.clips)
-    look(Media('video', 'a.mp4'))  # [1, T, crop, crop, 3] uint8
+look = Clips(config.clips)
+look(Media('video', 'a.mp4'))  # [1, T, crop, crop, 3] uint8
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ def moments(timing: Timing, clips: ClipsConfig, start: float = 0.0, end: float =
     Of fewer frames than T some come twice. Raises ValueError: nothing lies between them.
     """
     first, last = start * timing.fps, (end or timing.seconds) * timing.fps
-    candidates = np.arange(int(np.ceil(first - 1e-6)), min(int(np.ceil(last - 1e-6)), timing.frames))
+    candidates = np.arange(
+        int(np.ceil(first - 1e-6)), min(int(np.ceil(last - 1e-6)), timing.frames)
+    )
     if not len(candidates):
         raise ValueError(f'no frame between {start:g} and {end:g} s of {timing.seconds:.2f} s')
     if 0 < clips.fps < timing.fps:
@@ -84,7 +86,7 @@ class Clips:
         return self.read(media)[0][None]
 
     def read(self, media: Media) -> tuple[np.ndarray, Looked]:
-        """Frames [T, crop, crop, 3] uint8, an image's T times, and what they are. Raises BadFile."""
+        """Frames [T, crop, crop, 3] uint8 (an image T times), and what they are. Raises BadFile."""
         if media.kind == 'image':
             frames, looked = pictures.read_image(media.path)[None], Looked((0.0,), 0.0, 1)
         else:
@@ -154,7 +156,7 @@ class StoredClips:
         return self.folder / f'{_hash(json.dumps(fields))}.npy'
 
     def __call__(self, media: Media) -> np.ndarray:
-        """[1, N, D]. Raises BadFile: not there, because the medium could not be read, or damaged."""
+        """[1, N, D]. Raises BadFile: damaged, or not there as the medium could not be read."""
         path = self.file(media)
         if not path.exists():
             raise BadFile(media.path, 'missing', f'no features in {self.folder}')
@@ -186,7 +188,9 @@ class StoredClips:
                 continue
             if not features.is_whole(path):
                 left[media] = path
-        log.info('features: %d of %d videos and images to encode, in %s', len(left), total, self.folder)
+        log.info(
+            'features: %d of %d videos and images to encode, in %s', len(left), total, self.folder
+        )
         pending: list[tuple[Path, np.ndarray]] = []
 
         def flush() -> None:
@@ -199,7 +203,9 @@ class StoredClips:
             pending.clear()
 
         mine = list(left.items())[process::processes]
-        for media, path in tqdm(mine, desc='features', unit='clip', file=sys.stderr, disable=not mine):
+        for media, path in tqdm(
+            mine, desc='features', unit='clip', file=sys.stderr, disable=not mine
+        ):
             try:
                 pending.append((path, look(media)[0]))
             except BadFile as error:

@@ -1,4 +1,4 @@
-"""From an encoder's tokens to those that a language model reads. (reference: video_qa §1.2, §1.4)"""
+"""From an encoder's tokens to those that a language model reads. (reference: video_qa §1.2)"""
 
 from __future__ import annotations
 

@@ -145,7 +145,9 @@ class Questions(Objective):
         if self.held is None:
             return {}
         mesh = jax.sharding.get_abstract_mesh()
-        rows, prompts = jax.tree.map(jnp.asarray, self.held.on_devices(1 if mesh.empty else mesh.size))
+        rows, prompts = jax.tree.map(
+            jnp.asarray, self.held.on_devices(1 if mesh.empty else mesh.size)
+        )
         if not mesh.empty:
             rows, prompts = jax.tree.map(lambda a: jax.reshard(a, BATCH), (rows, prompts))
         lost, known = self.lost(params, frozen, rows), rows['labels'] >= 0
