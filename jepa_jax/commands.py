@@ -31,6 +31,7 @@ COMMANDS: dict[str, Command] = {
     'evaluate': Command('jepa_jax.evaluate', 'what features tell of labelled clips'),
     'embed': Command('jepa_jax.embed', 'features of videos, images, folders and arrays'),
     'search': Command('jepa_jax.search', 'the nearest windows of embedded videos'),
+    'ask': Command('jepa_jax.ask', 'questions about videos'),
     'plan': Command('jepa_jax.plan', "a robot's actions to a goal image"),
     'serve-robot': Command('jepa_jax.serve_robot', 'plans over HTTP, one action at a time'),
     'convert': Command('jepa_jax.convert', 'weights between PyTorch, Hugging Face and here'),

@@ -31,7 +31,7 @@ FLOORS = (
     ('optim', 'state', 'step', 'build', 'weights.*', 'describe'),
     ('memory', 'golden', 'inputs', 'outputs', 'predictions', 'encoder', 'model', 'embedded'),
     ('pretrained', 'objectives.programs', 'origin', 'loop'),
-    ('frozen', 'questions', 'start', 'planning', 'evals', 'catalogue'),
+    ('frozen', 'questions', 'answers', 'start', 'planning', 'evals', 'catalogue'),
     ('report', 'studies'),
     ('sims', 'contrib'),
     (
@@ -39,6 +39,7 @@ FLOORS = (
         'evaluate',
         'embed',
         'plan',
+        'ask',
         'serve_robot',
         'doctor',
         'convert',

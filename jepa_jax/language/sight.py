@@ -91,7 +91,7 @@ class Clips:
             frames, looked = pictures.read_image(media.path)[None], Looked((0.0,), 0.0, 1)
         else:
             frames, looked = self._video(media)
-        frames = self._view(frames)
+        frames = self.view(frames)
         if len(frames) < self.config.frames:
             frames = np.repeat(frames, self.config.frames, axis=0)
         return (frames[::-1] if media.backwards else frames), looked
@@ -112,7 +112,7 @@ class Clips:
         frames = read_frames(media.path, choose)
         return frames, said[0]
 
-    def _view(self, frames: np.ndarray) -> np.ndarray:
+    def view(self, frames: np.ndarray) -> np.ndarray:
         crop = self.config.crop
         if self.config.view == 'middle':
             return eval_view(frames, crop)
