@@ -23,10 +23,10 @@ from jepa_jax.language.conversations import PLACEHOLDER
 from jepa_jax.language.sight import Clips, Looked, moments
 from jepa_jax.language.tokenizer import Tokenizer
 from jepa_jax.models.generation import Sampling, Speaker, choose, embeddings
-from jepa_jax.questions import Always, tokenizer_of
+from jepa_jax.questions import Always
 from jepa_jax.weights import parts, zoo
 from jepa_jax.weights.contents import StoredNet, Weights
-from jepa_jax.weights.language import name_of
+from jepa_jax.weights.language import name_of, tokenizer_of
 
 # tokens of what is asked, visual ones among them: a program each
 LENGTHS = tuple(64 * 2**i for i in range(12))

@@ -32,11 +32,10 @@ from jepa_jax.objectives import Prepared
 from jepa_jax.objectives.questions import HeldOut, Questions
 from jepa_jax.origin import Origin
 from jepa_jax.weights import parts, zoo
-from jepa_jax.weights.language import name_of
+from jepa_jax.weights.language import TOKENIZER, name_of
 from jepa_jax.weights.tables import Leaf
 
 CLIPS = 8  # encoded together on a device
-TOKENIZER = 'tokenizer'  # folder of a run with its tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -259,9 +258,3 @@ def _filled(values: np.ndarray, length: int, fill: int) -> np.ndarray:
 def stream(config: QuestionsConfig, prepared: Sight, **place: Any) -> ConversationStream:
     """Batches of packed conversations."""
     return ConversationStream(resolved(config), prepared, **place)
-
-
-def tokenizer_of(folder: pathlib.Path) -> pathlib.Path | None:
-    """Where the tokenizer of a run, of one of its checkpoints, or of a converted folder lies."""
-    places = (folder, *list(folder.absolute().parents)[:2])
-    return next((p / TOKENIZER for p in places if (p / TOKENIZER).is_dir()), None)

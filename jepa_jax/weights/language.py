@@ -49,6 +49,7 @@ COMPANIONS = (
     'special_tokens_map.json',
     'generation_config.json',
 )
+TOKENIZER = 'tokenizer'  # folder of a run, and of what is made of it, with its tokenizer
 LARGEST = DecoderConfig.LARGEST
 LANGUAGE = ('decoder', 'adapter')  # parts that a folder is made of
 
@@ -165,6 +166,12 @@ def name_of(weights: Weights) -> str:
     return next((name for name, net in weights.nets.items() if net.part == 'decoder'), '')
 
 
+def tokenizer_of(source: pathlib.Path) -> pathlib.Path | None:
+    """Where the tokenizer of a run, of one of its checkpoints, or of a converted folder lies."""
+    places = (source, *list(source.absolute().parents)[:2])
+    return next((p / TOKENIZER for p in places if (p / TOKENIZER).is_dir()), None)
+
+
 # Writing
 
 
@@ -245,8 +252,9 @@ def write(weights: Weights, dst: pathlib.Path, progress) -> list[str]:
     with hf_files.folder_at(dst) as folder:
         text = json.dumps(to_json(net.config), indent=2)
         (folder / hf_files.CONFIG).write_text(text + '\n')
+        beside = tokenizer_of(weights.source) or weights.source
         for name in COMPANIONS:
-            if (source := weights.source / name).is_file():
+            if (source := beside / name).is_file():
                 files.size(source)
                 shutil.copyfile(source, folder / name)
         shards = hf_files.Shards(folder, nbytes)

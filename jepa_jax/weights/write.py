@@ -9,7 +9,8 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,8 @@ def write(
     refuse_existing(dst)
     if to == 'jax':
         own.write(weights, dst, progress)
+        if beside := language.tokenizer_of(weights.source):
+            shutil.copytree(beside, dst / language.TOKENIZER)
         return []
     if to == 'torch':
         return _write_torch(weights, dst, steps_per_epoch, progress)
@@ -88,6 +91,18 @@ def nbytes(weights: Weights, to: str, encoder: str = 'target') -> int:
     leaves = [leaf for tree in trees for leaf in flatten(tree).values()]
     # foreign files get 32 bits whatever a frozen net was stored with
     return sum(leaf.nbytes if to == 'jax' else 4 * int(np.prod(leaf.shape)) for leaf in leaves)
+
+
+def only(weights: Weights, names: Sequence[str]) -> Weights:
+    """Some of the nets alone, without training state: a projector and an adapter are small.
+
+    Raises:
+      ConvertError: no such net.
+    """
+    if missing := [name for name in names if name not in weights.nets]:
+        raise ConvertError(f'{weights.source}: no {missing[0]}; it holds {", ".join(weights.nets)}')
+    nets = {name: weights.nets[name] for name in names}
+    return dataclasses.replace(weights, nets=nets, training=None)
 
 
 def add_probe(weights: Weights, probe: Weights) -> Weights:
