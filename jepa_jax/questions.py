@@ -32,7 +32,7 @@ from jepa_jax.objectives import Prepared
 from jepa_jax.objectives.questions import HeldOut, Questions
 from jepa_jax.origin import Origin
 from jepa_jax.weights import parts, zoo
-from jepa_jax.weights.language import TOKENIZER, name_of
+from jepa_jax.weights.language import TOKENIZER, name_of, tokenizer_of
 from jepa_jax.weights.tables import Leaf
 
 CLIPS = 8  # encoded together on a device
@@ -123,7 +123,7 @@ def read_tokenizer(config: QuestionsConfig, origin: Origin) -> Tokenizer:
         return self_made.tokenizer()
     if config.language.tokenizer:
         return Tokenizer.read(config.language.tokenizer)
-    if origin.folder and (own := origin.folder.parents[1] / TOKENIZER).is_dir():
+    if origin.folder and (own := tokenizer_of(origin.folder)):
         return Tokenizer.read(own)
     return Tokenizer.read(zoo.find(config.language.path).source)
 

@@ -165,8 +165,10 @@ def _inputs(config: RunConfig, workdir: str | os.PathLike) -> None:
     """
     if complaint := next(layouts.missing(config, workdir), None):
         raise ConfigError(complaint)
-    if (model := getattr(config, 'encoder_from', '')) not in ('', 'random'):
-        names.check(model)
+    language = getattr(config, 'language', None)
+    for model in (getattr(config, 'encoder_from', ''), getattr(language, 'path', '')):
+        if model not in ('', 'random'):
+            names.check(model)
 
 
 def smoke(config: RunConfig, *, accumulate: int = 0) -> RunConfig:

@@ -168,8 +168,8 @@ def name_of(weights: Weights) -> str:
 
 def tokenizer_of(source: pathlib.Path) -> pathlib.Path | None:
     """Where the tokenizer of a run, of one of its checkpoints, or of a converted folder lies."""
-    places = (source, *list(source.absolute().parents)[:2])
-    return next((p / TOKENIZER for p in places if (p / TOKENIZER).is_dir()), None)
+    run = source.absolute().parents[1] if source.absolute().parent.name == 'checkpoints' else source
+    return next((p / TOKENIZER for p in (source, run) if (p / TOKENIZER).is_dir()), None)
 
 
 # Writing
