@@ -216,7 +216,7 @@ def items(
                         question=question.text,
                         choices=question.choices,
                         answer=question.choices.index(question.said),
-                        kind=kind,
+                        kinds=(kind,),
                         group=f'{kind} {clip}',
                     )
                 )
