@@ -101,16 +101,16 @@ def chance(items: Sequence[Item], together: str) -> dict[str, Figure]:
     out = {'chance': Figure(value, value, value, len(known))}
     if together:
         subsets = collections.defaultdict(list)
-        groups = members(known)
+        groups = members([item for item in known if item.group])
         for group in groups.values():
             subsets[group[0].subset].append(math.prod(each[item.id] for item in group))
-        value = float(np.mean([np.mean(v) for v in subsets.values()])) if known else math.nan
+        value = float(np.mean([np.mean(v) for v in subsets.values()])) if groups else math.nan
         out[f'chance, {together}'] = Figure(value, value, value, len(groups))
     return {name: figure for name, figure in out.items() if figure.n}
 
 
 def members(items: Sequence[Item]) -> dict[str, list[Item]]:
-    """Group -> its items; one without a group is its own."""
+    """Group -> its items; an item without a group is its own."""
     groups: dict[str, list[Item]] = collections.defaultdict(list)
     for item in items:
         groups[item.group or item.id].append(item)
@@ -135,13 +135,13 @@ def _singles(items, right, mask, plain: bool, resamples: int, seed: int) -> Figu
 def _groups(items, right, mask, plain: bool, resamples: int, seed: int) -> Figure:
     """Share of groups that are right as a whole."""
     rows = {item.id: i for i, item in enumerate(items)}
-    groups = list(members([item for item, kept in zip(items, mask) if kept]).values())
+    own = [item for item, kept in zip(items, mask) if kept and item.group]
+    groups = list(members(own).values())
     first = [group[0] for group in groups]
     whole = np.array([all(right[rows[item.id]] for item in group) for group in groups], bool)
     units = _units([item for group in groups for item in group])
-    starts = np.cumsum([0, *map(len, groups)])[:-1]
-    own = units[starts] if len(groups) else np.zeros(0, int)
-    return _figure(own, first, whole, plain, len(groups), resamples, seed)
+    starts = np.cumsum([0, *map(len, groups)])[:-1].astype(int)
+    return _figure(units[starts], first, whole, plain, len(groups), resamples, seed)
 
 
 def _figure(

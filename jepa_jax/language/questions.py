@@ -217,7 +217,7 @@ def items(
                         choices=question.choices,
                         answer=question.choices.index(question.said),
                         kinds=(kind,),
-                        group=f'{kind} {clip}',
+                        group=f'{kind} {clip}' if kind in PAIRED else '',
                     )
                 )
     return found
