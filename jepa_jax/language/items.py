@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from jepa_jax.language.chat import Media
 
@@ -15,16 +14,16 @@ HIDDEN = -1  # the right answer is not public
 class Item:
     """A question as it is put, and how it counts."""
 
-    id: str
+    id: str  # no other of the set has it
     media: Media
     question: str  # the whole prompt
     choices: tuple[str, ...]  # answers whose likelihood is compared: letters, or words
     answer: int  # which of them is right; HIDDEN
-    kind: str  # task or aspect: accuracies are given by it
+    options: tuple[str, ...] = ()  # what letters stand for; (): the choices are words
+    kinds: tuple[str, ...] = ()  # tasks and aspects that have figures of their own
     group: str = ''  # items that count together, such as a pair; '': alone
-    subset: str = ''  # of which an unweighted mean is the score; '': all items alike
-    options: tuple[str, ...] = ()  # what the choices stand for, in words; (): themselves
-    facts: dict[str, Any] = dataclasses.field(default_factory=dict)  # what a rule needs beside it
+    subset: str = ''  # the score is the unweighted mean over subsets
+    rule: str = 'words'  # of rules.RULES: how a generated text is judged
 
     def __post_init__(self) -> None:
         if len(set(self.choices)) != len(self.choices):

@@ -216,8 +216,8 @@ def items(
                         question=question.text,
                         choices=question.choices,
                         answer=question.choices.index(question.said),
-                        kind=kind,
-                        group=f'{kind} {clip}',
+                        kinds=(kind,),
+                        group=f'{kind} {clip}' if kind in PAIRED else '',
                     )
                 )
     return found

@@ -21,7 +21,7 @@ def test_a_pair_differs_in_nothing_but_the_answer(tmp_path):
     for a, b in groups.values():
         assert (a.question, a.choices) == (b.question, b.choices) and a.answer != b.answer
         assert a.media.path == b.media.path and a.media.backwards != b.media.backwards
-    by_kind = collections.Counter((i.kind, i.choices[i.answer]) for i in found)
+    by_kind = collections.Counter((i.kinds[0], i.choices[i.answer]) for i in found)
     assert by_kind['motion', 'clockwise'] == by_kind['motion', 'counterclockwise'] == 20
     assert by_kind['motion_letter', 'A'] == 20  # of options too: a constant answer has no pair
     clip = synthetic.labels(10)
