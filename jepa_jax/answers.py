@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jepa_jax.checkpoint import hash_arrays
 from jepa_jax.config import ClipsConfig
 from jepa_jax.config.check import types_and_ranges
 from jepa_jax.data.clips import Timing
@@ -20,6 +22,7 @@ from jepa_jax.errors import ConfigError, ConvertError, InputError
 from jepa_jax.language import packing
 from jepa_jax.language.chat import Media, Turn, encode
 from jepa_jax.language.conversations import PLACEHOLDER
+from jepa_jax.language.items import Answer
 from jepa_jax.language.sight import Clips, Looked, moments
 from jepa_jax.language.tokenizer import Tokenizer
 from jepa_jax.models.generation import Sampling, Speaker, choose, embeddings
@@ -43,12 +46,21 @@ class Said:
     text: str
     seen: tuple[Looked, ...] = ()
     choices: tuple[str, ...] = ()
-    shares: tuple[float, ...] = ()  # of each choice, by its likelihood as a whole answer; sum 1
+    # of each choice as a whole answer, its end included: the logarithm of its likelihood
+    likelihoods: tuple[float, ...] = ()
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Of each choice, from its likelihood; they add up to 1."""
+        if not self.choices:
+            return ()
+        shares = np.exp(np.asarray(self.likelihoods) - max(self.likelihoods))
+        return tuple((shares / shares.sum()).tolist())
 
     @property
     def choice(self) -> str:
         """The likeliest choice; '': there were none."""
-        return self.choices[int(np.argmax(self.shares))] if self.choices else ''
+        return self.choices[int(np.argmax(self.likelihoods))] if self.choices else ''
 
 
 class Answerer:
@@ -192,7 +204,24 @@ class Answerer:
         text = self._generated(arrays, visual, most, sampling, seed, on_text)
         if not choices:
             return Said(text, looked)
-        return Said(text, looked, tuple(choices), self._shares(arrays, visual, choices))
+        return Said(text, looked, tuple(choices), self._likely(arrays, visual, choices))
+
+    def answer(self, video: np.ndarray | None, question: str, choices: Sequence[str]) -> Answer:
+        """What benchmarks ask for, see jepa_jax.evals.qa."""
+        said = self.ask(video, question, choices=choices)
+        return Answer(said.text, said.likelihoods)
+
+    @property
+    def frames(self) -> int:
+        """Of a video, that are shown."""
+        return self.look.config.frames
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """Of weights, configs, tokenizer and view: all that answers depend on."""
+        configs = {name: net.config for name, net in self._nets.items()}
+        text = f'{hash_arrays(self._params)} {configs} {self.look} {self.tokenizer.family}'
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def _asked(self, videos, question, turns, system) -> tuple[dict, list[Media]]:
         said = [(q, a) for q, a in turns] + [(question, '')]
@@ -220,7 +249,7 @@ class Answerer:
 
     def _seen(self, video: Video, media: Media) -> tuple[jax.Array, Looked]:
         """Visual tokens [1, V, D] of a video, and what was looked at. The last one is kept."""
-        if self._known and self._known[0] is video and not isinstance(video, np.ndarray):
+        if self._known and self._known[0] is video:
             return self._known[1:]
         if isinstance(video, np.ndarray):
             clip, looked = self._array(video)
@@ -262,16 +291,15 @@ class Answerer:
                 lengths = lengths + 1
         return self.tokenizer.decode(ids)
 
-    def _shares(self, arrays, visual, choices) -> tuple[float, ...]:
+    def _likely(self, arrays, visual, choices) -> tuple[float, ...]:
         end = self.tokenizer.stops[0]
         ids = [[*self.tokenizer.encode(choice), end] for choice in choices]
         length = _shortest(CHOICES, max(map(len, ids)), 'a choice')
         rows = np.full((len(ids), length), -1, np.int32)
         for row, each in zip(rows, ids):
             row[: len(each)] = each
-        values = np.asarray(self._likelihoods(self._params, arrays, visual, rows), np.float64)
-        shares = np.exp(values - values.max())
-        return tuple((shares / shares.sum()).tolist())
+        values = self._likelihoods(self._params, arrays, visual, rows)
+        return tuple(map(float, values))
 
 
 def check_choices(choices: Sequence[str]) -> None:

@@ -55,6 +55,11 @@ class Model(model.Model):
         Raises:
           ConvertError: it was not, or something of it is missing.
         """
+        return self.answerer().ask(video, question, **options)
+
+    def answerer(self) -> Any:
+        """The `jepa_jax.answers.Answerer` of a model that was trained on questions; raises as
+        `ask`."""
         if self._answerer is None:
             from jepa_jax.answers import Answerer
 
@@ -62,7 +67,7 @@ class Model(model.Model):
                 raise ConvertError(f'{self.name} was not trained on questions')
             dtype = np.dtype(self.config.dtype).name
             self._answerer = Answerer.of(self.weights, dtype=dtype)
-        return self._answerer.ask(video, question, **options)
+        return self._answerer
 
     weights: Weights | None = None  # that it was loaded from
     _answerer: Any = None
