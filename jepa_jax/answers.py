@@ -92,9 +92,12 @@ class Answerer:
             )
         if adapter := nets.get('adapter'):
             config = adapter.config
-            same = (config.width, config.hidden, config.depth)
-            if same != (decoder.width, decoder.hidden, decoder.depth):
-                raise ConvertError(f'{nets["decoder"].place}: the adapter is of another model')
+            same = decoder.width, decoder.hidden, decoder.depth
+            if same != (config.width, config.hidden, config.depth):
+                raise ConvertError(
+                    'the adapter is for a language model of width, hidden and depth '
+                    f'{(config.width, config.hidden, config.depth)}, this one has {same}'
+                )
         self.tokenizer, self.look = tokenizer, Clips(clips)
         made = {}
         self._params = {}

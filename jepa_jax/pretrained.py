@@ -38,6 +38,7 @@ WHICH = {'target': 'target (moving average)', 'online': 'online'}
 RELEASED_READS = ('reads', 'frames', 'step', 'segments')
 READS = (*RELEASED_READS, 'fps', 'crop', 'tokens', 'several')
 CARD = 'README.md'
+ANSWERING = ('projector', 'decoder', 'adapter')  # parts that answer questions
 
 
 class Model(model.Model):
@@ -69,7 +70,7 @@ class Model(model.Model):
             self._answerer = Answerer.of(self.weights, dtype=dtype)
         return self._answerer
 
-    weights: Weights | None = None  # that it was loaded from
+    weights: Weights | None = None  # of one that was trained on questions: all that is stored
     _answerer: Any = None
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
@@ -173,7 +174,8 @@ def _model(text: str, weights: Weights, encoder: str, probe, dtype: str) -> Mode
         which=which,
         trained=Trained(config.frames, config.image_size, weights.fps),
     )
-    made.weights = weights
+    if 'projector' in weights.nets:
+        made.weights = weights
     return made
 
 
@@ -321,8 +323,12 @@ def save(model: Model, folder: str | os.PathLike) -> None:
         tree = _leaves(head.params)
         nets['probe'] = StoredNet('probe', (head.config, head.classes), tree)
         labels, reads = head.labels, {key: getattr(head, key) for key in READS}
+    source = folder
+    if stored := getattr(model, 'weights', None):
+        nets |= {name: net for name, net in stored.nets.items() if net.part in ANSWERING}
+        reads, source = {**stored.reads, **reads}, stored.source
     weights = Weights(
-        folder, 'jax', nets, labels=labels, reads=reads, origin=next(iter(model.about), ''),
+        source, 'jax', nets, labels=labels, reads=reads, origin=next(iter(model.about), ''),
         fps=model.trained.fps if model.trained else Weights.fps,
     )  # fmt: skip
     write(weights, folder, to='jax')

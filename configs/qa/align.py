@@ -8,7 +8,7 @@ An image is shown for as many frames as a tubelet has. `:smoke` is a minute with
 Hardware of the original: up to 512 GPUs.
 """
 
-from jepa_jax.config import QuestionsConfig, parse_arg
+from jepa_jax.config import MixtureConfig, QuestionsConfig, parse_arg
 from jepa_jax.recipes import smoke
 
 
@@ -17,7 +17,9 @@ def get_config(arg: str = '') -> QuestionsConfig:
     c = QuestionsConfig(name='qa-align', seed=777)
     c.encoder.size, c.encoder_from = 'vitg', 'vitg-384'
     c.clips.frames, c.clips.crop = 2, 384
+    c.language.path = 'Llama-3.1-8B-Instruct'  # a folder
     c.language.size = 'llama31-8b'
+    c.data.mixture = [MixtureConfig('train.jsonl')]
     c.data.length, c.data.visual, c.data.workers = 1920, 1728, 12
     c.data.placeholder = 'first'
     c.optim.batch, c.optim.accumulate, c.mesh.fsdp = 128, 0, 0

@@ -8,7 +8,7 @@ The language model takes 15 GiB, adapter and projector small files that load alo
 `convert runs/lora adapter --only projector,adapter`. With `smoke` a minute.
 """
 
-from jepa_jax.config import QuestionsConfig, cache_root, parse_arg
+from jepa_jax.config import MixtureConfig, QuestionsConfig, cache_root, parse_arg
 from jepa_jax.recipes import smoke
 
 
@@ -18,9 +18,11 @@ def get_config(arg: str = '') -> QuestionsConfig:
     c.encoder.size, c.encoder_from = 'vitl', 'vitl'
     c.clips.frames, c.clips.fps, c.clips.crop = 16, 1.0, 256
     c.features = str(cache_root() / 'features')
+    c.language.path = 'Llama-3.1-8B-Instruct'  # a folder
     c.language.size, c.language.trains = 'llama31-8b', 'adapter'
     c.language.rank, c.language.alpha = 16, 32.0
     c.projector.pool = 2
+    c.data.mixture = [MixtureConfig('train.jsonl')]
     c.data.length, c.data.workers = 1024, 4
     c.optim.batch, c.optim.accumulate = 32, 0
     c.optim.steps = 4000

@@ -14,7 +14,7 @@ paper cuts them into tiles. With `smoke` a minute with drawn weights.
 Hardware of the original: 512 GPUs.
 """
 
-from jepa_jax.config import QuestionsConfig, parse_arg
+from jepa_jax.config import MixtureConfig, QuestionsConfig, parse_arg
 from jepa_jax.recipes import smoke
 
 
@@ -24,7 +24,9 @@ def get_config(arg: str = '') -> QuestionsConfig:
     c = QuestionsConfig(name=f'qa-{phase}', seed=777, train_encoder=True)
     c.encoder.size, c.encoder_from = 'vitg', 'vitg-384'
     c.clips.frames, c.clips.fps, c.clips.crop = 32 if last else 16, 1.0, 384
+    c.language.path = 'Llama-3.1-8B-Instruct'  # a folder
     c.language.size, c.language.trains = 'llama31-8b', 'all'
+    c.data.mixture = [MixtureConfig('train.jsonl')]
     c.data.length = 12_800 if last else 6_400
     c.data.placeholder = 'first'
     c.data.workers = 12

@@ -9,7 +9,7 @@
 64 GPUs of 80 GB; configs/qa/tune.py is the paper's own last stages. With `smoke` a minute.
 """
 
-from jepa_jax.config import QuestionsConfig, cache_root, parse_arg
+from jepa_jax.config import MixtureConfig, QuestionsConfig, cache_root, parse_arg
 from jepa_jax.recipes import smoke
 
 
@@ -19,8 +19,10 @@ def get_config(arg: str = '') -> QuestionsConfig:
     c.encoder.size, c.encoder_from = 'vitg', 'vitg-384'
     c.clips.frames, c.clips.fps, c.clips.crop = 32, 1.0, 384
     c.features = str(cache_root() / 'features')
+    c.language.path = 'Llama-3.1-8B-Instruct'  # a folder
     c.language.size, c.language.trains = 'llama31-8b', 'all'
     c.projector.pool = 2
+    c.data.mixture = [MixtureConfig('train.jsonl')]
     c.data.length, c.data.workers = 4096, 12
     c.optim.batch, c.optim.accumulate, c.mesh.fsdp = 256, 0, 0
     c.optim.steps = 20_000

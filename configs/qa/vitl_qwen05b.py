@@ -9,7 +9,7 @@ without it projector and language model are trained, best from such a run,
 --config.checkpoints.init_from=DIR. `:smoke` is a minute with drawn weights and self-made videos.
 """
 
-from jepa_jax.config import QuestionsConfig, cache_root, parse_arg
+from jepa_jax.config import MixtureConfig, QuestionsConfig, cache_root, parse_arg
 from jepa_jax.recipes import smoke
 
 
@@ -19,9 +19,11 @@ def get_config(arg: str = '') -> QuestionsConfig:
     c.encoder.size, c.encoder_from = 'vitl', 'vitl'
     c.clips.frames, c.clips.fps, c.clips.crop = 16, 1.0, 256
     c.features = str(cache_root() / 'features')
+    c.language.path = 'Qwen2.5-0.5B-Instruct'  # a folder
     c.language.size = 'qwen25-0.5b'
     c.language.trains = 'nothing' if phase == 'align' else 'all'
     c.projector.pool = 2  # 8 x 8 x 8 = 512 tokens a video
+    c.data.mixture = [MixtureConfig('train.jsonl')]
     c.data.length, c.data.workers = 1024, 4
     c.optim.batch, c.optim.accumulate = 64, 0
     c.optim.steps = 4000

@@ -12,6 +12,8 @@ from jepa_jax.config.benchmark import BenchmarkConfig as BenchmarkConfig
 from jepa_jax.config.benchmark import BenchmarkDataConfig as BenchmarkDataConfig
 from jepa_jax.config.benchmark import HeadsConfig as HeadsConfig
 from jepa_jax.config.benchmark import LabelledSetConfig as LabelledSetConfig
+from jepa_jax.config.conversations import ConversationsConfig as ConversationsConfig
+from jepa_jax.config.conversations import MixtureConfig as MixtureConfig
 from jepa_jax.config.dense_video import ContextLossConfig as ContextLossConfig
 from jepa_jax.config.dense_video import DenseVideoConfig as DenseVideoConfig
 from jepa_jax.config.derived import cache_root as cache_root

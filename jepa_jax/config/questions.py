@@ -204,6 +204,9 @@ def check(config: QuestionsConfig) -> Iterator[str]:
             yield f"{where} is empty: name the weights, --config.{where}=PATH ('random': drawn)"
     if not config.language.tokenizer and config.language.path == 'random':
         yield "language.tokenizer is empty: language.path = 'random' brings none"
+    for i, item in enumerate(config.data.mixture):
+        if not item.path:
+            yield f'data.mixture[{i}].path is empty: name a file of conversations'
     if config.features and config.train_encoder:
         yield (
             f'train_encoder = true with features = {config.features!r}: features are computed '
