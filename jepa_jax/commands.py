@@ -43,6 +43,7 @@ COMMANDS: dict[str, Command] = {
     'cost': Command('tools.cost', 'memory, FLOPs and speed of a config, without running it'),
     'inspect': Command('tools.inspect_checkpoint', 'what a checkpoint holds', False),
     'judge-energy': Command('tools.judge_energy', 'does the energy tell actions apart', False),
+    'score-answers': Command('tools.score_answers', 'figures of kept answers to questions', False),
     'two-rooms': Command('tools.two_rooms', 'planning round a wall, measured', False),
     'measure-masks': Command('tools.measure_masks', "masks against the original's", False),
     'make-bundled': Command('tools.make_bundled', 'the weights that come with the package', False),

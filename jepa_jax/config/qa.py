@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from jepa_jax.config.check import NOT_NEGATIVE, RULES, OneOf
+from jepa_jax.config.check import NOT_NEGATIVE, POSITIVE, RULES, OneOf
 from jepa_jax.config.runs import EvalConfig
 from jepa_jax.config.trials import parse_words
 from jepa_jax.errors import allowed
@@ -44,12 +44,14 @@ class QAConfig(EvalConfig):
 
     evaluation: str = 'qa'
     data: QuestionSetConfig = field(default_factory=QuestionSetConfig)
+    tokens: int = 32  # of an answer, at most
     likelihoods: bool = True  # of the choices, beside generated text
     blind: bool = True  # asks again without video
     shuffled: bool = True  # with the frames in another order
     one_frame: bool = True  # with the middle one alone, repeated
 
 
+RULES[QAConfig] = {'tokens': POSITIVE}
 RULES[QuestionSetConfig] = {
     'set': OneOf(tuple(SETS)),
     'frames': NOT_NEGATIVE,

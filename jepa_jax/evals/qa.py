@@ -22,6 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jepa_jax import files
+from jepa_jax.checkpoint import hash_arrays
 from jepa_jax.config.qa import QAConfig
 from jepa_jax.data import decode
 from jepa_jax.data.clips import Timing, by_time
@@ -39,19 +40,41 @@ FOLDER_FPS = 3.0  # of folders of frames (MVBench's episodic reasoning)
 
 
 class Answerer(Protocol):
-    """A model that answers questions."""
+    """Whatever answers questions."""
 
-    hash: str  # of its weights and of how it reads video
+    hash: str  # of its weights
     frames: int  # that it wants of a video
 
     def answer(self, video: np.ndarray | None, question: str, choices: Sequence[str]) -> Answer:
-        """What it says, greedily.
+        """What it says.
 
         Args:
-          video: [T, H, W, 3] uint8, the same object for all questions about it; None: no video.
+          video: [T, H, W, 3] uint8, one object, not to be written to, for all questions about it;
+            None: no video.
           question: the whole prompt.
-          choices: whose log-probabilities as answers are asked for; (): none are.
+          choices: whose likelihoods as answers are asked for; (): none are.
+
+        Raises:
+          InputError: the question cannot be put.
         """
+
+
+class Asked:
+    """A model of ours that was trained on questions, as an Answerer."""
+
+    def __init__(self, model, tokens: int) -> None:
+        """tokens: of an answer, at most. Raises ConfigError: it has no language model."""
+        if not hasattr(model, 'ask'):
+            raise ConfigError('the model was not trained on questions (configs/qa)')
+        nets = model.weights.nets if model.weights else {}
+        self.hash = examples.hash_of([[name, hash_arrays(net.tree)] for name, net in nets.items()])
+        self.frames = model.config.frames
+        self._model, self._tokens = model, tokens
+
+    def answer(self, video: np.ndarray | None, question: str, choices: Sequence[str]) -> Answer:
+        said = self._model.ask(video, question, choices=list(choices), most=self._tokens)
+        shares = np.maximum(said.shares, np.finfo(float).tiny)  # may be too small for a float
+        return Answer(said.text, tuple(float(x) for x in np.log(shares)))
 
 
 def run(model, config: QAConfig, workdir: Path) -> Results:
@@ -60,10 +83,7 @@ def run(model, config: QAConfig, workdir: Path) -> Results:
     Raises:
       ConfigError: a model without language, files that cannot be used, or answers of another model.
     """
-    make = getattr(model, 'answerer', None)
-    if make is None:
-        raise ConfigError('the model has no language model: train one with configs/qa/, see docs')
-    answerer = make()
+    answerer = Asked(model, config.tokens)
     result = qa_sets.read(config.data)
     items = drawn(result.items, config.data.most, config.seed)
     count = config.data.frames or answerer.frames
@@ -71,6 +91,7 @@ def run(model, config: QAConfig, workdir: Path) -> Results:
         'model': answerer.hash,
         'items': digest(items),
         'frames': count,
+        'tokens': config.tokens,
         'likelihoods': config.likelihoods,
         'seed': config.seed,
     }
@@ -79,6 +100,22 @@ def run(model, config: QAConfig, workdir: Path) -> Results:
     for line in (*result.problems, *bad.values()):
         log.warning('%s', line)
     return report(items, answers, config, result, bad)
+
+
+def scored_again(config: QAConfig, path: Path) -> Results:
+    """Figures of the answers that a file holds.
+
+    Raises:
+      BadFile: there is no such file, or it is damaged.
+      ConfigError: its answers are to other questions than the config's.
+    """
+    answers = load(path)
+    result = qa_sets.read(config.data)
+    items = drawn(result.items, config.data.most, config.seed)
+    known = json.loads(path.read_text().split('\n', 1)[0])['about']['items']
+    if known != digest(items):
+        raise ConfigError(f'{path}: answers to other questions than those of {config.data.path}')
+    return report(items, answers, config, result, {})
 
 
 def contents(config: QAConfig) -> str:
@@ -166,7 +203,8 @@ def ask(
     answerer: Answerer, items: Sequence[Item], config: QAConfig, count: int, path: Path,
     about: dict,
 ) -> tuple[dict[str, dict[str, Answer]], dict[str, str]]:  # fmt: skip
-    """Answers by condition and item, and what is wrong with videos that cannot be read, by path.
+    """Answers by condition and item, and what is wrong with videos that cannot be read, by path,
+    and with questions that cannot be put, by id.
 
     Answers are appended to the file as they come, and those that are there are not asked for again.
 
@@ -205,12 +243,17 @@ def ask(
             except BadFile as error:
                 bad[media.path] = str(error)
                 continue
-            shown = {SEEN: frames, BLIND: None}
-            shown[SHUFFLED] = shuffled(frames, media, config.seed)
+            shown = {SEEN: frames, SHUFFLED: shuffled(frames, media, config.seed)}
             shown[ONE] = np.repeat(frames[len(frames) // 2][None], len(frames), axis=0)
+            for each in shown.values():
+                each.flags.writeable = False
             for name, item in open_ones:
                 choices = item.choices if config.likelihoods else ()
-                said = answerer.answer(shown[name], item.question, choices)
+                try:
+                    said = answerer.answer(shown.get(name), item.question, choices)
+                except InputError as error:
+                    bad[item.id] = f'{item.id}: {error}'
+                    continue
                 answers[name][item.id] = said
                 row = {'id': item.id, 'condition': name, 'text': said.text}
                 row['likelihoods'] = [float(x) for x in said.likelihoods]
@@ -220,31 +263,36 @@ def ask(
 
 
 def load(path: Path, about: dict | None = None) -> dict[str, dict[str, Answer]]:
-    """The answers of a file, by condition and item.
+    """The answers of a file, by condition and item; a last line that was not finished is passed
+    over.
 
     Args:
       path: of the file.
       about: what they must depend on; None: anything.
 
     Raises:
-      BadFile: no such file; a line that was cut off at its end alone is passed over.
+      BadFile: there is no such file, or it is damaged.
       ConfigError: they are of another model or to other questions.
     """
     answers: dict[str, dict[str, Answer]] = defaultdict(dict)
+    known = None
     for number, row in _lines(path):
         if number == 1:
             known = row.get('about')
-            if about is not None and known != about:
-                known = known if isinstance(known, dict) else {}
-                other = [key for key in about if known.get(key) != about[key]]
+            if not isinstance(known, dict):
+                raise BadFile(path, 'not_text', 'line 1 does not say what the answers are of')
+            if other := [key for key in about or {} if known.get(key) != about[key]]:
                 raise ConfigError(
                     f'{path}: answers with another {" and ".join(other)}: name another --workdir'
                 )
             continue
         text, likely = row.get('text'), row.get('likelihoods')
-        if not isinstance(text, str) or not isinstance(likely, list):
+        numbers = isinstance(likely, list) and all(isinstance(x, int | float) for x in likely)
+        if not isinstance(text, str) or not numbers:
             raise BadFile(path, 'not_text', f'line {number}: no text and likelihoods')
         answers[str(row.get('condition'))][str(row.get('id'))] = Answer(text, tuple(likely))
+    if known is None:
+        raise BadFile(path, 'not_text', 'no line in it is finished')
     return answers
 
 
@@ -278,11 +326,12 @@ def report(
       ConfigError: not a single question was answered.
     """
     bench = qa_sets.SETS[config.data.set]
+    wanted = [name for name in conditions(config) if name == SEEN or answers.get(name)]
     # a pair of which one video cannot be read says nothing
     asked = [
         item
         for group in qa_scores.members(items).values()
-        if all(each.id in answers[SEEN] for each in group)
+        if all(each.id in answers.get(name, {}) for each in group for name in wanted)
         for item in group
     ]
     if not asked:
@@ -311,8 +360,8 @@ def report(
     sentences = [f'{bench.title}: {len(asked)} of {len(items)} questions', *result.notes]
     if len(asked) < len(items):
         sentences.append(
-            f'{len(items) - len(asked)} questions are left out: {len(bad)} videos of theirs or of '
-            f'their pairs cannot be read ({next(iter(bad.values()), "")})'
+            f'{len(items) - len(asked)} questions are left out, with all of their pairs: '
+            f'{len(bad)} videos cannot be read or questions put ({next(iter(bad.values()), "")})'
         )
     if result.problems:
         first = result.problems[0]
@@ -334,7 +383,7 @@ def report(
             'read': len(asked),
             'hash': digest(items),
             'videos': len({item.media.path for item in asked}),
-            'unreadable': dict(bad),
+            'left_out': dict(bad),
             'problems': list(result.problems),
             'published': bench.published,
         },

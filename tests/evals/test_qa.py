@@ -1,6 +1,10 @@
 """Asking about videos: which frames, which baselines, what is kept, and what comes out of it."""
 
 import json
+import pathlib
+import re
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -10,29 +14,33 @@ from jepa_jax.data import synthetic
 from jepa_jax.errors import BadFile, ConfigError, InputError
 from jepa_jax.evals import qa
 from jepa_jax.language.chat import Media
-from jepa_jax.language.items import Answer
+from tools import score_answers
 
 FRAMES = 4
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 class Brightness:
-    """Says whether the last frame it sees is lighter than the first; without video, A."""
+    """Says whether the last frame it sees is lighter than the first; without video, A. As
+    `jepa_jax.load` gives it."""
 
-    hash, frames = 'brightness', FRAMES
+    config = types.SimpleNamespace(frames=FRAMES)
 
-    def __init__(self):
+    def __init__(self, mark=0):
+        tree = {'kernel': np.full(3, mark)}
+        self.weights = types.SimpleNamespace(nets={'projector': types.SimpleNamespace(tree=tree)})
         self.asked = []
 
-    def answerer(self):
-        return self
-
-    def answer(self, video, question, choices):
+    def ask(self, video, question, *, choices, most):
         self.asked.append((None if video is None else video[:, 0, 0, 0].tolist(), question))
+        if 'refuse' in question:
+            raise InputError('1 placeholders')
         letter = 'A'
         if video is not None:
             assert video.dtype == np.uint8 and video.shape == (FRAMES, 32, 32, 3)
             letter = 'A' if int(video[-1].mean()) >= int(video[0].mean()) else 'B'
-        return Answer(f'Answer: {letter}', tuple(float(c == letter) for c in choices))
+        shares = tuple(float(c == letter) for c in choices)  # as narrow as a float can be
+        return types.SimpleNamespace(text=f'Answer: {letter}'[: most * 4], shares=shares)
 
 
 @pytest.fixture(scope='module')
@@ -92,9 +100,13 @@ def test_a_model_that_sees_and_its_baselines(folder, tmp_path):
     assert got.results['official, pairs'].n == 3  # of four pairs, over two subsets
     # the damaged video is counted, its question is not asked, its pair does not count
     assert got.data['expected'] == 8 and got.data['read'] == 6
-    assert list(got.data['unreadable']) == [str(folder / 'videos/2_1.mp4')]
+    assert list(got.data['left_out']) == [str(folder / 'videos/2_1.mp4')]
     said = ' '.join(got.sentences)
-    assert '2 questions are left out: 1 videos' in said and 'V-JEPA 2' in said and '44.5' in said
+    assert (
+        '2 questions are left out, with all of their pairs: 1 videos' in said
+        and 'V-JEPA 2' in said
+        and '44.5' in said
+    )
     assert 'human_object_interactions is not in the figures' in said
     assert got.outcomes['official'].tolist() == [1.0] * 6 and len(got.sources) == 6
     # the four conditions, of a video that two subsets ask about
@@ -104,14 +116,12 @@ def test_a_model_that_sees_and_its_baselines(folder, tmp_path):
     assert all('(A) it gets lighter' in question for _, question in model.asked)
 
 
-def test_answers_are_kept_and_not_asked_for_again(folder, tmp_path):
+def test_answers_are_kept_and_not_asked_for_again(folder, tmp_path, monkeypatch, capsys):
     whole = qa.run(Brightness(), config(folder), tmp_path)
     lines = (tmp_path / qa.FILE).read_bytes().splitlines(keepends=True)
     assert len(lines) == 1 + 7 * 4
     row = json.loads(lines[1])
-    assert (
-        row['condition'] == 'video' and row['text'] == 'Answer: A' and row['likelihoods'] == [1, 0]
-    )
+    assert row['condition'] == 'video' and row['text'] == 'Answer: A' and row['likelihoods'][0] == 0
     # killed in the middle of a line
     (tmp_path / qa.FILE).write_bytes(b''.join(lines[:9]) + lines[9][:20])
     rest = Brightness()
@@ -119,14 +129,21 @@ def test_answers_are_kept_and_not_asked_for_again(folder, tmp_path):
     assert len(rest.asked) == 20 and again.results == whole.results
     assert sorted((tmp_path / qa.FILE).read_bytes().splitlines(True)) == sorted(lines)
     # figures without a model
-    answers = qa.load(tmp_path / qa.FILE)
-    items = qa.qa_sets.read(config(folder).data)
-    alone = qa.report(items.items, answers, config(folder), items, {})
+    alone = qa.scored_again(config(folder), tmp_path / qa.FILE)
     assert alone.results == whole.results and alone.baselines == whole.baselines
-    other = Brightness()
-    other.hash = 'another'
+    monkeypatch.setattr(sys, 'argv', [
+        'score-answers', f'--config={ROOT}/configs/eval/mvp.py', f'--workdir={tmp_path}',
+        f'--config.data.path={folder}', '--config.bootstrap=50',
+    ])  # fmt: skip
+    assert score_answers.main() == 0
+    shown = capsys.readouterr().out
+    assert re.search(r'official, pairs +1.000 +1.000 to 1.000 +3', shown), shown
+    few = config(folder)
+    few.data.most = 1
+    with pytest.raises(ConfigError, match='answers to other questions than those of'):
+        qa.scored_again(few, tmp_path / qa.FILE)
     with pytest.raises(ConfigError, match='answers with another model: name another --workdir'):
-        qa.run(other, config(folder), tmp_path)
+        qa.run(Brightness(1), config(folder), tmp_path)
     (tmp_path / qa.FILE).write_text(lines[0].decode() + '{"id": 1}\n')
     with pytest.raises(BadFile, match='line 2: no text and likelihoods'):
         qa.load(tmp_path / qa.FILE)
@@ -141,7 +158,15 @@ def test_what_may_be_left_out(folder, tmp_path):
         'chance', 'chance, pairs',
     }  # fmt: skip
     assert len(model.asked) in (3, 4)
-    with pytest.raises(ConfigError, match='the model has no language model'):
+    other = tmp_path / 'x'
+    other.mkdir()
+    for path in folder.glob('*.jsonl'):
+        (other / path.name).write_text(path.read_text().replace('Lighter?', 'refuse?', 1))
+    few.data.path, few.data.videos, few.data.most = str(other), str(folder / 'videos'), 0
+    got = qa.run(Brightness(), few, other)
+    assert got.results['official'].n == 2  # one question cannot be put in either file
+    assert any('p0_0: 1 placeholders' in line for line in got.data['left_out'].values())
+    with pytest.raises(ConfigError, match='the model was not trained on questions'):
         qa.run(object(), few, tmp_path)
 
 
