@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jepa_jax.checkpoint import hash_arrays
 from jepa_jax.config import ClipsConfig
 from jepa_jax.config.check import types_and_ranges
 from jepa_jax.data.clips import Timing
@@ -22,7 +20,6 @@ from jepa_jax.errors import ConfigError, ConvertError, InputError
 from jepa_jax.language import packing
 from jepa_jax.language.chat import Media, Turn, encode
 from jepa_jax.language.conversations import PLACEHOLDER
-from jepa_jax.language.items import Answer
 from jepa_jax.language.sight import Clips, Looked, moments
 from jepa_jax.language.tokenizer import Tokenizer
 from jepa_jax.models.generation import Sampling, Speaker, choose, embeddings
@@ -208,23 +205,6 @@ class Answerer:
         if not choices:
             return Said(text, looked)
         return Said(text, looked, tuple(choices), self._likely(arrays, visual, choices))
-
-    def answer(self, video: np.ndarray | None, question: str, choices: Sequence[str]) -> Answer:
-        """What benchmarks ask for, see jepa_jax.evals.qa."""
-        said = self.ask(video, question, choices=choices)
-        return Answer(said.text, said.likelihoods)
-
-    @property
-    def frames(self) -> int:
-        """Of a video, that are shown."""
-        return self.look.config.frames
-
-    @functools.cached_property
-    def hash(self) -> str:
-        """Of weights, configs, tokenizer and view: all that answers depend on."""
-        configs = {name: net.config for name, net in self._nets.items()}
-        text = f'{hash_arrays(self._params)} {configs} {self.look} {self.tokenizer.family}'
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def _asked(self, videos, question, turns, system) -> tuple[dict, list[Media]]:
         said = [(q, a) for q, a in turns] + [(question, '')]
