@@ -272,7 +272,10 @@ class Answerer:
             if step + 1 < most:
                 logits, cache = self._follow(self._params, token, lengths, cache)
                 lengths = lengths + 1
-        return self.tokenizer.decode(ids)
+        text = self.tokenizer.decode(ids)
+        if on_text and text != said:
+            on_text(text[len(said) :])
+        return text
 
     def _likely(self, arrays, visual, choices) -> tuple[float, ...]:
         end = self.tokenizer.stops[0]

@@ -33,7 +33,7 @@ from jepa_jax.objectives.questions import HeldOut, Questions
 from jepa_jax.origin import Origin
 from jepa_jax.weights import parts, zoo
 from jepa_jax.weights.language import TOKENIZER, name_of, tokenizer_of
-from jepa_jax.weights.tables import Leaf
+from jepa_jax.weights.tables import Leaf, flatten
 
 CLIPS = 8  # encoded together on a device
 
@@ -145,7 +145,7 @@ def _params(config: QuestionsConfig, objective: Questions, origin: Origin, name:
         if _holds(origin, place):
             if not origin.same_run:
                 log.info('%s: as in %s', name, origin.folder)
-            return _as_stored(net, read_on_host(origin.folder, place))
+            return _as_stored(f'{origin.folder}: {place}', net, read_on_host(origin.folder, place))
     path = config.encoder_from if name == 'encoder' else config.language.path
     if path == 'random':
         if trained:
@@ -161,7 +161,7 @@ def _params(config: QuestionsConfig, objective: Questions, origin: Origin, name:
                 f'encoder_from = {path!r}: another encoder than config.encoder describes: '
                 f'{"; ".join(other)}'
             )
-        return _as_stored(net, found.nets[found.pick('target')].tree)
+        return _as_stored(path, net, found.nets[found.pick('target')].tree)
     if not (key := name_of(found)):
         raise ConfigError(f'language.path = {path!r}: holds no language model')
     if other := differences(found.nets[key].config, net.config):
@@ -169,7 +169,7 @@ def _params(config: QuestionsConfig, objective: Questions, origin: Origin, name:
             f'language.path = {path!r}: another model than config.language describes: '
             f'{"; ".join(other)}'
         )
-    return _as_stored(net, found.nets[key].tree)
+    return _as_stored(path, net, found.nets[key].tree)
 
 
 def differences(a: Any, b: Any) -> list[str]:
@@ -180,8 +180,20 @@ def differences(a: Any, b: Any) -> list[str]:
     ]
 
 
-def _as_stored(net: Net, tree: Any) -> Any:
-    """Arrays of the types that the net's have, each read when it is needed."""
+def _as_stored(where: str, net: Net, tree: Any) -> Any:
+    """Arrays of the types that the net's have, each read when it is needed.
+
+    Raises:
+      ConfigError: they are another net's.
+    """
+    stored, expected = (
+        {n: tuple(a.shape) for n, a in flatten(t).items()} for t in (tree, net.abstract)
+    )
+    if other := [n for n in expected | stored if stored.get(n) != expected.get(n)]:
+        raise ConfigError(
+            f'{where}: another {net.part} than the config describes: {other[0]} has shape '
+            f'{stored.get(other[0])}, expected {expected.get(other[0])}'
+        )
 
     def one(leaf: Any, like: jax.ShapeDtypeStruct) -> Leaf:
         dtype = np.dtype(like.dtype)
