@@ -141,12 +141,14 @@ def _params(config: QuestionsConfig, objective: Questions, origin: Origin, name:
         _holds(origin, f'params/{name}') or not (origin.weights_only or not origin.folder)
     ):
         return None
-    for place in (f'frozen/{name}', f'params/{name}'):
+    path = config.encoder_from if name == 'encoder' else config.language.path
+    # what another run never trained is what it was given: a name or path says it as well
+    frozen = path == 'random' or not origin.weights_only
+    for place in (*([f'frozen/{name}'] if frozen else []), f'params/{name}'):
         if _holds(origin, place):
             if not origin.same_run:
                 log.info('%s: as in %s', name, origin.folder)
             return _as_stored(f'{origin.folder}: {place}', net, read_on_host(origin.folder, place))
-    path = config.encoder_from if name == 'encoder' else config.language.path
     if path == 'random':
         if trained:
             return None

@@ -110,6 +110,12 @@ STUDIES: dict[str, Study] = {
         stages='jepa_jax.sims.closed_loop:stages',
         report='jepa_jax.sims.closed_loop:report',
     ),
+    'video_questions': Study(
+        config='jepa_jax.config.questions_study:QuestionsStudyConfig',
+        check='jepa_jax.contrib.video_questions:check',
+        stages='jepa_jax.contrib.video_questions:stages',
+        report='jepa_jax.contrib.video_questions:report',
+    ),
 }
 
 
