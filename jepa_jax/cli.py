@@ -356,7 +356,7 @@ def find(text: str, tables: Sequence[str] = ('objective',)) -> str:
     """
     if os.path.isfile(text):
         return text
-    name = _stem(text.removeprefix('configs/').removeprefix('eval/'))
+    name = _stem(re.sub('^(eval|qa)/', '', text.removeprefix('configs/')))
     if '/' in name or (path := _shipped(tables).get(SIZE_ALIASES.get(name, name))) is None:
         raise UsageError(f'--config={text}: no file {text}{_offer(text, tables)}')
     return str(path)
@@ -367,7 +367,7 @@ def _stem(text: str) -> str:
 
 
 def _places(tables: Sequence[str]) -> tuple[str, ...]:
-    return ('configs/eval',) if 'evaluation' in tables else ('configs',)
+    return ('configs/eval',) if 'evaluation' in tables else ('configs', 'configs/qa')
 
 
 def _shipped(tables: Sequence[str]) -> dict[str, Path]:

@@ -181,8 +181,10 @@ class OptimConfig:
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
-    # largest norm of the gradient of each net, from which step on; 0: nothing is clipped
+    # largest norm of the gradient of each net, or of all together, from which step on; 0: nothing
+    # is clipped
     clip: float = 0.0
+    clip_whole: bool = False
     clip_from: int = 0
     guard: GuardConfig = field(default_factory=GuardConfig)
 

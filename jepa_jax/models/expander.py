@@ -58,7 +58,7 @@ class Expander(nnx.Module):
         ins = (c.in_width, *c.hidden)
         self.layers = nnx.Dict(
             {
-                str(i): Linear(a, b, dtype=c.dtype, rngs=rngs, use_bias=i < len(c.hidden))
+                str(i): Linear(a, b, dtype=c.dtype, rngs=rngs, bias=i < len(c.hidden))
                 for i, (a, b) in enumerate(zip(ins, (*c.hidden, c.width)))
             }
         )
