@@ -30,6 +30,8 @@ def masked_video(config: MaskedVideoConfig) -> MaskedVideo:
         predictor(config, encoder),
         groups=len(frame_counts(config.data)),
         exponent=config.loss_exponent,
+        pixels=config.target == 'pixels',
+        teacher=teacher(config),
     )
 
 
@@ -44,6 +46,7 @@ def dense_video(config: DenseVideoConfig) -> DenseVideo:
         groups=len(counts) - images,
         image_share=config.image_share if images else 0.0,
         exponent=config.loss_exponent,
+        teacher=teacher(config),
     )
 
 
@@ -90,10 +93,23 @@ def video_encoder(config: MaskedVideoConfig) -> ViTConfig:
     return vit(config, config.encoder, config.data.crop, max(frame_counts(config.data)))
 
 
+def teacher(config: MaskedVideoConfig) -> ViTConfig | None:
+    """The frozen encoder whose features are predicted, if there is one."""
+    if not config.teacher:
+        return None
+    return vit(config, config.teacher_encoder, config.data.crop, max(frame_counts(config.data)))
+
+
+def target(config: MaskedVideoConfig) -> ViTConfig | None:
+    """The encoder whose features are predicted; None: pixels are."""
+    return None if config.target == 'pixels' else teacher(config) or video_encoder(config)
+
+
 def predictor(config: MaskedVideoConfig, encoder: ViTConfig) -> PredictorConfig:
-    """The predictor of masked tokens beside it, and of those in sight where the encoder is
-    supervised at several depths."""
-    p = config.predictor
+    """The predictor of masked tokens beside it, and of those in sight in V-JEPA 2.1. A teacher is
+    met at its last level alone, from that of the student. (reference: vjepa2_1 §9.6)"""
+    p, above = config.predictor, teacher(config)
+    cube = encoder.tubelet * encoder.patch**2 * 3
     return PredictorConfig(
         encoder_width=encoder.width,
         width=p.width,
@@ -108,7 +124,8 @@ def predictor(config: MaskedVideoConfig, encoder: ViTConfig) -> PredictorConfig:
         grid=encoder.grid(encoder.frames, encoder.image_size, encoder.image_size),
         dtype=encoder.dtype,
         remat=encoder.remat,
-        levels=len(encoder.levels) or 1,
+        levels=1 if above else len(encoder.levels) or 1,
+        out_width=above.width if above else cube if config.target == 'pixels' else 0,
         predict_context=bool(encoder.levels),
         **VERSIONS[config.encoder.version].predictor(),
     )

@@ -72,13 +72,18 @@ def predictor(config: PredictorConfig, context: int, target: int) -> int:
 
 
 def pretraining_step(
-    encoder_config: ViTConfig, predictor_config: PredictorConfig, groups: Sequence[GroupShape]
+    encoder_config: ViTConfig,
+    predictor_config: PredictorConfig,
+    groups: Sequence[GroupShape],
+    target_config: ViTConfig | None,
 ) -> StepFlops:
-    """FLOPs of one step of objectives.masked_video or dense_video."""
+    """FLOPs of one step of objectives.masked_video or dense_video; target_config: of the encoder
+    whose features are predicted, None: pixels are."""
     target = context = predicted = 0
     for group in groups:
         frames = group.frames
-        target += group.clips * encoder(encoder_config, group.tokens, frames)
+        if target_config:
+            target += group.clips * encoder(target_config, group.tokens, frames)
         for kept, hidden in group.masks:
             once = TRAINED * encoder(encoder_config, kept, frames)
             once -= patch_embed(encoder_config, kept, frames)

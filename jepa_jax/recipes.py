@@ -58,6 +58,7 @@ RECIPES: dict[str, Recipe] = {
         check='jepa_jax.config.masked_video:check',
         smoke='jepa_jax.config.trials:masked_video',
         build='jepa_jax.build:masked_video',
+        prepare='jepa_jax.frozen:teacher',
         stream='jepa_jax.data.videos:VideoStream',
         programs='jepa_jax.objectives.programs:masked_video',
         workload='jepa_jax.objectives.programs:masked_video_workload',
@@ -70,6 +71,7 @@ RECIPES: dict[str, Recipe] = {
         check='jepa_jax.config.dense_video:check',
         smoke='jepa_jax.config.trials:dense_video',
         build='jepa_jax.build:dense_video',
+        prepare='jepa_jax.frozen:teacher',
         stream='jepa_jax.data.videos:VideoStream',
         programs='jepa_jax.objectives.programs:masked_video',
         workload='jepa_jax.objectives.programs:masked_video_workload',
@@ -92,6 +94,12 @@ RECIPES: dict[str, Recipe] = {
 }
 
 STUDIES: dict[str, Study] = {
+    'distillation': Study(
+        config='jepa_jax.config:DistillationConfig',
+        check='jepa_jax.distillation:check',
+        stages='jepa_jax.distillation:stages',
+        report='jepa_jax.distillation:report',
+    ),
     'sim_closed_loop': Study(
         config='jepa_jax.config:SimConfig',
         check='jepa_jax.sims.closed_loop:check',
@@ -153,8 +161,11 @@ def _inputs(config: RunConfig, workdir: str | os.PathLike) -> None:
     """
     if complaint := next(layouts.missing(config, workdir), None):
         raise ConfigError(complaint)
-    if (model := getattr(config, 'encoder_from', '')) not in ('', 'random'):
-        names.check(model)
+    if (pathlib.Path(workdir) / 'frozen').exists():
+        return  # a run keeps what it does not train
+    for name in ('encoder_from', 'teacher'):
+        if (model := getattr(config, name, '')) not in ('', 'random'):
+            names.check(model)
 
 
 def smoke(config: RunConfig, *, accumulate: int = 0) -> RunConfig:

@@ -33,7 +33,7 @@ FLOORS = (
     ('pretrained', 'objectives.programs', 'origin', 'loop'),
     ('frozen', 'start', 'planning', 'evals', 'catalogue'),
     ('report', 'studies'),
-    ('sims', 'contrib'),
+    ('sims', 'contrib', 'distillation'),
     (
         'train',
         'evaluate',

@@ -40,6 +40,14 @@ class MaskedVideoConfig(RunConfig):
         ]
     )
     loss_exponent: float = 1.0  # 1: L1; 2: half the squared error
+    # what is predicted. features: of a moving average of the encoder, or of the teacher | pixels:
+    # of each token, normalised, which trains a teacher of SALT
+    target: str = 'features'
+    # name or path of a frozen encoder whose features are predicted; empty: the moving average's;
+    # 'random': for tests of the pipes
+    teacher: str = ''
+    teacher_encoder: EncoderConfig = field(default_factory=EncoderConfig)  # its shape
+    teacher_other_view: bool = False  # also if it was trained at another crop or rate of frames
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     predictor: MaskedPredictorConfig = field(default_factory=MaskedPredictorConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -67,6 +75,7 @@ class MaskedVideoConfig(RunConfig):
 RULES[MaskedVideoConfig] = {
     'mask_sampler': OneOf(('static', 'single', 'reference')),
     'loss_exponent': AT_LEAST_ONE,
+    'target': OneOf(('features', 'pixels')),
 }
 
 
@@ -79,6 +88,8 @@ def check(config: MaskedVideoConfig) -> Iterator[str]:
         if position == 'sincos' and not encoder.uniform_power and part.width % 8:
             yield f"{name}.width = {part.width}: must be a multiple of 8 for position 'sincos'"
     yield from crop_fits(data.crop, encoder)
+    if config.teacher:
+        yield from _teacher(config)
     for i, item in enumerate(data.lists):
         frames = item.frames or data.frames
         if frames % encoder.tubelet and not config.is_image(frames):
@@ -116,3 +127,19 @@ def check(config: MaskedVideoConfig) -> Iterator[str]:
                 )
             if mask.full_complement and mask.pred_full_complement:
                 yield f'{name}[{i}]: full_complement and pred_full_complement exclude each other'
+
+
+def _teacher(config: MaskedVideoConfig) -> Iterator[str]:
+    """What is wrong with a teacher of that shape for such a student."""
+    encoder, teacher = config.encoder, config.teacher_encoder
+    shape = encoder_shape(teacher)
+    yield from transformer(config, 'teacher_encoder', shape.width, shape.heads, teacher.position)
+    for name in ('version', 'patch', 'tubelet'):
+        theirs, ours = getattr(teacher, name), getattr(encoder, name)
+        if theirs != ours:
+            yield (
+                f'teacher_encoder.{name} = {theirs!r}: must be encoder.{name} = {ours!r}, so that '
+                'each token of the student has one of the teacher'
+            )
+    if config.target != 'features':
+        yield f"target = '{config.target}': must be 'features' with a teacher ({config.teacher!r})"

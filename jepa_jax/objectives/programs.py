@@ -47,7 +47,7 @@ def masked_video(config: MaskedVideoConfig, devices: int) -> list[Program]:
         for frames, sampler in samplers.items():
             tokens = math.prod(vit.grid(frames, config.data.crop, config.data.crop))
             groups.append(GroupShape(rows[frames], tokens, sampler.shapes(step), frames))
-        worth = flops.pretraining_step(vit, predictor, groups)
+        worth = flops.pretraining_step(vit, predictor, groups, build.target(config))
         lengths = {group.tokens for group in groups}
         for group in groups:
             lengths |= {n for k, m in group.masks for n in (k, k + m)}
@@ -109,7 +109,7 @@ def masked_video_workload(
         for clips, masks in zip(stream.groups, shapes, strict=True):
             tokens = math.prod(vit.grid(clips.frames, config.data.crop, config.data.crop))
             groups.append(GroupShape(clips.rows, tokens, masks, clips.frames))
-        total = flops.pretraining_step(vit, predictor, groups).total
+        total = flops.pretraining_step(vit, predictor, groups, build.target(config)).total
         return total, sum(group.clips * group.tokens for group in groups)
 
     return lambda step: of(stream.shapes(step))

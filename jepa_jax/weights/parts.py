@@ -95,6 +95,7 @@ PARTS: dict[str, Part] = {
     ),
 }
 
+TEACHER = 'teacher'  # the name of a frozen net that nobody needs once its run is over
 LARGEST = 2**16  # a width, depth, frame or pixel count that a file may claim
 
 

@@ -214,7 +214,10 @@ def _plain(t: Training, steps_per_epoch: int | None, notes: list[str]) -> dict[s
 def _hf_nets(weights: Weights, encoder: str) -> dict[str, StoredNet]:
     """What a Hugging Face folder can hold of the weights."""
     names = (weights.pick(encoder), 'predictor', 'probe')
-    return {name: weights.nets[name] for name in names if name in weights.nets}
+    nets = {name: weights.nets[name] for name in names if name in weights.nets}
+    if getattr(weights.predictor, 'out_width', 0):  # of features that are not the encoder's
+        nets.pop('predictor', None)
+    return nets
 
 
 def _write_hf(weights: Weights, dst: pathlib.Path, encoder: str, progress) -> list[str]:
