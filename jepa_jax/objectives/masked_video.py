@@ -26,7 +26,7 @@ from jepa_jax.weights.parts import TEACHER, net
 class MaskedVideo(Objective):
     """Nets and loss of V-JEPA pretraining. (reference: vjepa2 §5)"""
 
-    ema = ('encoder',)  # whose average is the target
+    ema = ('encoder',)  # whose average is the target, without a teacher, and what is released
 
     def __init__(
         self,

@@ -73,7 +73,8 @@ def read(path: pathlib.Path, weights_only: bool = False, finite: bool = True) ->
         leaves = tables.finite(str(folder), leaves)
     nets, notes = read_nets(folder, leaves, nets_of(str(folder), extra)), ()
     if nets.pop(f'frozen/{parts.TEACHER}', None):
-        notes = (f'distilled from {extra["config"].get("teacher")}, which stays behind',)
+        name = extra.get('config', {}).get('teacher', 'a teacher')
+        notes = (f'distilled from {name}, which stays behind',)
     return Weights(
         path,
         'jax',
