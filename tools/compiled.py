@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import collections
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -105,9 +105,7 @@ def analyse(config: RunConfig, devices: list, topology: str) -> tuple[dict[str, 
                 if not expected.holds(c)
             }
         ),
-        'score_buffers': sorted(
-            {str(a) for a, _ in program.arrays() if holds_scores(a.dims, largest.tokens)}
-        ),
+        'score_buffers': scores((a for a, _ in program.arrays()), largest.tokens, expected),
         'hbm_bytes_per_device': moved,
         'interconnect_bytes_per_device': int(received),
         'seconds_at_least': roof,
@@ -156,9 +154,10 @@ class Expected:
         """Whether it moves these, or arrays of few elements."""
         if collective.kind == 'collective-permute':
             return all(any(0 < n < self._most for n in self._rows(a)) for a in collective.arrays)
-        return all(a.size <= SMALL or self._is_parameter(a) for a in collective.arrays)
+        return all(a.size <= SMALL or self.is_parameter(a) for a in collective.arrays)
 
-    def _is_parameter(self, array: Array) -> bool:
+    def is_parameter(self, array: Array) -> bool:
+        """Whether it is as large as a parameter, a layer of it or a share, padded or not."""
         added = self._rows(array, beyond=True)
         return array.size in self._sizes or any(0 < n < self._most for n in added)
 
@@ -173,6 +172,14 @@ class Expected:
             for length, other in self._sharded
             if columns == other
         ]
+
+
+def scores(arrays: Iterable[Array], tokens: Collection[int], expected: Expected) -> list[str]:
+    """Arrays that hold attention scores; not weights as wide as a sequence is long, such as those
+    of ViT-G, 1664, beside 192 + 1472 tokens."""
+    return sorted(
+        {str(a) for a in arrays if holds_scores(a.dims, tokens) and not expected.is_parameter(a)}
+    )
 
 
 def holds_scores(dims: tuple[int, ...], tokens: Collection[int]) -> bool:
