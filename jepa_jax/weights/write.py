@@ -115,7 +115,8 @@ def links_of(net: StoredNet, format: str) -> list[tables.Link]:
 def _write_torch(weights: Weights, dst: pathlib.Path, steps_per_epoch, progress) -> list[str]:
     nets = weights.nets
     entries = {net: entry for entry, net in tables.TORCH_NETS.items()}
-    if getattr(weights.predictor, 'out_width', 0):  # of another model's features
+    # of another model's features; the name is known of V-JEPA 2.1 alone
+    if getattr(weights.predictor, 'out_width', 0) and weights.version == '2.1':
         entries['target'] = tables.DISTILLED
     entries |= {'ac_predictor': entries['predictor'], 'probe': tables.TORCH_PROBES}
     links = {name: links_of(net, 'torch') for name, net in nets.items()}
