@@ -165,7 +165,7 @@ def run(kind=MaskedVideoConfig, **changes):
     config = kind()
     config.encoder.size = config.teacher_encoder.size = 'tiny'
     config.data.lists[0].path = 'clips.txt'
-    config.optim.batch = 8
+    config.optim.batch, config.mask_sampler = 8, 'single'
     for key, value in changes.items():
         setattr(config, key, value)
     return config
@@ -223,6 +223,15 @@ def test_a_name_that_is_none_is_refused_before_anything_is_read(tmp_path):
         validate(config, tmp_path / 'run')
 
 
+def of_tiny() -> MaskedVideoConfig:
+    """A student of the encoder that comes with the package."""
+    config = run(teacher='tiny')
+    config.data.crop, config.data.frames, config.data.fps = 32, 8, 8
+    config.encoder.patch = 8
+    config.teacher_encoder = EncoderConfig('tiny', width=96, depth=4, heads=4, patch=8)
+    return config
+
+
 @pytest.mark.parametrize(
     'change, words',
     [
@@ -236,10 +245,7 @@ def test_a_name_that_is_none_is_refused_before_anything_is_read(tmp_path):
 )
 def test_a_teacher_of_other_clips_is_refused_by_name(change, words):
     """The encoder that comes with the package, of 32 pixels and 8 frames a second."""
-    config = run(teacher='tiny')
-    config.data.crop, config.data.frames, config.data.fps = 32, 8, 8
-    config.encoder.patch = 8
-    config.teacher_encoder = EncoderConfig('tiny', width=96, depth=4, heads=4, patch=8)
+    config = of_tiny()
     change(config)
     objective = build.masked_video(config)
     if not words:
@@ -331,6 +337,28 @@ def test_the_study_holds_runs_of_one_student_against_each_other(tmp_path):
 # --- A run ----------------------------------------------------------------------------------------
 
 
+def test_the_teacher_of_a_run_is_the_one_that_it_keeps(tmp_path):
+    """Bit for bit, whatever its name stands for by now; another run takes the one it names."""
+    config = of_tiny()
+    objective = build.masked_video(config)
+    began = frozen.teacher(config, objective, Origin()).frozen
+    assert jax.tree.structure(began['teacher']) == jax.tree.structure(
+        objective.frozen['teacher'].abstract
+    )
+    with checkpoint.Checkpoints(tmp_path / 'checkpoints', keep=1) as checkpoints:
+        checkpoints.keep_frozen(began)
+        assert checkpoints.save(4, {'step': jnp.int32(4)}, {})
+    (folder,) = (tmp_path / 'frozen').iterdir()
+    config.teacher = 'nowhere'
+    resumed = frozen.teacher(config, objective, Origin(tmp_path / 'checkpoints/4', same_run=True))
+    for a, b in zip(jax.tree.leaves(resumed.frozen), jax.tree.leaves(began), strict=True):
+        np.testing.assert_array_equal(a, b, strict=True)
+    with pytest.raises(ZooError, match="'nowhere'"):
+        frozen.teacher(config, objective, Origin(tmp_path / 'checkpoints/4'))
+
+
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_run_keeps_its_teacher_and_resumes_bit_for_bit(runs, tmp_path):
     """The teacher is gone when the run is resumed; its copy has the bits it had."""
     above = runs.finished()
