@@ -58,6 +58,7 @@ RECIPES: dict[str, Recipe] = {
         check='jepa_jax.config.masked_video:check',
         smoke='jepa_jax.config.trials:masked_video',
         build='jepa_jax.build:masked_video',
+        prepare='jepa_jax.frozen:teacher',
         stream='jepa_jax.data.videos:VideoStream',
         programs='jepa_jax.objectives.programs:masked_video',
         workload='jepa_jax.objectives.programs:masked_video_workload',
@@ -82,6 +83,7 @@ RECIPES: dict[str, Recipe] = {
         check='jepa_jax.config.dense_video:check',
         smoke='jepa_jax.config.trials:dense_video',
         build='jepa_jax.build:dense_video',
+        prepare='jepa_jax.frozen:teacher',
         stream='jepa_jax.data.videos:VideoStream',
         programs='jepa_jax.objectives.programs:masked_video',
         workload='jepa_jax.objectives.programs:masked_video_workload',
@@ -128,6 +130,12 @@ RECIPES: dict[str, Recipe] = {
 }
 
 STUDIES: dict[str, Study] = {
+    'distillation': Study(
+        config='jepa_jax.config:DistillationConfig',
+        check='jepa_jax.distillation:check',
+        stages='jepa_jax.distillation:stages',
+        report='jepa_jax.distillation:report',
+    ),
     'sim_closed_loop': Study(
         config='jepa_jax.config:SimConfig',
         check='jepa_jax.sims.closed_loop:check',
@@ -195,8 +203,10 @@ def _inputs(config: RunConfig, workdir: str | os.PathLike) -> None:
     """
     if complaint := next(layouts.missing(config, workdir), None):
         raise ConfigError(complaint)
-    language = getattr(config, 'language', None)
-    for model in (getattr(config, 'encoder_from', ''), getattr(language, 'path', '')):
+    if (pathlib.Path(workdir) / 'frozen').exists():
+        return  # a run keeps what it does not train
+    models = [getattr(config, name, '') for name in ('encoder_from', 'teacher')]
+    for model in (*models, getattr(getattr(config, 'language', None), 'path', '')):
         if model not in ('', 'random'):
             names.check(model)
 

@@ -68,7 +68,7 @@ def test_a_step_is_what_its_program_multiplies(mlp):
     params = jax.eval_shape(objective.init, jax.random.key(0))
     groups = [GroupShape(2, 64, ((20, 30), (12, 40))), GroupShape(3, 32, ((10, 15),))]
     batch = shapes(groups)
-    counted = flops.pretraining_step(encoder, predictor, groups)
+    counted = flops.pretraining_step(encoder, predictor, groups, encoder)
     grad = jax.value_and_grad(objective.loss, has_aux=True)
     assert counted.total == traced(grad, params, {'encoder': params['encoder']}, {}, batch, 0)
     assert counted.target == sum(
@@ -126,7 +126,7 @@ def test_recomputation_does_not_count():
     groups = [GroupShape(2, 64, ((20, 30),))]
     params = jax.eval_shape(again.init, jax.random.key(0))
     grad = jax.value_and_grad(again.loss, has_aux=True)
-    counted = flops.pretraining_step(ENCODER, PREDICTOR, groups)
+    counted = flops.pretraining_step(ENCODER, PREDICTOR, groups, ENCODER)
     blocks = 2 * (flops.blocks(ENCODER, 20) + flops.blocks(PREDICTOR, 50))
     executed = traced(grad, params, {'encoder': params['encoder']}, {}, shapes(groups), 0)
     # nearly all of the blocks' forward pass is run twice; a block's last product is not needed
@@ -145,7 +145,7 @@ def test_products_with_weights_can_be_kept():
     grad = jax.value_and_grad(again.loss, has_aux=True)
     executed = traced(grad, params, {'encoder': params['encoder']}, {}, shapes(groups), 0)
     attention = 2 * sum(4 * n * n * c.width * c.depth for c, n in ((ENCODER, 20), (PREDICTOR, 50)))
-    extra = executed - flops.pretraining_step(ENCODER, PREDICTOR, groups).total
+    extra = executed - flops.pretraining_step(ENCODER, PREDICTOR, groups, ENCODER).total
     assert 0 < extra <= attention
 
 

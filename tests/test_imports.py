@@ -51,7 +51,7 @@ FLOORS = (
         'objectives.image_programs',
     ),
     ('report', 'studies'),
-    ('sims', 'contrib'),
+    ('sims', 'contrib', 'distillation'),
     (
         'train',
         'evaluate',

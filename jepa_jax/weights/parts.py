@@ -149,7 +149,7 @@ PARTS: dict[str, Part] = {
 
 IMAGES = 'I'  # the version of I-JEPA's nets
 MAE, VIDEOMAE = 'MAE', 'VideoMAE'  # and of others that are no V-JEPA
-
+TEACHER = 'teacher'  # the name of a frozen net that nobody needs once its run is over
 LARGEST = 2**16  # a width, depth, frame or pixel count that a file may claim
 
 

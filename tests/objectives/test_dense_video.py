@@ -42,7 +42,7 @@ def test_golden_targets_and_losses(golden_dense, monkeypatch):
         real = squared_distances
         monkeypatch.setattr(dense_video, 'squared_distances', lambda *a: real(*a) ** near)
         total, metrics = objective.loss(params, params, {}, batch, 0)
-        return total, metrics, objective.targets(params, batch.groups[0].clips)
+        return total, metrics, objective.targets(params, {}, batch.groups[0].clips)
 
     total, metrics, target = losses(1.0)
     assert_golden(golden_dense, 'target', target, 1e-4)
