@@ -20,6 +20,7 @@ FLOORS = (
         'files',
         'scratch',
         'commands',
+        'page',
         'models',
     ),  # models/__init__.py is a table of sizes without JAX
     ('config', 'workdir', 'chips', 'poses'),

@@ -192,8 +192,8 @@ def measure(
         report['verdict'] = 'passed' if all(r['passed'] for r in report['gates']) else 'failed'
         _say(report, gate_words(report['gates']), before and gate_words(before), report['verdict'])
     write_json(path, report)
-    page.write(folder, config, report)
-    log.info('page: %s', folder / page.FILE)
+    written = page.write(folder, config, report)
+    log.info('page: %s', written)
     return report
 
 
