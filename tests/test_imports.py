@@ -28,12 +28,12 @@ FLOORS = (
     ('nets', 'checkpoint', 'released'),
     ('models.*', 'masks'),
     ('data', 'flops', 'weights.parts'),
-    ('objectives', 'health', 'metrics', 'watch'),
+    ('objectives', 'health', 'sinks', 'metrics', 'watch'),
     ('optim', 'state', 'step', 'build', 'weights.*', 'describe'),
     ('memory', 'golden', 'inputs', 'outputs', 'predictions', 'encoder', 'model', 'embedded'),
     ('pretrained', 'objectives.programs', 'origin', 'loop'),
     ('frozen', 'start', 'planning', 'evals', 'catalogue'),
-    ('report', 'studies'),
+    ('looks', 'run_page', 'ending', 'studies'),
     ('sims', 'contrib'),
     (
         'train',
@@ -44,6 +44,7 @@ FLOORS = (
         'doctor',
         'convert',
         'search',
+        'report',
         '__main__',
     ),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jepa_jax import health as judge
 from jepa_jax.data import Batch, Group
@@ -13,7 +14,7 @@ from jepa_jax.models.layers import standardise
 from jepa_jax.models.predictor import PredictorConfig
 from jepa_jax.models.vit import ViTConfig, pick_rows
 from jepa_jax.nets import Net
-from jepa_jax.objectives import Objective
+from jepa_jax.objectives import HIDDEN, LEFT_OUT, SEEN, Objective, Sample
 from jepa_jax.sharding import batch_spec
 from jepa_jax.weights.parts import net
 
@@ -126,3 +127,35 @@ class MaskedVideo(Objective):
 
     def verdict(self, records) -> tuple[str, str]:
         return judge.verdict(records)
+
+    def bands(self, records) -> dict[str, tuple[float, float]]:
+        return judge.bands(records)
+
+    def samples(self, batch: Batch, count: int) -> list[Sample]:
+        """Of every group, with its masks."""
+        samples = []
+        for group in batch.groups:
+            for i in range(min(count, len(group.clips))):
+                frames = np.asarray(group.clips[i])
+                grid = self.config.grid(*frames.shape[:3])
+                masks = {}
+                for m, mask in enumerate(group.masks):
+                    tokens = np.full(int(np.prod(grid)), LEFT_OUT, np.int8)
+                    tokens[mask.context[i]], tokens[mask.target[i]] = SEEN, HIDDEN
+                    masks[f'mask {m}'] = tokens.reshape(grid)
+                samples.append(Sample(frames, masks))
+        return samples
+
+    def shown(self, batch: Batch) -> np.ndarray:
+        """Clips of the first group."""
+        return batch.groups[0].clips
+
+    def picture(
+        self, params: dict, ema: dict, frozen: dict, shown: jax.Array
+    ) -> dict[str, jax.Array]:
+        """What the target encoder makes of them."""
+        del params, frozen
+        x = self.nets['encoder'](ema['encoder'], shown)
+        grid = self.config.grid(*shown.shape[1:4])
+        shape = (len(shown), *grid, x.shape[-1])
+        return {'target encoder': jnp.reshape(x, shape, out_sharding=batch_spec(x))}

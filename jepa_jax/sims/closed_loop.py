@@ -23,8 +23,8 @@ from jepa_jax.config import (
     SimEvaluationConfig,
     SimGatesConfig,
 )
+from jepa_jax.ending import FILE
 from jepa_jax.errors import GateError, SimError
-from jepa_jax.report import FILE
 from jepa_jax.sims import evaluate, page, recordings
 from jepa_jax.sims.bench import RANDOM, Bench, episodes_of
 from jepa_jax.sims.tasks import TASKS
