@@ -218,8 +218,8 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add('--what', choices=('step', 'memory', 'remat'), default='step', help='see above')
     add('--topology', metavar='KIND:AxB[xC]', help='a TPU slice, such as v5p:4x4x4 (this machine)')
     add('--devices', type=int, default=1, metavar='N', help='for --what memory (%(default)s)')
-    add('--decode', type=float, default=0.0, metavar='X',
-        help='clips/s/core that `jepa bench-data --list LIST` measures; 0: unknown (%(default)s)')  # fmt: skip
+    measured = 'clips/s/core by `jepa bench-data --list LIST`; 0: not known (%(default)s)'
+    add('--decode', type=float, default=0.0, metavar='X', help=measured)
     add('--then', metavar='FILE[:ARG]', help='the config of a cooldown: what the two save (none)')
     add('--json', dest='json_file', metavar='FILE', help='write the figures there (no file)')
     add('--hlo', dest='hlo_file', metavar='FILE', help='write the compiled program there (no file)')
