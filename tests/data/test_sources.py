@@ -337,9 +337,8 @@ def test_jpeg_shards(listed, tmp_path, capsys):
     """What Pillow makes of the same frames, with their ratio and error; damage is noticed."""
     path, (first, *_) = listed
     out = tmp_path / 'shards'
-    counts = make_shards.make(
-        str(path), str(out), per_shard=9, workers=1, quality=90, short_side=24
-    )
+    settings = {'per_shard': 9, 'workers': 1, 'quality': 90, 'short_side': 24}
+    counts = make_shards.make(str(path), str(out), **settings)
     frames = decode.read_frames(first, lambda timing: np.arange(timing.frames))
     small = [Image.fromarray(f).resize((32, 24), Image.Resampling.BILINEAR) for f in frames]
     stored, read = [], []
