@@ -91,23 +91,26 @@ class Looks:
         if not first:
             return
         try:
+            parts = components(features) if features else {}
+        except ValueError as error:  # of features that are not finite, which the next step says
+            log.warning('step %d: %s', step, error)
+            return
+        try:
             if not (self._folder / 'samples.npz').exists():
                 samples = self._objective.samples(batch, COUNT) or [
                     Sample(frames, words=words) for frames, words in self._examples(COUNT)
                 ]
+                samples = [thinned(sample) for sample in samples]
                 write_samples(self._folder / 'samples.npz', samples)
                 for i, sample in enumerate(samples):
                     metrics.picture(step, f'samples/{i}', _stacked(draw(sample)))
-            if features:
-                parts = components(features)
+            if parts:
                 _write(self._folder / f'features_{step:08d}.npz', parts)
                 for name in features:
                     for i, clip in enumerate(parts[name]):
                         metrics.picture(step, f'{name}/{i}', _row(_painted(clip)))
         except OSError as error:
             log.warning('%s takes no pictures: %s', self._folder, error.strerror or error)
-        except ValueError as error:  # of features that are not finite, which the next step says
-            log.warning('step %d: %s', step, error)
 
     def _chosen(self, shown: Any) -> Any:
         """Rows for every device of this process, the same clips over and over; those of an earlier
@@ -164,16 +167,21 @@ def features_of(workdir: Path) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
+def thinned(sample: Sample) -> Sample:
+    """A sample with at most COLUMNS frames, a token's time each, at most SIDE pixels high."""
+    times = min(COLUMNS, *(len(m) for m in sample.masks.values()), len(sample.frames))
+    at = np.arange(times) * len(sample.frames) // times
+    frames = np.stack([_scaled(sample.frames[k]) for k in at])
+    masks = {k: m[np.arange(times) * len(m) // times] for k, m in sample.masks.items()}
+    return Sample(frames, masks, sample.words)
+
+
 def write_samples(path: Path, samples: list[Sample]) -> None:
-    """Samples, their frames at most SIDE pixels high and COLUMNS of them."""
+    """Writes thinned samples."""
     arrays = {}
     for i, sample in enumerate(samples):
-        times = min(COLUMNS, *(len(m) for m in sample.masks.values()), len(sample.frames))
-        at = np.arange(times) * len(sample.frames) // times
-        arrays[f'{i}/frames'] = np.stack([_scaled(sample.frames[k]) for k in at])
-        arrays[f'{i}/words'] = np.array(sample.words)
-        for name, mask in sample.masks.items():
-            arrays[f'{i}/mask/{name}'] = mask[np.arange(times) * len(mask) // times]
+        arrays[f'{i}/frames'], arrays[f'{i}/words'] = sample.frames, np.array(sample.words)
+        arrays |= {f'{i}/mask/{name}': mask for name, mask in sample.masks.items()}
     _write(path, arrays)
 
 

@@ -39,10 +39,8 @@ def test_moments_double():
 def test_a_mask_is_drawn_over_its_tokens(tmp_path):
     """Two tubelets of 2 x 2 tokens of 48 pixels: one hidden, two seen, one in neither."""
     mask = np.array([[[SEEN, HIDDEN], [LEFT_OUT, SEEN]]] * 2, np.int8)
-    looks.write_samples(
-        tmp_path / looks.FOLDER / 'samples.npz',
-        [Sample(np.full((4, 96, 96, 3), 200, np.uint8), {'mask 0': mask}, 'words')],
-    )
+    whole = Sample(np.full((4, 96, 96, 3), 200, np.uint8), {'mask 0': mask}, 'words')
+    looks.write_samples(tmp_path / looks.FOLDER / 'samples.npz', [looks.thinned(whole)])
     (sample,) = looks.read_samples(tmp_path)
     assert sample.words == 'words' and sample.frames.shape == (2, 96, 96, 3)
     rows = looks.draw(sample)

@@ -1,6 +1,7 @@
 """Scans videos in parallel and writes a manifest that a run can use in place of a list.
 
     jepa index LIST_OR_FOLDER... --out manifest.jsonl [--workers N] [--decode] [--config NAME]
+    jepa index LIST --out clips.names --names
 
 One JSON object a line, in the order of the sources: path, label, frames, fps, width, height, codec,
 seconds, variable (whether the frame rate varies), missing (null, or which frames of a damaged
@@ -14,6 +15,9 @@ status 0 whatever the files hold, and a row for each of them.
 
 On the screen: the bad files, durations, frame rates, sizes and codecs of the good ones, and with
 --config how many of them a run of that config would pass over, or repeat the last frame of.
+
+--names looks at no file: it packs the names and labels of a text list of any length into one file
+that a run maps and its processes share, for lists of many millions; `data.lists[0].path` takes it.
 """
 
 from __future__ import annotations
@@ -23,11 +27,13 @@ import bisect
 import collections
 import concurrent.futures
 import functools
+import itertools
 import json
 import multiprocessing
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -270,7 +276,32 @@ class Fits:
             )
 
 
-def run(source: list[str], out: Path, workers: int, decode: bool, config: str | None) -> None:
+def pack(source: list[str], out: Path) -> None:
+    """Writes the names of text lists as they stand.
+
+    Raises:
+      ConfigError: another name for the file, or a list that cannot be read.
+    """
+    from jepa_jax.data import lists, names
+
+    if out.suffix != names.SUFFIX:
+        raise ConfigError(f'--out {out}: must end in {names.SUFFIX} with --names')
+    began = time.monotonic()
+    parts = itertools.chain.from_iterable(lists.pieces(path) for path in source)
+    try:
+        count, size = names.write(out, parts)
+    except (OSError, BadFile) as error:
+        raise ConfigError(f'a source cannot be read: {error}') from error
+    if not count:
+        out.unlink()
+        raise ConfigError(f'no names in {" ".join(source)}')
+    seconds = time.monotonic() - began
+    print(f'{count:,} names of {size / max(1, count):.0f} bytes, {seconds:.0f} s; wrote {out}')
+
+
+def run(
+    source: list[str], out: Path, workers: int, decode: bool, config: str | None, names: bool
+) -> None:
     """Writes the manifest and says what the files are like and what is wrong with them.
 
     Raises:
@@ -285,6 +316,8 @@ def run(source: list[str], out: Path, workers: int, decode: bool, config: str | 
     for path in source:
         if complaint := next(layouts.absent('source', path), None):
             raise ConfigError(complaint)
+    if names:
+        return pack(source, out)
     fits = Fits(config) if config else None
     try:
         records, skipped = gather(source)
@@ -331,6 +364,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add('--out', required=True, type=Path, metavar='FILE.jsonl', help='manifest to write')
     add('--workers', type=int, default=os.cpu_count(), metavar='N', help='processes (%(default)s)')
     add('--config', metavar='NAME[:ARG]', help='what a run of it would pass over (not asked)')
+    add('--names', action='store_true', help='look at no file: pack names, into FILE.names')
     add('--decode', action='store_true', help='decode every frame of every file')
 
 

@@ -14,7 +14,6 @@ import logging
 import os
 import re
 import zlib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -26,6 +25,7 @@ from jepa_jax.config.layouts import SOURCES
 from jepa_jax.data import clips, decode, kinds, lists, npz, pictures, prepared
 from jepa_jax.data.cache import ClipCache, checksum, read_stored
 from jepa_jax.data.kinds import PICTURES, VIDEOS
+from jepa_jax.data.names import NONE, SUFFIX, Mapped, Names
 from jepa_jax.data.pictures import image_of
 from jepa_jax.errors import BadFile, ConfigError, Unsuitable, allowed, printable
 from jepa_jax.lookup import load
@@ -49,38 +49,32 @@ class Source(Protocol):
         """A clip `[frames, H, W, 3]` uint8, cut at random; raises BadFile or OSError."""
 
 
-class Names:
-    """Many strings in two buffers: a million of them pickle in milliseconds."""
-
-    def __init__(self, names: Iterable[str]) -> None:
-        parts = [name.encode('utf-8', 'surrogateescape') for name in names]
-        self._text = b''.join(parts)
-        self._ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def __getitem__(self, index: int) -> str:
-        start = self._ends[index - 1] if index else 0
-        return self._text[start : self._ends[index]].decode('utf-8', 'surrogateescape')
-
-
 class Files:
     """Files by path, of any kind that `kinds.kind_of` tells; an image is a clip of one repeated
     frame, and what has no clock (an array, a TIFF of many pages) is taken as a tfds sequence is."""
 
     def __init__(
-        self,
-        records: list[lists.Record],
-        skipped: dict[str, int],
-        data: DataConfig,
+        self, names: Names, labels: np.ndarray | None, skipped: dict[str, int], data: DataConfig
     ) -> None:
-        self._names = Names(path for path, _ in records)
-        labels = [-1 if label is None else label for _, label in records]
-        self._labels = np.asarray(labels, np.int64) if any(x >= 0 for x in labels) else None
+        """labels: [n] int64, below 0 where there is none."""
+        self._names, self._labels = names, labels
         self._choose = functools.partial(_choose, clips.Sampling.from_config(data))
         self._cache = ClipCache(data.cache, data.cache_gib) if data.cache else None
         self.skipped = skipped
+
+    @classmethod
+    def of(cls, records: list[lists.Record], skipped: dict[str, int], data: DataConfig) -> Files:
+        labels = np.asarray([NONE if label is None else label for _, label in records], np.int64)
+        has_some = (labels >= 0).any()
+        return cls(Names(path for path, _ in records), labels if has_some else None, skipped, data)
+
+    @classmethod
+    def at(cls, path: str, suffixes: frozenset[str], data: DataConfig) -> Files:
+        """Those of a folder or list; raises as `lists.records_of`."""
+        if path.endswith(SUFFIX) and os.path.isfile(path):
+            names = Mapped(path)
+            return cls(names, names.labels, {}, data)
+        return cls.of(*lists.records_of(path, suffixes), data)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -365,17 +359,17 @@ def _image_depth(feature) -> int:
 
 
 def videos(path: str, data: DataConfig) -> Files:
-    return Files(*lists.records_of(path, VIDEOS), data)
+    return Files.at(path, VIDEOS, data)
 
 
 def images(path: str, data: DataConfig) -> Files:
-    return Files(*lists.records_of(path, PICTURES), data)
+    return Files.at(path, PICTURES, data)
 
 
 def _self_made(module: str, kind: str, path: str, data: DataConfig) -> Files:
     maker = importlib.import_module(f'jepa_jax.data.{module}')
     try:
-        return Files(lists.read_list(maker.ensure(kind, path)), {}, data)
+        return Files.of(lists.read_list(maker.ensure(kind, path)), {}, data)
     except ValueError as error:  # a folder that holds something else
         raise ConfigError(str(error)) from error
 
