@@ -90,8 +90,12 @@ def write(
         log.info('%s', line)
     log.info('report: %s', workdir / FILE)
     began = time.monotonic()
-    path = run_page.write(workdir, config, objective, report)
-    log.info('page: %s (%.1f s)', path, time.monotonic() - began)
+    try:
+        path = run_page.write(workdir, config, objective, report)
+    except OSError as error:  # the run is whole without it
+        log.error('no page: %s; `jepa report %s` makes it', error.strerror or error, workdir)
+    else:
+        log.info('page: %s (%.1f s)', path, time.monotonic() - began)
 
 
 def _command() -> str:

@@ -143,3 +143,7 @@ def test_a_bucket_is_no_workdir(place, capsys, tmp_path, monkeypatch):
     said = capsys.readouterr().err
     assert said.startswith(f'error: --workdir={place}: must be a folder') and said.count('\n') == 1
     assert not any(tmp_path.iterdir())
+    made = config('')
+    made.data.lists[0].path = place
+    with pytest.raises(ConfigError, match=r'data.lists\[0\].path = .*: must be a file or folder'):
+        recipes.validate(made, tmp_path)
