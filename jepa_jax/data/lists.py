@@ -74,12 +74,14 @@ def records_of(path: str, suffixes: frozenset[str]) -> tuple[list[Record], dict[
 
 
 def read_list(path: str | Path) -> list[Record]:
-    """Records of a text list; see above. Relative paths are relative to the list's folder; empty
+    """Records of a text list, or of one packed by `jepa index --names`; see above. Relative paths are relative to the list's folder; empty
     lines and those that start with `#` are skipped.
 
     Raises:
       BadFile: missing, unreadable, too large, or no text.
     """
+    if str(path).endswith(names_.SUFFIX):
+        return names_.Mapped(path).records()
     reader = _Reader(path)
     records = reader.records(_lines(path))
     reader.warn()

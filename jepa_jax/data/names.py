@@ -78,6 +78,11 @@ class Mapped(Names):
         status = os.stat(self._path)
         self._seen = status.st_size, status.st_mtime_ns
 
+    def records(self) -> list[tuple[str, int | None]]:
+        """All names with their labels, in memory."""
+        labels = [NONE] * len(self) if self.labels is None else self.labels.tolist()
+        return [(self[i], None if x == NONE else x) for i, x in enumerate(labels)]
+
     def __getstate__(self) -> dict:
         return {'path': self._path, 'seen': self._seen}
 

@@ -79,6 +79,7 @@ def test_a_run_reads_the_mapped_list(tmp_path, capsys, monkeypatch):
         assert len(source) == len(plain) == 80
         assert [source.name(i) for i in range(80)] == [plain.name(i) for i in range(80)]
         assert [source.label(i) for i in range(80)] == [plain.label(i) for i in range(80)]
+    assert lists.read_list(out) == lists.read_list(text)
     names.write(out, [([b'/other.mp4'], np.array([-1]))])
     with pytest.raises(BadFile, match='written anew while it was in use'):
         pickle.loads(state)
