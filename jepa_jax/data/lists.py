@@ -74,8 +74,8 @@ def records_of(path: str, suffixes: frozenset[str]) -> tuple[list[Record], dict[
 
 
 def read_list(path: str | Path) -> list[Record]:
-    """Records of a text list, or of one packed by `jepa index --names`; see above. Relative paths are relative to the list's folder; empty
-    lines and those that start with `#` are skipped.
+    """Records of a text list, see above, or of one that `jepa index --names` packed. Relative paths
+    are relative to the list's folder; empty lines and those that start with `#` are skipped.
 
     Raises:
       BadFile: missing, unreadable, too large, or no text.
