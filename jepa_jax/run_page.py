@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -116,7 +117,7 @@ def _features(workdir: Path) -> list[str]:
         page.paragraph(
             'The same clips each time. Red, green, blue: the first three principal components of '
             'all their tokens, each moment for itself, turned to be like the moment after it. '
-            'Features that collapse lose their pattern; those of the first step are random.'
+            'Features that collapse lose their pattern.'
         )
     )
     for name, moments in drawn.items():
@@ -184,6 +185,7 @@ def _commands(
     if steps < config.optim.steps:
         lines = ['# from where it is, with the flags that it was started with', command]
     else:
+        command = re.sub(r' --config\.optim\.steps[= ]\S+', '', command)
         lines = [
             '# twice as long',
             f'{command} --config.optim.steps={2 * config.optim.steps} '
