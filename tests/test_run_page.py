@@ -196,6 +196,21 @@ def test_the_page_of_a_run_at_work(tmp_path, capsys, monkeypatch):
     assert not re.search(r'<script|https?:|src="(?!data:)', page)
 
 
+def test_what_to_type_next(tmp_path):
+    config = MaskedVideoConfig()
+    config.optim.steps = 40
+    told = {'command': 'jepa train --config=x --config.optim.steps=40 --workdir=y'}
+    again, words, *_ = run_page._commands(tmp_path, config, told, {}, 30).splitlines()
+    assert again.startswith('# from where it is') and words == told['command']
+    lines = run_page._commands(tmp_path, config, told, {}, 40).splitlines()
+    assert lines[1] == (
+        'jepa train --config=x --workdir=y --config.optim.steps=80 '
+        '--config.checkpoints.allow_config_change=True'
+    )
+    assert f'jepa embed --model {tmp_path} --input clip.mp4 --out features.npz' in lines
+    assert lines[-1] == f'jepa report {tmp_path}'
+
+
 class Plot:
     def __call__(self, records, path, title, bands):
         self.bands = bands
