@@ -1,4 +1,5 @@
-"""Install with `pip install .`; extras: torch hf llm robot sim tpu cuda tensorboard bench test.
+"""Install with `pip install .`; extras: torch hf llm robot sim tpu cuda tensorboard wandb
+mlflow trackio bench test.
 
 configs/ and tools/ are installed within the package, as jepa_jax.configs and jepa_jax.tools.
 """
@@ -61,6 +62,9 @@ setup(
         'tpu': ['jax[tpu]'],
         'cuda': ['jax[cuda13]'],
         'tensorboard': ['tensorboardX'],
+        'wandb': ['wandb>=0.16'],  # logging.sinks, each of the three
+        'mlflow': ['mlflow>=2.11'],
+        'trackio': ['trackio'],
         'bench': ['eva-decord', 'psutil'],
         'test': [
             # a CPU build where one is offered; other releases bring CUDA packages of several GB

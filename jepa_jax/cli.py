@@ -269,6 +269,11 @@ def _parse(
     file = find(source.partition(':')[0], tables)
     name = built.name or Path(file).stem
     arguments['workdir'] = arguments['workdir'] or os.path.join('runs', name)
+    if re.match(r'[A-Za-z][A-Za-z0-9+.-]*://', arguments['workdir']):
+        raise UsageError(
+            f'--workdir={arguments["workdir"]}: must be a folder of a file system that '
+            'all processes see; buckets are not written to'
+        )
     return {'config': built, 'config_file': os.path.abspath(file), **arguments}
 
 

@@ -16,6 +16,11 @@ import numpy as np
 SAMPLE = 1024  # tokens measured; enough for a rank of several hundred
 POSITIONS = 64  # fewest positions of a clip looked at, if it has so many
 RECENT = 3  # measures averaged where the clips and masks of a batch matter
+# What healthy runs keep to, and below (or above) which the verdict is another; see `verdict`.
+VARIES, CLIPS = 0.1, 0.1
+PEAK = 4  # the most that a rank may be below the run's best, as a factor
+SHARE, PLACE = 0.85, 0.9
+CONSTANT, CONSTANT_RANK = 0.02, 2.0  # features that are nearly the same everywhere
 TINY = 1e-12  # for quotients whose denominator a collapse makes 0
 
 
@@ -165,7 +170,7 @@ def verdict(records: Sequence[Mapping[str, float]]) -> tuple[str, str]:
     )
     # the encoder collapses first, its moving average follows
     constant = any(
-        last[f'health/{of}_rank'] < 2 or last[f'health/{of}_std_share'] < 0.02
+        last[f'health/{of}_rank'] < CONSTANT_RANK or last[f'health/{of}_std_share'] < CONSTANT
         for of in ('target', 'context')
     )
     facts = (
@@ -175,13 +180,27 @@ def verdict(records: Sequence[Mapping[str, float]]) -> tuple[str, str]:
     )
     for holds, word, reason in (
         (constant, 'collapsed', 'features are nearly the same everywhere'),
-        (clips < 0.02, 'collapsed', 'features tell where a token is and nothing of the clip'),
-        (rank < peak / 4, 'partial collapse', 'the features have lost most directions they used'),
-        (varies < 0.1, 'partial collapse', 'the features of all tokens are much alike'),
-        (clips < 0.1, 'partial collapse', 'features tell little but where a token is'),
-        (share > 0.85, 'undertrained', 'the predictor hardly beats a constant'),
-        (place > 0.9, 'undertrained', 'the predictor knows little but where a token is'),
+        (clips < CONSTANT, 'collapsed', 'features tell where a token is and nothing of the clip'),
+        (rank < peak / PEAK, 'partial collapse', 'the features have lost most directions'),
+        (varies < VARIES, 'partial collapse', 'the features of all tokens are much alike'),
+        (clips < CLIPS, 'partial collapse', 'features tell little but where a token is'),
+        (share > SHARE, 'undertrained', 'the predictor hardly beats a constant'),
+        (place > PLACE, 'undertrained', 'the predictor knows little but where a token is'),
     ):
         if holds:
             return word, f'{reason}: {facts}'
     return 'healthy', facts
+
+
+def bands(records: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float]]:
+    """Field -> the least and the most that `verdict` calls healthy, for these rows of a run."""
+    peak = max((r['health/target_rank'] for r in records if 'health/target_rank' in r), default=0)
+    return {
+        'health/target_rank': (max(CONSTANT_RANK, peak / PEAK), np.inf),
+        'health/context_rank': (CONSTANT_RANK, np.inf),
+        'health/target_std_share': (VARIES, 1.0),
+        'health/context_std_share': (CONSTANT, 1.0),
+        'health/target_clip_share': (CLIPS, 1.0),
+        'health/loss_share': (0.0, SHARE),
+        'health/loss_share_position': (0.0, PLACE),
+    }

@@ -37,12 +37,12 @@ PROFILED = range(2, 5)  # the first compiles; those with other shapes may, too
 # What wall time goes to. Devices are at work in the first two; the others are theirs to wait.
 USES = {
     'step': 'steps',
-    'compile': 'compiling: first steps of their shapes, the first look at health',
+    'compile': 'compiling: first steps of their shapes, the first look at health and pictures',
     'data': 'waiting for a batch',
     'put': 'handing it to the devices',
     'save': 'saving',
     'agree': 'agreeing with other processes',
-    'health': 'measuring health and logging',
+    'health': 'measuring health, pictures and logging',
     'evals': 'evaluating beside training',
 }
 REST = ('put', 'save', 'agree', 'health')  # what a step costs beside itself
@@ -80,6 +80,7 @@ class Clock:
             'data_wait_s': wait,
             'overhead_s': rest,
             'clips_per_s': clips / (step + wait + rest),
+            **({'compile_s': self.seconds['compile']} if self.seconds['compile'] else {}),
         }
 
     def verdict(self) -> str:
@@ -105,6 +106,22 @@ class NoEvaluations:
 
 
 NOTHING = NoEvaluations()
+
+
+class NoLooks:
+    """What a loop keeps of how its features look: nothing. jepa_jax.looks.Looks has the same."""
+
+    def due(self, step: int) -> bool:
+        """Whether the state after a step is looked at; the same in all processes."""
+        return False
+
+    def take(
+        self, step: int, state: TrainState, frozen: dict, batch: Any, metrics: Metrics
+    ) -> None:
+        """Writes down what is to be seen of a state; batch: the step's, on the host."""
+
+
+UNSEEN = NoLooks()
 
 
 @contextlib.contextmanager
@@ -227,6 +244,7 @@ def fit(
     failures: FailureLog,
     workload: Callable[[int], Workload],
     evals: NoEvaluations = NOTHING,
+    looks: NoLooks = UNSEEN,
     profile: pathlib.Path | None = None,
 ) -> tuple[TrainState, Clock]:
     """Trains from state.step to config.optim.steps; the position in the data is the step itself.
@@ -241,6 +259,7 @@ def fit(
       known: what checkpoints say of the run beside its state.
       workload: what the step of a number is worth, for the metrics of speed.
       evals: what is evaluated beside training; it sees states and changes none.
+      looks: what is kept of how features look, likewise.
       profile: a folder for a trace of steps PROFILED of this start, which TensorBoard shows.
 
     Raises:
@@ -256,7 +275,7 @@ def fit(
     first = n = logged = int(jax.device_get(state.step))
     clock, interval, compiled = Clock(), Clock(), set()
     watch = Watch(objective.verdict, metrics.rows())
-    looked = False  # whether health was measured before, so that its program is there
+    ran: set[str] = set()  # what has run before, so that its program is there: health, pictures
 
     def save() -> None:
         checkpoints.save(n, state, {**known, 'failures': failures.state(), **stream.facts})
@@ -298,10 +317,20 @@ def fit(
             interval.add(use, now - mark)
             mark = now
 
+        def lap_of(what: str, ran_now: bool) -> None:
+            """Of what compiles when it runs first; else a part of `health`."""
+            first_time = ran_now and what not in ran
+            if first_time:
+                ran.add(what)
+                metrics.compiled(time.perf_counter() - mark, steps=0)
+            lap('compile' if first_time else 'health')
+
         if n < total:
             feed.advance()
             if feed.error:
                 raise feed.error
+        else:
+            log.info('nothing left to train: the run is at step %d of %d', n, total)
         lap('data')
         while n < total:
             if n > first and n % config.checkpoints.every == 0:
@@ -310,6 +339,7 @@ def fit(
                 compiled.add(stream.shapes(n))
                 if stream.shapes(n):
                     log.info('program %d: token counts %s', len(compiled), stream.shapes(n))
+                metrics.compiling()
             host, batch = feed.host, feed.batch
             lap('save')
             with trace.step(n, n - first):
@@ -320,6 +350,8 @@ def fit(
             handed = time.perf_counter()
             values, ended = done.result()
             interval.add_step(ended - mark, new)
+            if new:
+                metrics.compiled(ended - mark)
             if handed > ended:  # the devices waited
                 waited = max(0.0, feed.fetched - ended)
                 interval.add('data', waited)
@@ -349,8 +381,10 @@ def fit(
                 logged = n
                 clock.merge(interval)
                 interval = Clock()
-            lap('compile' if measured and not looked else 'health')
-            looked |= bool(measured)
+            lap_of('health', bool(measured))
+            if looks.due(n):
+                looks.take(n, state, frozen, host.batch, metrics)
+                lap_of('pictures', True)
             if due:
                 row |= evals.measure(n, state, frozen)
                 lap('evals')

@@ -1,4 +1,5 @@
-"""What a run writes about itself: metrics.jsonl, TensorBoard events, a bar or lines on the screen.
+"""What a run writes about itself: metrics.jsonl, a bar or lines on the screen, and what goes to
+sinks (jepa_jax/sinks.py), TensorBoard events among them.
 
 A row is one JSON object a line, `{"step": 20, "loss": 0.51, ...}`. JSON has no NaN or infinity: a
 value that is not finite is the string "nan", "inf" or "-inf", which `read` turns back.
@@ -6,6 +7,7 @@ value that is not finite is the string "nan", "inf" or "-inf", which `read` turn
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -14,16 +16,17 @@ import math
 import os
 import pathlib
 import resource
-import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from jepa_jax import workdir as files
+from jepa_jax.sinks import Events, Sink
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +37,7 @@ TIMING_KEYS = (
     'data_wait_s',
     'overhead_s',
     'step_s',
+    'compile_s',
     'tokens_per_s',
     'mfu',
     'memory_gib',
@@ -86,6 +90,7 @@ class Metrics:
         *,
         start_step: int,
         total_steps: int,
+        sinks: Sequence[Sink] = (),
         terminal: bool | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
@@ -95,6 +100,7 @@ class Metrics:
           workdir: the run's folder, which exists.
           start_step: updates made so far; rows of later steps are removed, to be made again.
           total_steps: updates at the end of the run.
+          sinks: closed with this.
           terminal: a bar (True) or lines (False); None: whether standard output is a terminal.
           clock: seconds, for the time left and the spacing of lines.
 
@@ -105,20 +111,23 @@ class Metrics:
         self._clock = clock
         self._began = self._printed = clock()
         self._unwritten = b''
-        self._file = self._events = self._bar = None
+        self._aside, self._steps_aside = 0.0, 0  # of compiling, and steps that had to
+        self._sinks = list(sinks)
+        self._file = self._bar = None
         if jax.process_index() != 0:
             return
         self._path = path = pathlib.Path(workdir) / FILE
         _cut_back(path, start_step)
         self._file = path.open('ab', buffering=0)
-        self._events = _Events.open(pathlib.Path(workdir) / 'tensorboard', start_step)
+        if events := Events.open(pathlib.Path(workdir) / 'tensorboard', start_step):
+            self._sinks.insert(0, events)
         if sys.stdout.isatty() if terminal is None else terminal:
             self._bar = tqdm(
                 total=total_steps,
                 initial=start_step,
-                unit='step',
                 file=sys.stdout,
                 dynamic_ncols=True,
+                bar_format='{l_bar}{bar}| {n_fmt}/{total_fmt}{postfix}',
             )
 
     def __enter__(self) -> Metrics:
@@ -145,9 +154,37 @@ class Metrics:
         row = {name: float(value) for name, value in values.items()}
         shown = {name: v if math.isfinite(v) else str(v) for name, v in row.items()}
         self._append(json.dumps({'step': step, **shown}, allow_nan=False) + '\n')
-        if self._events is not None and not self._events.write(step, row):
-            self._events = None
+        self._tell('write', step, row)
         self._show(step, row)
+
+    def picture(self, step: int, name: str, image: np.ndarray) -> None:
+        """Hands an image uint8 [H, W, 3] to the sinks."""
+        self._tell('picture', step, name, image)
+
+    def compiling(self) -> None:
+        """Says so on the screen, where nothing moves until `compiled`."""
+        if self._bar is not None:
+            self._bar.set_postfix_str('compiling')
+        elif self._file is not None and not self._aside:  # the log tells of those after the first
+            self._print([f'step {self._step:,}/{self._total:,}', 'compiling'])
+
+    def compiled(self, seconds: float, steps: int = 1) -> None:
+        """Leaves seconds that went into compiling, and the steps that had to wait for it, out of
+        the time left."""
+        self._aside += seconds
+        self._steps_aside += steps
+
+    def _tell(self, call: str, *what: Any) -> None:
+        """A sink that fails gets nothing more: what it holds may be torn."""
+        for sink in list(self._sinks):
+            try:
+                getattr(sink, call)(*what)
+            except sink.failures as error:
+                self._sinks.remove(sink)
+                words = ' '.join(str(getattr(error, 'strerror', None) or error).split())
+                log.error('no more %s until the next start: %s', sink.title, words)
+                with contextlib.suppress(sink.failures):
+                    sink.close()
 
     def rows(self) -> list[dict[str, float]]:
         """Those of the steps before; none in processes other than 0."""
@@ -157,14 +194,14 @@ class Metrics:
         """Ends the bar and closes the files."""
         if self._bar is not None:
             self._bar.close()
-        if self._events is not None:
-            self._events.close()
+        self._tell('close')
         if self._file is not None:
             self._append('')
             if self._unwritten:
                 log.error('the last %d bytes of %s are lost', len(self._unwritten), FILE)
             self._file.close()
-        self._bar = self._events = self._file = None
+        self._bar = self._file = None
+        self._sinks = []
 
     def _append(self, line: str) -> None:
         waiting = bool(self._unwritten)
@@ -179,81 +216,35 @@ class Metrics:
                 log.error('%s cannot be written, trying again: %s', FILE, error.strerror)
 
     def _show(self, step: int, row: Mapping[str, float]) -> None:
-        loss = {'loss': f'{row["loss"]:.4f}'} if 'loss' in row else {}
-        if self._bar is not None:
-            self._bar.set_postfix(loss, refresh=False)
-            self._bar.update(step - self._bar.n)
-            return
         now = self._clock()
         elapsed = now - self._began
+        words = [f'loss {row["loss"]:.4f}'] if 'loss' in row else []
+        if 'clips_per_s' in row and not row.get('compile_s'):
+            words.append(f'{row["clips_per_s"]:.1f} clips/s')
+        words.append(self._left(step, elapsed))
+        if self._bar is not None:
+            self._bar.set_postfix_str('  '.join(words), refresh=False)
+            self._bar.update(step - self._bar.n)
+            return
         # often at first, when one wants to know whether it works; a line a minute in the long run
         due = now - self._printed >= min(60.0, max(2.0, elapsed / 20))
         if not due and step < self._total and self._printed != self._began:
             return
         self._printed = now
-        words = [f'step {step:,}/{self._total:,}', *(f'{k} {v}' for k, v in loss.items())]
-        if 'clips_per_s' in row:
-            words.append(f'{row["clips_per_s"]:.1f} clips/s')
-        left = elapsed / (step - self._start) * (self._total - step)
-        words.append(f'{tqdm.format_interval(max(left, 0))} left')
+        self._print([f'step {step:,}/{self._total:,}', *words])
+
+    def _left(self, step: int, elapsed: float) -> str:
+        if not (steps := step - self._start - self._steps_aside):
+            return 'all compiling so far' if step < self._total else '00:00 left'
+        left = (elapsed - self._aside) / steps * (self._total - step)
+        return f'{tqdm.format_interval(max(left, 0))} left'
+
+    def _print(self, words: Sequence[str]) -> None:
         try:
             print('  '.join(words), flush=True)
         except OSError as error:  # a log on a full disk; the line stays in the stream's buffer
             if error.errno not in _FULL:
                 raise
-
-
-class _Events:
-    """TensorBoard events, written at once.
-
-    tensorboardX's own SummaryWriter hands them to a thread: on a full disk that thread dies, its
-    queue fills, and the run stands still.
-    """
-
-    def __init__(self, folder: pathlib.Path, start_step: int):
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-        from tensorboardX.record_writer import RecordWriter
-        from tensorboardX.summary import scalar
-
-        self._event, self._scalar = Event, scalar
-        folder.mkdir(exist_ok=True)
-        host, now = socket.gethostname(), time.time_ns()
-        name = f'events.out.tfevents.{now // 10**9}.{host}.{now}'  # TensorBoard reads in this order
-        self._records = RecordWriter(str(folder / name))
-        self._put(file_version='brain.Event:2')
-        # TensorBoard drops what an earlier start wrote for this step and later ones
-        self._put(step=start_step + 1, session_log=SessionLog(status=SessionLog.START))
-
-    @classmethod
-    def open(cls, folder: pathlib.Path, start_step: int) -> _Events | None:
-        try:
-            return cls(folder, start_step)
-        except ModuleNotFoundError as error:
-            log.info('no TensorBoard events: %s (pip install tensorboardX)', error)
-        except OSError as error:
-            log.error('no TensorBoard events: %s', error)
-        return None
-
-    def write(self, step: int, row: Mapping[str, float]) -> bool:
-        """Whether it worked; if not, the file may be torn and takes no more."""
-        try:
-            for name, value in row.items():
-                self._put(step=step, summary=self._scalar(name, value))
-            self._records.flush()
-        except OSError as error:
-            log.error('no more TensorBoard events until the next start: %s', error.strerror)
-            self.close()
-            return False
-        return True
-
-    def _put(self, **fields: Any) -> None:
-        self._records.write(self._event(wall_time=time.time(), **fields).SerializeToString())
-
-    def close(self) -> None:
-        try:
-            self._records.close()
-        except OSError as error:  # all rows were flushed, but for one whose failure is logged
-            log.debug('TensorBoard events: %s', error.strerror)
 
 
 def read(workdir: str | os.PathLike) -> list[dict[str, float]]:

@@ -9,6 +9,7 @@ by `--config` may add rows of its own; nothing else has to be edited for a new o
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import itertools
 import os
 import pathlib
@@ -40,6 +41,8 @@ class Recipe:
     describe: str = 'jepa_jax.describe:run'  # config -> lines that say what its numbers mean
     # config -> jepa_jax.evals.entries.Entry of each evaluation beside training; raises ConfigError
     evals: str = 'jepa_jax.recipes:no_evals'
+    # commands that a finished run is for; {run}: its workdir
+    next: tuple[str, ...] = ('jepa convert {run} DIR',)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +54,12 @@ class Study:
     stages: str  # config, workdir -> jepa_jax.studies.Stage of each step, in order
     report: str  # config, workdir -> nothing; measures and writes report.json, once all are there
 
+
+FEATURES = (
+    'jepa embed --model {run} --input clip.mp4 --out features.npz',
+    'jepa evaluate --config=own --model {run} --config.data.train=LABELLED_CLIPS',
+    'jepa convert {run} DIR --to hf',
+)
 
 RECIPES: dict[str, Recipe] = {
     'masked_video': Recipe(
@@ -65,6 +74,7 @@ RECIPES: dict[str, Recipe] = {
         activations='jepa_jax.memory:masked_video',
         describe='jepa_jax.describe:masked_video',
         evals='jepa_jax.evals.entries:masked_video',
+        next=FEATURES,
     ),
     'masked_image': Recipe(
         config='jepa_jax.config:MaskedImageConfig',
@@ -77,6 +87,7 @@ RECIPES: dict[str, Recipe] = {
         activations='jepa_jax.memory:masked_image',
         describe='jepa_jax.describe:masked_image',
         evals='jepa_jax.evals.entries:masked_video',
+        next=FEATURES,
     ),
     'dense_video': Recipe(
         config='jepa_jax.config:DenseVideoConfig',
@@ -90,6 +101,7 @@ RECIPES: dict[str, Recipe] = {
         activations='jepa_jax.memory:masked_video',
         describe='jepa_jax.describe:dense_video',
         evals='jepa_jax.evals.entries:masked_video',
+        next=FEATURES,
     ),
     'masked_pixels': Recipe(
         config='jepa_jax.config:MaskedPixelsConfig',
@@ -102,6 +114,7 @@ RECIPES: dict[str, Recipe] = {
         activations='jepa_jax.memory:masked_pixels',
         describe='jepa_jax.describe:masked_pixels',
         evals='jepa_jax.evals.entries:masked_video',
+        next=FEATURES,
     ),
     'action_conditioned': Recipe(
         config='jepa_jax.config:ActionConditionedConfig',
@@ -114,6 +127,7 @@ RECIPES: dict[str, Recipe] = {
         workload='jepa_jax.objectives.programs:action_conditioned_workload',
         activations='jepa_jax.memory:action_conditioned',
         describe='jepa_jax.describe:action_conditioned',
+        next=('jepa plan --model {run} --input episode.npz --out plan',),
     ),
     'questions': Recipe(
         config='jepa_jax.config:QuestionsConfig',
@@ -203,6 +217,11 @@ def _inputs(config: RunConfig, workdir: str | os.PathLike) -> None:
     """
     if complaint := next(layouts.missing(config, workdir), None):
         raise ConfigError(complaint)
+    for name in filter(None, config.logging.sinks.split(',')):
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(
+                f"logging.sinks = '{name}': {name} is not installed: pip install 'jepa_jax[{name}]'"
+            )
     if (pathlib.Path(workdir) / 'frozen').exists():
         return  # a run keeps what it does not train
     models = [getattr(config, name, '') for name in ('encoder_from', 'teacher')]

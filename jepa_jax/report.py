@@ -1,83 +1,49 @@
-"""How a run ends: last evaluations, verdicts, pictures, report.json."""
+"""Makes the page of a training run anew, report.html, while it runs or afterwards.
+
+    jepa report runs/mine
+
+The page has the verdict, curves with the range of healthy runs, clips with their masks, features of
+two clips over training, bad files, the config, and the command to go on, in one file that can be
+sent to somebody. Nothing is trained or read from the lists; a run that ends writes it by itself.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
-import logging
-import math
-import time
+import sys
 from pathlib import Path
 
-import jax
-
-from jepa_jax.config import RunConfig
-from jepa_jax.evals import pictures
-from jepa_jax.evals.beside import Beside
-from jepa_jax.loop import Clock
-from jepa_jax.metrics import read
-from jepa_jax.objectives import Objective
-from jepa_jax.origin import check_config
-from jepa_jax.state import TrainState
-from jepa_jax.workdir import write_json
-
-log = logging.getLogger(__name__)
-FILE = 'report.json'
+from jepa_jax import cli
+from jepa_jax.errors import ConfigError
 
 
-def finished(workdir: Path, config: RunConfig) -> bool:
-    """Whether the run in `workdir` has its report and goes no further under this config; says so.
+def run(run: Path) -> None:
+    """Writes the page, and says where.
 
     Raises:
-      ConfigError: it is finished, under another config.
+      ConfigError: no training run is there.
     """
-    path = workdir / FILE
-    if not path.exists():
-        return False
-    report = json.loads(path.read_text())
-    if report['steps'] < config.optim.steps:
-        return False
-    stored = json.loads((workdir / 'config.json').read_text())
-    check_config(stored, config, allow=config.checkpoints.allow_config_change)
-    log.info('%s is finished: %s', workdir, report['verdict'])
-    return True
+    if not (run / 'config.json').is_file():
+        raise ConfigError(f'{run}: no training run, which has a config.json and metrics.jsonl')
+    from jepa_jax import ending, run_page
+    from jepa_jax.lookup import load
+    from jepa_jax.recipes import of
+
+    config = run_page.read_config(run)
+    objective = load(of(config).build)(config)
+    path = run / ending.FILE
+    report = json.loads(path.read_text()) if path.exists() else None
+    print(f'page: {run_page.write(run, config, objective, report)}')
 
 
-def write(
-    workdir: Path,
-    config: RunConfig,
-    objective: Objective,
-    state: TrainState,
-    frozen: dict,
-    evals: Beside,
-    clock: Clock,
-    begun: float,
-) -> None:
-    """Makes the evaluations of the end, draws the run, writes report.json and says in words how it
-    went; process 0 writes, the others have their part in the evaluations.
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('run', type=Path, help='workdir of the run')
 
-    begun: time.monotonic() at the start of this process's run.
-    """
-    findings = evals.finish(state, frozen)
-    if jax.process_index():
-        return
-    records = read(workdir)
-    last = records[-1] if records else {}
-    evaluated = {k: v for k, v in last.items() if k.startswith('evals/')} | findings.values
-    word, facts = objective.verdict(records)
-    sentences = [f'{word}: {facts}', clock.verdict(), *findings.sentences]
-    pictures.plot_run(records, workdir / 'run.png', title=config.name)
-    report = {
-        'steps': int(jax.device_get(state.step)),
-        'processes': jax.process_count(),
-        'devices': jax.device_count(),
-        'seconds': round(time.monotonic() - begun, 1),
-        'verdict': word,
-        'sentences': sentences,
-        'probes': findings.probes,
-        'evals': {k: v if math.isfinite(v) else str(v) for k, v in evaluated.items()},
-        'tasks': {},
-    }
-    write_json(workdir / FILE, report)
-    for line in sentences:
-        log.info('%s', line)
-    log.info('report: %s', workdir / FILE)
+
+def main() -> int:
+    return cli.run(run, doc=__doc__, tables=(), options=_options)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -159,10 +159,13 @@ def describe(
     mesh: jax.sharding.Mesh,
     stream: Stream,
     held: Any,
-) -> None:
+) -> list[str]:
     """Logs what is about to run: devices, memory, programs, model, data, what the batch means.
 
     held: arrays that stay on the devices.
+
+    Returns:
+      The lines on the data.
     """
     kinds = {device.device_kind for device in mesh.devices.flat}
     axes = ' x '.join(f'{name} {size}' for name, size in mesh.shape.items())
@@ -180,8 +183,10 @@ def describe(
         for name, net in group.items():
             count = sum(leaf.size for leaf in jax.tree.leaves(net.abstract))
             log.info('%s%s: %s parameters', name, word, f'{count:,}')
-    for line in (*stream.describe(), *load(recipes.of(config).describe)(config)):
+    data = stream.describe()
+    for line in (*data, *load(recipes.of(config).describe)(config)):
         log.info('%s', line)
+    return data
 
 
 def _memory(arrays: Any, needed: float) -> str:

@@ -30,7 +30,7 @@ def train(
 
     import jax
 
-    from jepa_jax import loop, memory, optim, report, sharding, start
+    from jepa_jax import ending, looks, loop, memory, optim, sharding, sinks, start
     from jepa_jax.checkpoint import Checkpoints
     from jepa_jax.data.stream import FailureLog
     from jepa_jax.evals.beside import Beside
@@ -45,7 +45,7 @@ def train(
     begun = time.monotonic()
     folder = pathlib.Path(workdir).absolute()
     with distributed.session(), distributed.first(lock(folder)):
-        if report.finished(folder, config):
+        if ending.finished(folder, config):
             return
         recipe, asked = recipes.of(config), dataclasses.asdict(config)
         config = memory.choose(config, jax.device_count(), start.smallest_memory())
@@ -76,14 +76,22 @@ def train(
                     write_json(folder / 'config.json', asked)
                     for name, keep in prepared.folders.items():
                         keep(folder / name)
-                start.describe(config, objective, mesh, stream, (state, frozen))
+                data = start.describe(config, objective, mesh, stream, (state, frozen))
                 steps = int(jax.device_get(state.step)), config.optim.steps
                 evals = Beside(
                     load(recipe.evals)(config), objective, mesh, folder, steps=steps[1],
                     part=config.optim.batch // config.optim.accumulate,
                 )  # fmt: skip
                 evals.begin(steps[0])
-                with Metrics(folder, start_step=steps[0], total_steps=steps[1]) as metrics:
+                seen = looks.Looks(
+                    objective, mesh, folder, steps=steps[1], count=config.logging.pictures,
+                    examples=stream.examples,
+                )  # fmt: skip
+                seen.cut_back(steps[0])
+                with Metrics(
+                    folder, start_step=steps[0], total_steps=steps[1],
+                    sinks=sinks.opened(config, folder),
+                ) as metrics:  # fmt: skip
                     state, clock = loop.fit(
                         objective,
                         optimizer,
@@ -99,9 +107,10 @@ def train(
                         failures=failures,
                         workload=start.workload(config, stream),
                         evals=evals,
+                        looks=seen,
                         profile=folder / 'profile' if profile else None,
                     )
-        report.write(folder, config, objective, state, frozen, evals, clock, begun)
+        ending.write(folder, config, objective, state, frozen, evals, clock, begun, failures, data)
 
 
 def study(config: StudyConfig, workdir: str, **options) -> None:

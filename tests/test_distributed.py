@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import time
 
 import jax
 import pytest
+import yaml
 from small_run import ROOT, STEPS, copy_until, lines, parents
 
 from jepa_jax import build, checkpoint, cli, loop, metrics, optim, sharding, start
@@ -86,25 +88,78 @@ def launch(script: str, *arguments: str, **environment: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+def commands_of(lines: list[str]) -> list[list[str]]:
+    """The words of each command that a dry run prints over several lines."""
+    whole = '\n'.join(line for line in lines if not line.startswith('#')).replace('\\\n', ' ')
+    return [shlex.split(line) for line in whole.splitlines()]
+
+
+def test_launchers_start_any_command():
+    flags = 'embed', '--input', 'a b', '--out', 'x'
+    local = launch('local.sh', '--dry-run', '2', *flags, PYTHON='python', JAX_PLATFORMS='cpu')
+    for i, words in enumerate(commands_of(local), 1):
+        assert words[:3] == ['env', 'JEPA_JAX_DISTRIBUTED=0', 'python']
+        assert words[3:] == ['-m', 'jepa_jax', *flags, '--part', f'{i}/2']
+    done = subprocess.run(
+        ['bash', ROOT / 'launch/local.sh', '2', 'collect'], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stderr.startswith('collect runs as one process')
+    (words, _) = commands_of(launch('slurm.sbatch', '--dry-run', 'collect', '--out', 'x'))
+    alone = ['--nodes=1', '--ntasks=1', 'python', '-m', 'jepa_jax']
+    assert words[2:] == [*alone, 'collect', '--out', 'x']
+    cloud = {'TPU': 'pod', 'ZONE': 'zone'}
+    run = '\n'.join(launch('tpu_pod.sh', '--dry-run', 'run', 'collect', '--out', 'x', **cloud))
+    assert '--worker=0' in run
+    assert 'JEPA_JAX_DISTRIBUTED=0 JAX_PLATFORMS=cpu ../venv/bin/python -m jepa_jax collect' in run
+    for script in ('local.sh', 'slurm.sbatch', 'tpu_pod.sh'):
+        said = '\n'.join(launch(script, '--help'))
+        assert f'bash launch/{script} --help' in said and '#SBATCH' not in said
+
+
+def test_the_queue_is_that_of_the_jobset():
+    """What Kueue admits is what the JobSet asks for: its label, nodes and number of chips."""
+    (jobs,) = yaml.safe_load_all((ROOT / 'launch/gke.yaml').read_text())
+    text = (ROOT / 'launch/kueue.yaml').read_text()
+    flavor, queue, local = yaml.safe_load_all(text)
+    pods = jobs['spec']['replicatedJobs'][0]['template']['spec']
+    pod = pods['template']['spec']
+    assert pod['nodeSelector'] == flavor['spec']['nodeLabels']
+    (group,) = queue['spec']['resourceGroups']
+    (of,) = group['flavors']
+    assert of['name'] == flavor['metadata']['name']
+    asked = pod['containers'][0]['resources']['limits']
+    assert [*asked] == group['coveredResources'] == [of['resources'][0]['name']]
+    assert pods['parallelism'] * asked['google.com/tpu'] == of['resources'][0]['nominalQuota']
+    assert local['spec']['clusterQueue'] == queue['metadata']['name']
+    assert f'queue-name: {local["metadata"]["name"]}}}' in text
+    assert '\n  name: jepa\n' in (ROOT / 'launch/gke.yaml').read_text()  # which `sed` extends
+
+
 def test_launchers_print_what_they_would_run():
     config = '--config=configs/vitg.py'
     result = launch('local.sh', '--dry-run', '2', config, PYTHON='python', DEVICES_PER_PROCESS='4')
-    assert len(result) == 2
-    for i, line in enumerate(result):
-        assert (
-            f'JEPA_JAX_PROCESSES=2 JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=4 JEPA_JAX_PROCESS={i}'
-            in line
-        )
-        assert f'python -m jepa_jax.train {config}' in line
-    (line, requeue) = launch('slurm.sbatch', '--dry-run', config, SLURM_CPUS_PER_TASK='10')
-    assert line.startswith('srun ') and f'jepa_jax.train {config} --config.data.workers=8' in line
+    for i, words in enumerate(commands_of(result)):
+        assert words[:1] == ['env'] and words[2:6] == [
+            'JEPA_JAX_PROCESSES=2', 'JAX_PLATFORMS=cpu', 'JAX_NUM_CPU_DEVICES=4',
+            f'JEPA_JAX_PROCESS={i}',
+        ]  # fmt: skip
+        assert words[6:] == ['python', '-m', 'jepa_jax', 'train', config]
+    (words, requeue) = commands_of(
+        launch('slurm.sbatch', '--dry-run', config, SLURM_CPUS_PER_TASK='10')
+    )
+    assert words[0] == 'srun' and words[2:] == [
+        'python', '-m', 'jepa_jax', 'train', config, '--config.data.workers=8',
+    ]  # fmt: skip
     assert 'requeue' in requeue
     cloud = {'TPU': 'pod', 'ZONE': 'zone', 'TYPE': 'v5p-128'}
     create = launch('tpu_pod.sh', '--dry-run', 'create', **cloud)
-    assert 'tpu-vm create pod --zone=zone --accelerator-type=v5p-128' in create[0]
-    (run,) = launch('tpu_pod.sh', '--dry-run', 'run', config, **cloud)
-    assert '--worker=all' in run and 'JEPA_JAX_DISTRIBUTED=1' in run
-    for action in ('logs', 'stop', 'delete'):
+    assert 'tpu-vm create pod --zone=zone --accelerator-type=v5p-128' in ' '.join(
+        commands_of(create)[0]
+    )
+    run = '\n'.join(launch('tpu_pod.sh', '--dry-run', 'run', config, **cloud))
+    assert '--worker=all' in run
+    assert f'JEPA_JAX_DISTRIBUTED=1 ../venv/bin/python -m jepa_jax train {config}' in run
+    for action in ('logs', 'stop', 'delete', 'queue', 'queued', 'unqueue'):
         assert launch('tpu_pod.sh', '--dry-run', action, **cloud)[0].startswith('gcloud ')
 
 

@@ -20,6 +20,7 @@ FLOORS = (
         'files',
         'scratch',
         'commands',
+        'page',
         'models',
     ),  # models/__init__.py is a table of sizes without JAX
     ('config', 'workdir', 'chips', 'poses'),
@@ -27,7 +28,7 @@ FLOORS = (
     ('nets', 'checkpoint', 'released', 'released_jepa'),
     ('models.*', 'masks'),
     ('data', 'flops', 'language', 'weights.parts'),
-    ('objectives', 'health', 'metrics', 'watch'),
+    ('objectives', 'health', 'sinks', 'metrics', 'watch'),
     ('optim', 'state', 'step', 'build', 'weights.*', 'describe'),
     (
         'memory',
@@ -50,7 +51,7 @@ FLOORS = (
         'catalogue',
         'objectives.image_programs',
     ),
-    ('report', 'studies'),
+    ('looks', 'run_page', 'ending', 'studies'),
     ('sims', 'contrib', 'distillation'),
     (
         'train',
@@ -62,6 +63,7 @@ FLOORS = (
         'doctor',
         'convert',
         'search',
+        'report',
         '__main__',
     ),
 )

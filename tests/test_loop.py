@@ -3,6 +3,7 @@ is saved when the data fail."""
 
 import contextlib
 import dataclasses
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +52,7 @@ class Host:
     batch: np.ndarray
     failures: tuple = ()
     tried: int = BATCH
+    seconds: dict = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -251,7 +253,13 @@ def test_rates_leave_compiling_out_unless_there_is_nothing_else():
     clock.add_step(4.0, compiled=False)
     clock.add('save', 6.0)
     assert clock.rates(8) == pytest.approx(
-        {'step_s': 3.0, 'data_wait_s': 4 / 3, 'overhead_s': 2.0, 'clips_per_s': 8 / (5 + 4 / 3)}
+        {
+            'step_s': 3.0,
+            'data_wait_s': 4 / 3,
+            'overhead_s': 2.0,
+            'clips_per_s': 8 / (5 + 4 / 3),
+            'compile_s': 50.0,
+        }  # fmt: skip
     )
     assert clock.verdict() == 'data-bound: devices waited for batches 25% of the time; saving 38%'
 
@@ -379,3 +387,16 @@ def test_a_loss_that_leaves_its_range_is_said_when_it_does(monkeypatch, tmp_path
     said = [r.getMessage() for r in caplog.records if r.levelname == 'WARNING']
     assert any(words.startswith('step 15: loss is ') for words in said)
     assert all(words.startswith('step 15: ') for words in said)
+
+
+def test_nothing_left_is_one_line(monkeypatch, tmp_path, caplog):
+    caplog.set_level(logging.INFO, 'jepa_jax.loop')
+    run = Run(monkeypatch, tmp_path / 'run')
+    state = init_state(
+        run.objective, optim.build(RunConfig().optim, run.objective).tx, jax.random.key(0)
+    )
+    state = dataclasses.replace(state, step=state.step + 8)
+    run.fit(8, first=8, state=state)
+    said = [r.message for r in caplog.records if 'jepa_jax.loop' == r.name]
+    assert said == ['nothing left to train: the run is at step 8 of 8']
+    assert not run.stream.asked and not run.passed['step']

@@ -174,7 +174,37 @@ def test_bar(tmp_path, capsys):
     with Metrics(tmp_path, start_step=40, total_steps=100, terminal=True) as writer:
         writer.write(100, {'loss': 0.25})
     shown = capsys.readouterr().out
-    assert '40/100' in shown and '100/100' in shown and 'loss=0.2500' in shown
+    assert '40/100' in shown and '100/100' in shown and 'loss 0.2500' in shown
+
+
+def test_compiling_is_said_and_no_part_of_the_time_left(tmp_path, capsys):
+    """Steps of 20 s, of which two compile for 50 s more, and a look at health that does for 30."""
+    now = [0.0]
+    with Metrics(
+        tmp_path, start_step=0, total_steps=10, terminal=False, clock=lambda: now[0]
+    ) as writer:
+        for step in range(1, 7):
+            if compiles := step in (1, 3):
+                writer.compiling()
+            now[0] += 20.0 + 50.0 * compiles
+            if compiles:
+                writer.compiled(70.0)
+            if step == 5:  # as a look at health does
+                now[0] += 30.0
+                writer.compiled(30.0, steps=0)
+            row = {'clips_per_s': 4.0} | ({'compile_s': 70.0} if compiles else {})
+            writer.write(step, {'loss': 0.5} | row)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ['step 0/10  compiling', 'step 1/10  loss 0.5000  all compiling so far']
+    assert lines[2:4] == [
+        'step 2/10  loss 0.5000  4.0 clips/s  02:40 left',
+        'step 3/10  loss 0.5000  02:20 left',
+    ]
+    assert lines[-1] == 'step 6/10  loss 0.5000  4.0 clips/s  01:20 left'
+    (tmp_path / 'bar').mkdir()
+    with Metrics(tmp_path / 'bar', start_step=0, total_steps=10, terminal=True) as writer:
+        writer.compiling()
+    assert 'compiling' in capsys.readouterr().out
 
 
 def test_other_processes_are_silent(tmp_path, capsys, monkeypatch):
@@ -219,7 +249,7 @@ def test_full_disk_ends_events_only(tmp_path, caplog):
         def full(_):
             raise OSError(errno.ENOSPC, 'No space left on device')
 
-        writer._events._records.write = full
+        writer._sinks[0]._records.write = full
         for step in (10, 20):
             writer.write(step, {'loss': 1 / step, 'health/rank': step})
     assert caplog.text.count('no more TensorBoard events') == 1

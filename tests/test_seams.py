@@ -62,7 +62,7 @@ def test_no_row_of_the_toys_is_ours():
     assert 'autoencoder' not in recipes.RECIPES and 'two_runs' not in recipes.STUDIES
 
 
-def test_a_study_of_its_own_runs_to_its_report(study):
+def test_a_study_of_its_own_runs_to_its_report(toys, study):
     losses = json.loads((study / 'report.json').read_text())['losses']
     first = [json.loads(row)['loss'] for row in rows(study / 'first')]
     second = [json.loads(row)['loss'] for row in rows(study / 'second')]
@@ -72,6 +72,13 @@ def test_a_study_of_its_own_runs_to_its_report(study):
     reports = [json.loads((study / n / 'report.json').read_text()) for n in ('first', 'second')]
     assert [r['steps'] for r in reports] == [12, 12]
     assert reports[0]['verdict'] == 'finished'
+    # its page, from its own objective again; nothing is to be seen of its batches
+    (study / 'first/report.html').unlink()
+    said = toys.run('jepa_jax', 'report', str(study / 'first'))
+    assert said == f'page: {study}/first/report.html\n'
+    page = (study / 'first/report.html').read_text()
+    assert ': finished</h1>' in page and 'batches have no frames' in page
+    assert f'jepa convert {study}/first DIR' in page and page.count('<img') == 1
 
 
 def test_killed_and_resumed_bit_for_bit(toys, study):

@@ -40,6 +40,9 @@ def test_a_run_and_the_same_again(runs):
     assert json.loads((workdir / 'config.json').read_text())['optim']['steps'] == STEPS
     assert checkpoint.complete_steps(workdir / 'checkpoints') == [8, 12, 16]
     assert (workdir / 'run.png').read_bytes().startswith(b'\x89PNG')
+    page = (workdir / 'report.html').read_text()
+    assert page.count('data:image/png') == 1 + 2 * 2 + 2 * 5  # curves; of two clips mask, moments
+    assert 'src="data:' in page and 'step 16</td>' in page and '0 of them (0.00%)' in page
     report = json.loads((workdir / 'report.json').read_text())
     keys = {'steps', 'processes', 'devices', 'seconds', 'verdict', 'probes', 'tasks'}
     assert report.keys() >= keys

@@ -63,6 +63,9 @@ def test_the_smoke_config_trains_once(tmp_path):
     assert last['health/shuffled_actions'] == pytest.approx(1, abs=0.1)
     report = json.loads((run / 'report.json').read_text())
     assert (report['steps'], report['verdict']) == (4, 'undertrained')
+    page = (run / 'report.html').read_text()
+    assert page.count('data:image/png') == 1 + 2 + 2 * 2 * 3  # curves, clips, features and guesses
+    assert 'what is predicted of them, clip 1' in page and 'actions: +' in page
     again = train(tmp_path, f'--workdir={run}')
     assert again.returncode == 0 and 'is finished' in again.stderr
 

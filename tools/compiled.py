@@ -38,7 +38,7 @@ def analyse(config: RunConfig, devices: list, topology: str) -> tuple[dict[str, 
     largest = max(steps.programs(config, len(devices)), key=lambda program: program.total)
     step = steps.Step.of(config, devices)
     with jax.set_mesh(step.mesh):
-        compiled, costs = step.compile(largest)
+        compiled, costs = step.compile(largest, lambda line: print(line, flush=True))
     text = compiled.as_text()
     program = hlo.Program(text)
 

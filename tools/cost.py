@@ -10,7 +10,8 @@ libtpu (`pip install 'jepa_jax[tpu]'`; no TPU is needed), else for the devices o
 run's programs, the sets of shapes of its batches, the largest is taken; mesh.fsdp and
 optim.accumulate of 0 are chosen by the memory of a device, as in training.
 
-step: compiles it (tools/compiled.py). Exit status 1 if it does not fit below 85 % of a device's
+step: compiles it (tools/compiled.py), with a line for each phase; what a host then has to decode at
+most, and what checkpoints take on disk. Exit status 1 if it does not fit below 85 % of a device's
 memory, stores scores of all pairs of tokens, or communicates what it should not.
 memory: an estimate by counting; docs/scale.md says how near it comes.
 remat: what each policy of mesh.remat keeps and computes again, by tracing (tools/traced.py):
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import time
@@ -38,17 +40,68 @@ class CostError(RuntimeError):
     """The step would not run well: says why, one reason after the other."""
 
 
-def step(config: RunConfig, topology: str | None, hlo_file: str | None) -> dict[str, Any]:
+def step(
+    config: RunConfig, topology: str | None, hlo_file: str | None, decode: float
+) -> dict[str, Any]:
     """Compiles the step, and prints what it takes."""
     from . import compiled
 
     began = time.monotonic()
-    result, text = compiled.analyse(*_on_devices(config, topology), topology or 'this machine')
+    config, devices = _on_devices(config, topology)
+    result, text = compiled.analyse(config, devices, topology or 'this machine')
     compiled.show(result)
+    result |= fed(result, len({device.process_index for device in devices}), decode)
+    result |= disk(config)
     print(f'{time.monotonic() - began:.0f} s in all')
     if hlo_file:
         Path(hlo_file).write_text(text)
     return result
+
+
+def fed(result: dict[str, Any], hosts: int, decode: float) -> dict[str, Any]:
+    """Prints how many clips a second every host has to bring at most, and on how many cores.
+
+    decode: clips a second of a core; 0: not measured.
+    """
+    if not result['step_seconds_bound']:
+        return {'hosts': hosts}
+    clips = result['global_batch'] / result['step_seconds_bound'] / hosts
+    text = f'{hosts} hosts: at most {clips:,.0f} clips a second each'
+    facts = {'hosts': hosts, 'clips_per_s_of_a_host': clips}
+    if decode:
+        facts['decode_cores_of_a_host'] = cores = math.ceil(clips / decode)
+        text += f', which take {cores:,} cores at {decode:g} clips a second each'
+    else:
+        text += '; --decode with what `jepa bench-data --list` measures tells the cores'
+    print(text)
+    return facts
+
+
+def disk(config: RunConfig) -> dict[str, Any]:
+    """Prints what a checkpoint takes, and those that are kept."""
+    from jepa_jax.memory import GIB
+
+    from . import steps
+
+    each, once = steps.state_bytes(config)
+    kept = len(kept_of(config))
+    most = (kept + 1) * each + once  # a new one is whole before an old one goes
+    stored = f', frozen nets {once / GIB:.2f} GiB once' if once else ''
+    saved = config.checkpoints
+    print(
+        f'a checkpoint: {each / GIB:.2f} GiB{stored}; keep {saved.keep} and keep_every '
+        f'{saved.keep_every} leave {kept:,} of them, {(kept * each + once) / GIB:,.1f} GiB, and '
+        f'{most / GIB:,.1f} GiB while the last is saved'
+    )
+    return {'checkpoint_bytes': each, 'checkpoints_kept': kept, 'disk_bytes': most}
+
+
+def kept_of(config: RunConfig) -> set[int]:
+    """Steps whose checkpoints are there at the end of a run."""
+    rule, last = config.checkpoints, config.optim.steps
+    saved = [*range(rule.every, last, rule.every), last]
+    every = rule.keep_every
+    return {*saved[-rule.keep :], *(step for step in saved if every and step % every == 0)}
 
 
 def remat(config: RunConfig, topology: str | None) -> dict[str, Any]:
@@ -79,7 +132,12 @@ def memory(config: RunConfig, topology: str | None, devices: int) -> dict[str, A
         print(f'{size:8.2f}  {use}')
     if capacity:
         print(f'{capacity / GIB:8.2f}  of a device')
-    return {'gib': sizes, 'fsdp': fsdp, 'accumulate': accumulate, 'clips_per_device': clips}
+    return disk(config) | {
+        'gib': sizes,
+        'fsdp': fsdp,
+        'accumulate': accumulate,
+        'clips_per_device': clips,
+    }
 
 
 def saved(config: RunConfig, then: str) -> dict[str, Any]:
@@ -125,6 +183,7 @@ def run(
     devices: int,
     json_file: str | None,
     hlo_file: str | None,
+    decode: float,
 ) -> None:
     """The tool: prints, and writes what it is asked to.
 
@@ -144,7 +203,7 @@ def run(
     elif what == 'remat':
         result = remat(config, topology)
     else:
-        result = step(config, topology, hlo_file)
+        result = step(config, topology, hlo_file, decode)
     if json_file:
         Path(json_file).write_text(json.dumps(result, indent=2) + '\n')
     if what == 'step' and not then:
@@ -159,6 +218,8 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add('--what', choices=('step', 'memory', 'remat'), default='step', help='see above')
     add('--topology', metavar='KIND:AxB[xC]', help='a TPU slice, such as v5p:4x4x4 (this machine)')
     add('--devices', type=int, default=1, metavar='N', help='for --what memory (%(default)s)')
+    measured = 'clips/s/core by `jepa bench-data --list LIST`; 0: not known (%(default)s)'
+    add('--decode', type=float, default=0.0, metavar='X', help=measured)
     add('--then', metavar='FILE[:ARG]', help='the config of a cooldown: what the two save (none)')
     add('--json', dest='json_file', metavar='FILE', help='write the figures there (no file)')
     add('--hlo', dest='hlo_file', metavar='FILE', help='write the compiled program there (no file)')

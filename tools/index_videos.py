@@ -1,6 +1,7 @@
 """Scans videos in parallel and writes a manifest that a run can use in place of a list.
 
-    python -m tools.index_videos LIST_OR_FOLDER... --out manifest.jsonl [--workers N] [--decode]
+    jepa index LIST_OR_FOLDER... --out manifest.jsonl [--workers N] [--decode] [--config NAME]
+    jepa index LIST --out clips.names --names
 
 One JSON object a line, in the order of the sources: path, label, frames, fps, width, height, codec,
 seconds, variable (whether the frame rate varies), missing (null, or which frames of a damaged
@@ -11,25 +12,44 @@ line, the label optional and relative paths counting from the list's folder; a f
 for videos, and what is passed over is counted; an argument that is itself a video stands for
 itself. What a file is its content says: a picture has one frame, an animated one is a video. Exit
 status 0 whatever the files hold, and a row for each of them.
+
+On the screen: the bad files, durations, frame rates, sizes and codecs of the good ones, and with
+--config how many of them a run of that config would pass over, or repeat the last frame of.
+
+--names looks at no file: it packs the names and labels of a text list of any length into one file
+that a run maps and its processes share, for lists of many millions; `data.lists[0].path` takes it.
 """
 
 from __future__ import annotations
 
 import argparse
+import bisect
 import collections
 import concurrent.futures
 import functools
+import itertools
 import json
 import multiprocessing
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from jepa_jax import cli, scratch
 from jepa_jax.config import layouts
-from jepa_jax.errors import REASONS, BadFile, ConfigError
+from jepa_jax.errors import REASONS, BadFile, ConfigError, printable
+
+SHOWN = 20  # bad files on the screen; all are in the manifest
+ROWS = 10  # of a table
+EDGES = (1, 2, 4, 8, 16, 30, 60, 300, 1800)  # seconds
+SPANS = (
+    f'below {EDGES[0]}',
+    *(f'{a} to {b}' for a, b in zip(EDGES, EDGES[1:])),
+    f'{EDGES[-1]} and more',
+)
+SHORT = 'short'
 
 
 def describe(record: tuple[str, int | None], decode_all: bool) -> dict:
@@ -151,15 +171,13 @@ def _died(path: str, label: int | None) -> dict:
     return {'path': path, 'label': label, 'problem': 'corrupt', 'detail': detail}
 
 
-def write(rows, out: Path) -> collections.Counter:
-    """Writes the manifest at once, by renaming a finished file; counts rows by problem."""
-    counts = collections.Counter()
+def write(rows, out: Path) -> None:
+    """Writes the manifest at once, by renaming a finished file."""
     scratch.sweep(out.parent)
     handle, part = tempfile.mkstemp(dir=out.parent, prefix=scratch.prefix(out))
     try:
         with open(handle, 'w', encoding='utf-8', errors='surrogateescape') as file:
             for row in rows:
-                counts[row['problem']] += 1
                 file.write(json.dumps(row, ensure_ascii=False) + '\n')
         umask = os.umask(0)
         os.umask(umask)
@@ -168,11 +186,123 @@ def write(rows, out: Path) -> collections.Counter:
     except BaseException:
         os.unlink(part)
         raise
-    return counts
 
 
-def run(source: list[str], out: Path, workers: int, decode: bool) -> None:
-    """Writes the manifest and says what is wrong with the files.
+class Summary:
+    """What the rows of a manifest say together; of any number of them."""
+
+    def __init__(self) -> None:
+        self.problems: collections.Counter[str | None] = collections.Counter()
+        self.bad: list[str] = []  # the first of them
+        self.tables: dict[str, collections.Counter[str]] = {
+            name: collections.Counter() for name in ('seconds', 'frames a second', 'size', 'codec')
+        }
+
+    def add(self, row: dict) -> None:
+        self.problems[row['problem']] += 1
+        if row['problem']:
+            if len(self.bad) < SHOWN:
+                detail = printable(row['detail'] or '')
+                self.bad.append(f'{printable(row["path"])}: {row["problem"]} ({detail})')
+            return
+        seconds, fps = row['seconds'], row['fps']
+        values = {
+            'seconds': _span(seconds) if seconds is not None else 'no clock',
+            'frames a second': f'{fps:.0f}' if fps else 'no clock',
+            'size': f'{row["width"]}x{row["height"]}',
+            'codec': row['codec'] or 'picture or array',
+        }
+        for name, value in values.items():
+            self.tables[name][value] += 1
+
+    def lines(self) -> Iterator[str]:
+        """Tables with a bar for each row, the most frequent first, spans of time in their order."""
+        total = max(1, self.problems[None])
+        for name, counts in self.tables.items():
+            if not counts:
+                continue
+            yield f'{name}:'
+            order = counts.most_common()
+            if name == 'seconds':
+                order.sort(key=lambda pair: SPANS.index(pair[0]) if pair[0] in SPANS else -1)
+            shown, rest = order[:ROWS], sum(count for _, count in order[ROWS:])
+            for value, count in [*shown, *([('others', rest)] if rest else [])]:
+                yield f'{count:10,d}  {value:16s} {"#" * -(-40 * count // total)}'
+
+
+def _span(seconds: float) -> str:
+    return SPANS[bisect.bisect_right(EDGES, seconds)]
+
+
+class Fits:
+    """How videos go with a config: what a run would pass over, and where it repeats frames."""
+
+    def __init__(self, name: str) -> None:
+        """Raises ConfigError for a config that reads no lists of videos."""
+        from jepa_jax.config import frame_counts
+        from jepa_jax.data.clips import Sampling
+
+        config = cli.load(name)
+        if not hasattr(config.data, 'lists'):
+            raise ConfigError(f'--config={name}: reads no lists of videos')
+        self._name, self._sampling = name, Sampling.from_config(config.data)
+        self._frames = sorted(frame_counts(config.data))
+        self._counts: collections.Counter[tuple[int, str]] = collections.Counter()
+
+    def add(self, row: dict) -> None:
+        from jepa_jax.errors import Unsuitable
+
+        for frames in self._frames:
+            if row['problem']:
+                self._counts[frames, row['problem']] += 1
+            elif row['fps']:
+                try:
+                    step = self._sampling.step(row['fps'], frames)
+                except Unsuitable as error:
+                    self._counts[frames, error.reason] += 1
+                else:
+                    self._counts[frames, SHORT] += row['frames'] <= frames * step
+
+    def lines(self, total: int) -> Iterator[str]:
+        rule = ', '.join(f'{k} {v:g}' for k, v in vars(self._sampling).items() if v)
+        for frames in self._frames:
+            mine = {why: n for (f, why), n in self._counts.items() if f == frames and n}
+            short = mine.pop(SHORT, 0)
+            reasons = ''.join(f', {n:,} {why}' for why, n in sorted(mine.items()))
+            yield (
+                f'{self._name}, clips of {frames} frames ({rule}): {sum(mine.values()):,} of '
+                f'{total:,} passed over{reasons}; {short:,} shorter than a clip, whose last frame '
+                'is repeated'
+            )
+
+
+def pack(source: list[str], out: Path) -> None:
+    """Writes the names of text lists as they stand.
+
+    Raises:
+      ConfigError: another name for the file, or a list that cannot be read.
+    """
+    from jepa_jax.data import lists, names
+
+    if out.suffix != names.SUFFIX:
+        raise ConfigError(f'--out {out}: must end in {names.SUFFIX} with --names')
+    began = time.monotonic()
+    parts = itertools.chain.from_iterable(lists.pieces(path) for path in source)
+    try:
+        count, size = names.write(out, parts)
+    except (OSError, BadFile) as error:
+        raise ConfigError(f'a source cannot be read: {error}') from error
+    if not count:
+        out.unlink()
+        raise ConfigError(f'no names in {" ".join(source)}')
+    seconds = time.monotonic() - began
+    print(f'{count:,} names of {size / max(1, count):.0f} bytes, {seconds:.0f} s; wrote {out}')
+
+
+def run(
+    source: list[str], out: Path, workers: int, decode: bool, config: str | None, names: bool
+) -> None:
+    """Writes the manifest and says what the files are like and what is wrong with them.
 
     Raises:
       ConfigError: a setting or a source that cannot be used.
@@ -186,6 +316,9 @@ def run(source: list[str], out: Path, workers: int, decode: bool) -> None:
     for path in source:
         if complaint := next(layouts.absent('source', path), None):
             raise ConfigError(complaint)
+    if names:
+        return pack(source, out)
+    fits = Fits(config) if config else None
     try:
         records, skipped = gather(source)
     except (OSError, BadFile, ConfigError) as error:
@@ -194,12 +327,22 @@ def run(source: list[str], out: Path, workers: int, decode: bool) -> None:
     if not records:
         why = f' (passed over: {passed_over})' if passed_over else ''
         raise ConfigError(f'no videos in {" ".join(source)}{why}')
-    rows = scanned(records, decode, workers)
+    summary = Summary()
+    rows = tqdm(scanned(records, decode, workers), total=len(records), unit='file')
     try:
-        counts = write(tqdm(rows, total=len(records), unit='file'), out)
+        write(_told(rows, *filter(None, (summary, fits))), out)
     except OSError as error:
         raise ConfigError(f'{out} cannot be written: {error.strerror or error}') from error
-    good = counts.pop(None, 0)
+    counts = summary.problems
+    for line in summary.lines():
+        print(line)
+    for line in summary.bad:
+        print(f'bad: {line}')
+    good, bad = counts.pop(None, 0), sum(counts.values())
+    if bad > SHOWN:
+        print(f'bad: {bad - SHOWN:,} more, which have a problem in {out}')
+    for line in fits.lines(len(records)) if fits else ():
+        print(line)
     print(f'{good} of {len(records)} files are fine; wrote {out}')
     if passed_over:
         print(f'passed over: {passed_over}')
@@ -207,11 +350,21 @@ def run(source: list[str], out: Path, workers: int, decode: bool) -> None:
         print(f'{count:8d} {reason}')
 
 
+def _told(rows: Iterable[dict], *listeners: Summary | Fits) -> Iterator[dict]:
+    """The rows, each of which the listeners get on its way."""
+    for row in rows:
+        for listener in listeners:
+            listener.add(row)
+        yield row
+
+
 def _options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add('source', nargs='+', help='list file, folder or video')
     add('--out', required=True, type=Path, metavar='FILE.jsonl', help='manifest to write')
     add('--workers', type=int, default=os.cpu_count(), metavar='N', help='processes (%(default)s)')
+    add('--config', metavar='NAME[:ARG]', help='what a run of it would pass over (not asked)')
+    add('--names', action='store_true', help='look at no file: pack names, into FILE.names')
     add('--decode', action='store_true', help='decode every frame of every file')
 
 

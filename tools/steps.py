@@ -156,11 +156,22 @@ class Step:
         }
         return jax.jit(self.init)(key), frozen
 
-    def compile(self, program: Program) -> tuple[Any, dict[str, Any]]:
-        """The compiled step, and its costs: seconds of wall and of all cores, bytes a device."""
+    def compile(
+        self, program: Program, say: Callable[[str], None] = lambda line: None
+    ) -> tuple[Any, dict[str, Any]]:
+        """The compiled step, and its costs: seconds of wall and of all cores, bytes a device.
+
+        say: gets a line when a phase begins; the last one takes minutes for large models.
+        """
         walls, cores, stage = [time.perf_counter()], [time.process_time()], self.function
         arguments = self.arguments(program)
-        for make in (lambda s: s.trace(*arguments), lambda s: s.lower(), lambda s: s.compile()):
+        phases = {
+            'tracing': lambda s: s.trace(*arguments),
+            'lowering': lambda s: s.lower(),
+            'compiling': lambda s: s.compile(),
+        }
+        for phase, make in phases.items():
+            say(f'{walls[-1] - walls[0]:5.0f} s  {phase}')
             stage = make(stage)
             walls.append(time.perf_counter())
             cores.append(time.process_time())
@@ -186,6 +197,18 @@ def _laid(net: Net, mesh: jax.sharding.Mesh) -> Any:
         return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=jax.NamedSharding(mesh, spec))
 
     return jax.tree.map(one, net.abstract, net.specs)
+
+
+def state_bytes(config: RunConfig) -> tuple[int, int]:
+    """Bytes of a checkpoint's arrays, and of the nets that are stored once, beside checkpoints."""
+    objective = load(recipes.of(config).build)(config)
+    tx = optim.build(config.optim, objective).tx
+    state = jax.eval_shape(lambda: init_state(objective, tx, jax.random.key(0)))
+    once = [net.abstract for net in (objective.frozen | objective.kept).values()]
+    return tuple(
+        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+        for tree in (state, once)
+    )
 
 
 def size(nets: dict[str, Net]) -> int:

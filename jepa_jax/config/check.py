@@ -46,6 +46,23 @@ class OneOf:
         return allowed(value, self.words)
 
 
+@dataclass(frozen=True)
+class SomeOf:
+    """Some of a few words, as `a,b`; none if empty."""
+
+    words: tuple[str, ...]
+
+    def holds(self, value: str) -> bool:
+        return self._wrong(value) is None
+
+    def _wrong(self, value: str) -> str | None:
+        given = value.split(',') if value else []
+        return next((w for w in given if w not in self.words or given.count(w) > 1), None)
+
+    def complaint(self, value: str) -> str:
+        return allowed(self._wrong(value), self.words)
+
+
 def _range(low: float, high: float, what: str) -> Rule:
     """An ascending pair above `low`, up to and including `high`."""
     return Rule(lambda v: low < v[0] <= v[1] <= high, f'a pair LOW, HIGH, {what}, LOW <= HIGH')
@@ -152,7 +169,12 @@ RULES: dict[type, dict[str, Rule | OneOf]] = {
         'remat': OneOf(('full', 'dots', 'none')),
     },
     parts.CheckpointsConfig: {'every': POSITIVE, 'keep': POSITIVE, 'keep_every': NOT_NEGATIVE},
-    parts.LoggingConfig: {'every': POSITIVE, 'health_every': NOT_NEGATIVE},
+    parts.LoggingConfig: {
+        'every': POSITIVE,
+        'health_every': NOT_NEGATIVE,
+        'pictures': NOT_NEGATIVE,
+        'sinks': SomeOf(parts.SINKS),
+    },
     parts.ProbeConfig: {
         'steps': POSITIVE,
         'batch': POSITIVE,

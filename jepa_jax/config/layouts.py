@@ -51,6 +51,7 @@ def missing(config: RunConfig, workdir: str | os.PathLike) -> Iterator[str]:
     for i, item in enumerate(getattr(config.data, 'lists', ())):
         if item.kind not in WITHOUT_PATH:
             path = item.path.partition(':')[0] if item.kind == 'tfds' else item.path
+            yield from _elsewhere(f'data.lists[{i}].path', item.path, SOURCES.get(item.kind))
             yield from absent(f'data.lists[{i}].path', path)
     for i, item in enumerate(getattr(config.data, 'mixture', ())):
         for name in ('path', 'folder'):
@@ -60,6 +61,7 @@ def missing(config: RunConfig, workdir: str | os.PathLike) -> Iterator[str]:
         yield from absent('heldout', path)
     robot = getattr(config, 'robot', None)
     if isinstance(robot, RobotConfig) and robot.path:
+        yield from _elsewhere('robot.path', robot.path, READERS.get(robot.kind))
         yield from absent('robot.path', robot.path)
     evals = enumerate(getattr(config, 'evals', ()))
     labelled = {'labels': config, **{f'evals[{i}].labels': each for i, each in evals}}
@@ -79,6 +81,12 @@ def missing_sets(config: EvalConfig, workdir: str | os.PathLike) -> Iterator[str
         for name in ('train', 'test', 'path', 'videos'):
             if path := getattr(getattr(config, 'data', None), name, ''):
                 yield from absent(f'data.{name}', path)
+
+
+def _elsewhere(field: str, path: str, reader: object) -> Iterator[str]:
+    """A complaint about a bucket that is to be read by one of our own readers, which read files."""
+    if '://' in path and str(reader).startswith('jepa_jax.'):
+        yield f"{field} = '{path}': must be a file or folder of a file system; mount the bucket"
 
 
 def absent(field: str, path: str) -> Iterator[str]:

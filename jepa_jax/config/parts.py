@@ -15,6 +15,9 @@ SELF_MADE = ('synthetic', 'synthetic_few')
 WITHOUT_PATH = (*SELF_MADE, 'lawful', 'lawful_few')
 
 
+SINKS = ('wandb', 'mlflow', 'trackio')  # libraries that metrics can go to; an extra each
+
+
 @dataclass
 class EncoderConfig:
     """The vision transformer. Width, depth, heads and MLP ratio come from `size` unless set."""
@@ -225,6 +228,11 @@ class LoggingConfig:
 
     every: int = 10  # steps between lines of metrics.jsonl
     health_every: int = 100  # steps between health checks; 0: never
+    # moments at which features of two clips are looked at: after the first step, and whenever the
+    # run has become twice as long, up to its end; 0: none
+    pictures: int = 8
+    sinks: str = ''  # where metrics go besides, of SINKS, as `wandb,mlflow`; empty: nowhere
+    project: str = 'jepa_jax'  # what the run belongs to there
 
 
 @dataclass

@@ -23,11 +23,13 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from jepa_jax import files
+from jepa_jax.data import names as names_
 from jepa_jax.data import npz
 from jepa_jax.data.kinds import PICTURES, STACKS, VIDEOS, kind_of, known
 from jepa_jax.errors import BadFile, ConfigError, printable
@@ -72,31 +74,118 @@ def records_of(path: str, suffixes: frozenset[str]) -> tuple[list[Record], dict[
 
 
 def read_list(path: str | Path) -> list[Record]:
-    """Records of a text list; see above. Relative paths are relative to the list's folder; empty
-    lines and those that start with `#` are skipped.
+    """Records of a text list, see above, or of one that `jepa index --names` packed. Relative paths
+    are relative to the list's folder; empty lines and those that start with `#` are skipped.
 
     Raises:
       BadFile: missing, unreadable, too large, or no text.
     """
-    folder, records = Path(path).parent, []
-    lines = [(n, line) for n, line in _lines(path) if line and not line.startswith('#')]
-    cut = _table([line for _, line in lines[:FIRST]], folder)
-    if lines and (header := cut.header(lines[0][1])):
-        cut, lines = header, lines[1:]
-    unused: dict[str, list[tuple[int, str]]] = {_WORDS: [], _SPACES: [], _COLUMNS: []}
-    for number, line in lines:
-        name, label, why = cut(line)
-        if why:
-            unused[why].append((number, line))
-        records.append((_absolute(name, folder), label))
-    for why, where in unused.items():
-        if where:
-            number, line = where[0]
-            line = files.one_line(ValueError(line), 100)
-            logging.warning(
-                '%s: %d lines: %s: line %d: %s', printable(path), len(where), why, number, line
-            )
+    if str(path).endswith(names_.SUFFIX):
+        return names_.Mapped(path).records()
+    reader = _Reader(path)
+    records = reader.records(_lines(path))
+    reader.warn()
     return records
+
+
+class _Reader:
+    """Makes records of a list's lines, of some at a time: the first tell how it is written."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._path, self._folder = path, Path(path).parent
+        self._cut: _Lines | _Table | None = None
+        self._unused: dict[str, tuple[int, int, str]] = {}  # how many lines, and the first
+
+    @property
+    def plain(self) -> bool:
+        """Whether lines are `path label`, and not a table's."""
+        return isinstance(self._cut, _Lines)
+
+    def records(self, lines: list[tuple[int, str]]) -> list[Record]:
+        """Of numbered lines without white space around them."""
+        lines = [(n, line) for n, line in lines if line and not line.startswith('#')]
+        if self._cut is None and lines:
+            self._cut = _table([line for _, line in lines[:FIRST]], self._folder)
+            if header := self._cut.header(lines[0][1]):
+                self._cut, lines = header, lines[1:]
+        records = []
+        for number, line in lines:
+            name, label, why = self._cut(line)
+            if why:
+                count, *first = self._unused.get(why, (0, number, line))
+                self._unused[why] = count + 1, *first
+            records.append((_absolute(name, self._folder), label))
+        return records
+
+    def warn(self) -> None:
+        """Says which labels and columns are not used."""
+        for why in (_WORDS, _SPACES, _COLUMNS):
+            if why in self._unused:
+                count, number, line = self._unused[why]
+                line = files.one_line(ValueError(line), 100)
+                logging.warning(
+                    '%s: %d lines: %s: line %d: %s', printable(self._path), count, why, number, line
+                )
+
+
+# What most lines of long lists look like: an absolute path as it will stand, and a label. They are
+# cut by the million, several times as fast as a line at a time
+_SIMPLE = re.compile(
+    rb'(?m)^(/[!#-+\-./0-9<-\[\]-}]+\.(?:%s))(?: (-?[0-9]{1,18}))?$'
+    % b'|'.join(suffix[1:].encode() for suffix in sorted(SUFFIXES)),
+    re.IGNORECASE,
+)
+PIECE = 1 << 23  # bytes of a list that are read at a time
+
+
+def pieces(path: str | Path) -> Iterator[tuple[list[bytes], np.ndarray]]:
+    """Names and labels (int64, names.NONE: none) of a text list of any length, some at a time: the
+    records that `read_list` gives.
+
+    Raises:
+      BadFile: missing, unreadable, no text, or a line of more than PIECE bytes.
+    """
+    reader, number, left = _Reader(path), 1, b''
+    files.size(path)
+    with files.reading(path), open(path, 'rb') as file:
+        mark, encoding = _text(path, file.read(64))
+        file.seek(0)
+        if mark or encoding != 'utf-8':
+            yield _packed(read_list(path))
+            return
+        while True:
+            read = file.read(PIECE)
+            data, newline, left = (left + read).rpartition(b'\n')
+            if not read:
+                data, left = left, b''
+            elif not newline:
+                raise BadFile(path, 'not_text', f'a line of more than {PIECE:,} bytes')
+            if reader.plain and (simple := _simple(data)):
+                yield simple
+            elif data:
+                text = data.decode('utf-8', 'surrogateescape').splitlines()
+                yield _packed(reader.records([(n, x.strip()) for n, x in enumerate(text, number)]))
+            number += data.count(b'\n') + 1
+            if not read:
+                break
+    reader.warn()
+
+
+def _packed(records: list[Record]) -> tuple[list[bytes], np.ndarray]:
+    labels = [names_.NONE if label is None else label for _, label in records]
+    names = [name.encode('utf-8', 'surrogateescape') for name, _ in records]
+    return names, np.asarray(labels, np.int64)
+
+
+def _simple(data: bytes) -> tuple[list[bytes], np.ndarray] | None:
+    """Names and labels of lines that are all simple; None: they are not."""
+    if b'//' in data or b'/.' in data:
+        return None
+    pairs = _SIMPLE.findall(data)
+    if len(pairs) != data.count(b'\n') + 1:
+        return None
+    labels = [int(label) if label else names_.NONE for _, label in pairs]
+    return [name for name, _ in pairs], np.asarray(labels, np.int64)
 
 
 _WORDS = 'a label that is no whole number, which is not used'
@@ -197,16 +286,21 @@ def _lines(path: str | Path) -> list[tuple[int, str]]:
     files.bound(path, 'index', size, f'{size:,} bytes of a list')
     with files.reading(path):
         data = Path(path).read_bytes()
+    mark, encoding = _text(path, data)
+    data = data[len(mark) :]
+    text = data.decode(encoding, 'surrogateescape' if encoding == 'utf-8' else 'replace')
+    return [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
+
+
+def _text(path: str | Path, data: bytes) -> tuple[bytes, str]:
+    """The mark that text begins with, b'' if none, and its encoding. Raises BadFile: it is none."""
     for start, what in _BINARY.items():
         if data.startswith(start):
             raise BadFile(path, 'not_text', f'{what}: must be text, a path a line')
     mark = next((mark for mark in _MARKS if data.startswith(mark)), b'')
     # without a mark, UTF-16 shows by every other byte of its first letters
     wide = {b'\0\1\0\1': 'utf-16-be', b'\1\0\1\0': 'utf-16-le'}
-    encoding = _MARKS.get(mark) or wide.get(bytes(map(bool, data[:4])), 'utf-8')
-    data = data[len(mark) :]
-    text = data.decode(encoding, 'surrogateescape' if encoding == 'utf-8' else 'replace')
-    return [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
+    return mark, _MARKS.get(mark) or wide.get(bytes(map(bool, data[:4])), 'utf-8')
 
 
 def _last_word(line: str) -> tuple[str, str, str]:

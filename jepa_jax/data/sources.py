@@ -14,7 +14,6 @@ import logging
 import os
 import re
 import zlib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -24,13 +23,14 @@ from jepa_jax import files
 from jepa_jax.config import WITHOUT_PATH, DataConfig, DataListConfig
 from jepa_jax.config.layouts import SOURCES
 from jepa_jax.data import clips, decode, kinds, lists, npz, pictures, prepared
-from jepa_jax.data.cache import ClipCache, read_stored
+from jepa_jax.data.cache import ClipCache, checksum, read_stored
 from jepa_jax.data.kinds import PICTURES, VIDEOS
+from jepa_jax.data.names import NONE, SUFFIX, Mapped, Names
 from jepa_jax.data.pictures import image_of
 from jepa_jax.errors import BadFile, ConfigError, Unsuitable, allowed, printable
 from jepa_jax.lookup import load
 
-SHARD_VERSION = 1  # of what `python -m tools.make_shards` writes
+SHARD_VERSIONS = {'rgb': 1, 'jpegs': 2}  # of what `jepa shards` writes, by how frames are stored
 
 
 class Source(Protocol):
@@ -49,38 +49,32 @@ class Source(Protocol):
         """A clip `[frames, H, W, 3]` uint8, cut at random; raises BadFile or OSError."""
 
 
-class Names:
-    """Many strings in two buffers: a million of them pickle in milliseconds."""
-
-    def __init__(self, names: Iterable[str]) -> None:
-        parts = [name.encode('utf-8', 'surrogateescape') for name in names]
-        self._text = b''.join(parts)
-        self._ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def __getitem__(self, index: int) -> str:
-        start = self._ends[index - 1] if index else 0
-        return self._text[start : self._ends[index]].decode('utf-8', 'surrogateescape')
-
-
 class Files:
     """Files by path, of any kind that `kinds.kind_of` tells; an image is a clip of one repeated
     frame, and what has no clock (an array, a TIFF of many pages) is taken as a tfds sequence is."""
 
     def __init__(
-        self,
-        records: list[lists.Record],
-        skipped: dict[str, int],
-        data: DataConfig,
+        self, names: Names, labels: np.ndarray | None, skipped: dict[str, int], data: DataConfig
     ) -> None:
-        self._names = Names(path for path, _ in records)
-        labels = [-1 if label is None else label for _, label in records]
-        self._labels = np.asarray(labels, np.int64) if any(x >= 0 for x in labels) else None
+        """labels: [n] int64, below 0 where there is none."""
+        self._names, self._labels = names, labels
         self._choose = functools.partial(_choose, clips.Sampling.from_config(data))
         self._cache = ClipCache(data.cache, data.cache_gib) if data.cache else None
         self.skipped = skipped
+
+    @classmethod
+    def of(cls, records: list[lists.Record], skipped: dict[str, int], data: DataConfig) -> Files:
+        labels = np.asarray([NONE if label is None else label for _, label in records], np.int64)
+        has_some = (labels >= 0).any()
+        return cls(Names(path for path, _ in records), labels if has_some else None, skipped, data)
+
+    @classmethod
+    def at(cls, path: str, suffixes: frozenset[str], data: DataConfig) -> Files:
+        """Those of a folder or list; raises as `lists.records_of`."""
+        if path.endswith(SUFFIX) and os.path.isfile(path):
+            names = Mapped(path)
+            return cls(names, names.labels, {}, data)
+        return cls.of(*lists.records_of(path, suffixes), data)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -111,15 +105,17 @@ class Files:
 class Shards:
     """Decoded clips that `python -m tools.make_shards` wrote: only chosen frames are read.
 
-    A folder of pairs `shard-00000.rgb`, frames as plain bytes, and `shard-00000.json`, which says
-    where each record lies; written last, so a shard without one is unfinished. Each frame that is
-    read is held against its checksum; shards of before there were any are read without, and said.
+    A folder of pairs `shard-00000.rgb`, frames as plain bytes, or `shard-00000.jpegs`, a JPEG each,
+    and `shard-00000.json`, which says where each record lies; written last, so a shard without one
+    is unfinished. Each frame that is read is held against its checksum; shards of before there were
+    any are read without, and said.
     """
 
     def __init__(self, folder: str, data: DataConfig) -> None:
         self._folder, self._sampling = folder, clips.Sampling.from_config(data)
         names, rows, self._rates, self.skipped = [], [], [], {}
         sums, count, without = [np.empty(0, np.uint32)], 0, 0
+        sizes, sized = [np.empty(0, np.int64)], 0
         self._files = sorted(Path(folder).glob('shard-*.json'))
         for number, path in enumerate(self._files):
             shard = _shard(path)
@@ -130,13 +126,16 @@ class Shards:
                 first = count if 'sums' in record else -1
                 sums.append(np.asarray(record.get('sums', ()), np.uint32))
                 count += len(sums[-1])
-                rows.append((number, label, record['offset'], *record['shape'], first))
+                place = sized if 'sizes' in record else -1
+                sizes.append(np.asarray(record.get('sizes', ()), np.int64))
+                sized += len(sizes[-1])
+                rows.append((number, label, record['offset'], *record['shape'], first, place))
                 self._rates.append(record['fps'])
             for bad in shard['skipped']:
                 self.skipped[bad['reason']] = self.skipped.get(bad['reason'], 0) + 1
         self._names, self._rates = Names(names), np.asarray(self._rates, np.float64)
-        self._rows = np.asarray(rows, np.int64).reshape(len(rows), 8)
-        self._sums = np.concatenate(sums)
+        self._rows = np.asarray(rows, np.int64).reshape(len(rows), 9)
+        self._sums, self._sizes = np.concatenate(sums), np.concatenate(sizes)
         if without:
             logging.warning(
                 '%s: %d of %d shards have no checksums: damage of theirs is not noticed; '
@@ -155,7 +154,7 @@ class Shards:
         return None if label < 0 else label
 
     def read(self, index: int, frames: int, rng: np.random.Generator) -> np.ndarray:
-        shard, _, offset, *shape, first = self._rows[index].tolist()
+        shard, _, offset, *shape, first, place = self._rows[index].tolist()
         sums = None if first < 0 else self._sums[first : first + shape[0]].tolist()
         fps = float(self._rates[index])
         timing = clips.Timing(shape[0], fps, shape[0] / fps)
@@ -163,8 +162,43 @@ class Shards:
             numbers = clips.frame_indices(timing, frames, self._sampling, rng)
         except Unsuitable as error:
             raise BadFile(self.name(index), error.reason, error.detail) from error
-        path = self._files[shard].with_suffix('.rgb')
-        return read_stored(path, offset, tuple(shape), numbers, sums)
+        path = self._files[shard]
+        if place < 0:
+            return read_stored(path.with_suffix('.rgb'), offset, tuple(shape), numbers, sums)
+        sizes = self._sizes[place : place + shape[0]]
+        return _jpegs(path.with_suffix('.jpegs'), offset, sizes, tuple(shape[1:]), numbers, sums)
+
+
+def _jpegs(
+    path: Path,
+    offset: int,
+    sizes: np.ndarray,
+    shape: tuple[int, int, int],
+    numbers: np.ndarray,
+    sums: list[int] | None,
+) -> np.ndarray:
+    """Frames `[n, H, W, 3]` of JPEGs that lie one after the other from byte `offset`.
+
+    sizes: bytes of each. Raises OSError; BadFile for one that is not what was stored.
+    """
+    ends = offset + np.cumsum(sizes)
+    unique, where = np.unique(numbers, return_inverse=True)
+    frames = np.empty((len(unique), *shape), np.uint8)
+    with open(path, 'rb', buffering=0) as file:
+        for frame, number in zip(frames, unique.tolist()):
+            size = int(sizes[number])
+            file.seek(int(ends[number]) - size)
+            content = file.read(size)
+            if len(content) != size:
+                raise BadFile(path, 'truncated', f'frame {number} is not there')
+            stored = np.frombuffer(content, np.uint8)
+            if sums is not None and checksum(stored) != sums[number]:
+                raise BadFile(path, 'corrupt', f'frame {number} is not what was stored')
+            image = image_of(str(path), content)
+            if image.shape != shape:
+                raise BadFile(path, 'corrupt', f'frame {number} is {image.shape}, not {shape}')
+            frame[...] = image
+    return frames[where]
 
 
 def _shard(path: Path) -> dict:
@@ -178,7 +212,9 @@ def _shard(path: Path) -> dict:
     files.bound(path, 'index', size, f'{size:,} bytes of an index')
     with files.reading(path, 'not_text'):
         shard = json.loads(path.read_bytes())
-        if (version := shard['version']) == SHARD_VERSION:
+        if (version := shard['version']) in SHARD_VERSIONS.values():
+            jpegs = version == SHARD_VERSIONS['jpegs']
+            held = files.size(path.with_suffix('.jpegs')) if jpegs else 0
             for record in shard['records']:
                 whole = [record['first'], record['offset'], record['label'] or 0, *record['shape']]
                 frames, height, width, channels = record['shape']
@@ -192,12 +228,19 @@ def _shard(path: Path) -> dict:
                 sums = record.get('sums', [0] * frames)
                 if len(sums) != frames or not all(type(n) is int and 0 <= n < 2**32 for n in sums):
                     raise ValueError('checksums that are none, or not one for each frame')
+                if jpegs != ('sizes' in record):
+                    raise ValueError('sizes of JPEGs, or none of them, against its version')
+                sizes = record.get('sizes', [1] * frames)
+                if len(sizes) != frames or not all(type(n) is int and n > 0 for n in sizes):
+                    raise ValueError('sizes that are none, or not one for each frame')
+                if jpegs and record['offset'] + sum(sizes) > held:
+                    raise ValueError(f'frames beyond the {held:,} bytes of its .jpegs')
             for bad in shard['skipped']:
                 str.isprintable(bad['reason'])
     if 'sum' in shard and sum_of(shard['records']) != shard['sum']:
         raise BadFile(path, 'corrupt', 'its records are not what was written (checksum)')
-    if version != SHARD_VERSION:
-        raise ConfigError(f'{path} has version {version!r:.40}, not {SHARD_VERSION}')
+    if version not in SHARD_VERSIONS.values():
+        raise ConfigError(f'{path} has version {version!r:.40}, not 1 or 2')
     return shard
 
 
@@ -316,17 +359,17 @@ def _image_depth(feature) -> int:
 
 
 def videos(path: str, data: DataConfig) -> Files:
-    return Files(*lists.records_of(path, VIDEOS), data)
+    return Files.at(path, VIDEOS, data)
 
 
 def images(path: str, data: DataConfig) -> Files:
-    return Files(*lists.records_of(path, PICTURES), data)
+    return Files.at(path, PICTURES, data)
 
 
 def _self_made(module: str, kind: str, path: str, data: DataConfig) -> Files:
     maker = importlib.import_module(f'jepa_jax.data.{module}')
     try:
-        return Files(lists.read_list(maker.ensure(kind, path)), {}, data)
+        return Files.of(lists.read_list(maker.ensure(kind, path)), {}, data)
     except ValueError as error:  # a folder that holds something else
         raise ConfigError(str(error)) from error
 

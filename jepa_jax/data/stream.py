@@ -184,6 +184,11 @@ class Stream:
         """Lines for the start of a run's log."""
         return [f'{self.place(i)}: {len(each)} records' for i, each in enumerate(self.lists)]
 
+    def examples(self, count: int) -> list[tuple[np.ndarray, str]]:
+        """Frames uint8 [T, H, W, 3] of some records and words on them, for people to look at where
+        batches have no frames."""
+        return []
+
     def close(self) -> None:
         """Ends all iterators and their workers."""
         while self._open:
@@ -336,10 +341,14 @@ class FailureLog:
         self._tried = 0
         self._reasons: collections.Counter[str] = collections.Counter()
         self._named: set[str] = set()
+        self._seconds: collections.Counter[str] = collections.Counter()
+        self._read = 0  # records of this start
 
     def add(self, host: HostBatch) -> None:
         """Counts a batch's failures. Raises DataError."""
         self._tried += host.tried
+        self._read += host.tried
+        self._seconds.update(host.seconds)
         for failure in host.failures:
             self._reasons[failure.reason] += 1
             if failure.path not in self._named:
@@ -362,6 +371,14 @@ class FailureLog:
         """Metrics: `data/tried`, and `data/failed/REASON` for every reason met so far."""
         failed = {f'data/failed/{reason}': n for reason, n in sorted(self._reasons.items())}
         return {'data/tried': self._tried, **failed}
+
+    def reading(self) -> dict[str, float]:
+        """Seconds that a record took in this start, by what they went to, all threads together."""
+        return (
+            {k: each / self._read for k, each in sorted(self._seconds.items()) if k != 'batch'}
+            if self._read
+            else {}
+        )
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs, as JSON values."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 
@@ -117,6 +118,17 @@ class RobotStream(Stream):
     def place(self, list_index: int) -> str:
         return f'robot.path {self.config.robot.path!r}'
 
+    def examples(self, count: int) -> list[tuple[np.ndarray, str]]:
+        """The beginnings of the first episodes that can be read."""
+        data, side, pieces = self.config.robot, self.config.data.crop, []
+        for record in range(min(count, len(self.recordings))):
+            with contextlib.suppress(BadFile, OSError):  # a batch that needs it says so
+                episode = self.recordings.episode(record)
+                piece = robot.cut(episode, data.frames, data.fps, lambda _: 0)
+                frames = robot.view(piece.frames, (side, side))
+                pieces.append((frames, f'{episode.name}; {words_of(piece.actions)}'))
+        return pieces
+
     def describe(self) -> list[str]:
         data = self.config.robot
         source = f'features in {self._store.folder}' if self._store else 'frames'
@@ -174,6 +186,11 @@ class RobotStream(Stream):
 
     def __getstate__(self) -> dict:
         return super().__getstate__() | {'_known': {}}
+
+
+def words_of(actions: np.ndarray) -> str:
+    """What a piece's actions [T - 1, U] are, for people."""
+    return 'actions: ' + '; '.join(' '.join(f'{x:+.3f}' for x in row) for row in actions)
 
 
 def random_prefix(config: ActionConditionedConfig, step: int) -> int:

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure as Canvas
 
+from jepa_jax import page
 from jepa_jax.config.anomaly import AnomalyConfig
 from jepa_jax.data import windows
 from jepa_jax.errors import BadFile
-from jepa_jax.evals import normality, own_page, pictures
+from jepa_jax.evals import normality, pictures
 from jepa_jax.evals.physics import view_of
 
 SHOWN = 12  # videos whose scores are drawn, and windows that are shown
@@ -29,7 +30,7 @@ def write(
         '<h1>What the camera does not usually show</h1>',
         f'<p>{len(judged)} test videos. Intervals are 95 %, over videos.</p>',
         *(f'<p>{html.escape(line)}</p>' for line in sentences),
-        own_page.table(
+        page.table(
             ('', 'value', '95 % interval', 'videos'),
             [
                 (name, f'{f.value:.3f}', f'{f.low:.3f} to {f.high:.3f}', str(f.n))
@@ -44,18 +45,14 @@ def write(
             f'<p>{drawn} of {len(judged)} videos, those with the highest scores; every frame of '
             'all stands in scores.csv. A score of 1 is the threshold, 0 the middle of normal '
             'frames. Shaded: labelled as abnormal.</p>',
-            '<p><img src="scores.png" alt="scores over time"></p>',
+            page.file(folder / 'scores.png', 'scores over time'),
         ]
         for name in [n for n in ('density', 'surprise') if n in detector.thresholds]:
             parts += [
                 f'<h2>Highest windows by {name}</h2>',
                 _highest(judged, detector, config, crop, name),
             ]
-    body = '\n'.join(parts)
-    (folder / 'report.html').write_text(
-        '<!doctype html><meta charset="utf-8"><title>anomalies</title>'
-        f'<style>{own_page.STYLE}</style>\n{body}\n'
-    )
+    page.write(folder, 'anomalies', parts)
 
 
 def plot(judged: Sequence, detector: normality.Detector, config: AnomalyConfig, path: Path) -> int:
@@ -127,7 +124,7 @@ def _row(j, window: int, value: float, threshold: float, config: AnomalyConfig, 
     chosen = j.shown.numbers[[first - 1, first, (first + end) // 2, end - 1]]
     try:
         source, _ = normality.opened(j.video.path, config.data)
-        picture = own_page.strip(_enlarged(view_of(config.data.view, crop)(_read(source, chosen))))
+        picture = page.strip(_enlarged(view_of(config.data.view, crop)(_read(source, chosen))))
     except BadFile as error:
         picture = html.escape(str(error))
     a, b = (j.shown.seconds[j.shown.numbers[k]] for k in (first, end - 1))
@@ -147,5 +144,5 @@ def _read(source: windows.Input, numbers: np.ndarray) -> np.ndarray:
 
 
 def _enlarged(frames: np.ndarray) -> np.ndarray:
-    factor = max(1, own_page.THUMBNAIL // frames.shape[1])
+    factor = max(1, page.THUMBNAIL // frames.shape[1])
     return frames.repeat(factor, 1).repeat(factor, 2)

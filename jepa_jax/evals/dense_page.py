@@ -11,8 +11,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure as Canvas
 
+from jepa_jax import page
 from jepa_jax.evals import Figure, pictures
-from jepa_jax.evals.own_page import STYLE, table
 
 SHOWN = 5  # samples in a picture: the best, the worst and between
 NONE = (255, 255, 255)  # where there is no label
@@ -84,7 +84,7 @@ def write(
     picture: str,
     more: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]] = (),
 ) -> None:
-    """Writes report.html: figures, sentences, a picture that lies beside it, and more tables, each
+    """Writes report.html: figures, sentences, a picture of the folder, and more tables, each
     with its title, head and rows."""
     rows = [
         (name, f'{f.value:.3f}', f'{f.low:.3f} to {f.high:.3f}', str(f.n))
@@ -92,14 +92,10 @@ def write(
     ]
     parts = [
         f'<h1>{html.escape(title)}</h1>',
-        table(('', 'value', '95 % interval', 'n'), rows),
+        page.table(('', 'value', '95 % interval', 'n'), rows),
         *(f'<p>{html.escape(line)}</p>' for line in sentences),
-        f'<p><img src="{picture}" alt="predictions beside the truth"></p>',
+        page.file(folder / picture, 'predictions beside the truth'),
     ]
     for words, head, cells in more:
-        parts += [f'<h2>{html.escape(words)}</h2>', table(head, cells)]
-    body = '\n'.join(parts)
-    (folder / 'report.html').write_text(
-        f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f'<style>{STYLE}</style>\n{body}\n'
-    )
+        parts += [f'<h2>{html.escape(words)}</h2>', page.table(head, cells)]
+    page.write(folder, title, parts)

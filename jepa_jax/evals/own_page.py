@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import html
-import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure as Canvas
-from PIL import Image
 
+from jepa_jax import page
 from jepa_jax.errors import BadFile
 from jepa_jax.evals import Figure, pictures
 
 WORST = 10  # clips that are shown
-THUMBNAIL = 128  # pixels
 MOST = 60  # classes up to which the matrix has names and numbers
-STYLE = (
-    'body{font:15px/1.5 sans-serif;max-width:62em;margin:2em auto;padding:0 1em}'
-    'table{border-collapse:collapse;margin:1em 0}td,th{padding:.25em .8em;text-align:right;'
-    'border-bottom:1px solid #ccc}td:first-child,th:first-child{text-align:left}img{max-width:100%}'
-)
 
 
 def write(
@@ -50,7 +42,7 @@ def write(
         f'<p>{int((~task.test).sum())} clips to learn from, {len(targets)} to test on. Intervals '
         'are 95 %.</p>',
         *(f'<p><b>{html.escape(line)}</b></p>' for line in warnings),
-        table(
+        page.table(
             ('', 'value', '95 % interval', 'setting'),
             [
                 (name, f'{f.value:.3f}', f'{f.low:.3f} to {f.high:.3f}', settings.get(name, ''))
@@ -61,7 +53,7 @@ def write(
     if task.kind != 'number':
         learnt, asked = task.targets[~task.test].sum(0), targets.sum(0)
         rows = [(n, f'{int(a)}', f'{int(b)}') for n, a, b in zip(task.names, learnt, asked)]
-        parts += ['<h2>Clips of each class</h2>', table(('', 'training', 'test'), rows)]
+        parts += ['<h2>Clips of each class</h2>', page.table(('', 'training', 'test'), rows)]
     if task.kind == 'class':
         matrix = confusion(scores.argmax(1), targets.argmax(1), len(task.names))
         with (folder / 'confusion.csv').open('w', newline='') as file:
@@ -71,14 +63,11 @@ def write(
         plot_confusion(matrix, task.names, folder / 'confusion.png')
         parts += [
             '<h2>Confusion of the attentive probe</h2>',
-            '<p><img src="confusion.png" alt="confusion matrix">, as numbers in confusion.csv</p>',
+            page.file(folder / 'confusion.png', 'confusion matrix'),
+            page.paragraph('As numbers: confusion.csv.'),
         ]
     parts += ['<h2>Worst errors of the attentive probe</h2>', _worst(task, scores, clip_of)]
-    body = '\n'.join(parts)
-    (folder / 'report.html').write_text(
-        f'<!doctype html><meta charset="utf-8"><title>own clips</title><style>{STYLE}</style>\n'
-        f'{body}\n'
-    )
+    page.write(folder, 'own clips', parts)
 
 
 def confusion(said: np.ndarray, true: np.ndarray, count: int) -> np.ndarray:
@@ -149,24 +138,4 @@ def _worst(task, scores: np.ndarray, clip_of: Callable[[object], np.ndarray]) ->
 
 def _thumbnail(clips: np.ndarray) -> str:
     frames = clips[len(clips) // 2]
-    return strip(frames[[0, len(frames) // 2, -1]])
-
-
-def strip(frames: np.ndarray) -> str:
-    """Frames uint8 [k, H, W, 3] side by side, as HTML."""
-    image = Image.fromarray(np.concatenate(list(frames), axis=1))
-    image.thumbnail((len(frames) * THUMBNAIL, THUMBNAIL))
-    file = io.BytesIO()
-    image.save(file, 'JPEG', quality=80)
-    text = base64.b64encode(file.getvalue()).decode()
-    return f'<img alt="" src="data:image/jpeg;base64,{text}">'
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Cells as HTML."""
-
-    def line(cells: Sequence[str], tag: str) -> str:
-        return '<tr>' + ''.join(f'<{tag}>{html.escape(c)}</{tag}>' for c in cells) + '</tr>'
-
-    body = ''.join(line(row, 'td') for row in rows)
-    return f'<table>{line(head, "th")}{body}</table>'
+    return page.strip(frames[[0, len(frames) // 2, -1]])

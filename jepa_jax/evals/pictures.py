@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from scipy import linalg
 
 # Panels of the run plot: title, label of the vertical axis, fields of metrics.jsonl and their names
 # in the legend.
@@ -44,12 +46,24 @@ PANELS = (
 )  # fmt: skip
 
 
-def plot_run(records: Sequence[dict[str, Any]], path: str | Path, title: str = '') -> None:
+CLOCKED = ('clips_per_s', 'step_s', 'data_wait_s')  # fields that compiling spoils
+
+
+def plot_run(
+    records: Sequence[dict[str, Any]],
+    path: str | Path,
+    title: str = '',
+    bands: Mapping[str, tuple[float, float]] = MappingProxyType({}),
+) -> None:
     """Draws the records of metrics.jsonl as PNG: one panel for each row of PANELS that they have
     numbers for.
 
     A field is drawn over the steps that have it, so records of different kinds may be mixed; gaps
-    in health are no gaps in the loss. `health/*` numbers that no row knows get panels of their own.
+    in health are no gaps in the loss. `health/*` numbers that no row knows get panels of their own,
+    `evals/*` those of an evaluation and a label one together. Rows that compiling took its time of
+    have no speed, unless all have.
+
+    bands: field -> the least and the most of healthy runs, which are shaded.
 
     Raises:
       ValueError: no record has a step and a loss.
@@ -66,6 +80,12 @@ def plot_run(records: Sequence[dict[str, Any]], path: str | Path, title: str = '
     }
     health = sorted(k for k in numbers - drawn if k.startswith('health/'))
     extra = [(_title(k), 'value', {k: _title(k)}) for k in health]
+    evals: dict[str, dict[str, str]] = {}
+    for key in sorted(k for k in numbers if k.startswith('evals/') and not k.endswith('/seconds')):
+        heading, _, reader = key.removeprefix('evals/').rpartition('/')
+        evals.setdefault(heading, {})[key] = reader
+    extra += [(f'Evaluation: {name}', 'score', fields) for name, fields in evals.items()]
+    steady = [r for r in rows if not r.get('compile_s')] or rows
     panels = [p for p in (*PANELS, *extra) if numbers & p[2].keys()]
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
@@ -73,10 +93,22 @@ def plot_run(records: Sequence[dict[str, Any]], path: str | Path, title: str = '
     for i, (name, unit, fields) in enumerate(panels):
         axes = figure.add_subplot(lines, columns, i + 1)
         for field, label in fields.items():
-            points = [(r['step'], r[field]) for r in rows if isinstance(r.get(field), (int, float))]
+            those = steady if field in CLOCKED else rows
+            points = [
+                (r['step'], r[field]) for r in those if isinstance(r.get(field), (int, float))
+            ]
             if points:
                 marker = '.' if len(points) < 60 else None
                 axes.plot(*zip(*points), label=label, linewidth=1.2, marker=marker, markersize=4)
+        for low, high in {bands[field] for field in fields if field in bands}:
+            bottom, top = axes.get_ylim()
+            if low > top:  # all outside: show where it would be healthy
+                top = low + 0.1 * (low - bottom)
+            if high < bottom:
+                bottom = high - 0.1 * (top - high)
+            span = max(low, bottom), min(high, top)
+            axes.axhspan(*span, color='tab:green', alpha=0.1, linewidth=0)
+            axes.set_ylim(bottom, top)
         axes.set_title(name, fontsize=10)
         axes.set_xlabel('step')
         axes.set_ylabel(unit)
@@ -253,19 +285,43 @@ def feature_colours(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Raises:
       ValueError: a feature is not finite.
     """
+    mean, axes, shares = principal(tokens)
+    parts = (tokens - mean) @ axes.T
+    return painted(parts / deviations(parts)), shares
+
+
+def principal(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean [D], the three leading principal axes [3, D] and their shares of the variance [3] of
+    features `[..., D]`; axes and shares of constant ones are 0.
+
+    Raises:
+      ValueError: a feature is not finite.
+    """
     flat = np.asarray(tokens, np.float64).reshape(-1, tokens.shape[-1])
     if not np.isfinite(flat).all():
         raise ValueError('features hold values that are not finite: nothing to show')
-    flat = flat - flat.mean(0)
-    _, size, axes = np.linalg.svd(flat, full_matrices=False)
-    axes = axes[:3] * np.sign(np.take_along_axis(axes[:3], np.abs(axes[:3]).argmax(1)[:, None], 1))
-    total = np.square(size).sum()
+    mean = flat.mean(0)
+    flat = flat - mean
+    width = flat.shape[1]
+    gram = flat.T @ flat  # far cheaper than the SVD of many tokens
+    total = np.trace(gram)
     if total < 1e-12 * flat.size:
-        return np.full((*tokens.shape[:-1], 3), 0.5), np.zeros(3)
-    parts = flat @ axes.T
-    spread = parts.std(0)
-    parts = parts / np.where(spread > 1e-6 * spread[0], 4 * spread, np.inf)
-    return np.clip(0.5 + parts, 0, 1).reshape(*tokens.shape[:-1], 3), np.square(size[:3]) / total
+        return mean, np.zeros((3, width)), np.zeros(3)
+    size, axes = linalg.eigh(gram, subset_by_index=(width - 3, width - 1))
+    axes = axes.T[::-1]
+    axes = axes * np.sign(np.take_along_axis(axes, np.abs(axes).argmax(1)[:, None], 1))
+    return mean, axes, size[::-1].clip(0) / total
+
+
+def deviations(parts: np.ndarray) -> np.ndarray:
+    """[3] of components `[..., 3]` around 0, the largest first; infinite where nothing varies."""
+    spread = np.sqrt(np.square(parts).mean(tuple(range(parts.ndim - 1))))
+    return np.where(spread > 1e-6 * spread[0], spread, np.inf)
+
+
+def painted(parts: np.ndarray) -> np.ndarray:
+    """Components `[..., 3]` in deviations as RGB in 0..1: two deviations each way."""
+    return np.clip(0.5 + parts / 4, 0, 1)
 
 
 def save(figure: Figure, path: str | Path) -> None:

@@ -11,8 +11,21 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from jepa_jax.nets import Net
+
+LEFT_OUT, SEEN, HIDDEN = range(3)  # what a mask does with a token
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """A clip of a batch, for people to look at."""
+
+    frames: np.ndarray  # uint8 [T, H, W, 3]
+    # name of a mask -> int8 [t, h, w]: LEFT_OUT, SEEN or HIDDEN
+    masks: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    words: str = ''  # what else is to be known of it
 
 
 class Objective:
@@ -71,6 +84,25 @@ class Objective:
 
     def measure(self, health: Mapping[str, jax.Array]) -> dict[str, float]:
         """Metrics `health/...` from what `health` returns; on the host."""
+        return {}
+
+    def bands(self, records: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float]]:
+        """Field of the metrics -> the least and the most that it has in healthy runs, as far as
+        known: what `verdict` goes by."""
+        return {}
+
+    def samples(self, batch: Any, count: int) -> list[Sample]:
+        """The first clips of a batch on the host, `count` of each kind. []: it has none."""
+        return []
+
+    def shown(self, batch: Any) -> Any:
+        """What `picture` reads of a batch on the host: a tree of arrays whose shapes are the same
+        at every step, clips on axis 0. None: nothing is pictured."""
+        return None
+
+    def picture(self, params: dict, ema: dict, frozen: dict, shown: Any) -> dict[str, jax.Array]:
+        """Features [B, t, h, w, D] whose change over training is worth a look, by what they are;
+        all are coloured as the first; traced."""
         return {}
 
     def verdict(self, records: Sequence[Mapping[str, float]]) -> tuple[str, str]:

@@ -12,17 +12,19 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jepa_jax.data.trajectories import Trajectories
+from jepa_jax.data.trajectories import Trajectories, words_of
 from jepa_jax.models.ac_predictor import ACPredictorConfig, encode_frames
 from jepa_jax.models.layers import standardise
 from jepa_jax.models.vit import ViTConfig
 from jepa_jax.nets import Net
-from jepa_jax.objectives import Objective
+from jepa_jax.objectives import Objective, Sample
 from jepa_jax.sharding import batch_spec
 from jepa_jax.weights.parts import net
 
 PREFIXES = ('first', 'random')
+COPY, ACTIONS = 0.95, 1.02  # error over copying above which, and over another clip's actions below
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,8 +212,36 @@ class ActionConditioned(Objective):
             f"error {copy:.2f} of copying the frame's, and {actions:.2f} times as large with "
             "another clip's actions"
         )
-        if copy > 0.95:
+        if copy > COPY:
             return 'undertrained', f'the predictor hardly beats copying the frame: {facts}'
-        if actions < 1.02:
+        if actions < ACTIONS:
             return 'ignores actions', f'another action changes hardly anything: {facts}'
         return 'healthy', facts
+
+    def bands(self, records) -> dict[str, tuple[float, float]]:
+        del records
+        return {'health/error_over_copy': (0.0, COPY), 'health/shuffled_actions': (ACTIONS, np.inf)}
+
+    def samples(self, batch: Trajectories, count: int) -> list[Sample]:
+        """Frames, if batches have them, and by how much the pose changes in between."""
+        if batch.frames is None:
+            return []
+        pairs = zip(batch.frames[:count], batch.actions)
+        return [Sample(np.asarray(f), words=words_of(np.asarray(a))) for f, a in pairs]
+
+    def shown(self, batch: Trajectories) -> Trajectories:
+        return batch
+
+    def picture(
+        self, params: dict, ema: dict, frozen: dict, shown: Trajectories
+    ) -> dict[str, jax.Array]:
+        """Features of all frames but the first, and what is predicted of them from the true ones
+        before."""
+        del ema
+        h = self.targets(frozen, shown)
+        conditions = shown.conditions(0, h.shape[1] - 1)
+        z, _ = self.predict(params['predictor'], h[:, :-1], *conditions)
+        B, T, _, D = z.shape
+        shape = (B, T, *self.config.grid, D)
+        both = {'frames 2 to the last': h[:, 1:], 'what is predicted of them': z}
+        return {k: jnp.reshape(x, shape, out_sharding=batch_spec(x)) for k, x in both.items()}

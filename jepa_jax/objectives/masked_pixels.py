@@ -15,13 +15,13 @@ from jepa_jax.models import tokens
 from jepa_jax.models.pixel_decoder import PixelDecoderConfig
 from jepa_jax.models.vit import ViTConfig
 from jepa_jax.nets import Net
-from jepa_jax.objectives import Objective
+from jepa_jax.objectives.masked_clips import MaskedClips
 from jepa_jax.objectives.masked_video import looked_at
 from jepa_jax.objectives.pixels import TARGETS
 from jepa_jax.weights.parts import net
 
 
-class MaskedPixels(Objective):
+class MaskedPixels(MaskedClips):
     """Nets and loss of MAE's and VideoMAE's pretraining; nothing is averaged, the encoder reads
     what is in sight alone."""
 

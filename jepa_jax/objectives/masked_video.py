@@ -18,13 +18,13 @@ from jepa_jax.models.layers import standardise
 from jepa_jax.models.predictor import PredictorConfig
 from jepa_jax.models.vit import ViTConfig, pick_rows
 from jepa_jax.nets import Net
-from jepa_jax.objectives import Objective
+from jepa_jax.objectives.masked_clips import MaskedClips
 from jepa_jax.objectives.pixels import cubes
 from jepa_jax.sharding import batch_spec
 from jepa_jax.weights.parts import TEACHER, net
 
 
-class MaskedVideo(Objective):
+class MaskedVideo(MaskedClips):
     """Nets and loss of V-JEPA pretraining. (reference: vjepa2 §5)"""
 
     ema = ('encoder',)  # whose average is the target, without a teacher, and what is released

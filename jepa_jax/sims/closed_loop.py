@@ -23,8 +23,8 @@ from jepa_jax.config import (
     SimEvaluationConfig,
     SimGatesConfig,
 )
+from jepa_jax.ending import FILE
 from jepa_jax.errors import GateError, SimError
-from jepa_jax.report import FILE
 from jepa_jax.sims import evaluate, page, recordings
 from jepa_jax.sims.bench import RANDOM, Bench, episodes_of
 from jepa_jax.sims.tasks import TASKS
@@ -192,8 +192,8 @@ def measure(
         report['verdict'] = 'passed' if all(r['passed'] for r in report['gates']) else 'failed'
         _say(report, gate_words(report['gates']), before and gate_words(before), report['verdict'])
     write_json(path, report)
-    page.write(folder, config, report)
-    log.info('page: %s', folder / page.FILE)
+    written = page.write(folder, config, report)
+    log.info('page: %s', written)
     return report
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jepa_jax import page
 from jepa_jax.config import SimConfig
 
-FILE = 'report.html'
 POLICIES = {
     'planner': 'planner: learned features, learned predictor',
     'random_encoder': 'the same on an encoder of random weights',
@@ -20,15 +20,10 @@ POLICIES = {
     'random': 'random actions',
     'no_op': 'no motion',
 }
-STYLE = (
-    'body{font:15px/1.5 sans-serif;max-width:62em;margin:2em auto;padding:0 1em}'
-    'table{border-collapse:collapse;margin:1em 0}td,th{padding:.25em .8em;text-align:right;'
-    'border-bottom:1px solid #ccc}td:first-child,th:first-child{text-align:left}img{max-width:100%}'
-)
 
 
-def write(folder: Path, config: SimConfig, report: Mapping[str, Any]) -> None:
-    """Writes report.html into a run's folder, beside the pictures that it shows."""
+def write(folder: Path, config: SimConfig, report: Mapping[str, Any]) -> Path:
+    """Writes report.html into a run's folder with the pictures there, and returns its path."""
     settings, plays = config.evaluation, config.collection
     parts = [
         f'<h1>{html.escape(config.name)}: {html.escape(report["verdict"])}</h1>',
@@ -51,7 +46,7 @@ def write(folder: Path, config: SimConfig, report: Mapping[str, Any]) -> None:
             )
             for row in report['gates']
         ]
-        parts.append(_table(('gate', 'asked', 'measured', 'untrained predictor', ''), rows))
+        parts.append(page.table(('gate', 'asked', 'measured', 'untrained predictor', ''), rows))
     for task, row in report['tasks'].items():
         parts.append(f'<h2>{html.escape(task)}</h2>')
         rows = [
@@ -68,23 +63,14 @@ def write(folder: Path, config: SimConfig, report: Mapping[str, Any]) -> None:
             if (policy := row['policies'].get(name))
         ]
         head = 'policy', 'success', 'interval', 'episodes', 'cm off at first', 'at last', 's/action'
-        parts += [_table(head, rows), _image(folder, f'episodes_{task}.png')]
+        parts += [
+            page.table(head, rows),
+            page.file(folder / f'episodes_{task}.png', f'episodes of {task}'),
+        ]
     parts.append('<h2>Cost and predictions apart</h2>')
     parts += [f'<p>{html.escape(line)}</p>' for line in report['sentences']]
-    parts += [_image(folder, 'energy.png'), _image(folder, 'run.png')]
-    body = '\n'.join(part for part in parts if part)
-    (folder / FILE).write_text(
-        f'<!doctype html><meta charset="utf-8"><title>{html.escape(config.name)}</title>'
-        f'<style>{STYLE}</style>\n{body}\n'
-    )
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def line(cells: Sequence[str], tag: str) -> str:
-        return f'<tr>{"".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells)}</tr>'
-
-    return f'<table>{line(head, "th")}{"".join(line(row, "td") for row in rows)}</table>'
-
-
-def _image(folder: Path, name: str) -> str:
-    return f'<p><img src="{name}" alt="{name}"></p>' if (folder / name).exists() else ''
+    parts += [
+        page.file(folder / 'energy.png', 'energy over actions'),
+        page.file(folder / 'run.png', 'loss and health over the run'),
+    ]
+    return page.write(folder, config.name, parts)

@@ -60,7 +60,9 @@ def folder(tmp_path_factory):
 
 
 def test_folder(folder, tmp_path):
-    done = index(folder, '--out', tmp_path / 'm.jsonl', '--workers', 2, '--decode')
+    done = index(
+        folder, '--out', tmp_path / 'm.jsonl', '--workers', 2, '--decode', '--config', 'vits'
+    )
     manifest = {Path(row['path']).name: row for row in rows(tmp_path / 'm.jsonl')}
     assert {name: row['problem'] for name, row in manifest.items()} == {
         'a good one.mp4': None,
@@ -79,6 +81,16 @@ def test_folder(folder, tmp_path):
     assert [name for name, row in manifest.items() if row['missing']] == ['damaged.mp4']
     assert '3 of 6 files are fine' in done.stdout and '1 truncated' in done.stdout
     assert '6/6' in done.stderr  # the progress bar
+    # 30, 20 and 30 frames, 30 a second, where a clip of 16 at 4 a second spans 16 * 7
+    assert (
+        'vits, clips of 16 frames (fps 4): 3 of 6 passed over, 1 empty, 1 not_video, 1 truncated; '
+        '3 shorter than a clip, whose last frame is repeated\n'
+    ) in done.stdout
+    bad = [line for line in done.stdout.splitlines() if line.startswith('bad: ')]
+    assert len(bad) == 3 and f'bad: {folder}/empty.mp4: empty (' in done.stdout
+    assert f'{2:10d}  64x48            {"#" * 27}\n' in done.stdout  # two of three, of 40
+    assert f'{2:10d}  1 to 2           {"#" * 27}\n' in done.stdout
+    assert f'{3:10d}  h264             {"#" * 40}\n' in done.stdout
     assert sorted(p.name for p in tmp_path.iterdir()) == ['m.jsonl']
 
 
@@ -158,6 +170,42 @@ def test_a_process_that_dies(folder, monkeypatch):
     rows = list(index_videos.scanned(records, False, 2))
     assert [row['path'] for row in rows] == [path for path, _ in records]
     assert [row['problem'] for row in rows] == [None] * 9 + ['corrupt', None]
+
+
+def test_what_a_config_makes_of_videos():
+    """At 4 frames a second, 30 a second become 7 apart: 16 frames span 112. (vjepa2, quirk 10)"""
+    fits = index_videos.Fits('vits')
+    row = {'problem': None, 'fps': 30.0}
+    for frames in (112, 113, 113):
+        fits.add(row | {'frames': frames})
+    fits.add({'problem': None, 'fps': 2.5, 'frames': 400})  # below 4 a second
+    fits.add({'problem': 'corrupt'})
+    fits.add({'problem': None, 'fps': None, 'frames': 1})  # a picture has no clock
+    (line,) = fits.lines(6)
+    assert '2 of 6 passed over, 1 corrupt, 1 slow; 1 shorter than a clip' in line
+
+
+def test_tables_are_short_and_in_order():
+    summary = index_videos.Summary()
+    for number in range(40):
+        row = {
+            'problem': None,
+            'fps': 25.0,
+            'width': 10 + number % 20,
+            'height': 8,
+            'codec': 'h264',
+        }
+        summary.add(row | {'seconds': 90.0 if number % 4 else 0.5})
+    for number in range(30):
+        summary.add({'problem': 'missing', 'path': f'{number}.mp4', 'detail': 'No\nsuch'})
+    lines = list(summary.lines())
+    at = lines.index('seconds:')
+    assert [line.split()[:4] for line in lines[at + 1 : at + 3]] == [
+        ['10', 'below', '1', '##########'], ['30', '60', 'to', '300'],
+    ]  # fmt: skip
+    sizes = lines[lines.index('size:') + 1 : lines.index('codec:')]
+    assert len(sizes) == 11 and sizes[-1].split()[:2] == ['20', 'others']
+    assert len(summary.bad) == 20 and summary.bad[0].startswith('0.mp4: missing (No')
 
 
 def _die_on_gone(record, decode_all):

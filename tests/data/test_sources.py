@@ -5,6 +5,7 @@ import json
 import pickle
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -330,6 +331,65 @@ def test_shards_hold_what_the_videos_do(listed, tmp_path):
         assert source.name(i) == f'{name}#0'
         j = next(j for j in range(4) if direct.name(j) == name)
         np.testing.assert_array_equal(source.read(i, 4, rng(i)), direct.read(j, 4, rng(i)))
+
+
+def test_jpeg_shards(listed, tmp_path, capsys):
+    """What Pillow makes of the same frames, with their ratio and error; damage is noticed."""
+    path, (first, *_) = listed
+    out = tmp_path / 'shards'
+    settings = {'per_shard': 9, 'workers': 1, 'quality': 90, 'short_side': 24}
+    counts = make_shards.make(str(path), str(out), **settings)
+    frames = decode.read_frames(first, lambda timing: np.arange(timing.frames))
+    small = [Image.fromarray(f).resize((32, 24), Image.Resampling.BILINEAR) for f in frames]
+    stored, read = [], []
+    for image in small:
+        image.save(file := io.BytesIO(), 'JPEG', quality=90)
+        stored.append(file.getvalue())
+        read.append(np.array(Image.open(file)))
+    index = json.loads((out / 'shard-00000.json').read_text())
+    assert index['version'] == 2 and index['records'][0]['sizes'] == [*map(len, stored)]
+    assert (out / 'shard-00000.jpegs').read_bytes().startswith(b''.join(stored))
+    source = pickle.loads(pickle.dumps(open_(out, 'shards')))
+    seen = source.read(0, 4, rng())
+    timing = decode.probe(first)
+    numbers = clips.frame_indices(timing, 4, clips.Sampling(fps=4), rng())
+    np.testing.assert_array_equal(seen, np.stack(read)[numbers])
+    assert counts['raw'] == (20 + 21 + 22) * 24 * 32 * 3
+    assert counts['bytes'] == (out / 'shard-00000.jpegs').stat().st_size < counts['raw']
+    assert counts['decoded'] == 6  # of 20, 21 and 22 frames every 16th
+    some = [i for i, record in enumerate(index['records']) if record['path'] == first]
+    assert some == [0] and counts['values'] == 6 * 24 * 32 * 3
+    apart = [np.abs(np.array(a, float) - b) for a, b in zip(small, read)]
+    mean = counts['error'] / counts['values']
+    assert mean == pytest.approx(np.mean(apart), rel=0.2)  # noise, so all videos are alike
+    said = make_shards._said(counts)
+    assert f'off by {mean:.2f} of 255' in said
+    assert f'{counts["raw"] / counts["bytes"]:.1f} times smaller' in said
+    assert make_shards.make(str(path), str(out), **settings) == counts
+    assert '0 videos to write' in capsys.readouterr().out
+    whole = (out / 'shard-00000.jpegs').read_bytes()
+    (out / 'shard-00000.jpegs').write_bytes(whole[:200] + b'\0' + whole[201:])
+    with pytest.raises(BadFile, match='frame 0 is not what was stored'):
+        open_(out, 'shards').read(0, 20, rng())
+    (out / 'shard-00000.jpegs').write_bytes(whole[:-1])
+    with pytest.raises(ConfigError, match='frames beyond the'):
+        open_(out, 'shards')
+
+
+def test_shards_need_room(listed, tmp_path, monkeypatch, capsys):
+    """All videos are of one size, so the estimate is the size, the one that cannot be read counted
+    as the others."""
+    path, paths = listed
+    size = (20 + 21 + 22) * 48 * 64 * 3
+    settings = {'short_side': 320, 'fps': 0, 'frames': 0}
+    assert make_shards.estimate([(p, None) for p in paths], settings) == size
+    free = [size - 1]
+    usage = lambda folder: types.SimpleNamespace(free=free[0])  # noqa: E731
+    monkeypatch.setattr(make_shards.shutil, 'disk_usage', usage)
+    with pytest.raises(ConfigError, match='are needed; .* --format jpeg, or another disk'):
+        make_shards.make(str(path), str(tmp_path / 'out'), workers=1)
+    assert not list((tmp_path / 'out').iterdir())
+    assert '4 videos to write: about 0.00 GiB' in capsys.readouterr().out
 
 
 def test_shards_go_on_and_refuse_a_mixture(listed, tmp_path):

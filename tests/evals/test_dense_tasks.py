@@ -269,7 +269,7 @@ def check(results, folder, main: str, n: int) -> None:
     assert len(results.sources) == len(next(iter(results.outcomes.values())))
     assert (folder / 'predictions.png').stat().st_size > 1000
     page = (folder / 'report.html').read_text()
-    assert f'{figure.value:.3f}' in page and 'predictions.png' in page
+    assert f'{figure.value:.3f}' in page and 'data:image/png' in page
     json.dumps(results.data, allow_nan=False)
 
 

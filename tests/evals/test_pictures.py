@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.image import imread
 from sklearn.decomposition import PCA
 
@@ -35,6 +36,36 @@ def test_run_plot(tmp_path):
     with pytest.raises(ValueError, match='no record has a step and a loss'):
         pictures.plot_run([{'step': 1}], tmp_path / 'c.png')
     assert not (tmp_path / 'c.png').exists()
+
+
+def test_healthy_ranges_are_shaded_and_compiling_is_left_out(tmp_path, monkeypatch):
+    rows, lines, spans = records(8), {}, []
+    rows[0] |= {'compile_s': 60.0, 'clips_per_s': 0.01}
+    for row in rows:
+        row |= {'health/loss_share': 1.2, 'evals/linear/side/knn': 0.5, 'evals/linear/seconds': 3.0}
+    plot, span = Axes.plot, Axes.axhspan
+
+    def noted(axes, steps, values, label, **style):
+        lines[label] = list(steps), list(values)
+        return plot(axes, steps, values, label=label, **style)
+
+    def shaded(axes, low, high, **style):
+        spans.append((low, high))
+        return span(axes, low, high, **style)
+
+    monkeypatch.setattr(Axes, 'plot', noted)
+    monkeypatch.setattr(Axes, 'axhspan', shaded)
+    bands = {'health/loss_share': (0.0, 0.85), 'loss': (0.0, np.inf), 'health/none': (0.0, 1.0)}
+    pictures.plot_run(rows, tmp_path / 'a.png', bands=bands)
+    assert lines['clips per second'] == ([2, 3, 4, 5, 6, 7, 8], [80.0] * 7)
+    assert len(lines['loss'][0]) == 8 and lines['knn'][1] == [0.5] * 8
+    assert len(spans) == 2 and all(np.isfinite(s).all() for s in spans)  # of what is drawn
+    (share,) = [s for s in spans if s[1] == 0.85]  # although all of the curve lies above
+    assert share[0] < 0.85
+    for row in rows:
+        row['compile_s'] = 1.0
+    pictures.plot_run(rows, tmp_path / 'b.png')
+    assert len(lines['clips per second'][0]) == 8  # else there were none
 
 
 def test_colours_are_the_principal_components():

@@ -15,7 +15,7 @@ from conftest import HERE
 
 from jepa_jax import cli, flops
 from jepa_jax.build import ac_predictor, frame_encoder
-from jepa_jax.config import ActionConditionedConfig
+from jepa_jax.config import ActionConditionedConfig, RunConfig
 from jepa_jax.errors import ConfigError
 from jepa_jax.memory import GIB
 from jepa_jax.models.vit import ViTConfig
@@ -324,6 +324,13 @@ def test_a_recipe_of_the_users_own(tmp_path, capsys):
     assert (result['mesh']['fsdp'], result['accumulate']) == (1, 1)
     # forward with both nets, and the gradient of the weights: no gradient of the input is needed
     assert result['model_flops'] == result['program_flops'] == 3 * 2 * 16 * 24**2
+    said = capsys.readouterr().out
+    assert [line.split()[2] for line in said.splitlines()[:3]] == [
+        'tracing', 'lowering', 'compiling',
+    ]  # fmt: skip
+    assert 0 <= result['checkpoint_bytes'] - 3 * 24 * 25 * 4 < 64  # and counters
+    assert (result['hosts'], result['checkpoints_kept']) == (1, 3)
+    assert result['disk_bytes'] == 4 * result['checkpoint_bytes'] + 24 * 25 * 4
     status, result = price(tmp_path, '--what=memory', '--devices=2')
     weights = 24 * 25 * 4
     assert status == 0 and result['clips_per_device'] == 8
@@ -335,6 +342,21 @@ def test_a_recipe_of_the_users_own(tmp_path, capsys):
     assert result['full']['flops'] == result['full']['model_flops']
     status, _ = price(tmp_path, '--devices=2')
     assert status == 1 and 'goes with --what memory' in capsys.readouterr().err
+
+
+def test_what_hosts_decode_and_disks_hold(capsys):
+    step = {'global_batch': 3000, 'step_seconds_bound': 2.0}
+    facts = cost.fed(step, 4, 10.0)
+    assert facts == {'hosts': 4, 'clips_per_s_of_a_host': 375.0, 'decode_cores_of_a_host': 38}
+    assert cost.fed({'step_seconds_bound': None}, 2, 10.0) == {'hosts': 2}
+    said = '4 hosts: at most 375 clips a second each, which take 38 cores at 10 clips a second each'
+    assert capsys.readouterr().out == f'{said}\n'
+    config = RunConfig()
+    config.optim.steps, config.checkpoints.every = 4500, 1000
+    config.checkpoints.keep, config.checkpoints.keep_every = 2, 2000
+    assert cost.kept_of(config) == {2000, 4000, 4500}
+    config.checkpoints.keep_every = 0
+    assert cost.kept_of(config) == {4000, 4500}
 
 
 def test_what_a_cooldown_saves(tmp_path, capsys):
