@@ -7,8 +7,8 @@
 
 `:vitl` takes another teacher, `:21` trains a student of V-JEPA 2.1 from its ViT-G, and
 `--config.teacher=RUN --config.teacher_encoder.size=SIZE` one of yours. `:salt` trains a teacher of
-this size on masked pixels, in place of a released one. `:smoke` is a minute on two cores, with
-self-made videos and a random teacher.
+this size on masked pixels, in place of a released one. `vitb_distill.py:smoke` is a minute on two
+cores, with self-made videos and a random teacher.
 
 No such run has been made here: docs/training.md tells of a small one.
 """

@@ -72,7 +72,7 @@ def test_a_step_is_what_its_program_multiplies(mlp):
     grad = jax.value_and_grad(objective.loss, has_aux=True)
     assert counted.total == traced(grad, params, {'encoder': params['encoder']}, {}, batch, 0)
     assert counted.target == sum(
-        traced(objective.targets, {'encoder': params['encoder']}, group.clips)
+        traced(objective.targets, {'encoder': params['encoder']}, {}, group.clips)
         for group in batch.groups
     )
 
