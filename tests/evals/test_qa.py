@@ -103,12 +103,15 @@ def test_a_model_that_sees_and_its_baselines(folder, tmp_path):
     assert list(got.data['left_out']) == [str(folder / 'videos/2_1.mp4')]
     said = ' '.join(got.sentences)
     assert (
-        '2 questions are left out, with all of their pairs: 1 videos' in said
+        '2 questions are left out, with what they are paired with: 1 videos' in said
         and 'V-JEPA 2' in said
         and '44.5' in said
     )
     assert 'human_object_interactions is not in the figures' in said
     assert got.outcomes['official'].tolist() == [1.0] * 6 and len(got.sources) == 6
+    page = (tmp_path / 'report.html').read_text()
+    assert page.count('data:image/jpeg') == 5 and '5 of 6, drawn at random' in page
+    assert '<td>shuffled frames</td><td>Answer: ' in page and '0 of 0, drawn' in page
     # the four conditions, of a video that two subsets ask about
     shown = [seen for seen, _ in model.asked[:8:2]]
     assert shown[0] == sorted(shown[0]) and shown[1] is None
