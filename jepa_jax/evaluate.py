@@ -133,8 +133,12 @@ def _evaluate(config: EvalConfig, folder, model: str, encoder: str) -> tuple[dic
         'config': json.loads(json.dumps(dataclasses.asdict(config))),
     }
     parts = loaded.predictor, loaded.ac_predictor, loaded.probe
+    # of a model that answers questions: projector, language model and what else is stored
+    stored = getattr(loaded, 'weights', None)
+    answering = [hash_arrays(net.tree) for net in stored.nets.values()] if stored else []
     kept = {
-        'nets': [hash_arrays(part.params) for part in parts if part],  # beside the encoder
+        # beside the encoder
+        'nets': [hash_arrays(part.params) for part in parts if part] + answering,
         'contents': load(row.contents)(config) if row.contents else '',
     }
     path = folder / FILE

@@ -64,10 +64,11 @@ class Asked:
 
     def __init__(self, model, tokens: int) -> None:
         """tokens: of an answer, at most. Raises ConfigError: it has no language model."""
-        if not hasattr(model, 'ask'):
+        weights = getattr(model, 'weights', None)
+        if weights is None:
             raise ConfigError('the model was not trained on questions (configs/qa)')
-        nets = model.weights.nets if model.weights else {}
-        self.hash = examples.hash_of([[name, hash_arrays(net.tree)] for name, net in nets.items()])
+        nets = {name: hash_arrays(net.tree) for name, net in weights.nets.items()}
+        self.hash = examples.hash_of(nets)
         self.frames = model.config.frames
         self._model, self._tokens = model, tokens
 
