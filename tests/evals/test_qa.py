@@ -9,6 +9,8 @@ import types
 import numpy as np
 import pytest
 
+import jepa_jax
+from jepa_jax import evaluate
 from jepa_jax.config.qa import QAConfig, QuestionSetConfig
 from jepa_jax.data import synthetic
 from jepa_jax.errors import BadFile, ConfigError, InputError
@@ -24,7 +26,9 @@ class Brightness:
     """Says whether the last frame it sees is lighter than the first; without video, A. As
     `jepa_jax.load` gives it."""
 
-    config = types.SimpleNamespace(frames=FRAMES)
+    config = types.SimpleNamespace(frames=FRAMES, image_size=32)
+    encoder = types.SimpleNamespace(params={'kernel': np.zeros(2)})
+    about = predictor = ac_predictor = probe = ()
 
     def __init__(self, mark=0):
         tree = {'kernel': np.full(3, mark)}
@@ -150,6 +154,22 @@ def test_answers_are_kept_and_not_asked_for_again(folder, tmp_path, monkeypatch,
     (tmp_path / qa.FILE).write_text(lines[0].decode() + '{"id": 1}\n')
     with pytest.raises(BadFile, match='line 2: no text and likelihoods'):
         qa.load(tmp_path / qa.FILE)
+
+
+def test_a_report_is_of_the_same_projector(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(jepa_jax, 'load', lambda name, encoder: Brightness(int(name)))
+    again = []
+    for name in '00':
+        report, model = evaluate._evaluate(config(folder), tmp_path, name, 'target')
+        again.append(len(model.asked))
+    assert again == [28, 0]  # the second time it is shown
+    assert report['results']['official, pairs']['value'] == 1
+    assert json.loads((tmp_path / 'report.json').read_text())['data']['published']['PLM-8B'] == 39.7
+    with pytest.raises(ConfigError, match='other weights, or the files have changed since'):
+        (tmp_path / 'report.json').write_text(  # as if the same name were of the same path
+            (tmp_path / 'report.json').read_text().replace('"name": "0"', '"name": "1"')
+        )
+        evaluate._evaluate(config(folder), tmp_path, '1', 'target')
 
 
 def test_what_may_be_left_out(folder, tmp_path):
