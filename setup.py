@@ -22,11 +22,13 @@ setup(
         *find_packages(include=['jepa_jax', 'jepa_jax.*']),
         'jepa_jax.configs',
         'jepa_jax.configs.eval',
+        'jepa_jax.configs.qa',
         'jepa_jax.tools',
     ],
     package_dir={
         'jepa_jax.configs': 'configs',
         'jepa_jax.configs.eval': 'configs/eval',
+        'jepa_jax.configs.qa': 'configs/qa',
         'jepa_jax.tools': 'tools',
     },
     package_data={'jepa_jax': ['bundled/*'], 'jepa_jax.tools': ['*.sh']},

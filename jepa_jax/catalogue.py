@@ -11,8 +11,10 @@ import jax
 from jepa_jax.models import NEWER, SIZES, VERSIONS
 from jepa_jax.models.ac_predictor import ACPredictorConfig
 from jepa_jax.models.pooler import AttentivePooler, PoolerConfig
+from jepa_jax.models.predictor import PredictorConfig
+from jepa_jax.models.vit import ViTConfig
 from jepa_jax.nets import Net
-from jepa_jax.pretrained import random_configs
+from jepa_jax.pretrained import random_configs, released_configs
 from jepa_jax.weights import bundled, names, parts, zoo
 
 
@@ -58,7 +60,10 @@ def models() -> Table:
     rows += (_released(name, row) for name, row in names.RELEASED.items())
     does = ('features without meaning: nothing is trained', 'to try things')
     sizes = [*SIZES, *(size + NEWER for size in VERSIONS['2.1'].sizes)]
-    rows += (Row(names.RANDOM + s, _count(s, 'encoder'), 256, 0, False, does) for s in sizes)
+    rows += (
+        Row(names.RANDOM + s, _size(*random_configs(s), 'encoder'), 256, 0, False, does)
+        for s in sizes
+    )
     return Table(rows)
 
 
@@ -71,17 +76,19 @@ def _bundled(name: str) -> Row:
 
 
 def _released(name: str, row: names.Released) -> Row:
-    size = row.size + (NEWER if row.version == '2.1' else '')
-    encoder = _count(size, 'encoder')
+    configs = released_configs(row)
+    encoder = _size(*configs, 'encoder')
     if row.probe_of:
         reads = {'future': 'actions one second ahead'}.get(row.reads, 'classes')
         does = f'{reads} ({name.split("-")[0]})', f'with {row.probe_of}'
-        numbers = _count(size, 'pooler')
+        numbers = _size(*configs, 'pooler')
     elif name.startswith('ac-'):
-        does, numbers = ('features', 'plans'), encoder + _count(size, 'ac_predictor')
+        does, numbers = ('features', 'plans'), encoder + _size(*configs, 'ac_predictor')
+    elif row.version == parts.MAE:
+        does, numbers = ('features',), encoder
     else:
         does = 'features', 'predictions'
-        numbers = 2 * encoder + _count(size, 'predictor')
+        numbers = 2 * encoder + _size(*configs, 'predictor')
     folder = zoo.cache_folder()
     file, converted = folder / zoo.local_name(row), folder / name
     nbytes = file.stat().st_size if file.is_file() else 4 * numbers
@@ -90,9 +97,8 @@ def _released(name: str, row: names.Released) -> Row:
 
 
 @functools.cache
-def _count(size: str, name: str) -> int:
-    """Parameters of a net of a size; of a probe without its classes."""
-    encoder, predictor = random_configs(size)
+def _size(encoder: ViTConfig, predictor: PredictorConfig, name: str) -> int:
+    """Parameters of a net, itself or beside these; of a probe without its classes."""
     pooler = PoolerConfig(encoder.width)
     net = {
         'encoder': lambda: parts.net('encoder', encoder),

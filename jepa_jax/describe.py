@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from jepa_jax import build
 from jepa_jax.config import (
     ActionConditionedConfig,
     DenseVideoConfig,
     EmaOptimConfig,
+    MaskedImageConfig,
+    MaskedPixelsConfig,
     MaskedVideoConfig,
     OptimConfig,
+    QuestionsConfig,
     RunConfig,
     frame_counts,
     half_life,
 )
+from jepa_jax.config.questions import media_places, visual_tokens
 from jepa_jax.optim import learning_rate
 
 RELEASED = EmaOptimConfig()  # what runs of another batch are compared with
@@ -29,6 +34,21 @@ def action_conditioned(config: ActionConditionedConfig) -> list[str]:
     return [
         f'batch {c.batch:,} pieces of {config.robot.frames} frames, {c.steps:,} steps '
         '(released: 256 of 8, 94,500)',
+        _rate(c),
+    ]
+
+
+def questions(config: QuestionsConfig) -> list[str]:
+    """The same of a run on questions: what is trained, and what is read of a video."""
+    c, data, language = config.optim, config.data, config.language
+    trained = ['projector']
+    trained += ['encoder'] if config.train_encoder else []
+    trained += {'nothing': [], 'adapter': ['adapter'], 'all': ['language model']}[language.trains]
+    return [
+        f'trained: {", ".join(trained)}; {visual_tokens(config):,} tokens of a video of '
+        f'{config.clips.frames} frames, at most {media_places(config)} videos or images in a '
+        f'sequence of {data.length:,}',
+        f'batch {c.batch:,} sequences, {c.steps:,} steps',
         _rate(c),
     ]
 
@@ -64,6 +84,14 @@ def masked_video(config: MaskedVideoConfig) -> list[str]:
             'scaling the learning rate linearly with it; '
             f'theirs is {released.lr:.3g}; rate and EMA momentum are what to vary first'
         )
+    if (against := config.against_collapse).method != 'ema':
+        variant = build.regulariser(against).terms
+        lines.append(
+            'no moving average: targets are of the encoder itself, '
+            + ('without' if against.stop_gradient else 'with')
+            + f' their gradient; against collapse: {variant or "nothing"}'
+        )
+        return lines
     lines += _averages(c)
     if c.batch != released.batch:
         same = released.momentum ** (c.batch / released.batch)
@@ -73,6 +101,24 @@ def masked_video(config: MaskedVideoConfig) -> list[str]:
             f'at batch {c.batch:,} takes momentum {same:.8g}'
         )
     return lines
+
+
+def masked_pixels(config: MaskedPixelsConfig) -> list[str]:
+    """Batch, length and learning rate of a run of MAE or VideoMAE, and what is masked."""
+    c = config.optim
+    return [
+        f'batch {c.batch:,} {"images" if config.kind == "mae" else "clips"}, {c.steps:,} steps '
+        f'(released: {"4,096" if config.kind == "mae" else "1,024 to 2,048"})',
+        _rate(c),
+        f'{config.mask_ratio:.0%} of the tokens are masked, their {config.target} are drawn',
+    ]
+
+
+def masked_image(config: MaskedImageConfig) -> list[str]:
+    """The same of a run of I-JEPA."""
+    c = config.optim
+    images = f'batch {c.batch:,} images, {c.steps:,} steps = {c.batch * c.steps:,} images'
+    return [images, _rate(c), *_averages(c)]
 
 
 def dense_video(config: DenseVideoConfig) -> list[str]:

@@ -188,7 +188,7 @@ def _model(report: _Report, name: str, encoder: str) -> None:
     from jepa_jax.errors import CheckpointError, ConvertError
     from jepa_jax.models import SIZE_ALIASES
     from jepa_jax.weights import zoo
-    from jepa_jax.weights.parts import version_of
+    from jepa_jax.weights.parts import called, version_of
 
     start.logging_to_terminal()  # a download or the first conversion takes minutes
     start.compilation_cache()
@@ -222,6 +222,8 @@ def _model(report: _Report, name: str, encoder: str) -> None:
             return
     if version == '2.1':
         size = golden.DENSE
+    elif version not in ('', '2.0'):
+        size = f'{size} of {called(version)}'
     if size in golden.ROWS:
         need, (_, free) = golden.memory(size), _memory()
         if free and need > free:
@@ -252,7 +254,8 @@ def _own_forward(report: _Report, name: str, encoder: str) -> None:
         report.note('loaded', line)
     side = 4 * model.config.patch
     clip = np.random.default_rng(0).integers(0, 256, (1, 4, side, side, 3), np.uint8)
-    tokens = np.asarray(model.encoder(clip[:, : max(1, 2 * model.config.tubelet)]))
+    frames = 1 if model.config.still else 2 * model.config.tubelet
+    tokens = np.asarray(model.encoder(clip[:, :frames]))
     spread = float(tokens.std(axis=1).mean())
     problem = None
     if not np.isfinite(tokens).all():

@@ -18,11 +18,16 @@ from jepa_jax import build, recipes
 from jepa_jax.config import (
     ActionConditionedConfig,
     MaskConfig,
+    MaskedImageConfig,
+    MaskedPixelsConfig,
     MaskedVideoConfig,
+    QuestionsConfig,
     RunConfig,
 )
+from jepa_jax.config.questions import media_places
 from jepa_jax.errors import ConfigError
 from jepa_jax.lookup import load
+from jepa_jax.models.decoder import LOGITS
 from jepa_jax.nets import Net
 from jepa_jax.objectives import Objective
 from jepa_jax.sharding import MAX_FSDP
@@ -41,6 +46,8 @@ def context_share(mask: MaskConfig) -> float:
 
     An upper bound of what is kept: every clip is cut to the shortest of its batch.
     """
+    if mask.tube:
+        return 1 - mask.tube
     space, time = max(mask.spatial_scale), max(mask.temporal_scale)
     return (1 - space * time) ** mask.num_blocks
 
@@ -67,7 +74,7 @@ class Weights:
     @classmethod
     def of(cls, objective: Objective) -> Weights:
         averaged = [objective.nets[name] for name in objective.ema]
-        groups = objective.nets.values(), averaged, objective.frozen.values()
+        groups = objective.nets._values(), averaged, objective.frozen._values()
         return cls(*(sum(map(_bytes, nets)) for nets in groups))
 
 
@@ -97,7 +104,7 @@ def estimate(
         'largest block': held.peak,
     }
     sizes = {use: size / GIB for use, size in sizes.items()}
-    return {**sizes, 'total': sum(sizes.values())}
+    return {**sizes, 'total': sum(sizes._values())}
 
 
 def _split(config: RunConfig, fsdp: int, accumulate: int) -> RunConfig:
@@ -191,7 +198,7 @@ def _divisors(n: int) -> list[int]:
 
 def _splits(objective: Objective, fsdp: int) -> bool:
     """Whether every parameter splits into so many equal shards."""
-    nets = (*objective.nets.values(), *objective.frozen.values())
+    nets = (*objective.nets._values(), *objective.frozen._values())
     return not any(
         size % fsdp
         for net in nets
@@ -222,6 +229,9 @@ def masked_video(config: MaskedVideoConfig, rows: int) -> Activations:
         # before and after standardising
         held.features += 2 * levels * rows * tokens * vit.width * FLOAT
         held.peak = max(held.peak, rows * tokens * _values(vit, compute, compute))
+        if build.through_targets(config):
+            held.saved += rows * tokens * kept(vit, compute, compute) * vit.depth
+            held.peak = max(held.peak, 2 * rows * tokens * _values(vit, compute, compute))
         for mask in config.masks_of(frames)[1]:
             context = context_share(mask) * tokens
             held.saved += rows * context * kept(vit, compute, compute) * vit.depth
@@ -238,6 +248,50 @@ def masked_video(config: MaskedVideoConfig, rows: int) -> Activations:
                 2 * rows * context * _values(vit, compute, compute),
                 2 * rows * tokens * _values(predictor, compute, FLOAT),
             )
+    return held
+
+
+def masked_pixels(config: MaskedPixelsConfig, rows: int) -> Activations:
+    """Of clips or images whose masked pixels are drawn, `rows` at a time."""
+    vit = build.pixel_encoder(config)
+    decoder = build.pixel_decoder(config, vit)
+    compute, kept = BYTES[config.compute_dtype], KEPT[config.mesh.remat]
+    tokens = math.prod(vit.grid(vit.frames, config.data.crop, config.data.crop))
+    context = tokens * (1 - config.mask_ratio)
+    pixels = vit.frames * config.data.crop**2 * 3
+    return Activations(
+        inputs=rows * pixels * (config.optim.accumulate + FLOAT),
+        saved=rows * context * kept(vit, compute, compute) * vit.depth
+        + rows * tokens * kept(decoder, compute, FLOAT) * decoder.depth,
+        features=2 * rows * (tokens - context) * decoder.values * FLOAT,
+        peak=max(
+            2 * rows * context * _values(vit, compute, compute),
+            2 * rows * tokens * _values(decoder, compute, FLOAT),
+        ),
+    )
+
+
+def masked_image(config: MaskedImageConfig, rows: int) -> Activations:
+    """Of images with masked blocks, `rows` at a time."""
+    vit = build.video_encoder(config)
+    predictor, targets = build.image_predictor(config, vit), config.masks.targets
+    compute, kept = BYTES[config.compute_dtype], KEPT[config.mesh.remat]
+    tokens = rows * (config.data.crop // vit.patch) ** 2
+    # at most: no block covers part of the context
+    context = tokens * max(config.masks.context_scale)
+    hidden = tokens * max(config.masks.target_scale) * targets
+    pixels = rows * config.data.crop**2 * 3
+    held = Activations(inputs=pixels * (config.optim.accumulate + FLOAT))
+    # before and after standardising; predictions and targets
+    held.features = 2 * (tokens + hidden) * vit.width * FLOAT
+    seen = targets * context + hidden
+    held.saved = context * kept(vit, compute, compute) * vit.depth
+    held.saved += seen * kept(predictor, compute, FLOAT) * predictor.depth
+    held.peak = max(
+        tokens * _values(vit, compute, compute),
+        2 * context * _values(vit, compute, compute),
+        2 * seen * _values(predictor, compute, FLOAT),
+    )
     return held
 
 
@@ -271,6 +325,38 @@ def action_conditioned(config: ActionConditionedConfig, rows: int) -> Activation
         held.saved += c.depth * size * (kept + 2 * past * (before + 1))
     values = _values(c, compute, compute)
     held.peak = max(held.peak, 2 * size * (frames - 1) * values)
+    return held
+
+
+def questions(config: QuestionsConfig, rows: int) -> Activations:
+    """Of sequences of conversations and what they show, `rows` at a time."""
+    objective, compute = build.questions(config), BYTES[config.compute_dtype]
+    vit, c, p = objective.encoder_config, objective.decoder_config, objective.projector_config
+    places, accumulate = media_places(config), config.optim.accumulate
+    tokens, length = rows * places * math.prod(p.grid), rows * config.data.length
+    held = Activations()
+    if config.features:
+        held.inputs = STORED * tokens * vit.width * accumulate
+    else:
+        pixels = rows * places * config.clips.frames * config.clips.crop**2 * 3
+        held.inputs = pixels * (accumulate + FLOAT)
+        held.peak = tokens * _values(vit, compute, compute)
+        if config.train_encoder:
+            held.saved += tokens * KEPT[config.mesh.remat](vit, compute, compute) * vit.depth
+            held.peak *= 2
+    # the encoder's tokens, the projector's hidden layer, visual tokens and their gradients
+    hidden = p.hidden or p.width
+    held.features = tokens * (FLOAT * vit.width + 2 * compute * hidden)
+    held.features += 2 * rows * places * p.tokens * p.width * FLOAT
+    inner, shared = c.heads * c.head_dim, c.kv_heads * c.head_dim
+    block = compute * (2 * inner + 2 * shared + 3 * c.hidden + 4 * c.width)  # of a token
+    kept = {'full': 0, 'dots': compute * (2 * c.width + inner + 2 * shared + 2 * c.hidden)}
+    held.saved += length * c.depth * (compute * c.width + kept.get(config.mesh.remat, 2 * block))
+    # of the loss: some logits three times, the head whole, and where it is trained its gradient
+    head = c.vocabulary * c.width * compute
+    head += c.vocabulary * c.width * FLOAT if config.language.trains == 'all' else 0
+    logits = 3 * FLOAT * min(LOGITS, length * c.vocabulary)
+    held.peak = max(held.peak, 2 * length * block, logits + head + 2 * length * c.width * compute)
     return held
 
 

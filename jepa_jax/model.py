@@ -124,7 +124,8 @@ class Model:
             frames [H, W, 3]; or [n, T, H, W, 3], windows already; or a list of these, which gives a
             list of Features. Arrays may be of any library whose arrays numpy reads: torch, PIL.
           frames: of each window; None: 16. An image is one frame where the model has a way of its
-            own for images, else as many, or one tubelet.
+            own for images, else as many, or one tubelet. A model of images (I-JEPA) takes the
+            frames of a video one by one.
           fps: frames a second to sample a video at, or that an array or a folder has.
           crop: pixels of the evaluation view; None: as the model was trained.
           preprocess: 'eval': short side to crop * 256 / 224, middle cut out, by the original's rule
@@ -189,7 +190,9 @@ class Model:
             raise InputError(f'fps {fps}: must be above 0')
         source = video if isinstance(video, Input) else open_input(video, fps)
         source = inputs.from_second(source, start)
-        if source.kind == 'image' and (c.modalities or frames is None):
+        if c.still and frames not in (None, 1):
+            raise InputError(f'frames {frames}: must be 1, this is a model of images')
+        if c.still or source.kind == 'image' and (c.modalities or frames is None):
             frames = c.tubelet_of(1)
         frames = FRAMES if frames is None else frames
         tubelet = c.tubelet_of(frames)

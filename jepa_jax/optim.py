@@ -68,10 +68,25 @@ def _wsd(c: OptimConfig) -> Schedule:
     return schedule
 
 
+def _half_cosine(c: OptimConfig) -> Schedule:
+    """Warm-up and half a cosine, counted from 0 as MAE does: the first update is at start_lr.
+    (reference: family §3.1)"""
+    whole = horizon(c) - c.warmup
+
+    def schedule(step):
+        k = jnp.asarray(step)
+        rise = _line(c.start_lr, c.lr, k, c.warmup)
+        fall = _cosine(c.lr, c.final_lr, k - c.warmup, whole)
+        return jnp.where(k < c.warmup, rise, fall)
+
+    return schedule
+
+
 SCHEDULES: dict[str, Callable[[OptimConfig], Schedule]] = {
     'warmup_cosine': _warmup_cosine,
     'linear_decay': _linear_decay,
     'wsd': _wsd,
+    'half_cosine': _half_cosine,
 }
 
 
@@ -110,6 +125,23 @@ class Optimizer:
     weight_decay: Schedule
     ema_rate: Schedule | None  # None: nothing is averaged
     guard: bool = False  # whether the last of the state of tx is a GuardState
+    clip: float = 0.0  # largest norm of the gradient of a net; 0: not clipped
+    clip_whole: bool = False  # of all nets together
+    clip_from: int = 0  # 0-based step from which on
+
+    def clipped(self, grads: dict, norms: dict, step: jax.Array) -> dict:
+        """Gradients whose norms are at most `clip`, as torch's clip_grad_norm_."""
+        if not self.clip:
+            return grads
+        if self.clip_whole:
+            norms = dict.fromkeys(norms, optax.tree.norm(list(norms.values())))
+        factors = {
+            name: jnp.minimum(1.0, self.clip / (norm + 1e-6)) for name, norm in norms.items()
+        }
+        return {
+            name: optax.tree.scale(jnp.where(step >= self.clip_from, factors[name], 1.0), tree)
+            for name, tree in grads.items()
+        }
 
 
 def build(config: OptimConfig, objective: Objective) -> Optimizer:
@@ -131,6 +163,9 @@ def build(config: OptimConfig, objective: Objective) -> Optimizer:
         weight_decay(config),
         ema_rate(config) if objective.ema else None,
         guard=config.guard.deviations > 0,
+        clip=config.clip,
+        clip_whole=config.clip_whole,
+        clip_from=config.clip_from,
     )
 
 

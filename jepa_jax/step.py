@@ -56,15 +56,17 @@ def make_step(
     """step(state, frozen, batch) -> (state, metrics), to be jitted with the state donated.
 
     frozen: parameters of objective.frozen. Order: gradients, AdamW, then average <- m average +
-    (1 - m) net with the updated net. Nothing is clipped. If the loss or a gradient is not finite,
+    (1 - m) net with the updated net. Where gradients are clipped, metrics have their norms before
+    that. If the loss or a gradient is not finite,
     the state comes back as it was and metrics['finite'] is False. Metrics are float32 scalars.
     (reference: vjepa2 §5.2)
     metrics['skipped'], with a loss guard: updates that it has left out so far.
     """
     tx, ema_rate = optax.with_extra_args_support(optimizer.tx), optimizer.ema_rate
 
-    def update(state: TrainState, grads: dict, loss: jax.Array) -> TrainState:
+    def update(state: TrainState, grads: dict, loss: jax.Array, norms: dict) -> TrainState:
         with jax.named_scope('adamw'):
+            grads = optimizer.clipped(grads, norms, state.step)
             updates, opt_state = tx.update(grads, state.opt_state, state.params, value=loss)
             params = optax.apply_updates(state.params, updates)
         ema = state.ema
@@ -87,7 +89,7 @@ def make_step(
         # needs no memory for another (0.1 instead of 2.7 times the parameters beside the gradients)
         new = jax.lax.cond(
             finite,
-            lambda state, grads: update(state, grads, loss),  # which only a guard looks at
+            lambda state, grads: update(state, grads, loss, norms),  # which only a guard looks at
             lambda state, grads: state,
             state,
             grads,

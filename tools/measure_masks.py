@@ -1,6 +1,6 @@
 """How near the static-shape masks come to the original's, and what they cost.
 
-    python -m tools.measure_masks [--steps 1000] [--json FILE]
+    python -m tools.measure_masks [--steps 1000] [--images] [--json FILE]
 
 runs both samplers over as many steps and clips on the three grids of the released recipes and
 compares the share of the tokens kept, overall and in the tubelet where it differs most. Measured,
@@ -13,6 +13,8 @@ compares the share of the tokens kept, overall and in the tubelet where it diffe
 
 The largest overall difference in share of the part itself is -2.2 % (384 px, context of the 2-block
 mask: 0.1076 for 0.1101). One clip takes 0.3 to 0.45 ms of one core, both masks.
+
+`--images` does the same for I-JEPA, whose shares are compared row by row: docs/family.md.
 """
 
 from __future__ import annotations
@@ -107,10 +109,94 @@ def measure(
     }
 
 
-def run(steps: int, budgets: int, json_file: str | None) -> None:
+IMAGES = {  # name: (grid, images a GPU in the original)
+    'ViT-H/14, 224 px': ((16, 16), 128),
+    'ViT-g/16, 224 px': ((14, 14), 16),
+    'ViT-H/16, 448 px': ((28, 28), 16),
+}
+
+
+def measure_images(
+    grid: tuple[int, int], group: int, steps: int, seed: int = 0, budgets: int = 4
+) -> dict:
+    """Likewise of I-JEPA: shares of the rows of an image."""
+    import numpy as np
+
+    from jepa_jax.config import ImageMaskConfig
+    from jepa_jax.masks.image import ReferenceSampler, StaticSampler
+
+    settings = ImageMaskConfig(group=group)
+    static = StaticSampler(settings, grid, seed, budgets)
+    reference = ReferenceSampler(settings, grid)
+    kept = np.zeros((2, 2, grid[0]))  # [original or static, context or a target, row]
+    programs, originals, seconds = set(), set(), 0.0
+    for step in range(steps):
+        original = reference(step, np.random.RandomState([seed, step]), group)
+        began = time.perf_counter()
+        images = [static.sample(step, position)[0] for position in range(group)]
+        seconds += time.perf_counter() - began
+        ours = [np.stack(rows) for rows in zip(*images)]
+        shapes = tuple(ids.shape[-1] for ids in ours)
+        if (shapes,) != static.shapes(step):
+            raise AssertionError(f'step {step}: {shapes} sampled, {static.shapes(step)} promised')
+        if any((np.diff(ids) <= 0).any() for ids in ours):
+            raise AssertionError(f'step {step}: a token twice, which would be padding')
+        programs.add(shapes)
+        originals.add(tuple(ids.shape[-1] for ids in original))
+        for i, pair in enumerate((original, ours)):
+            for j, ids in enumerate(pair):
+                rows = np.bincount(ids.ravel() // grid[1], minlength=grid[0])
+                kept[i, j] += rows / (steps * grid[1] * (ids.size // ids.shape[-1]))
+    off = kept[1] - kept[0]
+    return {
+        'grid': grid,
+        'group': group,
+        'steps': steps,
+        'programs': len(programs),
+        'programs_original': len(originals),
+        'executed_over_real': 1.0,  # no token is there twice
+        'microseconds_an_image': seconds / steps / group * 1e6,
+        'kept': [
+            {
+                'part': part,
+                'original': a.mean(),
+                'static': b.mean(),
+                'largest_in_a_row': d[np.abs(d).argmax()],
+            }
+            for part, a, b, d in zip(('context', 'target'), *kept, off)
+        ],
+    }
+
+
+def _run_images(steps: int, budgets: int) -> dict:
+    results = {}
+    for name, (grid, group) in IMAGES.items():
+        results[name] = r = measure_images(grid, group, steps, budgets=budgets)
+        print(
+            f'{name}, {group} images, {steps} steps: programs {r["programs"]} (original '
+            f'{r["programs_original"]}), executed / real {r["executed_over_real"]:.3f}, '
+            f'{r["microseconds_an_image"]:.0f} us an image'
+        )
+        for m in r['kept']:
+            print(
+                f'  {m["part"]:>7}  original {m["original"]:.4f}  static {m["static"]:.4f}  '
+                f'worst row {m["largest_in_a_row"]:+.4f}'
+            )
+    return results
+
+
+def run(steps: int, budgets: int, images: bool, json_file: str | None) -> None:
     """Measures every case and prints it."""
     if steps < 1:
         raise ConfigError(f'--steps {steps}: must be at least 1')
+    results = _run_images(steps, budgets) if images else _run_videos(steps, budgets)
+    if json_file:
+        with open(json_file, 'w') as file:
+            json.dump(results, file, indent=2)
+            file.write('\n')
+
+
+def _run_videos(steps: int, budgets: int) -> dict:
     results = {}
     for name, (grid, batch) in CASES.items():
         results[name] = r = measure(grid, batch, steps, budgets=budgets)
@@ -127,16 +213,14 @@ def run(steps: int, budgets: int, json_file: str | None) -> None:
                 f'  {m["difference"]:+12.4f}  {m["relative"]:+9.1%}'
                 f'  {m["largest_in_a_tubelet"]:+7.4f} (t={m["tubelet"]})'
             )
-    if json_file:
-        with open(json_file, 'w') as file:
-            json.dump(results, file, indent=2)
-            file.write('\n')
+    return results
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add('--steps', type=int, default=1000, metavar='N', help='training steps (%(default)s)')
     add('--budgets', type=int, choices=(1, 4), default=4, help="shapes; 1: mask_sampler 'single'")
+    add('--images', action='store_true', help="I-JEPA's masks (those of videos)")
     add('--json', metavar='FILE', dest='json_file', help='write the figures (no file)')
 
 

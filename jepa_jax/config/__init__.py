@@ -12,6 +12,8 @@ from jepa_jax.config.benchmark import BenchmarkConfig as BenchmarkConfig
 from jepa_jax.config.benchmark import BenchmarkDataConfig as BenchmarkDataConfig
 from jepa_jax.config.benchmark import HeadsConfig as HeadsConfig
 from jepa_jax.config.benchmark import LabelledSetConfig as LabelledSetConfig
+from jepa_jax.config.conversations import ConversationsConfig as ConversationsConfig
+from jepa_jax.config.conversations import MixtureConfig as MixtureConfig
 from jepa_jax.config.dense_video import ContextLossConfig as ContextLossConfig
 from jepa_jax.config.dense_video import DenseVideoConfig as DenseVideoConfig
 from jepa_jax.config.derived import cache_root as cache_root
@@ -24,10 +26,15 @@ from jepa_jax.config.labelled import LabelledDataConfig as LabelledDataConfig
 from jepa_jax.config.labelled import OwnConfig as OwnConfig
 from jepa_jax.config.labelled import RetrievalConfig as RetrievalConfig
 from jepa_jax.config.labelled_sets import labelled_set as labelled_set
+from jepa_jax.config.masked_image import ImageMaskConfig as ImageMaskConfig
+from jepa_jax.config.masked_image import MaskedImageConfig as MaskedImageConfig
+from jepa_jax.config.masked_pixels import DecoderConfig as DecoderConfig
+from jepa_jax.config.masked_pixels import MaskedPixelsConfig as MaskedPixelsConfig
 from jepa_jax.config.masked_video import MaskedVideoConfig as MaskedVideoConfig
 from jepa_jax.config.parts import SELF_MADE as SELF_MADE
 from jepa_jax.config.parts import WITHOUT_PATH as WITHOUT_PATH
 from jepa_jax.config.parts import ActionPredictorConfig as ActionPredictorConfig
+from jepa_jax.config.parts import AgainstCollapseConfig as AgainstCollapseConfig
 from jepa_jax.config.parts import AugmentConfig as AugmentConfig
 from jepa_jax.config.parts import CheckpointsConfig as CheckpointsConfig
 from jepa_jax.config.parts import DataConfig as DataConfig
@@ -47,6 +54,10 @@ from jepa_jax.config.parts import ProbeConfig as ProbeConfig
 from jepa_jax.config.parts import RobotConfig as RobotConfig
 from jepa_jax.config.parts import RolloutConfig as RolloutConfig
 from jepa_jax.config.parts import ViewConfig as ViewConfig
+from jepa_jax.config.questions import ClipsConfig as ClipsConfig
+from jepa_jax.config.questions import LanguageConfig as LanguageConfig
+from jepa_jax.config.questions import QuestionsConfig as QuestionsConfig
+from jepa_jax.config.questions import VisualProjectorConfig as VisualProjectorConfig
 from jepa_jax.config.runs import EvalConfig as EvalConfig
 from jepa_jax.config.runs import RunConfig as RunConfig
 from jepa_jax.config.runs import StudyConfig as StudyConfig

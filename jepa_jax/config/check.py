@@ -79,6 +79,7 @@ RULES: dict[type, dict[str, Rule | OneOf]] = {
         'aspect_ratio': RATIOS,
         'max_temporal_keep': Rule(lambda v: 0 < v <= 1, 'above 0 and at most 1'),
         'max_keep': NOT_NEGATIVE,
+        'tube': BELOW_ONE,
     },
     parts.EncoderConfig: {
         'size': OneOf(tuple(SIZES), tuple(SIZE_ALIASES)),
@@ -90,6 +91,8 @@ RULES: dict[type, dict[str, Rule | OneOf]] = {
         'patch': POSITIVE,
         'tubelet': POSITIVE,
         'position': OneOf(('rope', 'sincos')),
+        'axes': OneOf(('yx', 'xy', 'flat')),
+        'shorter': OneOf(('first', 'resized')),
         'mlp': MLPS,
     },
     parts.MaskedPredictorConfig: {
@@ -98,6 +101,7 @@ RULES: dict[type, dict[str, Rule | OneOf]] = {
         'heads': POSITIVE,
         'mlp_ratio': POSITIVE,
         'mask_tokens': POSITIVE,
+        'tokens_of': OneOf(('frames', 'masks')),
         'mlp': MLPS,
     },
     parts.DataListConfig: {'weight': POSITIVE, 'frames': NOT_NEGATIVE},
@@ -121,7 +125,7 @@ RULES: dict[type, dict[str, Rule | OneOf]] = {
         'batch': POSITIVE,
         'accumulate': NOT_NEGATIVE,
         'steps': POSITIVE,
-        'schedule': OneOf(('warmup_cosine', 'linear_decay', 'wsd')),
+        'schedule': OneOf(('warmup_cosine', 'linear_decay', 'wsd', 'half_cosine')),
         'warmup': NOT_NEGATIVE,
         'anneal': NOT_NEGATIVE,
         'start_lr': NOT_NEGATIVE,
@@ -133,6 +137,8 @@ RULES: dict[type, dict[str, Rule | OneOf]] = {
         'beta1': BELOW_ONE,
         'beta2': BELOW_ONE,
         'eps': POSITIVE,
+        'clip': NOT_NEGATIVE,
+        'clip_from': NOT_NEGATIVE,
     },
     parts.GuardConfig: {
         'deviations': NOT_NEGATIVE,
@@ -243,7 +249,7 @@ RULES: dict[type, dict[str, Rule | OneOf]] = {
 
 def rules_of(kind: type) -> dict[str, Rule | OneOf]:
     """The rows of a part and of those that it extends."""
-    return {key: rule for base in kind.__mro__ for key, rule in RULES.get(base, {}).items()}
+    return {key: rule for base in kind.__mro__[::-1] for key, rule in RULES.get(base, {}).items()}
 
 
 def types_and_ranges(config: Any) -> None:

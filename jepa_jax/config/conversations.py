@@ -6,6 +6,7 @@ from jepa_jax.config.check import NOT_NEGATIVE, POSITIVE, RULES, OneOf
 from jepa_jax.config.parts import LoaderConfig
 
 PLACEHOLDERS = ('where', 'first')
+SELF_MADE = 'self_made'  # in place of a path: conversations and tokenizer that are made
 
 
 @dataclass

@@ -4,10 +4,13 @@ import math
 from collections.abc import Sequence
 
 from jepa_jax.config.action_conditioned import ActionConditionedConfig
+from jepa_jax.config.conversations import MixtureConfig
 from jepa_jax.config.dense_video import DenseVideoConfig
-from jepa_jax.config.derived import frame_counts
+from jepa_jax.config.derived import cache_root, frame_counts
+from jepa_jax.config.masked_pixels import MaskedPixelsConfig
 from jepa_jax.config.masked_video import MaskedVideoConfig
-from jepa_jax.config.parts import EncoderConfig
+from jepa_jax.config.parts import EncoderConfig, ProbeConfig
+from jepa_jax.config.questions import QuestionsConfig
 from jepa_jax.config.runs import RunConfig
 from jepa_jax.errors import ConfigError, allowed
 
@@ -56,7 +59,7 @@ def masked_video(config: MaskedVideoConfig) -> None:
     """
     encoder, data = config.encoder, config.data
     before = frame_counts(data), data.crop
-    _tiny(encoder)
+    tiny(encoder)
     config.predictor.width, config.predictor.depth, config.predictor.heads = 24, 2, 2
 
     def shrink(size: int, unit: int, least: int) -> int:
@@ -74,8 +77,7 @@ def masked_video(config: MaskedVideoConfig) -> None:
     share = data.crop**2 * min(frame_counts(data)) / (before[1] ** 2 * min(before[0]))
     for mask in config.masks:
         mask.max_keep = mask.max_keep and max(2, int(mask.max_keep * share))
-    probe = config.probe
-    probe.steps, probe.batch, probe.seeds, probe.bootstrap, probe.heads = 20, 32, 2, 100, 2
+    small_probe(config.probe)
 
 
 def dense_video(config: DenseVideoConfig) -> None:
@@ -88,9 +90,23 @@ def dense_video(config: DenseVideoConfig) -> None:
     loss.begin, loss.full = math.ceil(loss.begin * share), math.ceil(loss.full * share)
 
 
+def masked_pixels(config: MaskedPixelsConfig) -> None:
+    """Likewise; four tokens a side."""
+    encoder, data, images = config.encoder, config.data, config.kind == 'mae'
+    tiny(encoder)
+    config.decoder.width, config.decoder.depth, config.decoder.heads = 24, 1, 2
+    data.crop = 4 * encoder.patch
+    data.frames = 1 if images else 2 * encoder.tubelet
+    for item in data.lists:
+        item.kind, item.path, item.frames = 'synthetic_few', '', 0
+    data.fps, data.frame_step, data.duration = 8, 0, 0.0
+    probe = config.probe
+    probe.steps, probe.batch, probe.seeds, probe.bootstrap, probe.heads = 20, 32, 2, 100, 2
+
+
 def action_conditioned(config: ActionConditionedConfig) -> None:
     """24 steps of a tiny predictor on self-made recordings and a random encoder."""
-    _tiny(config.encoder)
+    tiny(config.encoder)
     config.ac.width, config.ac.depth, config.ac.heads = 48, 2, 2
     config.encoder_from = 'random'
     config.data.crop = 4 * config.encoder.patch
@@ -99,7 +115,24 @@ def action_conditioned(config: ActionConditionedConfig) -> None:
     config.rollout.steps = min(config.rollout.steps, 3)
 
 
-def _tiny(encoder: EncoderConfig) -> None:
+def small_probe(probe: ProbeConfig) -> None:
+    probe.steps, probe.batch, probe.seeds, probe.bootstrap, probe.heads = 20, 32, 2, 100, 2
+
+
+def questions(config: QuestionsConfig) -> None:
+    """24 steps of a tiny projector and language model, both drawn, on self-made conversations."""
+    tiny(config.encoder)
+    config.encoder_from = 'random'
+    config.features = config.features and str(cache_root() / 'features')
+    clips, data, language = config.clips, config.data, config.language
+    clips.crop, clips.frames, clips.fps = 4 * config.encoder.patch, 2 * config.encoder.tubelet, 0.0
+    config.projector.heads = 2
+    data.length, data.visual = 192, 0
+    data.mixture, config.heldout = [MixtureConfig('self_made')], 'self_made'
+    language.path, language.tokenizer, language.size = 'random', 'self_made', 'tiny'
+
+
+def tiny(encoder: EncoderConfig) -> None:
     encoder.width, encoder.depth, encoder.heads, encoder.mlp_ratio = 48, 2, 2, 4.0
 
 
@@ -109,7 +142,8 @@ def few_steps(config: RunConfig, accumulate: int) -> None:
     config.data.workers = 2
     optim = config.optim
     share, optim.steps = FEW / optim.steps, FEW
-    optim.warmup, optim.anneal = math.ceil(optim.warmup * share), math.ceil(optim.anneal * share)
+    for name in ('warmup', 'anneal', 'clip_from'):
+        setattr(optim, name, math.ceil(getattr(optim, name) * share))
     optim.batch, optim.accumulate = 16, accumulate or min(max(1, optim.accumulate), 2)
     config.mesh.fsdp = 1
     saved = config.checkpoints

@@ -1,5 +1,7 @@
 """Random resized crop and flip, the same for all frames of a clip; uint8 in, uint8 out.
 
+I-JEPA reads images by Pillow, whose bilinear resize has an antialias: `antialias`.
+
 Crops are resized bilinearly without antialiasing, as the original does (reference: vjepa2 §6.3):
 the output pixel `d` reads the input at `max((d + 0.5) * in / out - 0.5, 0)`, edges repeat. The
 original keeps the float result; here it is rounded to the nearest integer (half to even), because
@@ -14,6 +16,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from jepa_jax.config import AugmentConfig
 
@@ -69,7 +72,12 @@ def shift(first: Crop, last: Crop, frames: int) -> list[Crop]:
 
 
 def resize(
-    frames: np.ndarray, crops: list[Crop], out: np.ndarray, flip: bool = False
+    frames: np.ndarray,
+    crops: list[Crop],
+    out: np.ndarray,
+    flip: bool = False,
+    antialias: bool = False,
+    bicubic: bool = False,
 ) -> np.ndarray:
     """Resizes a window of each frame to fill `out`.
 
@@ -78,6 +86,7 @@ def resize(
       crops: one window a frame, or one for all.
       out: `[T, h, w, 3]`, written to; float32 receives the exact values, uint8 the rounded ones.
       flip: mirrors left and right.
+      antialias: as Pillow does, to the pixel; for uint8 alone; bicubic: its other kind.
 
     Returns `out`.
     """
@@ -86,7 +95,8 @@ def resize(
     for frame, crop, target in zip(frames, crops, out, strict=True):
         size = (crop.height, crop.width)
         if resizer is None or resizer.size != size:  # only motion shift changes it within a clip
-            resizer = _Resizer(size, out.shape[1:3], flip)
+            how = size, out.shape[1:3], flip
+            resizer = _Antialiased(*how, bicubic) if antialias else _Resizer(*how)
         top, left, height, width = crop
         resizer(frame[top : top + height, left : left + width], target)
     return out
@@ -119,6 +129,21 @@ class _Resizer:
             if out.dtype == np.uint8:
                 np.rint(rows, out=rows)
             np.copyto(out[band], rows.reshape(out[band].shape), casting='unsafe')
+
+
+class _Antialiased:
+    """Likewise, by Pillow."""
+
+    def __init__(
+        self, size: tuple[int, int], target: tuple[int, int], flip: bool, bicubic: bool
+    ) -> None:
+        self.size, self._target, self._flip = size, target, flip
+        self._kind = Image.Resampling.BICUBIC if bicubic else Image.Resampling.BILINEAR
+
+    def __call__(self, window: np.ndarray, out: np.ndarray) -> None:
+        image = Image.fromarray(np.ascontiguousarray(window))
+        done = np.asarray(image.resize(self._target[::-1], self._kind))
+        out[...] = done[:, ::-1] if self._flip else done
 
 
 def _lerp(source, first, second, weight, a, b, axis):
@@ -163,8 +188,8 @@ def augment(
     crops = [crop()]
     if settings.motion_shift:
         crops = shift(crops[0], crop(), len(frames))
-    flip = settings.flip and rng.uniform() < 0.5
+    how = settings.flip and rng.uniform() < 0.5, settings.antialias, settings.bicubic
     if len(crops) == 1 and frames.strides[0] == 0:
-        out[...] = resize(frames[:1], crops, np.empty_like(out[:1]), flip)
+        out[...] = resize(frames[:1], crops, np.empty_like(out[:1]), *how)
         return out
-    return resize(frames, crops, out, flip)
+    return resize(frames, crops, out, *how)

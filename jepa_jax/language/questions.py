@@ -169,19 +169,19 @@ def draw(
 
 def write(
     path: str | Path, folder: str | Path, clips: int, count: int,
-    mixture: Mapping[str, float] = MIXTURE, seed: int = 0,
+    mixture: Mapping[str, float] = MIXTURE, seed: int = 0, split: str = 'train',
 ) -> Path:  # fmt: skip
-    """Writes what `draw` gives of the training split, a conversation a line in PLM's form.
+    """Writes what `draw` gives of a split, a conversation a line in PLM's form.
 
     Args:
       path: of the file.
       folder: of the self-made set, see `synthetic.ensure`; paths in the file are relative to it.
-      clips, count, mixture, seed: as of `draw`.
+      clips, count, mixture, seed, split: as of `draw`.
     """
     path, folder = Path(path), Path(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, 'w', encoding='utf-8') as file:
-        for view, question in draw('train', clips, count, mixture, seed):
+        for view, question in draw(split, clips, count, mixture, seed):
             media = view.media(folder)
             turns = (('human', question.text), ('assistant', question.said))
             row = {

@@ -13,4 +13,4 @@ class Mask:
     int32."""
 
     context: jax.Array | np.ndarray  # [B, K]
-    target: jax.Array | np.ndarray  # [B, M]
+    target: jax.Array | np.ndarray  # [B, M]; of I-JEPA [B, targets, M]

@@ -39,6 +39,18 @@ from scipy.optimize import nnls
 
 from jepa_jax.config import MaskConfig
 from jepa_jax.errors import ConfigError
+from jepa_jax.masks.draws import (
+    CHECK,
+    CLIP,
+    ORDER,
+    RECORD,
+    SIZE,
+    rng_of,
+    torch_stream,
+    torch_uniforms,
+    uniforms,
+    words,
+)
 
 Grid = tuple[int, int, int]
 Pair = tuple[np.ndarray, np.ndarray]
@@ -116,20 +128,6 @@ def _origins(raw: np.ndarray, sizes: np.ndarray, grid: Grid) -> np.ndarray:
     return (raw % room[:, None, [1, 2, 0]].astype(raw.dtype)).astype(np.int64)
 
 
-_ORDER, _SIZE, _CLIP, _CHECK, _RECORD = range(5)  # what a stream of random words is for
-
-
-def _rng(seed: int, step: int, purpose: int, a: int = 0, b: int = 0) -> np.random.Philox:
-    """A counter-based generator; only its raw words are used, which NumPy promises to keep."""
-    key, counter = np.array([seed, step], np.uint64), np.array([0, purpose, a, b], np.uint64)
-    return np.random.Philox(key=key, counter=counter)
-
-
-def _uniforms(raw: np.ndarray) -> np.ndarray:
-    """Multiples of 2^-24 in [0, 1), the original's resolution, from 64-bit words."""
-    return (raw >> np.uint64(40)) / 2.0**24
-
-
 # --- Checks -------------------------------------------------------------------------------------
 
 
@@ -165,14 +163,14 @@ def check(settings: MaskConfig, grid: Grid, name: str = 'masks') -> None:
         refuse('full_complement', 'and pred_full_complement exclude each other')
 
     ends = np.array(list(itertools.product((0.0, 1 - 2.0**-24), repeat=3)))
-    inner = _uniforms(_rng(0, 0, _CHECK).random_raw(3 * 256)).reshape(-1, 3)
+    inner = uniforms(rng_of(0, 0, CHECK).random_raw(3 * 256)).reshape(-1, 3)
     sizes = np.unique(_sizes(settings, grid, np.concatenate([ends, inner])), axis=0)
     if (sizes == 0).any():
         refuse('spatial_scale', f'a block covers no token of a {shown} grid')
     if (sizes == grid).all(1).any():
         refuse('spatial_scale', f'a block can cover the whole {shown} grid and leave no context')
     largest = sizes[sizes.prod(axis=1).argsort()[-16:]]
-    _record(settings, grid, np.repeat(largest, 4, axis=0), _rng(0, 0, _CHECK, 1), name)
+    _record(settings, grid, np.repeat(largest, 4, axis=0), rng_of(0, 0, CHECK, 1), name)
 
 
 def _record(
@@ -202,15 +200,6 @@ def _record(
 # --- The original -------------------------------------------------------------------------------
 
 
-def torch_stream(seed: int) -> np.random.RandomState:
-    """The generator whose raw 32-bit words are those of torch on the CPU after `manual_seed`."""
-    return np.random.RandomState(seed)
-
-
-def _words(rng: np.random.RandomState, n: int) -> np.ndarray:
-    return rng.randint(0, 2**32, size=n, dtype=np.uint32).astype(np.int64)
-
-
 class ReferenceSampler:
     """The original sampler for one mask setting: same ids from the same torch seeds.
 
@@ -224,7 +213,7 @@ class ReferenceSampler:
 
     def block_size(self, seed: int) -> tuple[int, int, int]:
         """(t, h, w) of all blocks of a call. `seed` is the original's call counter, from 0."""
-        u = (_words(torch_stream(seed), 3) & 0xFFFFFF) / 2.0**24  # torch.rand: 24 low bits
+        u = torch_uniforms(torch_stream(seed), 3)
         return tuple(_sizes(self.settings, self.grid, u[None])[0].tolist())
 
     def __call__(self, seed: int, rng: np.random.RandomState, batch: int) -> Pair:
@@ -248,7 +237,7 @@ class ReferenceSampler:
         for row in masks:
             # The original draws for ever, and fails on a single token instead of drawing again.
             for _ in range(100 * REDRAWS):
-                origins = _words(rng, 3 * s.num_blocks).reshape(-1, 3) % room
+                origins = words(rng, 3 * s.num_blocks).reshape(-1, 3) % room
                 row[:] = _carve(origins.tolist(), size, self.grid, frames).ravel()
                 if np.count_nonzero(row) > 1:
                     break
@@ -349,11 +338,11 @@ class StaticSampler:
         self.settings, self.grid, self.seed = tuple(settings), tuple(grid), seed
         for i, each in enumerate(self.settings):
             check(each, self.grid, f'{name}[{i}]')
-        u = _uniforms(_rng(0, 0, _RECORD).random_raw(3 * RECORDED)).reshape(-1, 3)
+        u = uniforms(rng_of(0, 0, RECORD).random_raw(3 * RECORDED)).reshape(-1, 3)
         recorded, minima, pairs = [], [], []
         for i, each in enumerate(self.settings):
             sizes = _sizes(each, self.grid, np.repeat(u, reference_batch, axis=0))
-            counts = _record(each, self.grid, sizes, _rng(0, 0, _RECORD, 1 + i), f'{name}[{i}]')
+            counts = _record(each, self.grid, sizes, rng_of(0, 0, RECORD, 1 + i), f'{name}[{i}]')
             recorded.append(counts.reshape(RECORDED, reference_batch, -1))
             minima.append(_minima(each, recorded[i].sum(2), math.prod(self.grid)))
             pairs.append(_pairs(each, self.grid, minima[i], budgets))
@@ -389,9 +378,9 @@ class StaticSampler:
         last = self._last  # clips of one step come together, maybe in several threads
         if last[0] != step:
             n = len(self._plans)
-            order = _rng(self.seed, step // n, _ORDER).random_raw(n).argsort()
+            order = rng_of(self.seed, step // n, ORDER).random_raw(n).argsort()
             i = order[step % n]
-            pick = int(_rng(self.seed, step, _SIZE).random_raw() % len(self._blocks[i]))
+            pick = int(rng_of(self.seed, step, SIZE).random_raw() % len(self._blocks[i]))
             self._last = last = step, (self._plans[i], self._blocks[i][pick, None])
         return last[1]
 
@@ -406,7 +395,7 @@ class StaticSampler:
           For each mask context ids `[K]` and target ids `[M]`, int32, ascending, disjoint.
         """
         plan, u = self._step(step)
-        rng = _rng(self.seed, step, _CLIP, position, self.grid[0])
+        rng = rng_of(self.seed, step, CLIP, position, self.grid[0])
         return tuple(self._clip(s, b, u, rng) for s, b in zip(self.settings, plan))
 
     def _clip(self, settings: MaskConfig, budget: _Budget, u: np.ndarray, rng) -> Pair:

@@ -6,9 +6,16 @@ import functools
 import math
 from typing import Protocol
 
-from jepa_jax.config import MaskConfig, MaskedVideoConfig
+from jepa_jax.config import (
+    MaskConfig,
+    MaskedImageConfig,
+    MaskedPixelsConfig,
+    MaskedVideoConfig,
+)
 from jepa_jax.errors import ConfigError
-from jepa_jax.masks import multiblock
+from jepa_jax.masks import image, multiblock
+from jepa_jax.masks.random import RandomSampler
+from jepa_jax.masks.tube import TubeSampler
 
 
 class MaskSampler(Protocol):
@@ -30,8 +37,29 @@ def mask_sampler(config: MaskedVideoConfig, frames: int, rows: int) -> MaskSampl
     name, masks = config.masks_of(frames)
     if config.mask_sampler not in SAMPLERS:
         raise ConfigError(f'mask_sampler: {config.mask_sampler!r} is none of {", ".join(SAMPLERS)}')
+    if any(mask.tube for mask in masks):
+        return TubeSampler(masks, grid, config.seed)
     samplers = OF_IMAGES if config.is_image(frames) else SAMPLERS
     return samplers[config.mask_sampler](masks, grid, config.seed, rows, name)
+
+
+def pixel_sampler(config: MaskedPixelsConfig, frames: int) -> MaskSampler:
+    """What draws the masks of a run of MAE or VideoMAE."""
+    side = config.data.crop // config.encoder.patch
+    grid = (frames // config.encoder.tubelet, side, side)
+    return RandomSampler(grid, config.mask_ratio, config.kind == 'videomae', config.seed)
+
+
+def image_mask_sampler(config: MaskedImageConfig, rows: int) -> MaskSampler:
+    """What draws the masks of a run's images, `rows` of them in a global batch; the targets of a
+    sample are [targets, M].
+
+    Raises:
+      ConfigError: masks that cannot work on the images' grid.
+    """
+    side = config.data.crop // config.encoder.patch
+    make = image.SAMPLERS[config.mask_sampler]
+    return make(config.masks, (side, side), config.seed, rows, 'masks')
 
 
 class _ReferenceMasks:

@@ -36,6 +36,9 @@ class PoolerConfig:
     heads: int = 16  # also for ViT-g, whose encoder has 22
     depth: int = 4  # self-attention blocks and, last, one of cross-attention
     queries: int = 1
+    # as V-JEPA 1: the self-attention comes after, on what the queries have read
+    cross_first: bool = False
+    spare_projection: bool = False  # a layer that V-JEPA 1's files have and its forward never uses
     dtype: jnp.dtype = jnp.bfloat16  # of matmul inputs
     remat: str = 'full'  # a key of nets.REMAT
 
@@ -51,12 +54,14 @@ class CrossAttention(nnx.Module):
     go the same way: many heads that read the same tokens share the standardised ones.
     """
 
-    def __init__(self, width: int, heads: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, heads: int, *, dtype, rngs: nnx.Rngs, spare: bool = False):
         if width % heads:
             raise ValueError(f'width {width} is not a multiple of heads {heads}')
         self.heads, self.dtype = heads, dtype
         self.q = Linear(width, width, dtype=dtype, rngs=rngs)
         self.kv = Linear(width, 2 * width, dtype=dtype, rngs=rngs)
+        if spare:
+            self.proj = Linear(width, width, dtype=dtype, rngs=rngs)
 
     def __call__(self, queries: jax.Array, x: jax.Array, norm: nnx.LayerNorm) -> jax.Array:
         """queries [B, Q, D], x [B, N, D] standardised, its norm's scale and bias -> [B, Q, D]."""
@@ -83,7 +88,8 @@ class CrossBlock(nnx.Module):
     def __init__(self, config: PoolerConfig, *, rngs: nnx.Rngs):
         c = config
         self.norm1 = LayerNorm(c.width, eps=EPS, rngs=rngs)
-        self.xattn = CrossAttention(c.width, c.heads, dtype=c.dtype, rngs=rngs)
+        spare = c.spare_projection
+        self.xattn = CrossAttention(c.width, c.heads, dtype=c.dtype, rngs=rngs, spare=spare)
         self.norm2 = LayerNorm(c.width, eps=EPS, rngs=rngs)
         # the original rescales by the number of blocks before this one, as if this were the last of
         # those
@@ -121,11 +127,14 @@ class AttentivePooler(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [B, N, D], any N -> [B, queries, D] float32."""
-        x = x.astype(jnp.float32)
-        if self.config.depth > 1:
-            x = fold(self.blocks, x, remat=self.config.remat)
+        c, x = self.config, x.astype(jnp.float32)
+        if c.depth > 1 and not c.cross_first:
+            x = fold(self.blocks, x, remat=c.remat)
         query = jnp.broadcast_to(self.query_tokens[...], (len(x), *self.query_tokens.shape[1:]))
-        return self.cross_attention_block(query, x)
+        result = self.cross_attention_block(query, x)
+        if c.depth > 1 and c.cross_first:
+            result = fold(self.blocks, result, remat=c.remat)
+        return result
 
 
 def averaged_grid(grid: tuple[int, int, int], most: int) -> tuple[int, int, int]:
@@ -166,7 +175,7 @@ def sharding(probe: tuple[PoolerConfig, dict[str, int]]) -> Rules:
     blocks = block_sharding('gelu', 'pooler/') if probe[0].depth > 1 else ()
     return (
         *blocks,
-        (r'pooler/cross_attention_block/(xattn/(q|kv)|mlp/fc[12])/kernel', jax.P()),
+        (r'pooler/cross_attention_block/(xattn/(q|kv|proj)|mlp/fc[12])/kernel', jax.P()),
         (r'heads/\w+/kernel', jax.P()),
         (r'pooler/query_tokens', jax.P()),
         *VECTORS,

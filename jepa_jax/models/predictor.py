@@ -9,17 +9,19 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jepa_jax.models import tokens
 from jepa_jax.models.layers import INIT_STD, Block, LayerNorm, Linear, block_sharding
 from jepa_jax.models.rope import angles
 from jepa_jax.models.vit import (
     EPS,
     IMAGE,
     VIDEO,
+    check_choices,
     modality_embeddings,
     modality_sharding,
     pick_rows,
+    position_table,
     positions,
+    table_sharding,
 )
 from jepa_jax.nets import fold, stack
 from jepa_jax.sharding import VECTORS, Rules, batch_spec, gather
@@ -40,11 +42,13 @@ class PredictorConfig:
     position: str = 'rope'  # rope | sincos
     rope: str = 'tiled'
     uniform_power: bool = True
+    axes: str = 'yx'  # as ViTConfig's
+    stored_table: bool = False  # as ViTConfig's
     grid: tuple[int, int, int] = (
         8,
         16,
         16,
-    )  # (t, h, w) of the clips; rope needs h and w, sincos all
+    )  # (t, h, w) of the clips, t = 0 of images with sincos; rope needs h and w, sincos all
     dtype: jnp.dtype = (
         jnp.bfloat16
     )  # of matmul inputs; the residual stream is float32, as in the original
@@ -74,6 +78,7 @@ def sharding(config: PredictorConfig) -> Rules:
         (r'proj(_context)?/kernel', jax.P(None, 'fsdp')),
         (r'mask_tokens/\d+', jax.P()),
         *modality_sharding(config),
+        *table_sharding(config),
         *VECTORS,
     )
 
@@ -83,8 +88,7 @@ class Predictor(nnx.Module):
 
     def __init__(self, config: PredictorConfig, *, rngs: nnx.Rngs):
         c = self.config = config
-        if c.position not in ('rope', 'sincos'):
-            raise ValueError(f"position '{c.position}': allowed are rope, sincos")
+        check_choices(c)
         self.embed = Linear(c.encoder_width, c.width, dtype=c.dtype, rngs=rngs)
         if c.levels > 1:
             self.fuse = Linear(c.in_width, c.encoder_width, dtype=c.dtype, rngs=rngs)
@@ -109,6 +113,8 @@ class Predictor(nnx.Module):
             self.proj_context = Linear(c.width, c.predicted_width, dtype=c.dtype, rngs=rngs)
         if c.modalities:
             self.modality = modality_embeddings(c.width, rngs)
+        if c.stored_table:
+            self.table = nnx.Param(jnp.asarray(position_table(c, c.grid)))
 
     def __call__(
         self,
@@ -145,7 +151,9 @@ class Predictor(nnx.Module):
         if c.position == 'rope':
             rope = angles(positions(c, ids, *c.grid[1:]), c.width // c.heads, c.rope)
         else:
-            x = x + pick_rows(tokens.sincos_table(c.grid, c.width, c.uniform_power), ids, x)
+            stored = c.stored_table
+            table = jax.lax.stop_gradient(self.table[...]) if stored else position_table(c, c.grid)
+            x = x + pick_rows(table, ids, x)
         x = self.norm(fold(self.blocks, x, rope, remat=c.remat))
         if c.predict_context:
             heads = (self.proj, x[:, -M:]), (self.proj_context, x[:, :-M])

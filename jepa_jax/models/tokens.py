@@ -61,22 +61,30 @@ def _sincos(positions: np.ndarray, width: int) -> np.ndarray:
     return np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
 
 
-def sincos_table(grid: tuple[int, int, int], width: int, uniform: bool) -> np.ndarray:
+def sincos_table(
+    grid: tuple[int, int, int], width: int, uniform: bool, axes: str = 'yx'
+) -> np.ndarray:
     """Fixed position embedding [N, D] float32 of a (t, h, w) grid (reference: vjepa2 §1.6).
 
     uniform: equal shares of the width for t, y and x, cut off at D; else half for t and a quarter
-    each for y and x. A grid with t = 0 is an image: half of the width each for y and x.
+    each for y and x. A grid with t = 0 is an image: half of the width each for y and x, in the
+    order of `axes`; I-JEPA and MAE have x first (reference: family §1.1). `axes` flat: one line of
+    tokens, sines and cosines in turn, as VideoMAE (§3.2).
     """
     t, h, w = grid
+    if axes == 'flat':
+        line = _sincos(np.arange(max(t, 1) * h * w, dtype=np.float64), width)
+        return line.reshape(len(line), 2, -1).swapaxes(1, 2).reshape(line.shape).astype(np.float32)
     ids = np.arange(max(t, 1) * h * w)
-    axes = [ids // (h * w), ids // w % h, ids % w]
+    places = [ids // (h * w), ids // w % h, ids % w]
     if t == 0:
-        axes, widths = axes[1:], [width // 2] * 2
+        places, widths = places[1:] if axes == 'yx' else places[:0:-1], [width // 2] * 2
     elif uniform:
         widths = [2 * -(-width // 6)] * 3
     else:
         widths = [width // 2, width // 4, width // 4]
-    table = np.concatenate([_sincos(a.astype(np.float64), m) for a, m in zip(axes, widths)], axis=1)
+    parts = [_sincos(at.astype(np.float64), m) for at, m in zip(places, widths)]
+    table = np.concatenate(parts, axis=1)
     return table[:, :width].astype(np.float32)
 
 
@@ -105,27 +113,34 @@ def _resize_matrix(size: int, new: int, kernel, reach: int) -> np.ndarray:
 
 
 def resize_table(
-    table: np.ndarray, grid: tuple[int, int, int], new: tuple[int, int, int]
-) -> np.ndarray:
+    table: np.ndarray | jax.Array,
+    grid: tuple[int, int, int],
+    new: tuple[int, int, int],
+    first: bool = True,
+) -> np.ndarray | jax.Array:
     """A sin-cos table [N, D] made for `grid`, interpolated to the grid `new`.
 
-    Video: the first rows if only the clip is shorter, else trilinear. Image (t = 0): bicubic (a =
-    -0.75) with one scale for both axes, so `new` must be square. (reference: vjepa2 §1.6)
+    Video: trilinear, but if only the clip is shorter its first rows, where `first` says so.
+    (reference: vjepa2 §1.6; V-JEPA 1 always interpolates: family §2) Image (t = 0): bicubic
+    (a = -0.75), each axis by its own scale, as `transformers` does where the originals, which know
+    squares at most, cannot.
     """
     if new == grid:
         return table
     if grid[0] == 0:
-        if new[1] != new[2] or grid[1] != grid[2]:
-            raise ValueError(
-                f'sin-cos embedding of an image: grid {new[1:]} is not square, and must be'
-            )
         axes, kernel, reach = (1, 2), _cubic, 2
-    elif new[1:] == grid[1:] and new[0] < grid[0]:
+    elif first and new[1:] == grid[1:] and new[0] < grid[0]:
         return table[: new[0] * new[1] * new[2]]
     else:
         axes, kernel, reach = (0, 1, 2), _linear, 1
-    cells = table.astype(np.float64).reshape(max(grid[0], 1), grid[1], grid[2], -1)
+    library = jnp if isinstance(table, jax.Array) else np
+    cells = table if library is jnp else table.astype(np.float64)
+    cells = cells.reshape(max(grid[0], 1), grid[1], grid[2], -1)
     for axis in axes:
         matrix = _resize_matrix(grid[axis], new[axis], kernel, reach)
-        cells = np.moveaxis(np.tensordot(matrix, cells, (1, axis)), 0, axis)
+        if library is jnp:
+            cells = jnp.tensordot(jnp.float32(matrix), cells, (1, axis), precision='highest')
+        else:
+            cells = np.tensordot(matrix, cells, (1, axis))
+        cells = library.moveaxis(cells, 0, axis)
     return cells.reshape(-1, table.shape[-1]).astype(np.float32)

@@ -6,10 +6,11 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jepa_jax.models import tokens
-from jepa_jax.models.layers import Block, LayerNorm, Linear, block_sharding
+from jepa_jax.models.layers import INIT_STD, Block, LayerNorm, Linear, block_sharding, redraw
 from jepa_jax.models.rope import angles
 from jepa_jax.nets import fold, fold_outputs, stack
 from jepa_jax.sharding import VECTORS, Rules, batch_spec, gather
@@ -37,14 +38,34 @@ class ViTConfig:
     # the last
     levels: tuple[int, ...] = ()
     uniform_power: bool = True  # sincos: equal shares of the width for t, y, x
+    # sincos: of images, what comes first, yx as in V-JEPA | xy as in I-JEPA, MAE; or flat, one line
+    # of tokens, as in VideoMAE
+    axes: str = 'yx'
+    # sincos, clips of fewer frames: first, the table's first rows | resized, as in V-JEPA 1
+    shorter: str = 'first'
+    stored_table: bool = False  # sincos: the table is a weight that a file brought; never trained
     image_size: int = 256  # sincos: pixels of the square table's grid
     frames: int = 16  # sincos: frames of the table's grid
+    class_token: bool = False  # one more token, as in MAE, whose features are not among the tokens'
+    key_bias: bool = True  # False: attention's keys have none, as in VideoMAE
+    glorot: bool = False  # weights start as MAE's, see layers.redraw
     dtype: jnp.dtype = jnp.bfloat16  # of matmul inputs and of the residual stream
     remat: str = 'full'  # a key of nets.REMAT
 
     def grid(self, T: int, H: int, W: int) -> tuple[int, int, int]:
         """Token grid (t, h, w) of a clip; what does not fill a tubelet is dropped."""
         return T // self.tubelet_of(T), H // self.patch, W // self.patch
+
+    @property
+    def home(self) -> tuple[int, int, int]:
+        """The grid that a sin-cos table is made for; an image model's knows no time: (0, h, w)."""
+        t, h, w = self.grid(self.frames, self.image_size, self.image_size)
+        return (0 if self.tubelet == 1 else t), h, w
+
+    @property
+    def still(self) -> bool:
+        """Whether it reads single frames alone: its table of positions knows no time."""
+        return self.position == 'sincos' and self.tubelet == 1
 
     def tubelet_of(self, T: int) -> int:
         """Frames in a token of a clip of T frames: 1 of an image, if there is a way for them."""
@@ -54,7 +75,23 @@ class ViTConfig:
 def sharding(config: ViTConfig) -> Rules:
     """Where the parameters of a ViT lie."""
     patches = (r'patch_embed(_image)?/kernel', jax.P(None, 'fsdp'))
-    return (*block_sharding(config.mlp), patches, *modality_sharding(config), *VECTORS)
+    more = (*modality_sharding(config), *table_sharding(config))
+    more += ((r'class_token', jax.P()),) if config.class_token else ()
+    return (*block_sharding(config.mlp, key_bias=config.key_bias), patches, *more, *VECTORS)
+
+
+CHOICES = {
+    'position': ('rope', 'sincos'),
+    'axes': ('yx', 'xy', 'flat'),
+    'shorter': ('first', 'resized'),
+}
+
+
+def check_choices(config) -> None:
+    """Raises ValueError for a word of an encoder's or predictor's config that is not a choice."""
+    for field, words in CHOICES.items():
+        if (value := getattr(config, field, words[0])) not in words:
+            raise ValueError(f"{field} '{value}': allowed are {', '.join(words)}")
 
 
 IMAGE, VIDEO = MODALITIES = 'image', 'video'
@@ -73,44 +110,73 @@ def modality_sharding(config) -> Rules:
     return ((r'modality/\w+', jax.P()),) if config.modalities else ()
 
 
+def table_sharding(config) -> Rules:
+    """Where the table of positions lies, in nets that have one among their weights."""
+    return ((r'table', jax.P()),) if config.stored_table else ()
+
+
+def position_table(config, grid: tuple[int, int, int]) -> np.ndarray:
+    """The sin-cos table [N, D] of an encoder or predictor whose home grid is `grid`; with a row of
+    zeros before it for a class token."""
+    table = tokens.sincos_table(grid, config.width, config.uniform_power, config.axes)
+    if getattr(config, 'class_token', False):
+        table = np.concatenate([np.zeros_like(table[:1]), table])
+    return table
+
+
 class ViT(nnx.Module):
     """Clips -> features of all tokens, or of those kept."""
 
     def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
         c = self.config = config
-        if c.position not in ('rope', 'sincos'):
-            raise ValueError(f"position '{c.position}': allowed are rope, sincos")
+        check_choices(c)
         self.patch_embed = Linear(
             c.tubelet * c.patch * c.patch * 3, c.width, dtype=c.dtype, rngs=rngs
         )
         self.blocks = stack(
             lambda r, layer: Block(
-                c.width, c.heads, c.mlp_ratio, c.mlp, EPS, dtype=c.dtype, layer=layer, rngs=r
+                c.width, c.heads, c.mlp_ratio, c.mlp, EPS,
+                dtype=c.dtype, layer=layer, rngs=r, key_bias=c.key_bias,
             ),
             c.depth,
             rngs,
-        )
+        )  # fmt: skip
         if c.levels:
             norms = (LayerNorm(c.width, eps=EPS, rngs=rngs) for _ in c.levels)
             self.norms = nnx.Dict({str(i): norm for i, norm in enumerate(norms)})
         else:
             self.norm = LayerNorm(c.width, eps=EPS, rngs=rngs)
+        if c.stored_table:
+            self.table = nnx.Param(jnp.asarray(position_table(c, c.home)))
+        if c.class_token:
+            self.class_token = nnx.Param(
+                INIT_STD * jax.random.normal(rngs.params(), (1, 1, c.width))
+            )
+        if c.glorot:
+            redraw(self, rngs)
         if c.modalities:
             self.patch_embed_image = Linear(c.patch**2 * 3, c.width, dtype=c.dtype, rngs=rngs)
             self.modality = modality_embeddings(c.width, rngs)
 
     def __call__(
-        self, video: jax.Array, keep: jax.Array | None = None, levels: tuple[int, ...] = ()
+        self,
+        video: jax.Array,
+        keep: jax.Array | None = None,
+        levels: tuple[int, ...] = (),
+        whole: bool = False,
     ) -> jax.Array | list[jax.Array]:
         """video [B, T, H, W, 3], uint8 or normalised float; keep [B, K] token ids or None for all
         N.
 
         Returns [B, N or K, D] float32. levels: block indices (from 0); then a list, the features
         after each of those blocks, through its own norm or, where it has none, the last. Positions
-        are indices on the clip's own grid, whatever its size.
+        are indices on the clip's own grid, whatever its size. whole: with the class token first,
+        where there is one.
         """
         c = self.config
         T = video.shape[1]
+        if T > 1 and c.position == 'sincos' and c.tubelet == 1:  # whose table knows no time
+            return self._frames(video, keep, levels)
         tubelet = c.tubelet_of(T)
         t, h, w = grid = c.grid(*video.shape[1:4])
         if 0 in grid:
@@ -118,6 +184,8 @@ class ViT(nnx.Module):
                 f'clip {video.shape[1:4]} (frames, height, width) is smaller than one tubelet of '
                 f'{c.tubelet} frames and {c.patch} pixels'
             )
+        if c.still and T != 1:
+            raise ValueError(f'{T} frames: must be 1, this is a model of images')
         if c.modalities and T % tubelet:
             raise ValueError(f'{T} frames: must be 1, an image, or a multiple of {tubelet}')
         x = tokens.cut(video, tubelet, c.patch)
@@ -132,9 +200,18 @@ class ViT(nnx.Module):
             rope = angles(positions(c, ids, h, w), c.width // c.heads, c.rope)
         else:
             rope, x = None, x + self._table(grid, ids, x)
+        if c.class_token:
+            first = jnp.broadcast_to(
+                self._first(), (len(x), 1, c.width), out_sharding=batch_spec(x)
+            )
+            x = jnp.concatenate([first, x], axis=1)
+
+        def of_tokens(x):
+            return x[:, 1:] if c.class_token and not whole else x
+
         x = x.astype(c.dtype)
         if not levels:
-            return self._norm(c.depth - 1)(fold(self.blocks, x, rope, remat=c.remat))
+            return of_tokens(self._norm(c.depth - 1)(fold(self.blocks, x, rope, remat=c.remat)))
         if c.levels:  # a gradient may be asked for
             x = fold_outputs(self.blocks, x, rope, remat=c.remat, levels=levels)
         else:
@@ -143,7 +220,24 @@ class ViT(nnx.Module):
             norms = [self.norms[str(i)] for i in range(len(levels))]
         else:
             norms = map(self._norm, levels)
-        return [norm(level) for norm, level in zip(norms, x)]
+        return [of_tokens(norm(level)) for norm, level in zip(norms, x)]
+
+    def _frames(
+        self, video: jax.Array, keep: jax.Array | None, levels: tuple[int, ...]
+    ) -> jax.Array | list[jax.Array]:
+        """An image model's features of each frame by itself, one frame after the other: [B, T h w,
+        D]."""
+        if keep is not None:
+            raise ValueError('an image model that masks takes clips of one frame')
+        B, T, *frame = video.shape
+        spec = batch_spec(video)
+        images = jnp.reshape(video, (B * T, 1, *frame), out_sharding=spec)
+
+        def joined(x):
+            return jnp.reshape(x, (B, -1, x.shape[-1]), out_sharding=spec)
+
+        features = self(images, levels=levels)
+        return [joined(x) for x in features] if levels else joined(features)
 
     def _norm(self, block: int) -> nnx.LayerNorm:
         """Of the output of a block."""
@@ -155,11 +249,20 @@ class ViT(nnx.Module):
 
     def _table(self, grid: tuple[int, int, int], ids: jax.Array, like: jax.Array) -> jax.Array:
         c = self.config
-        home = c.grid(c.frames, c.image_size, c.image_size)
-        if c.tubelet == 1:  # an image model's table knows no time
-            home, grid = (0, *home[1:]), (0, *grid[1:])
-        table = tokens.sincos_table(home, c.width, c.uniform_power)
-        return pick_rows(tokens.resize_table(table, home, grid), ids, like)
+        if c.tubelet == 1:
+            grid = (0, *grid[1:])
+        stored = c.stored_table
+        table = jax.lax.stop_gradient(self.table[...]) if stored else position_table(c, c.home)
+        table = table[1:] if c.class_token else table
+        table = tokens.resize_table(table, c.home, grid, first=c.shorter == 'first')
+        return pick_rows(table, ids, like)
+
+    def _first(self) -> jax.Array:
+        """The class token [1, 1, D] with what a stored table adds to it: computed ones add zero."""
+        token = self.class_token[...]
+        if self.config.stored_table:
+            token = token + jax.lax.stop_gradient(self.table[...])[:1]
+        return token
 
 
 def positions(config, ids: jax.Array, h: int, w: int) -> tuple[jax.Array, ...]:

@@ -93,7 +93,7 @@ class Weights:
 
     @property
     def version(self) -> str:
-        """Of V-JEPA: '2.0', or '' where nothing here has one."""
+        """Of V-JEPA: '2.0', or '' where nothing here has one; see parts.version_of."""
         versions = (parts.version_of(net.part, net.config) for net in self.nets.values())
         return next(filter(None, versions), '')
 
@@ -148,8 +148,11 @@ class Weights:
 
     def summary(self) -> list[str]:
         """Lines that say what this is, for people."""
-        version = f'V-JEPA {self.version}, ' if self.version else ''
-        lines = [f'{self.source}: {version}size {self.size}, format {self.format}']
+        size = f'size {self.size}' if self.encoder else ''
+        called = ', '.join(
+            filter(None, (parts.called(self.version), size, f'format {self.format}'))
+        )
+        lines = [f'{self.source}: {called}']
         for name, net in self.nets.items():
             count = sum(int(np.prod(leaf.shape)) for leaf in flatten(net.tree).values())
             only = ' (the only one)' if self.alone and name in ENCODERS else ''

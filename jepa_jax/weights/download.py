@@ -32,6 +32,7 @@ from jepa_jax.errors import ZooError
 log = logging.getLogger(__name__)
 
 SERVER = 'https://dl.fbaipublicfiles.com/vjepa2/'  # or $JEPA_JAX_WEIGHTS_URL, a mirror of it
+OLDER = 'https://dl.fbaipublicfiles.com/'  # with the folders of I-JEPA and V-JEPA 1
 ATTEMPTS = 5  # at a download in a row that bring nothing
 WAIT = 1.0  # seconds before the second attempt, doubled before each further one
 TIMEOUT = 60.0  # seconds without a byte
@@ -41,10 +42,12 @@ PAGES = re.compile(r'text/|application/(json|xml|xhtml|javascript)')  # what no 
 OTHERS = {b'<': 'a web page', b'\x1f\x8b': 'compressed by gzip', b'{"': 'JSON'}
 
 
-def address(file: str) -> str:
-    """Of a file below the server's address."""
-    base = os.environ.get('JEPA_JAX_WEIGHTS_URL') or SERVER
-    return base.rstrip('/') + '/' + file
+def address(file: str, folder: str = '') -> str:
+    """Of a file below the server's address, or in the folder of an older release, which a mirror
+    has below its own."""
+    if mirror := os.environ.get('JEPA_JAX_WEIGHTS_URL'):
+        return '/'.join(filter(None, (mirror.rstrip('/'), folder, file)))
+    return f'{OLDER}{folder}/{file}' if folder else SERVER + file
 
 
 class _Cut(Exception):

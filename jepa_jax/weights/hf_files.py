@@ -9,14 +9,15 @@ import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from jepa_jax import files, scratch
 from jepa_jax.errors import ConvertError
 from jepa_jax.models.pooler import PoolerConfig
 from jepa_jax.models.predictor import PredictorConfig
-from jepa_jax.models.vit import ViTConfig
-from jepa_jax.weights import parts, shapes
+from jepa_jax.models.vit import ViTConfig, position_table
+from jepa_jax.weights import hf_ijepa, parts, shapes
 from jepa_jax.weights.tables import Leaf
 
 CONFIG, SINGLE, INDEX = 'config.json', 'model.safetensors', 'model.safetensors.index.json'
@@ -67,13 +68,18 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
     """config.json with the defaults of `transformers` for what it lacks.
 
     Raises:
-      ConvertError: not a model of V-JEPA 2, or one with an option that ours does not have.
+      ConvertError: not a model of V-JEPA 2 or I-JEPA, or one with an option that ours has not.
     """
     path = folder / CONFIG
     stored = files.read_json(path)
     kind = stored.get('model_type')
+    if kind == hf_ijepa.KIND:
+        return hf_ijepa.read_config(path, stored)
     if kind != 'vjepa2':
-        raise ConvertError(f"{path}: model_type '{kind}', must be 'vjepa2'")
+        allowed = f"must be 'vjepa2', '{hf_ijepa.KIND}', 'vit_mae' or 'videomae'"
+        raise ConvertError(
+            f"{path}: model_type '{files.one_line(ValueError(kind), 50)}', {allowed}"
+        )
     config = {**DEFAULTS, **stored}
     for key, value in FIXED.items():
         if config[key] != value:
@@ -132,6 +138,8 @@ DEFAULTS = {
 
 
 def encoder(values: dict[str, Any], forms: shapes.Shapes, beside: ViTConfig | None) -> ViTConfig:
+    if values['model_type'] == hf_ijepa.KIND:
+        return hf_ijepa.encoder(values, forms)
     return ViTConfig(
         values['hidden_size'],
         values['num_hidden_layers'],
@@ -165,13 +173,45 @@ def probe(
 
 
 def take_apart(folder: pathlib.Path, values: dict[str, Any]) -> dict[str, dict[str, Leaf]]:
-    """Net -> arrays by the names of `VJEPA2Model`, read when needed; values: of `read_config`.
+    """Net -> arrays by the names of the model in `transformers`, read when needed; values: of
+    `read_config`.
 
     Raises:
       ConvertError: no safetensors in the folder, a damaged file, or a name of no net.
     """
-    _library(folder)
     nets: dict[str, dict[str, Leaf]] = {}
+    for path, name, leaf in stored(folder):
+        if values['model_type'] == hf_ijepa.KIND:
+            short = hf_ijepa.short(name)
+            net = hf_ijepa.net_of(path, short)
+        else:
+            short = name.removeprefix('vjepa2.')
+            net = next((n for start, n in STARTS.items() if short.startswith(start)), None)
+        if newer := shapes.newer([short, short.removeprefix('encoder.')]):
+            raise ConvertError(
+                f'{path} holds V-JEPA 2.1 ({newer}), which is read from .pt files only'
+            )
+        if net is None:
+            raise ConvertError(f'{path}: {name} is not known')
+        if short in nets.setdefault(net, {}):
+            raise ConvertError(f'{path}: {short} is there twice')
+        nets[net][short] = leaf
+    if 'online' in nets and values.get(OURS) == 'target':
+        nets['target'] = nets.pop('online')
+    return nets
+
+
+def stored(
+    folder: pathlib.Path, as_stored: bool = False
+) -> Iterator[tuple[pathlib.Path, str, Leaf]]:
+    """The file, the name and the array of all that a folder's files hold, read when needed.
+
+    as_stored: of the type that it has there; else float32.
+
+    Raises:
+      ConvertError: no safetensors in the folder, a damaged file, or one that its index contradicts.
+    """
+    _library(folder)
     for path, listed in _listed(folder).items():
         if not path.exists():
             raise ConvertError(f'{path} is missing: its weights must be safetensors')
@@ -181,20 +221,7 @@ def take_apart(folder: pathlib.Path, values: dict[str, Any]) -> dict[str, dict[s
             if listed and (odd := sorted(listed.symmetric_difference(names))):
                 raise ConvertError(f'{path}: {odd[0]} is in one of this file and {INDEX}, not both')
             for name in names:
-                short = name.removeprefix('vjepa2.')
-                net = next((n for start, n in STARTS.items() if short.startswith(start)), None)
-                if newer := shapes.newer([short, short.removeprefix('encoder.')]):
-                    raise ConvertError(
-                        f'{path} holds V-JEPA 2.1 ({newer}), which is read from .pt files only'
-                    )
-                if net is None:
-                    raise ConvertError(f'{path}: {name} is not known')
-                if short in nets.setdefault(net, {}):
-                    raise ConvertError(f'{path}: {short} is there twice')
-                nets[net][short] = _leaf(opened.get_slice(name), path, name)
-    if 'online' in nets and values.get(OURS) == 'target':
-        nets['target'] = nets.pop('online')
-    return nets
+                yield path, name, _leaf(opened.get_slice(name), path, name, as_stored)
 
 
 def _listed(folder: pathlib.Path) -> dict[pathlib.Path, set[str]]:
@@ -225,18 +252,23 @@ def _opened(path: pathlib.Path):
         return library.safe_open(path, framework='np')
 
 
-def _leaf(form: Any, path: pathlib.Path, name: str) -> Leaf:
-    if form.get_dtype() not in ('F32', 'F16', 'BF16'):
+TYPES = {'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16'}
+
+
+def _leaf(form: Any, path: pathlib.Path, name: str, as_stored: bool) -> Leaf:
+    if form.get_dtype() not in TYPES:
         raise ConvertError(
             f'{path}: {name} is of type {form.get_dtype()}, must be F32, F16 or BF16'
         )
+    kept = TYPES[form.get_dtype()] if as_stored else 'float32'
+    dtype = np.dtype(getattr(ml_dtypes, kept, kept))
 
     def read() -> np.ndarray:
         # opened anew: what was read of a mapped file stays in memory until the file is closed
         with files.raising(ConvertError), _opened(path) as opened:
-            return np.asarray(opened.get_tensor(name), np.float32)
+            return np.asarray(opened.get_tensor(name), dtype)
 
-    return Leaf(tuple(form.get_shape()), np.dtype('float32'), read)
+    return Leaf(tuple(form.get_shape()), dtype, read)
 
 
 # Writing
@@ -262,6 +294,8 @@ def write_config(
     def refuse(what: str) -> ConvertError:
         return ConvertError(f'{dst}: {what}, which a VJEPA2Model cannot have: use torch or jax')
 
+    if of_images(encoder):
+        return hf_ijepa.write_config(folder, CONFIG, {OURS: which}, encoder)
     for part in filter(None, (encoder, predictor)):
         if (part.position, part.rope, part.mlp) != ('rope', ViTConfig.rope, 'gelu'):
             raise refuse(f"position '{part.position}', rope '{part.rope}', mlp '{part.mlp}'")
@@ -310,6 +344,18 @@ def write_config(
     }
     for name, value in ((CONFIG, config), ('video_preprocessor_config.json', processor)):
         (folder / name).write_text(json.dumps(value, indent=2) + '\n')
+
+
+def of_images(config: ViTConfig) -> bool:
+    """Whether an encoder is I-JEPA's."""
+    return parts.version_of('encoder', config) == parts.IMAGES
+
+
+def encoder_table(config: ViTConfig) -> dict[str, np.ndarray]:
+    """The table of positions of an `IJepaModel`, where it is computed here."""
+    if not of_images(config) or config.stored_table:
+        return {}
+    return {'embeddings.position_embeddings': position_table(config, config.home)[None]}
 
 
 class Shards:

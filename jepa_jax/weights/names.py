@@ -28,8 +28,11 @@ class Released:
     frames: int = 16
     step: int = 4
     segments: int = 1
-    version: str = '2.0'  # of V-JEPA
+    version: str = '2.0'  # of V-JEPA; I: I-JEPA; MAE
     local: str = ''  # the file's name in the cache; empty: its own
+    folder: str = ''  # of an older release
+    patch: int = 16  # pixels
+    predictor_depth: int = 12
 
 
 _LEVELS_L, _LEVELS_G = (17, 19, 21, 23), (24, 29, 34, 39)
@@ -67,6 +70,46 @@ RELEASED = {
         'vjepa2_1_vitG_384.pt', 'gigantic', 384, version='2.1', local='vjepa2_1_gigantic_384.pt'
     ),
 }  # fmt: skip
+
+
+def _ijepa(file: str, size: str, crop: int, patch: int, **more) -> Released:
+    more |= {'version': 'I', 'folder': 'ijepa', 'frames': 1, 'patch': patch}
+    return Released(f'{file}.pth.tar', size, crop, **more)
+
+
+# (reference: family §1.7)
+RELEASED |= {
+    'ijepa-vith14': _ijepa('IN1K-vit.h.14-300e', 'vith', 224, 14),
+    'ijepa-vith16-448': _ijepa('IN1K-vit.h.16-448px-300e', 'vith', 448, 16),
+    'ijepa-vith14-22k': _ijepa('IN22K-vit.h.14-900e', 'vith', 224, 14),
+    'ijepa-vitg16-22k': _ijepa('IN22K-vit.g.16-600e', 'giant', 224, 16, predictor_depth=16),
+}
+# MAE's encoders, and with their decoders, which draw normalised pixels (reference: family §3.1)
+for _size, _name, _patch in (('vitb', 'base', 16), ('vitl', 'large', 16), ('vith', 'huge', 14)):
+    for _more in ('', '-full'):
+        _file = f'pretrain/mae_pretrain_vit_{_name}{_more.replace("-", "_")}.pth'
+        RELEASED[f'mae-{_size}{_more}'] = Released(
+            _file, _size, 224, version='MAE', folder='mae', frames=1, patch=_patch
+        )
+# V-JEPA 1 and its probes: name -> segments (reference: family §2)
+_FIRST_PROBES = {'k400': 8, 'ssv2': 2, 'in1k': 1, 'places': 1, 'inat': 1}
+for _size, _crop, _name in (
+    ('vitl', 224, 'vitl16'),
+    ('vith', 224, 'vith16'),
+    ('vith', 384, 'vith16-384'),
+):
+    _model = f'vjepa1-{_size}' + ('-384' if _crop == 384 else '')
+    RELEASED[_model] = Released(
+        f'{_name}/{_name}.pth.tar', _size, _crop, version='1', folder='jepa',
+        local=f'vjepa1_{_name}.pth.tar',
+    )  # fmt: skip
+    RELEASED |= {
+        f'{probe}-{_model}': Released(
+            f'{_name}/{probe}-probe.pth.tar', _size, _crop, _model, segments=segments, version='1',
+            folder='jepa', local=f'vjepa1_{_name}_{probe}-probe.pth.tar',
+        )
+        for probe, segments in _FIRST_PROBES.items()
+    }  # fmt: skip
 # the names of the original's torch.hub
 ALIASES = {
     'vjepa2_vit_large': 'vitl',
@@ -89,6 +132,10 @@ PUBLISHED = (
     'facebook/vjepa2-vitg-fpc64-384-ssv2',
     'facebook/vjepa2-vitl-fpc32-256-diving48',
     'facebook/vjepa2-vitg-fpc32-384-diving48',
+    'facebook/ijepa_vith14_1k',
+    'facebook/ijepa_vith16_1k',
+    'facebook/ijepa_vith14_22k',
+    'facebook/ijepa_vitg16_22k',
 )
 # weights that come with the package: name -> what they are; see jepa_jax.weights.bundled
 BUNDLED = {'tiny': 'the main job, configs/tiny.py: 32 pixels, 8 frames'}

@@ -44,6 +44,8 @@ class Part:
 
 
 _SHAPES, _TABLES = 'jepa_jax.weights.shapes', 'jepa_jax.weights.tables'
+_PIXELS, _PIXEL_FILES = 'jepa_jax.weights.pixel_tables', 'jepa_jax.weights.pixel_files'
+_HF_PIXELS = 'jepa_jax.weights.hf_pixels'
 _TORCH, _HF = 'jepa_jax.weights.torch_files', 'jepa_jax.weights.hf_files'
 
 PARTS: dict[str, Part] = {
@@ -55,9 +57,11 @@ PARTS: dict[str, Part] = {
         version='jepa_jax.weights.parts:version_of_rope',
         files={
             'torch': Format(
-                f'{_TABLES}:torch_encoder', f'{_SHAPES}:encoder', f'{_TORCH}:encoder_table'
+                f'{_PIXELS}:torch_encoder', f'{_PIXEL_FILES}:encoder', f'{_PIXEL_FILES}:table'
             ),
-            'hf': Format(f'{_TABLES}:hf_encoder', f'{_HF}:encoder'),
+            'hf': Format(
+                f'{_PIXELS}:hf_encoder', f'{_HF_PIXELS}:encoder', f'{_PIXEL_FILES}:hf_table'
+            ),
         },
     ),
     'predictor': Part(
@@ -73,6 +77,25 @@ PARTS: dict[str, Part] = {
             'hf': Format(f'{_TABLES}:hf_predictor', f'{_HF}:predictor'),
         },
     ),
+    'pixel_decoder': Part(
+        title='decoder of pixels',
+        config='jepa_jax.models.pixel_decoder:PixelDecoderConfig',
+        module='jepa_jax.models.pixel_decoder:PixelDecoder',
+        sharding='jepa_jax.models.pixel_decoder:sharding',
+        version='jepa_jax.weights.parts:version_of_rope',
+        files={
+            'torch': Format(
+                f'{_PIXELS}:torch_decoder',
+                f'{_PIXEL_FILES}:decoder',
+                f'{_PIXEL_FILES}:decoder_table',
+            ),
+            'hf': Format(
+                f'{_PIXELS}:hf_decoder',
+                f'{_HF_PIXELS}:decoder',
+                f'{_PIXEL_FILES}:hf_decoder_table',
+            ),
+        },
+    ),
     'ac_predictor': Part(
         title='action-conditioned predictor',
         config='jepa_jax.models.ac_predictor:ACPredictorConfig',
@@ -80,6 +103,12 @@ PARTS: dict[str, Part] = {
         sharding='jepa_jax.models.ac_predictor:sharding',
         version='jepa_jax.weights.parts:version_of_rope',
         files={'torch': Format(f'{_TABLES}:torch_ac_predictor', f'{_SHAPES}:ac_predictor')},
+    ),
+    'expander': Part(
+        title='expander',
+        config='jepa_jax.models.expander:ExpanderConfig',
+        module='jepa_jax.models.expander:Expander',
+        sharding='jepa_jax.models.expander:sharding',
     ),
     'probe': Part(
         title='attentive probe',
@@ -93,7 +122,33 @@ PARTS: dict[str, Part] = {
             'hf': Format(f'{_TABLES}:hf_probe', f'{_HF}:probe'),
         },
     ),
+    'decoder': Part(
+        title='language model',
+        config='jepa_jax.models.decoder:DecoderConfig',
+        module='jepa_jax.models.decoder:Decoder',
+        sharding='jepa_jax.models.decoder:sharding',
+        files={
+            'hf': Format(
+                'jepa_jax.weights.language_tables:hf_decoder', 'jepa_jax.weights.language:decoder'
+            )
+        },
+    ),
+    'adapter': Part(
+        title='adapter of the language model',
+        config='jepa_jax.models.adapter:AdapterConfig',
+        module='jepa_jax.models.adapter:Adapter',
+        sharding='jepa_jax.models.adapter:sharding',
+    ),
+    'projector': Part(
+        title='projector of visual tokens',
+        config='jepa_jax.models.projector:ProjectorConfig',
+        module='jepa_jax.models.projector:Projector',
+        sharding='jepa_jax.models.projector:sharding',
+    ),
 }
+
+IMAGES = 'I'  # the version of I-JEPA's nets
+MAE, VIDEOMAE = 'MAE', 'VideoMAE'  # and of others that are no V-JEPA
 
 LARGEST = 2**16  # a width, depth, frame or pixel count that a file may claim
 
@@ -142,8 +197,15 @@ def abstract(where: str, part: str, config: Any, forms: Mapping[str, tuple[int, 
 
 
 def version_of(part: str, config: Any) -> str:
-    """Of V-JEPA: '2.0', or '' for nets that no version has."""
+    """Of V-JEPA: '1', '2.0' or '2.1'; IMAGES of I-JEPA; '' for nets that no version has."""
     return load(row(PARTS, 'part', part).version)(config)
+
+
+def called(version: str) -> str:
+    """A version of `version_of` for people."""
+    if version in (MAE, VIDEOMAE, ''):
+        return version
+    return 'I-JEPA' if version == IMAGES else f'V-JEPA {version}'
 
 
 def no_version(config: Any) -> str:
@@ -153,7 +215,17 @@ def no_version(config: Any) -> str:
 
 
 def version_of_rope(config: Any) -> str:
-    """Of parts whose rotary positions differ from version to version."""
+    """Of parts whose positions differ from version to version; MAE and VideoMAE by their names."""
+    if getattr(config, 'class_token', False):
+        return MAE
+    if not getattr(config, 'key_bias', True):
+        return VIDEOMAE
+    if config.position == 'sincos':
+        image = config.grid[0] == 0 if isinstance(config.grid, tuple) else config.tubelet == 1
+        if image and config.axes == 'xy':
+            return IMAGES
+        if getattr(config, 'shorter', '') == 'resized' and not image:
+            return '1'
     return next((name for name, version in VERSIONS.items() if version.rope == config.rope), '')
 
 
@@ -193,23 +265,25 @@ def from_json(kind: type, values: dict[str, Any]) -> Any:
     config = kind(**values | ({'dtype': jnp.dtype(values['dtype'])} if 'dtype' in values else {}))
     for field in dataclasses.fields(config):
         named = getattr(field.type, '__name__', field.type)  # text in modules that postpone it
-        if (value := getattr(config, field.name)) is not None and not _fits(named, value):
+        value = getattr(config, field.name)
+        if value is not None and not _fits(named, value, getattr(kind, 'LARGEST', LARGEST)):
             raise TypeError(f'{field.name} = {str(value)[:50]!r}: not what a config can have')
     return config
 
 
-def _fits(kind: str, value: Any) -> bool:
+def _fits(kind: str, value: Any, largest: int = LARGEST) -> bool:
     """Whether a value out of a file is one that a field of that annotation may have."""
     if kind == 'int':
-        return type(value) is int and 0 <= value <= LARGEST
+        return type(value) is int and 0 <= value <= largest
     if kind == 'float':
-        return type(value) in (int, float) and abs(value) <= LARGEST
+        return type(value) in (int, float) and abs(value) <= largest
     if kind in ('bool', 'str'):
         return type(value).__name__ == kind
     if kind.startswith('tuple'):
         items = value if type(value) is tuple else (None,)
         return len(items) <= 1024 and all(
-            type(item) in (int, float, str) and _fits(type(item).__name__, item) for item in items
+            type(item) in (int, float, str) and _fits(type(item).__name__, item, largest)
+            for item in items
         )
     return True
 
@@ -237,12 +311,13 @@ def differences(a: Any, b: Any) -> list[str]:
     weights: `heads 16 and 12`, a line each. Number type and recomputation are no difference, nor is
     what only sin-cos positions know where both have RoPE."""
     names = ['width', 'depth', 'heads', 'mlp', 'patch', 'tubelet', 'position']
-    names += ['modalities', 'levels']
+    names += ['modalities', 'levels', 'class_token', 'key_bias']
     if a.position == b.position == 'rope':
         names += ['rope', 'interpolate']
     elif a.position == b.position:
-        names += ['uniform_power', 'image_size']
-        names += ['frames'] if a.tubelet > 1 else []  # an image model's table knows no time
+        names += ['uniform_power', 'image_size', 'stored_table']
+        # an image model's table knows no time
+        names += ['frames', 'shorter'] if a.tubelet > 1 else ['axes']
     lines = [
         f'{name} {getattr(a, name)} and {getattr(b, name)}'
         for name in names

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import os
 import pathlib
 from collections.abc import Iterable, Mapping
@@ -23,7 +22,17 @@ import numpy as np
 from jepa_jax import checkpoint, files
 from jepa_jax.errors import ConvertError
 from jepa_jax.lookup import load
-from jepa_jax.weights import hf_files, own, parts, shapes, tables, torch_files
+from jepa_jax.weights import (
+    hf_files,
+    hf_ijepa,
+    hf_pixels,
+    language,
+    own,
+    parts,
+    shapes,
+    tables,
+    torch_files,
+)
 from jepa_jax.weights.contents import ENCODERS, PREDICTORS, StoredNet, Training, Weights
 from jepa_jax.weights.tables import Leaf
 
@@ -37,6 +46,7 @@ def read(
     predictor_heads: int | None = None,
     probe_heads: int | None = None,
     position: str | None = None,
+    shorter: str | None = None,
     extrinsics: bool | None = None,
     raw_positions: bool | None = None,
     steps_per_epoch: int | None = None,
@@ -49,9 +59,9 @@ def read(
 
     Args:
       path: a file; or a folder, which may be a workdir.
-      crop, frames, heads, predictor_heads, probe_heads, position, extrinsics, raw_positions: what
-        shapes cannot say; a default taken in their place is in `notes`. Only for `.pt`: the others
-        tell.
+      crop, frames, heads, predictor_heads, probe_heads, position, shorter, extrinsics,
+        raw_positions: what shapes cannot say; a default taken in their place is in `notes`. Only
+        for `.pt`: the others tell.
       steps_per_epoch: of the run that wrote a training checkpoint; its step is then epochs times
         this, else Adam's count.
       weights_only: leave training state out.
@@ -67,7 +77,15 @@ def read(
     """
     path = pathlib.Path(path).expanduser()
     choices = shapes.Choices(
-        crop, frames, heads, predictor_heads, probe_heads, position, extrinsics, raw_positions
+        crop,
+        frames,
+        heads,
+        predictor_heads,
+        probe_heads,
+        position,
+        extrinsics,
+        shorter,
+        raw_positions,
     )
     with files.raising(ConvertError):
         weights = _read(path, choices, tuple(allow_missing), tuple(ignore), steps_per_epoch,
@@ -95,6 +113,8 @@ def _read(path, choices, allow_missing, ignore, steps_per_epoch, weights_only, f
         and not (path / checkpoint.MANIFEST).exists()
         and not (path / 'checkpoints').exists()
     ):
+        if language.is_language(path):
+            return language.read(path, finite)
         return _read_hf(path, allow_missing, finite)
     return own.read(path, weights_only, finite)
 
@@ -104,6 +124,7 @@ def _agree(weights: Weights, choices: shapes.Choices) -> None:
     said: dict[str, Any] = {}
     if e := weights.encoder:
         said |= {'crop': e.image_size, 'frames': e.frames, 'heads': e.heads, 'position': e.position}
+        said |= {'shorter': e.shorter}
     if weights.predictor:
         said['predictor_heads'] = weights.predictor.heads
         said['extrinsics'] = getattr(weights.predictor, 'use_extrinsics', None)
@@ -163,11 +184,11 @@ def _read_torch(
     reader.notes += content.notes
     forms = {name: {k: a.shape for k, a in net.items()} for name, net in content.nets.items()}
     configs = _configs(path, reader, content, forms)
+    configs = _with_tables(str(path), 'torch', content.nets, configs, reader.notes)
     nets, links = {}, {}
     for name, arrays in content.nets.items():
-        config = _with_table(f'{path}: {name}', _part_of(name), configs[name], arrays)
         nets[name], links[name] = _net(
-            str(path), name, config, 'torch', arrays, allow_missing, reader.notes, finite
+            str(path), name, configs[name], 'torch', arrays, allow_missing, reader.notes, finite
         )
     training = None
     if content.opt is not None and not weights_only:
@@ -201,7 +222,8 @@ def _configs(path, reader: shapes.Reader, content, forms) -> dict[str, Any]:
         beside = next((configs[n] for n in ENCODERS if n in configs), None)
         version = shapes.version_of(forms[name])
         if _part_of(name) in ('encoder', 'predictor') and beside:
-            if (other := parts.version_of('encoder', beside)) != version:
+            other = '2.1' if beside.modalities else '2.0'
+            if other != version:
                 raise ConvertError(
                     f'{path}: {name} is of V-JEPA {version}, the encoder beside it of {other}'
                 )
@@ -212,33 +234,70 @@ def _configs(path, reader: shapes.Reader, content, forms) -> dict[str, Any]:
     return configs
 
 
-def _with_table(where: str, part: str, config: Any, arrays: Mapping[str, Leaf]) -> Any:
-    """The config that computes the sin-cos table of a file, of the two ways to share the width.
+def _with_tables(
+    where: str, format: str, nets: Mapping[str, Mapping[str, Leaf]], configs: dict, notes: list[str]
+) -> dict[str, Any]:
+    """The configs of nets with sin-cos positions, by the tables that a file holds: computed where
+    the formula gives them bit for bit, else weights, which is noted. Both encoders alike.
 
     Raises:
-      ConvertError: neither does, or a model with such positions has no table.
+      ConvertError: such a net has no table, or one of another size.
     """
-    if getattr(config, 'position', 'rope') != 'sincos':
+    configs = {
+        name: _with_table(f'{where}: {name}', format, _part_of(name), configs[name], arrays, notes)
+        for name, arrays in nets.items()
+    }
+    stored = any(getattr(configs.get(name), 'stored_table', False) for name in ENCODERS)
+    for name in ENCODERS:
+        if name in configs and stored:
+            configs[name] = dataclasses.replace(configs[name], stored_table=True)
+    return configs
+
+
+def _with_table(where, format, part, config, arrays, notes: list[str]) -> Any:
+    """Likewise, of one net; of the ways to fill a table the nearest is taken."""
+    if getattr(config, 'position', 'rope') != 'sincos' or config.stored_table:
         return config
-    computed = load(parts.PARTS[part].files['torch'].computed)
-    name = next((name for name in arrays if name.endswith('pos_embed')), None)
+    if config.axes == 'flat':
+        return config  # VideoMAE's files have none
+    computed, nearest = load(parts.PARTS[part].files[format].computed), (LIKE, config)
+    name = next((name for name in arrays if name in TABLES), None)
     if name is None:
-        raise ConvertError(f'{where}: pos_embed is missing, which sin-cos positions need')
-    side = getattr(config, 'image_size', 0)
-    grid = config.grid if isinstance(config.grid, tuple) else config.grid(config.frames, side, side)
-    grid = grid[1:] if getattr(config, 'tubelet', 2) == 1 else grid
-    if math.prod(grid) * config.width > 2 * math.prod(arrays[name].shape):  # before it is computed
-        raise ConvertError(f'{where}: {name} is smaller than a table of these crop and frames')
-    for uniform in (True, False):
-        tried = dataclasses.replace(config, uniform_power=uniform)
-        ((name, table),) = computed(tried).items()
-        if name not in arrays:
-            raise ConvertError(f'{where}: {name} is missing, which sin-cos positions need')
-        if arrays[name].shape == table.shape and np.allclose(
-            arrays[name], table, rtol=0, atol=1e-6
-        ):
+        raise ConvertError(
+            f'{where}: a table of positions is missing, which sin-cos positions need'
+        )
+    t, h, w = config.grid if isinstance(config.grid, tuple) else config.home
+    rows = max(t, 1) * h * w + getattr(config, 'class_token', False)
+    shape = (1, rows, config.width)
+    if arrays[name].shape != shape:  # before it is computed
+        raise ConvertError(
+            f'{where}: {name} has shape {list(arrays[name].shape)}, crop and frames ask for '
+            f'{list(shape)}: say them'
+        )
+    found = np.asarray(arrays[name])
+    ways = WAYS_OF_IMAGES if t == 0 else WAYS
+    for change in ways if format == 'torch' else ({},):
+        tried = dataclasses.replace(config, **change)
+        formula = computed(tried)[name]
+        if found.tobytes() == formula.tobytes():
             return tried
-    raise ConvertError(f'{where}: {name} is no sin-cos table of these crop and frames: say them')
+        off = float(np.nan_to_num(np.abs(found - formula), nan=np.inf).max())
+        nearest = min(nearest, (off, tried), key=lambda pair: pair[0])
+    off, config = nearest
+    far = f'by up to {off:.2g}' if off < LIKE else 'far from it'
+    notes.append(
+        f'{where.rpartition(": ")[2]}: {name} is not what the formula gives, {far}: it is used as '
+        'it is, a weight'
+    )
+    return dataclasses.replace(config, stored_table=True)
+
+
+# the ways to fill a table; names of tables
+WAYS = {'uniform_power': True}, {'uniform_power': False}
+WAYS_OF_IMAGES = {'axes': 'xy'}, {'axes': 'yx'}
+LIKE = 1e-2  # a table is filled in a way if no number is so far off
+TABLES = 'pos_embed', 'predictor_pos_embed', 'embeddings.position_embeddings'
+TABLES += 'decoder_pos_embed', 'decoder.decoder_pos_embed'
 
 
 def _training(path, content, links, steps_per_epoch, notes: list[str], finite: bool) -> Training:
@@ -284,22 +343,38 @@ def _zeros(shape: tuple[int, ...]) -> Leaf:
 
 
 def _read_hf(path: pathlib.Path, allow_missing, finite: bool) -> Weights:
-    values = hf_files.read_config(path)
-    arrays = hf_files.take_apart(path, values)
+    notes: list[str] = []
+    pixels = files.read_json(path / hf_files.CONFIG).get('model_type') in hf_pixels.DEFAULTS
+    if pixels:
+        values = hf_pixels.read_config(path, notes)
+        arrays = hf_pixels.take_apart(path, values)
+    else:
+        values = hf_files.read_config(path)
+        arrays = hf_files.take_apart(path, values)
     encoder = next((name for name in ENCODERS if name in arrays), None)
     if encoder is None:
         raise ConvertError(f'{path}: no array of the encoder')
-    notes: list[str] = []
     nets: dict[str, StoredNet] = {}
     for name in sorted(arrays, key=lambda name: name != encoder):
         forms = {key: leaf.shape for key, leaf in arrays[name].items()}
         beside = nets[encoder].config if nets else None
         config = load(parts.PARTS[_part_of(name)].files['hf'].config)(values, forms, beside)
+        config = _with_tables(str(path), 'hf', {name: arrays[name]}, {name: config}, notes)[name]
         nets[name], _ = _net(
             str(path), name, config, 'hf', arrays[name], allow_missing, notes, finite
         )
-    if other := hf_files.other_crop(path, values['crop_size']):
-        notes.append(other)
+    if hf_files.of_images(nets[encoder].config):
+        if values.get(hf_files.OURS) is None:
+            notes.append(
+                "the encoder is taken for the online one, as in the folders of I-JEPA's authors; "
+                'the paper evaluates the target'
+            )
+        other = hf_ijepa.other_pixels(path)
+    elif pixels:
+        other = ''  # which is noted by now
+    else:
+        other = hf_files.other_crop(path, values['crop_size'])
+    notes += [other] if other else []
     labels, reads = {}, {}
     if 'probe' in nets:
         notes.append(

@@ -34,6 +34,7 @@ class Choices:
     probe_heads: int | None = None
     position: str | None = None  # rope | sincos, where the file has a sin-cos table
     extrinsics: bool | None = None  # whether an action-conditioned predictor uses camera poses
+    shorter: str | None = None  # first | resized: what a sin-cos table does for shorter clips
     raw_positions: bool | None = None  # of V-JEPA 2.1's predictor: not spread over 256 pixels'
 
 
@@ -65,7 +66,9 @@ class Reader:
             )
         return shape
 
-    def crop(self, version: str = '2.0') -> int:
+    def crop(self, version: str = '2.0', trained: int = 0) -> int:
+        if trained:
+            return self.default('crop', trained, 'as its table of positions says')
         if version == '2.1':
             return self.default('crop', 384, 'as all that were released of V-JEPA 2.1')
         return self.default('crop', 256, 'shapes do not tell; the -384 files have 384')
@@ -75,6 +78,10 @@ class Reader:
         if width == usual.width and self.choices.predictor_heads is None:
             return usual.heads
         return self.default('predictor_heads', usual_heads(width), '64 channels or fewer a head')
+
+
+# of the tables of V-JEPA 1's files: tokens -> pixels; all have 16 frames
+FIRST = {8 * 14 * 14: 224, 8 * 24 * 24: 384}
 
 
 # The readers of jepa_jax.weights.parts.PARTS: shapes of a net's arrays, by the original's names and
@@ -89,7 +96,7 @@ def encoder(reader: Reader, name: str, shapes: Shapes, beside: ViTConfig | None)
         name, shapes, 'patch_embed.proj.weight', 4 if len(patches) == 4 else 5
     )
     tubelet = patches[2] if len(patches) == 5 else 1
-    depth = _count(shapes, 'blocks')
+    depth = count(shapes, 'blocks')
     hidden, _ = reader.shape(name, shapes, 'blocks.0.mlp.fc1.weight', 2)
     gated = 'blocks.0.mlp.fc3.weight' in shapes
     version = version_of(shapes)
@@ -102,13 +109,28 @@ def encoder(reader: Reader, name: str, shapes: Shapes, beside: ViTConfig | None)
         heads = reader.default('heads', known[0], f'as the named size of width {width}')
     else:
         heads = reader.default('heads', usual_heads(width), '64 channels or fewer a head')
-    crop = reader.crop(version)
-    frames = reader.default('frames', 64 if tubelet > 1 else 1, 'shapes do not tell')
-    position = 'rope'
-    if table := shapes.get('pos_embed'):
-        usual = 'rope' if size in ('vitl', 'vith', 'vitg') else 'sincos'
+    table, image, trained = shapes.get('pos_embed'), tubelet == 1, 0
+    tokens = table[1] if table and len(table) == 3 else 0
+    first = (patch, tubelet) == (16, 2) and tokens in FIRST
+    if image and math.isqrt(tokens) ** 2 == tokens:
+        trained = math.isqrt(tokens) * patch
+    elif first:
+        trained = FIRST[tokens]
+    crop = reader.crop(version, trained)
+    why = "as V-JEPA 1's" if first else 'shapes do not tell'
+    frames = reader.default('frames', 1 if image else 16 if first else 64, why)
+    position, shorter = 'rope', ViTConfig.shorter
+    if table:
+        usual = 'rope' if size in ('vitl', 'vith', 'vitg') and not trained else 'sincos'
         why = 'the file has a sin-cos table, which RoPE models do not use'
+        if trained:
+            why = f'its table of positions is {"of images" if image else "as V-JEPA 1 has it"}'
         position = reader.default('position', usual, why)
+    if position == 'sincos' and not image:
+        why = 'V-JEPA 1 resizes its table, V-JEPA 2 takes the first rows'
+        shorter = reader.default('shorter', 'resized' if first else 'first', why)
+    if position == 'sincos' and image and size == 'vitg' and reader.choices.heads is None:
+        size, heads = 'giant', sizes['giant'].heads  # I-JEPA's, of another number of heads
     config = ViTConfig(
         width,
         depth,
@@ -118,11 +140,14 @@ def encoder(reader: Reader, name: str, shapes: Shapes, beside: ViTConfig | None)
         tubelet,
         mlp,
         position,
+        axes='xy' if image and position == 'sincos' else ViTConfig.axes,  # the table tells
+        shorter=shorter,
         image_size=crop,
         frames=frames,
         **VERSIONS[version].encoder(depth),
     )
-    if position == 'sincos' and table[1:2] != (math.prod(config.grid(frames, crop, crop)),):
+    t, h, w = config.home
+    if position == 'sincos' and table[1:2] != (max(t, 1) * h * w,):
         raise ConvertError(
             f'{reader.where}: {name}: pos_embed has shape {list(table)}, which crop {crop} and '
             f'frames {frames} do not give: say --crop and --frames'
@@ -141,8 +166,12 @@ def predictor(
         levels = whole // max(1, encoder_width)
     width, encoder_width, ratio, mlp = _predictor(reader, name, shapes, beside, embed)
     like = beside or ViTConfig(encoder_width, 0, 0)
-    crop = reader.crop(version)
-    frames = reader.default('frames', 64, 'shapes do not tell')
+    image = beside is not None and beside.home[0] == 0 and beside.position == 'sincos'
+    if beside and beside.position == 'sincos':  # whose table has told
+        crop, frames = beside.image_size, beside.frames
+    else:
+        crop = reader.crop(version)
+        frames = reader.default('frames', 64, 'shapes do not tell')
     more = VERSIONS[version].predictor()
     if VERSIONS[version].levels:
         out, _ = reader.shape(name, shapes, 'predictor_proj.weight', 2)
@@ -156,16 +185,24 @@ def predictor(
     return PredictorConfig(
         encoder_width,
         width,
-        depth=_count(shapes, 'predictor_blocks'),
-        heads=reader.predictor_heads(width, PredictorConfig),
+        depth=count(shapes, 'predictor_blocks'),
+        heads=_predictor_heads(reader, width, like),
         mlp_ratio=ratio,
-        mask_tokens=_count(shapes, 'mask_tokens'),
+        mask_tokens=1 if image else count(shapes, 'mask_tokens'),
         mlp=mlp,
         position=like.position,
         uniform_power=like.uniform_power,
-        grid=like.grid(frames, crop, crop),
+        grid=like.home if image else like.grid(frames, crop, crop),
         **more,
     )
+
+
+def _predictor_heads(reader: Reader, width: int, encoder: ViTConfig) -> int:
+    """I-JEPA's and V-JEPA 1's predictors have as many as their encoders."""
+    known = parts.version_of('encoder', encoder) in ('1', parts.IMAGES)
+    if known and encoder.heads and width % encoder.heads == 0:
+        return reader.default('predictor_heads', encoder.heads, 'as the encoder')
+    return reader.predictor_heads(width, PredictorConfig)
 
 
 def ac_predictor(
@@ -177,7 +214,7 @@ def ac_predictor(
     return ACPredictorConfig(
         encoder_width,
         width,
-        depth=_count(shapes, 'predictor_blocks'),
+        depth=count(shapes, 'predictor_blocks'),
         heads=reader.predictor_heads(width, ACPredictorConfig),
         mlp_ratio=ratio,
         mlp=mlp,
@@ -226,15 +263,18 @@ def probe(
             f'{reader.where}: {name}: {queries} queries and {len(classes)} heads '
             f'({", ".join(classes) or "none"}), must be as many: linear, or verb, noun, action'
         )
-    depth = 1 + _count(shapes, 'pooler.blocks')
-    return PoolerConfig(width, heads, depth, queries), classes
+    depth = 1 + count(shapes, 'pooler.blocks')
+    # V-JEPA 1's, which has a layer that it does not use, and another order of blocks
+    first = 'pooler.cross_attention_block.xattn.proj.weight' in shapes
+    more = dict(cross_first=first and depth > 1, spare_projection=first)
+    return PoolerConfig(width, heads, depth, queries, **more), classes
 
 
 def size_of(config: ViTConfig | None) -> str:
     """The size of its version that a config has the dimensions of, or 'custom'."""
     if config is not None:
-        version = parts.version_of('encoder', config) or '2.0'
-        for name, size in VERSIONS[version].sizes.items():
+        version = parts.version_of('encoder', config)
+        for name, size in VERSIONS.get(version, VERSIONS['2.0']).sizes.items():
             if all(
                 getattr(config, f.name) == getattr(size, f.name) for f in dataclasses.fields(size)
             ):
@@ -258,7 +298,7 @@ def usual_heads(width: int) -> int:
     return width // channels
 
 
-def _count(shapes: Shapes, prefix: str) -> int:
+def count(shapes: Shapes, prefix: str) -> int:
     """How many `prefix.N...` there are: one more than the largest N."""
     matches = (re.match(rf'{re.escape(prefix)}\.(\d+)(\.|$)', name) for name in shapes)
     return 1 + max((int(match[1]) for match in matches if match), default=-1)
@@ -282,10 +322,10 @@ def _named(
         for kind, make in kinds:
             if make(int(width * ratio)) == hidden:
                 return 'custom', kind, ratio
-    return 'custom', 'swiglu_full' if gated else 'gelu', _ratio(width, hidden)
+    return 'custom', 'swiglu_full' if gated else 'gelu', mlp_ratio(width, hidden)
 
 
-def _ratio(width: int, hidden: int) -> float:
+def mlp_ratio(width: int, hidden: int) -> float:
     """A ratio whose product with the width rounds down to `hidden`."""
     ratio = hidden / width
     return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)

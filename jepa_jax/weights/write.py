@@ -9,7 +9,8 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,16 @@ import numpy as np
 from jepa_jax import checkpoint
 from jepa_jax.errors import ConvertError
 from jepa_jax.lookup import load
-from jepa_jax.weights import hf_files, own, parts, tables, torch_files, torch_write
+from jepa_jax.weights import (
+    hf_files,
+    hf_pixels,
+    language,
+    own,
+    parts,
+    tables,
+    torch_files,
+    torch_write,
+)
 from jepa_jax.weights.contents import PREDICTORS, StoredNet, Training, Weights, title
 from jepa_jax.weights.tables import flatten
 
@@ -38,7 +48,8 @@ def write(
     Args:
       dst: a file for 'torch', a folder for the others; must not exist.
       to: torch | hf | jax.
-      encoder: target | online: which one a Hugging Face folder gets, for it holds one.
+      encoder: target | online: which one a Hugging Face folder gets, for it holds one; language:
+        it gets the language model, its adapter merged. A source without an encoder needs no word.
       steps_per_epoch: of a training checkpoint for the original, which counts epochs.
       progress: called with numbers of bytes; their sum is `nbytes(weights, to, encoder)`.
 
@@ -55,10 +66,21 @@ def write(
     refuse_existing(dst)
     if to == 'jax':
         own.write(weights, dst, progress)
+        if beside := language.tokenizer_of(weights.source):
+            shutil.copytree(beside, dst / language.TOKENIZER)
         return []
+    if to == 'torch' and weights.encoder and hf_pixels.is_of_these(weights.encoder):
+        return _write_flat(weights, dst, progress)
     if to == 'torch':
         return _write_torch(weights, dst, steps_per_epoch, progress)
+    if _is_language(weights, encoder):
+        return language.write(weights, dst, progress)
     return _write_hf(weights, dst, encoder, progress)
+
+
+def _is_language(weights: Weights, encoder: str) -> bool:
+    """Whether a Hugging Face folder gets the language model."""
+    return encoder == 'language' or (weights.encoder is None and bool(language.name_of(weights)))
 
 
 def refuse_existing(dst: str | os.PathLike) -> None:
@@ -69,6 +91,8 @@ def refuse_existing(dst: str | os.PathLike) -> None:
 
 def nbytes(weights: Weights, to: str, encoder: str = 'target') -> int:
     """Bytes of the arrays that `write` would write."""
+    if to == 'hf' and _is_language(weights, encoder):
+        return sum(leaf.nbytes for leaf in flatten(language.export(weights).tree).values())
     if to == 'hf':
         trees = [net.tree for net in _hf_nets(weights, encoder).values()]
     else:
@@ -78,6 +102,18 @@ def nbytes(weights: Weights, to: str, encoder: str = 'target') -> int:
     leaves = [leaf for tree in trees for leaf in flatten(tree).values()]
     # foreign files get 32 bits whatever a frozen net was stored with
     return sum(leaf.nbytes if to == 'jax' else 4 * int(np.prod(leaf.shape)) for leaf in leaves)
+
+
+def only(weights: Weights, names: Sequence[str]) -> Weights:
+    """Some of the nets alone, without training state: a projector and an adapter are small.
+
+    Raises:
+      ConvertError: no such net.
+    """
+    if missing := [name for name in names if name not in weights.nets]:
+        raise ConvertError(f'{weights.source}: no {missing[0]}; it holds {", ".join(weights.nets)}')
+    nets = {name: weights.nets[name] for name in names}
+    return dataclasses.replace(weights, nets=nets, training=None)
 
 
 def add_probe(weights: Weights, probe: Weights) -> Weights:
@@ -124,7 +160,7 @@ def _write_torch(weights: Weights, dst: pathlib.Path, steps_per_epoch, progress)
     notes = [n for name, net in nets.items() for n in torch_files.beyond(name, net.config)]
     if weights.training and 'target' not in nets and 'predictor' in nets:
         raise ConvertError(f'{weights.source}: a training checkpoint without a target encoder')
-    computed = {name: _computed(net) for name, net in nets.items()}
+    computed = {name: _computed(net, 'torch') for name, net in nets.items()}
     more = sum(table.nbytes for arrays in computed.values() for table in arrays.values())
     with torch_write.writing(dst, nbytes(weights, 'torch') + more) as writer:
 
@@ -134,16 +170,24 @@ def _write_torch(weights: Weights, dst: pathlib.Path, steps_per_epoch, progress)
                 if key not in idle:
                     yield key, writer.put(array)
 
-        prefix = 'module.' if 'ac_predictor' in nets else 'module.backbone.'
+        images = parts.IMAGES in (parts.version_of(n.part, n.config) for n in nets.values())
+        prefix = 'module.' if 'ac_predictor' in nets or images else 'module.backbone.'
         content: dict[str, Any] = {}
         order: dict[str, dict[str, tuple[int, ...]]] = {}
         for name, net in nets.items():
             arrays = dict(tensors(name, net.tree))
             arrays |= {key: writer.put(table) for key, table in computed[name].items()}
-            keys = [*computed[name], *tables.file_order(links[name])]
+            keys = tables.file_order(links[name])
+            for key in computed[name]:  # its place among those that the table names
+                before = [rule.name for rule in tables.table(net.part, net.config, 'torch')[0]]
+                keys.insert(sum(n in keys for n in before[: before.index(key)]), key)
             order[name] = {key: tuple(arrays[key].shape) for key in keys}
             if name == 'probe':
-                content[entries[name]] = [{f'module.{key}': arrays[key] for key in keys}]
+                state = {f'module.{key}': arrays[key] for key in keys}
+                alone = net.config[0].spare_projection  # V-JEPA 1's files hold one, not a list
+                content[tables.FIRST_PROBE if alone else entries[name]] = (
+                    state if alone else [state]
+                )
             else:
                 content[entries[name]] = {f'{prefix}{key}': arrays[key] for key in keys}
         if weights.alone:
@@ -171,9 +215,30 @@ def _write_torch(weights: Weights, dst: pathlib.Path, steps_per_epoch, progress)
     return notes
 
 
-def _computed(net: StoredNet) -> dict[str, np.ndarray]:
-    how = parts.PARTS[net.part].files['torch'].computed
+def _computed(net: StoredNet, format: str) -> dict[str, np.ndarray]:
+    how = parts.PARTS[net.part].files[format].computed
     return load(how)(net.config) if how else {}
+
+
+def _write_flat(weights: Weights, dst: pathlib.Path, progress) -> list[str]:
+    """As MAE and VideoMAE: one state dict of encoder and decoder."""
+    names = [name for name in (weights.pick(), 'pixel_decoder') if name in weights.nets]
+    notes = [f'dropped: {title(name)}' for name in weights.nets if name not in names]
+    notes += ['dropped: the optimizer'] if weights.training else []
+    nets = {name: weights.nets[name] for name in names}
+    kept = dataclasses.replace(weights, nets=nets, training=None)
+    links = {name: links_of(net, 'torch') for name, net in nets.items()}
+    computed = {name: _computed(net, 'torch') for name, net in nets.items()}
+    more = sum(table.nbytes for arrays in computed.values() for table in arrays.values())
+    with torch_write.writing(dst, nbytes(kept, 'torch') + more) as writer:
+        content: dict[str, Any] = {}
+        for name, net in nets.items():
+            for key, array in tables.to_file(links[name], net.tree):
+                progress(array.nbytes)
+                content[key] = writer.put(array)
+            content |= {key: writer.put(table) for key, table in computed[name].items()}
+        writer.finish({'model': content, torch_files.OURS: json.dumps(own.extra(kept))})
+    return notes
 
 
 def _idle(links: list[tables.Link], nu: Mapping) -> set[str]:
@@ -214,6 +279,10 @@ def _plain(t: Training, steps_per_epoch: int | None, notes: list[str]) -> dict[s
 def _hf_nets(weights: Weights, encoder: str) -> dict[str, StoredNet]:
     """What a Hugging Face folder can hold of the weights."""
     names = (weights.pick(encoder), 'predictor', 'probe')
+    if weights.encoder and hf_files.of_images(weights.encoder):
+        names = names[:1]
+    if weights.encoder and hf_pixels.is_of_these(weights.encoder):
+        names = names[0], 'pixel_decoder'
     return {name: weights.nets[name] for name in names if name in weights.nets}
 
 
@@ -229,11 +298,13 @@ def _write_hf(weights: Weights, dst: pathlib.Path, encoder: str, progress) -> li
             notes.append(f'dropped: {title(name)}')
     if weights.training:
         notes.append('dropped: the optimizer')
-    if 'predictor' not in nets:
+    pixels = hf_pixels.is_of_these(weights.encoder)
+    images = hf_files.of_images(weights.encoder)
+    if 'predictor' not in nets and not images and not pixels:
         notes.append('no predictor: transformers starts one at random, and says so')
     dst.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.check_room(dst.parent, nbytes(weights, 'hf', encoder))
-    probe = weights.probe
+    probe = None if images or pixels else weights.probe
     if probe and list(probe[1]) != ['linear']:
         raise ConvertError(f'{dst}: a probe with heads {", ".join(probe[1])}, must be one: linear')
     frames = weights.encoder.frames
@@ -242,20 +313,34 @@ def _write_hf(weights: Weights, dst: pathlib.Path, encoder: str, progress) -> li
         if (levels := weights.reads.get('reads', 'last')) != 'last':
             notes.append(f'the probe reads {levels}, theirs always the last block')
     prefixes = {name: 'vjepa2.' if probe and name != 'probe' else '' for name in nets}
+    if pixels:
+        prefixes = hf_pixels.prefixes(weights.encoder, nets)
     sizes = {}
     for name in nets:
         stacked = {n for link in links[name] if link.index is not None for n in link.form()[0]}
         forms = tables.expected(links[name])
         for key in sorted(forms, key=lambda k: k in stacked):  # as tables.to_file yields them
             sizes[prefixes[name] + key] = 4 * int(np.prod(forms[key]))
+    computed = {name: _computed(net, 'hf') for name, net in nets.items()}
+    sizes |= {
+        prefixes[name] + key: table.nbytes
+        for name, tables_of in computed.items()
+        for key, table in tables_of.items()
+    }
     with hf_files.folder_at(dst) as folder:
-        predictor = nets['predictor'].config if 'predictor' in nets else None
+        configs = {name: net.config for name, net in nets.items()}
         labels = weights.labels.get('linear', ())
-        hf_files.write_config(
-            folder, dst, weights.encoder, chosen, predictor, probe, labels, frames
-        )
+        if pixels:
+            hf_pixels.write_config(folder, dst, weights.encoder, configs.get('pixel_decoder'))
+        else:
+            predictor = configs.get('predictor')
+            hf_files.write_config(
+                folder, dst, weights.encoder, chosen, predictor, probe, labels, frames
+            )
         shards = hf_files.Shards(folder, sizes)
         for name, net in nets.items():
+            for key, table in computed[name].items():
+                shards.put(prefixes[name] + key, table)
             for key, array in tables.to_file(links[name], net.tree):
                 shards.put(prefixes[name] + key, array)
                 progress(array.nbytes)

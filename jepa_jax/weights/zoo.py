@@ -41,6 +41,7 @@ from jepa_jax.weights.names import (
     pinned,
     unknown,
 )
+from jepa_jax.weights.parts import called
 from jepa_jax.weights.read import read
 from jepa_jax.weights.write import write
 
@@ -148,12 +149,14 @@ def _released(name: str, pin: str = '') -> Weights:
     with _alone(folder):
         if not converted.is_dir():
             if not source.exists():
-                download.download(download.address(row.file), source)
+                download.download(download.address(row.file, row.folder), source)
                 if pin:
                     _keep_only(source, pin)
             digest = check_record(source)
             _as_pinned(source, pin)
-            weights = read(source, crop=row.crop, weights_only=True)
+            # older releases have tables of positions, which say it
+            options = {} if row.folder else {'crop': row.crop}
+            weights = read(source, weights_only=True, **options)
             _as_named(name, row, source, weights)
             log.info('%s: converting once, to %s', name, converted)
             write(weights, converted, to='jax')
@@ -198,7 +201,7 @@ def _as_named(name: str, row: Released, source: pathlib.Path, weights) -> None:
             text = f'a probe of width {pooler.width}' if pooler else ', '.join(weights.nets)
             raise ZooError(f'{source} should be the probe {name} of width {width}, holds {text}')
         return
-    said, held = (f'size {x.size}, V-JEPA {x.version}' for x in (row, weights))
+    said, held = (f'size {x.size}, {called(x.version)}' for x in (row, weights))
     if said != held:
         raise ZooError(f'{source} should be {name} of {said}, holds {held}')
 

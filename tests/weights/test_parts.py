@@ -12,6 +12,8 @@ import pytest
 
 from jepa_jax import lookup
 from jepa_jax.models.ac_predictor import ACPredictorConfig
+from jepa_jax.models.expander import ExpanderConfig
+from jepa_jax.models.pixel_decoder import PixelDecoderConfig
 from jepa_jax.models.pooler import PoolerConfig
 from jepa_jax.models.predictor import PredictorConfig
 from jepa_jax.models.vit import ViT, ViTConfig
@@ -22,6 +24,8 @@ VIT = ViTConfig(24, 1, 2, patch=8, image_size=16, frames=4, dtype=jnp.float32)
 CONFIGS = {
     'encoder': VIT,
     'predictor': PredictorConfig(24, 24, 1, 2, grid=(2, 2, 2)),
+    'pixel_decoder': PixelDecoderConfig(24, 192, 24, 1, 2, grid=(0, 2, 2)),
+    'expander': ExpanderConfig(24, (16, 8), 4),
     'ac_predictor': ACPredictorConfig(24, 24, 1, 2, action_scale=(2.0,) * 7),
     'probe': (PoolerConfig(24, 2, 1, 2), {'verb': 3, 'noun': 2}),
 }
@@ -66,6 +70,8 @@ CHANGES = {
     'interpolate': dict(interpolate=True),
     'modalities': dict(modalities=True),
     'levels': dict(levels=(0, 1)),
+    'class_token': dict(class_token=True),
+    'key_bias': dict(key_bias=False),
     'position': dict(position='sincos'),
     'mlp_ratio': dict(mlp_ratio=3.0),
     'mlp': dict(mlp='swiglu'),
@@ -111,8 +117,11 @@ def test_differences_are_those_of_the_features(position, change):
 
 def test_tables_of_sincos_count():
     one = dataclasses.replace(VIT, position='sincos')
-    more = dict(uniform_power=False, image_size=32, frames=8, rope='paired')
-    lines = parts.differences(one, dataclasses.replace(one, **more))
-    assert [line.split()[0] for line in lines] == ['uniform_power', 'image_size', 'frames']
+    more = dict(uniform_power=False, image_size=32, stored_table=True, frames=8, shorter='resized')
+    lines = parts.differences(one, dataclasses.replace(one, **more, rope='paired', axes='xy'))
+    assert [line.split()[0] for line in lines] == list(more)
     image = dataclasses.replace(one, tubelet=1)
-    assert parts.differences(image, dataclasses.replace(image, frames=8)) == []
+    like = dict(frames=8, shorter='resized')
+    assert parts.differences(image, dataclasses.replace(image, **like)) == []
+    (line,) = parts.differences(image, dataclasses.replace(image, axes='xy'))
+    assert line == 'axes yx and xy'
