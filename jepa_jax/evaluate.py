@@ -134,11 +134,13 @@ def _evaluate(config: EvalConfig, folder, model: str, encoder: str) -> tuple[dic
     }
     parts = loaded.predictor, loaded.ac_predictor, loaded.probe
     # of a model that answers questions: projector, language model and what else is stored
-    stored = getattr(loaded, 'weights', None)
-    answering = [hash_arrays(net.tree) for net in stored.nets.values()] if stored else []
+    stored = loaded.weights.nets.values() if loaded.weights else ()
     kept = {
         # beside the encoder
-        'nets': [hash_arrays(part.params) for part in parts if part] + answering,
+        'nets': [
+            *(hash_arrays(part.params) for part in parts if part),
+            *(hash_arrays(net.tree) for net in stored),
+        ],
         'contents': load(row.contents)(config) if row.contents else '',
     }
     path = folder / FILE

@@ -63,26 +63,23 @@ class Asked:
     """A model of ours that was trained on questions, as an Answerer."""
 
     def __init__(self, model, tokens: int) -> None:
-        """tokens: of an answer, at most. Raises ConfigError: it has no language model."""
-        weights = getattr(model, 'weights', None)
-        if weights is None:
-            raise ConfigError('the model was not trained on questions (configs/qa)')
-        nets = {name: hash_arrays(net.tree) for name, net in weights.nets.items()}
+        """tokens: of an answer, at most. Raises ConvertError: it was trained on something else."""
+        self._model, self._tokens = model.answerer(), tokens
+        self.frames = self._model.look.config.frames
+        nets = {name: hash_arrays(net.tree) for name, net in model.weights.nets.items()}
         self.hash = examples.hash_of(nets)
-        self.frames = model.config.frames
-        self._model, self._tokens = model, tokens
 
     def answer(self, video: np.ndarray | None, question: str, choices: Sequence[str]) -> Answer:
-        said = self._model.ask(video, question, choices=list(choices), most=self._tokens)
-        shares = np.maximum(said.shares, np.finfo(float).tiny)  # may be too small for a float
-        return Answer(said.text, tuple(float(x) for x in np.log(shares)))
+        said = self._model.ask(video, question, choices=choices, most=self._tokens)
+        return Answer(said.text, said.likelihoods)
 
 
 def run(model, config: QAConfig, workdir: Path) -> Results:
     """Asks, judges, and keeps the answers.
 
     Raises:
-      ConfigError: a model without language, files that cannot be used, or answers of another model.
+      ConvertError: a model that was not trained on questions.
+      ConfigError: files that cannot be used, or answers of another model.
     """
     answerer = Asked(model, config.tokens)
     result = qa_sets.read(config.data)
