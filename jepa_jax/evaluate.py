@@ -134,7 +134,8 @@ def _evaluate(config: EvalConfig, folder, model: str, encoder: str) -> tuple[dic
     }
     parts = loaded.predictor, loaded.ac_predictor, loaded.probe
     # of a model that answers questions: projector, language model and what else is stored
-    stored = loaded.weights.nets.values() if loaded.weights else ()
+    weights = getattr(loaded, 'weights', None)  # a model made in Python has none
+    stored = weights.nets.values() if weights else ()
     kept = {
         # beside the encoder
         'nets': [
