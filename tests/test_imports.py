@@ -30,11 +30,9 @@ FLOORS = (
     ('objectives', 'health', 'metrics', 'watch'),
     ('optim', 'state', 'step', 'build', 'weights.*', 'describe'),
     ('memory', 'golden', 'inputs', 'outputs', 'predictions', 'encoder', 'model', 'embedded'),
-    ('pretrained', 'objectives.programs', 'origin', 'loop'),
+    ('pretrained', 'answers', 'questions', 'objectives.programs', 'origin', 'loop'),
     (
         'frozen',
-        'questions',
-        'answers',
         'start',
         'planning',
         'evals',
