@@ -33,11 +33,14 @@ CONFIGS = {
 
 
 def nets(**other) -> dict[str, StoredNet]:
-    made = {}
-    for i, (name, config) in enumerate({**CONFIGS, **other}.items()):
-        params = parts.net(name, config).init(jax.random.key(i))
-        tree = jax.tree.map(lambda a: Leaf(a.shape, np.dtype(a.dtype), lambda: 8 * a), params)
-        made[name] = StoredNet(name, config, tree)
+    made, rng = {}, np.random.default_rng(0)
+
+    def drawn(a: jax.ShapeDtypeStruct) -> Leaf:
+        value = rng.standard_normal(a.shape, np.float32) * 0.3
+        return Leaf(a.shape, value.dtype, lambda: value)
+
+    for name, config in {**CONFIGS, **other}.items():
+        made[name] = StoredNet(name, config, jax.tree.map(drawn, parts.net(name, config).abstract))
     return made
 
 

@@ -158,3 +158,21 @@ def test_flops():
     lora = AdapterConfig.of(c, 2, 4.0, 'attn/q')
     assert flops.language(c, 1, lora) - flops.language(c, 1) == 2 * 3 * 2 * (16 + 16)
     assert flops.projected(PROJECTOR, 1, False) == 2 * 8 * (2 * 24 * 16 + 3 * 16 * 16)
+
+
+def test_a_pooler_is_spread_over_a_mesh():
+    """Traced alone: every device reads its own clips."""
+    pooler = dataclasses.replace(PROJECTOR, kind='pooler', pool=1, queries=3, heads=4, depth=2)
+    objective = Questions(VIT, pooler, LLM, features=True)
+    mesh = make_mesh(2, jax.devices()[:4])
+
+    def on_mesh(leaf, spec):
+        sharding = jax.NamedSharding(mesh, spec)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    net = objective.nets['projector']
+    params = {'projector': jax.tree.map(on_mesh, net.abstract, net.specs)}
+    table = on_mesh(np.zeros((B, M, 8, 24), np.float32), jax.P(('data', 'fsdp')))
+    with jax.set_mesh(mesh):
+        seen = jax.eval_shape(lambda p, t: objective.visual(p, {}, t), params, table)
+    assert seen.shape == (B, M * 3, 16) and seen.sharding.spec[0] == ('data', 'fsdp')
