@@ -137,7 +137,7 @@ class SelfAttention(nnx.Module):
 
 class Block(nnx.Module):
     """Pre-norm transformer block. `layer` counts from 0 and sets how much the output projections
-    start smaller."""
+    start smaller, where `rescale` says so."""
 
     def __init__(
         self,
@@ -150,8 +150,9 @@ class Block(nnx.Module):
         dtype,
         layer,
         rngs: nnx.Rngs,
+        rescale: bool = True,
     ):
-        shrink = jnp.sqrt(2.0 * (layer + 1))
+        shrink = jnp.sqrt(2.0 * (layer + 1)) if rescale else 1.0
         self.norm1 = LayerNorm(width, eps=eps, rngs=rngs)
         self.attn = SelfAttention(width, heads, dtype=dtype, rngs=rngs, shrink=shrink)
         self.norm2 = LayerNorm(width, eps=eps, rngs=rngs)

@@ -46,6 +46,7 @@ class ViTConfig:
     frames: int = 16  # sincos: frames of the table's grid
     dtype: jnp.dtype = jnp.bfloat16  # of matmul inputs and of the residual stream
     remat: str = 'full'  # a key of nets.REMAT
+    rescale: bool = True  # how fresh weights are drawn: see config.EncoderConfig
 
     def grid(self, T: int, H: int, W: int) -> tuple[int, int, int]:
         """Token grid (t, h, w) of a clip; what does not fill a tubelet is dropped."""
@@ -125,7 +126,15 @@ class ViT(nnx.Module):
         )
         self.blocks = stack(
             lambda r, layer: Block(
-                c.width, c.heads, c.mlp_ratio, c.mlp, EPS, dtype=c.dtype, layer=layer, rngs=r
+                c.width,
+                c.heads,
+                c.mlp_ratio,
+                c.mlp,
+                EPS,
+                dtype=c.dtype,
+                layer=layer,
+                rngs=r,
+                rescale=c.rescale,
             ),
             c.depth,
             rngs,
