@@ -8,9 +8,11 @@ import jax.numpy as jnp
 
 from jepa_jax.config import (
     ActionConditionedConfig,
+    AgainstCollapseConfig,
     DenseVideoConfig,
     EncoderConfig,
     MaskedImageConfig,
+    MaskedPixelsConfig,
     MaskedVideoConfig,
     RunConfig,
     encoder_shape,
@@ -18,25 +20,107 @@ from jepa_jax.config import (
 )
 from jepa_jax.models import VERSIONS
 from jepa_jax.models.ac_predictor import ACPredictorConfig
+from jepa_jax.models.pixel_decoder import PixelDecoderConfig
 from jepa_jax.models.predictor import PredictorConfig
+from jepa_jax.models.projector import ProjectorConfig
 from jepa_jax.models.vit import ViTConfig
+from jepa_jax.objectives import regularisers
 from jepa_jax.objectives.action_conditioned import ACLoss, ActionConditioned
 from jepa_jax.objectives.dense_video import ContextLoss, DenseVideo
 from jepa_jax.objectives.masked_image import MaskedImage
+from jepa_jax.objectives.masked_pixels import MaskedPixels
 from jepa_jax.objectives.masked_video import MaskedVideo
+from jepa_jax.objectives.regularised_video import RegularisedVideo, Regulariser
 
 
 def masked_video(config: MaskedVideoConfig) -> MaskedVideo:
     """The objective of a pretraining run."""
     encoder = video_encoder(config)
-    return MaskedVideo(
-        encoder,
-        predictor(config, encoder),
-        groups=len(frame_counts(config.data)),
-        exponent=config.loss_exponent,
-        variance_weight=config.variance_weight,
-        tokens_of_masks=len(config.masks) if config.predictor.tokens_of == 'masks' else 0,
+    settings = {
+        'groups': len(frame_counts(config.data)),
+        'exponent': config.loss_exponent,
+        'tokens_of_masks': len(config.masks) if config.predictor.tokens_of == 'masks' else 0,
+    }
+    nets = encoder, predictor(config, encoder)
+    if config.against_collapse.method == 'ema':
+        return MaskedVideo(*nets, **settings, variance_weight=config.variance_weight)
+    against = regulariser(config.against_collapse), projector(config)
+    return RegularisedVideo(*nets, *against, **settings, seed=config.seed)
+
+
+def masked_pixels(config: MaskedPixelsConfig) -> MaskedPixels:
+    """The objective of a run of MAE or VideoMAE."""
+    encoder = pixel_encoder(config)
+    return MaskedPixels(encoder, pixel_decoder(config, encoder), target=config.target)
+
+
+def pixel_encoder(config: MaskedPixelsConfig) -> ViTConfig:
+    """The encoder that a run of MAE or VideoMAE trains."""
+    (frames,) = frame_counts(config.data)
+    mae = config.kind == 'mae'
+    return dataclasses.replace(
+        vit(config, config.encoder, config.data.crop, frames),
+        class_token=mae,
+        key_bias=mae,
+        glorot=True,
     )
+
+
+def pixel_decoder(config: MaskedPixelsConfig, encoder: ViTConfig) -> PixelDecoderConfig:
+    """The decoder beside it."""
+    d, mae = config.decoder, config.kind == 'mae'
+    return PixelDecoderConfig(
+        encoder_width=encoder.width,
+        values=encoder.tubelet * encoder.patch**2 * 3,
+        width=d.width,
+        depth=d.depth,
+        heads=d.heads,
+        mlp_ratio=d.mlp_ratio,
+        axes=encoder.axes,
+        grid=encoder.home,
+        class_token=mae,
+        embed_bias=mae,
+        key_bias=mae,
+        stored_table=encoder.stored_table,
+        dtype=encoder.dtype,
+        remat=encoder.remat,
+    )
+
+
+def regulariser(against: AgainstCollapseConfig) -> Regulariser:
+    """What keeps features apart without a moving average."""
+    c = against
+    if c.method not in regularisers.VARIANTS:
+        return Regulariser(None, stop_gradient=c.stop_gradient)
+    variants = regularisers.VARIANTS[c.method]
+    terms = variants[c.variant or next(iter(variants))]
+    chosen = {
+        'prediction': c.prediction_weight,
+        'std': c.std_weight,
+        'covariance': c.covariance_weight,
+        'weight': c.sigreg_weight,
+        'directions': c.directions,
+    }
+    chosen = {key: value for key, value in chosen.items() if value and hasattr(terms, key)}
+    terms = dataclasses.replace(terms, **chosen)
+    samples = ('clips', 'positions') if c.samples == 'both' else (c.samples,)
+    return Regulariser(terms, samples, c.positions, c.stop_gradient)
+
+
+def projector(config: MaskedVideoConfig) -> ProjectorConfig | None:
+    """What stands between features and terms against collapse, if any does."""
+    c = config.against_collapse
+    if c.method not in regularisers.VARIANTS or not any(c.projector):
+        return None
+    hidden, out = c.projector
+    width = encoder_shape(config.encoder).width
+    return ProjectorConfig(width, (hidden, hidden), out, jnp.dtype(config.compute_dtype))
+
+
+def through_targets(config: MaskedVideoConfig) -> bool:
+    """Whether a gradient passes through the encoder on all tokens."""
+    c = config.against_collapse
+    return c.method != 'ema' and (c.method != 'none' or not c.stop_gradient)
 
 
 def masked_image(config: MaskedImageConfig) -> MaskedImage:

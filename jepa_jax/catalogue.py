@@ -84,6 +84,8 @@ def _released(name: str, row: names.Released) -> Row:
         numbers = _size(*configs, 'pooler')
     elif name.startswith('ac-'):
         does, numbers = ('features', 'plans'), encoder + _size(*configs, 'ac_predictor')
+    elif row.version == parts.MAE:
+        does, numbers = ('features',), encoder
     else:
         does = 'features', 'predictions'
         numbers = 2 * encoder + _size(*configs, 'predictor')

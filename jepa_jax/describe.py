@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from jepa_jax import build
 from jepa_jax.config import (
     ActionConditionedConfig,
     DenseVideoConfig,
     EmaOptimConfig,
     MaskedImageConfig,
+    MaskedPixelsConfig,
     MaskedVideoConfig,
     OptimConfig,
     RunConfig,
@@ -65,6 +67,14 @@ def masked_video(config: MaskedVideoConfig) -> list[str]:
             'scaling the learning rate linearly with it; '
             f'theirs is {released.lr:.3g}; rate and EMA momentum are what to vary first'
         )
+    if (against := config.against_collapse).method != 'ema':
+        variant = build.regulariser(against).terms
+        lines.append(
+            'no moving average: targets are of the encoder itself, '
+            + ('without' if against.stop_gradient else 'with')
+            + f' their gradient; against collapse: {variant or "nothing"}'
+        )
+        return lines
     lines += _averages(c)
     if c.batch != released.batch:
         same = released.momentum ** (c.batch / released.batch)
@@ -74,6 +84,17 @@ def masked_video(config: MaskedVideoConfig) -> list[str]:
             f'at batch {c.batch:,} takes momentum {same:.8g}'
         )
     return lines
+
+
+def masked_pixels(config: MaskedPixelsConfig) -> list[str]:
+    """Batch, length and learning rate of a run of MAE or VideoMAE, and what is masked."""
+    c = config.optim
+    return [
+        f'batch {c.batch:,} {"images" if config.kind == "mae" else "clips"}, {c.steps:,} steps '
+        f'(released: {"4,096" if config.kind == "mae" else "1,024 to 2,048"})',
+        _rate(c),
+        f'{config.mask_ratio:.0%} of the tokens are masked, their {config.target} are drawn',
+    ]
 
 
 def masked_image(config: MaskedImageConfig) -> list[str]:

@@ -8,11 +8,14 @@ is computed again to save memory is no use to the model and does not count.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 from jepa_jax.models.ac_predictor import ACPredictorConfig
 from jepa_jax.models.layers import MLPS
+from jepa_jax.models.pixel_decoder import PixelDecoderConfig
 from jepa_jax.models.predictor import PredictorConfig
+from jepa_jax.models.projector import ProjectorConfig
 from jepa_jax.models.vit import ViTConfig
 
 MLP_PRODUCTS = {'gelu': 2, 'swiglu': 3, 'swiglu_full': 3}
@@ -33,7 +36,7 @@ class GroupShape:
 class StepFlops:
     """FLOPs of one step over all devices, by what they are spent on."""
 
-    target: int  # encoder on all tokens, forward
+    target: int  # encoder on all tokens, forward, and backward where a gradient passes
     context: int  # encoder on context tokens, forward and backward
     predictor: int  # forward and backward
 
@@ -42,7 +45,7 @@ class StepFlops:
         return self.target + self.context + self.predictor
 
 
-def blocks(config: ViTConfig | PredictorConfig, tokens: int) -> int:
+def blocks(config: ViTConfig | PredictorConfig | PixelDecoderConfig, tokens: int) -> int:
     """Forward FLOPs of all transformer blocks on one sequence of `tokens` tokens."""
     c = config
     hidden = MLPS[c.mlp][1](int(c.width * c.mlp_ratio))
@@ -72,19 +75,55 @@ def predictor(config: PredictorConfig, context: int, target: int) -> int:
 
 
 def pretraining_step(
-    encoder_config: ViTConfig, predictor_config: PredictorConfig, groups: Sequence[GroupShape]
+    encoder_config: ViTConfig,
+    predictor_config: PredictorConfig,
+    groups: Sequence[GroupShape],
+    *,
+    through_targets: bool = False,
 ) -> StepFlops:
-    """FLOPs of one step of objectives.masked_video or dense_video."""
+    """FLOPs of one step of objectives.masked_video or dense_video; through_targets: a gradient
+    passes there, too."""
+
+    def trained(tokens: int, frames: int) -> int:
+        once = TRAINED * encoder(encoder_config, tokens, frames)
+        return once - patch_embed(encoder_config, tokens, frames)  # pixels need no gradient
+
     target = context = predicted = 0
     for group in groups:
         frames = group.frames
-        target += group.clips * encoder(encoder_config, group.tokens, frames)
+        if through_targets:
+            target += group.clips * trained(group.tokens, frames)
+        else:
+            target += group.clips * encoder(encoder_config, group.tokens, frames)
         for kept, hidden in group.masks:
-            once = TRAINED * encoder(encoder_config, kept, frames)
-            once -= patch_embed(encoder_config, kept, frames)
-            context += group.clips * once  # pixels need no gradient
+            context += group.clips * trained(kept, frames)
             predicted += group.clips * TRAINED * predictor(predictor_config, kept, hidden)
     return StepFlops(target, context, predicted)
+
+
+def pixels_step(
+    encoder_config: ViTConfig, decoder_config: PixelDecoderConfig, group: GroupShape
+) -> dict[str, int]:
+    """FLOPs of one step of objectives.masked_pixels, by what they are spent on."""
+    e, d = encoder_config, decoder_config
+    ((kept, hidden),) = group.masks
+    seen = kept + e.class_token
+    pixels = patch_embed(e, kept, group.frames)  # which need no gradient
+    context = TRAINED * blocks(e, seen) + (TRAINED - 1) * pixels
+    ends = 2 * (seen * d.encoder_width + hidden * d.values) * d.width
+    return {
+        'context': group.clips * context,
+        'decoder': group.clips * TRAINED * (ends + blocks(d, seen + hidden)),
+    }
+
+
+def regulariser(projector: ProjectorConfig | None, width: int, samples: int, columns: int) -> int:
+    """FLOPs, forward and backward, of terms of `samples` vectors of the encoder's width: projecting
+    them, and their products with `columns` vectors (SIGReg's directions, which need no gradient;
+    VICReg's other dimensions, which share theirs)."""
+    widths = (width, *projector.hidden, projector.width) if projector else (width,)
+    weights = sum(a * b for a, b in itertools.pairwise(widths))
+    return 2 * samples * (TRAINED * weights + (TRAINED - 1) * widths[-1] * columns)
 
 
 def _ac_layer(c: ACPredictorConfig) -> int:

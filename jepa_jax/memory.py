@@ -19,6 +19,7 @@ from jepa_jax.config import (
     ActionConditionedConfig,
     MaskConfig,
     MaskedImageConfig,
+    MaskedPixelsConfig,
     MaskedVideoConfig,
     RunConfig,
 )
@@ -225,6 +226,9 @@ def masked_video(config: MaskedVideoConfig, rows: int) -> Activations:
         # before and after standardising
         held.features += 2 * levels * rows * tokens * vit.width * FLOAT
         held.peak = max(held.peak, rows * tokens * _values(vit, compute, compute))
+        if build.through_targets(config):
+            held.saved += rows * tokens * kept(vit, compute, compute) * vit.depth
+            held.peak = max(held.peak, 2 * rows * tokens * _values(vit, compute, compute))
         for mask in config.masks_of(frames)[1]:
             context = context_share(mask) * tokens
             held.saved += rows * context * kept(vit, compute, compute) * vit.depth
@@ -242,6 +246,26 @@ def masked_video(config: MaskedVideoConfig, rows: int) -> Activations:
                 2 * rows * tokens * _values(predictor, compute, FLOAT),
             )
     return held
+
+
+def masked_pixels(config: MaskedPixelsConfig, rows: int) -> Activations:
+    """Of clips or images whose masked pixels are drawn, `rows` at a time."""
+    vit = build.pixel_encoder(config)
+    decoder = build.pixel_decoder(config, vit)
+    compute, kept = BYTES[config.compute_dtype], KEPT[config.mesh.remat]
+    tokens = math.prod(vit.grid(vit.frames, config.data.crop, config.data.crop))
+    context = tokens * (1 - config.mask_ratio)
+    pixels = vit.frames * config.data.crop**2 * 3
+    return Activations(
+        inputs=rows * pixels * (config.optim.accumulate + FLOAT),
+        saved=rows * context * kept(vit, compute, compute) * vit.depth
+        + rows * tokens * kept(decoder, compute, FLOAT) * decoder.depth,
+        features=2 * rows * (tokens - context) * decoder.values * FLOAT,
+        peak=max(
+            2 * rows * context * _values(vit, compute, compute),
+            2 * rows * tokens * _values(decoder, compute, FLOAT),
+        ),
+    )
 
 
 def masked_image(config: MaskedImageConfig, rows: int) -> Activations:

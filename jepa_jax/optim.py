@@ -68,10 +68,25 @@ def _wsd(c: OptimConfig) -> Schedule:
     return schedule
 
 
+def _half_cosine(c: OptimConfig) -> Schedule:
+    """Warm-up and half a cosine, counted from 0 as MAE does: the first update is at start_lr.
+    (reference: family §3.1)"""
+    whole = horizon(c) - c.warmup
+
+    def schedule(step):
+        k = jnp.asarray(step)
+        rise = _line(c.start_lr, c.lr, k, c.warmup)
+        fall = _cosine(c.lr, c.final_lr, k - c.warmup, whole)
+        return jnp.where(k < c.warmup, rise, fall)
+
+    return schedule
+
+
 SCHEDULES: dict[str, Callable[[OptimConfig], Schedule]] = {
     'warmup_cosine': _warmup_cosine,
     'linear_decay': _linear_decay,
     'wsd': _wsd,
+    'half_cosine': _half_cosine,
 }
 
 

@@ -257,6 +257,10 @@ def random_configs(size: str, dtype: str = 'float32') -> tuple[ViTConfig, Predic
 def released_configs(row: names.Released) -> tuple[ViTConfig, PredictorConfig]:
     """Encoder and predictor of a released file."""
     encoder, predictor = random_configs(row.size + (NEWER if row.version == '2.1' else ''))
+    if row.version == parts.MAE:
+        more = dict(position='sincos', axes='xy', tubelet=1, frames=1, class_token=True)
+        more |= dict(patch=row.patch, image_size=row.crop)
+        return dataclasses.replace(encoder, **more), predictor
     if row.version not in ('1', parts.IMAGES):
         return encoder, predictor
     more: dict[str, Any] = {'tubelet': 1, 'frames': 1, 'axes': 'xy'}

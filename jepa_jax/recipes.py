@@ -89,6 +89,18 @@ RECIPES: dict[str, Recipe] = {
         describe='jepa_jax.describe:dense_video',
         evals='jepa_jax.evals.entries:masked_video',
     ),
+    'masked_pixels': Recipe(
+        config='jepa_jax.config:MaskedPixelsConfig',
+        check='jepa_jax.config.masked_pixels:check',
+        smoke='jepa_jax.config.trials:masked_pixels',
+        build='jepa_jax.build:masked_pixels',
+        stream='jepa_jax.data.videos:PixelStream',
+        programs='jepa_jax.objectives.programs:masked_pixels',
+        workload='jepa_jax.objectives.programs:masked_pixels_workload',
+        activations='jepa_jax.memory:masked_pixels',
+        describe='jepa_jax.describe:masked_pixels',
+        evals='jepa_jax.evals.entries:masked_video',
+    ),
     'action_conditioned': Recipe(
         config='jepa_jax.config:ActionConditionedConfig',
         check='jepa_jax.config.action_conditioned:check',

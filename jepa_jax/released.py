@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from jepa_jax.config.dense_video import DenseVideoConfig
+from jepa_jax.config.masked_pixels import MaskedPixelsConfig
 from jepa_jax.config.masked_video import MaskedVideoConfig
-from jepa_jax.config.parts import DataListConfig
+from jepa_jax.config.parts import DataListConfig, EncoderConfig
 from jepa_jax.config.trials import parse_words
 from jepa_jax.recipes import smoke
 
@@ -152,3 +153,59 @@ def dense_recipe(name: str, arg: str) -> DenseVideoConfig:
     c.mesh.fsdp = c.optim.accumulate = 0  # chosen by devices and memory
     c.checkpoints.every, c.checkpoints.keep_every = 300, 15_000
     return smoke(c, accumulate=1) if 'smoke' in words else c
+
+
+# --- MAE and VideoMAE (reference: family §3) ------------------------------------------------------
+
+
+def mae_recipe(name: str, arg: str) -> MaskedPixelsConfig:
+    """The config of `configs/NAME.py:ARG`, `mae_vitb` or `mae_vitl`; arg: pretrain, smoke.
+
+    Raises:
+      ConfigError: another word.
+    """
+    _, words = parse_words(arg, ('pretrain',), ('smoke',))
+    c = MaskedPixelsConfig(name=name)
+    c.encoder.size = name.removeprefix('mae_')
+    c.data.lists = [DataListConfig('imagenet_train', kind='images')]
+    c.data.crop, c.data.workers = 224, 64
+    a = c.data.augment
+    a.scale, a.ratio, a.antialias, a.bicubic = (0.2, 1.0), (0.75, 4 / 3), True, True
+    epoch = 312  # steps, of 1,281,167 images
+    _pixels_optim(c, 4096, epoch, 1600)
+    c.optim.start_lr, c.optim.final_lr = 0.0, 0.0
+    return smoke(c, accumulate=1) if 'smoke' in words else c
+
+
+def videomae_recipe(name: str, arg: str) -> MaskedPixelsConfig:
+    """The config of `configs/videomae_vitb.py:ARG`; arg: pretrain, smoke.
+
+    The original cuts squares and oblongs of sides 1, .875, .75 and .66 of the short one out of the
+    middle and corners; here windows of such areas and aspect ratios fall anywhere.
+
+    Raises:
+      ConfigError: another word.
+    """
+    _, words = parse_words(arg, ('pretrain',), ('smoke',))
+    c = MaskedPixelsConfig(name=name, kind='videomae', target='cubes', mask_ratio=0.9)
+    c.encoder = EncoderConfig(size='vitb', position='sincos', axes='flat')
+    c.decoder.width, c.decoder.depth, c.decoder.heads = 384, 4, 6
+    c.data.lists = [DataListConfig('k400_train_paths.csv')]
+    c.data.crop, c.data.frames, c.data.workers = 224, 16, 64
+    c.data.fps, c.data.frame_step = 0, 4
+    a = c.data.augment
+    a.scale, a.ratio, a.flip = (0.44, 1.0), (0.75, 4 / 3), False
+    epoch = 117  # steps, of about 240,000 videos; how many one has depends on the copy
+    _pixels_optim(c, 2048, epoch, 1600)
+    c.optim.start_lr, c.optim.final_lr = 8e-6, 8e-5  # 1e-6 and 1e-5, as the rate
+    return smoke(c, accumulate=1) if 'smoke' in words else c
+
+
+def _pixels_optim(c: MaskedPixelsConfig, batch: int, epoch: int, epochs: int) -> None:
+    """What both have in common: 40 epochs of warm-up, half a cosine, 1.5e-4 for every 256."""
+    o = c.optim
+    o.batch, o.steps, o.warmup = batch, epochs * epoch, 40 * epoch
+    o.schedule, o.ipe_scale, o.lr = 'half_cosine', 1.0, 1.5e-4 * batch / 256
+    o.beta1, o.beta2, o.weight_decay, o.final_weight_decay = 0.9, 0.95, 0.05, 0.05
+    c.mesh.fsdp = o.accumulate = 0  # chosen by devices and memory
+    c.checkpoints.every, c.checkpoints.keep_every = 20 * epoch, 200 * epoch

@@ -1,6 +1,8 @@
 """Eight CPU devices for every test, programs compiled quickly, flags parsed as grain's workers want
 them, and the golden arrays."""
 
+import json
+import math
 import os
 import pathlib
 import sys
@@ -62,6 +64,18 @@ def golden_benchmark() -> dict[str, np.ndarray]:
 @pytest.fixture(scope='session')
 def golden_tasks() -> dict[str, np.ndarray]:
     return dict(np.load(HERE / 'golden/evaluations_dense.npz'))
+
+
+@pytest.fixture(scope='session')
+def golden_pixels() -> dict[str, np.ndarray]:
+    """MAE, VideoMAE, VICReg and SIGReg: arrays of one file, which has one member for all."""
+    stored = np.load(HERE / 'golden/family_pixels.npz')
+    about = json.loads(stored['index'].tobytes())
+    arrays = {
+        name: stored['values'][start : start + math.prod(shape)].reshape(shape)
+        for name, (start, *shape) in about['index'].items()
+    }
+    return arrays | {name: text.split('\n') for name, text in about['names'].items()}
 
 
 @pytest.fixture(scope='session')

@@ -262,7 +262,7 @@ def test_every_rule_has_a_field():
 def test_allowed_words_are_those_of_the_code():
     from jepa_jax import nets, optim, sharding
     from jepa_jax.models import ac_predictor, layers
-    from jepa_jax.objectives import action_conditioned
+    from jepa_jax.objectives import action_conditioned, masked_pixels, regularisers
 
     def words(kind, field):
         return check.rules_of(kind)[field].words
@@ -274,6 +274,14 @@ def test_allowed_words_are_those_of_the_code():
     assert words(parts.ActionPredictorConfig, 'conditioning') == ac_predictor.CONDITIONING
     assert words(parts.RolloutConfig, 'prefix') == action_conditioned.PREFIXES
     assert check.MAX_FSDP == sharding.MAX_FSDP
+    assert words(C.MaskedPixelsConfig, 'target') == tuple(masked_pixels.TARGETS)
+    for method, variants in regularisers.VARIANTS.items():
+        assert C.masked_video.VARIANTS[method] == tuple(variants)
+    assert {*words(parts.AgainstCollapseConfig, 'method')} == {
+        'ema',
+        'none',
+        *regularisers.VARIANTS,
+    }
 
 
 def test_rules_hold_for_what_extends_a_part():
@@ -478,3 +486,15 @@ def test_describe_of_the_released_recipe_compares_nothing():
     assert 'ends inside its warm-up' in text
     assert '0.000206 at the last' in text  # 2.0625e-4, reference: vjepa2 §5.3
     assert 'EMA momentum 1 at the end: half-life inf steps' in text
+
+
+def test_a_part_may_narrow_a_rule_of_what_it_extends(monkeypatch):
+    @dataclasses.dataclass
+    class Small(OptimConfig):
+        pass
+
+    wide = check.RULES[OptimConfig]['batch']
+    narrow = dataclasses.replace(wide, words='must be small')
+    monkeypatch.setitem(check.RULES, Small, {'batch': narrow})
+    assert check.rules_of(Small)['batch'] is narrow
+    assert check.rules_of(OptimConfig)['batch'] is wide

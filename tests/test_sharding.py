@@ -15,8 +15,10 @@ from jepa_jax.config import EmaOptimConfig
 from jepa_jax.models import SIZES
 from jepa_jax.models.ac_predictor import CONDITIONING, ACPredictorConfig
 from jepa_jax.models.layers import MLPS
+from jepa_jax.models.pixel_decoder import PixelDecoderConfig
 from jepa_jax.models.pooler import PoolerConfig
 from jepa_jax.models.predictor import PredictorConfig
+from jepa_jax.models.projector import ProjectorConfig
 from jepa_jax.models.vit import ViTConfig
 from jepa_jax.nets import Net
 from jepa_jax.objectives.masked_video import MaskedVideo
@@ -144,6 +146,17 @@ def kinds() -> dict[str, tuple[str, object]]:
             made[f'ac_predictor {mlp} {conditioning}'] = 'ac_predictor', ac
             blind = dataclasses.replace(ac, state_width=0)
             made[f'ac_predictor {mlp} {conditioning} without states'] = 'ac_predictor', blind
+    image = ViTConfig(WIDTH, 1, 4, patch=8, tubelet=1, position='sincos', class_token=True)
+    made['encoder of MAE'] = 'encoder', dataclasses.replace(image, stored_table=True)
+    made['encoder of VideoMAE'] = 'encoder', dataclasses.replace(image, tubelet=2, key_bias=False)
+    for mae in (True, False):
+        decoder = PixelDecoderConfig(
+            WIDTH, 192, 48, 1, 2, grid=(0, 4, 4), class_token=mae, embed_bias=mae, key_bias=mae,
+            stored_table=mae,
+        )  # fmt: skip
+        made['decoder of ' + ('MAE' if mae else 'VideoMAE')] = 'pixel_decoder', decoder
+    for hidden in ((), (48, 48)):
+        made[f'projector {hidden}'] = 'projector', ProjectorConfig(WIDTH, hidden, 48)
     for depth in (1, 2):
         pooler = PoolerConfig(WIDTH, heads=4, depth=depth, queries=2)
         made[f'probe of depth {depth}'] = 'probe', (pooler, {'motion': 2, 'shape': 3})
@@ -167,7 +180,8 @@ def test_every_parameter_has_a_rule_and_every_rule_a_parameter(kind):
         # along the width of the model, or of the encoder beside it
         assert all(leaf.shape[i] in (WIDTH, 48) for i, axis in enumerate(spec) if axis), name
         matrix = leaf.ndim - ('blocks/' in name) > 1
-        if matrix and part.part != 'probe' and not name.startswith(('mask_', 'action_', 'state_')):
+        whole = 'mask_', 'class_', 'table', 'action_', 'state_'
+        if matrix and part.part != 'probe' and not name.startswith(whole):
             assert 'fsdp' in spec or 'extrinsics' in name, name
 
 

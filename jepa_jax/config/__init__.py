@@ -26,10 +26,13 @@ from jepa_jax.config.labelled import RetrievalConfig as RetrievalConfig
 from jepa_jax.config.labelled_sets import labelled_set as labelled_set
 from jepa_jax.config.masked_image import ImageMaskConfig as ImageMaskConfig
 from jepa_jax.config.masked_image import MaskedImageConfig as MaskedImageConfig
+from jepa_jax.config.masked_pixels import DecoderConfig as DecoderConfig
+from jepa_jax.config.masked_pixels import MaskedPixelsConfig as MaskedPixelsConfig
 from jepa_jax.config.masked_video import MaskedVideoConfig as MaskedVideoConfig
 from jepa_jax.config.parts import SELF_MADE as SELF_MADE
 from jepa_jax.config.parts import WITHOUT_PATH as WITHOUT_PATH
 from jepa_jax.config.parts import ActionPredictorConfig as ActionPredictorConfig
+from jepa_jax.config.parts import AgainstCollapseConfig as AgainstCollapseConfig
 from jepa_jax.config.parts import AugmentConfig as AugmentConfig
 from jepa_jax.config.parts import CheckpointsConfig as CheckpointsConfig
 from jepa_jax.config.parts import DataConfig as DataConfig

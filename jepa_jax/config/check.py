@@ -91,7 +91,7 @@ RULES: dict[type, dict[str, Rule | OneOf]] = {
         'patch': POSITIVE,
         'tubelet': POSITIVE,
         'position': OneOf(('rope', 'sincos')),
-        'axes': OneOf(('yx', 'xy')),
+        'axes': OneOf(('yx', 'xy', 'flat')),
         'shorter': OneOf(('first', 'resized')),
         'mlp': MLPS,
     },
@@ -125,7 +125,7 @@ RULES: dict[type, dict[str, Rule | OneOf]] = {
         'batch': POSITIVE,
         'accumulate': NOT_NEGATIVE,
         'steps': POSITIVE,
-        'schedule': OneOf(('warmup_cosine', 'linear_decay', 'wsd')),
+        'schedule': OneOf(('warmup_cosine', 'linear_decay', 'wsd', 'half_cosine')),
         'warmup': NOT_NEGATIVE,
         'anneal': NOT_NEGATIVE,
         'start_lr': NOT_NEGATIVE,
@@ -249,7 +249,7 @@ RULES: dict[type, dict[str, Rule | OneOf]] = {
 
 def rules_of(kind: type) -> dict[str, Rule | OneOf]:
     """The rows of a part and of those that it extends."""
-    return {key: rule for base in kind.__mro__ for key, rule in RULES.get(base, {}).items()}
+    return {key: rule for base in kind.__mro__[::-1] for key, rule in RULES.get(base, {}).items()}
 
 
 def types_and_ranges(config: Any) -> None:

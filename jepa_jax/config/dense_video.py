@@ -68,6 +68,11 @@ def check(config: DenseVideoConfig) -> Iterator[str]:
     yield from masked_video.check(config)
     if all(map(config.is_image, frame_counts(config.data))):
         yield 'data.lists: only images (1 frame), at least one list must be of videos'
+    if config.against_collapse.method != 'ema':
+        yield (
+            f"against_collapse.method = '{config.against_collapse.method}': must be 'ema' in "
+            'V-JEPA 2.1'
+        )
     if config.encoder.position != 'rope':
         yield f"encoder.position = '{config.encoder.position}': must be 'rope' in V-JEPA 2.1"
     ramp = config.context_loss

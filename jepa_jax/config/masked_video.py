@@ -8,12 +8,14 @@ from jepa_jax.config.check import (
     NOT_NEGATIVE,
     RULES,
     OneOf,
+    Rule,
     crop_fits,
     transformer,
 )
 from jepa_jax.config.derived import encoder_shape, frame_counts
 from jepa_jax.config.parts import (
     WITHOUT_PATH,
+    AgainstCollapseConfig,
     DataConfig,
     EmaOptimConfig,
     EncoderConfig,
@@ -41,6 +43,7 @@ class MaskedVideoConfig(RunConfig):
         ]
     )
     loss_exponent: float = 1.0  # 1: L1; 2: half the squared error
+    against_collapse: AgainstCollapseConfig = field(default_factory=AgainstCollapseConfig)
     # of V-JEPA 1's regulariser: predictions should vary by 1 over the tokens of a clip
     variance_weight: float = 0.0
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -67,6 +70,35 @@ class MaskedVideoConfig(RunConfig):
         return 'masks', self.masks
 
 
+# by method, the first is the default
+VARIANTS = {
+    'ema': (),
+    'none': (),
+    'vicreg': ('vicreg', 'eb_jepa'),
+    'sigreg': ('lejepa', 'minimal', 'paper', 'stable_pretraining', 'lewm', 'eb_jepa'),
+}
+_TERMS = ('method', 'variant', 'stop_gradient', 'samples', 'positions', 'projector')
+_TERMS += ('prediction_weight',)
+# fields that mean something, by method
+MEANT = {
+    'ema': ('method', 'variant'),
+    'none': ('method', 'variant', 'stop_gradient'),
+    'vicreg': (*_TERMS, 'std_weight', 'covariance_weight'),
+    'sigreg': (*_TERMS, 'sigreg_weight', 'directions'),
+}
+RULES[AgainstCollapseConfig] = {
+    'method': OneOf(tuple(VARIANTS)),
+    'samples': OneOf(('clips', 'positions', 'both')),
+    'positions': AT_LEAST_ONE,
+    'projector': Rule(
+        lambda v: all(x > 0 for x in v) or not any(v), 'two widths, or (0, 0) for no projector'
+    ),
+    'prediction_weight': NOT_NEGATIVE,
+    'std_weight': NOT_NEGATIVE,
+    'covariance_weight': NOT_NEGATIVE,
+    'sigreg_weight': NOT_NEGATIVE,
+    'directions': NOT_NEGATIVE,
+}
 RULES[MaskedVideoConfig] = {
     'mask_sampler': OneOf(('static', 'single', 'reference')),
     'loss_exponent': AT_LEAST_ONE,
@@ -88,20 +120,14 @@ def check(config: MaskedVideoConfig) -> Iterator[str]:
         if frames % encoder.tubelet and not config.is_image(frames):
             name = f'data.lists[{i}].frames' if item.frames else 'data.frames'
             yield f'{name} = {frames}: must be a multiple of encoder.tubelet = {encoder.tubelet}'
-        if not item.path and item.kind not in WITHOUT_PATH:
-            yield (
-                f"data.lists[{i}].path is empty: kind '{item.kind}' needs a file or folder, "
-                f'--config.data.lists[{i}].path=PATH'
-            )
-    rates = {key: getattr(data, key) for key in ('fps', 'frame_step', 'duration')}
-    if sum(value > 0 for value in rates.values()) != 1:
-        told = ', '.join(f'{key} = {value}' for key, value in rates.items())
-        yield f'data: exactly one of fps, frame_step, duration must be more than 0, found {told}'
+    yield from paths_given(data)
+    yield from sampling_rate(data)
     if encoder.version != config.version:
         yield (
             f"encoder.version = '{encoder.version}': must be '{config.version}' with objective "
             f"'{config.objective}'"
         )
+    yield from _against_collapse(config)
     counts = [n for n in frame_counts(data) if not config.is_image(n)]
     if predictor.tokens_of == 'masks' and len(config.masks) > predictor.mask_tokens:
         yield (
@@ -129,3 +155,46 @@ def check(config: MaskedVideoConfig) -> Iterator[str]:
                 yield f'{name}[{i}].tube = {mask.tube}: keeps no cell of a frame as context'
             if mask.full_complement and mask.pred_full_complement:
                 yield f'{name}[{i}]: full_complement and pred_full_complement exclude each other'
+
+
+def _against_collapse(config: MaskedVideoConfig) -> Iterator[str]:
+    c = config.against_collapse
+    field, variants = 'against_collapse', VARIANTS[c.method]
+    if c.variant and c.variant not in variants:
+        one_of = ', '.join(variants) or 'none: leave it empty'
+        yield f"{field}.variant = '{c.variant}': allowed with method '{c.method}': {one_of}"
+    for name, usual in vars(AgainstCollapseConfig()).items():
+        if (value := getattr(c, name)) != usual and name not in MEANT[c.method]:
+            yield f"{field}.{name} = {value}: means nothing with method '{c.method}'"
+    if c.method != 'ema' and config.variance_weight:
+        yield f"variance_weight = {config.variance_weight}: must be 0 with method '{c.method}'"
+    if not variants:
+        return
+    fsdp = config.mesh.fsdp or 1
+    if any(width % fsdp for width in c.projector):
+        yield f'mesh.fsdp = {fsdp}: must divide the widths of {field}.projector = {c.projector}'
+    if config.optim.accumulate > 1:
+        yield (
+            f'optim.accumulate = {config.optim.accumulate}: must be 1 with {field}.method '
+            f"'{c.method}', whose terms are of the whole batch"
+        )
+    if config.optim.batch < 2:
+        yield f"optim.batch = 1: must be at least 2 with {field}.method '{c.method}'"
+
+
+def paths_given(data: DataConfig) -> Iterator[str]:
+    """Complaints about lists that name nothing."""
+    for i, item in enumerate(data.lists):
+        if not item.path and item.kind not in WITHOUT_PATH:
+            yield (
+                f"data.lists[{i}].path is empty: kind '{item.kind}' needs a file or folder, "
+                f'--config.data.lists[{i}].path=PATH'
+            )
+
+
+def sampling_rate(data: DataConfig) -> Iterator[str]:
+    """Complaints where a clip's rate is not told, or told twice."""
+    rates = {key: getattr(data, key) for key in ('fps', 'frame_step', 'duration')}
+    if sum(value > 0 for value in rates.values()) != 1:
+        told = ', '.join(f'{key} = {value}' for key, value in rates.items())
+        yield f'data: exactly one of fps, frame_step, duration must be more than 0, found {told}'

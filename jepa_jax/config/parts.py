@@ -29,7 +29,8 @@ class EncoderConfig:
     tubelet: int = 2  # frames
     position: str = 'rope'  # rope | sincos
     uniform_power: bool = True  # sincos only: equal shares of the width for t, y and x
-    axes: str = 'yx'  # sincos of images only, what comes first: yx (V-JEPA) | xy (I-JEPA, MAE)
+    # sincos: of images, what comes first, yx (V-JEPA) | xy (I-JEPA, MAE); or flat, a line of tokens
+    axes: str = 'yx'
     # sincos only, clips shorter than trained on: first, the table's first rows | resized (V-JEPA 1)
     shorter: str = 'first'
     # sincos only: the table is a weight, as in converted files whose table is not the formula's
@@ -73,6 +74,32 @@ class MaskConfig:
 
 
 @dataclass
+class AgainstCollapseConfig:
+    """What keeps features from becoming the same everywhere; see docs/family_pixels.md.
+
+    ema: targets are of the encoder's moving average, and no gradient passes. Otherwise they are of
+    the encoder itself, which the named terms or nothing else hold.
+    """
+
+    method: str = 'ema'  # ema | vicreg | sigreg | none
+    # whose terms: vicreg | eb_jepa; lejepa | minimal | paper | stable_pretraining | lewm | eb_jepa;
+    # empty: the first of its method
+    variant: str = ''
+    stop_gradient: bool = False  # none through targets of the encoder itself
+    # what is one of many: clips (mean of a clip's tokens) | positions (a token, among those at its
+    # place in other clips) | both
+    samples: str = 'both'
+    positions: int = 16  # places that are looked at
+    projector: tuple[int, int] = (256, 128)  # widths, hidden and out; (0, 0): none
+    # 0: as the variant weighs them
+    prediction_weight: float = 0.0
+    std_weight: float = 0.0  # vicreg
+    covariance_weight: float = 0.0  # vicreg
+    sigreg_weight: float = 0.0
+    directions: int = 0  # sigreg
+
+
+@dataclass
 class DataListConfig:
     """One list of records and its share of the batch."""
 
@@ -90,6 +117,7 @@ class AugmentConfig:
     ratio: tuple[float, float] = (0.75, 1.35)  # width over height
     flip: bool = True  # horizontally, with probability one half
     antialias: bool = False  # resized as Pillow does, each pixel the mean of what it covers
+    bicubic: bool = False  # with antialias only: Pillow's bicubic resize (MAE)
     motion_shift: bool = False  # crop window moves linearly from one random crop to another
 
 
@@ -144,7 +172,7 @@ class OptimConfig:
     # parts of a batch, run one by one: same update, less memory; 0: as few as memory allows
     accumulate: int = 1
     steps: int = 240_000
-    schedule: str = 'warmup_cosine'  # warmup_cosine | linear_decay | wsd
+    schedule: str = 'warmup_cosine'  # warmup_cosine | linear_decay | wsd | half_cosine (MAE)
     warmup: int = 12_000  # steps
     anneal: int = 0  # wsd only: steps of the final decline
     start_lr: float = 1e-4

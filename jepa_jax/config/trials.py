@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from jepa_jax.config.action_conditioned import ActionConditionedConfig
 from jepa_jax.config.dense_video import DenseVideoConfig
 from jepa_jax.config.derived import frame_counts
+from jepa_jax.config.masked_pixels import MaskedPixelsConfig
 from jepa_jax.config.masked_video import MaskedVideoConfig
 from jepa_jax.config.parts import EncoderConfig, ProbeConfig
 from jepa_jax.config.runs import RunConfig
@@ -85,6 +86,20 @@ def dense_video(config: DenseVideoConfig) -> None:
         mask.max_keep = min(mask.max_keep, tokens // 4)
     loss, share = config.context_loss, FEW / config.optim.steps
     loss.begin, loss.full = math.ceil(loss.begin * share), math.ceil(loss.full * share)
+
+
+def masked_pixels(config: MaskedPixelsConfig) -> None:
+    """Likewise; four tokens a side."""
+    encoder, data, images = config.encoder, config.data, config.kind == 'mae'
+    tiny(encoder)
+    config.decoder.width, config.decoder.depth, config.decoder.heads = 24, 1, 2
+    data.crop = 4 * encoder.patch
+    data.frames = 1 if images else 2 * encoder.tubelet
+    for item in data.lists:
+        item.kind, item.path, item.frames = 'synthetic_few', '', 0
+    data.fps, data.frame_step, data.duration = 8, 0, 0.0
+    probe = config.probe
+    probe.steps, probe.batch, probe.seeds, probe.bootstrap, probe.heads = 20, 32, 2, 100, 2
 
 
 def action_conditioned(config: ActionConditionedConfig) -> None:

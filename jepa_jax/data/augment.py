@@ -77,6 +77,7 @@ def resize(
     out: np.ndarray,
     flip: bool = False,
     antialias: bool = False,
+    bicubic: bool = False,
 ) -> np.ndarray:
     """Resizes a window of each frame to fill `out`.
 
@@ -85,7 +86,7 @@ def resize(
       crops: one window a frame, or one for all.
       out: `[T, h, w, 3]`, written to; float32 receives the exact values, uint8 the rounded ones.
       flip: mirrors left and right.
-      antialias: as Pillow does, to the pixel; for uint8 alone.
+      antialias: as Pillow does, to the pixel; for uint8 alone; bicubic: its other kind.
 
     Returns `out`.
     """
@@ -94,8 +95,8 @@ def resize(
     for frame, crop, target in zip(frames, crops, out, strict=True):
         size = (crop.height, crop.width)
         if resizer is None or resizer.size != size:  # only motion shift changes it within a clip
-            kind = _Antialiased if antialias else _Resizer
-            resizer = kind(size, out.shape[1:3], flip)
+            how = size, out.shape[1:3], flip
+            resizer = _Antialiased(*how, bicubic) if antialias else _Resizer(*how)
         top, left, height, width = crop
         resizer(frame[top : top + height, left : left + width], target)
     return out
@@ -133,12 +134,15 @@ class _Resizer:
 class _Antialiased:
     """Likewise, by Pillow."""
 
-    def __init__(self, size: tuple[int, int], target: tuple[int, int], flip: bool) -> None:
+    def __init__(
+        self, size: tuple[int, int], target: tuple[int, int], flip: bool, bicubic: bool
+    ) -> None:
         self.size, self._target, self._flip = size, target, flip
+        self._kind = Image.Resampling.BICUBIC if bicubic else Image.Resampling.BILINEAR
 
     def __call__(self, window: np.ndarray, out: np.ndarray) -> None:
         image = Image.fromarray(np.ascontiguousarray(window))
-        done = np.asarray(image.resize(self._target[::-1], Image.Resampling.BILINEAR))
+        done = np.asarray(image.resize(self._target[::-1], self._kind))
         out[...] = done[:, ::-1] if self._flip else done
 
 
@@ -184,7 +188,7 @@ def augment(
     crops = [crop()]
     if settings.motion_shift:
         crops = shift(crops[0], crop(), len(frames))
-    how = settings.flip and rng.uniform() < 0.5, settings.antialias
+    how = settings.flip and rng.uniform() < 0.5, settings.antialias, settings.bicubic
     if len(crops) == 1 and frames.strides[0] == 0:
         out[...] = resize(frames[:1], crops, np.empty_like(out[:1]), *how)
         return out

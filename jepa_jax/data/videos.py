@@ -14,7 +14,7 @@ from jepa_jax.data.sources import open_source
 from jepa_jax.data.stream import AUGMENT, Order, Row, Stream
 from jepa_jax.errors import ConfigError
 from jepa_jax.masks import Mask
-from jepa_jax.masks.samplers import MaskSampler, mask_sampler
+from jepa_jax.masks.samplers import MaskSampler, mask_sampler, pixel_sampler
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ class VideoStream(Stream):
         return tuple(orders)
 
     def sampler(self, frames: int, rows: int) -> MaskSampler:
-        """What draws the masks of clips of so many frames, `rows` of them a step."""
+        """What draws the masks of clips of `frames` frames, `rows` of them in a global batch."""
         return mask_sampler(self.config, frames, rows)
 
     def empty(self, step: int) -> Batch:
@@ -119,7 +119,7 @@ class VideoStream(Stream):
 
     @property
     def programs(self) -> list[tuple[tuple[tuple[int, int], ...], ...]]:
-        if self.config.mask_sampler == 'reference':
+        if getattr(self.config, 'mask_sampler', '') == 'reference':
             return []
         # at most four, drawn with equal chance: 256 steps miss one with a chance of 1e-31
         return sorted({self.shapes(step) for step in range(256)})
@@ -172,3 +172,10 @@ def split_rows(config: MaskedVideoConfig, rows: int) -> dict[int, int]:
                 'lower optim.accumulate'
             )
     return quotas
+
+
+class PixelStream(VideoStream):
+    """Clips or single frames of `config.data.lists`, and the masks of MAE or VideoMAE."""
+
+    def sampler(self, frames: int, rows: int) -> MaskSampler:
+        return pixel_sampler(self.config, frames)

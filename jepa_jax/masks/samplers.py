@@ -6,9 +6,15 @@ import functools
 import math
 from typing import Protocol
 
-from jepa_jax.config import MaskConfig, MaskedImageConfig, MaskedVideoConfig
+from jepa_jax.config import (
+    MaskConfig,
+    MaskedImageConfig,
+    MaskedPixelsConfig,
+    MaskedVideoConfig,
+)
 from jepa_jax.errors import ConfigError
 from jepa_jax.masks import image, multiblock
+from jepa_jax.masks.random import RandomSampler
 from jepa_jax.masks.tube import TubeSampler
 
 
@@ -35,6 +41,13 @@ def mask_sampler(config: MaskedVideoConfig, frames: int, rows: int) -> MaskSampl
         return TubeSampler(masks, grid, config.seed)
     samplers = OF_IMAGES if config.is_image(frames) else SAMPLERS
     return samplers[config.mask_sampler](masks, grid, config.seed, rows, name)
+
+
+def pixel_sampler(config: MaskedPixelsConfig, frames: int) -> MaskSampler:
+    """What draws the masks of a run of MAE or VideoMAE."""
+    side = config.data.crop // config.encoder.patch
+    grid = (frames // config.encoder.tubelet, side, side)
+    return RandomSampler(grid, config.mask_ratio, config.kind == 'videomae', config.seed)
 
 
 def image_mask_sampler(config: MaskedImageConfig, rows: int) -> MaskSampler:

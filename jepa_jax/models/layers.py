@@ -26,7 +26,13 @@ class _Linear(nnx.Linear):
 
 
 def Linear(
-    d_in: int, d_out: int, *, dtype, rngs: nnx.Rngs, shrink: jax.Array | float = 1.0
+    d_in: int,
+    d_out: int,
+    *,
+    dtype,
+    rngs: nnx.Rngs,
+    shrink: jax.Array | float = 1.0,
+    use_bias: bool = True,
 ) -> nnx.Linear:
     """y = x W + b with inputs of type `dtype`; W from a normal of deviation 0.02 / shrink, b zero,
     both float32."""
@@ -38,13 +44,29 @@ def Linear(
     # product
     precision = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
     return _Linear(
-        d_in, d_out, dtype=dtype, precision=precision, kernel_init=kernel_init, rngs=rngs
+        d_in,
+        d_out,
+        use_bias=use_bias,
+        dtype=dtype,
+        precision=precision,
+        kernel_init=kernel_init,
+        rngs=rngs,
     )
 
 
 def LayerNorm(width: int, *, eps: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """Affine LayerNorm over the last axis; statistics and output in float32."""
     return nnx.LayerNorm(width, epsilon=eps, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
+
+
+def redraw(module: nnx.Module, rngs: nnx.Rngs) -> None:
+    """Weights of a module's products anew, uniform as Glorot's of their two widths: MAE's start.
+    (reference: family §3.1)"""
+    for path, kernel in nnx.to_flat_state(nnx.state(module, nnx.Param)):
+        if path[-1] == 'kernel':
+            shape = kernel[...].shape
+            bound = (6 / sum(shape[-2:])) ** 0.5
+            kernel[...] = jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound)
 
 
 def standardise(x: jax.Array, eps: float = 1e-5) -> jax.Array:
@@ -90,7 +112,7 @@ MLPS = {
 }
 
 
-def block_sharding(mlp: str, before: str = '') -> Rules:
+def block_sharding(mlp: str, before: str = '', key_bias: bool = True) -> Rules:
     """Where the parameters of stacked blocks lie: over the model's width, which every mesh divides;
     before: pattern of what precedes `blocks/` in their paths."""
     into, out = (('fc1',), 'fc2') if mlp == 'gelu' else (('fc1', 'fc2'), 'fc3')
@@ -98,6 +120,7 @@ def block_sharding(mlp: str, before: str = '') -> Rules:
     return (
         (rf'{before}blocks/({ins})/kernel', jax.P(None, 'fsdp', None)),
         (rf'{before}blocks/(attn/proj|mlp/{out})/kernel', jax.P(None, None, 'fsdp')),
+        *(() if key_bias else ((rf'{before}blocks/attn/[qv]_bias', jax.P()),)),
     )
 
 
@@ -112,13 +135,22 @@ def make_mlp(
 
 class SelfAttention(nnx.Module):
     """Multi-head self-attention; the fused projection holds q, k, v one after the other, head by
-    head."""
+    head.
 
-    def __init__(self, width: int, heads: int, *, dtype, rngs: nnx.Rngs, shrink=1.0):
+    key_bias: False: keys have none, queries and values one each, as in VideoMAE. It would change
+    nothing: all scores of a query move alike.
+    """
+
+    def __init__(
+        self, width: int, heads: int, *, dtype, rngs: nnx.Rngs, shrink=1.0, key_bias: bool = True
+    ):
         if width % heads:
             raise ValueError(f'width {width} is not a multiple of heads {heads}')
-        self.heads = heads
-        self.qkv = Linear(width, 3 * width, dtype=dtype, rngs=rngs)
+        self.heads, self.dtype, self.key_bias = heads, dtype, key_bias
+        self.qkv = Linear(width, 3 * width, dtype=dtype, rngs=rngs, use_bias=key_bias)
+        if not key_bias:
+            self.q_bias = nnx.Param(jnp.zeros(width))
+            self.v_bias = nnx.Param(jnp.zeros(width))
         self.proj = Linear(width, width, dtype=dtype, rngs=rngs, shrink=shrink)
 
     def __call__(self, x: jax.Array, rope=None, lengths: jax.Array | None = None) -> jax.Array:
@@ -129,7 +161,11 @@ class SelfAttention(nnx.Module):
 
     def split(self, x: jax.Array, rope=None) -> tuple[jax.Array, jax.Array, jax.Array]:
         """x [B, N, D] -> q, k, v, each [B, N, A, C], q and k turned by rope."""
-        q, k, v = rearrange(self.qkv(x), 'b n (qkv a c) -> qkv b n a c', qkv=3, a=self.heads)
+        qkv = self.qkv(x)
+        if not self.key_bias:
+            q, v = self.q_bias[...], self.v_bias[...]
+            qkv = qkv + jnp.concatenate([q, jnp.zeros_like(q), v]).astype(self.dtype)
+        q, k, v = rearrange(qkv, 'b n (qkv a c) -> qkv b n a c', qkv=3, a=self.heads)
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
         return q, k, v
@@ -151,10 +187,13 @@ class Block(nnx.Module):
         layer,
         rngs: nnx.Rngs,
         rescale: bool = True,
+        key_bias: bool = True,
     ):
         shrink = jnp.sqrt(2.0 * (layer + 1)) if rescale else 1.0
         self.norm1 = LayerNorm(width, eps=eps, rngs=rngs)
-        self.attn = SelfAttention(width, heads, dtype=dtype, rngs=rngs, shrink=shrink)
+        self.attn = SelfAttention(
+            width, heads, dtype=dtype, rngs=rngs, shrink=shrink, key_bias=key_bias
+        )
         self.norm2 = LayerNorm(width, eps=eps, rngs=rngs)
         self.mlp = make_mlp(mlp, width, mlp_ratio, dtype=dtype, rngs=rngs, shrink=shrink)
 

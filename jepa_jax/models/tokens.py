@@ -68,9 +68,13 @@ def sincos_table(
 
     uniform: equal shares of the width for t, y and x, cut off at D; else half for t and a quarter
     each for y and x. A grid with t = 0 is an image: half of the width each for y and x, in the
-    order of `axes`; I-JEPA and MAE have x first (reference: family §1.1).
+    order of `axes`; I-JEPA and MAE have x first (reference: family §1.1). `axes` flat: one line of
+    tokens, sines and cosines in turn, as VideoMAE (§3.2).
     """
     t, h, w = grid
+    if axes == 'flat':
+        line = _sincos(np.arange(max(t, 1) * h * w, dtype=np.float64), width)
+        return line.reshape(len(line), 2, -1).swapaxes(1, 2).reshape(line.shape).astype(np.float32)
     ids = np.arange(max(t, 1) * h * w)
     places = [ids // (h * w), ids // w % h, ids % w]
     if t == 0:

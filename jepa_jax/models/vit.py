@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from jepa_jax.models import tokens
-from jepa_jax.models.layers import Block, LayerNorm, Linear, block_sharding
+from jepa_jax.models.layers import INIT_STD, Block, LayerNorm, Linear, block_sharding, redraw
 from jepa_jax.models.rope import angles
 from jepa_jax.nets import fold, fold_outputs, stack
 from jepa_jax.sharding import VECTORS, Rules, batch_spec, gather
@@ -38,12 +38,17 @@ class ViTConfig:
     # the last
     levels: tuple[int, ...] = ()
     uniform_power: bool = True  # sincos: equal shares of the width for t, y, x
-    axes: str = 'yx'  # sincos of images, what comes first: yx as in V-JEPA | xy as in I-JEPA, MAE
+    # sincos: of images, what comes first, yx as in V-JEPA | xy as in I-JEPA, MAE; or flat, one line
+    # of tokens, as in VideoMAE
+    axes: str = 'yx'
     # sincos, clips of fewer frames: first, the table's first rows | resized, as in V-JEPA 1
     shorter: str = 'first'
     stored_table: bool = False  # sincos: the table is a weight that a file brought; never trained
     image_size: int = 256  # sincos: pixels of the square table's grid
     frames: int = 16  # sincos: frames of the table's grid
+    class_token: bool = False  # one more token, as in MAE, whose features are not among the tokens'
+    key_bias: bool = True  # False: attention's keys have none, as in VideoMAE
+    glorot: bool = False  # weights start as MAE's, see layers.redraw
     dtype: jnp.dtype = jnp.bfloat16  # of matmul inputs and of the residual stream
     remat: str = 'full'  # a key of nets.REMAT
     rescale: bool = True  # how fresh weights are drawn: see config.EncoderConfig
@@ -72,12 +77,13 @@ def sharding(config: ViTConfig) -> Rules:
     """Where the parameters of a ViT lie."""
     patches = (r'patch_embed(_image)?/kernel', jax.P(None, 'fsdp'))
     more = (*modality_sharding(config), *table_sharding(config))
-    return (*block_sharding(config.mlp), patches, *more, *VECTORS)
+    more += ((r'class_token', jax.P()),) if config.class_token else ()
+    return (*block_sharding(config.mlp, key_bias=config.key_bias), patches, *more, *VECTORS)
 
 
 CHOICES = {
     'position': ('rope', 'sincos'),
-    'axes': ('yx', 'xy'),
+    'axes': ('yx', 'xy', 'flat'),
     'shorter': ('first', 'resized'),
 }
 
@@ -111,8 +117,12 @@ def table_sharding(config) -> Rules:
 
 
 def position_table(config, grid: tuple[int, int, int]) -> np.ndarray:
-    """The sin-cos table [N, D] of an encoder or predictor whose home grid is `grid`."""
-    return tokens.sincos_table(grid, config.width, config.uniform_power, config.axes)
+    """The sin-cos table [N, D] of an encoder or predictor whose home grid is `grid`; with a row of
+    zeros before it for a class token."""
+    table = tokens.sincos_table(grid, config.width, config.uniform_power, config.axes)
+    if getattr(config, 'class_token', False):
+        table = np.concatenate([np.zeros_like(table[:1]), table])
+    return table
 
 
 class ViT(nnx.Module):
@@ -126,19 +136,12 @@ class ViT(nnx.Module):
         )
         self.blocks = stack(
             lambda r, layer: Block(
-                c.width,
-                c.heads,
-                c.mlp_ratio,
-                c.mlp,
-                EPS,
-                dtype=c.dtype,
-                layer=layer,
-                rngs=r,
-                rescale=c.rescale,
+                c.width, c.heads, c.mlp_ratio, c.mlp, EPS, dtype=c.dtype, layer=layer, rngs=r,
+                rescale=c.rescale, key_bias=c.key_bias,
             ),
             c.depth,
             rngs,
-        )
+        )  # fmt: skip
         if c.levels:
             norms = (LayerNorm(c.width, eps=EPS, rngs=rngs) for _ in c.levels)
             self.norms = nnx.Dict({str(i): norm for i, norm in enumerate(norms)})
@@ -146,22 +149,35 @@ class ViT(nnx.Module):
             self.norm = LayerNorm(c.width, eps=EPS, rngs=rngs)
         if c.stored_table:
             self.table = nnx.Param(jnp.asarray(position_table(c, c.home)))
+        if c.class_token:
+            self.class_token = nnx.Param(
+                INIT_STD * jax.random.normal(rngs.params(), (1, 1, c.width))
+            )
+        if c.glorot:
+            redraw(self, rngs)
         if c.modalities:
             self.patch_embed_image = Linear(c.patch**2 * 3, c.width, dtype=c.dtype, rngs=rngs)
             self.modality = modality_embeddings(c.width, rngs)
 
     def __call__(
-        self, video: jax.Array, keep: jax.Array | None = None, levels: tuple[int, ...] = ()
+        self,
+        video: jax.Array,
+        keep: jax.Array | None = None,
+        levels: tuple[int, ...] = (),
+        whole: bool = False,
     ) -> jax.Array | list[jax.Array]:
         """video [B, T, H, W, 3], uint8 or normalised float; keep [B, K] token ids or None for all
         N.
 
         Returns [B, N or K, D] float32. levels: block indices (from 0); then a list, the features
         after each of those blocks, through its own norm or, where it has none, the last. Positions
-        are indices on the clip's own grid, whatever its size.
+        are indices on the clip's own grid, whatever its size. whole: with the class token first,
+        where there is one.
         """
         c = self.config
         T = video.shape[1]
+        if T > 1 and c.position == 'sincos' and c.tubelet == 1:  # whose table knows no time
+            return self._frames(video, keep, levels)
         tubelet = c.tubelet_of(T)
         t, h, w = grid = c.grid(*video.shape[1:4])
         if 0 in grid:
@@ -185,9 +201,18 @@ class ViT(nnx.Module):
             rope = angles(positions(c, ids, h, w), c.width // c.heads, c.rope)
         else:
             rope, x = None, x + self._table(grid, ids, x)
+        if c.class_token:
+            first = jnp.broadcast_to(
+                self._first(), (len(x), 1, c.width), out_sharding=batch_spec(x)
+            )
+            x = jnp.concatenate([first, x], axis=1)
+
+        def of_tokens(x):
+            return x[:, 1:] if c.class_token and not whole else x
+
         x = x.astype(c.dtype)
         if not levels:
-            return self._norm(c.depth - 1)(fold(self.blocks, x, rope, remat=c.remat))
+            return of_tokens(self._norm(c.depth - 1)(fold(self.blocks, x, rope, remat=c.remat)))
         if c.levels:  # a gradient may be asked for
             x = fold_outputs(self.blocks, x, rope, remat=c.remat, levels=levels)
         else:
@@ -196,7 +221,24 @@ class ViT(nnx.Module):
             norms = [self.norms[str(i)] for i in range(len(levels))]
         else:
             norms = map(self._norm, levels)
-        return [norm(level) for norm, level in zip(norms, x)]
+        return [of_tokens(norm(level)) for norm, level in zip(norms, x)]
+
+    def _frames(
+        self, video: jax.Array, keep: jax.Array | None, levels: tuple[int, ...]
+    ) -> jax.Array | list[jax.Array]:
+        """An image model's features of each frame by itself, one frame after the other: [B, T h w,
+        D]."""
+        if keep is not None:
+            raise ValueError('an image model that masks takes clips of one frame')
+        B, T, *frame = video.shape
+        spec = batch_spec(video)
+        images = jnp.reshape(video, (B * T, 1, *frame), out_sharding=spec)
+
+        def joined(x):
+            return jnp.reshape(x, (B, -1, x.shape[-1]), out_sharding=spec)
+
+        features = self(images, levels=levels)
+        return [joined(x) for x in features] if levels else joined(features)
 
     def _norm(self, block: int) -> nnx.LayerNorm:
         """Of the output of a block."""
@@ -212,8 +254,16 @@ class ViT(nnx.Module):
             grid = (0, *grid[1:])
         stored = c.stored_table
         table = jax.lax.stop_gradient(self.table[...]) if stored else position_table(c, c.home)
+        table = table[1:] if c.class_token else table
         table = tokens.resize_table(table, c.home, grid, first=c.shorter == 'first')
         return pick_rows(table, ids, like)
+
+    def _first(self) -> jax.Array:
+        """The class token [1, 1, D] with what a stored table adds to it: computed ones add zero."""
+        token = self.class_token[...]
+        if self.config.stored_table:
+            token = token + jax.lax.stop_gradient(self.table[...])[:1]
+        return token
 
 
 def positions(config, ids: jax.Array, h: int, w: int) -> tuple[jax.Array, ...]:

@@ -53,7 +53,12 @@ class MaskedVideo(Objective):
 
     def encoder(self, params: dict, ema: dict, frozen: dict) -> tuple[Net, dict]:
         """The target encoder, which all published evaluations use."""
-        return self.nets['encoder'], ema['encoder']
+        return self.nets['encoder'], self.target(params, ema)
+
+    def target(self, params: dict, ema: dict) -> dict:
+        """Parameters of the encoder whose features are targets."""
+        del params
+        return ema['encoder']
 
     def targets(self, ema: dict, clips: jax.Array) -> jax.Array:
         """Standardised features of all tokens [B, N, D] that the predictor has to meet; no gradient
@@ -66,26 +71,37 @@ class MaskedVideo(Objective):
         """Mean over groups and masks of the mean of |prediction - target feature|^p / p; metrics:
         each part of it."""
         del frozen, step
-        encoder, predictor = self.nets['encoder'], self.nets['predictor']
-        parts, spread = {}, []
+        parts, said = {}, []
         for g, group in enumerate(batch.groups):
             with jax.named_scope('target'):
                 h = self.targets(ema, group.clips)
-            for m, mask in enumerate(group.masks):
-                with jax.named_scope('context'):
-                    x = encoder(params['encoder'], group.clips, mask.context)
-                with jax.named_scope('predict'):
-                    token = self.token(g, m)
-                    z = predictor(params['predictor'], x, mask.context, mask.target, token)
-                targets = jnp.take_along_axis(h, mask.target[..., None], axis=1)
-                error = jnp.abs(z - targets) ** self.exponent / self.exponent
-                parts[f'loss/group{g}_mask{m}'] = error.mean()
-                spread.append((g, z))
+            errors, predictions = self.errors(params, group, g, h)
+            parts |= errors
+            said += [(g, z) for z in predictions]
         loss = sum(parts.values()) / len(parts)
         if self.variance_weight:
-            parts['loss/variance'] = too_alike(spread)
+            parts['loss/variance'] = too_alike(said)
             loss = loss + self.variance_weight * parts['loss/variance']
         return loss, parts
+
+    def errors(
+        self, params: dict, group: Group, g: int, h: jax.Array
+    ) -> tuple[dict[str, jax.Array], list[jax.Array]]:
+        """The loss of every mask of group `g`, whose targets are among h [B, N, D], and what was
+        predicted."""
+        encoder, predictor = self.nets['encoder'], self.nets['predictor']
+        parts, predictions = {}, []
+        for m, mask in enumerate(group.masks):
+            with jax.named_scope('context'):
+                x = encoder(params['encoder'], group.clips, mask.context)
+            with jax.named_scope('predict'):
+                token = self.token(g, m)
+                z = predictor(params['predictor'], x, mask.context, mask.target, token)
+            targets = jnp.take_along_axis(h, mask.target[..., None], axis=1)
+            error = jnp.abs(z - targets) ** self.exponent / self.exponent
+            parts[f'loss/group{g}_mask{m}'] = error.mean()
+            predictions.append(z)
+        return parts, predictions
 
     def token(self, group: int, mask: int) -> int:
         """The index of a mask token."""
@@ -99,7 +115,7 @@ class MaskedVideo(Objective):
         activations = {}
         every = tuple(range(self.config.depth))
         for g, group in enumerate(batch.groups):
-            levels = encoder(ema['encoder'], group.clips, levels=every)
+            levels = encoder(self.target(params, ema), group.clips, levels=every)
             for layer, x in enumerate(levels):
                 activations[f'group{g}: target encoder block {layer:02d}'] = x
             for m, mask in enumerate(group.masks):
@@ -115,27 +131,15 @@ class MaskedVideo(Objective):
         """Features to judge collapse by, from the first group and mask, of some positions: see
         health.measure.
 
-        Returns target and context [B, n, D], prediction and expected [B, m, D], and for two clips
-        or more baseline [B, m, D], what the other clips have at those positions on average.
+        Returns what `looked_at` does.
         """
         del frozen
         group = batch.groups[0]
         mask = group.masks[0]
-        h = self.nets['encoder'](ema['encoder'], group.clips)
+        h = self.nets['encoder'](self.target(params, ema), group.clips)
         x, z = self.seen(params, group, mask)
 
-        def some(a: jax.Array) -> jax.Array:  # [B, N, ...], which stays on its devices
-            at = positions(a.shape[1], len(a))
-            return a.at[:, at].get(out_sharding=batch_spec(a))
-
-        targets_at, standard = some(mask.target), standardise(h)
-        targets = jnp.take_along_axis(standard, targets_at[..., None], axis=1)
-        features = {'target': some(h), 'context': some(x), 'prediction': some(z)}
-        features['expected'] = targets
-        if len(h) > 1:
-            total = pick_rows(standard.sum(0), targets_at, targets)
-            features['baseline'] = (total - targets) / (len(h) - 1)
-        return features
+        return looked_at(h, standardise(h), x, z, mask.target)
 
     def seen(self, params: dict, group: Group, mask: Mask) -> tuple[jax.Array, jax.Array]:
         """Features of the context [B, K, D] and what is predicted of the targets [B, M, D], of the
@@ -149,6 +153,31 @@ class MaskedVideo(Objective):
 
     def verdict(self, records) -> tuple[str, str]:
         return judge.verdict(records)
+
+
+def looked_at(
+    target: jax.Array, expected: jax.Array, context: jax.Array, said: jax.Array, ids: jax.Array
+) -> dict[str, jax.Array]:
+    """Some positions of features of all tokens `target` [B, N, D], of those in sight `context`
+    [B, K, D], and of what is `said` [B, M, P] of the tokens `ids` [B, M] in place of `expected`
+    [B, N, P].
+
+    Returns target and context [B, n, D], prediction and expected [B, m, P], and for two clips or
+    more baseline [B, m, P], what the other clips have at those positions on average.
+    """
+
+    def some(a: jax.Array) -> jax.Array:  # [B, N, ...], which stays on its devices
+        at = positions(a.shape[1], len(a))
+        return a.at[:, at].get(out_sharding=batch_spec(a))
+
+    ids = some(ids)
+    targets = jnp.take_along_axis(expected, ids[..., None], axis=1)
+    features = {'target': some(target), 'context': some(context), 'prediction': some(said)}
+    features['expected'] = targets
+    if len(target) > 1:
+        total = pick_rows(expected.sum(0), ids, targets)
+        features['baseline'] = (total - targets) / (len(target) - 1)
+    return features
 
 
 def too_alike(predictions: list[tuple[int, jax.Array]]) -> jax.Array:

@@ -16,14 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jepa_jax import build, flops
-from jepa_jax.config import ActionConditionedConfig, MaskedVideoConfig
+from jepa_jax.config import ActionConditionedConfig, MaskedPixelsConfig, MaskedVideoConfig
 from jepa_jax.data import Batch, Group
 from jepa_jax.data.trajectories import RobotStream, Trajectories, random_prefix
 from jepa_jax.data.videos import VideoStream, split_rows
 from jepa_jax.flops import GroupShape
 from jepa_jax.masks import Mask
-from jepa_jax.masks.samplers import mask_sampler
+from jepa_jax.masks.samplers import MaskSampler, mask_sampler, pixel_sampler
 from jepa_jax.memory import rows_at_a_time
+from jepa_jax.models.predictor import PredictorConfig
+from jepa_jax.models.vit import ViTConfig
 from jepa_jax.objectives import Program
 
 STEPS = 4  # the static sampler visits all of its shapes in four
@@ -47,7 +49,6 @@ def masked_video(config: MaskedVideoConfig, devices: int) -> list[Program]:
         for frames, sampler in samplers.items():
             tokens = math.prod(vit.grid(frames, config.data.crop, config.data.crop))
             groups.append(GroupShape(rows[frames], tokens, sampler.shapes(step), frames))
-        worth = flops.pretraining_step(vit, predictor, groups)
         lengths = {group.tokens for group in groups}
         for group in groups:
             lengths |= {n for k, m in group.masks for n in (k, k + m)}
@@ -57,13 +58,32 @@ def masked_video(config: MaskedVideoConfig, devices: int) -> list[Program]:
             tuple(groups),
             Program(
                 functools.partial(_noise_and_masks, like, samplers, step),
-                {'target': worth.target, 'context': worth.context, 'predictor': worth.predictor},
+                _worth(config, vit, predictor, groups),
                 frozenset(lengths),
                 f'context -> target tokens {words}',
                 like,
             ),
         )
     return list(programs.values())
+
+
+def _worth(
+    config: MaskedVideoConfig, vit: ViTConfig, predictor: PredictorConfig, groups: list[GroupShape]
+) -> dict[str, int]:
+    """FLOPs of a step, by what they are spent on."""
+    through = build.through_targets(config)
+    step = flops.pretraining_step(vit, predictor, groups, through_targets=through)
+    worth = {'target': step.target, 'context': step.context, 'predictor': step.predictor}
+    against = build.regulariser(config.against_collapse)
+    if against.terms:
+        projector = build.projector(config)
+        width = projector.width if projector else vit.width
+        columns = getattr(against.terms, 'directions', width)
+        places = {'clips': 1, 'positions': against.positions}
+        each = sum(places[kind] for kind in against.samples)
+        samples = each * sum(group.clips for group in groups)
+        worth['regulariser'] = flops.regulariser(projector, vit.width, samples, columns)
+    return worth
 
 
 def _masked(crop: int, frame_counts: Iterable[int], groups: list[GroupShape]) -> Batch:
@@ -109,10 +129,51 @@ def masked_video_workload(
         for clips, masks in zip(stream.groups, shapes, strict=True):
             tokens = math.prod(vit.grid(clips.frames, config.data.crop, config.data.crop))
             groups.append(GroupShape(clips.rows, tokens, masks, clips.frames))
-        total = flops.pretraining_step(vit, predictor, groups).total
+        total = sum(_worth(config, vit, predictor, groups).values())
         return total, sum(group.clips * group.tokens for group in groups)
 
     return lambda step: of(stream.shapes(step))
+
+
+def masked_pixels(config: MaskedPixelsConfig, devices: int) -> list[Program]:
+    """The one program of a run of MAE or VideoMAE.
+
+    Raises:
+      ConfigError: the batch does not split over the devices.
+    """
+    rows_at_a_time(config.optim.batch, devices, config.optim.accumulate)
+    vit = build.pixel_encoder(config)
+    group, sampler = _pixels(config)
+    ((kept, hidden),) = group.masks
+    first = int(vit.class_token)
+    like = _masked(config.data.crop, [group.frames], [group])
+    return [
+        Program(
+            functools.partial(_noise_and_masks, like, {group.frames: sampler}, 0),
+            flops.pixels_step(vit, build.pixel_decoder(config, vit), group),
+            frozenset({kept + first, kept + hidden + first}),
+            f'tokens in sight -> drawn {kept} -> {hidden}',
+            like,
+        )
+    ]
+
+
+def _pixels(config: MaskedPixelsConfig) -> tuple[GroupShape, MaskSampler]:
+    vit = build.pixel_encoder(config)
+    sampler = pixel_sampler(config, vit.frames)
+    tokens = math.prod(vit.grid(vit.frames, config.data.crop, config.data.crop))
+    return GroupShape(config.optim.batch, tokens, sampler.shapes(0), vit.frames), sampler
+
+
+def masked_pixels_workload(
+    config: MaskedPixelsConfig, stream: VideoStream
+) -> Callable[[int], tuple[int, int]]:
+    """Step -> FLOPs and tokens, the same for all."""
+    del stream
+    vit, (group, _) = build.pixel_encoder(config), _pixels(config)
+    step = flops.pixels_step(vit, build.pixel_decoder(config, vit), group)
+    worth = sum(step.values()), group.clips * group.tokens
+    return lambda step: worth
 
 
 def action_conditioned(config: ActionConditionedConfig, devices: int) -> list[Program]:

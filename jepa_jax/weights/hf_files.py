@@ -75,7 +75,7 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
     if kind == hf_ijepa.KIND:
         return hf_ijepa.read_config(path, stored)
     if kind != 'vjepa2':
-        allowed = f"must be 'vjepa2' or '{hf_ijepa.KIND}'"
+        allowed = f"must be 'vjepa2', '{hf_ijepa.KIND}', 'vit_mae' or 'videomae'"
         raise ConvertError(
             f"{path}: model_type '{files.one_line(ValueError(kind), 50)}', {allowed}"
         )
@@ -178,8 +178,35 @@ def take_apart(folder: pathlib.Path, values: dict[str, Any]) -> dict[str, dict[s
     Raises:
       ConvertError: no safetensors in the folder, a damaged file, or a name of no net.
     """
-    _library(folder)
     nets: dict[str, dict[str, Leaf]] = {}
+    for path, name, leaf in arrays_of(folder):
+        if values['model_type'] == hf_ijepa.KIND:
+            short = hf_ijepa.short(name)
+            net = hf_ijepa.net_of(path, short)
+        else:
+            short = name.removeprefix('vjepa2.')
+            net = next((n for start, n in STARTS.items() if short.startswith(start)), None)
+        if newer := shapes.newer([short, short.removeprefix('encoder.')]):
+            raise ConvertError(
+                f'{path} holds V-JEPA 2.1 ({newer}), which is read from .pt files only'
+            )
+        if net is None:
+            raise ConvertError(f'{path}: {name} is not known')
+        if short in nets.setdefault(net, {}):
+            raise ConvertError(f'{path}: {short} is there twice')
+        nets[net][short] = leaf
+    if 'online' in nets and values.get(OURS) == 'target':
+        nets['target'] = nets.pop('online')
+    return nets
+
+
+def arrays_of(folder: pathlib.Path) -> Iterator[tuple[pathlib.Path, str, Leaf]]:
+    """(file, name, array) of a folder's safetensors.
+
+    Raises:
+      ConvertError: there are none, or a file is damaged or another than the index says.
+    """
+    _library(folder)
     for path, listed in _listed(folder).items():
         if not path.exists():
             raise ConvertError(f'{path} is missing: its weights must be safetensors')
@@ -189,24 +216,7 @@ def take_apart(folder: pathlib.Path, values: dict[str, Any]) -> dict[str, dict[s
             if listed and (odd := sorted(listed.symmetric_difference(names))):
                 raise ConvertError(f'{path}: {odd[0]} is in one of this file and {INDEX}, not both')
             for name in names:
-                if values['model_type'] == hf_ijepa.KIND:
-                    short = hf_ijepa.short(name)
-                    net = hf_ijepa.net_of(path, short)
-                else:
-                    short = name.removeprefix('vjepa2.')
-                    net = next((n for start, n in STARTS.items() if short.startswith(start)), None)
-                if newer := shapes.newer([short, short.removeprefix('encoder.')]):
-                    raise ConvertError(
-                        f'{path} holds V-JEPA 2.1 ({newer}), which is read from .pt files only'
-                    )
-                if net is None:
-                    raise ConvertError(f'{path}: {name} is not known')
-                if short in nets.setdefault(net, {}):
-                    raise ConvertError(f'{path}: {short} is there twice')
-                nets[net][short] = _leaf(opened.get_slice(name), path, name)
-    if 'online' in nets and values.get(OURS) == 'target':
-        nets['target'] = nets.pop('online')
-    return nets
+                yield path, name, _leaf(opened.get_slice(name), path, name)
 
 
 def _listed(folder: pathlib.Path) -> dict[pathlib.Path, set[str]]:

@@ -28,7 +28,7 @@ class Released:
     frames: int = 16
     step: int = 4
     segments: int = 1
-    version: str = '2.0'  # of V-JEPA; I: I-JEPA
+    version: str = '2.0'  # of V-JEPA; I: I-JEPA; MAE
     local: str = ''  # the file's name in the cache; empty: its own
     folder: str = ''  # of an older release
     patch: int = 16  # pixels
@@ -84,6 +84,13 @@ RELEASED |= {
     'ijepa-vith14-22k': _ijepa('IN22K-vit.h.14-900e', 'vith', 224, 14),
     'ijepa-vitg16-22k': _ijepa('IN22K-vit.g.16-600e', 'giant', 224, 16, predictor_depth=16),
 }
+# MAE's encoders, and with their decoders, which draw normalised pixels (reference: family §3.1)
+for _size, _name, _patch in (('vitb', 'base', 16), ('vitl', 'large', 16), ('vith', 'huge', 14)):
+    for _more in ('', '-full'):
+        _file = f'pretrain/mae_pretrain_vit_{_name}{_more.replace("-", "_")}.pth'
+        RELEASED[f'mae-{_size}{_more}'] = Released(
+            _file, _size, 224, version='MAE', folder='mae', frames=1, patch=_patch
+        )
 # V-JEPA 1 and its probes: name -> segments (reference: family §2)
 _FIRST_PROBES = {'k400': 8, 'ssv2': 2, 'in1k': 1, 'places': 1, 'inat': 1}
 for _size, _crop, _name in (

@@ -44,6 +44,8 @@ class Part:
 
 
 _SHAPES, _TABLES = 'jepa_jax.weights.shapes', 'jepa_jax.weights.tables'
+_PIXELS, _PIXEL_FILES = 'jepa_jax.weights.pixel_tables', 'jepa_jax.weights.pixel_files'
+_HF_PIXELS = 'jepa_jax.weights.hf_pixels'
 _TORCH, _HF = 'jepa_jax.weights.torch_files', 'jepa_jax.weights.hf_files'
 
 PARTS: dict[str, Part] = {
@@ -55,9 +57,11 @@ PARTS: dict[str, Part] = {
         version='jepa_jax.weights.parts:version_of_rope',
         files={
             'torch': Format(
-                f'{_TABLES}:torch_encoder', f'{_SHAPES}:encoder', f'{_TORCH}:encoder_table'
+                f'{_PIXELS}:torch_encoder', f'{_PIXEL_FILES}:encoder', f'{_PIXEL_FILES}:table'
             ),
-            'hf': Format(f'{_TABLES}:hf_encoder', f'{_HF}:encoder', f'{_HF}:encoder_table'),
+            'hf': Format(
+                f'{_PIXELS}:hf_encoder', f'{_HF_PIXELS}:encoder', f'{_PIXEL_FILES}:hf_table'
+            ),
         },
     ),
     'predictor': Part(
@@ -73,6 +77,25 @@ PARTS: dict[str, Part] = {
             'hf': Format(f'{_TABLES}:hf_predictor', f'{_HF}:predictor'),
         },
     ),
+    'pixel_decoder': Part(
+        title='decoder of pixels',
+        config='jepa_jax.models.pixel_decoder:PixelDecoderConfig',
+        module='jepa_jax.models.pixel_decoder:PixelDecoder',
+        sharding='jepa_jax.models.pixel_decoder:sharding',
+        version='jepa_jax.weights.parts:version_of_rope',
+        files={
+            'torch': Format(
+                f'{_PIXELS}:torch_decoder',
+                f'{_PIXEL_FILES}:decoder',
+                f'{_PIXEL_FILES}:decoder_table',
+            ),
+            'hf': Format(
+                f'{_PIXELS}:hf_decoder',
+                f'{_HF_PIXELS}:decoder',
+                f'{_PIXEL_FILES}:hf_decoder_table',
+            ),
+        },
+    ),
     'ac_predictor': Part(
         title='action-conditioned predictor',
         config='jepa_jax.models.ac_predictor:ACPredictorConfig',
@@ -80,6 +103,12 @@ PARTS: dict[str, Part] = {
         sharding='jepa_jax.models.ac_predictor:sharding',
         version='jepa_jax.weights.parts:version_of_rope',
         files={'torch': Format(f'{_TABLES}:torch_ac_predictor', f'{_SHAPES}:ac_predictor')},
+    ),
+    'projector': Part(
+        title='projector',
+        config='jepa_jax.models.projector:ProjectorConfig',
+        module='jepa_jax.models.projector:Projector',
+        sharding='jepa_jax.models.projector:sharding',
     ),
     'probe': Part(
         title='attentive probe',
@@ -96,6 +125,7 @@ PARTS: dict[str, Part] = {
 }
 
 IMAGES = 'I'  # the version of I-JEPA's nets
+MAE, VIDEOMAE = 'MAE', 'VideoMAE'  # and of others that are no V-JEPA
 
 LARGEST = 2**16  # a width, depth, frame or pixel count that a file may claim
 
@@ -150,7 +180,9 @@ def version_of(part: str, config: Any) -> str:
 
 def called(version: str) -> str:
     """A version of `version_of` for people."""
-    return 'I-JEPA' if version == IMAGES else f'V-JEPA {version}' if version else ''
+    if version in (MAE, VIDEOMAE, ''):
+        return version
+    return 'I-JEPA' if version == IMAGES else f'V-JEPA {version}'
 
 
 def no_version(config: Any) -> str:
@@ -160,7 +192,11 @@ def no_version(config: Any) -> str:
 
 
 def version_of_rope(config: Any) -> str:
-    """Of parts whose positions differ from version to version."""
+    """Of parts whose positions differ from version to version; MAE and VideoMAE by their names."""
+    if getattr(config, 'class_token', False):
+        return MAE
+    if not getattr(config, 'key_bias', True):
+        return VIDEOMAE
     if config.position == 'sincos':
         image = config.grid[0] == 0 if isinstance(config.grid, tuple) else config.tubelet == 1
         if image and config.axes == 'xy':
@@ -250,7 +286,7 @@ def differences(a: Any, b: Any) -> list[str]:
     weights: `heads 16 and 12`, a line each. Number type and recomputation are no difference, nor is
     what only sin-cos positions know where both have RoPE."""
     names = ['width', 'depth', 'heads', 'mlp', 'patch', 'tubelet', 'position']
-    names += ['modalities', 'levels']
+    names += ['modalities', 'levels', 'class_token', 'key_bias']
     if a.position == b.position == 'rope':
         names += ['rope', 'interpolate']
     elif a.position == b.position:

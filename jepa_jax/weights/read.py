@@ -22,7 +22,7 @@ import numpy as np
 from jepa_jax import checkpoint, files
 from jepa_jax.errors import ConvertError
 from jepa_jax.lookup import load
-from jepa_jax.weights import hf_files, hf_ijepa, own, parts, shapes, tables, torch_files
+from jepa_jax.weights import hf_files, hf_ijepa, hf_pixels, own, parts, shapes, tables, torch_files
 from jepa_jax.weights.contents import ENCODERS, PREDICTORS, StoredNet, Training, Weights
 from jepa_jax.weights.tables import Leaf
 
@@ -246,6 +246,8 @@ def _with_table(where, format, part, config, arrays, notes: list[str]) -> Any:
     """Likewise, of one net; of the ways to fill a table the nearest is taken."""
     if getattr(config, 'position', 'rope') != 'sincos' or config.stored_table:
         return config
+    if config.axes == 'flat':
+        return config  # VideoMAE's files have none
     computed, nearest = load(parts.PARTS[part].files[format].computed), (LIKE, config)
     name = next((name for name in arrays if name in TABLES), None)
     if name is None:
@@ -253,7 +255,8 @@ def _with_table(where, format, part, config, arrays, notes: list[str]) -> Any:
             f'{where}: a table of positions is missing, which sin-cos positions need'
         )
     t, h, w = config.grid if isinstance(config.grid, tuple) else config.home
-    shape = (1, max(t, 1) * h * w, config.width)
+    rows = max(t, 1) * h * w + getattr(config, 'class_token', False)
+    shape = (1, rows, config.width)
     if arrays[name].shape != shape:  # before it is computed
         raise ConvertError(
             f'{where}: {name} has shape {list(arrays[name].shape)}, crop and frames ask for '
@@ -282,6 +285,7 @@ WAYS = {'uniform_power': True}, {'uniform_power': False}
 WAYS_OF_IMAGES = {'axes': 'xy'}, {'axes': 'yx'}
 LIKE = 1e-2  # a table is filled in a way if no number is so far off
 TABLES = 'pos_embed', 'predictor_pos_embed', 'embeddings.position_embeddings'
+TABLES += 'decoder_pos_embed', 'decoder.decoder_pos_embed'
 
 
 def _training(path, content, links, steps_per_epoch, notes: list[str], finite: bool) -> Training:
@@ -327,12 +331,17 @@ def _zeros(shape: tuple[int, ...]) -> Leaf:
 
 
 def _read_hf(path: pathlib.Path, allow_missing, finite: bool) -> Weights:
-    values = hf_files.read_config(path)
-    arrays = hf_files.take_apart(path, values)
+    notes: list[str] = []
+    pixels = files.read_json(path / hf_files.CONFIG).get('model_type') in hf_pixels.DEFAULTS
+    if pixels:
+        values = hf_pixels.read_config(path, notes)
+        arrays = hf_pixels.take_apart(path, values)
+    else:
+        values = hf_files.read_config(path)
+        arrays = hf_files.take_apart(path, values)
     encoder = next((name for name in ENCODERS if name in arrays), None)
     if encoder is None:
         raise ConvertError(f'{path}: no array of the encoder')
-    notes: list[str] = []
     nets: dict[str, StoredNet] = {}
     for name in sorted(arrays, key=lambda name: name != encoder):
         forms = {key: leaf.shape for key, leaf in arrays[name].items()}
@@ -349,6 +358,8 @@ def _read_hf(path: pathlib.Path, allow_missing, finite: bool) -> Weights:
                 'the paper evaluates the target'
             )
         other = hf_ijepa.other_pixels(path)
+    elif pixels:
+        other = ''  # which is noted by now
     else:
         other = hf_files.other_crop(path, values['crop_size'])
     notes += [other] if other else []

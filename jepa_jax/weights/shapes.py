@@ -96,7 +96,7 @@ def encoder(reader: Reader, name: str, shapes: Shapes, beside: ViTConfig | None)
         name, shapes, 'patch_embed.proj.weight', 4 if len(patches) == 4 else 5
     )
     tubelet = patches[2] if len(patches) == 5 else 1
-    depth = _count(shapes, 'blocks')
+    depth = count(shapes, 'blocks')
     hidden, _ = reader.shape(name, shapes, 'blocks.0.mlp.fc1.weight', 2)
     gated = 'blocks.0.mlp.fc3.weight' in shapes
     version = version_of(shapes)
@@ -185,10 +185,10 @@ def predictor(
     return PredictorConfig(
         encoder_width,
         width,
-        depth=_count(shapes, 'predictor_blocks'),
+        depth=count(shapes, 'predictor_blocks'),
         heads=_predictor_heads(reader, width, like),
         mlp_ratio=ratio,
-        mask_tokens=1 if image else _count(shapes, 'mask_tokens'),
+        mask_tokens=1 if image else count(shapes, 'mask_tokens'),
         mlp=mlp,
         position=like.position,
         uniform_power=like.uniform_power,
@@ -214,7 +214,7 @@ def ac_predictor(
     return ACPredictorConfig(
         encoder_width,
         width,
-        depth=_count(shapes, 'predictor_blocks'),
+        depth=count(shapes, 'predictor_blocks'),
         heads=reader.predictor_heads(width, ACPredictorConfig),
         mlp_ratio=ratio,
         mlp=mlp,
@@ -263,7 +263,7 @@ def probe(
             f'{reader.where}: {name}: {queries} queries and {len(classes)} heads '
             f'({", ".join(classes) or "none"}), must be as many: linear, or verb, noun, action'
         )
-    depth = 1 + _count(shapes, 'pooler.blocks')
+    depth = 1 + count(shapes, 'pooler.blocks')
     # V-JEPA 1's, which has a layer that it does not use, and another order of blocks
     first = 'pooler.cross_attention_block.xattn.proj.weight' in shapes
     more = dict(cross_first=first and depth > 1, spare_projection=first)
@@ -298,7 +298,7 @@ def usual_heads(width: int) -> int:
     return width // channels
 
 
-def _count(shapes: Shapes, prefix: str) -> int:
+def count(shapes: Shapes, prefix: str) -> int:
     """How many `prefix.N...` there are: one more than the largest N."""
     matches = (re.match(rf'{re.escape(prefix)}\.(\d+)(\.|$)', name) for name in shapes)
     return 1 + max((int(match[1]) for match in matches if match), default=-1)
@@ -322,10 +322,10 @@ def _named(
         for kind, make in kinds:
             if make(int(width * ratio)) == hidden:
                 return 'custom', kind, ratio
-    return 'custom', 'swiglu_full' if gated else 'gelu', _ratio(width, hidden)
+    return 'custom', 'swiglu_full' if gated else 'gelu', mlp_ratio(width, hidden)
 
 
-def _ratio(width: int, hidden: int) -> float:
+def mlp_ratio(width: int, hidden: int) -> float:
     """A ratio whose product with the width rounds down to `hidden`."""
     ratio = hidden / width
     return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)

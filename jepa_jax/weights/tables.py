@@ -39,14 +39,14 @@ class Rule:
     why: str = ''
 
 
-def _affine(name: str, path: str, vector: str = 'd -> d', matrix: str = 'o i -> i o', **more):
+def affine(name: str, path: str, vector: str = 'd -> d', matrix: str = 'o i -> i o', **more):
     return (
         Rule(f'{name}.weight', f'{path}/kernel', matrix, **more),
         Rule(f'{name}.bias', f'{path}/bias', vector, **more),
     )
 
 
-def _norm(name: str, path: str):
+def norm(name: str, path: str):
     return (
         Rule(f'{name}.weight', f'{path}/scale', 'd -> d'),
         Rule(f'{name}.bias', f'{path}/bias', 'd -> d'),
@@ -55,25 +55,25 @@ def _norm(name: str, path: str):
 
 def _mlp(name: str, path: str):
     return (
-        *_affine(f'{name}.fc1', f'{path}/fc1'),
-        *_affine(f'{name}.fc2', f'{path}/fc2'),
-        *_affine(f'{name}.fc3', f'{path}/fc3'),  # SwiGLU only
+        *affine(f'{name}.fc1', f'{path}/fc1'),
+        *affine(f'{name}.fc2', f'{path}/fc2'),
+        *affine(f'{name}.fc3', f'{path}/fc3'),  # SwiGLU only
     )
 
 
-def _block(name: str, path: str):
+def block(name: str, path: str):
     return (
-        *_norm(f'{name}.norm1', f'{path}/norm1'),
-        *_affine(f'{name}.attn.qkv', f'{path}/attn/qkv'),
-        *_affine(f'{name}.attn.proj', f'{path}/attn/proj'),
-        *_norm(f'{name}.norm2', f'{path}/norm2'),
+        *norm(f'{name}.norm1', f'{path}/norm1'),
+        *affine(f'{name}.attn.qkv', f'{path}/attn/qkv'),
+        *affine(f'{name}.attn.proj', f'{path}/attn/proj'),
+        *norm(f'{name}.norm2', f'{path}/norm2'),
         *_mlp(f'{name}.mlp', f'{path}/mlp'),
     )
 
 
-def _split(name: str, path: str, *parts: str):
+def split(name: str, path: str, *parts: str):
     """An affine map that the file keeps as several."""
-    return _affine(name, path, 'part o -> (part o)', 'part o i -> i (part o)', parts=parts)
+    return affine(name, path, 'part o -> (part o)', 'part o i -> i (part o)', parts=parts)
 
 
 # What the original's files call the nets: entry -> ours. Its training files have both encoders, the
@@ -100,9 +100,9 @@ SINCOS = 'a sin-cos table, computed and not learned'
 # its optimizer. (reference: vjepa2 §5.4)
 ENCODER = (
     Rule('pos_embed', None, '', why=SINCOS),
-    *_affine('patch_embed.proj', 'patch_embed', matrix=VIDEO),
-    *_block('blocks.{i}', 'blocks'),
-    *_norm('norm', 'norm'),
+    *affine('patch_embed.proj', 'patch_embed', matrix=VIDEO),
+    *block('blocks.{i}', 'blocks'),
+    *norm('norm', 'norm'),
 )
 # of V-JEPA 2.1 (reference: vjepa2_1 §8)
 _MODALITY = tuple(
@@ -111,22 +111,22 @@ _MODALITY = tuple(
 )
 DENSE_ENCODER = (
     *_MODALITY,
-    *_affine('patch_embed.proj', 'patch_embed', matrix=VIDEO),
+    *affine('patch_embed.proj', 'patch_embed', matrix=VIDEO),
     # one frame, whatever the tubelet of videos
-    *_affine('patch_embed_img.proj', 'patch_embed_image', matrix='d c 1 y x -> (y x c) d'),
-    *_block('blocks.{i}', 'blocks'),
-    *_norm('norms_block.{i}', 'norms/{i}'),
+    *affine('patch_embed_img.proj', 'patch_embed_image', matrix='d c 1 y x -> (y x c) d'),
+    *block('blocks.{i}', 'blocks'),
+    *norm('norms_block.{i}', 'norms/{i}'),
 )
 IMAGE_ENCODER = tuple(
     dataclasses.replace(rule, pattern=IMAGE) if rule.pattern == VIDEO else rule for rule in ENCODER
 )
 PREDICTOR = (
     Rule('predictor_pos_embed', None, '', why=SINCOS),
-    *_affine('predictor_embed', 'embed'),
+    *affine('predictor_embed', 'embed'),
     Rule('mask_tokens.{i}', 'mask_tokens/{i}', 'a b d -> a b d'),
-    *_block('predictor_blocks.{i}', 'blocks'),
-    *_norm('predictor_norm', 'norm'),
-    *_affine('predictor_proj', 'proj'),
+    *block('predictor_blocks.{i}', 'blocks'),
+    *norm('predictor_norm', 'norm'),
+    *affine('predictor_proj', 'proj'),
 )
 # of I-JEPA (reference: family §1.8), in the order of its optimizer
 IMAGE_PREDICTOR = (
@@ -136,12 +136,12 @@ IMAGE_PREDICTOR = (
 DENSE_PREDICTOR = (
     *_MODALITY,
     Rule('mask_tokens.{i}', 'mask_tokens/{i}', 'a b d -> a b d'),
-    *_affine('predictor_embed.0', 'fuse'),
-    *_affine('predictor_embed.2', 'embed'),
-    *_block('predictor_blocks.{i}', 'blocks'),
-    *_norm('predictor_norm', 'norm'),
-    *_affine('predictor_proj', 'proj'),
-    *_affine('predictor_proj_context', 'proj_context'),
+    *affine('predictor_embed.0', 'fuse'),
+    *affine('predictor_embed.2', 'embed'),
+    *block('predictor_blocks.{i}', 'blocks'),
+    *norm('predictor_norm', 'norm'),
+    *affine('predictor_proj', 'proj'),
+    *affine('predictor_proj_context', 'proj_context'),
 )
 # with one level nothing is fused
 DENSE_PREDICTOR_OF_ONE = tuple(
@@ -150,13 +150,13 @@ DENSE_PREDICTOR_OF_ONE = tuple(
     if not rule.name.startswith('predictor_embed.0')
 )
 AC_PREDICTOR = (
-    *_affine('predictor_embed', 'embed'),
-    *_affine('action_encoder', 'action_encoder'),
-    *_affine('state_encoder', 'state_encoder'),
-    *_affine('extrinsics_encoder', 'extrinsics_encoder'),
-    *_block('predictor_blocks.{i}', 'blocks'),
-    *_norm('predictor_norm', 'norm'),
-    *_affine('predictor_proj', 'proj'),
+    *affine('predictor_embed', 'embed'),
+    *affine('action_encoder', 'action_encoder'),
+    *affine('state_encoder', 'state_encoder'),
+    *affine('extrinsics_encoder', 'extrinsics_encoder'),
+    *block('predictor_blocks.{i}', 'blocks'),
+    *norm('predictor_norm', 'norm'),
+    *affine('predictor_proj', 'proj'),
 )
 HEADS = {
     'linear': 'linear',
@@ -167,14 +167,14 @@ HEADS = {
 _CROSS = 'pooler/cross_attention_block'
 PROBE = (
     Rule('pooler.query_tokens', 'pooler/query_tokens', 'a q d -> a q d'),
-    *_norm('pooler.cross_attention_block.norm1', f'{_CROSS}/norm1'),
-    *_affine('pooler.cross_attention_block.xattn.q', f'{_CROSS}/xattn/q'),
-    *_affine('pooler.cross_attention_block.xattn.kv', f'{_CROSS}/xattn/kv'),
-    *_affine('pooler.cross_attention_block.xattn.proj', f'{_CROSS}/xattn/proj'),  # V-JEPA 1
-    *_norm('pooler.cross_attention_block.norm2', f'{_CROSS}/norm2'),
+    *norm('pooler.cross_attention_block.norm1', f'{_CROSS}/norm1'),
+    *affine('pooler.cross_attention_block.xattn.q', f'{_CROSS}/xattn/q'),
+    *affine('pooler.cross_attention_block.xattn.kv', f'{_CROSS}/xattn/kv'),
+    *affine('pooler.cross_attention_block.xattn.proj', f'{_CROSS}/xattn/proj'),  # V-JEPA 1
+    *norm('pooler.cross_attention_block.norm2', f'{_CROSS}/norm2'),
     *_mlp('pooler.cross_attention_block.mlp', f'{_CROSS}/mlp'),
-    *_block('pooler.blocks.{i}', 'pooler/blocks'),
-    *(rule for ours, name in HEADS.items() for rule in _affine(name, f'heads/{ours}')),
+    *block('pooler.blocks.{i}', 'pooler/blocks'),
+    *(rule for ours, name in HEADS.items() for rule in affine(name, f'heads/{ours}')),
 )
 
 # The names of `transformers`.
@@ -182,55 +182,55 @@ PROBE = (
 
 def _hf_block(name: str, path: str):
     return (
-        *_norm(f'{name}.norm1', f'{path}/norm1'),
-        *_split(f'{name}.attention.{{part}}', f'{path}/attn/qkv', 'query', 'key', 'value'),
-        *_affine(f'{name}.attention.proj', f'{path}/attn/proj'),
-        *_norm(f'{name}.norm2', f'{path}/norm2'),
-        *_affine(f'{name}.mlp.fc1', f'{path}/mlp/fc1'),
-        *_affine(f'{name}.mlp.fc2', f'{path}/mlp/fc2'),
+        *norm(f'{name}.norm1', f'{path}/norm1'),
+        *split(f'{name}.attention.{{part}}', f'{path}/attn/qkv', 'query', 'key', 'value'),
+        *affine(f'{name}.attention.proj', f'{path}/attn/proj'),
+        *norm(f'{name}.norm2', f'{path}/norm2'),
+        *affine(f'{name}.mlp.fc1', f'{path}/mlp/fc1'),
+        *affine(f'{name}.mlp.fc2', f'{path}/mlp/fc2'),
     )
 
 
 HF_ENCODER = (
-    *_affine('encoder.embeddings.patch_embeddings.proj', 'patch_embed', matrix=VIDEO),
+    *affine('encoder.embeddings.patch_embeddings.proj', 'patch_embed', matrix=VIDEO),
     *_hf_block('encoder.layer.{i}', 'blocks'),
-    *_norm('encoder.layernorm', 'norm'),
+    *norm('encoder.layernorm', 'norm'),
 )
 _LAYER = 'encoder.layer.{i}'
 HF_IJEPA = (
     Rule('embeddings.position_embeddings', None, '', why=SINCOS),
-    *_affine('embeddings.patch_embeddings.projection', 'patch_embed', matrix=IMAGE),
-    *_norm(f'{_LAYER}.layernorm_before', 'blocks/norm1'),
-    *_split(f'{_LAYER}.attention.attention.{{part}}', 'blocks/attn/qkv', 'query', 'key', 'value'),
-    *_affine(f'{_LAYER}.attention.output.dense', 'blocks/attn/proj'),
-    *_norm(f'{_LAYER}.layernorm_after', 'blocks/norm2'),
-    *_affine(f'{_LAYER}.intermediate.dense', 'blocks/mlp/fc1'),
-    *_affine(f'{_LAYER}.output.dense', 'blocks/mlp/fc2'),
-    *_norm('layernorm', 'norm'),
+    *affine('embeddings.patch_embeddings.projection', 'patch_embed', matrix=IMAGE),
+    *norm(f'{_LAYER}.layernorm_before', 'blocks/norm1'),
+    *split(f'{_LAYER}.attention.attention.{{part}}', 'blocks/attn/qkv', 'query', 'key', 'value'),
+    *affine(f'{_LAYER}.attention.output.dense', 'blocks/attn/proj'),
+    *norm(f'{_LAYER}.layernorm_after', 'blocks/norm2'),
+    *affine(f'{_LAYER}.intermediate.dense', 'blocks/mlp/fc1'),
+    *affine(f'{_LAYER}.output.dense', 'blocks/mlp/fc2'),
+    *norm('layernorm', 'norm'),
 )
 HF_PREDICTOR = (
-    *_affine('predictor.embeddings.predictor_embeddings', 'embed'),
+    *affine('predictor.embeddings.predictor_embeddings', 'embed'),
     Rule('predictor.embeddings.mask_tokens', 'mask_tokens/{i}', 'a b d -> a b d'),
     *_hf_block('predictor.layer.{i}', 'blocks'),
-    *_norm('predictor.layernorm', 'norm'),
-    *_affine('predictor.proj', 'proj'),
+    *norm('predictor.layernorm', 'norm'),
+    *affine('predictor.proj', 'proj'),
 )
 _SELF, _HF_CROSS = 'pooler.self_attention_layers.{i}', 'pooler.cross_attention_layer'
 HF_PROBE = (
     Rule('pooler.query_tokens', 'pooler/query_tokens', 'a q d -> a q d'),
-    *_norm(f'{_SELF}.layer_norm1', 'pooler/blocks/norm1'),
-    *_split(f'{_SELF}.self_attn.{{part}}', 'pooler/blocks/attn/qkv', 'q_proj', 'k_proj', 'v_proj'),
-    *_affine(f'{_SELF}.self_attn.out_proj', 'pooler/blocks/attn/proj'),
-    *_norm(f'{_SELF}.layer_norm2', 'pooler/blocks/norm2'),
-    *_affine(f'{_SELF}.mlp.fc1', 'pooler/blocks/mlp/fc1'),
-    *_affine(f'{_SELF}.mlp.fc2', 'pooler/blocks/mlp/fc2'),
-    *_norm(f'{_HF_CROSS}.layer_norm1', f'{_CROSS}/norm1'),
-    *_affine(f'{_HF_CROSS}.cross_attn.q_proj', f'{_CROSS}/xattn/q'),
-    *_split(f'{_HF_CROSS}.cross_attn.{{part}}', f'{_CROSS}/xattn/kv', 'k_proj', 'v_proj'),
-    *_norm(f'{_HF_CROSS}.layer_norm2', f'{_CROSS}/norm2'),
-    *_affine(f'{_HF_CROSS}.mlp.fc1', f'{_CROSS}/mlp/fc1'),
-    *_affine(f'{_HF_CROSS}.mlp.fc2', f'{_CROSS}/mlp/fc2'),
-    *_affine('classifier', 'heads/linear'),
+    *norm(f'{_SELF}.layer_norm1', 'pooler/blocks/norm1'),
+    *split(f'{_SELF}.self_attn.{{part}}', 'pooler/blocks/attn/qkv', 'q_proj', 'k_proj', 'v_proj'),
+    *affine(f'{_SELF}.self_attn.out_proj', 'pooler/blocks/attn/proj'),
+    *norm(f'{_SELF}.layer_norm2', 'pooler/blocks/norm2'),
+    *affine(f'{_SELF}.mlp.fc1', 'pooler/blocks/mlp/fc1'),
+    *affine(f'{_SELF}.mlp.fc2', 'pooler/blocks/mlp/fc2'),
+    *norm(f'{_HF_CROSS}.layer_norm1', f'{_CROSS}/norm1'),
+    *affine(f'{_HF_CROSS}.cross_attn.q_proj', f'{_CROSS}/xattn/q'),
+    *split(f'{_HF_CROSS}.cross_attn.{{part}}', f'{_CROSS}/xattn/kv', 'k_proj', 'v_proj'),
+    *norm(f'{_HF_CROSS}.layer_norm2', f'{_CROSS}/norm2'),
+    *affine(f'{_HF_CROSS}.mlp.fc1', f'{_CROSS}/mlp/fc1'),
+    *affine(f'{_HF_CROSS}.mlp.fc2', f'{_CROSS}/mlp/fc2'),
+    *affine('classifier', 'heads/linear'),
 )
 
 
@@ -239,18 +239,18 @@ HF_PROBE = (
 Table = tuple[tuple[Rule, ...], dict[str, int]]
 
 
-def _patch(config) -> dict[str, int]:
+def patch_sizes(config) -> dict[str, int]:
     return {'c': 3, 't': config.tubelet, 'y': config.patch, 'x': config.patch}
 
 
 def torch_encoder(config) -> Table:
     if config.modalities:
-        return DENSE_ENCODER, _patch(config)
+        return DENSE_ENCODER, patch_sizes(config)
     rules = ENCODER if config.tubelet > 1 else IMAGE_ENCODER
-    return _with_table(rules, config), _patch(config)
+    return with_table(rules, config), patch_sizes(config)
 
 
-def _with_table(rules: tuple[Rule, ...], config) -> tuple[Rule, ...]:
+def with_table(rules: tuple[Rule, ...], config) -> tuple[Rule, ...]:
     """The rows of a net whose table of positions is a weight, where it is one."""
     if not config.stored_table:
         return rules
@@ -262,7 +262,7 @@ def _with_table(rules: tuple[Rule, ...], config) -> tuple[Rule, ...]:
 def torch_predictor(config) -> Table:
     if config.modalities:
         return (DENSE_PREDICTOR if config.levels > 1 else DENSE_PREDICTOR_OF_ONE), {}
-    return _with_table(PREDICTOR if config.grid[0] else IMAGE_PREDICTOR, config), {}
+    return with_table(PREDICTOR if config.grid[0] else IMAGE_PREDICTOR, config), {}
 
 
 def torch_ac_predictor(config) -> Table:
@@ -275,9 +275,9 @@ def torch_probe(config) -> Table:
 
 def hf_encoder(config) -> Table:
     if parts.version_of('encoder', config) == parts.IMAGES:
-        return _with_table(HF_IJEPA, config), _patch(config)
+        return with_table(HF_IJEPA, config), patch_sizes(config)
     _refuse_dense(config)
-    return HF_ENCODER, _patch(config)
+    return HF_ENCODER, patch_sizes(config)
 
 
 def hf_predictor(config) -> Table:

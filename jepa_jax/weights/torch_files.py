@@ -20,7 +20,7 @@ from jepa_jax import files
 from jepa_jax.errors import ConvertError
 from jepa_jax.models import VERSIONS
 from jepa_jax.models.vit import position_table
-from jepa_jax.weights import shapes, torch_pickle, torch_zip
+from jepa_jax.weights import pixel_tables, shapes, torch_pickle, torch_zip
 from jepa_jax.weights.tables import DISTILLED, FIRST_PROBE, TORCH_NETS, TORCH_PROBES, Leaf
 
 ZIP, PICKLE = b'PK\x03\x04', b'\x80'
@@ -156,7 +156,9 @@ def take_apart(path: pathlib.Path, ignore: tuple[str, ...] = ()) -> Content:
     whole = load(path)
     if not isinstance(whole, Mapping) or not whole:
         raise ConvertError(f'{path} is not a checkpoint: it holds a {type(whole).__name__}')
-    content = _unwrapped(path, whole, ignore, notes)
+    ours = _ours(path, whole.get(OURS, '{}'))
+    content = {name: value for name, value in whole.items() if name != OURS}
+    content = _unwrapped(path, content, ignore, notes)
     if DISTILLED in content and 'target_encoder' in content:
         raise ConvertError(
             f'{path} holds two targets, {DISTILLED} and target_encoder: --ignore leaves one out'
@@ -180,18 +182,18 @@ def take_apart(path: pathlib.Path, ignore: tuple[str, ...] = ()) -> Content:
         if len(probes) > 1:
             notes.append(f'probe: the first of {len(probes)} is taken')
     if not nets:
-        return Content(_bare(path, content, ignore, notes), None, {}, {}, notes)
+        return Content(_bare(path, content, ignore, notes), None, {}, ours, notes)
     if ACTION in nets.get('predictor', {}):
         nets['ac_predictor'] = nets.pop('predictor')
     for name, value in content.items():
-        if name in (*TORCH_NETS, *PLAIN, TORCH_PROBES, 'opt', OURS):
+        if name in (*TORCH_NETS, *PLAIN, TORCH_PROBES, 'opt'):
             continue
         _drop(path, name, value, notes)
     opt = content.get('opt')
     if opt is not None and 'probe' in nets:
         opt, _ = None, notes.append("probe: its optimizer's state is dropped")
     plain = {n: _plain(f'{path}: {n}', content[n]) for n in PLAIN if n in content}
-    return Content(nets, opt, plain, _ours(path, content.get(OURS, '{}')), notes)
+    return Content(nets, opt, plain, ours, notes)
 
 
 def _unwrapped(
@@ -292,6 +294,12 @@ def _bare(
     path: pathlib.Path, content: Mapping, ignore: tuple[str, ...], notes: list[str]
 ) -> dict[str, dict[str, Leaf]]:
     """A state dict with nothing around it: of a net, or of a module that has several."""
+    short = [_short(name) for name in content]
+    if pixel_tables.net_of('', short):  # MAE, VideoMAE
+        flat: dict[str, dict] = {}
+        for name, tensor in content.items():
+            flat.setdefault(pixel_tables.net_of(_short(name), short), {})[name] = tensor
+        return {net: _arrays(f'{path}: {net}', state) for net, state in flat.items()}
     split: dict[str, dict] = {}
     for name, tensor in content.items():
         entry, dot, rest = _short(name).partition('.')

@@ -17,7 +17,7 @@ import numpy as np
 from jepa_jax import checkpoint
 from jepa_jax.errors import ConvertError
 from jepa_jax.lookup import load
-from jepa_jax.weights import hf_files, own, parts, tables, torch_files, torch_write
+from jepa_jax.weights import hf_files, hf_pixels, own, parts, tables, torch_files, torch_write
 from jepa_jax.weights.contents import PREDICTORS, StoredNet, Training, Weights, title
 from jepa_jax.weights.tables import flatten
 
@@ -56,6 +56,8 @@ def write(
     if to == 'jax':
         own.write(weights, dst, progress)
         return []
+    if to == 'torch' and weights.encoder and hf_pixels.is_of_these(weights.encoder):
+        return _write_flat(weights, dst, progress)
     if to == 'torch':
         return _write_torch(weights, dst, steps_per_epoch, progress)
     return _write_hf(weights, dst, encoder, progress)
@@ -184,6 +186,27 @@ def _computed(net: StoredNet, format: str) -> dict[str, np.ndarray]:
     return load(how)(net.config) if how else {}
 
 
+def _write_flat(weights: Weights, dst: pathlib.Path, progress) -> list[str]:
+    """As MAE and VideoMAE: one state dict of encoder and decoder."""
+    names = [name for name in (weights.pick(), 'pixel_decoder') if name in weights.nets]
+    notes = [f'dropped: {title(name)}' for name in weights.nets if name not in names]
+    notes += ['dropped: the optimizer'] if weights.training else []
+    nets = {name: weights.nets[name] for name in names}
+    kept = dataclasses.replace(weights, nets=nets, training=None)
+    links = {name: links_of(net, 'torch') for name, net in nets.items()}
+    computed = {name: _computed(net, 'torch') for name, net in nets.items()}
+    more = sum(table.nbytes for arrays in computed.values() for table in arrays.values())
+    with torch_write.writing(dst, nbytes(kept, 'torch') + more) as writer:
+        content: dict[str, Any] = {}
+        for name, net in nets.items():
+            for key, array in tables.to_file(links[name], net.tree):
+                progress(array.nbytes)
+                content[key] = writer.put(array)
+            content |= {key: writer.put(table) for key, table in computed[name].items()}
+        writer.finish({'model': content, torch_files.OURS: json.dumps(own.extra(kept))})
+    return notes
+
+
 def _idle(links: list[tables.Link], nu: Mapping) -> set[str]:
     """Arrays that no gradient ever reached: PyTorch has no state for them, ours is zero."""
     leaves = flatten(nu)
@@ -224,6 +247,8 @@ def _hf_nets(weights: Weights, encoder: str) -> dict[str, StoredNet]:
     names = (weights.pick(encoder), 'predictor', 'probe')
     if weights.encoder and hf_files.of_images(weights.encoder):
         names = names[:1]
+    if weights.encoder and hf_pixels.is_of_these(weights.encoder):
+        names = names[0], 'pixel_decoder'
     return {name: weights.nets[name] for name in names if name in weights.nets}
 
 
@@ -239,12 +264,13 @@ def _write_hf(weights: Weights, dst: pathlib.Path, encoder: str, progress) -> li
             notes.append(f'dropped: {title(name)}')
     if weights.training:
         notes.append('dropped: the optimizer')
+    pixels = hf_pixels.is_of_these(weights.encoder)
     images = hf_files.of_images(weights.encoder)
-    if 'predictor' not in nets and not images:
+    if 'predictor' not in nets and not images and not pixels:
         notes.append('no predictor: transformers starts one at random, and says so')
     dst.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.check_room(dst.parent, nbytes(weights, 'hf', encoder))
-    probe = None if images else weights.probe
+    probe = None if images or pixels else weights.probe
     if probe and list(probe[1]) != ['linear']:
         raise ConvertError(f'{dst}: a probe with heads {", ".join(probe[1])}, must be one: linear')
     frames = weights.encoder.frames
@@ -253,6 +279,8 @@ def _write_hf(weights: Weights, dst: pathlib.Path, encoder: str, progress) -> li
         if (levels := weights.reads.get('reads', 'last')) != 'last':
             notes.append(f'the probe reads {levels}, theirs always the last block')
     prefixes = {name: 'vjepa2.' if probe and name != 'probe' else '' for name in nets}
+    if pixels:
+        prefixes = hf_pixels.prefixes(weights.encoder, nets)
     sizes = {}
     for name in nets:
         stacked = {n for link in links[name] if link.index is not None for n in link.form()[0]}
@@ -261,18 +289,24 @@ def _write_hf(weights: Weights, dst: pathlib.Path, encoder: str, progress) -> li
             sizes[prefixes[name] + key] = 4 * int(np.prod(forms[key]))
     computed = {name: _computed(net, 'hf') for name, net in nets.items()}
     sizes |= {
-        key: table.nbytes for tables_of in computed.values() for key, table in tables_of.items()
+        prefixes[name] + key: table.nbytes
+        for name, tables_of in computed.items()
+        for key, table in tables_of.items()
     }
     with hf_files.folder_at(dst) as folder:
-        predictor = nets['predictor'].config if 'predictor' in nets else None
+        configs = {name: net.config for name, net in nets.items()}
         labels = weights.labels.get('linear', ())
-        hf_files.write_config(
-            folder, dst, weights.encoder, chosen, predictor, probe, labels, frames
-        )
+        if pixels:
+            hf_pixels.write_config(folder, dst, weights.encoder, configs.get('pixel_decoder'))
+        else:
+            predictor = configs.get('predictor')
+            hf_files.write_config(
+                folder, dst, weights.encoder, chosen, predictor, probe, labels, frames
+            )
         shards = hf_files.Shards(folder, sizes)
         for name, net in nets.items():
             for key, table in computed[name].items():
-                shards.put(key, table)
+                shards.put(prefixes[name] + key, table)
             for key, array in tables.to_file(links[name], net.tree):
                 shards.put(prefixes[name] + key, array)
                 progress(array.nbytes)

@@ -156,15 +156,16 @@ def test_a_repeated_frame_and_the_same_seed():
 
 
 @pytest.mark.parametrize('size', [(24, 20), (90, 70)])
-def test_antialias_equals_torch(size):
+@pytest.mark.parametrize('mode', ['bilinear', 'bicubic'])
+def test_antialias_equals_torch(size, mode):
     """Smaller, each pixel is the mean of what it covers; larger, as without."""
     frames = np.random.default_rng(0).integers(0, 256, (1, 60, 50, 3), np.uint8)
     crop = Crop(5, 3, 48, 40)
     out = np.empty((1, *size, 3), np.uint8)
-    resize(frames, [crop], out, flip=True, antialias=True)
+    resize(frames, [crop], out, flip=True, antialias=True, bicubic=mode == 'bicubic')
     window = frames[:, 5:53, 3:43].transpose(0, 3, 1, 2)
     expected = torch.nn.functional.interpolate(
-        torch.from_numpy(window).float(), size, mode='bilinear', antialias=True
+        torch.from_numpy(window).float(), size, mode=mode, antialias=True
     )
-    expected = expected.numpy().transpose(0, 2, 3, 1)[:, :, ::-1]
+    expected = expected.numpy().clip(0, 255).transpose(0, 2, 3, 1)[:, :, ::-1]
     assert abs(out - expected).max() <= 1  # Pillow rounds twice

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 import torch_dense
-from dense_fill import ENCODER, PREDICTOR, assert_golden, fill, wave
+from dense_fill import ENCODER, PREDICTOR, fill, wave
+from torch_fill import assert_golden
 
 from jepa_jax import build, flops, memory, optim
 from jepa_jax.config import DenseVideoConfig, EmaOptimConfig, ProbeConfig

@@ -12,8 +12,10 @@ import pytest
 
 from jepa_jax import lookup
 from jepa_jax.models.ac_predictor import ACPredictorConfig
+from jepa_jax.models.pixel_decoder import PixelDecoderConfig
 from jepa_jax.models.pooler import PoolerConfig
 from jepa_jax.models.predictor import PredictorConfig
+from jepa_jax.models.projector import ProjectorConfig
 from jepa_jax.models.vit import ViT, ViTConfig
 from jepa_jax.nets import Net
 from jepa_jax.weights import parts
@@ -22,6 +24,8 @@ VIT = ViTConfig(24, 1, 2, patch=8, image_size=16, frames=4, dtype=jnp.float32)
 CONFIGS = {
     'encoder': VIT,
     'predictor': PredictorConfig(24, 24, 1, 2, grid=(2, 2, 2)),
+    'pixel_decoder': PixelDecoderConfig(24, 192, 24, 1, 2, grid=(0, 2, 2)),
+    'projector': ProjectorConfig(24, (16, 8), 4),
     'ac_predictor': ACPredictorConfig(24, 24, 1, 2, action_scale=(2.0,) * 7),
     'probe': (PoolerConfig(24, 2, 1, 2), {'verb': 3, 'noun': 2}),
 }
@@ -66,6 +70,8 @@ CHANGES = {
     'interpolate': dict(interpolate=True),
     'modalities': dict(modalities=True),
     'levels': dict(levels=(0, 1)),
+    'class_token': dict(class_token=True),
+    'key_bias': dict(key_bias=False),
     'position': dict(position='sincos'),
     'mlp_ratio': dict(mlp_ratio=3.0),
     'mlp': dict(mlp='swiglu'),

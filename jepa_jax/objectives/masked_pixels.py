@@ -1,0 +1,134 @@
+"""MAE and VideoMAE: draw the pixels of masked tokens from the features of those in sight.
+
+(reference: family §3)
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jepa_jax import health as judge
+from jepa_jax.data import Batch, Group
+from jepa_jax.masks import Mask
+from jepa_jax.models import tokens
+from jepa_jax.models.pixel_decoder import PixelDecoderConfig
+from jepa_jax.models.vit import ViTConfig
+from jepa_jax.nets import Net
+from jepa_jax.objectives import Objective
+from jepa_jax.objectives.masked_video import looked_at
+from jepa_jax.weights.parts import net
+
+EPS = 1e-6
+
+
+def unit(values: jax.Array) -> jax.Array:
+    """Values of tokens [B, N, P], uint8 or normalised -> from 0 to 1, float32."""
+    if values.dtype == jnp.uint8:
+        return values.astype(jnp.float32) / 255
+    repeats = values.shape[-1] // 3
+    mean, std = (np.tile(np.float32(x), repeats) for x in (tokens.MEAN, tokens.STD))
+    return values.astype(jnp.float32) * std + mean
+
+
+def patches(values: jax.Array) -> jax.Array:
+    """Each token's values [B, N, P] with mean 0 and variance 1. (MAE)"""
+    x = tokens.normalise(values)
+    x = x - x.mean(-1, keepdims=True)
+    return x * jax.lax.rsqrt(x.var(-1, ddof=1, keepdims=True) + EPS)
+
+
+def cubes(values: jax.Array) -> jax.Array:
+    """Likewise each colour of a token by itself. (VideoMAE)"""
+    x = unit(values)
+    x = jnp.reshape(x, (*x.shape[:2], -1, 3))
+    x = x - x.mean(2, keepdims=True)
+    x = x / (jnp.sqrt(x.var(2, ddof=1, keepdims=True)) + EPS)
+    return jnp.reshape(x, values.shape)
+
+
+# what is drawn, of values of tokens as tokens.cut makes them
+TARGETS = {
+    'patches': patches,
+    'pixels': tokens.normalise,  # MAE's weights for pictures
+    'cubes': cubes,
+    'unit_pixels': unit,
+}
+
+
+class MaskedPixels(Objective):
+    """Nets and loss of MAE's and VideoMAE's pretraining; nothing is averaged, the encoder reads
+    what is in sight alone."""
+
+    def __init__(self, encoder: ViTConfig, decoder: PixelDecoderConfig, *, target: str):
+        """target: a key of TARGETS."""
+        self.nets = {
+            'encoder': net('encoder', encoder),
+            'pixel_decoder': net('pixel_decoder', decoder),
+        }
+        self.config, self.target = encoder, TARGETS[target]
+        tables = {'encoder': encoder.stored_table, 'pixel_decoder': decoder.stored_table}
+        self.unused = frozenset(f'{name}/table' for name, stored in tables.items() if stored)
+
+    def encoder(self, params: dict, ema: dict, frozen: dict) -> tuple[Net, dict]:
+        return self.nets['encoder'], params['encoder']
+
+    def targets(self, clips: jax.Array) -> jax.Array:
+        """What is to be drawn of all tokens [B, N, P]."""
+        return self.target(tokens.cut(clips, self.config.tubelet, self.config.patch))
+
+    def seen(self, params: dict, group: Group, mask: Mask) -> tuple[jax.Array, jax.Array]:
+        """Features of what is in sight [B, K, D], of a class token first where there is one, and
+        what is drawn of the rest [B, M, P]."""
+        with jax.named_scope('context'):
+            x = self.nets['encoder'](params['encoder'], group.clips, mask.context, whole=True)
+        with jax.named_scope('decode'):
+            return x, self.nets['pixel_decoder'](
+                params['pixel_decoder'], x, mask.context, mask.target
+            )
+
+    def loss(
+        self, params: dict, ema: dict, frozen: dict, batch: Batch, step: jax.Array
+    ) -> tuple[jax.Array, dict]:
+        """Mean over groups of the mean squared error over masked tokens; metrics: each group's."""
+        del ema, frozen, step
+        parts = {}
+        for g, group in enumerate(batch.groups):
+            (mask,) = group.masks
+            _, drawn = self.seen(params, group, mask)
+            targets = jnp.take_along_axis(self.targets(group.clips), mask.target[..., None], axis=1)
+            parts[f'loss/group{g}'] = jnp.square(drawn - targets).mean()
+        return sum(parts.values()) / len(parts), parts
+
+    def trace(self, params: dict, ema: dict, frozen: dict, batch: Batch) -> dict:
+        """Activations of a step by name, in order of computation."""
+        del ema, frozen
+        activations = {}
+        every = tuple(range(self.config.depth))
+        for g, group in enumerate(batch.groups):
+            (mask,) = group.masks
+            levels = self.nets['encoder'](
+                params['encoder'], group.clips, mask.context, levels=every
+            )
+            for layer, x in enumerate(levels):
+                activations[f'group{g}: encoder block {layer:02d}'] = x
+            activations[f'group{g}: drawn'] = self.seen(params, group, mask)[1]
+        return activations
+
+    def health(self, params: dict, ema: dict, frozen: dict, batch: Batch) -> dict:
+        """Features to judge collapse by, and how well pixels are drawn, of the first group: see
+        health.measure."""
+        del ema, frozen
+        group = batch.groups[0]
+        (mask,) = group.masks
+        features = self.nets['encoder'](params['encoder'], group.clips)
+        x, drawn = self.seen(params, group, mask)
+        x = x[:, self.config.class_token :]
+        return looked_at(features, self.targets(group.clips), x, drawn, mask.target)
+
+    def measure(self, health: dict) -> dict[str, float]:
+        return judge.measure(health)
+
+    def verdict(self, records) -> tuple[str, str]:
+        return judge.verdict(records)

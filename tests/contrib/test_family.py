@@ -1,0 +1,53 @@
+"""The study of the family: equal FLOPs, and its table of what was measured."""
+
+import numpy as np
+import pytest
+
+from jepa_jax import recipes
+from jepa_jax.contrib import family
+from jepa_jax.contrib.family import MEMBERS, FamilyConfig, member, members, step_flops
+from jepa_jax.errors import ConfigError
+
+
+def test_members_cost_the_same():
+    config = FamilyConfig(steps=200)
+    runs = {name: member(config, name, 1) for name in MEMBERS}
+    budget = 200 * step_flops(runs['vjepa2'])
+    for name, run in runs.items():
+        recipes.validate(run)
+        assert run.optim.steps * step_flops(run) == pytest.approx(budget, rel=0.01), name
+        assert run.seed == config.seed + 1
+        encoder = run.encoder
+        assert (encoder.width, encoder.depth, encoder.heads) == (96, 4, 4)
+    assert runs['vjepa2'].optim.steps == 200
+    methods = [runs[n].against_collapse.method for n in ('vjepa2', 'sigreg', 'vicreg', 'none')]
+    assert methods == ['ema', 'sigreg', 'vicreg', 'none']
+
+
+def test_members_by_name():
+    assert members(FamilyConfig(members='mae, vjepa2')) == ['mae', 'vjepa2']
+    assert members(FamilyConfig()) == list(MEMBERS)
+    with pytest.raises(ConfigError, match="members 'vjepa3'.*vjepa2"):
+        members(FamilyConfig(members='vjepa3'))
+
+
+def test_table_and_plot(tmp_path):
+    config = FamilyConfig()
+    right = np.arange(40) < 30
+    one = {
+        'correct': {'motion': [right.tolist()] * 2, 'digit': [(~right).tolist()]},
+        'rank': 12.0, 'rank_of_clips': 3.0, 'clip_share': 0.5, 'verdict': 'healthy',
+        'seconds': 9.0, 'steps': 20, 'flops': 1e9,
+    }  # fmt: skip
+    baselines = {name: {'motion': [[1, 0]], 'digit': [[0, 0]]} for name in ('untrained', 'pixels')}
+    row = family.summary(config, 'mae', [one, {**one, 'rank': 14.0}])
+    assert row['rank'] == 13 and row['verdicts'] == ['healthy', 'healthy']
+    motion = row['probes']['motion']
+    assert motion['mean'] == 0.75 and 0.5 < motion['low'] < 0.75 < motion['high'] < 0.95
+    assert row['seeds'] == [{'motion': 0.75, 'digit': 0.25}] * 2
+    rows = {'baselines': baselines, 'mae': row}
+    lines = family.table(rows).splitlines()
+    assert lines[2].startswith('| MAE (frames) | 0.750 (')
+    assert lines[3].startswith('| untrained | 0.500 | 0.000 |')
+    family.plot(rows, tmp_path / 'family.png')
+    assert (tmp_path / 'family.png').read_bytes().startswith(b'\x89PNG')

@@ -1,0 +1,378 @@
+"""MAE and VideoMAE against arrays computed by the originals: tables, masks, forwards, losses,
+gradients, two steps, schedule; and the static samplers."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jepa_fill import filled, names
+from torch_fill import checksum, normal
+
+from jepa_jax import build, flops, memory, optim
+from jepa_jax.config import EncoderConfig, MaskedPixelsConfig, OptimConfig
+from jepa_jax.data import Batch, Group
+from jepa_jax.errors import ConfigError
+from jepa_jax.masks import Mask
+from jepa_jax.masks.random import RandomSampler, from_noise, tubes
+from jepa_jax.models.pixel_decoder import PixelDecoder, PixelDecoderConfig
+from jepa_jax.models.tokens import MEAN, STD, sincos_table
+from jepa_jax.models.vit import ViT, ViTConfig, position_table
+from jepa_jax.objectives.masked_pixels import MaskedPixels
+from jepa_jax.objectives.programs import masked_pixels as programs
+from jepa_jax.recipes import validate
+from jepa_jax.sharding import make_mesh, put_batch, put_params
+from jepa_jax.state import TrainState
+from jepa_jax.step import make_step
+from jepa_jax.weights import tables
+
+CLOSE = 1e-5  # of the reference page
+F32 = dict(dtype=jnp.float32, remat='none')
+MAE = ViTConfig(
+    48, 2, 4, patch=8, tubelet=1, position='sincos', axes='xy', image_size=48, frames=1,
+    class_token=True, glorot=True, **F32,
+)  # fmt: skip
+MAE_DECODER = PixelDecoderConfig(48, 192, 32, 2, 4, grid=(0, 6, 6), **F32)
+VIDEO = ViTConfig(
+    48, 2, 4, patch=8, position='sincos', axes='flat', image_size=32, frames=16, key_bias=False,
+    glorot=True, **F32,
+)  # fmt: skip
+VIDEO_DECODER = PixelDecoderConfig(
+    48, 384, 24, 2, 2, axes='flat', grid=(8, 4, 4), class_token=False, embed_bias=False,
+    key_bias=False, **F32,
+)  # fmt: skip
+OPTIM = OptimConfig(
+    batch=2, steps=10, warmup=0, start_lr=1e-3, lr=1e-3, final_lr=1e-3, weight_decay=0.05,
+    final_weight_decay=0.05, beta2=0.95, ipe_scale=1.0,
+)  # fmt: skip
+
+
+def parameters(encoder, decoder) -> dict:
+    nets = {'encoder': encoder, 'pixel_decoder': decoder}
+    return {part: filled(part, config) for part, config in nets.items()}
+
+
+def by_name(tree, encoder, decoder) -> dict[str, np.ndarray]:
+    """Parameters, or their gradients, under the originals' names."""
+    arrays = {}
+    for part, config in (('encoder', encoder), ('pixel_decoder', decoder)):
+        arrays |= dict(tables.to_file(names(part, config), jax.device_get(tree[part])))
+    return arrays
+
+
+def images(seed: int) -> jax.Array:
+    return jnp.asarray(np.moveaxis(normal(seed, 2, 3, 48, 48), 1, -1)[:, None])
+
+
+def mae_mask() -> Mask:
+    noise = np.random.RandomState(7).uniform(size=(2, 36)).astype(np.float32)
+    return Mask(*(np.stack(ids) for ids in zip(*(from_noise(row, 0.75) for row in noise))))
+
+
+def video_mask() -> Mask:
+    rng = np.random.RandomState(3)
+    return Mask(*(np.stack(i) for i in zip(*(tubes(rng.shuffle, (8, 4, 4), 0.75) for _ in 'ab'))))
+
+
+# --- Tables and masks -----------------------------------------------------------------------------
+
+
+def test_tables(golden_pixels):
+    config = dataclasses.replace(MAE_DECODER, width=24, grid=(0, 3, 3))
+    np.testing.assert_allclose(
+        position_table(config, config.grid)[::3], golden_pixels['M0_pos_embed_3x3_w24_cls'],
+        rtol=0, atol=1e-6,
+    )  # fmt: skip
+    np.testing.assert_allclose(
+        sincos_table((0, 2, 3), 10, True, 'flat'), golden_pixels['N0_pos_table_6x10'],
+        rtol=0, atol=1e-6,
+    )  # fmt: skip
+
+
+def test_masks_are_the_originals(golden_pixels):
+    mask = mae_mask()
+    order = np.concatenate([mask.context, mask.target], axis=1)
+    np.testing.assert_array_equal(np.argsort(order, axis=1), golden_pixels['M1_ids_restore'])
+    assert mask.context.shape == (2, 9)
+
+    hidden = np.ones((2, 128), np.uint8)
+    np.put_along_axis(hidden, video_mask().context, 0, axis=1)
+    packed = golden_pixels['N1_tube_mask_packed'].astype(np.uint8)
+    np.testing.assert_array_equal(hidden, np.unpackbits(packed, axis=1))
+    cells, _ = tubes(np.random.RandomState(0).shuffle, (8, 14, 14), 0.9)
+    first = golden_pixels['N1b_tube_mask_seed0_first_frame']
+    np.testing.assert_array_equal(cells[:20], first)
+    np.testing.assert_array_equal(cells.reshape(8, 20) % 196, np.tile(first, (8, 1)))
+
+
+@pytest.mark.parametrize('tube', [False, True])
+def test_static_samplers_keep_what_the_originals_keep(tube):
+    """As many tokens in every clip and at every step: one program, no row of it padding; all
+    tokens alike; a function of seed and position."""
+    grid, ratio = (4, 7, 7) if tube else (1, 14, 14), 0.75
+    one, other = (RandomSampler(grid, ratio, tube, seed) for seed in (1, 2))
+    count = 4 * (49 - 36) if tube else 49
+    assert {one.shapes(step) for step in range(1000)} == {((count, 196 - count),)}
+    seen = np.zeros(196)
+    for position in range(400):
+        ((context, target),) = one.sample(9, position)
+        assert np.array_equal(np.sort(np.concatenate([context, target])), np.arange(196))
+        assert (np.diff(context) > 0).all() and (np.diff(target) > 0).all()
+        seen[context] += 1
+        if tube:
+            np.testing.assert_array_equal(context.reshape(4, -1) % 49, [context[:13]] * 4)
+    share = count / 196
+    assert np.abs(seen / 400 - share).max() < 5 * np.sqrt(share * (1 - share) / 400)
+    np.testing.assert_array_equal(one.sample(0, 3)[0][0], one.sample(5, 3)[0][0])
+    assert not np.array_equal(one.sample(0, 3)[0][0], other.sample(0, 3)[0][0])
+
+
+# --- MAE ------------------------------------------------------------------------------------------
+
+
+def test_mae_forward(golden_pixels):
+    mask, params = mae_mask(), parameters(MAE, MAE_DECODER)
+    normalised, pixels = (MaskedPixels(MAE, MAE_DECODER, target=t) for t in ('patches', 'pixels'))
+    nets = normalised.nets
+
+    @jax.jit
+    def forward(params, x):
+        latent = nets['encoder'](params['encoder'], x, mask.context, whole=True)
+        drawn = nets['pixel_decoder'](
+            params['pixel_decoder'], latent, mask.context, mask.target, return_all=True
+        )
+        whole = nets['encoder'](params['encoder'], x, whole=True)
+        batch = Batch((Group(x, (mask,)),))
+        loss = pixels.loss(params, {}, {}, batch, 0)[0]
+        return latent, drawn, whole, loss
+
+    latent, drawn, whole, loss = forward(params, images(0))
+    np.testing.assert_allclose(latent[:, ::3], golden_pixels['M1_latent'], rtol=0, atol=CLOSE)
+    np.testing.assert_allclose(drawn[:, ::5, ::6], golden_pixels['M1_pred'], rtol=0, atol=CLOSE)
+    np.testing.assert_allclose(whole[:, 0], golden_pixels['M5_features_cls'], rtol=0, atol=CLOSE)
+    assert float(loss) == pytest.approx(float(golden_pixels['M2_loss_pixels'][0]), abs=CLOSE)
+
+
+def test_mae_gradients_and_two_steps(golden_pixels):
+    objective = MaskedPixels(MAE, MAE_DECODER, target='patches')
+    optimizer = optim.build(OPTIM, objective)
+    step = jax.jit(make_step(objective, optimizer))
+
+    def fresh():
+        params = parameters(MAE, MAE_DECODER)
+        return TrainState(jnp.int32(0), params, {}, optimizer.tx.init(params))
+
+    def batch(seed):
+        return Batch((Group(images(seed), (mae_mask(),)),))
+
+    state, metrics = step(fresh(), {}, batch(0))
+    expected = float(golden_pixels['M3_loss_normalised'][0])
+    assert float(metrics['loss']) == pytest.approx(expected, abs=CLOSE)
+    # Adam's first moment after an update is a tenth of the gradient
+    grads = by_name(state.opt_state[0].mu, MAE, MAE_DECODER)
+    norms = golden_pixels['M3_grad_norms_normalised']
+    order = golden_pixels['M_grad_names']
+    assert sorted(grads) == sorted(order)
+    for name, norm in zip(order, norms):
+        assert 10 * np.linalg.norm(grads[name]) == pytest.approx(norm, rel=1e-4, abs=1e-7), name
+
+    state, losses = fresh(), []
+    for it in range(2):
+        state, metrics = step(state, {}, batch(70 + it))
+        losses.append(float(metrics['loss']))
+    np.testing.assert_allclose(losses, golden_pixels['M4_step_losses'], rtol=0, atol=CLOSE)
+    after = by_name(state.params, MAE, MAE_DECODER)
+    for name, (mean, absolute, total) in zip(order, golden_pixels['M4_after2_stats']):
+        ours = after[name].mean(), np.abs(after[name]).mean()
+        np.testing.assert_allclose(ours, (mean, absolute), rtol=0, atol=CLOSE, err_msg=name)
+        assert checksum(after[name]) == pytest.approx(total, abs=2e-4), name
+    for name in ('cls_token', 'mask_token'):
+        np.testing.assert_allclose(
+            after[name], golden_pixels[f'M4_after2/{name}'], rtol=0, atol=CLOSE
+        )
+
+
+def test_mae_schedule(golden_pixels):
+    """By the fraction of an epoch, here of a thousand steps; the first update moves nothing."""
+    config = dataclasses.replace(
+        OPTIM, schedule='half_cosine', steps=800_000, warmup=40_000, start_lr=0.0, lr=2.4e-3,
+        final_lr=0.0,
+    )  # fmt: skip
+    rate = optim.learning_rate(config)
+    for epoch, lr in golden_pixels['M7_lr_epoch']:
+        assert float(rate(round(float(epoch) * 1000))) == pytest.approx(lr, abs=1e-6 * 2.4e-3)
+    assert float(rate(0)) == 0.0
+
+
+# --- VideoMAE -------------------------------------------------------------------------------------
+
+
+def test_videomae(golden_pixels):
+    mask, params = video_mask(), parameters(VIDEO, VIDEO_DECODER)
+    clips = jnp.asarray(np.moveaxis(normal(0, 2, 3, 16, 32, 32), 1, -1))
+    cubes, pixels = (MaskedPixels(VIDEO, VIDEO_DECODER, target=t) for t in ('cubes', 'unit_pixels'))
+    batch = Batch((Group(clips, (mask,)),))
+
+    @jax.jit
+    def both(params):
+        (loss, _), grads = jax.value_and_grad(
+            lambda p: cubes.loss(p, {}, {}, batch, 0), has_aux=True
+        )(params)
+        return (
+            loss,
+            grads,
+            pixels.loss(params, {}, {}, batch, 0)[0],
+            *cubes.seen(params, batch.groups[0], mask),
+        )
+
+    loss, grads, plain, latent, drawn = both(params)
+    near = dict(rtol=0, atol=CLOSE)
+    np.testing.assert_allclose(latent[:, ::5], golden_pixels['N2_latent'], **near)
+    np.testing.assert_allclose(
+        drawn[:, ::16][:, ::2, ::8], golden_pixels['N2_pred_every_16th'], **near
+    )
+    assert float(loss) == pytest.approx(float(golden_pixels['N3_loss_normalised'][0]), abs=CLOSE)
+    assert float(plain) == pytest.approx(float(golden_pixels['N3_loss_pixels'][0]), abs=CLOSE)
+    grads = by_name(grads, VIDEO, VIDEO_DECODER)
+    order = golden_pixels['N_grad_names']
+    assert sorted(grads) == sorted(order)
+    for name, norm in zip(order, golden_pixels['N3_grad_norms_normalised']):
+        assert np.linalg.norm(grads[name]) == pytest.approx(norm, rel=1e-4, abs=1e-7), name
+
+
+# --- What no golden row says ----------------------------------------------------------------------
+
+
+def test_eps_of_layer_norms():
+    """1e-5 would pass the golden rows but for the fifth digit."""
+
+    def shaped(kind, config):  # nothing is drawn
+        return nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0)))
+
+    for config in (MAE, VIDEO):
+        vit = shaped(ViT, config)
+        assert {n.epsilon for n in (vit.norm, vit.blocks.norm1, vit.blocks.norm2)} == {1e-6}
+    for config in (MAE_DECODER, VIDEO_DECODER):
+        decoder = shaped(PixelDecoder, config)
+        norms = decoder.norm, decoder.blocks.norm1, decoder.blocks.norm2
+        assert {norm.epsilon for norm in norms} == {1e-6}
+
+
+def test_bytes_are_the_pixels_they_stand_for():
+    rng = np.random.default_rng(0)
+    clips = rng.integers(0, 256, (1, 2, 16, 16, 3), np.uint8)
+    floats = (clips / 255 - MEAN) / STD
+    for target in ('patches', 'pixels', 'cubes', 'unit_pixels'):
+        one = MaskedPixels(VIDEO, VIDEO_DECODER, target=target)
+        ours, theirs = (np.asarray(one.targets(jnp.asarray(x))) for x in (clips, floats))
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
+    cubes = np.asarray(MaskedPixels(VIDEO, VIDEO_DECODER, target='cubes').targets(clips))
+    cubes = cubes.reshape(1, 4, -1, 3)
+    np.testing.assert_allclose(cubes.mean(2), 0, atol=1e-5)
+    np.testing.assert_allclose(cubes.var(2, ddof=1), 1, atol=1e-4)
+
+
+def test_weights_start_as_mae_says():
+    """Uniform, by the two widths of a product; biases 0, tokens of deviation .02."""
+    objective = MaskedPixels(MAE, MAE_DECODER, target='patches')
+    params = jax.jit(objective.init)(jax.random.key(0))
+    for kernel in (
+        params['encoder']['blocks']['attn']['qkv']['kernel'],
+        params['encoder']['patch_embed']['kernel'],
+        params['pixel_decoder']['proj']['kernel'],
+    ):
+        bound = np.sqrt(6 / sum(kernel.shape[-2:]))
+        assert np.abs(kernel).max() <= bound
+        assert np.std(kernel) == pytest.approx(bound / np.sqrt(3), rel=0.05)
+    assert not params['pixel_decoder']['proj']['bias'].any()
+    assert 0.01 < np.std(params['encoder']['class_token']) < 0.03
+
+
+def test_a_mesh_traces_the_same_loss():
+    objective = MaskedPixels(MAE, MAE_DECODER, target='patches')
+    params = parameters(MAE, MAE_DECODER)
+    four = jax.tree.map(lambda a: np.tile(a, (4, *[1] * (a.ndim - 1))), mae_mask())
+    batch = Batch((Group(np.tile(images(0), (4, 1, 1, 1, 1)), (four,)),))
+    mesh = make_mesh(2)
+    with jax.set_mesh(mesh):
+        there = put_params(params, objective.specs, mesh)
+        grads = jax.eval_shape(
+            jax.grad(lambda p, b: objective.loss(p, {}, {}, b, 0)[0]),
+            there,
+            put_batch(batch, mesh),
+        )
+        looked = jax.eval_shape(
+            lambda p, b: objective.health(p, {}, {}, b), there, put_batch(batch, mesh)
+        )
+    assert jax.tree.structure(grads) == jax.tree.structure(params)
+    assert looked['prediction'].shape[-1] == looked['baseline'].shape[-1] == 192
+
+
+def config(kind: str = 'mae', **changes) -> MaskedPixelsConfig:
+    c = MaskedPixelsConfig(kind=kind, **changes)
+    if kind == 'videomae':
+        c.target = changes.get('target', 'cubes')
+        c.encoder = EncoderConfig(position='sincos', axes='flat')
+        c.data.frames = 16
+    c.encoder.size, c.data.crop, c.data.lists[0].kind = 'vitb', 224, 'synthetic'
+    c.optim.batch = 4
+    return c
+
+
+def test_sizes_are_the_released_ones():
+    """Parameters of MAE's ViT-B with its decoder, tables aside; what is trained of both kinds."""
+    objective = build.masked_pixels(config())
+    counts = {
+        name: sum(leaf.size for leaf in jax.tree.leaves(net.abstract))
+        for name, net in objective.nets.items()
+    }
+    tables_of = 197 * 768, 197 * 512
+    assert counts['encoder'] == 85_798_656 - tables_of[0]
+    assert sum(counts.values()) == 111_907_840 - sum(tables_of)
+    vit = build.pixel_encoder(config('videomae'))
+    assert (vit.class_token, vit.key_bias, vit.tubelet, vit.home) == (False, False, 2, (8, 14, 14))
+
+
+def test_flops_and_memory():
+    """By hand, of MAE: 49 tokens and the class token through the encoder, all through the
+    decoder."""
+    (program,) = programs(config(), 1)
+
+    def blocks(n, width, depth):
+        return 2 * n * depth * (12 * width**2 + 2 * n * width)
+
+    pixels = 2 * 49 * 768 * 768
+    assert program.flops['context'] == 4 * (3 * blocks(50, 768, 12) + 2 * pixels)
+    ends = 2 * (50 * 768 * 512 + 147 * 512 * 768)
+    assert program.flops['decoder'] == 4 * 3 * (blocks(197, 512, 8) + ends)
+    assert program.shapes.groups[0].masks[0].context.shape == (4, 49)
+    batch = program.batch(0)
+    assert batch.groups[0].masks[0].target.shape == (4, 147)
+    assert memory.estimate(config())['total'] > 0
+    assert flops.patch_embed(build.pixel_encoder(config()), 49) == pixels
+
+
+@pytest.mark.parametrize(
+    'kind, field, value, words',
+    [
+        ('mae', 'target', 'cubes', "target = 'cubes': allowed with kind 'mae': patches, pixels"),
+        ('mae', 'data.frames', 2, "data.frames = 2: must be 1 with kind 'mae'"),
+        ('mae', 'encoder.axes', 'yx', "encoder.axes = 'yx': must be 'xy'"),
+        ('mae', 'mask_ratio', 0.999, 'leaves nothing or all of 196'),
+        ('videomae', 'encoder.position', 'rope', "must be 'sincos'"),
+        ('videomae', 'data.frames', 15, 'must be a multiple of encoder.tubelet'),
+        ('videomae', 'decoder.heads', 7, 'decoder.width = 512: must be a multiple'),
+    ],
+)
+def test_settings_that_cannot_work(kind, field, value, words):
+    c = config(kind)
+    validate(c)
+    *path, name = field.split('.')
+    part = c
+    for each in path:
+        part = getattr(part, each)
+    setattr(part, name, value)
+    with pytest.raises(ConfigError, match=words):
+        validate(c)

@@ -1,0 +1,294 @@
+"""Terms against collapse: golden values and gradients of VICReg, eb_jepa, LeJEPA; the objective
+without a moving average, alone and over devices."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from torch_fill import mask_pair, normal, tensor
+
+from jepa_jax import build, flops
+from jepa_jax.config import AgainstCollapseConfig, MaskedVideoConfig
+from jepa_jax.data import Batch, Group
+from jepa_jax.errors import ConfigError
+from jepa_jax.masks import Mask
+from jepa_jax.models.layers import standardise
+from jepa_jax.models.predictor import PredictorConfig
+from jepa_jax.models.projector import ProjectorConfig
+from jepa_jax.models.vit import ViTConfig
+from jepa_jax.objectives.programs import masked_video as programs
+from jepa_jax.objectives.regularised_video import RegularisedVideo, Regulariser
+from jepa_jax.objectives.regularisers import (
+    SIGREG,
+    VICREG,
+    covariance_term,
+    epps_pulley,
+    sigreg,
+    std_term,
+    two_views,
+)
+from jepa_jax.recipes import validate
+from jepa_jax.sharding import make_mesh, put_batch, put_params
+from jepa_jax.weights.parts import net
+
+RELATIVE = 1e-5  # of the reference page, for values and gradients of these terms
+
+
+def near(ours, theirs):
+    np.testing.assert_allclose(ours, theirs, rtol=RELATIVE, atol=RELATIVE * np.abs(theirs).max())
+
+
+# --- Golden ---------------------------------------------------------------------------------------
+
+
+def test_vicreg(golden_pixels):
+    x, y = normal(31, 16, 24) * 0.7 + 0.3, normal(31, 16, 24) * 0.6 + normal(32, 16, 24) * 0.5
+    x, y = np.float32(x), np.float32(y)
+    names = 'total', 'prediction', 'std', 'covariance'
+    terms = two_views(x, y, VICREG['vicreg'])
+    near(np.array([terms[n] for n in names]), golden_pixels['R1_total_sim_std_cov'])
+    grads = jax.grad(lambda x, y: two_views(x, y, VICREG['vicreg'])['total'], (0, 1))(x, y)
+    for grad, name in zip(grads, 'xy'):
+        near(grad[::4], golden_pixels[f'R1_grad_{name}'])
+    terms = two_views(x, y, VICREG['eb_jepa'])
+    near(np.array([terms[n] for n in names]), golden_pixels['R5_eb_vicreg_loss_inv_var_cov'])
+    same = two_views(x, x, VICREG['vicreg'])
+    for name, value in VICREG['vicreg'].of(jnp.asarray(x), None).items():
+        near(value, same[name])
+
+
+def test_terms_of_features_of_pixels(golden_pixels):
+    """eb_jepa's video model: every clip, frame and pixel is a sample."""
+    z = jnp.asarray(normal(35, 2, 6, 3, 2, 2).transpose(0, 2, 3, 4, 1).reshape(24, 6))
+    std, covariance = std_term(z), covariance_term(z, mean=True)
+    ours = 10 * std + 100 * covariance, std + covariance, std, covariance
+    near(np.array(ours), golden_pixels['R6_eb_vc_weighted_unweighted_std_cov'])
+
+
+def test_expander(golden_pixels):
+    config = ProjectorConfig(48, (64, 64), 32)
+    made = net('projector', config)
+
+    def leaf(path, a):
+        kind, at, name = (key.key for key in path)
+        number = 3 * int(at) + (kind == 'norms')  # of [Linear, BatchNorm, ReLU] x 2, Linear
+        shape = a.shape[::-1] if name == 'kernel' else a.shape
+        word = 'bias' if name == 'bias' else 'weight'
+        value = tensor(f'projector.{number}.{word}', shape, 0.05)
+        return value.T if name == 'kernel' else value + (name == 'scale')
+
+    params = jax.tree.map_with_path(leaf, made.abstract)
+    assert len(jax.tree.leaves(params)) == 9  # the last one has no bias
+    out = made(params, normal(34, 16, 48))
+    np.testing.assert_allclose(out[::4], golden_pixels['R2_expander_out'], rtol=0, atol=1e-5)
+
+
+def test_distance_from_normal(golden_pixels):
+    xs = normal(41, 64, 8) * np.linspace(0.2, 2, 8) + np.linspace(-0.5, 0.5, 8)
+    for variant, row in (
+        ('lejepa', 'S1_epps_pulley_17_t3'),
+        ('eb_jepa', 'S1d_eb_jepa_10_points'),
+        ('paper', 'S1e_paper_17_points_-5..5'),
+    ):
+        near(epps_pulley(jnp.asarray(xs, jnp.float32), SIGREG[variant]), golden_pixels[row])
+
+
+def test_sigreg_of_whole_losses(golden_pixels):
+    raw = normal(44, 24, 32)
+    along = jnp.asarray(raw / np.linalg.norm(raw, axis=0))
+    views = jnp.asarray(normal(43, 3, 32, 24) * 0.9 + 0.2, jnp.float32)
+
+    def minimal(views):
+        # each view apart, samples first
+        term = sigreg(views.transpose(1, 0, 2), along, SIGREG['minimal'])
+        invariance = jnp.square(views - views.mean(0)).mean()
+        return SIGREG['minimal'].total(invariance, {'sigreg': term}), (invariance, term)
+
+    (total, parts), grad = jax.value_and_grad(minimal, has_aux=True)(views)
+    near(np.array([total, *parts]), golden_pixels['S3_lejepa_total_inv_sigreg'])
+    near(grad[:, ::8], golden_pixels['S3_grad'])
+
+    one = jnp.asarray(normal(45, 32, 24))
+    two = jnp.asarray(normal(45, 32, 24) * 0.8 + 0.3 * normal(46, 32, 24), jnp.float32)
+
+    def bcs(one):
+        term = (sigreg(one, along, SIGREG['eb_jepa']) + sigreg(two, along, SIGREG['eb_jepa'])) / 2
+        error = jnp.square(one - two).mean()
+        return SIGREG['eb_jepa'].total(error, {'sigreg': term}), (term, error)
+
+    (total, parts), grad = jax.value_and_grad(bcs, has_aux=True)(one)
+    near(np.array([total, *parts]), golden_pixels['S4_bcs_loss_bcs_inv'])
+    near(grad[::4], golden_pixels['S4_grad_z1'])
+
+
+# --- The objective --------------------------------------------------------------------------------
+
+ENCODER = ViTConfig(
+    24, 1, 2, patch=8, position='sincos', image_size=32, frames=4, dtype=jnp.float32, remat='none'
+)
+PREDICTOR = PredictorConfig(
+    24, 24, 1, 2, mask_tokens=1, position='sincos', grid=(2, 4, 4), dtype=jnp.float32, remat='none'
+)
+BOTH = 'clips', 'positions'
+
+
+def objective(terms=None, stop_gradient=False, projector=True) -> RegularisedVideo:
+    regulariser = Regulariser(terms, BOTH if terms else (), 4, stop_gradient)
+    config = ProjectorConfig(24, (16, 16), 8) if terms and projector else None
+    return RegularisedVideo(ENCODER, PREDICTOR, regulariser, config, groups=1, seed=3)
+
+
+def batch() -> Batch:
+    clips = np.random.default_rng(0).integers(0, 256, (8, 4, 32, 32, 3), np.uint8)
+    return Batch((Group(clips, (Mask(*mask_pair(1, 8, 32, 10, 12)),)),))
+
+
+@pytest.fixture(scope='module')
+def params():
+    """One draw for all; the projector's included."""
+    rng = np.random.default_rng(0)
+    abstract = objective(VICREG['vicreg']).abstract
+    return jax.tree.map(lambda a: np.float32(0.1 * rng.standard_normal(a.shape)), abstract)
+
+
+def test_eight_devices_see_the_whole_batch(params):
+    """Values and gradients of both kinds of terms, projector included; the objective traces."""
+    terms = VICREG['vicreg'], dataclasses.replace(SIGREG['minimal'], directions=8)
+    both = [objective(t) for t in terms]
+    features = jnp.asarray(normal(5, 16, 8, 24))
+
+    def loss(params, features):
+        total = 0.0
+        for one in both:
+            for z in one.samples(params, features):
+                total += sum(one.regulariser.terms.of(z, jax.random.key(0)).values())
+        return total
+
+    grad = jax.jit(jax.value_and_grad(loss, (0, 1)))
+    projector = {'projector': params['projector']}
+    alone, mesh = grad(projector, features), make_mesh(2)
+    with jax.set_mesh(mesh):
+        assert jax.device_count() == 8
+        there = put_params(params, both[0].specs, mesh)
+        spread = grad({'projector': there['projector']}, put_batch(features, mesh))
+        for one in both:
+            step = jax.value_and_grad(lambda p, b: one.loss(p, {}, {}, b, 0)[0])  # noqa: B023
+            jax.eval_shape(step, there, put_batch(batch(), mesh))
+    assert float(spread[0]) == pytest.approx(float(alone[0]), rel=1e-6)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5),
+        *map(jax.device_get, (spread[1], alone[1])),
+    )
+
+
+def test_gradients_pass_through_targets_unless_stopped(monkeypatch):
+    """The sum of those of encoder and average where both are one; stopped, the encoder's alone."""
+    rng = np.random.default_rng(2)
+    tokens = jnp.asarray(rng.standard_normal((8, 32, 6)), jnp.float32)
+    keep = jnp.asarray(batch().groups[0].masks[0].context)
+
+    def encoder(p, clips, ids=None):  # linear, so that its gradients are cheap
+        x = tokens if ids is None else jnp.take_along_axis(tokens, ids[..., None], axis=1)
+        return x @ p
+
+    def predictor(p, x, context, target, g):
+        return jnp.broadcast_to(x.mean(1, keepdims=True) @ p, (*target.shape, 5))
+
+    p = {'encoder': normal(7, 6, 5), 'predictor': normal(8, 5, 5)}
+
+    def loss(online, average):
+        target = batch().groups[0].masks[0].target
+        h = jnp.take_along_axis(standardise(tokens @ average), target[..., None], axis=1)
+        seen = jnp.take_along_axis(tokens @ online['encoder'], keep[..., None], axis=1)
+        return jnp.abs(seen.mean(1, keepdims=True) @ online['predictor'] - h).mean()
+
+    online, average = jax.grad(loss, (0, 1))(p, p['encoder'])
+    for one, expected in (
+        (objective(stop_gradient=True), online['encoder']),
+        (objective(), online['encoder'] + average),
+    ):
+        assert one.ema == () and not one.whole_batch and set(one.nets) == set(p)
+        monkeypatch.setattr(one, 'nets', {'encoder': encoder, 'predictor': predictor})
+        grads = jax.grad(lambda p: one.loss(p, {}, {}, batch(), 0)[0])(p)  # noqa: B023
+        np.testing.assert_allclose(grads['encoder'], expected, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(grads['predictor'], online['predictor'], rtol=0, atol=1e-6)
+    assert np.abs(average).max() > 1e-3
+
+
+def test_directions_are_drawn_anew_at_every_step(params, monkeypatch):
+    """And health looks at the encoder itself."""
+    one = objective(dataclasses.replace(SIGREG['lejepa'], directions=4), projector=False)
+    monkeypatch.setattr(one, 'errors', lambda *args: ({'loss/group0_mask0': jnp.float32(0)}, []))
+    terms = jax.jit(lambda step: one.loss(params, {}, {}, batch(), step)[1]['loss/sigreg'])
+    drawn = [float(terms(step)) for step in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert one.target(params, {}) is params['encoder'] is one.encoder(params, {}, {})[1]
+
+
+# --- Its config -----------------------------------------------------------------------------------
+
+
+def config(**against) -> MaskedVideoConfig:
+    c = MaskedVideoConfig(against_collapse=AgainstCollapseConfig(**against))
+    c.encoder.size = 'tiny'
+    c.encoder.width, c.encoder.depth, c.encoder.heads = 48, 2, 4
+    c.predictor.width, c.predictor.depth, c.predictor.heads = 24, 1, 2
+    c.data.crop, c.data.frames, c.data.lists[0].kind = 64, 4, 'synthetic'
+    c.optim.batch = 8
+    return c
+
+
+def test_a_run_names_method_and_variant():
+    c = config(method='sigreg', variant='eb_jepa', directions=7, sigreg_weight=3.0)
+    validate(c)
+    made = build.masked_video(c)
+    terms = dataclasses.replace(SIGREG['eb_jepa'], directions=7, weight=3.0)
+    assert made.regulariser.terms == terms and made.whole_batch and not made.ema
+    assert made.nets['projector'].config.hidden == (256, 256)
+    assert build.masked_video(config(method='vicreg')).regulariser.terms == VICREG['vicreg']
+    assert set(build.masked_video(config(method='vicreg', projector=(0, 0))).nets) == {
+        'encoder',
+        'predictor',
+    }
+    assert build.masked_video(config(method='none')).regulariser.terms is None
+    assert build.masked_video(config()).ema == ('encoder',)
+
+
+@pytest.mark.parametrize(
+    'against, words',
+    [
+        ({'method': 'simsiam'}, 'against_collapse.method'),
+        ({'method': 'vicreg', 'variant': 'lejepa'}, "variant = 'lejepa': allowed .* vicreg, eb_j"),
+        ({'variant': 'vicreg'}, 'leave it empty'),
+        ({'method': 'vicreg', 'projector': (8, 0)}, 'two widths'),
+        ({'method': 'vicreg', 'directions': 8}, "directions = 8: means nothing with .*'vicreg'"),
+        ({'stop_gradient': True}, "stop_gradient = True: means nothing with method 'ema'"),
+    ],
+)
+def test_settings_that_cannot_work(against, words):
+    with pytest.raises(ConfigError, match=words):
+        validate(config(**against))
+
+
+def test_terms_of_a_batch_take_it_whole():
+    c = config(method='vicreg')
+    c.optim.accumulate = 2
+    with pytest.raises(ConfigError, match=r'optim.accumulate = 2: must be 1'):
+        validate(c)
+
+
+def test_flops_count_the_gradient_through_targets():
+    """By hand: forward and backward are three times forward, but for pixels."""
+    step = {m: programs(config(method=m), 1)[0].flops for m in ('ema', 'none', 'vicreg')}
+    vit, forward = build.video_encoder(config()), step['ema']['target']
+    pixels = 8 * flops.patch_embed(vit, 32, 4)
+    for method in ('none', 'vicreg'):
+        assert step[method]['target'] == 3 * forward - pixels
+    stopped = programs(config(method='none', stop_gradient=True), 1)[0].flops
+    assert stopped == step['ema']
+    # 8 clips, each a mean and 16 tokens; 48 -> 256 -> 256 -> 128, three times, then 128 x 128
+    # covariances, forward and backward
+    each = 3 * (48 * 256 + 256 * 256 + 256 * 128) + 2 * 128 * 128
+    assert step['vicreg']['regulariser'] == 2 * 8 * 17 * each

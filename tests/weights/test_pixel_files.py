@@ -1,0 +1,254 @@
+"""Files of MAE and VideoMAE, of the originals and of `transformers`: there and back without a
+changed bit, and the same outputs."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from jepa_fill import names
+from torch_fill import normal, tensor
+
+import jepa_jax
+from jepa_jax import convert
+from jepa_jax.errors import ConvertError
+from jepa_jax.masks.random import from_noise, tubes
+from jepa_jax.models.pixel_decoder import PixelDecoderConfig
+from jepa_jax.models.vit import ViTConfig, position_table
+from jepa_jax.pretrained import released_configs
+from jepa_jax.weights import download, tables, zoo
+from jepa_jax.weights.names import RELEASED
+from jepa_jax.weights.parts import net
+
+transformers = pytest.importorskip('transformers')
+MAE = ViTConfig(
+    48, 2, 4, patch=8, tubelet=1, position='sincos', axes='xy', image_size=48, frames=1,
+    class_token=True,
+)  # fmt: skip
+MAE_DECODER = PixelDecoderConfig(48, 192, 32, 1, 4, grid=(0, 6, 6))
+VIDEO = ViTConfig(
+    48, 1, 4, patch=8, position='sincos', axes='flat', image_size=32, frames=16, key_bias=False
+)
+VIDEO_DECODER = PixelDecoderConfig(
+    48, 384, 24, 1, 2, axes='flat', grid=(8, 4, 4), class_token=False, embed_bias=False,
+    key_bias=False,
+)  # fmt: skip
+BOTH = {'mae': (MAE, MAE_DECODER), 'videomae': (VIDEO, VIDEO_DECODER)}
+HEADS = {
+    'mae': dict(heads=4, predictor_heads=4),
+    'videomae': dict(heads=4, predictor_heads=2, crop=32, frames=16),
+}
+
+
+def original(kind: str) -> dict[str, torch.Tensor]:
+    """A state dict as the original writes it."""
+    encoder, decoder = BOTH[kind]
+    arrays = {}
+    for part, config in (('encoder', encoder), ('pixel_decoder', decoder)):
+        shapes = tables.expected(names(part, config))
+        arrays |= {name: tensor(name, shape, 0.05) for name, shape in shapes.items()}
+    if kind == 'mae':
+        arrays['pos_embed'] = position_table(encoder, encoder.home)[None]
+        arrays['decoder_pos_embed'] = position_table(decoder, decoder.grid)[None]
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def saved(folder, kind: str, **changed) -> str:
+    path = folder / 'original.pth'
+    torch.save({'model': original(kind) | changed}, path)
+    return path
+
+
+@pytest.fixture(scope='module', params=list(BOTH))
+def through(request, tmp_path_factory):
+    """An original's file and what became of it in every format."""
+    kind, folder = request.param, tmp_path_factory.mktemp(request.param)
+    weights = convert.read(saved(folder, kind), **HEADS[kind])
+    read = {}
+    for to in ('jax', 'hf', 'torch'):
+        convert.write(weights, folder / to, to)
+        weights = read[to] = convert.read(folder / to)
+    return kind, folder, read
+
+
+def test_there_and_back(through):
+    kind, folder, read = through
+    back = torch.load(folder / 'torch', weights_only=True)['model']
+    first = original(kind)
+    assert sorted(back) == sorted(first)
+    for name, array in first.items():
+        assert torch.equal(back[name], array), name
+    for weights in read.values():
+        assert set(weights.nets) == {'online', 'pixel_decoder'}
+        assert not weights.encoder.class_token or not weights.encoder.stored_table
+        assert (
+            weights.encoder.heads == 4
+            and weights.version == {'mae': 'MAE', 'videomae': 'VideoMAE'}[kind]
+        )
+        assert weights.nets['pixel_decoder'].config.heads == BOTH[kind][1].heads
+
+
+def strict(kind, folder):
+    model, report = kind.from_pretrained(folder, output_loading_info=True)
+    assert not any(report.values()), report
+    return model.eval()
+
+
+def ours(read, *inputs):
+    weights = read['hf']
+    made = [
+        net(part, dataclasses.replace(weights.nets[name].config, dtype=jnp.float32))
+        for part, name in (('encoder', 'online'), ('pixel_decoder', 'pixel_decoder'))
+    ]
+    x, context, target = inputs
+    latent = made[0](weights.params('online'), x, context, whole=True)
+    return made[1](weights.params('pixel_decoder'), latent, context, target, return_all=True)
+
+
+def test_transformers_computes_the_same(through):
+    """And what it writes is read again."""
+    kind, folder, read = through
+    if kind == 'mae':
+        model = strict(transformers.ViTMAEForPreTraining, folder / 'hf')
+        images = normal(0, 2, 3, 48, 48)
+        noise = np.random.RandomState(7).uniform(size=(2, 36)).astype(np.float32)
+        context, target = (np.stack(x) for x in zip(*(from_noise(row, 0.75) for row in noise)))
+        with torch.no_grad():
+            theirs = model(torch.from_numpy(images), noise=torch.from_numpy(noise)).logits
+        x = np.moveaxis(images, 1, -1)[:, None]
+        np.testing.assert_allclose(ours(read, x, context, target), theirs, rtol=0, atol=1e-5)
+    else:
+        model = strict(transformers.VideoMAEForPreTraining, folder / 'hf')
+        video = normal(0, 2, 16, 3, 32, 32)
+        context, target = (
+            np.stack([ids] * 2) for ids in tubes(np.random.RandomState(3).shuffle, (8, 4, 4), 0.75)
+        )
+        hidden = torch.zeros(2, 128, dtype=torch.bool)
+        hidden[:, torch.from_numpy(target[0]).long()] = True
+        with torch.no_grad():
+            theirs = model(torch.from_numpy(video), bool_masked_pos=hidden).logits
+        drawn = ours(read, np.moveaxis(video, 2, -1), context, target)[:, target[0]]
+        # their decoder's last norm has eps 1e-5 (reference: family §3.2)
+        np.testing.assert_allclose(drawn, theirs, rtol=0, atol=2e-5)
+    model.save_pretrained(folder / 'theirs')
+    again = convert.read(folder / 'theirs')
+    for name, array in read['hf'].nets.items():
+        for path, leaf in tables.flatten(array.tree).items():
+            other = tables.flatten(again.nets[name].tree)[path]
+            np.testing.assert_array_equal(np.asarray(leaf), np.asarray(other), err_msg=path)
+
+
+def test_an_encoder_alone(through, tmp_path):
+    """The released pretrain files have no decoder; base models of `transformers` neither."""
+    kind, folder, read = through
+    encoder = {n: a for n, a in original(kind).items() if not n.startswith(('decoder', 'mask_'))}
+    encoder.pop('encoder_to_decoder.weight', None)
+    torch.save({'model': encoder}, tmp_path / 'encoder.pth')
+    choices = {k: v for k, v in HEADS[kind].items() if k != 'predictor_heads'}
+    weights = convert.read(tmp_path / 'encoder.pth', **choices)
+    assert set(weights.nets) == {'online'}
+    convert.write(weights, tmp_path / 'hf', 'hf')
+    base = {'mae': transformers.ViTMAEModel, 'videomae': transformers.VideoMAEModel}[kind]
+    strict(base, tmp_path / 'hf')
+    model = jepa_jax.load(tmp_path / 'hf')
+    assert any('the only one there' in line for line in model.about)
+    clip = np.random.default_rng(0).integers(0, 256, (1, 2, 32, 32, 3), np.uint8)
+    tokens = model.encoder(clip)
+    assert tokens.shape == (1, 2 * 16 if kind == 'mae' else 16, 48)
+    if kind == 'mae':  # each frame by itself
+        np.testing.assert_allclose(tokens[:, :16], model.encoder(clip[:, :1]), atol=1e-5)
+
+
+def test_a_table_that_differs_is_announced_and_used(tmp_path):
+    """As other numbers, and as transformers' zeros of a model that was made from a config."""
+    usual = position_table(MAE, MAE.home)
+    other = usual + np.linspace(0, 1, 48)
+    weights = {}
+    for name, table in (('usual', usual), ('other', other), ('zeros', 0 * usual)):
+        folder = tmp_path / name
+        folder.mkdir()
+        changed = {'pos_embed': torch.from_numpy(table[None].astype(np.float32))}
+        weights[name] = convert.read(saved(folder, 'mae', **changed), **HEADS['mae'])
+        said = [
+            note
+            for note in weights[name].notes
+            if 'pos_embed is not what the formula gives' in note
+        ]
+        assert len(said) == (name != 'usual')
+        assert weights[name].encoder.stored_table == (name != 'usual')
+    stored = weights['other']
+    np.testing.assert_array_equal(stored.params('online')['table'], np.float32(other))
+    convert.write(stored, tmp_path / 'hf', 'hf')
+    model = strict(transformers.ViTMAEForPreTraining, tmp_path / 'hf').vit
+    config = dataclasses.replace(stored.encoder, dtype=jnp.float32)
+    images, everything = normal(0, 1, 3, 48, 48), np.arange(36, dtype=np.float32)[None]
+    model.config.mask_ratio = 0.0
+    with torch.no_grad():
+        theirs = model(torch.from_numpy(images), noise=torch.from_numpy(everything))
+    features = net('encoder', config)(
+        stored.params('online'), np.moveaxis(images, 1, -1)[:, None], whole=True
+    )
+    np.testing.assert_allclose(features, theirs.last_hidden_state, rtol=0, atol=1e-5)
+    with pytest.raises(ConvertError, match='a table of 35 positions is of no square'):
+        bad = tmp_path / 'bad'
+        bad.mkdir()
+        convert.read(saved(bad, 'mae', pos_embed=torch.zeros(1, 36, 48)), **HEADS['mae'])
+
+
+def test_what_released_folders_say_otherwise_is_noted(through):
+    """eps 1e-12, and pixels scaled by .5: the models were trained with neither."""
+    kind, folder, read = through
+    config = json.loads((folder / 'hf/config.json').read_text())
+    processor = json.loads((folder / 'hf/preprocessor_config.json').read_text())
+    assert processor['image_mean'] == [0.485, 0.456, 0.406]
+    assert config['layer_norm_eps'] == 1e-6
+    other = folder / f'other_{kind}'
+    other.mkdir()
+    (other / 'model.safetensors').symlink_to(folder / 'hf/model.safetensors')
+    processor |= {'image_mean': [0.5] * 3, 'image_std': [0.5] * 3}
+    (other / 'preprocessor_config.json').write_text(json.dumps(processor))
+
+    def notes(**changed) -> list[str]:
+        (other / 'config.json').write_text(json.dumps(config | changed))
+        return list(convert.read(other).notes)
+
+    words = ' '.join(notes(layer_norm_eps=1e-12))
+    assert 'layer_norm_eps is 1e-12 there' in words
+    assert 'trained with those of ImageNet' in words
+    with pytest.raises(ConvertError, match='layer_norm_eps = 0.001'):
+        notes(layer_norm_eps=1e-3)
+    with pytest.raises(ConvertError, match="hidden_act = 'relu'"):
+        notes(hidden_act='relu')
+    with pytest.raises(ConvertError, match='hidden_size = -1'):
+        notes(hidden_size=-1)
+
+
+def test_a_folder_without_the_last_norm_is_refused(tmp_path):
+    shape = dict(
+        hidden_size=48, num_hidden_layers=1, num_attention_heads=4, intermediate_size=192,
+        image_size=32, patch_size=8,
+    )  # fmt: skip
+    config = transformers.VideoMAEConfig(**shape, use_mean_pooling=True)
+    transformers.VideoMAEModel(config).save_pretrained(tmp_path / 'theirs')
+    with pytest.raises(ConvertError, match='use_mean_pooling leaves the norm'):
+        convert.read(tmp_path / 'theirs')
+
+
+def test_a_decoder_for_another_encoder_is_refused(tmp_path):
+    changed = {'decoder_embed.weight': torch.zeros(32, 24)}
+    with pytest.raises(ConvertError, match='reads features of width 24 .* has width 48'):
+        convert.read(saved(tmp_path, 'mae', **changed), **HEADS['mae'])
+
+
+def test_names_of_the_release():
+    for name in ('mae-vitb', 'mae-vitl', 'mae-vith', 'mae-vitb-full'):
+        row = RELEASED[name]
+        url = download.address(row.file, row.folder)
+        assert url.startswith('https://dl.fbaipublicfiles.com/mae/') and url.endswith('.pth')
+        assert zoo.local_name(row) == url.rpartition('/')[2]
+    encoder, _ = released_configs(RELEASED['mae-vith'])
+    count = sum(a.size for a in jax.tree.leaves(net('encoder', encoder).abstract))
+    assert count == 630_764_800 - 257 * 1280  # without the table (reference: family §3.1)
