@@ -103,19 +103,12 @@ class Predictor(nnx.Module):
         )
         self.blocks = stack(
             lambda r, layer: Block(
-                c.width,
-                c.heads,
-                c.mlp_ratio,
-                c.mlp,
-                EPS,
-                dtype=c.dtype,
-                layer=layer,
-                rngs=r,
+                c.width, c.heads, c.mlp_ratio, c.mlp, EPS, dtype=c.dtype, layer=layer, rngs=r,
                 rescale=c.rescale,
             ),
             c.depth,
             rngs,
-        )
+        )  # fmt: skip
         self.norm = LayerNorm(c.width, eps=EPS, rngs=rngs)
         self.proj = Linear(c.width, c.predicted_width, dtype=c.dtype, rngs=rngs)
         if c.predict_context:
