@@ -22,6 +22,8 @@ from __future__ import annotations
 
 import argparse
 import collections
+import glob
+import os
 import pathlib
 import sys
 import time
@@ -63,6 +65,8 @@ def embed(
     check_name(model)
     if options['probe']:
         check_name(options['probe'])
+    if not any('\0' in name or os.path.lexists(name) or glob.has_magic(name) for name in inputs):
+        raise InputsFailed(f'{_failed(inputs, inputs)}: no such file')
     from jepa_jax.data import named
 
     listed, skipped = named.find(inputs)
@@ -110,12 +114,15 @@ def embed(
             _embed(ready, listed, output, pictures, options, failed, partly)
     words = []
     if failed:
-        count = f'{len(failed)} of {len(listed)} inputs could not be used'
-        words.append(f'{count}: {_names(failed)}')
+        words.append(_failed(failed, listed))
     if partly := [path for path in partly if path not in failed]:
         words.append(f'{len(partly)} only before the damage: {_names(partly)}')
     if words:
         raise InputsFailed(f'{"; ".join(words)}; all others are done')
+
+
+def _failed(paths, listed) -> str:
+    return f'{len(paths)} of {len(listed)} inputs could not be used: {_names(paths)}'
 
 
 def _names(paths) -> str:

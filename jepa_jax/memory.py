@@ -71,7 +71,7 @@ class Weights:
     @classmethod
     def of(cls, objective: Objective) -> Weights:
         averaged = [objective.nets[name] for name in objective.ema]
-        groups = objective.nets._values(), averaged, objective.frozen._values()
+        groups = objective.nets.values(), averaged, objective.frozen.values()
         return cls(*(sum(map(_bytes, nets)) for nets in groups))
 
 
@@ -101,7 +101,7 @@ def estimate(
         'largest block': held.peak,
     }
     sizes = {use: size / GIB for use, size in sizes.items()}
-    return {**sizes, 'total': sum(sizes._values())}
+    return {**sizes, 'total': sum(sizes.values())}
 
 
 def _split(config: RunConfig, fsdp: int, accumulate: int) -> RunConfig:
@@ -195,7 +195,7 @@ def _divisors(n: int) -> list[int]:
 
 def _splits(objective: Objective, fsdp: int) -> bool:
     """Whether every parameter splits into so many equal shards."""
-    nets = (*objective.nets._values(), *objective.frozen._values())
+    nets = (*objective.nets.values(), *objective.frozen.values())
     return not any(
         size % fsdp
         for net in nets

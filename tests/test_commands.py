@@ -153,6 +153,7 @@ MISTAKES = [
     (['embed', '--model=vitl.pt', '--input=x.mp4', '--out=x.npz'], 1, "model 'vitl.pt'"),
     (['embed', '--model=tiny', '--probe=ssv2-vitl', '--input=x.mp4', '--out=x.npz'], 1,
      "model 'ssv2-vitl'"),
+    (['embed', '--model=tiny', '--input=x.mp4', '--out=x.npz'], 1, 'x.mp4: no such file'),
     (['embed', '--model=tiny', '--input=x.mp4', '--frames=many'], 2,
      "--frames: 'many': must be a whole number"),
     (['plan', '--model=ac-vitgg', '--input=x.npz', '--out=x'], 1, 'did you mean ac-vitg?'),

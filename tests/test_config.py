@@ -486,3 +486,15 @@ def test_describe_of_the_released_recipe_compares_nothing():
     assert 'ends inside its warm-up' in text
     assert '0.000206 at the last' in text  # 2.0625e-4, reference: vjepa2 §5.3
     assert 'EMA momentum 1 at the end: half-life inf steps' in text
+
+
+def test_a_part_may_narrow_a_rule_of_what_it_extends(monkeypatch):
+    @dataclasses.dataclass
+    class Small(OptimConfig):
+        pass
+
+    wide = check.RULES[OptimConfig]['batch']
+    narrow = dataclasses.replace(wide, words='must be small')
+    monkeypatch.setitem(check.RULES, Small, {'batch': narrow})
+    assert check.rules_of(Small)['batch'] is narrow
+    assert check.rules_of(OptimConfig)['batch'] is wide

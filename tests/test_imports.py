@@ -30,7 +30,7 @@ FLOORS = (
     ('objectives', 'health', 'metrics', 'watch'),
     ('optim', 'state', 'step', 'build', 'weights.*', 'describe'),
     ('memory', 'golden', 'inputs', 'outputs', 'predictions', 'encoder', 'model', 'embedded'),
-    ('pretrained', 'objectives.programs', 'origin', 'loop'),
+    ('pretrained', 'objectives.programs', 'objectives.image_programs', 'origin', 'loop'),
     ('frozen', 'start', 'planning', 'evals', 'catalogue'),
     ('report', 'studies'),
     ('sims', 'contrib'),

@@ -93,3 +93,17 @@ def mask_pair(seed: int, batch: int, n: int, n1: int, n2: int) -> tuple[np.ndarr
 def checksum(a: np.ndarray) -> float:
     flat = np.asarray(a, np.float64).ravel()
     return float((flat * np.cos(0.001 * np.arange(flat.size))).sum())
+
+
+STRIDE = 13  # of large golden arrays every 13th number is stored, and the means of all
+
+
+def assert_golden(golden: dict, name: str, ours, atol: float) -> None:
+    """An array, or of a large one a sample and means."""
+    ours = np.asarray(ours)
+    if f'{name}/whole' in golden:
+        flat = ours.astype(np.float64).ravel()
+        means = flat.mean(), np.abs(flat).mean()
+        np.testing.assert_allclose(means, golden[f'{name}/whole'], rtol=0, atol=atol)
+        ours = ours.ravel()[::STRIDE]
+    np.testing.assert_allclose(ours, golden[name], rtol=0, atol=atol)

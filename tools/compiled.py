@@ -106,7 +106,11 @@ def analyse(config: RunConfig, devices: list, topology: str) -> tuple[dict[str, 
             }
         ),
         'score_buffers': sorted(
-            {str(a) for a, _ in program.arrays() if holds_scores(a.dims, largest.tokens)}
+            {
+                str(a)
+                for a, _ in program.arrays()
+                if holds_scores(a.dims, largest.tokens, expected.sizes)
+            }
         ),
         'hbm_bytes_per_device': moved,
         'interconnect_bytes_per_device': int(received),
@@ -137,7 +141,7 @@ class Expected:
     """
 
     def __init__(self, nets: Mapping[str, Net], fsdp: int):
-        self._sizes: set[int] = set()
+        self.sizes: set[int] = set()
         self._sharded: set[tuple[int, int]] = set()  # length of the sharded axis, of the other one
         self._most = PADDING * fsdp
         for net in nets.values():
@@ -147,7 +151,7 @@ class Expected:
             ):
                 layer = leaf.shape[1:] if 'blocks' in path_name(path).split('/') else leaf.shape
                 for size in (leaf.size, math.prod(layer)):
-                    self._sizes |= {size, size // fsdp}
+                    self.sizes |= {size, size // fsdp}
                 if 'fsdp' in spec:
                     axis = spec.index('fsdp') - len(leaf.shape)
                     self._sharded.add((layer[axis], math.prod(layer) // layer[axis]))
@@ -160,7 +164,7 @@ class Expected:
 
     def _is_parameter(self, array: Array) -> bool:
         added = self._rows(array, beyond=True)
-        return array.size in self._sizes or any(0 < n < self._most for n in added)
+        return array.size in self.sizes or any(0 < n < self._most for n in added)
 
     def _rows(self, array: Array, beyond: bool = False) -> list[int]:
         """Rows that an array has along the sharded axis of parameters as wide as it is; or rows
@@ -175,8 +179,16 @@ class Expected:
         ]
 
 
-def holds_scores(dims: tuple[int, ...], tokens: Collection[int]) -> bool:
-    """Whether an array has two axes as long as a sequence or longer, beside clips or heads."""
+def holds_scores(
+    dims: tuple[int, ...], tokens: Collection[int], parameters: Collection[int] = ()
+) -> bool:
+    """Whether an array has two axes as long as a sequence or longer, beside clips or heads.
+
+    parameters: sizes of arrays that are none: ViT-G's weights are 1,664 x 1,664, and one of its
+        sequences is of 1,664 tokens.
+    """
+    if math.prod(dims) in parameters:
+        return False
     for n in tokens:
         axes = [d for d in dims if n <= d < n + 512]
         if n >= 1024 and len(axes) >= 2 and len(dims) >= 3 and len(set(axes)) == 1:

@@ -249,7 +249,7 @@ RULES: dict[type, dict[str, Rule | OneOf]] = {
 
 def rules_of(kind: type) -> dict[str, Rule | OneOf]:
     """The rows of a part and of those that it extends."""
-    return {key: rule for base in kind.__mro__ for key, rule in RULES.get(base, {}).items()}
+    return {key: rule for base in kind.__mro__[::-1] for key, rule in RULES.get(base, {}).items()}
 
 
 def types_and_ranges(config: Any) -> None:

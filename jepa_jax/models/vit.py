@@ -51,6 +51,7 @@ class ViTConfig:
     glorot: bool = False  # weights start as MAE's, see layers.redraw
     dtype: jnp.dtype = jnp.bfloat16  # of matmul inputs and of the residual stream
     remat: str = 'full'  # a key of nets.REMAT
+    rescale: bool = True  # how fresh weights are drawn: see config.EncoderConfig
 
     def grid(self, T: int, H: int, W: int) -> tuple[int, int, int]:
         """Token grid (t, h, w) of a clip; what does not fill a tubelet is dropped."""
@@ -135,8 +136,8 @@ class ViT(nnx.Module):
         )
         self.blocks = stack(
             lambda r, layer: Block(
-                c.width, c.heads, c.mlp_ratio, c.mlp, EPS,
-                dtype=c.dtype, layer=layer, rngs=r, key_bias=c.key_bias,
+                c.width, c.heads, c.mlp_ratio, c.mlp, EPS, dtype=c.dtype, layer=layer, rngs=r,
+                rescale=c.rescale, key_bias=c.key_bias,
             ),
             c.depth,
             rngs,

@@ -109,6 +109,18 @@ def test_hidden_frames_count(tmp_path):
         assert len(seen) > 40 or name == 'vp9', name  # some are hidden
 
 
+def test_slow_codecs_count_more(tmp_path, monkeypatch):
+    path = group(
+        tmp_path / 'v.mp4',
+        'libx265',
+        preset='ultrafast',
+        **{'x265-params': 'log-level=0:bframes=0'},
+    )
+    allow(monkeypatch, 31 * containers.COST['hevc'])
+    one(path, 30)
+    is_work(one, path, 31)
+
+
 # Pictures
 
 

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dense_fill import ENCODER, PREDICTOR, assert_golden, fill, wave
+from dense_fill import ENCODER, PREDICTOR, fill, wave
 from flax import nnx
+from torch_fill import assert_golden
 
 from jepa_jax.models import SIZES, VERSIONS, rope
 from jepa_jax.models.vit import ViT, ViTConfig

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from torch_fill import checksum, fill, mask_pair, normal
+from torch_fill import assert_golden, checksum, fill, mask_pair, normal
 
 from jepa_jax.models import SIZES, rope
 from jepa_jax.models.predictor import Predictor, PredictorConfig
@@ -51,7 +51,7 @@ CASES = {
 @pytest.mark.parametrize('case', CASES)
 def test_encoder(case, golden_models):
     x, settings = CASES[case]
-    np.testing.assert_allclose(encode(x, **settings), golden_models[case], rtol=0, atol=WHOLE)
+    assert_golden(golden_models, case, encode(x, **settings), WHOLE)
 
 
 def test_rope_as_on_tpus(golden_models, monkeypatch):
@@ -61,7 +61,7 @@ def test_rope_as_on_tpus(golden_models, monkeypatch):
     monkeypatch.setattr(rope, 'platform', lambda: 'tpu')
     there = encode(x)
     np.testing.assert_array_equal(there, here)
-    np.testing.assert_allclose(there, golden_models['E1_encoder_rope'], rtol=0, atol=WHOLE)
+    assert_golden(golden_models, 'E1_encoder_rope', there, WHOLE)
     swaps = str(jax.make_jaxpr(rope.rotate)(jnp.ones((1, 2, 1, 24)), (jnp.ones((2, 24)),) * 2))
     assert 'dot_general' in swaps and ' rev' not in swaps
 
@@ -71,7 +71,7 @@ def test_masked_encoder(golden_models):
     a, _ = mask_pair(1, 2, 64, 20, 30)
     c, _ = mask_pair(2, 2, 64, 20, 12)
     out = np.concatenate([encode(x, jnp.asarray(keep)) for keep in (a, c)])
-    np.testing.assert_allclose(out, golden_models['E2_encoder_masks=[a,c]'], rtol=0, atol=WHOLE)
+    assert_golden(golden_models, 'E2_encoder_masks=[a,c]', out, WHOLE)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_predictor(case, index, settings, golden_models):
     params = fill(net.abstract, sigma=0.05, predictor=True)
     a, b = mask_pair(1, 2, 64, 20, 30)
     out = net(params, jnp.asarray(normal(3, 2, 20, 96)), jnp.asarray(a), jnp.asarray(b), index)
-    np.testing.assert_allclose(out, golden_models[case], rtol=0, atol=WHOLE)
+    assert_golden(golden_models, case, out, WHOLE)
 
 
 # F rows: (mean, mean of absolutes, checksum), first three, last two; seven digits

@@ -159,6 +159,8 @@ def test_scores_are_recognised():
     assert holds_scores((528, 1536, 1536), tokens)  # padded to a kernel's blocks
     assert not holds_scores((24, 2048, 1408), tokens)
     assert not holds_scores((24, 2048, 2048 * 3), tokens)
+    assert not holds_scores((1, 1664, 1664), {1664}, {1664**2})  # a weight of ViT-G
+    assert holds_scores((26, 1664, 1664), {1664}, {1664**2})
 
 
 def test_objections():

@@ -8,7 +8,7 @@ import numpy as np
 import originals
 import pytest
 import torch
-from torch_fill import mask_pair, normal
+from torch_fill import assert_golden, mask_pair, normal
 
 from jepa_jax import convert
 from jepa_jax.models.ac_predictor import ACPredictor
@@ -36,7 +36,7 @@ def test_encoder_and_predictor(tmp_path, golden_models):
     vit, net = float32(weights.encoder), float32(weights.predictor)
     x = jnp.asarray(normal(0, 2, 3, 8, 64, 64)).transpose(0, 2, 3, 4, 1)
     out = Net(lambda rngs: ViT(vit, rngs=rngs))(weights.params('target'), x)
-    np.testing.assert_allclose(out, golden_models['E1_encoder_rope'], rtol=0, atol=WHOLE)
+    assert_golden(golden_models, 'E1_encoder_rope', out, WHOLE)
     other = Net(lambda rngs: ViT(vit, rngs=rngs))(weights.params('online'), x)
     assert float(jnp.abs(other - out).max()) > 0.1
 
@@ -44,7 +44,7 @@ def test_encoder_and_predictor(tmp_path, golden_models):
     z = Net(lambda rngs: Predictor(net, rngs=rngs))(
         weights.params('predictor'), jnp.asarray(normal(3, 2, 20, 96)), context, target, 0
     )
-    np.testing.assert_allclose(z, golden_models['P1_predictor_mask_index=0'], rtol=0, atol=WHOLE)
+    assert_golden(golden_models, 'P1_predictor_mask_index=0', z, WHOLE)
 
 
 @pytest.mark.parametrize(
