@@ -167,19 +167,19 @@ def members(config: FamilyConfig) -> list[str]:
     return asked
 
 
-def step_flops(config: RunConfig) -> int:
-    """What a step is worth: every member has one program."""
+@functools.cache
+def step_flops(name: str) -> int:
+    """What a member's step is worth: each has one program."""
+    config = MEMBERS[name][1]('synthetic')
     (program,) = load(recipes.of(config).programs)(config, 1)
     return program.total
 
 
 def member(config: FamilyConfig, name: str, seed: int) -> RunConfig:
     """The run of a member, as long as the budget allows."""
-    reference = MEMBERS[REFERENCE][1](config.videos)
     c = MEMBERS[name][1](config.videos)
-    budget = config.steps * step_flops(reference)
     o = c.optim
-    o.steps = max(1, round(budget / step_flops(c)))
+    o.steps = max(1, round(config.steps * step_flops(REFERENCE) / step_flops(name)))
     o.warmup = min(o.steps, max(1, o.steps // 30))
     if hasattr(o, 'momentum'):  # the average forgets the same share of the run as in the main job
         o.momentum = 0.998 ** max(1.0, 3000 / o.steps)
@@ -331,7 +331,6 @@ def _judge(config: FamilyConfig, parts: Parts, folder: Path, name: str) -> dict[
     plain = test - test.mean(0)  # the table, and all else that is of the position alone, is gone
     flat = test.reshape(-1, test.shape[-1])[:: max(1, len(test) * test.shape[1] // 2048)]
     own = json.loads((folder / 'report.json').read_text())
-    config_of = member(config, name, 0)
     return {
         'correct': _accuracy(config, parts, train, test),
         'rank': effective_rank(flat - flat.mean(0)),
@@ -341,7 +340,7 @@ def _judge(config: FamilyConfig, parts: Parts, folder: Path, name: str) -> dict[
         'verdict': own['verdict'],
         'seconds': own['seconds'],
         'steps': own['steps'],
-        'flops': own['steps'] * step_flops(config_of),
+        'flops': own['steps'] * step_flops(name),
     }
 
 

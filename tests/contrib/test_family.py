@@ -12,10 +12,10 @@ from jepa_jax.errors import ConfigError
 def test_members_cost_the_same():
     config = FamilyConfig(steps=200)
     runs = {name: member(config, name, 1) for name in MEMBERS}
-    budget = 200 * step_flops(runs['vjepa2'])
+    budget = 200 * step_flops('vjepa2')
     for name, run in runs.items():
         recipes.validate(run)
-        assert run.optim.steps * step_flops(run) == pytest.approx(budget, rel=0.01), name
+        assert run.optim.steps * step_flops(name) == pytest.approx(budget, rel=0.01), name
         assert run.seed == config.seed + 1
         encoder = run.encoder
         assert (encoder.width, encoder.depth, encoder.heads) == (96, 4, 4)
