@@ -176,7 +176,7 @@ class ViT(nnx.Module):
         """
         c = self.config
         T = video.shape[1]
-        if T > 1 and c.position == 'sincos' and c.tubelet == 1:  # whose table knows no time
+        if c.still and T > 1:
             return self._frames(video, keep, levels)
         tubelet = c.tubelet_of(T)
         t, h, w = grid = c.grid(*video.shape[1:4])
@@ -185,8 +185,6 @@ class ViT(nnx.Module):
                 f'clip {video.shape[1:4]} (frames, height, width) is smaller than one tubelet of '
                 f'{c.tubelet} frames and {c.patch} pixels'
             )
-        if c.still and T != 1:
-            raise ValueError(f'{T} frames: must be 1, this is a model of images')
         if c.modalities and T % tubelet:
             raise ValueError(f'{T} frames: must be 1, an image, or a multiple of {tubelet}')
         x = tokens.cut(video, tubelet, c.patch)
