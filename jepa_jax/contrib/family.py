@@ -13,7 +13,6 @@ import functools
 import json
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,10 @@ from jepa_jax.config import (
     MaskedImageConfig,
     MaskedPixelsConfig,
     MaskedVideoConfig,
-    ProbeConfig,
     RunConfig,
-    StudyConfig,
     cache_root,
 )
-from jepa_jax.config.check import AT_LEAST_ONE, RULES, OneOf
+from jepa_jax.config.family import FamilyConfig
 from jepa_jax.errors import ConfigError, allowed
 from jepa_jax.lookup import load
 from jepa_jax.studies import Stage
@@ -44,25 +41,6 @@ CROP, FRAMES, PATCH, IMAGE_PATCH = 32, 8, 8, 4
 CLIPS, IMAGES = 32, 128  # a step
 TOKENS = 128  # most tokens of a clip that a probe reads
 LAST = 'family.json'  # in a run's folder: what was measured of it
-
-
-@dataclass
-class FamilyConfig(StudyConfig):
-    """A study of the family."""
-
-    study: str = 'family'
-    members: str = ''  # keys of MEMBERS, with commas between; empty: all
-    steps: int = 1000  # of V-JEPA 2; the others as many as cost the same
-    seeds: int = 1  # runs of each member
-    videos: str = 'synthetic'  # the main job's, or synthetic_few
-    probe: ProbeConfig = field(default_factory=lambda: ProbeConfig(lr=3e-3))
-
-
-RULES[FamilyConfig] = {
-    'steps': AT_LEAST_ONE,
-    'seeds': AT_LEAST_ONE,
-    'videos': OneOf(('synthetic', 'synthetic_few')),
-}
 
 
 # --- The members ----------------------------------------------------------------------------------

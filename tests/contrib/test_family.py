@@ -1,11 +1,14 @@
 """The study of the family: equal FLOPs, and its table of what was measured."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from jepa_jax import recipes
+from jepa_jax.config.family import FamilyConfig
 from jepa_jax.contrib import family
-from jepa_jax.contrib.family import MEMBERS, FamilyConfig, member, members, step_flops
+from jepa_jax.contrib.family import MEMBERS, member, members, step_flops
 from jepa_jax.errors import ConfigError
 
 
@@ -22,6 +25,11 @@ def test_members_cost_the_same():
     assert runs['vjepa2'].optim.steps == 200
     methods = [runs[n].against_collapse.method for n in ('vjepa2', 'sigreg', 'vicreg', 'none')]
     assert methods == ['ema', 'sigreg', 'vicreg', 'none']
+
+
+def test_flags_set_fields_of_the_study():
+    """config_flags wants types, not their names."""
+    assert all(isinstance(f.type, type) for f in dataclasses.fields(FamilyConfig))
 
 
 def test_members_by_name():
