@@ -74,6 +74,11 @@ def check(config: DenseVideoConfig) -> Iterator[str]:
             f"against_collapse.method = '{config.against_collapse.method}': must be 'ema' in "
             'V-JEPA 2.1'
         )
+    if config.variance_weight:
+        yield f'variance_weight = {config.variance_weight}: must be 0 in V-JEPA 2.1'
+    if config.predictor.tokens_of != 'frames':
+        found = config.predictor.tokens_of
+        yield f"predictor.tokens_of = '{found}': must be 'frames' in V-JEPA 2.1"
     if config.encoder.position != 'rope':
         yield f"encoder.position = '{config.encoder.position}': must be 'rope' in V-JEPA 2.1"
     if config.target != 'features':

@@ -1,5 +1,6 @@
 """Files of I-JEPA and V-JEPA 1, and folders of `IJepaModel`, there and back bit for bit."""
 
+import dataclasses
 import json
 
 import jax
@@ -11,10 +12,10 @@ from originals import blocks, fill, linear, norm
 
 import jepa_jax
 from jepa_jax import convert, doctor
-from jepa_jax.errors import ConvertError, InputError
+from jepa_jax.errors import ConvertError, InputError, ZooError
 from jepa_jax.models.tokens import sincos_table
 from jepa_jax.weights import parts, zoo
-from jepa_jax.weights.names import RELEASED
+from jepa_jax.weights.names import RELEASED, Released
 
 D, HIDDEN, PATCH, SIDE = 48, 24, 8, 4  # widths of encoder and predictor, pixels, patches a side
 
@@ -197,7 +198,7 @@ def theirs():
 
 
 def images(height: int, width: int) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal((2, 1, height, width, 3)).astype(np.float32)
+    return np.random.default_rng(0).uniform(-2, 2, (2, 1, height, width, 3)).astype(np.float32)
 
 
 def features(model, x: np.ndarray) -> np.ndarray:
@@ -294,6 +295,21 @@ def test_released_names():
     assert address == 'https://dl.fbaipublicfiles.com/jepa/vith16-384/k400-probe.pth.tar'
     names = [zoo.local_name(row) for row in RELEASED.values()]
     assert len(names) == len(set(names))  # in one folder
+
+
+def test_a_released_file_is_found_by_its_name(tmp_path, monkeypatch):
+    """Converted once; its table says pixels and frames. Another model's file is refused."""
+    monkeypatch.setenv('JEPA_JAX_CACHE', str(tmp_path))
+    row = Released('a.pth.tar', 'custom', 32, version=parts.IMAGES, folder='ijepa', patch=PATCH)
+    monkeypatch.setitem(RELEASED, 'mine', row)
+    (tmp_path / 'weights').mkdir()
+    torch.save(image_file(), tmp_path / 'weights/a.pth.tar')
+    weights = zoo.find('mine')
+    assert set(weights.nets) == {'online', 'target', 'predictor'}
+    assert weights.encoder.image_size == 32 and (tmp_path / 'weights/mine').is_dir()
+    monkeypatch.setitem(RELEASED, 'other', dataclasses.replace(row, version='1', local='a.pth.tar'))
+    with pytest.raises(ZooError, match='should be other of size custom, V-JEPA 1, holds .*I-JEPA'):
+        zoo.find('other')
 
 
 # with the table (reference: family §1.1, §2)
