@@ -1,4 +1,4 @@
-"""Install with `pip install .`; extras: torch hf robot sim tpu cuda tensorboard bench test.
+"""Install with `pip install .`; extras: torch hf llm robot sim tpu cuda tensorboard bench test.
 
 configs/ and tools/ are installed within the package, as jepa_jax.configs and jepa_jax.tools.
 """
@@ -22,11 +22,13 @@ setup(
         *find_packages(include=['jepa_jax', 'jepa_jax.*']),
         'jepa_jax.configs',
         'jepa_jax.configs.eval',
+        'jepa_jax.configs.qa',
         'jepa_jax.tools',
     ],
     package_dir={
         'jepa_jax.configs': 'configs',
         'jepa_jax.configs.eval': 'configs/eval',
+        'jepa_jax.configs.qa': 'configs/qa',
         'jepa_jax.tools': 'tools',
     },
     package_data={'jepa_jax': ['bundled/*'], 'jepa_jax.tools': ['*.sh']},
@@ -53,6 +55,7 @@ setup(
     extras_require={
         'torch': ['torch>=2.6'],  # .pt files from before PyTorch 1.6; newer ones need nothing
         'hf': ['safetensors', 'huggingface_hub'],
+        'llm': ['tokenizers>=0.22', 'safetensors'],  # answers of a language model
         'sim': ['mujoco>=3.8'],  # the simulated robot; pictures need EGL, see jepa_jax/sims
         'robot': ['h5py', 'pyarrow'],  # DROID and LeRobot recordings
         'tpu': ['jax[tpu]'],
@@ -64,6 +67,7 @@ setup(
             'torch==2.13.0',
             'transformers',
             'safetensors',
+            'tokenizers>=0.22',
             'opencv-python-headless',
             'h5py',
             'mujoco>=3.8',

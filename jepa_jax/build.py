@@ -14,12 +14,17 @@ from jepa_jax.config import (
     MaskedImageConfig,
     MaskedPixelsConfig,
     MaskedVideoConfig,
+    QuestionsConfig,
     RunConfig,
     encoder_shape,
     frame_counts,
 )
+from jepa_jax.config.questions import clip_grid, language_shape, visual_tokens
 from jepa_jax.models import VERSIONS
 from jepa_jax.models.ac_predictor import ACPredictorConfig
+from jepa_jax.models.adapter import AdapterConfig
+from jepa_jax.models.decoder import DecoderConfig
+from jepa_jax.models.expander import ExpanderConfig
 from jepa_jax.models.pixel_decoder import PixelDecoderConfig
 from jepa_jax.models.predictor import PredictorConfig
 from jepa_jax.models.projector import ProjectorConfig
@@ -30,6 +35,7 @@ from jepa_jax.objectives.dense_video import ContextLoss, DenseVideo
 from jepa_jax.objectives.masked_image import MaskedImage
 from jepa_jax.objectives.masked_pixels import MaskedPixels
 from jepa_jax.objectives.masked_video import MaskedVideo
+from jepa_jax.objectives.questions import Questions
 from jepa_jax.objectives.regularised_video import RegularisedVideo, Regulariser
 
 
@@ -44,7 +50,7 @@ def masked_video(config: MaskedVideoConfig) -> MaskedVideo:
     nets = encoder, predictor(config, encoder)
     if config.against_collapse.method == 'ema':
         return MaskedVideo(*nets, **settings, variance_weight=config.variance_weight)
-    against = regulariser(config.against_collapse), projector(config)
+    against = regulariser(config.against_collapse), expander(config)
     return RegularisedVideo(*nets, *against, **settings, seed=config.seed)
 
 
@@ -107,14 +113,14 @@ def regulariser(against: AgainstCollapseConfig) -> Regulariser:
     return Regulariser(terms, samples, c.positions, c.stop_gradient)
 
 
-def projector(config: MaskedVideoConfig) -> ProjectorConfig | None:
+def expander(config: MaskedVideoConfig) -> ExpanderConfig | None:
     """What stands between features and terms against collapse, if any does."""
     c = config.against_collapse
-    if c.method not in regularisers.VARIANTS or not any(c.projector):
+    if c.method not in regularisers.VARIANTS or not any(c.expander):
         return None
-    hidden, out = c.projector
+    hidden, out = c.expander
     width = encoder_shape(config.encoder).width
-    return ProjectorConfig(width, (hidden, hidden), out, jnp.dtype(config.compute_dtype))
+    return ExpanderConfig(width, (hidden, hidden), out, jnp.dtype(config.compute_dtype))
 
 
 def through_targets(config: MaskedVideoConfig) -> bool:
@@ -219,6 +225,65 @@ def predictor(config: MaskedVideoConfig, encoder: ViTConfig) -> PredictorConfig:
 def image_predictor(config: MaskedImageConfig, encoder: ViTConfig) -> PredictorConfig:
     """The predictor of masked blocks beside an encoder of images."""
     return dataclasses.replace(predictor(config, encoder), grid=encoder.home)
+
+
+def questions(config: QuestionsConfig) -> Questions:
+    """The objective of a run on questions."""
+    language, encoder = decoder(config), clip_encoder(config)
+    settings, lora = config.language, None
+    if settings.trains == 'adapter':
+        lora = AdapterConfig.of(language, settings.rank, settings.alpha, settings.kernels)
+    return Questions(
+        encoder,
+        projector(config, encoder, language),
+        language,
+        lora,
+        features=bool(config.features),
+        train_encoder=config.train_encoder,
+        train_decoder=settings.trains == 'all',
+        rates={
+            'encoder': config.encoder_rate,
+            'decoder': settings.rate,
+            'adapter': settings.rate,
+        },  # fmt: skip
+    )
+
+
+def clip_encoder(config: QuestionsConfig) -> ViTConfig:
+    """The encoder of a run on questions."""
+    return vit(config, config.encoder, config.clips.crop, config.clips.frames)
+
+
+def decoder(config: QuestionsConfig) -> DecoderConfig:
+    """The language model of a run on questions: float32 where it is trained."""
+    shape, trained = language_shape(config.language), config.language.trains == 'all'
+    return DecoderConfig(
+        **dataclasses.asdict(shape),
+        dtype=jnp.dtype(config.compute_dtype),
+        stored='float32' if trained else config.compute_dtype,
+        remat=config.mesh.remat,
+    )
+
+
+def projector(
+    config: QuestionsConfig, encoder: ViTConfig, language: DecoderConfig
+) -> ProjectorConfig:
+    """What makes visual tokens of the encoder's."""
+    p = config.projector
+    pooled = p.kind == 'pooler'
+    return ProjectorConfig(
+        encoder.width,
+        language.width,
+        clip_grid(config),
+        kind=p.kind,
+        hidden=0 if pooled else p.hidden,
+        pool=1 if pooled else p.pool,
+        queries=visual_tokens(config) if pooled else 0,
+        depth=p.depth,
+        heads=p.heads,
+        dtype=language.dtype,
+        remat=config.mesh.remat,
+    )
 
 
 FRAMES = 16  # of clips that encoders of recordings were trained on, as far as sin-cos tables care

@@ -357,7 +357,7 @@ def find(text: str, tables: Sequence[str] = ('objective',)) -> str:
     if os.path.isfile(text):
         return text
     name = _stem(text.removeprefix('configs/').removeprefix('eval/'))
-    if '/' in name or (path := _shipped(tables).get(SIZE_ALIASES.get(name, name))) is None:
+    if (path := _shipped(tables).get(SIZE_ALIASES.get(name, name))) is None:
         raise UsageError(f'--config={text}: no file {text}{_offer(text, tables)}')
     return str(path)
 
@@ -367,13 +367,20 @@ def _stem(text: str) -> str:
 
 
 def _places(tables: Sequence[str]) -> tuple[str, ...]:
-    return ('configs/eval',) if 'evaluation' in tables else ('configs',)
+    return ('configs/eval',) if 'evaluation' in tables else ('configs', 'configs/qa')
 
 
 def _shipped(tables: Sequence[str]) -> dict[str, Path]:
-    """Configs that come with the package, by name."""
-    places = (shipped('configs').parent / place for place in _places(tables))
-    return {path.stem: path for place in places for path in sorted(place.glob('*.py'))}
+    """Configs that come with the package, by name; those of configs/qa as `qa/NAME`."""
+    root, named = shipped('configs').parent, {}
+    for place in _places(tables):
+        named |= {f'{_group(place)}{p.stem}': p for p in sorted((root / place).glob('*.py'))}
+    return named
+
+
+def _group(place: str) -> str:
+    """What names of a folder of configs begin with."""
+    return 'qa/' if place.endswith('/qa') else ''
 
 
 def _override(config: Any, argv: list[str], parser: argparse.ArgumentParser) -> Any:
@@ -466,6 +473,7 @@ def _offer(text: str, tables: Sequence[str]) -> str:
     """The config whose name is nearest to a path or name; all of them, if none is near."""
     names = {name: name for name in _shipped(tables)}
     for place in _places(tables):
-        names |= {Path(path).stem: path for path in sorted(glob.glob(f'{place}/*.py'))}
+        paths = sorted(glob.glob(f'{place}/*.py'))
+        names |= {f'{_group(place)}{Path(path).stem}': path for path in paths}
     near = difflib.get_close_matches(_stem(os.path.basename(text)), names, n=1)
     return f'; did you mean {names[near[0]]}?' if near else f', such as {", ".join(names.values())}'

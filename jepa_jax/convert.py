@@ -42,6 +42,7 @@ def convert(
     to: str | None,
     encoder: str,
     probe: str | None,
+    part: str | None,
     steps_per_epoch: int | None,
     **choices,
 ) -> None:
@@ -58,7 +59,7 @@ def convert(
 
     from jepa_jax.weights import zoo
     from jepa_jax.weights.read import read  # jax, orbax: not for --help
-    from jepa_jax.weights.write import add_probe, nbytes, refuse_existing, write
+    from jepa_jax.weights.write import add_probe, nbytes, only, refuse_existing, write
 
     began = time.monotonic()
     refuse_existing(destination)  # reading may take minutes
@@ -69,6 +70,8 @@ def convert(
         weights = read(source, steps_per_epoch=steps_per_epoch, **choices)
         if probe:
             weights = add_probe(weights, read(probe, **{**choices, 'ignore': ()}))
+        if part:
+            weights = only(weights, [name.strip() for name in part.split(',')])
         for line in weights.summary():
             print(line)
         to = to or ('torch' if weights.format == 'jax' or _is_file(destination) else 'jax')
@@ -140,12 +143,16 @@ def _options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         '--encoder',
-        choices=('target', 'online'),
+        choices=('target', 'online', 'language'),
         default='target',
-        help='which one a Hugging Face folder gets (default: target, the moving average)',
+        help='which one a Hugging Face folder gets (default: target, the moving average); '
+        'language: the language model, its adapter merged',
     )
     parser.add_argument(
         '--probe', metavar='FILE', help='add the attentive probe of another file (none)'
+    )
+    parser.add_argument(
+        '--only', dest='part', metavar='NET,...', help='those nets alone: projector,adapter (all)'
     )
     number('--crop', 'pixels of the clips trained on (default: 256; of V-JEPA 2.1 384)')
     number('--frames', 'frames of the clips trained on (default: 64)')

@@ -11,10 +11,12 @@ from jepa_jax.config import (
     MaskedPixelsConfig,
     MaskedVideoConfig,
     OptimConfig,
+    QuestionsConfig,
     RunConfig,
     frame_counts,
     half_life,
 )
+from jepa_jax.config.questions import media_places, visual_tokens
 from jepa_jax.optim import learning_rate
 
 RELEASED = EmaOptimConfig()  # what runs of another batch are compared with
@@ -32,6 +34,21 @@ def action_conditioned(config: ActionConditionedConfig) -> list[str]:
     return [
         f'batch {c.batch:,} pieces of {config.robot.frames} frames, {c.steps:,} steps '
         '(released: 256 of 8, 94,500)',
+        _rate(c),
+    ]
+
+
+def questions(config: QuestionsConfig) -> list[str]:
+    """The same of a run on questions: what is trained, and what is read of a video."""
+    c, data, language = config.optim, config.data, config.language
+    trained = ['projector']
+    trained += ['encoder'] if config.train_encoder else []
+    trained += {'nothing': [], 'adapter': ['adapter'], 'all': ['language model']}[language.trains]
+    return [
+        f'trained: {", ".join(trained)}; {visual_tokens(config):,} tokens of a video of '
+        f'{config.clips.frames} frames, at most {media_places(config)} videos or images in a '
+        f'sequence of {data.length:,}',
+        f'batch {c.batch:,} sequences, {c.steps:,} steps',
         _rate(c),
     ]
 

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
 
 from jepa_jax.models.ac_predictor import ACPredictorConfig
+from jepa_jax.models.adapter import AdapterConfig
+from jepa_jax.models.decoder import DecoderConfig
+from jepa_jax.models.expander import ExpanderConfig
 from jepa_jax.models.layers import MLPS
 from jepa_jax.models.pixel_decoder import PixelDecoderConfig
 from jepa_jax.models.predictor import PredictorConfig
@@ -117,11 +121,11 @@ def pixels_step(
     }
 
 
-def regulariser(projector: ProjectorConfig | None, width: int, samples: int, columns: int) -> int:
+def regulariser(expander: ExpanderConfig | None, width: int, samples: int, columns: int) -> int:
     """FLOPs, forward and backward, of terms of `samples` vectors of the encoder's width: projecting
     them, and their products with `columns` vectors (SIGReg's directions, which need no gradient;
     VICReg's other dimensions, which share theirs)."""
-    widths = (width, *projector.hidden, projector.width) if projector else (width,)
+    widths = (width, *expander.hidden, expander.width) if expander else (width,)
     weights = sum(a * b for a, b in itertools.pairwise(widths))
     return 2 * samples * (TRAINED * weights + (TRAINED - 1) * widths[-1] * columns)
 
@@ -180,3 +184,76 @@ def ac_rollout(config: ACPredictorConfig, known: int, horizon: int) -> int:
     outside = (conditions + 2 * patches * c.encoder_width) * c.width
     pairs = sum(frames * size * size for frames in range(known, known + horizon))
     return 2 * (horizon * (outside + c.depth * layer) + 2 * c.depth * pairs * c.width)
+
+
+@dataclasses.dataclass(frozen=True)
+class AnswerFlops:
+    """FLOPs of a step on questions, by what they are spent on."""
+
+    encoder: int
+    projector: int
+    language: int
+
+    @property
+    def total(self) -> int:
+        return self.encoder + self.projector + self.language
+
+
+def language(
+    c: DecoderConfig, tokens: int, adapter: AdapterConfig | None = None, trained: bool = False
+) -> int:
+    """FLOPs, forward and backward, of the language model on one sequence. Weights that are frozen
+    need no gradient, but what comes before them does; a token sees those before it."""
+    inner, shared = c.heads * c.head_dim, c.kv_heads * c.head_dim
+    layer = c.width * (2 * inner + 2 * shared + 3 * c.hidden)
+    products = tokens * (c.depth * layer + c.width * c.vocabulary)
+    pairs = tokens * (tokens + 1) // 2
+    total = (TRAINED if trained else TRAINED - 1) * products
+    total += TRAINED * c.depth * 2 * pairs * inner
+    if adapter:
+        low = sum(adapter.rank * sum(adapter.form(name)) for name in adapter.kernels)
+        total += TRAINED * tokens * c.depth * low
+    return 2 * total
+
+
+def projected(c: ProjectorConfig, clips: int, inputs_trained: bool) -> int:
+    """FLOPs, forward and backward, of the projector on the tokens of so many clips."""
+    tokens = math.prod(c.grid)
+    if c.kind == 'mlp':
+        hidden = c.hidden or c.width
+        first, rest = c.encoder_width * hidden, hidden * c.width
+        once = (TRAINED if inputs_trained else TRAINED - 1) * first + TRAINED * rest
+        return 2 * clips * tokens * once
+    wide = c.encoder_width
+    blocks = (c.depth - 1) * tokens * (12 * wide * wide + 2 * tokens * wide)
+    # the pooler's products in their order: queries into the tokens' space and back, scores, means
+    cross = c.queries * (3 * wide * wide + 8 * wide * wide + 2 * c.heads * tokens * wide)
+    return 2 * clips * TRAINED * (blocks + cross + c.queries * wide * c.width)
+
+
+def answering_step(
+    encoder_config: ViTConfig | None,
+    projector_config: ProjectorConfig,
+    decoder_config: DecoderConfig,
+    adapter: AdapterConfig | None,
+    *,
+    rows: int,
+    length: int,
+    clips: int,
+    frames: int,
+    train_encoder: bool,
+    train_decoder: bool,
+) -> AnswerFlops:
+    """FLOPs of one step of objectives.questions on `rows` sequences of `length` tokens with room
+    for `clips` clips each. encoder_config None: features were computed before."""
+    seen = 0
+    if encoder_config is not None:
+        tokens = math.prod(projector_config.grid)
+        seen = encoder(encoder_config, tokens, frames)
+        if train_encoder:
+            seen = TRAINED * seen - patch_embed(encoder_config, tokens, frames)
+    return AnswerFlops(
+        rows * clips * seen,
+        rows * projected(projector_config, clips, train_encoder),
+        rows * language(decoder_config, length, adapter, train_decoder),
+    )

@@ -21,10 +21,13 @@ from jepa_jax.config import (
     MaskedImageConfig,
     MaskedPixelsConfig,
     MaskedVideoConfig,
+    QuestionsConfig,
     RunConfig,
 )
+from jepa_jax.config.questions import media_places
 from jepa_jax.errors import ConfigError
 from jepa_jax.lookup import load
+from jepa_jax.models.decoder import LOGITS
 from jepa_jax.nets import Net
 from jepa_jax.objectives import Objective
 from jepa_jax.sharding import MAX_FSDP
@@ -322,6 +325,38 @@ def action_conditioned(config: ActionConditionedConfig, rows: int) -> Activation
         held.saved += c.depth * size * (kept + 2 * past * (before + 1))
     values = _values(c, compute, compute)
     held.peak = max(held.peak, 2 * size * (frames - 1) * values)
+    return held
+
+
+def questions(config: QuestionsConfig, rows: int) -> Activations:
+    """Of sequences of conversations and what they show, `rows` at a time."""
+    objective, compute = build.questions(config), BYTES[config.compute_dtype]
+    vit, c, p = objective.encoder_config, objective.decoder_config, objective.projector_config
+    places, accumulate = media_places(config), config.optim.accumulate
+    tokens, length = rows * places * math.prod(p.grid), rows * config.data.length
+    held = Activations()
+    if config.features:
+        held.inputs = STORED * tokens * vit.width * accumulate
+    else:
+        pixels = rows * places * config.clips.frames * config.clips.crop**2 * 3
+        held.inputs = pixels * (accumulate + FLOAT)
+        held.peak = tokens * _values(vit, compute, compute)
+        if config.train_encoder:
+            held.saved += tokens * KEPT[config.mesh.remat](vit, compute, compute) * vit.depth
+            held.peak *= 2
+    # the encoder's tokens, the projector's hidden layer, visual tokens and their gradients
+    hidden = p.hidden or p.width
+    held.features = tokens * (FLOAT * vit.width + 2 * compute * hidden)
+    held.features += 2 * rows * places * p.tokens * p.width * FLOAT
+    inner, shared = c.heads * c.head_dim, c.kv_heads * c.head_dim
+    block = compute * (2 * inner + 2 * shared + 3 * c.hidden + 4 * c.width)  # of a token
+    kept = {'full': 0, 'dots': compute * (2 * c.width + inner + 2 * shared + 2 * c.hidden)}
+    held.saved += length * c.depth * (compute * c.width + kept.get(config.mesh.remat, 2 * block))
+    # of the loss: some logits three times, the head whole, and where it is trained its gradient
+    head = c.vocabulary * c.width * compute
+    head += c.vocabulary * c.width * FLOAT if config.language.trains == 'all' else 0
+    logits = 3 * FLOAT * min(LOGITS, length * c.vocabulary)
+    held.peak = max(held.peak, 2 * length * block, logits + head + 2 * length * c.width * compute)
     return held
 
 

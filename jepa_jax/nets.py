@@ -68,12 +68,16 @@ class Net:
         return nnx.to_pure_dict(nnx.state(self._make(nnx.Rngs(key)), nnx.Param))
 
     def __call__(self, params: dict, *args, **kwargs):
+        return self.bind(params)(*args, **kwargs)
+
+    def bind(self, params: dict) -> nnx.Module:
+        """The module with these parameters, for one that has several functions."""
         structure = jax.tree.structure(params)
         if structure != self._tree:
             raise ValueError(
                 f'parameters do not fit the module: found {structure}, expected {self._tree}'
             )
-        return nnx.merge(self._graph, params)(*args, **kwargs)
+        return nnx.merge(self._graph, params)
 
 
 def stack(

@@ -126,12 +126,15 @@ class Optimizer:
     ema_rate: Schedule | None  # None: nothing is averaged
     guard: bool = False  # whether the last of the state of tx is a GuardState
     clip: float = 0.0  # largest norm of the gradient of a net; 0: not clipped
+    clip_whole: bool = False  # of all nets together
     clip_from: int = 0  # 0-based step from which on
 
     def clipped(self, grads: dict, norms: dict, step: jax.Array) -> dict:
-        """Gradients whose norms are at most `clip`, net by net, as torch's clip_grad_norm_."""
+        """Gradients whose norms are at most `clip`, as torch's clip_grad_norm_."""
         if not self.clip:
             return grads
+        if self.clip_whole:
+            norms = dict.fromkeys(norms, optax.tree.norm(list(norms.values())))
         factors = {
             name: jnp.minimum(1.0, self.clip / (norm + 1e-6)) for name, norm in norms.items()
         }
@@ -161,6 +164,7 @@ def build(config: OptimConfig, objective: Objective) -> Optimizer:
         ema_rate(config) if objective.ema else None,
         guard=config.guard.deviations > 0,
         clip=config.clip,
+        clip_whole=config.clip_whole,
         clip_from=config.clip_from,
     )
 

@@ -32,6 +32,8 @@ FREE = {
     'mesh.*': 'checkpoints restore onto any mesh; the same values to rounding',
     'checkpoints.*': 'when to save, and where a run without a checkpoint starts',
     'logging.*': 'what is written down',
+    'heldout*': 'what health is measured on',
+    'answer_tokens': 'how much health lets a model say',
     'probe.*': 'runs on the finished features',
     'evals*': 'read features and change nothing',
     'labels.*': 'what probes and evaluations read',

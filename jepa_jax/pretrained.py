@@ -18,7 +18,7 @@ import numpy as np
 
 from jepa_jax import model
 from jepa_jax.checkpoint import hash_arrays
-from jepa_jax.errors import ZooError, allowed, nearest
+from jepa_jax.errors import ConvertError, ZooError, allowed, nearest
 from jepa_jax.inputs import Trained
 from jepa_jax.model import Encoder, Loaded, ProbeHead
 from jepa_jax.models import NEWER, SIZE_ALIASES, VERSIONS
@@ -38,6 +38,7 @@ WHICH = {'target': 'target (moving average)', 'online': 'online'}
 RELEASED_READS = ('reads', 'frames', 'step', 'segments')
 READS = (*RELEASED_READS, 'fps', 'crop', 'tokens', 'several')
 CARD = 'README.md'
+ANSWERING = ('projector', 'decoder', 'adapter')  # parts that answer questions
 
 
 class Model(model.Model):
@@ -47,6 +48,30 @@ class Model(model.Model):
     def from_pretrained(cls, name_or_path: str | os.PathLike, **options: Any) -> Model:
         """A model with weights: as `jepa_jax.load`, whose options it takes."""
         return load(name_or_path, **options)
+
+    def ask(self, video: Any, question: str, **options: Any) -> Any:
+        """What a model that was trained on questions says to one about a video: as
+        `jepa_jax.answers.Answerer.ask`, whose options it takes.
+
+        Raises:
+          ConvertError: it was not, or something of it is missing.
+        """
+        return self.answerer().ask(video, question, **options)
+
+    def answerer(self) -> Any:
+        """The `jepa_jax.answers.Answerer` of a model that was trained on questions; raises as
+        `ask`."""
+        if self._answerer is None:
+            from jepa_jax.answers import Answerer
+
+            if self.weights is None:
+                raise ConvertError(f'{self.name} was not trained on questions')
+            dtype = np.dtype(self.config.dtype).name
+            self._answerer = Answerer.of(self.weights, dtype=dtype)
+        return self._answerer
+
+    weights: Weights | None = None  # of one that was trained on questions: all that is stored
+    _answerer: Any = None
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Writes one of our checkpoints, which `load` reads again bit for bit, and a model card.
@@ -139,7 +164,7 @@ def _model(text: str, weights: Weights, encoder: str, probe, dtype: str) -> Mode
             return None
         return Loaded(_typed(weights.nets[name].config, dtype), _placed(weights, name))
 
-    return Model(
+    made = Model(
         loaded(which),
         predictor=loaded('predictor'),
         ac_predictor=loaded('ac_predictor'),
@@ -149,6 +174,9 @@ def _model(text: str, weights: Weights, encoder: str, probe, dtype: str) -> Mode
         which=which,
         trained=Trained(config.frames, config.image_size, weights.fps),
     )
+    if 'projector' in weights.nets:
+        made.weights = weights
+    return made
 
 
 def attach_probe(model: Model, probe: str | os.PathLike) -> None:
@@ -321,8 +349,12 @@ def save(model: Model, folder: str | os.PathLike) -> None:
         tree = _leaves(head.params)
         nets['probe'] = StoredNet('probe', (head.config, head.classes), tree)
         labels, reads = head.labels, {key: getattr(head, key) for key in READS}
+    source = folder
+    if stored := getattr(model, 'weights', None):
+        nets |= {name: net for name, net in stored.nets.items() if net.part in ANSWERING}
+        reads, source = {**stored.reads, **reads}, stored.source
     weights = Weights(
-        folder, 'jax', nets, labels=labels, reads=reads, origin=next(iter(model.about), ''),
+        source, 'jax', nets, labels=labels, reads=reads, origin=next(iter(model.about), ''),
         fps=model.trained.fps if model.trained else Weights.fps,
     )  # fmt: skip
     write(weights, folder, to='jax')

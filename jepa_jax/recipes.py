@@ -113,6 +113,18 @@ RECIPES: dict[str, Recipe] = {
         activations='jepa_jax.memory:action_conditioned',
         describe='jepa_jax.describe:action_conditioned',
     ),
+    'questions': Recipe(
+        config='jepa_jax.config:QuestionsConfig',
+        check='jepa_jax.config.questions:check',
+        smoke='jepa_jax.config.trials:questions',
+        build='jepa_jax.build:questions',
+        prepare='jepa_jax.questions:prepare',
+        stream='jepa_jax.questions:stream',
+        programs='jepa_jax.objectives.programs:questions',
+        workload='jepa_jax.objectives.programs:questions_workload',
+        activations='jepa_jax.memory:questions',
+        describe='jepa_jax.describe:questions',
+    ),
 }
 
 STUDIES: dict[str, Study] = {
@@ -121,6 +133,12 @@ STUDIES: dict[str, Study] = {
         check='jepa_jax.sims.closed_loop:check',
         stages='jepa_jax.sims.closed_loop:stages',
         report='jepa_jax.sims.closed_loop:report',
+    ),
+    'video_questions': Study(
+        config='jepa_jax.config.questions_study:QuestionsStudyConfig',
+        check='jepa_jax.contrib.video_questions:check',
+        stages='jepa_jax.contrib.video_questions:stages',
+        report='jepa_jax.contrib.video_questions:report',
     ),
 }
 
@@ -177,8 +195,10 @@ def _inputs(config: RunConfig, workdir: str | os.PathLike) -> None:
     """
     if complaint := next(layouts.missing(config, workdir), None):
         raise ConfigError(complaint)
-    if (model := getattr(config, 'encoder_from', '')) not in ('', 'random'):
-        names.check(model)
+    language = getattr(config, 'language', None)
+    for model in (getattr(config, 'encoder_from', ''), getattr(language, 'path', '')):
+        if model not in ('', 'random'):
+            names.check(model)
 
 
 def smoke(config: RunConfig, *, accumulate: int = 0) -> RunConfig:

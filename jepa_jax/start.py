@@ -8,6 +8,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -86,9 +87,12 @@ def initial_state(
     config: RunConfig,
     mesh: jax.sharding.Mesh,
     origin: Origin,
+    initial: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[TrainState, dict[str, Any]]:
     """The state that a run starts with, and what was saved beside it (empty for a new run). Call
     under jax.set_mesh(mesh).
+
+    initial: of Prepared.
 
     Raises:
       CheckpointError: a checkpoint does not fit the model.
@@ -109,10 +113,17 @@ def initial_state(
         log.info('resumes from %s, with its optimizer state', folder)
         return (restart(state) if config.checkpoints.restart_schedule else state), {}
     state = jax.jit(make, compiler_options=ONCE)(jax.random.key(config.seed))
+    stored = leaves(folder) if folder else {}
+    given = {n: tree for n, tree in initial.items() if not _holds(stored, f'params/{n}')}
+    for name, tree in given.items():
+        if tree is not None:
+            log.info('%s starts with the weights given to it', name)
+            ours = _replaced(state.params[name], tree, objective.specs[name], mesh)
+            state = dataclasses.replace(state, params={**state.params, name: ours})
     if not folder:
         return state, {}
-    nets = {'params': abstract.params, 'ema': abstract.ema}
-    stored = leaves(folder)
+    nets = {'params': {n: a for n, a in abstract.params.items() if n not in given}}
+    nets['ema'] = dict(abstract.ema)
     # converted from a source with one encoder, a checkpoint has no average of it
     for name in [name for name in abstract.ema if not _holds(stored, f'ema/{name}')]:
         del nets['ema'][name]
@@ -123,7 +134,19 @@ def initial_state(
         if name not in weights['ema']:
             log.info('the average of %s starts as a copy of it', name)
             weights['ema'][name] = jax.tree.map(jnp.copy, weights['params'][name])
-    return dataclasses.replace(state, params=weights['params'], ema=weights['ema']), {}
+    params = {**{n: state.params[n] for n in given}, **weights['params']}
+    return dataclasses.replace(state, params=params, ema=weights['ema']), {}
+
+
+def _replaced(drawn: dict, tree: dict, specs: dict, mesh: jax.sharding.Mesh) -> dict:
+    """Arrays from the host in place of drawn ones, each of which goes before the next comes: the
+    devices never hold a net twice."""
+
+    def one(old: jax.Array, new: Any, spec: jax.P) -> jax.Array:
+        old.delete()
+        return put_params(new, spec, mesh)
+
+    return jax.tree.map(one, drawn, tree, specs)
 
 
 def _holds(stored: Mapping[str, Any], part: str) -> bool:

@@ -64,7 +64,9 @@ def train(
             origin = origin_of(config, checkpoints)
             prepared = load(recipe.prepare)(config, objective, origin)
             with load(recipe.stream)(config, prepared.data, **start.placement()) as stream:
-                state, extra = start.initial_state(objective, optimizer, config, mesh, origin)
+                state, extra = start.initial_state(
+                    objective, optimizer, config, mesh, origin, prepared.initial
+                )
                 frozen = start.on_mesh(objective.frozen, prepared.frozen, mesh)
                 checkpoints.keep_frozen(prepared.frozen | prepared.kept)
                 failures = FailureLog(config.data.max_failure_share)
@@ -72,6 +74,8 @@ def train(
                     failures.restore(extra['failures'])
                 if jax.process_index() == 0:
                     write_json(folder / 'config.json', asked)
+                    for name, keep in prepared.folders.items():
+                        keep(folder / name)
                 start.describe(config, objective, mesh, stream, (state, frozen))
                 steps = int(jax.device_get(state.step)), config.optim.steps
                 evals = Beside(

@@ -14,6 +14,9 @@ from jepa_jax import optim
 from jepa_jax.config import EmaOptimConfig
 from jepa_jax.models import SIZES
 from jepa_jax.models.ac_predictor import CONDITIONING, ACPredictorConfig
+from jepa_jax.models.adapter import AdapterConfig
+from jepa_jax.models.decoder import DecoderConfig
+from jepa_jax.models.expander import ExpanderConfig
 from jepa_jax.models.layers import MLPS
 from jepa_jax.models.pixel_decoder import PixelDecoderConfig
 from jepa_jax.models.pooler import PoolerConfig
@@ -156,10 +159,17 @@ def kinds() -> dict[str, tuple[str, object]]:
         )  # fmt: skip
         made['decoder of ' + ('MAE' if mae else 'VideoMAE')] = 'pixel_decoder', decoder
     for hidden in ((), (48, 48)):
-        made[f'projector {hidden}'] = 'projector', ProjectorConfig(WIDTH, hidden, 48)
+        made[f'expander {hidden}'] = 'expander', ExpanderConfig(WIDTH, hidden, 48)
     for depth in (1, 2):
         pooler = PoolerConfig(WIDTH, heads=4, depth=depth, queries=2)
         made[f'probe of depth {depth}'] = 'probe', (pooler, {'motion': 2, 'shape': 3})
+        projector = ProjectorConfig(WIDTH, 48, (2, 2, 2), 'pooler', queries=2, depth=depth, heads=4)
+        made[f'projector, pooler of depth {depth}'] = 'projector', projector
+    made['projector'] = 'projector', ProjectorConfig(WIDTH, 48, (2, 2, 2), pool=2)
+    for tied in (False, True):
+        llm = DecoderConfig(128, WIDTH, 160, 1, 4, 2, 24, tied=tied, bias=tied)
+        made[f'decoder, tied {tied}'] = 'decoder', llm
+    made['adapter'] = 'adapter', AdapterConfig.of(llm, 2, 4.0, '.*')
     return made
 
 
@@ -180,8 +190,8 @@ def test_every_parameter_has_a_rule_and_every_rule_a_parameter(kind):
         # along the width of the model, or of the encoder beside it
         assert all(leaf.shape[i] in (WIDTH, 48) for i, axis in enumerate(spec) if axis), name
         matrix = leaf.ndim - ('blocks/' in name) > 1
-        whole = 'mask_', 'class_', 'table', 'action_', 'state_'
-        if matrix and part.part != 'probe' and not name.startswith(whole):
+        whole = 'mask_', 'class_', 'table', 'action_', 'state_', 'pooler/'
+        if matrix and part.part not in ('probe', 'adapter') and not name.startswith(whole):
             assert 'fsdp' in spec or 'extrinsics' in name, name
 
 

@@ -12,6 +12,8 @@ from jepa_jax.config.benchmark import BenchmarkConfig as BenchmarkConfig
 from jepa_jax.config.benchmark import BenchmarkDataConfig as BenchmarkDataConfig
 from jepa_jax.config.benchmark import HeadsConfig as HeadsConfig
 from jepa_jax.config.benchmark import LabelledSetConfig as LabelledSetConfig
+from jepa_jax.config.conversations import ConversationsConfig as ConversationsConfig
+from jepa_jax.config.conversations import MixtureConfig as MixtureConfig
 from jepa_jax.config.dense_video import ContextLossConfig as ContextLossConfig
 from jepa_jax.config.dense_video import DenseVideoConfig as DenseVideoConfig
 from jepa_jax.config.derived import cache_root as cache_root
@@ -52,6 +54,10 @@ from jepa_jax.config.parts import ProbeConfig as ProbeConfig
 from jepa_jax.config.parts import RobotConfig as RobotConfig
 from jepa_jax.config.parts import RolloutConfig as RolloutConfig
 from jepa_jax.config.parts import ViewConfig as ViewConfig
+from jepa_jax.config.questions import ClipsConfig as ClipsConfig
+from jepa_jax.config.questions import LanguageConfig as LanguageConfig
+from jepa_jax.config.questions import QuestionsConfig as QuestionsConfig
+from jepa_jax.config.questions import VisualProjectorConfig as VisualProjectorConfig
 from jepa_jax.config.runs import EvalConfig as EvalConfig
 from jepa_jax.config.runs import RunConfig as RunConfig
 from jepa_jax.config.runs import StudyConfig as StudyConfig

@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from jepa_jax.config.conversations import SELF_MADE
 from jepa_jax.config.parts import WITHOUT_PATH, RobotConfig
 from jepa_jax.config.runs import EvalConfig, RunConfig
 from jepa_jax.errors import allowed, nearest
@@ -51,6 +52,12 @@ def missing(config: RunConfig, workdir: str | os.PathLike) -> Iterator[str]:
         if item.kind not in WITHOUT_PATH:
             path = item.path.partition(':')[0] if item.kind == 'tfds' else item.path
             yield from absent(f'data.lists[{i}].path', path)
+    for i, item in enumerate(getattr(config.data, 'mixture', ())):
+        for name in ('path', 'folder'):
+            if (path := getattr(item, name)) and path != SELF_MADE:
+                yield from absent(f'data.mixture[{i}].{name}', path)
+    if (path := getattr(config, 'heldout', '')) and path != SELF_MADE:
+        yield from absent('heldout', path)
     robot = getattr(config, 'robot', None)
     if isinstance(robot, RobotConfig) and robot.path:
         yield from absent('robot.path', robot.path)

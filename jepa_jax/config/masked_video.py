@@ -77,7 +77,7 @@ VARIANTS = {
     'vicreg': ('vicreg', 'eb_jepa'),
     'sigreg': ('lejepa', 'minimal', 'paper', 'stable_pretraining', 'lewm', 'eb_jepa'),
 }
-_TERMS = ('method', 'variant', 'stop_gradient', 'samples', 'positions', 'projector')
+_TERMS = ('method', 'variant', 'stop_gradient', 'samples', 'positions', 'expander')
 _TERMS += ('prediction_weight',)
 # fields that mean something, by method
 MEANT = {
@@ -90,8 +90,8 @@ RULES[AgainstCollapseConfig] = {
     'method': OneOf(tuple(VARIANTS)),
     'samples': OneOf(('clips', 'positions', 'both')),
     'positions': AT_LEAST_ONE,
-    'projector': Rule(
-        lambda v: all(x > 0 for x in v) or not any(v), 'two widths, or (0, 0) for no projector'
+    'expander': Rule(
+        lambda v: all(x > 0 for x in v) or not any(v), 'two widths, or (0, 0) for no expander'
     ),
     'prediction_weight': NOT_NEGATIVE,
     'std_weight': NOT_NEGATIVE,
@@ -171,8 +171,8 @@ def _against_collapse(config: MaskedVideoConfig) -> Iterator[str]:
     if not variants:
         return
     fsdp = config.mesh.fsdp or 1
-    if any(width % fsdp for width in c.projector):
-        yield f'mesh.fsdp = {fsdp}: must divide the widths of {field}.projector = {c.projector}'
+    if any(width % fsdp for width in c.expander):
+        yield f'mesh.fsdp = {fsdp}: must divide the widths of {field}.expander = {c.expander}'
     if config.optim.accumulate > 1:
         yield (
             f'optim.accumulate = {config.optim.accumulate}: must be 1 with {field}.method '

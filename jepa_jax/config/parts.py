@@ -90,7 +90,7 @@ class AgainstCollapseConfig:
     # place in other clips) | both
     samples: str = 'both'
     positions: int = 16  # places that are looked at
-    projector: tuple[int, int] = (256, 128)  # widths, hidden and out; (0, 0): none
+    expander: tuple[int, int] = (256, 128)  # widths, hidden and out; (0, 0): none
     # 0: as the variant weighs them
     prediction_weight: float = 0.0
     std_weight: float = 0.0  # vicreg
@@ -184,8 +184,10 @@ class OptimConfig:
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
-    # largest norm of the gradient of each net, from which step on; 0: nothing is clipped
+    # largest norm of the gradient of each net, or of all together, from which step on; 0: nothing
+    # is clipped
     clip: float = 0.0
+    clip_whole: bool = False
     clip_from: int = 0
     guard: GuardConfig = field(default_factory=GuardConfig)
 

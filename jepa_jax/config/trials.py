@@ -4,11 +4,13 @@ import math
 from collections.abc import Sequence
 
 from jepa_jax.config.action_conditioned import ActionConditionedConfig
+from jepa_jax.config.conversations import MixtureConfig
 from jepa_jax.config.dense_video import DenseVideoConfig
-from jepa_jax.config.derived import frame_counts
+from jepa_jax.config.derived import cache_root, frame_counts
 from jepa_jax.config.masked_pixels import MaskedPixelsConfig
 from jepa_jax.config.masked_video import MaskedVideoConfig
 from jepa_jax.config.parts import EncoderConfig, ProbeConfig
+from jepa_jax.config.questions import QuestionsConfig
 from jepa_jax.config.runs import RunConfig
 from jepa_jax.errors import ConfigError, allowed
 
@@ -115,6 +117,19 @@ def action_conditioned(config: ActionConditionedConfig) -> None:
 
 def small_probe(probe: ProbeConfig) -> None:
     probe.steps, probe.batch, probe.seeds, probe.bootstrap, probe.heads = 20, 32, 2, 100, 2
+
+
+def questions(config: QuestionsConfig) -> None:
+    """24 steps of a tiny projector and language model, both drawn, on self-made conversations."""
+    tiny(config.encoder)
+    config.encoder_from = 'random'
+    config.features = config.features and str(cache_root() / 'features')
+    clips, data, language = config.clips, config.data, config.language
+    clips.crop, clips.frames, clips.fps = 4 * config.encoder.patch, 2 * config.encoder.tubelet, 0.0
+    config.projector.heads = 2
+    data.length, data.visual = 192, 0
+    data.mixture, config.heldout = [MixtureConfig('self_made')], 'self_made'
+    language.path, language.tokenizer, language.size = 'random', 'self_made', 'tiny'
 
 
 def tiny(encoder: EncoderConfig) -> None:

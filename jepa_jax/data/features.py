@@ -74,7 +74,7 @@ class FeatureStore:
         about = {
             'version': VERSION,
             'weights': weights,
-            'encoder': _shape(encoder),
+            'encoder': shape_of(encoder),
             'compute_dtype': config.compute_dtype,
             'crop': config.data.crop,
             'fps': data.fps,
@@ -113,7 +113,7 @@ class FeatureStore:
         count = len(recordings)
         scratch.sweep(self.folder)
         left = [
-            i for i in range(process, count, processes) if not _is_whole(self.file(recordings, i))
+            i for i in range(process, count, processes) if not is_whole(self.file(recordings, i))
         ]
         if not left:
             log.info('features: all %d episodes in %s', count, self.folder)
@@ -147,7 +147,7 @@ class FeatureStore:
             full[: len(part)] = part  # one shape, one program
             parts.append(np.asarray(encode(full))[: len(part)])
         features = np.concatenate(parts).astype(DTYPES[self._config.features_dtype])
-        _save(path, features, numbers)
+        save(path, features, numbers)
         episode = path.name.partition('-')[0]
         for old in self.folder.glob(f'{episode}-*.npy'):  # of states that the episode had before
             if old != path:
@@ -163,11 +163,11 @@ class FeatureStore:
         path = self.file(recordings, index)
         if not path.exists():
             raise BadFile(recordings.name(index), 'missing', f'no features in {self.folder}')
-        stored = _open(path, DTYPES[self._config.features_dtype])
+        stored = open_stored(path, DTYPES[self._config.features_dtype])
         return stored.numbers, stored
 
 
-def _shape(encoder: Any) -> dict[str, Any]:
+def shape_of(encoder: Any) -> dict[str, Any]:
     """All that shapes what an encoder computes, by field: how it spares memory does not."""
     fields = dataclasses.asdict(encoder)
     del fields['remat']
@@ -230,7 +230,7 @@ class Stored:
         return array.view(self.dtype)
 
 
-def _open(path: Path, dtype: Any = np.uint16) -> Stored:
+def open_stored(path: Path, dtype: Any = np.uint16) -> Stored:
     """Raises BadFile: damaged, or of a form without checksums."""
     with files.reading(path), open(path, 'rb') as file:
         array = npz.load(path, mmap_mode='r')
@@ -244,12 +244,12 @@ def _open(path: Path, dtype: Any = np.uint16) -> Stored:
         )
 
 
-def _is_whole(path: Path) -> bool:
+def is_whole(path: Path) -> bool:
     """Whether features are there as they were written. Says what is wrong with those that are."""
     if not path.exists():
         return False
     try:
-        stored = _open(path)
+        stored = open_stored(path)
         if path.stat().st_mtime_ns != stored.stamp:
             for number in range(len(stored)):
                 stored[number : number + 1]
@@ -262,7 +262,7 @@ def _is_whole(path: Path) -> bool:
     return True
 
 
-def _save(path: Path, features: np.ndarray, numbers: np.ndarray) -> None:
+def save(path: Path, features: np.ndarray, numbers: np.ndarray) -> None:
     """Features [K, N, D] of two bytes a number, whole or not at all."""
     array = features.view(np.uint16)  # numpy has no name for bfloat16
     stamp = int(time.time()) * 10**9  # whole seconds, which every file system can keep

@@ -121,6 +121,15 @@ EVALS: dict[str, Evaluation] = {
         'each encoded without later frames; J and F over frames without the first and last, '
         'intervals by bootstrap over videos',
     ),
+    'qa': Evaluation(
+        config='jepa_jax.config.qa:QAConfig',
+        run='jepa_jax.evals.qa:run',
+        contents='jepa_jax.evals.qa:contents',
+        protocol='answers of a language model about videos, by the rule of each benchmark and by '
+        'likelihood of the choices; beside it without video, with shuffled frames, with one frame; '
+        'intervals by bootstrap over videos or pairs',
+        check='jepa_jax.config.qa:check',
+    ),
     'retrieval': Evaluation(
         config='jepa_jax.config:RetrievalConfig',
         run='jepa_jax.evals.retrieval:run',

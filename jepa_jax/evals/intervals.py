@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -41,3 +42,35 @@ def bootstrap(
     ])  # fmt: skip
     ends = np.nanpercentile(values, [2.5, 97.5], axis=0).T
     return [(float(low), float(high)) for low, high in ends]
+
+
+def mean_of_shares(
+    wins: np.ndarray, counts: np.ndarray, resamples: int, seed: int = 0
+) -> tuple[float, float, float]:
+    """The unweighted mean over subsets of the share that is won, and percentiles of it over units
+    drawn anew with replacement. A subset of which nothing is drawn does not count.
+
+    Args:
+      wins: [units, subsets], of each unit, such as a video.
+      counts: [units, subsets], of how many.
+      resamples: how often.
+
+    Returns: value, low, high; NaN if nothing is counted at all.
+    """
+
+    def means(weights: np.ndarray) -> np.ndarray:
+        won, of = weights @ wins, weights @ counts
+        share = np.divide(won, of, out=np.zeros_like(won), where=of > 0)
+        there = (of > 0).sum(1)
+        total = share.sum(1)
+        return np.divide(total, there, out=np.full_like(total, np.nan), where=there > 0)
+
+    units = len(wins)
+    wins, counts = wins.astype(float), counts.astype(float)
+    if not counts.any():
+        return math.nan, math.nan, math.nan
+    rng = np.random.default_rng(seed)
+    draws = (rng.integers(0, units, units) for _ in range(resamples))
+    drawn = [means(np.bincount(each, minlength=units)[None].astype(float)) for each in draws]
+    low, high = np.nanpercentile(drawn, [2.5, 97.5])
+    return float(means(np.ones((1, units)))[0]), float(low), float(high)

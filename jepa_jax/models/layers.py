@@ -32,26 +32,22 @@ def Linear(
     dtype,
     rngs: nnx.Rngs,
     shrink: jax.Array | float = 1.0,
-    use_bias: bool = True,
+    bias: bool = True,
+    stored=jnp.float32,
 ) -> nnx.Linear:
-    """y = x W + b with inputs of type `dtype`; W from a normal of deviation 0.02 / shrink, b zero,
-    both float32."""
+    """y = x W + b with inputs of type `dtype`; W from a normal of deviation 0.02 / shrink, b zero
+    or, without bias, none; both of type `stored`."""
 
     def kernel_init(key, shape, param_dtype):
-        return jax.random.normal(key, shape, param_dtype) * INIT_STD / shrink
+        return (jax.random.normal(key, shape) * INIT_STD / shrink).astype(param_dtype)
 
     # float32 means float32 on accelerators too, where the default would be a faster, coarser
     # product
     precision = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
     return _Linear(
-        d_in,
-        d_out,
-        use_bias=use_bias,
-        dtype=dtype,
-        precision=precision,
-        kernel_init=kernel_init,
-        rngs=rngs,
-    )
+        d_in, d_out, use_bias=bias, dtype=dtype, param_dtype=stored, precision=precision,
+        kernel_init=kernel_init, rngs=rngs,
+    )  # fmt: skip
 
 
 def LayerNorm(width: int, *, eps: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -147,7 +143,7 @@ class SelfAttention(nnx.Module):
         if width % heads:
             raise ValueError(f'width {width} is not a multiple of heads {heads}')
         self.heads, self.dtype, self.key_bias = heads, dtype, key_bias
-        self.qkv = Linear(width, 3 * width, dtype=dtype, rngs=rngs, use_bias=key_bias)
+        self.qkv = Linear(width, 3 * width, dtype=dtype, rngs=rngs, bias=key_bias)
         if not key_bias:
             self.q_bias = nnx.Param(jnp.zeros(width))
             self.v_bias = nnx.Param(jnp.zeros(width))

@@ -72,9 +72,7 @@ class PixelDecoder(nnx.Module):
     def __init__(self, config: PixelDecoderConfig, *, rngs: nnx.Rngs):
         c = self.config = config
         check_choices(c)
-        self.embed = Linear(
-            c.encoder_width, c.width, dtype=c.dtype, rngs=rngs, use_bias=c.embed_bias
-        )
+        self.embed = Linear(c.encoder_width, c.width, dtype=c.dtype, rngs=rngs, bias=c.embed_bias)
         self.mask_token = nnx.Param(INIT_STD * jax.random.normal(rngs.params(), (1, 1, c.width)))
         self.blocks = stack(
             lambda r, layer: Block(

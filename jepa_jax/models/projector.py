@@ -1,9 +1,4 @@
-"""The projector: an MLP with batch normalisation between features and what a regulariser sees.
-
-An encoder ends in a LayerNorm, whose outputs lie on a sphere: they cannot be normally distributed,
-nor can a batch statistic of theirs be set freely. Evaluations read the encoder, never this net.
-(reference: family §4.1, §4.4)
-"""
+"""From an encoder's tokens to those that a language model reads. (reference: video_qa §1.2)"""
 
 from __future__ import annotations
 
@@ -13,59 +8,81 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jepa_jax.models.layers import Linear
-from jepa_jax.sharding import VECTORS, Rules, gather
+from jepa_jax.models.layers import Linear, block_sharding
+from jepa_jax.models.pooler import AttentivePooler, PoolerConfig
+from jepa_jax.sharding import VECTORS, Rules, batch_spec, gather
 
-EPS = 1e-5
+KINDS = ('mlp', 'pooler')
 
 
 @dataclasses.dataclass(frozen=True)
 class ProjectorConfig:
-    """Widths of what goes in, of hidden layers, and of what comes out."""
+    """All that shapes a projector."""
 
-    in_width: int
-    hidden: tuple[int, ...]
-    width: int
-    dtype: jnp.dtype = jnp.float32  # of matmul inputs
+    encoder_width: int
+    width: int  # of the language model
+    grid: tuple[int, int, int]  # (t, h, w) of a clip's tokens
+    kind: str = 'mlp'
+    hidden: int = 0  # mlp; 0: width
+    pool: int = 1  # mlp: means over so many rows and columns of tokens
+    queries: int = 0  # pooler: tokens that come out
+    depth: int = 1  # pooler: blocks
+    heads: int = 16  # pooler
+    dtype: jnp.dtype = jnp.bfloat16  # of matmul inputs
+    remat: str = 'full'  # a key of nets.REMAT
+
+    @property
+    def tokens(self) -> int:
+        """That come out, of a clip."""
+        t, h, w = self.grid
+        return self.queries if self.kind == 'pooler' else t * h * w // self.pool**2
 
 
 def sharding(config: ProjectorConfig) -> Rules:
     """Where the parameters of a Projector lie."""
-    return ((r'layers/\d+/kernel', jax.P(None, 'fsdp')), *(VECTORS if config.hidden else ()))
-
-
-class BatchNorm(nnx.Module):
-    """Each dimension of x [B, ..., D] with mean 0 and deviation 1 over all other axes, all devices
-    together; then scaled and shifted. No running averages: it is not used beyond training."""
-
-    def __init__(self, width: int):
-        self.scale = nnx.Param(jnp.ones(width))
-        self.bias = nnx.Param(jnp.zeros(width))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = x.astype(jnp.float32)
-        axes = tuple(range(x.ndim - 1))
-        x = x - x.mean(axes)
-        x = x * jax.lax.rsqrt(jnp.square(x).mean(axes) + EPS)
-        return x * self.scale[...] + self.bias[...]
+    if config.kind == 'mlp':
+        return (
+            (r'fc1/kernel', jax.P('fsdp', None)),
+            (r'fc2/kernel', jax.P(None, 'fsdp')),
+            *VECTORS,
+        )
+    blocks = block_sharding('gelu', 'pooler/') if config.depth > 1 else ()
+    return (
+        *blocks,
+        (r'pooler/cross_attention_block/(xattn/(q|kv)|mlp/fc[12])/kernel', jax.P()),
+        (r'pooler/query_tokens', jax.P()),
+        (r'out/kernel', jax.P(None, 'fsdp')),
+        *VECTORS,
+    )
 
 
 class Projector(nnx.Module):
-    """[Linear, BatchNorm, ReLU] for each hidden layer, then Linear without bias."""
+    """mlp: Linear, GELU, Linear, and means over neighbouring tokens of a frame; pooler: learned
+    queries read all tokens, and a Linear."""
 
     def __init__(self, config: ProjectorConfig, *, rngs: nnx.Rngs):
-        c = config
-        ins = (c.in_width, *c.hidden)
-        self.layers = nnx.Dict(
-            {
-                str(i): Linear(a, b, dtype=c.dtype, rngs=rngs, use_bias=i < len(c.hidden))
-                for i, (a, b) in enumerate(zip(ins, (*c.hidden, c.width)))
-            }
-        )
-        self.norms = nnx.Dict({str(i): BatchNorm(width) for i, width in enumerate(c.hidden)})
+        c = self.config = config
+        if c.kind not in KINDS:
+            raise ValueError(f"kind '{c.kind}': allowed are {', '.join(KINDS)}")
+        if c.kind == 'mlp':
+            hidden = c.hidden or c.width
+            self.fc1 = Linear(c.encoder_width, hidden, dtype=c.dtype, rngs=rngs)
+            self.fc2 = Linear(hidden, c.width, dtype=c.dtype, rngs=rngs)
+        else:
+            pooler = PoolerConfig(
+                c.encoder_width, c.heads, c.depth, c.queries, dtype=c.dtype, remat=c.remat
+            )
+            self.pooler = AttentivePooler(pooler, rngs=rngs)
+            self.out = Linear(c.encoder_width, c.width, dtype=c.dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x [B, ..., in] -> [B, ..., out] float32."""
-        for i, norm in self.norms.items():
-            x = jax.nn.relu(norm(gather(self.layers[i])(x)))
-        return gather(self.layers[str(len(self.norms))])(x).astype(jnp.float32)
+        """Features [B, t h w, D] of clips -> [B, tokens, width]."""
+        c, B = self.config, len(x)
+        if c.kind == 'pooler':
+            return gather(self.out)(self.pooler(x))
+        x = gather(self.fc2)(jax.nn.gelu(gather(self.fc1)(x), approximate=False))
+        if c.pool == 1:
+            return x
+        (t, h, w), p, spec = c.grid, c.pool, batch_spec(x)
+        boxes = jnp.reshape(x, (B, t, h // p, p, w // p, p, c.width), out_sharding=spec)
+        return jnp.reshape(boxes.mean((3, 5)), (B, c.tokens, c.width), out_sharding=spec)

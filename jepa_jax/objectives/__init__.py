@@ -85,6 +85,11 @@ class Prepared:
     frozen: dict[str, Any] = dataclasses.field(default_factory=dict)  # net -> parameters, on hosts
     kept: dict[str, Any] = dataclasses.field(default_factory=dict)  # likewise
     data: Any = None  # what the stream needs beside the config
+    # net -> what it begins with if the run starts from nothing or from a run that has no such net,
+    # on hosts; None: drawn
+    initial: dict[str, Any] = dataclasses.field(default_factory=dict)
+    # name of a folder kept beside the run -> writes it
+    folders: dict[str, Callable[[Any], None]] = dataclasses.field(default_factory=dict)
 
 
 def nothing_to_prepare(config: Any, objective: Objective, stored: Any) -> Prepared:

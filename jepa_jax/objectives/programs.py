@@ -16,7 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jepa_jax import build, flops
-from jepa_jax.config import ActionConditionedConfig, MaskedPixelsConfig, MaskedVideoConfig
+from jepa_jax.config import (
+    ActionConditionedConfig,
+    MaskedPixelsConfig,
+    MaskedVideoConfig,
+    QuestionsConfig,
+)
+from jepa_jax.config.questions import media_places
 from jepa_jax.data import Batch, Group
 from jepa_jax.data.trajectories import RobotStream, Trajectories, random_prefix
 from jepa_jax.data.videos import VideoStream, split_rows
@@ -76,13 +82,13 @@ def _worth(
     worth = {'target': step.target, 'context': step.context, 'predictor': step.predictor}
     against = build.regulariser(config.against_collapse)
     if against.terms:
-        projector = build.projector(config)
-        width = projector.width if projector else vit.width
+        expander = build.expander(config)
+        width = expander.width if expander else vit.width
         columns = getattr(against.terms, 'directions', width)
         places = {'clips': 1, 'positions': against.positions}
         each = sum(places[kind] for kind in against.samples)
         samples = each * sum(group.clips for group in groups)
-        worth['regulariser'] = flops.regulariser(projector, vit.width, samples, columns)
+        worth['regulariser'] = flops.regulariser(expander, vit.width, samples, columns)
     return worth
 
 
@@ -252,3 +258,83 @@ def action_conditioned_workload(
     tokens = config.optim.batch * config.robot.frames * side**2
     worth = functools.lru_cache(functools.partial(_step_on_recordings, config))
     return lambda step: (worth(_prefix(config, step)), tokens)
+
+
+def questions(config: QuestionsConfig, devices: int) -> list[Program]:
+    """The one program of a run on questions.
+
+    Raises:
+      ConfigError: the batch does not split over the devices.
+    """
+    rows_at_a_time(config.optim.batch, devices, config.optim.accumulate)
+    objective, data = build.questions(config), config.data
+    worth, tokens = _answering(config)
+    like = _conversations(config, objective)
+    source = 'features' if config.features else 'pixels'
+    lengths = {data.length} | (set() if config.features else {tokens})
+    return [
+        Program(
+            functools.partial(_noise_and_words, like, objective.decoder_config.vocabulary),
+            dataclasses.asdict(worth),
+            frozenset(lengths),
+            f'sequences of {data.length:,} tokens, {media_places(config)} clips in each, from '
+            f'{source}',
+            like,
+        )
+    ]
+
+
+def _answering(config: QuestionsConfig) -> tuple[flops.AnswerFlops, int]:
+    """What a step is worth, and tokens of a clip."""
+    o = build.questions(config)
+    worth = flops.answering_step(
+        None if config.features else o.encoder_config,
+        o.projector_config,
+        o.decoder_config,
+        o.adapter_config,
+        rows=config.optim.batch,
+        length=config.data.length,
+        clips=media_places(config),
+        frames=config.clips.frames,
+        train_encoder='encoder' in o.nets,
+        train_decoder='decoder' in o.nets,
+    )
+    return worth, math.prod(o.projector_config.grid)
+
+
+def _conversations(config: QuestionsConfig, objective: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a batch."""
+    B, S, places = config.optim.batch, config.data.length, media_places(config)
+    names = 'tokens', 'labels', 'positions', 'segments', 'visual'
+    shapes = {name: _array(np.int32, B, S) for name in names}
+    if config.features:
+        tokens, width = math.prod(objective.projector_config.grid), objective.encoder_config.width
+        shapes['table'] = _array(jnp.dtype(config.features_dtype), B, places, tokens, width)
+    else:
+        clips = config.clips
+        shapes['table'] = _array(np.uint8, B, places, clips.frames, clips.crop, clips.crop, 3)
+    return shapes
+
+
+def _noise_and_words(like: dict, vocabulary: int, seed: int) -> dict[str, np.ndarray]:
+    """Rows of one conversation: noise to see first, then any words, all of them to be learnt."""
+    rng = np.random.default_rng(seed)
+    B, S = like['tokens'].shape
+    words = rng.integers(0, vocabulary, (B, S), np.int32)
+    row = np.broadcast_to(np.arange(S, dtype=np.int32), (B, S))
+    return {
+        'tokens': words,
+        'labels': np.roll(words, -1, axis=1),
+        'positions': np.ascontiguousarray(row),
+        'segments': np.ones((B, S), np.int32),
+        'visual': np.where(row < 1, row, -1).astype(np.int32),
+        'table': _noise(rng, like['table']),
+    }
+
+
+def questions_workload(config: QuestionsConfig, stream: Any) -> Callable[[int], tuple[int, int]]:
+    """Step -> FLOPs and tokens, the same for all."""
+    del stream
+    worth, tokens = _answering(config)
+    clips = config.optim.batch * media_places(config)
+    return lambda step: (worth.total, clips * tokens)

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 
 from jepa_jax.data import Batch
+from jepa_jax.models.expander import ExpanderConfig
 from jepa_jax.models.layers import standardise
 from jepa_jax.models.predictor import PredictorConfig
-from jepa_jax.models.projector import ProjectorConfig
 from jepa_jax.models.vit import ViTConfig
 from jepa_jax.objectives.masked_video import MaskedVideo
 from jepa_jax.objectives.regularisers import Sigreg, Vicreg
@@ -39,7 +39,7 @@ class RegularisedVideo(MaskedVideo):
         encoder: ViTConfig,
         predictor: PredictorConfig,
         regulariser: Regulariser,
-        projector: ProjectorConfig | None,
+        expander: ExpanderConfig | None,
         *,
         groups: int,
         exponent: float = 1.0,
@@ -50,8 +50,8 @@ class RegularisedVideo(MaskedVideo):
         super().__init__(
             encoder, predictor, groups=groups, exponent=exponent, tokens_of_masks=tokens_of_masks
         )
-        if projector:
-            self.nets['projector'] = net('projector', projector)
+        if expander:
+            self.nets['expander'] = net('expander', expander)
         self.regulariser, self.seed = regulariser, seed
         self.whole_batch = regulariser.terms is not None
 
@@ -95,7 +95,7 @@ class RegularisedVideo(MaskedVideo):
                 places = np.random.default_rng(0).permutation(features.shape[1])
                 at = np.sort(places[: self.regulariser.positions])
                 z = features.at[:, at].get(out_sharding=batch_spec(features))
-            if 'projector' in self.nets:
-                z = self.nets['projector'](params['projector'], z)
+            if 'expander' in self.nets:
+                z = self.nets['expander'](params['expander'], z)
             made.append(z)
         return made

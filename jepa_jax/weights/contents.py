@@ -148,8 +148,11 @@ class Weights:
 
     def summary(self) -> list[str]:
         """Lines that say what this is, for people."""
-        called = ', '.join(filter(None, (parts.called(self.version), f'size {self.size}')))
-        lines = [f'{self.source}: {called}, format {self.format}']
+        size = f'size {self.size}' if self.encoder else ''
+        called = ', '.join(
+            filter(None, (parts.called(self.version), size, f'format {self.format}'))
+        )
+        lines = [f'{self.source}: {called}']
         for name, net in self.nets.items():
             count = sum(int(np.prod(leaf.shape)) for leaf in flatten(net.tree).values())
             only = ' (the only one)' if self.alone and name in ENCODERS else ''

@@ -9,6 +9,7 @@ import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from jepa_jax import files, scratch
@@ -179,7 +180,7 @@ def take_apart(folder: pathlib.Path, values: dict[str, Any]) -> dict[str, dict[s
       ConvertError: no safetensors in the folder, a damaged file, or a name of no net.
     """
     nets: dict[str, dict[str, Leaf]] = {}
-    for path, name, leaf in arrays_of(folder):
+    for path, name, leaf in stored(folder):
         if values['model_type'] == hf_ijepa.KIND:
             short = hf_ijepa.short(name)
             net = hf_ijepa.net_of(path, short)
@@ -200,11 +201,15 @@ def take_apart(folder: pathlib.Path, values: dict[str, Any]) -> dict[str, dict[s
     return nets
 
 
-def arrays_of(folder: pathlib.Path) -> Iterator[tuple[pathlib.Path, str, Leaf]]:
-    """(file, name, array) of a folder's safetensors.
+def stored(
+    folder: pathlib.Path, as_stored: bool = False
+) -> Iterator[tuple[pathlib.Path, str, Leaf]]:
+    """The file, the name and the array of all that a folder's files hold, read when needed.
+
+    as_stored: of the type that it has there; else float32.
 
     Raises:
-      ConvertError: there are none, or a file is damaged or another than the index says.
+      ConvertError: no safetensors in the folder, a damaged file, or one that its index contradicts.
     """
     _library(folder)
     for path, listed in _listed(folder).items():
@@ -216,7 +221,7 @@ def arrays_of(folder: pathlib.Path) -> Iterator[tuple[pathlib.Path, str, Leaf]]:
             if listed and (odd := sorted(listed.symmetric_difference(names))):
                 raise ConvertError(f'{path}: {odd[0]} is in one of this file and {INDEX}, not both')
             for name in names:
-                yield path, name, _leaf(opened.get_slice(name), path, name)
+                yield path, name, _leaf(opened.get_slice(name), path, name, as_stored)
 
 
 def _listed(folder: pathlib.Path) -> dict[pathlib.Path, set[str]]:
@@ -247,18 +252,23 @@ def _opened(path: pathlib.Path):
         return library.safe_open(path, framework='np')
 
 
-def _leaf(form: Any, path: pathlib.Path, name: str) -> Leaf:
-    if form.get_dtype() not in ('F32', 'F16', 'BF16'):
+TYPES = {'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16'}
+
+
+def _leaf(form: Any, path: pathlib.Path, name: str, as_stored: bool) -> Leaf:
+    if form.get_dtype() not in TYPES:
         raise ConvertError(
             f'{path}: {name} is of type {form.get_dtype()}, must be F32, F16 or BF16'
         )
+    kept = TYPES[form.get_dtype()] if as_stored else 'float32'
+    dtype = np.dtype(getattr(ml_dtypes, kept, kept))
 
     def read() -> np.ndarray:
         # opened anew: what was read of a mapped file stays in memory until the file is closed
         with files.raising(ConvertError), _opened(path) as opened:
-            return np.asarray(opened.get_tensor(name), np.float32)
+            return np.asarray(opened.get_tensor(name), dtype)
 
-    return Leaf(tuple(form.get_shape()), np.dtype('float32'), read)
+    return Leaf(tuple(form.get_shape()), dtype, read)
 
 
 # Writing

@@ -111,7 +111,7 @@ def take_apart(folder: pathlib.Path, values: dict[str, Any]) -> dict[str, dict[s
       ConvertError: no safetensors in the folder, a damaged file, or an array twice.
     """
     nets: dict[str, dict[str, Leaf]] = {}
-    for path, name, leaf in hf_files.arrays_of(folder):
+    for path, name, leaf in hf_files.stored(folder):
         short = re.sub(r'^(vit|videomae)\.', '', name)
         for pattern, other in ALIASES:
             short = re.sub(pattern, other, short)

@@ -78,11 +78,17 @@ def read(path: pathlib.Path, weights_only: bool = False, finite: bool = True) ->
         nets,
         None if weights_only else training(folder, leaves, extra, nets),
         {head: tuple(names) for head, names in extra.get('labels', {}).items()},
-        extra.get('reads', {}),
+        _reads(extra),
         extra.get('origin', ''),
         config_file=extra.get('config_file', ''),
         fps=_fps(extra),
     )
+
+
+def _reads(extra: dict[str, Any]) -> dict[str, Any]:
+    """As written, and of a run on questions how it shows videos."""
+    clips = extra.get('config', {}).get('clips')
+    return extra.get('reads', {}) | ({'clips': clips} if isinstance(clips, dict) else {})
 
 
 def _fps(extra: dict[str, Any]) -> float:

@@ -104,11 +104,11 @@ PARTS: dict[str, Part] = {
         version='jepa_jax.weights.parts:version_of_rope',
         files={'torch': Format(f'{_TABLES}:torch_ac_predictor', f'{_SHAPES}:ac_predictor')},
     ),
-    'projector': Part(
-        title='projector',
-        config='jepa_jax.models.projector:ProjectorConfig',
-        module='jepa_jax.models.projector:Projector',
-        sharding='jepa_jax.models.projector:sharding',
+    'expander': Part(
+        title='expander',
+        config='jepa_jax.models.expander:ExpanderConfig',
+        module='jepa_jax.models.expander:Expander',
+        sharding='jepa_jax.models.expander:sharding',
     ),
     'probe': Part(
         title='attentive probe',
@@ -121,6 +121,29 @@ PARTS: dict[str, Part] = {
             'torch': Format(f'{_TABLES}:torch_probe', f'{_SHAPES}:probe'),
             'hf': Format(f'{_TABLES}:hf_probe', f'{_HF}:probe'),
         },
+    ),
+    'decoder': Part(
+        title='language model',
+        config='jepa_jax.models.decoder:DecoderConfig',
+        module='jepa_jax.models.decoder:Decoder',
+        sharding='jepa_jax.models.decoder:sharding',
+        files={
+            'hf': Format(
+                'jepa_jax.weights.language_tables:hf_decoder', 'jepa_jax.weights.language:decoder'
+            )
+        },
+    ),
+    'adapter': Part(
+        title='adapter of the language model',
+        config='jepa_jax.models.adapter:AdapterConfig',
+        module='jepa_jax.models.adapter:Adapter',
+        sharding='jepa_jax.models.adapter:sharding',
+    ),
+    'projector': Part(
+        title='projector of visual tokens',
+        config='jepa_jax.models.projector:ProjectorConfig',
+        module='jepa_jax.models.projector:Projector',
+        sharding='jepa_jax.models.projector:sharding',
     ),
 }
 
@@ -242,23 +265,25 @@ def from_json(kind: type, values: dict[str, Any]) -> Any:
     config = kind(**values | ({'dtype': jnp.dtype(values['dtype'])} if 'dtype' in values else {}))
     for field in dataclasses.fields(config):
         named = getattr(field.type, '__name__', field.type)  # text in modules that postpone it
-        if (value := getattr(config, field.name)) is not None and not _fits(named, value):
+        value = getattr(config, field.name)
+        if value is not None and not _fits(named, value, getattr(kind, 'LARGEST', LARGEST)):
             raise TypeError(f'{field.name} = {str(value)[:50]!r}: not what a config can have')
     return config
 
 
-def _fits(kind: str, value: Any) -> bool:
+def _fits(kind: str, value: Any, largest: int = LARGEST) -> bool:
     """Whether a value out of a file is one that a field of that annotation may have."""
     if kind == 'int':
-        return type(value) is int and 0 <= value <= LARGEST
+        return type(value) is int and 0 <= value <= largest
     if kind == 'float':
-        return type(value) in (int, float) and abs(value) <= LARGEST
+        return type(value) in (int, float) and abs(value) <= largest
     if kind in ('bool', 'str'):
         return type(value).__name__ == kind
     if kind.startswith('tuple'):
         items = value if type(value) is tuple else (None,)
         return len(items) <= 1024 and all(
-            type(item) in (int, float, str) and _fits(type(item).__name__, item) for item in items
+            type(item) in (int, float, str) and _fits(type(item).__name__, item, largest)
+            for item in items
         )
     return True
 

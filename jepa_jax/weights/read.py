@@ -22,7 +22,17 @@ import numpy as np
 from jepa_jax import checkpoint, files
 from jepa_jax.errors import ConvertError
 from jepa_jax.lookup import load
-from jepa_jax.weights import hf_files, hf_ijepa, hf_pixels, own, parts, shapes, tables, torch_files
+from jepa_jax.weights import (
+    hf_files,
+    hf_ijepa,
+    hf_pixels,
+    language,
+    own,
+    parts,
+    shapes,
+    tables,
+    torch_files,
+)
 from jepa_jax.weights.contents import ENCODERS, PREDICTORS, StoredNet, Training, Weights
 from jepa_jax.weights.tables import Leaf
 
@@ -103,6 +113,8 @@ def _read(path, choices, allow_missing, ignore, steps_per_epoch, weights_only, f
         and not (path / checkpoint.MANIFEST).exists()
         and not (path / 'checkpoints').exists()
     ):
+        if language.is_language(path):
+            return language.read(path, finite)
         return _read_hf(path, allow_missing, finite)
     return own.read(path, weights_only, finite)
 

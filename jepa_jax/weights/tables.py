@@ -17,6 +17,7 @@ import fnmatch
 import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import einops
 import jax
@@ -487,12 +488,15 @@ def expected(links: list[Link]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def to_file(links: list[Link], tree: Mapping) -> Iterator[tuple[str, np.ndarray]]:
-    """The file's arrays (name, float32 array) of a net; a leaf is read when its turn comes."""
+def to_file(
+    links: list[Link], tree: Mapping, dtype: Any = np.float32
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The file's arrays (name, array) of a net; a leaf is read when its turn comes. dtype: of all
+    of them, None: as each is."""
     leaves = flatten(tree)
     together: dict[str, list[np.ndarray]] = {}
     for link in links:
-        for name, array in link.theirs(np.asarray(leaves[link.path], np.float32)):
+        for name, array in link.theirs(np.asarray(leaves[link.path], dtype)):
             if link.index is None:
                 yield name, array
             else:
@@ -509,7 +513,9 @@ def from_file(links: list[Link], arrays: Mapping[str, Leaf]) -> dict:
 
     return nest(
         {
-            link.path: Leaf(link.shape, np.dtype('float32'), functools.partial(link.ours, fetch))
+            link.path: Leaf(
+                link.shape, arrays[link.keys[0][0]].dtype, functools.partial(link.ours, fetch)
+            )
             for link in links
         }
     )

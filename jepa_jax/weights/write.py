@@ -9,7 +9,8 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,16 @@ import numpy as np
 from jepa_jax import checkpoint
 from jepa_jax.errors import ConvertError
 from jepa_jax.lookup import load
-from jepa_jax.weights import hf_files, hf_pixels, own, parts, tables, torch_files, torch_write
+from jepa_jax.weights import (
+    hf_files,
+    hf_pixels,
+    language,
+    own,
+    parts,
+    tables,
+    torch_files,
+    torch_write,
+)
 from jepa_jax.weights.contents import PREDICTORS, StoredNet, Training, Weights, title
 from jepa_jax.weights.tables import flatten
 
@@ -38,7 +48,8 @@ def write(
     Args:
       dst: a file for 'torch', a folder for the others; must not exist.
       to: torch | hf | jax.
-      encoder: target | online: which one a Hugging Face folder gets, for it holds one.
+      encoder: target | online: which one a Hugging Face folder gets, for it holds one; language:
+        it gets the language model, its adapter merged. A source without an encoder needs no word.
       steps_per_epoch: of a training checkpoint for the original, which counts epochs.
       progress: called with numbers of bytes; their sum is `nbytes(weights, to, encoder)`.
 
@@ -55,12 +66,21 @@ def write(
     refuse_existing(dst)
     if to == 'jax':
         own.write(weights, dst, progress)
+        if beside := language.tokenizer_of(weights.source):
+            shutil.copytree(beside, dst / language.TOKENIZER)
         return []
     if to == 'torch' and weights.encoder and hf_pixels.is_of_these(weights.encoder):
         return _write_flat(weights, dst, progress)
     if to == 'torch':
         return _write_torch(weights, dst, steps_per_epoch, progress)
+    if _is_language(weights, encoder):
+        return language.write(weights, dst, progress)
     return _write_hf(weights, dst, encoder, progress)
+
+
+def _is_language(weights: Weights, encoder: str) -> bool:
+    """Whether a Hugging Face folder gets the language model."""
+    return encoder == 'language' or (weights.encoder is None and bool(language.name_of(weights)))
 
 
 def refuse_existing(dst: str | os.PathLike) -> None:
@@ -71,6 +91,8 @@ def refuse_existing(dst: str | os.PathLike) -> None:
 
 def nbytes(weights: Weights, to: str, encoder: str = 'target') -> int:
     """Bytes of the arrays that `write` would write."""
+    if to == 'hf' and _is_language(weights, encoder):
+        return sum(leaf.nbytes for leaf in flatten(language.export(weights).tree).values())
     if to == 'hf':
         trees = [net.tree for net in _hf_nets(weights, encoder).values()]
     else:
@@ -80,6 +102,18 @@ def nbytes(weights: Weights, to: str, encoder: str = 'target') -> int:
     leaves = [leaf for tree in trees for leaf in flatten(tree).values()]
     # foreign files get 32 bits whatever a frozen net was stored with
     return sum(leaf.nbytes if to == 'jax' else 4 * int(np.prod(leaf.shape)) for leaf in leaves)
+
+
+def only(weights: Weights, names: Sequence[str]) -> Weights:
+    """Some of the nets alone, without training state: a projector and an adapter are small.
+
+    Raises:
+      ConvertError: no such net.
+    """
+    if missing := [name for name in names if name not in weights.nets]:
+        raise ConvertError(f'{weights.source}: no {missing[0]}; it holds {", ".join(weights.nets)}')
+    nets = {name: weights.nets[name] for name in names}
+    return dataclasses.replace(weights, nets=nets, training=None)
 
 
 def add_probe(weights: Weights, probe: Weights) -> Weights:

@@ -14,9 +14,9 @@ from jepa_jax.config import AgainstCollapseConfig, MaskedVideoConfig
 from jepa_jax.data import Batch, Group
 from jepa_jax.errors import ConfigError
 from jepa_jax.masks import Mask
+from jepa_jax.models.expander import ExpanderConfig
 from jepa_jax.models.layers import standardise
 from jepa_jax.models.predictor import PredictorConfig
-from jepa_jax.models.projector import ProjectorConfig
 from jepa_jax.models.vit import ViTConfig
 from jepa_jax.objectives.programs import masked_video as programs
 from jepa_jax.objectives.regularised_video import RegularisedVideo, Regulariser
@@ -68,8 +68,8 @@ def test_terms_of_features_of_pixels(golden_pixels):
 
 
 def test_expander(golden_pixels):
-    config = ProjectorConfig(48, (64, 64), 32)
-    made = net('projector', config)
+    config = ExpanderConfig(48, (64, 64), 32)
+    made = net('expander', config)
 
     def leaf(path, a):
         kind, at, name = (key.key for key in path)
@@ -134,9 +134,9 @@ PREDICTOR = PredictorConfig(
 BOTH = 'clips', 'positions'
 
 
-def objective(terms=None, stop_gradient=False, projector=True) -> RegularisedVideo:
+def objective(terms=None, stop_gradient=False, expander=True) -> RegularisedVideo:
     regulariser = Regulariser(terms, BOTH if terms else (), 4, stop_gradient)
-    config = ProjectorConfig(24, (16, 16), 8) if terms and projector else None
+    config = ExpanderConfig(24, (16, 16), 8) if terms and expander else None
     return RegularisedVideo(ENCODER, PREDICTOR, regulariser, config, groups=1, seed=3)
 
 
@@ -147,14 +147,14 @@ def batch() -> Batch:
 
 @pytest.fixture(scope='module')
 def params():
-    """One draw for all; the projector's included."""
+    """One draw for all; the expander's included."""
     rng = np.random.default_rng(0)
     abstract = objective(VICREG['vicreg']).abstract
     return jax.tree.map(lambda a: np.float32(0.1 * rng.standard_normal(a.shape)), abstract)
 
 
 def test_eight_devices_see_the_whole_batch(params):
-    """Values and gradients of both kinds of terms, projector included; the objective traces."""
+    """Values and gradients of both kinds of terms, expander included; the objective traces."""
     terms = VICREG['vicreg'], dataclasses.replace(SIGREG['minimal'], directions=8)
     both = [objective(t) for t in terms]
     features = jnp.asarray(normal(5, 16, 8, 24))
@@ -167,12 +167,12 @@ def test_eight_devices_see_the_whole_batch(params):
         return total
 
     grad = jax.jit(jax.value_and_grad(loss, (0, 1)))
-    projector = {'projector': params['projector']}
-    alone, mesh = grad(projector, features), make_mesh(2)
+    expander = {'expander': params['expander']}
+    alone, mesh = grad(expander, features), make_mesh(2)
     with jax.set_mesh(mesh):
         assert jax.device_count() == 8
         there = put_params(params, both[0].specs, mesh)
-        spread = grad({'projector': there['projector']}, put_batch(features, mesh))
+        spread = grad({'expander': there['expander']}, put_batch(features, mesh))
         for one in both:
             step = jax.value_and_grad(lambda p, b: one.loss(p, {}, {}, b, 0)[0])  # noqa: B023
             jax.eval_shape(step, there, put_batch(batch(), mesh))
@@ -219,7 +219,7 @@ def test_gradients_pass_through_targets_unless_stopped(monkeypatch):
 
 def test_directions_are_drawn_anew_at_every_step(params, monkeypatch):
     """And health looks at the encoder itself."""
-    one = objective(dataclasses.replace(SIGREG['lejepa'], directions=4), projector=False)
+    one = objective(dataclasses.replace(SIGREG['lejepa'], directions=4), expander=False)
     monkeypatch.setattr(one, 'errors', lambda *args: ({'loss/group0_mask0': jnp.float32(0)}, []))
     terms = jax.jit(lambda step: one.loss(params, {}, {}, batch(), step)[1]['loss/sigreg'])
     drawn = [float(terms(step)) for step in (0, 0, 1)]
@@ -246,9 +246,9 @@ def test_a_run_names_method_and_variant():
     made = build.masked_video(c)
     terms = dataclasses.replace(SIGREG['eb_jepa'], directions=7, weight=3.0)
     assert made.regulariser.terms == terms and made.whole_batch and not made.ema
-    assert made.nets['projector'].config.hidden == (256, 256)
+    assert made.nets['expander'].config.hidden == (256, 256)
     assert build.masked_video(config(method='vicreg')).regulariser.terms == VICREG['vicreg']
-    assert set(build.masked_video(config(method='vicreg', projector=(0, 0))).nets) == {
+    assert set(build.masked_video(config(method='vicreg', expander=(0, 0))).nets) == {
         'encoder',
         'predictor',
     }
@@ -262,7 +262,7 @@ def test_a_run_names_method_and_variant():
         ({'method': 'simsiam'}, 'against_collapse.method'),
         ({'method': 'vicreg', 'variant': 'lejepa'}, "variant = 'lejepa': allowed .* vicreg, eb_j"),
         ({'variant': 'vicreg'}, 'leave it empty'),
-        ({'method': 'vicreg', 'projector': (8, 0)}, 'two widths'),
+        ({'method': 'vicreg', 'expander': (8, 0)}, 'two widths'),
         ({'method': 'vicreg', 'directions': 8}, "directions = 8: means nothing with .*'vicreg'"),
         ({'stop_gradient': True}, "stop_gradient = True: means nothing with method 'ema'"),
     ],

@@ -12,10 +12,10 @@ import pytest
 
 from jepa_jax import lookup
 from jepa_jax.models.ac_predictor import ACPredictorConfig
+from jepa_jax.models.expander import ExpanderConfig
 from jepa_jax.models.pixel_decoder import PixelDecoderConfig
 from jepa_jax.models.pooler import PoolerConfig
 from jepa_jax.models.predictor import PredictorConfig
-from jepa_jax.models.projector import ProjectorConfig
 from jepa_jax.models.vit import ViT, ViTConfig
 from jepa_jax.nets import Net
 from jepa_jax.weights import parts
@@ -25,7 +25,7 @@ CONFIGS = {
     'encoder': VIT,
     'predictor': PredictorConfig(24, 24, 1, 2, grid=(2, 2, 2)),
     'pixel_decoder': PixelDecoderConfig(24, 192, 24, 1, 2, grid=(0, 2, 2)),
-    'projector': ProjectorConfig(24, (16, 8), 4),
+    'expander': ExpanderConfig(24, (16, 8), 4),
     'ac_predictor': ACPredictorConfig(24, 24, 1, 2, action_scale=(2.0,) * 7),
     'probe': (PoolerConfig(24, 2, 1, 2), {'verb': 3, 'noun': 2}),
 }

@@ -1,0 +1,337 @@
+"""A study: does a pretrained encoder help to answer when clips are few?
+
+Self-made videos, questions whose answers need content, place and motion, and for motion a pair of
+views of the very same frames, forwards and backwards, with the same question. A small language
+model learns the words, a projector captions, then both all questions; with the encoder of the main
+job, and with one of random weights. (reference: video_qa §4)
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import html
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jepa_jax import build
+from jepa_jax.config import MixtureConfig, QuestionsConfig
+from jepa_jax.config.conversations import SELF_MADE
+from jepa_jax.config.questions import visual_tokens
+from jepa_jax.config.questions_study import QuestionsStudyConfig, counts
+from jepa_jax.data import synthetic
+from jepa_jax.errors import ConfigError
+from jepa_jax.evals import qa, qa_scores
+from jepa_jax.language import packing
+from jepa_jax.language import questions as self_made
+from jepa_jax.language.chat import Media, Turn, encode
+from jepa_jax.language.items import Answer, Item
+from jepa_jax.language.sight import Clips
+from jepa_jax.studies import Stage
+from jepa_jax.weights import zoo
+from jepa_jax.weights.language import name_of
+from jepa_jax.workdir import lock, write_json
+
+ENCODERS = ('trained', 'random')
+SEEN, BLIND, SHUFFLED, ONE = CONDITIONS = qa.SEEN, qa.BLIND, qa.SHUFFLED, qa.ONE
+FILE, PAGE = 'report.json', 'report.html'
+KINDS = (*self_made.PAIRED, 'side', 'digit')
+ROWS = 96  # scored together
+SHOWN = 10  # questions on the page
+
+log = logging.getLogger(__name__)
+
+
+def check(config: QuestionsStudyConfig, folder: Path) -> None:
+    """Refuses what cannot work."""
+    del folder
+    if config.encoder_from and not Path(config.encoder_from).exists():
+        raise ConfigError(f'encoder_from = {config.encoder_from!r}: no such run')
+
+
+def stages(config: QuestionsStudyConfig, folder: Path) -> list[Stage]:
+    """The encoder, the questions, and for each seed the words, then for each encoder and number of
+    clips the captions and all questions."""
+    encoder = Path(config.encoder_from or folder / 'encoder').absolute()
+    steps = []
+    if not config.encoder_from:
+        pretrain = dataclasses.replace(config.pretrain, seed=config.seed)
+        steps.append(Stage('encoder', encoder, pretrain))
+    data = folder / 'questions'
+    steps.append(Stage('questions', data, make=functools.partial(_questions, config)))
+    for seed in range(config.seeds):
+        words = _run(config, data / 'words.jsonl', 'random', seed)
+        words.optim.steps, words.optim.lr = config.words_steps, config.words_lr
+        place = folder / f'words_{seed}'
+        steps.append(Stage(f'words, seed {seed}', place, words))
+        for which in ENCODERS:
+            source = str(encoder) if which == 'trained' else 'random'
+            for clips in counts(config.clips):
+                name = f'{which}_{clips}_{seed}'
+                captions = _run(config, data / f'captions_{clips}.jsonl', source, seed)
+                captions.language.trains = 'nothing'
+                captions.optim.steps, captions.optim.lr = config.align_steps, config.align_lr
+                captions.checkpoints.init_from = str(place)
+                steps.append(Stage(f'captions, {name}', folder / f'captions_{name}', captions))
+                every = _run(config, data / f'all_{clips}.jsonl', source, seed)
+                every.checkpoints.init_from = str(folder / f'captions_{name}')
+                every.heldout = str(data / 'held.jsonl')
+                steps.append(Stage(f'questions, {name}', folder / name, every))
+    return steps
+
+
+def _run(config: QuestionsStudyConfig, path: Path, encoder: str, seed: int) -> QuestionsConfig:
+    c = copy.deepcopy(config.answer)
+    c.name, c.seed, c.encoder_from = path.stem, config.seed + seed, encoder
+    c.encoder = copy.deepcopy(config.pretrain.encoder)
+    c.features = str(path.parent.parent / 'features')
+    c.data.mixture = [MixtureConfig(str(path))]
+    c.language.path, c.language.tokenizer = 'random', SELF_MADE
+    return c
+
+
+def _questions(config: QuestionsStudyConfig, folder: Path) -> None:
+    """Writes conversations: without pictures, of captions alone, of all kinds."""
+    videos = synthetic.ensure('synthetic').parent
+    folder.mkdir(parents=True, exist_ok=True)
+    link = folder / 'videos'
+    if not link.exists():
+        link.symlink_to(videos / 'videos')
+    for clips in counts(config.clips):
+        self_made.write(folder / f'all_{clips}.jsonl', videos, clips, config.questions)
+        captions = {'caption': 1.0}
+        path = folder / f'captions_{clips}.jsonl'
+        self_made.write(path, videos, clips, min(config.questions, 6 * clips), captions)
+    self_made.write(folder / 'held.jsonl', videos, 80, 160, split='test')
+    with open(folder / f'all_{max(counts(config.clips))}.jsonl', encoding='utf-8') as file:
+        rows = [json.loads(line) for line in file]
+    lines = [json.dumps({'conversations': row['conversations']}) for row in rows[:4000]]
+    (folder / 'words.jsonl').write_text('\n'.join(lines) + '\n')
+
+
+# --- Scoring --------------------------------------------------------------------------------------
+
+
+def views(config: QuestionsConfig, item: Item, seed: int) -> dict[str, np.ndarray]:
+    """Clips of an item's video by condition; blind has none."""
+    clip = Clips(config.clips)(item.media)[0]
+    middle = clip[len(clip) // 2]
+    return {
+        SEEN: clip,
+        SHUFFLED: qa.shuffled(clip, item.media, seed),
+        ONE: np.repeat(middle[None], len(clip), axis=0),
+    }
+
+
+def likelihoods(
+    config: QuestionsConfig, folder: Path, items: list[Item], clips: dict[Media, dict[str, Any]]
+) -> dict[str, dict[str, tuple[float, ...]]]:
+    """Condition -> item -> logarithm of the likelihood of each choice as a whole answer."""
+    objective = build.questions(dataclasses.replace(config, features=''))
+    stored = zoo.find(folder)
+    params = {'projector': stored.params('projector'), 'decoder': stored.params(name_of(stored))}
+    params = jax.tree.map(jnp.asarray, params)
+    encoder = jax.tree.map(jnp.asarray, stored.params('target'))
+    tokenizer = self_made.tokenizer()
+    seen = objective.net('encoder')
+    encode_clips = jax.jit(lambda clips: seen(encoder, clips))
+    stored_objective = build.questions(dataclasses.replace(config, features='kept'))
+    lost = jax.jit(lambda batch: stored_objective.lost(params, {}, batch).sum(1))
+    out: dict[str, dict[str, tuple[float, ...]]] = {}
+    for condition in CONDITIONS:
+        known: dict[Media, np.ndarray] = {}
+        if condition != BLIND:
+            media = list(clips)
+            for start in range(0, len(media), ROWS):
+                part = media[start : start + ROWS]
+                frames = np.stack([clips[m][condition] for m in part])
+                full = np.zeros((ROWS, *frames.shape[1:]), np.uint8)
+                full[: len(part)] = frames
+                known |= dict(zip(part, np.asarray(encode_clips(full))))
+        values: list[float] = []
+        for rows in _batches(config, tokenizer, items, known):
+            count = rows.pop('count')
+            values += (-np.asarray(lost(rows)))[:count].tolist()
+        out[condition], place = {}, 0
+        for item in items:
+            n = len(item.choices)
+            out[condition][item.id] = tuple(values[place : place + n])
+            place += n
+    return out
+
+
+def _batches(config: QuestionsConfig, tokenizer, items: list[Item], known) -> Iterator[dict]:
+    """Rows of one choice each, in the items' order, ROWS at a time."""
+    tokens, shape = visual_tokens(config), None
+    if known:
+        shape = next(iter(known.values())).shape
+    else:
+        grid = build.questions(dataclasses.replace(config, features='kept')).projector_config
+        shape = int(np.prod(grid.grid)), grid.encoder_width
+    rows: list[dict[str, np.ndarray]] = []
+
+    def batch() -> dict:
+        count = len(rows)
+        full = rows + [rows[0]] * (ROWS - count)
+        joined = jax.tree.map(lambda *leaves: np.stack(leaves), *full)
+        rows.clear()
+        return joined | {'count': count}
+
+    for item in items:
+        for choice in item.choices:
+            parts = (item.media, item.question) if known else (item.question,)
+            turns = [Turn('user', parts), Turn('assistant', (choice,))]
+            encoded = encode(turns, tokenizer, lambda media: tokens)
+            row = packing.pack([encoded], config.data.length, tokenizer.pad).arrays
+            table = known[item.media] if known else np.zeros(shape, np.float32)
+            rows.append(row | {'table': table[None]})
+            if len(rows) == ROWS:
+                yield batch()
+    if rows:
+        yield batch()
+
+
+# --- The report -----------------------------------------------------------------------------------
+
+
+def report(config: QuestionsStudyConfig, folder: Path) -> None:
+    """Scores every run that is not scored yet, and writes report.json and report.html."""
+    with lock(folder) as place:
+        _report(config, place)
+
+
+def _report(config: QuestionsStudyConfig, folder: Path) -> None:
+    path = folder / FILE
+    stored = json.loads(path.read_text()) if path.exists() else {}
+    table: dict[str, Any] = stored.get('qa', {})
+    videos = synthetic.ensure('synthetic').parent
+    items = self_made.items('test', videos, config.test_clips, KINDS)
+    clips = {item.media: views(config.answer, item, config.seed) for item in items}
+    runs = [
+        (which, n, seed)
+        for n in counts(config.clips)
+        for which in ENCODERS
+        for seed in range(config.seeds)
+    ]
+    for which, n, seed in runs:
+        name = f'{which}_{n}_{seed}'
+        if name in table:
+            continue
+        said = likelihoods(config.answer, folder / name, items, clips)
+        row: dict[str, Any] = {}
+        for condition, each in said.items():
+            answers = {key: Answer('', values) for key, values in each.items()}
+            scored = qa_scores.score(items, answers)
+            found = qa_scores.figures(scored, 'pairs', config.bootstrap, config.seed)
+            row[condition] = {
+                label: dataclasses.asdict(figure)
+                for label, figure in found.items()
+                if label.startswith(qa_scores.CHOICE)
+            }
+        row['said'] = {item.id: said[SEEN][item.id] for item in _shown(items)}  # for the page
+        table[name] = row
+        write_json(path, {**stored, 'qa': table})
+        log.info('%s: %s', name, _words(row))
+    sentences = [f'{name}: {_words(row)}' for name, row in table.items()]
+    gates = _gates(config, table)
+    sentences += [f'{"holds" if held else "does not hold"}: {words}' for words, held in gates]
+    verdict = 'passed' if all(held for _, held in gates) else 'failed'
+    write_json(
+        path,
+        {
+            'steps': sum(s.config.optim.steps for s in stages(config, folder) if s.config),
+            'verdict': verdict,
+            'sentences': sentences,
+            'qa': table,
+            'gates': [{'name': words, 'passed': held} for words, held in gates],
+        },
+    )  # fmt: skip
+    (folder / PAGE).write_text(_page(config, folder, table, items, clips, sentences))
+    for line in sentences:
+        log.info('%s', line)
+
+
+def _shown(items: list[Item], said: dict[str, tuple[float, ...]]) -> list[Item]:
+    """Some questions for the page: as many wrong answers as there are, up to a half."""
+    spread = items[:: max(1, len(items) // 200)]
+    wrong = [i for i in spread if int(np.argmax(said[i.id])) != i.answer][: SHOWN // 2]
+    right = [i for i in spread if int(np.argmax(said[i.id])) == i.answer]
+    step = max(1, len(right) // max(1, SHOWN - len(wrong)))
+    return wrong + right[::step][: SHOWN - len(wrong)]
+
+
+def _pairs(row: dict[str, Any], condition: str, kind: str = 'motion_letter') -> dict[str, float]:
+    return row[condition][f'choice, pairs, {kind}']
+
+
+def _words(row: dict[str, Any]) -> str:
+    texts = [f'pairs of letters about motion {_figure(_pairs(row, SEEN))}']
+    texts += [f'{name} {_figure(_pairs(row, name))}' for name in CONDITIONS[1:]]
+    texts += [f'{kind} {_figure(row[SEEN][f"choice, {kind}"])}' for kind in ('side', 'digit')]
+    return ', '.join(texts)
+
+
+def _figure(f: dict[str, float]) -> str:
+    return f'{f["value"]:.3f} ({f["low"]:.3f}-{f["high"]:.3f})'
+
+
+def _gates(config: QuestionsStudyConfig, table: dict[str, Any]) -> list[tuple[str, bool]]:
+    """What was to hold, said before it was measured: words, and whether it does for every seed."""
+    numbers, seeds = counts(config.clips), range(config.seeds)
+    gates = []
+
+    def every(test) -> bool:
+        return all(test(seed) for seed in seeds)
+
+    def pairs(which: str, n: int, seed: int, condition: str = SEEN) -> dict[str, float]:
+        return _pairs(table[f'{which}_{n}_{seed}'], condition)
+
+    for n in numbers:
+        if n in (40, 80):
+            gates.append((
+                f'{n} clips: the trained encoder lies wholly above the random one',
+                every(lambda s, n=n: pairs('trained', n, s)['low'] > pairs('random', n, s)['high']),
+            ))  # fmt: skip
+    most = max(numbers)
+
+    def last(condition: str, test) -> bool:
+        return every(lambda s: test(pairs('trained', most, s, condition)['value']))
+
+    gates += [
+        (f'{most} clips: trained above .95', last(SEEN, lambda v: v > 0.95)),
+        ('blind pairs at 0', last(BLIND, lambda v: v == 0)),
+        ('shuffled below .3', last(SHUFFLED, lambda v: v < 0.3)),
+    ]
+    return gates
+
+
+def _page(config, folder: Path, table, items, clips, sentences: list[str]) -> str:
+    """Figures, and some questions with their pictures and answers, right and wrong."""
+    import base64
+    import io
+
+    from PIL import Image
+
+    most = max(counts(config.clips))
+    said = table[f'trained_{most}_0']['said']
+    parts = [f'<h1>{html.escape(config.name)}</h1>']
+    parts += [f'<p>{html.escape(line)}</p>' for line in sentences]
+    for item in (each for each in items if each.id in said):
+        frames = np.concatenate(list(clips[item.media][SEEN]), axis=1)
+        picture = Image.fromarray(frames).resize((frames.shape[1] * 3, frames.shape[0] * 3), 0)
+        file = io.BytesIO()
+        picture.save(file, 'PNG')
+        data = base64.b64encode(file.getvalue()).decode()
+        best = int(np.argmax(said[item.id]))
+        mark = 'right' if best == item.answer else f'wrong, it is {item.choices[item.answer]}'
+        words = f'{item.question}\n{item.choices[best]} ({mark})'
+        parts.append(f'<img src="data:image/png;base64,{data}"><pre>{html.escape(words)}</pre>')
+    return f'<!doctype html><meta charset="utf-8">{"".join(parts)}\n'

@@ -1,0 +1,235 @@
+"""What a language model is shown of a video: which frames, how cut, or features of them.
+
+look = Clips(config.clips)
+look(Media('video', 'a.mp4'))  # [1, T, crop, crop, 3] uint8
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from jepa_jax import scratch
+from jepa_jax.config.questions import ClipsConfig
+from jepa_jax.data import features, pictures
+from jepa_jax.data.clips import Timing, by_time
+from jepa_jax.data.decode import read_frames
+from jepa_jax.data.views import eval_view, resize
+from jepa_jax.errors import BadFile, DataError
+from jepa_jax.language.chat import Media
+from jepa_jax.workdir import write_json
+
+VERSION = 1  # part of the hash of features: change it with anything that changes one
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Always:
+    """Every medium has so many visual tokens."""
+
+    count: int
+
+    def __call__(self, media: Media) -> int:
+        del media
+        return self.count
+
+
+@dataclasses.dataclass(frozen=True)
+class Looked:
+    """What was shown of a medium."""
+
+    seconds: tuple[float, ...]  # in the video, of each frame shown
+    length: float  # seconds of the video
+    shown: int  # different frames among them
+
+    def words(self) -> str:
+        if not self.length:
+            return 'an image'
+        return (
+            f'{self.shown} different frames from {self.seconds[0]:.2f} to {self.seconds[-1]:.2f} s '
+            f'of {self.length:.2f} s'
+        )
+
+
+def moments(timing: Timing, clips: ClipsConfig, start: float = 0.0, end: float = 0.0) -> np.ndarray:
+    """Numbers of the frames that are shown, [T], ascending: evenly from the first to the last of
+    those between start and end (seconds; 0: the video's), of `clips.fps` a second if that is not 0.
+
+    Of fewer frames than T some come twice. Raises ValueError: nothing lies between them.
+    """
+    first, last = start * timing.fps, (end or timing.seconds) * timing.fps
+    candidates = np.arange(
+        int(np.ceil(first - 1e-6)), min(int(np.ceil(last - 1e-6)), timing.frames)
+    )
+    if not len(candidates):
+        raise ValueError(f'no frame between {start:g} and {end:g} s of {timing.seconds:.2f} s')
+    if 0 < clips.fps < timing.fps:
+        step = timing.fps / clips.fps
+        candidates = candidates[(np.arange(0, len(candidates) - 1e-6, step)).astype(int)]
+    even = np.round(np.linspace(0, len(candidates) - 1, clips.frames)).astype(int)
+    return by_time(candidates[even], timing)
+
+
+@dataclasses.dataclass(frozen=True)
+class Clips:
+    """Reads what is shown."""
+
+    config: ClipsConfig
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        c = self.config
+        return c.frames, c.crop, c.crop, 3
+
+    def __call__(self, media: Media) -> np.ndarray:
+        """[1, T, crop, crop, 3] uint8. Raises BadFile."""
+        return self.read(media)[0][None]
+
+    def read(self, media: Media) -> tuple[np.ndarray, Looked]:
+        """Frames [T, crop, crop, 3] uint8 (an image T times), and what they are. Raises BadFile."""
+        if media.kind == 'image':
+            frames, looked = pictures.read_image(media.path)[None], Looked((0.0,), 0.0, 1)
+        else:
+            frames, looked = self._video(media)
+        frames = self.view(frames)
+        if len(frames) < self.config.frames:
+            frames = np.repeat(frames, self.config.frames, axis=0)
+        return (frames[::-1] if media.backwards else frames), looked
+
+    def _video(self, media: Media) -> tuple[np.ndarray, Looked]:
+        said = []
+
+        def choose(timing: Timing) -> np.ndarray:
+            try:
+                numbers = moments(timing, self.config, media.start, media.end)
+            except ValueError as error:
+                raise BadFile(media.path, 'short', str(error)) from None
+            times = numbers / timing.fps if timing.times is None else timing.times[numbers]
+            distinct = len(set(numbers.tolist()))
+            said[:] = [Looked(tuple(map(float, times)), timing.seconds, distinct)]
+            return numbers
+
+        frames = read_frames(media.path, choose)
+        return frames, said[0]
+
+    def view(self, frames: np.ndarray) -> np.ndarray:
+        crop = self.config.crop
+        if self.config.view == 'middle':
+            return eval_view(frames, crop)
+        return resize(frames, (crop, crop))
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredClips:
+    """Features of a frozen encoder, a file a medium, in a folder whose name is a hash of encoder,
+    view and type; a file's name is one of the medium and the state of its file."""
+
+    folder: Path
+    dtype: str  # float16 | bfloat16
+    shape: tuple[int, ...]  # [N, D]
+
+    @classmethod
+    def of(
+        cls, folder: str, clips: ClipsConfig, encoder: Any, weights: str, dtype: str,
+        shape: tuple[int, ...],
+    ) -> StoredClips:  # fmt: skip
+        """encoder: all that shapes it; weights: hash of its parameters; shape: of features."""
+        about = {
+            'version': VERSION,
+            'weights': weights,
+            'encoder': features.shape_of(encoder),
+            'clips': dataclasses.asdict(clips),
+            'dtype': dtype,
+        }
+        place = Path(folder).expanduser().absolute() / _hash(json.dumps(about, sort_keys=True))
+        place.mkdir(parents=True, exist_ok=True)
+        write_json(place / 'about.json', about)
+        return cls(place, dtype, shape)
+
+    def file(self, media: Media) -> Path:
+        """Raises BadFile: there is no such file."""
+        try:
+            state = os.stat(media.path)
+        except OSError as error:
+            raise BadFile(media.path, 'missing', error.strerror or 'cannot be read') from error
+        fields = (*dataclasses.astuple(media), state.st_size, state.st_mtime_ns)
+        return self.folder / f'{_hash(json.dumps(fields))}.npy'
+
+    def __call__(self, media: Media) -> np.ndarray:
+        """[1, N, D]. Raises BadFile: damaged, or not there as the medium could not be read."""
+        path = self.file(media)
+        if not path.exists():
+            raise BadFile(media.path, 'missing', f'no features in {self.folder}')
+        stored = features.open_stored(path, features.DTYPES[self.dtype])
+        if tuple(stored.shape) != self.shape or len(stored) != 1:
+            raise BadFile(path, 'corrupt', f'features {stored.shape}, expected {self.shape}')
+        return stored[0:1]
+
+    def fill(
+        self, wanted: Iterable[Media], look: Clips, encode: Callable[[np.ndarray], np.ndarray],
+        batch: int, process: int = 0, processes: int = 1,
+    ) -> None:  # fmt: skip
+        """Computes what is not there yet; what cannot be read is said and left out.
+
+        encode: clips [batch, T, crop, crop, 3] uint8 -> features [batch, N, D].
+
+        Raises:
+          DataError: nothing of all can be read.
+        """
+        scratch.sweep(self.folder)
+        left, lost, total = {}, 0, 0
+        for media in dict.fromkeys(wanted):
+            total += 1
+            try:
+                path = self.file(media)
+            except BadFile as error:
+                log.warning('features: %s', error)
+                lost += 1
+                continue
+            if not features.is_whole(path):
+                left[media] = path
+        log.info(
+            'features: %d of %d videos and images to encode, in %s', len(left), total, self.folder
+        )
+        pending: list[tuple[Path, np.ndarray]] = []
+
+        def flush() -> None:
+            clips = np.zeros((batch, *look.shape), np.uint8)
+            for i, (_, clip) in enumerate(pending):
+                clips[i] = clip
+            for (path, _), each in zip(pending, np.asarray(encode(clips))):
+                each = each.astype(features.DTYPES[self.dtype])
+                features.save(path, each[None], np.zeros(1, int))
+            pending.clear()
+
+        mine = list(left.items())[process::processes]
+        for media, path in tqdm(
+            mine, desc='features', unit='clip', file=sys.stderr, disable=not mine
+        ):
+            try:
+                pending.append((path, look(media)[0]))
+            except BadFile as error:
+                log.warning('features: %s', error)
+                lost += 1
+                continue
+            if len(pending) == batch:
+                flush()
+        if pending:
+            flush()
+        if total and lost == total:
+            raise DataError(f'none of {total} videos and images of the conversations can be read')
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:24]

@@ -1,0 +1,187 @@
+"""Asking about videos: which frames, which baselines, what is kept, and what comes out of it."""
+
+import json
+import pathlib
+import re
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from jepa_jax.config.qa import QAConfig, QuestionSetConfig
+from jepa_jax.data import synthetic
+from jepa_jax.errors import BadFile, ConfigError, InputError
+from jepa_jax.evals import qa
+from jepa_jax.language.chat import Media
+from tools import score_answers
+
+FRAMES = 4
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+class Brightness:
+    """Says whether the last frame it sees is lighter than the first; without video, A. As
+    `jepa_jax.load` gives it."""
+
+    config = types.SimpleNamespace(frames=FRAMES)
+
+    def __init__(self, mark=0):
+        tree = {'kernel': np.full(3, mark)}
+        self.weights = types.SimpleNamespace(nets={'projector': types.SimpleNamespace(tree=tree)})
+        self.asked = []
+
+    def ask(self, video, question, *, choices, most):
+        self.asked.append((None if video is None else video[:, 0, 0, 0].tolist(), question))
+        if 'refuse' in question:
+            raise InputError('1 placeholders')
+        letter = 'A'
+        if video is not None:
+            assert video.dtype == np.uint8 and video.shape == (FRAMES, 32, 32, 3)
+            letter = 'A' if int(video[-1].mean()) >= int(video[0].mean()) else 'B'
+        shares = tuple(float(c == letter) for c in choices)  # as narrow as a float can be
+        return types.SimpleNamespace(text=f'Answer: {letter}'[: most * 4], shares=shares)
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """MVP's layout with three pairs, one member of the last of which is damaged."""
+    root = tmp_path_factory.mktemp('mvp')
+    (root / 'videos').mkdir()
+    rows = []
+    for number in range(3):
+        for member, sign in enumerate((1, -1)):
+            name = f'{number}_{member}.mp4'
+            ramp = np.clip(np.arange(12) * 16 + 20 + 5 * number, 0, 255)[::sign]
+            frames = np.broadcast_to(ramp[:, None, None, None], (12, 32, 32, 3)).astype(np.uint8)
+            synthetic.write(root / 'videos' / name, frames)
+            rows.append({
+                'video_id': f'p{number}_{member}', 'video_path': name, 'question': 'Lighter?',
+                'candidates': ['it gets lighter', 'it gets darker'],
+                'answer': ('it gets lighter', 'it gets darker')[member],
+            })  # fmt: skip
+    path = root / 'videos/2_1.mp4'
+    path.write_bytes(path.read_bytes()[:300])
+    for subset in ('temporal_reasoning', 'intuitive_physics'):
+        own = rows if subset == 'temporal_reasoning' else rows[:2]
+        lines = ''.join(json.dumps(row) + '\n' for row in own)
+        (root / f'{subset}_mini.jsonl').write_text(lines)
+    return root
+
+
+def config(folder, **more):
+    return QAConfig(data=QuestionSetConfig('mvp', 'mini', str(folder)), bootstrap=50, **more)
+
+
+def test_frames_are_those_of_mvbench():
+    """index = int(start + seg / 2 + round(seg i)), in frames; by hand."""
+    assert qa.segments(100, 25.0, 0.0, 0.0, 4).tolist() == [12, 37, 62, 86]  # seg 24.75
+    assert qa.segments(100, 25.0, 1.0, 3.0, 5).tolist() == [30, 40, 50, 60, 70]  # seg 10
+    assert qa.segments(100, 25.0, 3.0, 9.0, 2).tolist() == [81, 93]  # to the last frame, seg 12
+    assert qa.segments(24, 8.0, 2.0, 3.0, 8).tolist() == list(range(16, 24))  # each of them once
+    few = qa.segments(5, 25.0, 0.0, 0.0, 16)
+    assert few.min() == 0 and few.max() == 4 and (np.diff(few) >= 0).all()
+    with pytest.raises(InputError, match='begins at 9 s, the video ends at 4.00 s'):
+        qa.segments(100, 25.0, 9.0, 0.0, 4)
+
+
+def test_a_model_that_sees_and_its_baselines(folder, tmp_path):
+    model = Brightness()
+    got = qa.run(model, config(folder), tmp_path)
+    value = {name: figure.value for name, figure in {**got.results, **got.baselines}.items()}
+    for column in ('official', 'choice'):
+        assert value[column] == value[f'{column}, pairs'] == 1
+        # who sees nothing, or one frame, says the same of both: half of the items, no pair
+        for name in ('blind', 'one frame'):
+            assert value[f'{column}: {name}'] == 0.5 and value[f'{column}, pairs: {name}'] == 0
+        assert f'{column}, pairs: shuffled frames' in value
+    assert (value['chance'], value['chance, pairs']) == (0.5, 0.25)
+    assert value['official, pairs answered alike'] == value['official, no rule matched'] == 0
+    assert got.results['official, pairs'].n == 3  # of four pairs, over two subsets
+    # the damaged video is counted, its question is not asked, its pair does not count
+    assert got.data['expected'] == 8 and got.data['read'] == 6
+    assert list(got.data['left_out']) == [str(folder / 'videos/2_1.mp4')]
+    said = ' '.join(got.sentences)
+    assert (
+        '2 questions are left out, with all of their pairs: 1 videos' in said
+        and 'V-JEPA 2' in said
+        and '44.5' in said
+    )
+    assert 'human_object_interactions is not in the figures' in said
+    assert got.outcomes['official'].tolist() == [1.0] * 6 and len(got.sources) == 6
+    # the four conditions, of a video that two subsets ask about
+    shown = [seen for seen, _ in model.asked[:8:2]]
+    assert shown[0] == sorted(shown[0]) and shown[1] is None
+    assert sorted(shown[2]) == shown[0] and shown[2] != shown[0] and len(set(shown[3])) == 1
+    assert all('(A) it gets lighter' in question for _, question in model.asked)
+
+
+def test_answers_are_kept_and_not_asked_for_again(folder, tmp_path, monkeypatch, capsys):
+    whole = qa.run(Brightness(), config(folder), tmp_path)
+    lines = (tmp_path / qa.FILE).read_bytes().splitlines(keepends=True)
+    assert len(lines) == 1 + 7 * 4
+    row = json.loads(lines[1])
+    assert row['condition'] == 'video' and row['text'] == 'Answer: A' and row['likelihoods'][0] == 0
+    # killed in the middle of a line
+    (tmp_path / qa.FILE).write_bytes(b''.join(lines[:9]) + lines[9][:20])
+    rest = Brightness()
+    again = qa.run(rest, config(folder), tmp_path)
+    assert len(rest.asked) == 20 and again.results == whole.results
+    assert sorted((tmp_path / qa.FILE).read_bytes().splitlines(True)) == sorted(lines)
+    # figures without a model
+    alone = qa.scored_again(config(folder), tmp_path / qa.FILE)
+    assert alone.results == whole.results and alone.baselines == whole.baselines
+    monkeypatch.setattr(sys, 'argv', [
+        'score-answers', f'--config={ROOT}/configs/eval/mvp.py', f'--workdir={tmp_path}',
+        f'--config.data.path={folder}', '--config.bootstrap=50',
+    ])  # fmt: skip
+    assert score_answers.main() == 0
+    shown = capsys.readouterr().out
+    assert re.search(r'official, pairs +1.000 +1.000 to 1.000 +3', shown), shown
+    few = config(folder)
+    few.data.most = 1
+    with pytest.raises(ConfigError, match='answers to other questions than those of'):
+        qa.scored_again(few, tmp_path / qa.FILE)
+    with pytest.raises(ConfigError, match='answers with another model: name another --workdir'):
+        qa.run(Brightness(1), config(folder), tmp_path)
+    (tmp_path / qa.FILE).write_text(lines[0].decode() + '{"id": 1}\n')
+    with pytest.raises(BadFile, match='line 2: no text and likelihoods'):
+        qa.load(tmp_path / qa.FILE)
+
+
+def test_what_may_be_left_out(folder, tmp_path):
+    few = config(folder, likelihoods=False, blind=False, shuffled=False, one_frame=False)
+    few.data.most = 2
+    model = Brightness()
+    got = qa.run(model, few, tmp_path)
+    assert not any('choice' in name for name in got.results) and set(got.baselines) == {
+        'chance', 'chance, pairs',
+    }  # fmt: skip
+    assert len(model.asked) in (3, 4)
+    other = tmp_path / 'x'
+    other.mkdir()
+    for path in folder.glob('*.jsonl'):
+        (other / path.name).write_text(path.read_text().replace('Lighter?', 'refuse?', 1))
+    few.data.path, few.data.videos, few.data.most = str(other), str(folder / 'videos'), 0
+    got = qa.run(Brightness(), few, other)
+    assert got.results['official'].n == 2  # one question cannot be put in either file
+    assert any('p0_0: 1 placeholders' in line for line in got.data['left_out'].values())
+    with pytest.raises(ConfigError, match='the model was not trained on questions'):
+        qa.run(object(), few, tmp_path)
+
+
+def test_a_part_of_a_video_and_a_folder_of_frames(folder, tmp_path):
+    path = str(folder / 'videos/0_0.mp4')
+    light = qa.look(Media('video', path), 4)[:, 0, 0, 0]
+    back = qa.look(Media('video', path, backwards=True), 4)[:, 0, 0, 0]
+    np.testing.assert_array_equal(back, light[::-1])
+    part = qa.look(Media('video', path, 0.5, 1.0), 4)[:, 0, 0, 0]  # frames 4 to 7 of 8 a second
+    np.testing.assert_allclose(part, 20 + 16 * np.arange(4, 8), atol=3)
+    with pytest.raises(BadFile, match='short: begins at 7 s'):
+        qa.look(Media('video', path, 7.0), 4)
+    import PIL.Image
+
+    for number in range(1, 10):
+        PIL.Image.new('RGB', (32, 32), (20 * number,) * 3).save(tmp_path / f'{number:05}.png')
+    pictures = qa.look(Media('video', str(tmp_path), 1.0, 2.0), 3)[:, 0, 0, 0]
+    assert pictures.tolist() == [80, 100, 120]  # three a second, the first is 00001

@@ -1,0 +1,160 @@
+"""Questions about videos: what the loss sees and what it does not, against sums by hand."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jepa_jax import flops
+from jepa_jax.models.adapter import AdapterConfig
+from jepa_jax.models.decoder import DecoderConfig
+from jepa_jax.models.projector import ProjectorConfig
+from jepa_jax.models.vit import ViTConfig
+from jepa_jax.objectives.questions import HeldOut, Questions
+from jepa_jax.sharding import make_mesh, put_batch, put_params
+from jepa_jax.weights import parts
+
+VIT = ViTConfig(24, 1, 2, patch=8, image_size=16, frames=4, dtype=jnp.float32)
+LLM = DecoderConfig(32, 16, 24, 2, 4, 2, 4, dtype=jnp.float32, tied=True)
+PROJECTOR = ProjectorConfig(24, 16, (2, 2, 2), pool=2, dtype=jnp.float32)  # 2 tokens a clip
+LORA = AdapterConfig.of(LLM, 2, 4.0, 'attn/.*')
+B, S, M = 4, 14, 2
+
+
+def make(**settings) -> tuple[Questions, dict, dict]:
+    objective = Questions(VIT, PROJECTOR, LLM, LORA, **settings)
+    params = objective.init(jax.random.key(0))
+    frozen = {
+        name: net.init(jax.random.key(i)) for i, (name, net) in enumerate(objective.frozen.items())
+    }
+    return objective, jax.tree.map(lambda a: a + 0.1, params), frozen
+
+
+def batch() -> dict[str, np.ndarray]:
+    """Two conversations a row, a clip each, and a place of padding."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 32, (B, S), np.int32)
+    labels = np.full((B, S), -1, np.int32)
+    labels[:, 4:6], labels[1:, 11:12] = tokens[:, 5:7], tokens[1:, 12:13]
+    segments = np.tile([1] * 7 + [2] * 6 + [0], (B, 1)).astype(np.int32)
+    positions = np.tile([*range(7), *range(6), 0], (B, 1)).astype(np.int32)
+    visual = np.full((B, S), -1, np.int32)
+    visual[:, 1:3], visual[:, 8:10] = (0, 1), (2, 3)
+    table = rng.integers(0, 256, (B, M, 4, 16, 16, 3), np.uint8)
+    return dict(
+        tokens=tokens, labels=labels, positions=positions, segments=segments, visual=visual,
+        table=table,
+    )  # fmt: skip
+
+
+@functools.cache
+def losses():
+    objective, params, frozen = make()
+    return objective, params, frozen, jax.jit(functools.partial(objective.loss, params, {}, frozen))
+
+
+def test_loss_is_of_answers_alone():
+    objective, params, frozen, loss = losses()
+    data = batch()
+    value, metrics = loss(data, 0)
+    # each conversation alone, op by op
+    clips = data['table'].reshape(B * M, 4, 16, 16, 3)
+    seen = objective.net('encoder')(frozen['encoder'], clips)
+    x = seen @ params['projector']['fc1']['kernel'] + params['projector']['fc1']['bias']
+    x = jax.nn.gelu(x, approximate=False) @ params['projector']['fc2']['kernel']
+    x = (x + params['projector']['fc2']['bias']).reshape(B, M, 2, 2, 2, 16).mean((3, 4))
+    llm = parts.net('decoder', LLM).bind(frozen['decoder'])
+    lost = [[] for _ in range(B)]
+    for m, (start, stop) in enumerate(((0, 7), (7, 13))):
+        words = llm.embed(jnp.asarray(data['tokens'][:, start:stop]))
+        words = words.at[:, 1:3].set(x[:, m])
+        at = jnp.broadcast_to(jnp.arange(stop - start), words.shape[:2])
+        hidden = llm(words, at, adapter=params['adapter'], scale=2.0)
+        chances = np.asarray(jax.nn.log_softmax(llm.logits(hidden)))
+        for b, p in np.argwhere(data['labels'][:, start:stop] >= 0):
+            lost[b].append(-chances[b, p, data['labels'][b, start + p]])
+    np.testing.assert_allclose(value, np.mean([np.mean(each) for each in lost]), atol=1e-5)
+    np.testing.assert_allclose(metrics['loss/tokens'], np.mean(sum(lost, [])), atol=1e-5)
+
+
+def test_a_video_is_seen_in_its_own_conversation_alone():
+    _, _, _, loss = losses()
+    data = batch()
+    data['labels'][:, 7:] = -1
+    before = loss(data, 0)[0]
+    for place, changes in ((0, True), (1, False)):
+        other = {**data, 'table': data['table'].copy()}
+        other['table'][:, place] = 255 - other['table'][:, place]
+        assert (abs(loss(other, 0)[0] - before) > 1e-6) == changes
+
+
+def test_features_in_place_of_frames_and_on_a_mesh():
+    objective, params, frozen, loss = losses()
+    data = batch()
+    clips = data['table'].reshape(B * M, 4, 16, 16, 3)
+    features = np.asarray(objective.net('encoder')(frozen['encoder'], clips))
+    stored, _, _ = make(features=True)
+    assert list(stored.kept) == ['encoder'] and list(stored.frozen) == ['decoder']
+    data['table'] = features.reshape(B, M, 8, 24)
+    mesh = make_mesh(2, jax.devices()[:4])
+    with jax.set_mesh(mesh):
+        on = [put_params(params, stored.specs, mesh)]
+        specs = {'decoder': stored.frozen['decoder'].specs}
+        on.append(put_params({'decoder': frozen['decoder']}, specs, mesh))
+        step = jax.jit(jax.value_and_grad(lambda p, f, b: stored.loss(p, {}, f, b, 0)[0]))
+        value, grads = step(*on, put_batch(data, mesh))
+    np.testing.assert_allclose(value, loss(batch(), 0)[0], atol=1e-5)
+    assert set(grads) == {'projector', 'adapter'}
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(grads['projector']))
+
+
+def test_health_says_what_is_said():
+    objective, params, frozen = make(features=True)[0], *losses()[1:3]
+    data = batch()
+    clips = data['table'].reshape(B * M, 4, 16, 16, 3)
+    encoder = objective.net('encoder')
+    data['table'] = np.asarray(encoder(frozen['encoder'], clips)).reshape(B, M, 8, 24)
+    rows = {k: v[:3].copy() for k, v in data.items()}
+    rows['labels'][:, 7:] = -1
+    prompts = {
+        'tokens': rows['tokens'][:, :6], 'visual': rows['visual'][:, :6],
+        'lengths': np.array([5, 6, 6], np.int32),
+    }  # fmt: skip
+    objective.held = HeldOut(rows, prompts, ('a', 'b', 'a'), (), 3)
+    health = jax.jit(objective.health)(params, {}, {'decoder': frozen['decoder']}, None)
+    measured = objective.measure(health)
+    expected = np.exp(losses()[3]({**batch(), **{'labels': _first(batch())}}, 0)[1]['loss/tokens'])
+    np.testing.assert_allclose(measured['health/perplexity'], expected, rtol=1e-4)
+    assert measured['health/empty_answers'] == 0
+    assert measured['health/same_expected'] == pytest.approx(2 / 3)
+    said = {tuple(row) for row in np.asarray(health['tokens'])[:3].tolist()}
+    assert (measured['health/same_answers'] == 1) == (len(said) == 1)
+    # whatever is said first ends the answer: nothing is said
+    first = tuple(np.asarray(health['tokens'])[:3, 0].tolist())
+    objective.held = dataclasses.replace(objective.held, stop=first)
+    health = jax.jit(objective.health)(params, {}, {'decoder': frozen['decoder']}, None)
+    measured = objective.measure(health)
+    assert measured['health/empty_answers'] == 1
+    assert objective.verdict([measured])[0] == 'silent'
+
+
+def _first(data: dict) -> np.ndarray:
+    """Labels of the first three rows' first conversations."""
+    labels = data['labels'].copy()
+    labels[:, 7:], labels[3:] = -1, -1
+    return labels
+
+
+def test_flops():
+    """By hand, of one token a row: no pairs but its own."""
+    c = dataclasses.replace(LLM, depth=1)
+    layer = 16 * (16 + 8 + 8 + 16) + 3 * 16 * 24
+    once = layer + 16 * 32
+    assert flops.language(c, 1, trained=True) == 2 * 3 * (once + 2 * 16)
+    assert flops.language(c, 1) == 2 * (2 * once + 3 * 2 * 16)
+    lora = AdapterConfig.of(c, 2, 4.0, 'attn/q')
+    assert flops.language(c, 1, lora) - flops.language(c, 1) == 2 * 3 * 2 * (16 + 16)
+    assert flops.projected(PROJECTOR, 1, False) == 2 * 8 * (2 * 24 * 16 + 3 * 16 * 16)

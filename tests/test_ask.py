@@ -1,0 +1,174 @@
+"""Asking: what is shown, what is said, how likely choices are, and what is refused."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jepa_jax import ask as command
+from jepa_jax.answers import Answerer, Sampling
+from jepa_jax.config import ClipsConfig
+from jepa_jax.data import synthetic
+from jepa_jax.data.clips import Timing
+from jepa_jax.errors import BadFile, ConfigError, ConvertError, InputError, InputsFailed
+from jepa_jax.language import questions
+from jepa_jax.language.chat import Media, Turn, encode
+from jepa_jax.language.sight import Clips, moments
+from jepa_jax.models.decoder import DecoderConfig
+from jepa_jax.models.projector import ProjectorConfig
+from jepa_jax.models.vit import ViTConfig
+from jepa_jax.weights import parts
+from jepa_jax.weights.contents import StoredNet, Weights
+from jepa_jax.weights.tables import Leaf
+
+pytest.importorskip('tokenizers')
+CLIPS = ClipsConfig(frames=4, crop=16)
+CONFIGS = {
+    'encoder': ViTConfig(24, 1, 2, patch=8, image_size=16, frames=4, dtype=jnp.float32),
+    'projector': ProjectorConfig(24, 16, (2, 2, 2), dtype=jnp.float32),  # 8 tokens
+    'decoder': DecoderConfig(questions.VOCABULARY, 16, 24, 2, 4, 2, 4, dtype=jnp.float32),
+}
+
+
+def nets(**other) -> dict[str, StoredNet]:
+    made = {}
+    for i, (name, config) in enumerate({**CONFIGS, **other}.items()):
+        params = parts.net(name, config).init(jax.random.key(i))
+        tree = jax.tree.map(lambda a: Leaf(a.shape, np.dtype(a.dtype), lambda: 8 * a), params)
+        made[name] = StoredNet(name, config, tree)
+    return made
+
+
+@pytest.fixture(scope='module')
+def video(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp('videos') / 'clip.mp4'
+    frames = np.random.default_rng(0).integers(0, 256, (24, 32, 40, 3), np.uint8)
+    synthetic.write(path, frames)
+    return str(path)
+
+
+@pytest.fixture(scope='module')
+def answerer() -> Answerer:
+    return Answerer(nets(), questions.tokenizer(), CLIPS, 'float32')
+
+
+def whole(answerer: Answerer, clip: np.ndarray, text: str, said: str) -> np.ndarray:
+    """Logarithms of the chances of the tokens of an answer and of its end, by one forward."""
+    p, n = answerer._params, answerer._nets
+    turns = [Turn('user', (Media('video', ''), text)), Turn('assistant', (said,))]
+    rows = encode(turns, answerer.tokenizer, lambda m: 8)
+    seen = n['projector'](p['projector'], n['encoder'](p['encoder'], clip[None]))[0]
+    llm = n['decoder'].bind(p['decoder'])
+    x = llm.embed(jnp.asarray(rows.tokens[None]))
+    place = np.flatnonzero(rows.visual >= 0)
+    x = x.at[0, place].set(seen)
+    logits = llm.logits(llm(x, jnp.arange(len(rows.tokens))[None]))[0]
+    at = np.flatnonzero(rows.labels >= 0)
+    return np.asarray(jax.nn.log_softmax(logits))[at, rows.labels[at]], np.asarray(logits)[at]
+
+
+def test_answers(answerer, video):
+    pieces = []
+    choices = 'clockwise', 'counterclockwise'
+    said = answerer.ask(video, 'Which way?', choices=choices, most=6, on_text=pieces.append)
+    assert said.text == ''.join(pieces)
+    clip = answerer.look(Media('video', video))[0]
+    # greedy: of every token that was said none is likelier
+    ids = answerer.tokenizer.encode(said.text)
+    if said.text and '\ufffd' not in said.text:
+        _, logits = whole(answerer, clip, 'Which way?', said.text)
+        assert logits.argmax(-1)[: len(ids)].tolist() == ids
+    sums = np.array([whole(answerer, clip, 'Which way?', c)[0].sum() for c in choices])
+    shares = np.exp(sums - sums.max())
+    np.testing.assert_allclose(said.shares, shares / shares.sum(), rtol=1e-3)
+    assert said.choice == choices[int(sums.argmax())]
+    assert said.seen[0].shown == 4 and said.seen[0].words().endswith('of 3.00 s')
+    # the same frames from an array, and the other way round
+    backwards = Media('video', video, backwards=True)
+    again = answerer.ask(clip, 'Which way?', choices=choices, most=1)
+    turned = answerer.ask(backwards, 'Which way?', choices=choices, most=1)
+    np.testing.assert_allclose(again.shares, said.shares, rtol=1e-4)
+    assert not np.allclose(turned.shares, said.shares, rtol=1e-4)
+    drawn = {
+        answerer.ask(video, 'Hm?', most=3, sampling=Sampling(3.0), seed=s).text for s in (1, 2)
+    }
+    assert len(drawn) == 2
+
+
+def test_a_placeholder_may_say_where(answerer, video):
+    clip = answerer.look(Media('video', video))[0]
+    first = answerer.ask(clip, 'What?', choices=('a', 'b'), most=1)
+    same = answerer.ask(clip, '<video>What?', choices=('a', 'b'), most=1)
+    later = answerer.ask(clip, 'What?<video>', choices=('a', 'b'), most=1)
+    assert first.shares == same.shares != later.shares
+
+
+@pytest.mark.parametrize(
+    ('question', 'more', 'words'),
+    [
+        ('<video> and <video>?', {}, '2 placeholders <video> or <image> for 1 videos'),
+        (' ', {}, 'an empty question'),
+        ('What?', {'choices': ('a', ' ')}, 'choice 2 is empty'),
+        ('What?', {'choices': ('a', 'b', 'a ')}, "choices that are equal: 'a '"),
+        ('What?', {'choices': ('a',)}, 'at least two'),
+        ('x' * 200_000, {}, 'the question: .* tokens: at most'),
+    ],
+    ids=lambda v: str(v)[:20],
+)
+def test_refuses(answerer, video, question, more, words):
+    with pytest.raises(InputError, match=words):
+        answerer.ask(video, question, **more)
+
+
+def test_nets_that_do_not_fit():
+    tokenizer = questions.tokenizer()
+    other = ViTConfig(36, 1, 3, patch=8, image_size=16, frames=4)
+    with pytest.raises(ConvertError, match='an encoder of width 36: the projector is for 24'):
+        Answerer(nets(encoder=other), tokenizer, CLIPS, 'float32')
+    small = DecoderConfig(100, 16, 24, 2, 4, 2, 4)
+    with pytest.raises(ConfigError, match='the tokenizer of another model'):
+        Answerer(nets(decoder=small), tokenizer, CLIPS, 'float32')
+    weights = Weights(None, 'jax', {'encoder': nets()['encoder']})
+    with pytest.raises(ConvertError, match='no projector: it answers nothing'):
+        Answerer.of(weights)
+
+
+def test_a_batch_counts_what_cannot_be_read(answerer, video, tmp_path):
+    rows = [
+        {'video': video, 'question': 'What?'},
+        {'video': str(tmp_path / 'no.mp4'), 'question': 'x'},
+    ]
+    out = tmp_path / 'out.jsonl'
+    shown = lambda paths, *when: [Media('video', p, *when) for p in paths]  # noqa: E731
+    with pytest.raises(InputsFailed, match='1 of 2 questions could not be put'):
+        command._batch(answerer, rows, out, shown, {'most': 2})
+    first, second = map(json.loads, out.read_text().splitlines())
+    assert first['answer'] is not None and 'error' not in first
+    assert 'missing' in second['error'] and 'answer' not in second
+    (tmp_path / 'q.jsonl').write_text('{"question": "x"}\n{"question": ""}\n')
+    with pytest.raises(BadFile, match='line 2: no `question`'):
+        command._rows(tmp_path / 'q.jsonl')
+
+
+def test_moments():
+    """Evenly over all of it, whatever its length; what is shorter comes twice."""
+    clips = ClipsConfig(frames=4)
+    assert moments(Timing(10, 5.0, 2.0), clips).tolist() == [0, 3, 6, 9]
+    assert moments(Timing(100, 10.0, 10.0), clips, 2.0, 4.0).tolist() == [20, 26, 33, 39]
+    second = ClipsConfig(frames=4, fps=1.0)
+    assert moments(Timing(100, 10.0, 10.0), second).tolist() == [0, 30, 60, 90]
+    assert moments(Timing(2, 10.0, 0.2), clips).tolist() == [0, 0, 1, 1]
+    with pytest.raises(ValueError, match='no frame between 12 and 14 s of 10.00 s'):
+        moments(Timing(100, 10.0, 10.0), clips, 12.0, 14.0)
+
+
+def test_an_image_fills_all_frames(tmp_path):
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / 'a.png')
+    clip, looked = Clips(CLIPS).read(Media('image', str(tmp_path / 'a.png')))
+    assert (clip == pixels).all() and clip.shape == (4, 16, 16, 3)
+    assert looked.words() == 'an image'
