@@ -220,7 +220,7 @@ def version_of_rope(config: Any) -> str:
         return MAE
     if not getattr(config, 'key_bias', True):
         return VIDEOMAE
-    if config.position == 'sincos':
+    if getattr(config, 'position', 'rope') == 'sincos':
         image = config.grid[0] == 0 if isinstance(config.grid, tuple) else config.tubelet == 1
         if image and config.axes == 'xy':
             return IMAGES
