@@ -40,6 +40,10 @@ class Recipe:
     describe: str = 'jepa_jax.describe:run'  # config -> lines that say what its numbers mean
     # config -> jepa_jax.evals.entries.Entry of each evaluation beside training; raises ConfigError
     evals: str = 'jepa_jax.recipes:no_evals'
+    # what is measured once, after the last step, in every process: config, objective,
+    # jepa_jax.state.TrainState, frozen parameters, jepa_jax.objectives.Prepared.data, workdir ->
+    # fields of report.json and sentences; process 0 puts pictures into the workdir
+    at_end: str = 'jepa_jax.recipes:nothing_more'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +92,7 @@ RECIPES: dict[str, Recipe] = {
         workload='jepa_jax.objectives.programs:action_conditioned_workload',
         activations='jepa_jax.memory:action_conditioned',
         describe='jepa_jax.describe:action_conditioned',
+        at_end='jepa_jax.evals.horizon:of_run',
     ),
 }
 
@@ -224,6 +229,12 @@ def no_evals(config: RunConfig) -> list:
             'of RECIPES names none (`evals`)'
         )
     return []
+
+
+def nothing_more(*run: Any) -> tuple[dict[str, Any], list[str]]:
+    """For recipes that measure nothing at the end."""
+    del run
+    return {}, []
 
 
 def leave(config: RunConfig) -> None:

@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -51,11 +52,13 @@ def write(
     evals: Beside,
     clock: Clock,
     begun: float,
+    more: tuple[dict[str, Any], list[str]] = ({}, []),
 ) -> None:
     """Makes the evaluations of the end, draws the run, writes report.json and says in words how it
     went; process 0 writes, the others have their part in the evaluations.
 
-    begun: time.monotonic() at the start of this process's run.
+    begun: time.monotonic() at the start of this process's run. more: what the recipe's `at_end`
+      returned.
     """
     findings = evals.finish(state, frozen)
     if jax.process_index():
@@ -64,7 +67,7 @@ def write(
     last = records[-1] if records else {}
     evaluated = {k: v for k, v in last.items() if k.startswith('evals/')} | findings.values
     word, facts = objective.verdict(records)
-    sentences = [f'{word}: {facts}', clock.verdict(), *findings.sentences]
+    sentences = [f'{word}: {facts}', clock.verdict(), *findings.sentences, *more[1]]
     pictures.plot_run(records, workdir / 'run.png', title=config.name)
     report = {
         'steps': int(jax.device_get(state.step)),
@@ -76,6 +79,7 @@ def write(
         'probes': findings.probes,
         'evals': {k: v if math.isfinite(v) else str(v) for k, v in evaluated.items()},
         'tasks': {},
+        **more[0],
     }
     write_json(workdir / FILE, report)
     for line in sentences:

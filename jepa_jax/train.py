@@ -97,7 +97,8 @@ def train(
                         evals=evals,
                         profile=folder / 'profile' if profile else None,
                     )
-        report.write(folder, config, objective, state, frozen, evals, clock, begun)
+                more = load(recipe.at_end)(config, objective, state, frozen, prepared.data, folder)
+        report.write(folder, config, objective, state, frozen, evals, clock, begun, more)
 
 
 def study(config: StudyConfig, workdir: str, **options) -> None:
