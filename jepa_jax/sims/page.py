@@ -13,6 +13,7 @@ FILE = 'report.html'
 POLICIES = {
     'planner': 'planner: learned features, learned predictor',
     'random_encoder': 'the same on an encoder of random weights',
+    'pixel_encoder': 'the same on pixels, patches as they are',
     'untrained': 'the same encoder, an untrained predictor',
     'simulator_learned_cost': 'the simulator as predictor, learned features',
     'simulator_pixel_cost': 'the simulator as predictor, pixels',
@@ -32,7 +33,7 @@ def write(folder: Path, config: SimConfig, report: Mapping[str, Any]) -> None:
     settings, plays = config.evaluation, config.collection
     parts = [
         f'<h1>{html.escape(config.name)}: {html.escape(report["verdict"])}</h1>',
-        '<p>Simulated, in scenes of the same kind as the training data: this says nothing about a '
+        '<p>Simulated, by the simulator that the training data are from: this says nothing about a '
         'real robot. Success is judged at the last step of an episode; intervals are 95 % '
         "(Wilson's).</p>",
         f'<p>{plays.episodes} recordings of {plays.frames} frames, {plays.image_size} pixels; '
@@ -68,10 +69,11 @@ def write(folder: Path, config: SimConfig, report: Mapping[str, Any]) -> None:
             if (policy := row['policies'].get(name))
         ]
         head = 'policy', 'success', 'interval', 'episodes', 'cm off at first', 'at last', 's/action'
-        parts += [_table(head, rows), _image(folder, f'episodes_{task}.png')]
+        parts += [_table(head, rows), _image(folder, f'episodes_{task.replace(" ", "_")}.png')]
     parts.append('<h2>Cost and predictions apart</h2>')
     parts += [f'<p>{html.escape(line)}</p>' for line in report['sentences']]
-    parts += [_image(folder, 'energy.png'), _image(folder, 'run.png')]
+    pictures = ('energy.png', 'horizon_tasks.png', 'horizon.png', 'run.png')
+    parts += [_image(folder, name) for name in pictures]
     body = '\n'.join(part for part in parts if part)
     (folder / FILE).write_text(
         f'<!doctype html><meta charset="utf-8"><title>{html.escape(config.name)}</title>'

@@ -29,6 +29,7 @@ START = np.array([[0.38, -0.20, 0.14], [0.60, 0.20, 0.36]])  # metres, where the
 LEAST = 0.12  # metres between start and goal, so that doing nothing is no success
 NEAR, HELD_NEAR, LIFT = 0.04, 0.05, 0.03  # metres, of success
 MAX_STEP = 0.075  # metres along an axis, of the script
+LATER = 2.7  # seconds: goal images show what stands about where it is then, not where it will be
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +63,11 @@ class PandaEnv:
         image_size: int = 128,
         variation: Variation = STANDARD,
         pictures: bool = True,
+        shown: Variation | None = None,
     ):
         """variation: of the scene, unless `reset` names another. pictures: False runs without
-        OpenGL; observations then hold states only.
+        OpenGL; observations then hold states only. shown: the scene as goal images show it, with as
+        much in it; None: as it is.
 
         Raises:
           SimError: an unknown task.
@@ -73,6 +76,8 @@ class PandaEnv:
             raise SimError(f"task '{task}': allowed are {', '.join(TASKS)}")
         self.task, self.pictures = task, pictures
         self.panda = Panda(image_size, variation)
+        differs = pictures and shown not in (None, variation)
+        self._shown = Panda(image_size, shown) if differs else None
         self.goals: tuple[Subgoal, ...] = ()
         self._rng = np.random.default_rng()
         self._left = 0  # actions
@@ -97,8 +102,8 @@ class PandaEnv:
         if options:
             raise SimError(f"option '{next(iter(options))}': allowed is variation")
         if variation != self.panda.variation:
-            self.panda.close()
-            self.panda = Panda(self.panda.image_size, variation)
+            self.close()
+            self.panda, self._shown = Panda(self.panda.image_size, variation), None
         if seed is not None:
             self._rng = np.random.default_rng(seed)
         poses = self._place(self._rng)
@@ -139,7 +144,8 @@ class PandaEnv:
 
     def close(self) -> None:
         """Lets OpenGL go."""
-        self.panda.close()
+        for panda in filter(None, (self.panda, self._shown)):
+            panda.close()
 
     def _success(self) -> bool:
         if self.task == 'grasp':
@@ -180,7 +186,12 @@ class PandaEnv:
 
     def _reach(self, name: str, steps: int, pose: np.ndarray) -> Subgoal:
         follow(self.panda, pose, steps)
-        image = self.panda.draw() if self.pictures else None
+        image = None
+        if self.pictures and self._shown:
+            self._shown.restore(self.panda.save())
+            image = self._shown.draw(LATER)
+        elif self.pictures:
+            image = self.panda.draw(LATER)
         return Subgoal(name, steps, pose, self.panda.state(), self.panda.cube(), image)
 
 

@@ -1,6 +1,7 @@
 """Recordings: what they hold, that they do not depend on who made them, and that they resume."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 
