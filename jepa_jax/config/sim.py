@@ -52,6 +52,9 @@ class SimEvaluationConfig:
     simulator_episodes: int = 0
     # also post-train on an encoder of random weights, as long, and plan with that
     random_encoder: bool = False
+    # also plan with others, NAME:SAMPLESxITERATIONS with commas between (adam:8x20, for example;
+    # names are keys of jepa_jax.planning.cem.PLANNERS), as many episodes as `compared`
+    planners: str = ''
     # also one that is shown pixels: patches as they are, in place of an encoder's features
     pixel_encoder: bool = False
 

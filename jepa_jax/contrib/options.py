@@ -18,7 +18,7 @@ import numpy as np
 from jepa_jax.contrib import training, two_rooms
 from jepa_jax.data.trajectories import Trajectories
 from jepa_jax.objectives.action_conditioned import ACLoss, ActionConditioned
-from jepa_jax.planning.cem import CEM, ActionSpace
+from jepa_jax.planning.cem import ActionSpace, solver
 from jepa_jax.planning.world_model import ACWorldModel, Cost
 
 HOLD = 5  # moves of an action
@@ -113,21 +113,37 @@ def train(option: Option, objective: ActionConditioned, steps: int, seed: int, c
     return params, objective.measure(jax.device_get(health)), seconds
 
 
-def world_of(option: Option, objective: ActionConditioned, params: dict) -> Callable:
-    """The predictor as two_rooms.play takes a world."""
+def world_of(
+    option: Option, objective: ActionConditioned, params: dict, slide: bool = False
+) -> Callable:
+    """The predictor as two_rooms.play takes a world. slide: each prediction from one frame."""
+    frames = 1 if slide else option.frames - 1
     model = ACWorldModel(
-        params['predictor'], objective.nets['predictor'], objective.config, option.frames - 1, 'sum'
-    )
+        params['predictor'], objective.nets['predictor'], objective.config, frames, 'sum',
+        slide=slide,
+    )  # fmt: skip
     return lambda layout: model
 
 
-def episode_of(option: Option, world: Callable, apart: float) -> Callable:
-    """key -> whether an episode ended within two_rooms.CLOSE of the goal, and its distance from it
-    at first and at last. world: see two_rooms.play; apart: pixels from start to goal."""
+def planner_of(option: Option, name: str, samples: int, iterations: int, horizon: int, elites: int):
+    """A planner, a key of planning.cem.PLANNERS, for the actions of an option."""
     U = option.action_width
     most = two_rooms.MOST * (HOLD if U == 2 else 1) / 2**0.5
     space = ActionSpace(U, tuple(range(U)), (most,) * U, (0.7 * most,) * U)
-    planner = CEM(space, Cost(option.exponent, 'all'), option.horizon, 128, 4, 16)
+    return solver(
+        name, space, Cost(option.exponent, 'all'), samples=samples, iterations=iterations,
+        horizon=horizon, elites=elites,
+    )  # fmt: skip
+
+
+STEPS = 8  # plans of an episode
+
+
+def episode_of(option: Option, world: Callable, apart: float, planner=None) -> Callable:
+    """key -> whether an episode ended within two_rooms.CLOSE of the goal, and its distance from it
+    at first and at last. world: see two_rooms.play; apart: pixels from start to goal; planner:
+    None: CEM as for the table of options."""
+    planner = planner or planner_of(option, 'cem', 128, 4, option.horizon, 16)
 
     def episode(key):
         draw, play = jax.random.split(key)
@@ -140,7 +156,7 @@ def episode_of(option: Option, world: Callable, apart: float) -> Callable:
         low = jnp.stack([room, jnp.float32(two_rooms.LOW + 1)])
         goal = jnp.clip(goal, low, jnp.stack([end, jnp.float32(two_rooms.HIGH - 1)]))
         path = two_rooms.play(
-            world, planner, encode, layout, start, goal, play, hold=HOLD, steps=8 * HOLD
+            world, planner, encode, layout, start, goal, play, hold=HOLD, steps=STEPS * HOLD
         )
         first, last = (jnp.linalg.norm(place - goal) for place in (path[0], path[-1]))
         return two_rooms.succeeds(path, goal), first, last

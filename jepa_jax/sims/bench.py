@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ import numpy as np
 from jepa_jax.config import SimConfig, SimEvaluationConfig
 from jepa_jax.data.robot import actions_between
 from jepa_jax.data.trajectories import Trajectories
+from jepa_jax.errors import SimError
 from jepa_jax.evals import horizon
 from jepa_jax.nets import ONCE
 from jepa_jax.objectives.action_conditioned import ACLoss, ActionConditioned
 from jepa_jax.planning import model
-from jepa_jax.planning.cem import CEM, end_effector
+from jepa_jax.planning.cem import CEM, PLANNERS, end_effector, solver
 from jepa_jax.planning.world_model import ACWorldModel, Cost
 from jepa_jax.sharding import make_mesh
 from jepa_jax.sims import evaluate
@@ -39,9 +41,28 @@ def episodes_of(settings: SimEvaluationConfig) -> dict[str, int]:
         counts[RANDOM] = compared
     if settings.pixel_encoder:
         counts[PIXELS] = compared
+    counts |= dict.fromkeys(others_of(settings), compared)
     if settings.simulator_episodes:
         counts |= dict.fromkeys(SIMULATED, settings.simulator_episodes)
     return counts | dict.fromkeys(('oracle', 'random', 'no_op'), settings.episodes)
+
+
+def others_of(settings: SimEvaluationConfig) -> dict[str, tuple[str, int, int]]:
+    """Other planners that are asked for, as they are written -> name, samples, iterations.
+
+    Raises:
+      SimError: what is written is none.
+    """
+    others = {}
+    for words in filter(None, (word.strip() for word in settings.planners.split(','))):
+        found = re.fullmatch(r'(\w+):([1-9]\d{0,6})x([1-9]\d{0,6})', words)
+        if not found or found[1] not in PLANNERS:
+            raise SimError(
+                f"evaluation.planners '{words}': must be NAME:SAMPLESxITERATIONS, NAME one of "
+                f'{", ".join(PLANNERS)}'
+            )
+        others[words] = found[1], int(found[2]), int(found[3])
+    return others
 
 
 class Bench:
@@ -155,6 +176,12 @@ class Bench:
         }
         for name, other in self._others.items():
             looking[name] = together(planner, other.world_model, evaluate.in_parts(other.encode))
+        for words, (name, samples, iterations) in others_of(settings).items():
+            other = solver(
+                name, space, self._cost, samples=samples, iterations=iterations,
+                horizon=settings.horizon, elites=max(2, samples // 8),
+            )  # fmt: skip
+            looking[words] = together(other, own.world_model, learned)
         for name, encode in zip(SIMULATED, (own.encode, evaluate.pixels)):
             looking[name] = evaluate.plan_in_simulator(planner, encode)
         blind: dict[str, evaluate.Policy] = {

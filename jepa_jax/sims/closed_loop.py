@@ -27,7 +27,7 @@ from jepa_jax.errors import GateError, SimError
 from jepa_jax.evals import horizon
 from jepa_jax.report import FILE
 from jepa_jax.sims import evaluate, page, pixels, recordings
-from jepa_jax.sims.bench import PIXELS, RANDOM, Bench, episodes_of
+from jepa_jax.sims.bench import PIXELS, RANDOM, Bench, episodes_of, others_of
 from jepa_jax.sims.tasks import TASKS
 from jepa_jax.sims.variation import SCENES
 from jepa_jax.studies import Stage
@@ -71,6 +71,7 @@ def check(config: SimConfig, workdir: Path) -> None:
 
 
 def _check_planner(settings: SimEvaluationConfig) -> None:
+    others_of(settings)
     for name in ('episodes', 'judged', 'samples', 'iterations', 'elites', 'horizon', 'at_once'):
         if (value := getattr(settings, name)) < 1:
             raise SimError(f'evaluation.{name} {value}: must be at least 1')
@@ -264,7 +265,8 @@ def _same_evaluation(
     """
     asked = dataclasses.asdict(settings)
     for name in (
-        'tasks', 'scenes', 'random_encoder', 'pixel_encoder', 'simulator_episodes', 'at_once',
+        'tasks', 'scenes', 'random_encoder', 'pixel_encoder', 'planners', 'simulator_episodes',
+        'at_once',
     ):  # fmt: skip
         del asked[name]
     before = report.get('evaluation', {})

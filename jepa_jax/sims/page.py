@@ -57,7 +57,7 @@ def write(folder: Path, config: SimConfig, report: Mapping[str, Any]) -> None:
         parts.append(f'<h2>{html.escape(task)}</h2>')
         rows = [
             (
-                POLICIES[name],
+                POLICIES.get(name, f'other planner: {name}'),
                 f'{100 * policy["success"]:.0f} %',
                 f'{100 * policy["low"]:.0f} to {100 * policy["high"]:.0f}',
                 f'{policy["episodes"]}',
@@ -65,7 +65,7 @@ def write(folder: Path, config: SimConfig, report: Mapping[str, Any]) -> None:
                 f'{100 * policy["distance"]:.1f}',
                 f'{policy["seconds_per_action"]:.3f}',
             )
-            for name in POLICIES
+            for name in (*POLICIES, *(n for n in row['policies'] if n not in POLICIES))
             if (policy := row['policies'].get(name))
         ]
         head = 'policy', 'success', 'interval', 'episodes', 'cm off at first', 'at last', 's/action'

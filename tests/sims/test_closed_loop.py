@@ -207,6 +207,7 @@ def test_refusals(tmp_path):
         ('evaluation.exponent=3', 'evaluation.exponent 3: allowed are 1, 2'),
         ('evaluation.max_step=0', 'evaluation.max_step 0: must be above 0'),
         ('evaluation.scenes=standard,dark', "evaluation.scenes 'dark': allowed are standard"),
+        ('evaluation.planners=adam:8', "evaluation.planners 'adam:8': must be NAME:SAMPLESxITERAT"),
         ('collection.scenes=dark', "scenes 'dark': allowed are standard, moderate, seen"),
         ('gates.unseen=0.5', "evaluation.scenes must have unseen to measure it, found 'standard'"),
         ('gates.grasp=0.5', "evaluation.tasks must have grasp to measure it, found 'reach'"),

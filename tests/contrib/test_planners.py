@@ -1,0 +1,37 @@
+"""Which rows of a table of planners are compared."""
+
+import dataclasses
+
+from jepa_jax.contrib import planners
+from jepa_jax.contrib.planners import Row
+
+CEM = Row('cem', 64, 4, 40, 50, 0.010)
+ROWS = [
+    Row('cem', 8, 2, 30, 50, 0.002),
+    CEM,
+    Row('cem', 128, 8, 44, 50, 0.040),
+    Row('adam', 1, 5, 25, 50, 0.004),
+    Row('adam', 4, 10, 39, 50, 0.0105),  # within a tenth: as long
+    Row('adam', 4, 20, 45, 50, 0.020),
+    Row('mppi', 128, 8, 20, 50, 0.030),
+]
+
+
+def test_equal_seconds_and_equal_success():
+    assert planners.reference(ROWS) == CEM
+    assert planners.at_equal_seconds(ROWS, 'adam').won == 39
+    assert planners.at_equal_seconds(ROWS, 'mppi') is None
+    assert planners.at_equal_success(ROWS, 'adam').iterations == 20
+    assert planners.at_equal_success(ROWS, 'mppi') is None
+    assert planners.at_equal_success(ROWS, 'cem') == CEM
+    quick = [*ROWS, dataclasses.replace(CEM, samples=32, won=41, seconds=0.005)]
+    assert planners.at_equal_success(quick, 'cem').samples == 32
+    assert planners.at_equal_seconds(quick, 'cem').samples == 32
+
+
+def test_tables_say_it():
+    words = planners.tables(ROWS).splitlines()
+    assert '| cem | 64 x 4 | 40 of 50 (0.67 to 0.89) | 10.0 |' in words  # Wilson's, by scipy
+    assert '| mppi | takes longer | not reached |' in words
+    adam = '| adam | 39 of 50 (0.65 to 0.87), 4 x 10 | 20.0 ms, 2.00 times, 4 x 20 |'
+    assert adam in words
