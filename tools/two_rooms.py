@@ -2,6 +2,7 @@
 
     python -m tools.two_rooms measure [--rows NAME,NAME] [--planner cem|mppi] [--episodes N]
     python -m tools.two_rooms options [--only NAME,NAME] [--steps N] [--table docs/options.md]
+    python -m tools.two_rooms loop [--row NAME] [--episodes N]
     python -m tools.two_rooms planners [--only NAME,NAME] [--option NAME] [--episodes N]
 
 Nothing but JAX is needed. Pictures are seen through a simple frozen encoder: dot and walls blurred,
@@ -218,7 +219,76 @@ def try_planners(o: argparse.Namespace) -> None:
     )
 
 
-COMMANDS = {'measure': measure, 'options': try_options, 'planners': try_planners}
+def compare_loops(o: argparse.Namespace) -> None:
+    """Plays the same episodes from the host, as one program one after the other, and many at once,
+    and prints what each costs, and whether they are the same."""
+    import jax
+    import numpy as np
+
+    from jepa_jax import start
+    from jepa_jax.contrib import other_room, two_rooms
+    from jepa_jax.planning.cem import CEM, ActionSpace
+    from jepa_jax.planning.world_model import ACWorldModel, Cost
+
+    (row,) = names_of('row', o.row, ('place', 'untrained'))
+    if not 1 <= o.from_host <= o.episodes:
+        raise ConfigError(f'--from-host {o.from_host}: must be from 1 to --episodes {o.episodes}')
+    start.compilation_cache()
+    reach = two_rooms.MOST * o.hold / 2**0.5
+    space = ActionSpace(2, (0, 1), (reach,) * 2, (reach,) * 2)
+    search = CEM(
+        space, Cost(2, 'all'), HORIZON // o.hold, o.samples, o.iterations, max(2, o.samples // 8)
+    )
+    dynamics = other_room.dynamics_objective(o.width, o.depth)
+    params = jax.jit(dynamics.init)(jax.random.key(o.seed))['predictor']
+    net = dynamics.nets['predictor']
+    worlds = {'untrained': ACWorldModel(params, net, dynamics.config, 1, 'none', slide=True)}
+    loop, words = other_room.loop_of(row, search, None, worlds, o.hold, 0.5)
+    keys = jax.random.split(jax.random.key(o.seed), o.episodes)
+    tasks = jax.jit(jax.vmap(two_rooms.task))(keys)
+
+    def one(i: int):
+        return jax.tree.map(lambda a: a[i], (*tasks, keys))
+
+    def timed(run: Callable):
+        """After a first run, which compiles: what came out, core and wall seconds an episode."""
+        count = len(run())
+        cores, wall = time.process_time(), time.perf_counter()
+        paths = np.asarray(run())
+        return paths, (time.process_time() - cores) / count, (time.perf_counter() - wall) / count
+
+    mapped = jax.jit(lambda args: jax.lax.map(lambda a: loop.play(*a), args))
+    abreast = jax.jit(jax.vmap(loop.play))
+    few = o.from_host
+    some = jax.tree.map(lambda a: a[:few], (*tasks, keys))
+    ways = {
+        'from the host': lambda: np.stack([loop.play_from_host(*one(i)) for i in range(few)]),
+        'one program, one after the other': lambda: mapped(some),
+        f'one program, {o.episodes} at once': lambda: abreast(*tasks, keys),
+    }
+    print(
+        f'{words}: CEM {o.samples} x {o.iterations}, horizon {search.horizon}\n\n'
+        '| loop | core ms an episode | wall ms | times as many episodes a core second '
+        '| equal to the host, bit for bit |\n|---|---|---|---|---|'
+    )
+    first = None
+    for name, run in ways.items():
+        paths, cores, wall = timed(run)
+        first = first or (paths, cores)
+        same = sum(np.array_equal(a, b) for a, b in zip(first[0], paths))
+        print(
+            f'| {name} | {1000 * cores:.1f} | {1000 * wall:.1f} | {first[1] / cores:.1f} '
+            f'| {same} of {few} |',
+            flush=True,
+        )
+
+
+COMMANDS = {
+    'measure': measure,
+    'options': try_options,
+    'planners': try_planners,
+    'loop': compare_loops,
+}
 
 
 def run(command: str, **settings) -> None:
@@ -297,6 +367,19 @@ def _options(parser: argparse.ArgumentParser) -> None:
     )
     add('--only', default='', metavar='NAME,NAME', help='which planners (all)')
     add('--option', default='adaln', metavar='NAME', help='of the predictor (%(default)s)')
+    add = command(
+        'loop',
+        'what an episode costs from the host, as one program, and many at once',
+        hold=(5, 'moves of an action'),
+        samples=(64, 'of an iteration'),
+        iterations=(8, 'of a plan'),
+        episodes=(128, 'at once'),
+        from_host=(4, 'of them from the host'),
+        width=(192, 'of the predictor'),
+        depth=(2, 'of the predictor'),
+        seed=(0, 'of the episodes'),
+    )
+    add('--row', default='place', help='place: the rules; untrained: a predictor (%(default)s)')
 
 
 def main() -> int:

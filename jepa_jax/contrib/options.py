@@ -116,7 +116,7 @@ def train(option: Option, objective: ActionConditioned, steps: int, seed: int, c
 def world_of(
     option: Option, objective: ActionConditioned, params: dict, slide: bool = False
 ) -> Callable:
-    """The predictor as two_rooms.play takes a world. slide: each prediction from one frame."""
+    """The predictor as two_rooms.Loop takes a world. slide: each prediction from one frame."""
     frames = 1 if slide else option.frames - 1
     model = ACWorldModel(
         params['predictor'], objective.nets['predictor'], objective.config, frames, 'sum',
@@ -141,7 +141,7 @@ STEPS = 8  # plans of an episode
 
 def episode_of(option: Option, world: Callable, apart: float, planner=None) -> Callable:
     """key -> whether an episode ended within two_rooms.CLOSE of the goal, and its distance from it
-    at first and at last. world: see two_rooms.play; apart: pixels from start to goal; planner:
+    at first and at last. world: see two_rooms.Loop; apart: pixels from start to goal; planner:
     None: CEM as for the table of options."""
     planner = planner or planner_of(option, 'cem', 128, 4, option.horizon, 16)
 
@@ -155,9 +155,8 @@ def episode_of(option: Option, world: Callable, apart: float, planner=None) -> C
         goal = start + apart * jnp.stack([jnp.cos(angle), jnp.sin(angle)])
         low = jnp.stack([room, jnp.float32(two_rooms.LOW + 1)])
         goal = jnp.clip(goal, low, jnp.stack([end, jnp.float32(two_rooms.HIGH - 1)]))
-        path = two_rooms.play(
-            world, planner, encode, layout, start, goal, play, hold=HOLD, steps=STEPS * HOLD
-        )
+        loop = two_rooms.Loop(world, planner, encode, HOLD, STEPS * HOLD)
+        path = loop.play(layout, start, goal, play)
         first, last = (jnp.linalg.norm(place - goal) for place in (path[0], path[-1]))
         return two_rooms.succeeds(path, goal), first, last
 
