@@ -73,6 +73,17 @@ def share(won) -> str:
     return f'{won.sum()} of {len(won)} ({low:.2f} to {high:.2f})'
 
 
+def over_trainings(shares) -> str:
+    """The mean of shares of success of several trainings, with Student's interval over them."""
+    import numpy as np
+    from scipy import stats
+
+    mean, error = np.mean(shares), stats.sem(shares)
+    half = stats.t.ppf(0.975, len(shares) - 1) * error
+    low, high = max(0.0, mean - half), min(1.0, mean + half)
+    return f'{mean:.2f} ({low:.2f} to {high:.2f})'
+
+
 def measure(o: argparse.Namespace) -> None:
     """Learns what the rows need, plays the episodes and prints a table."""
     from jepa_jax import start
@@ -120,11 +131,14 @@ def measure(o: argparse.Namespace) -> None:
 def try_options(o: argparse.Namespace) -> None:
     """Trains and plans with each option and prints the table."""
     import jax
+    import numpy as np
 
     from jepa_jax import start
     from jepa_jax.contrib import options, two_rooms
 
     names = names_of('only', o.only, options.OPTIONS) if o.only else list(options.OPTIONS)
+    if o.seeds < 1:
+        raise ConfigError(f'--seeds {o.seeds}: must be at least 1')
     start.compilation_cache()
     lines = [
         '| option | what it is | error / copying | with shuffled actions | core ms a step '
@@ -133,12 +147,16 @@ def try_options(o: argparse.Namespace) -> None:
     ]
     print('\n'.join(lines), flush=True)
 
-    def add(name: str, words: str, trained: str, option: options.Option, world) -> None:
-        """Plays the episodes and prints a row."""
-        episode = options.episode_of(option, world, o.apart)
-        (won, first, last), _ = play(episode, o.seed, o.episodes)
+    def add(name: str, words: str, trained: str, option: options.Option, *worlds) -> None:
+        """Plays the episodes with each of the worlds and prints a row."""
+        played = [
+            play(options.episode_of(option, world, o.apart), o.seed, o.episodes)[0]
+            for world in worlds
+        ]
+        won, first, last = (np.concatenate(part) for part in zip(*played))
+        words_of = over_trainings([w.mean() for w, *_ in played]) if len(worlds) > 1 else share(won)
         lines.append(
-            f'| {name} | {words} | {trained} | {share(won)} '
+            f'| {name} | {words} | {trained} | {words_of} '
             f'| {first.mean():.1f} to {last.mean():.1f} |'
         )
         print(lines[-1], flush=True)
@@ -152,22 +170,28 @@ def try_options(o: argparse.Namespace) -> None:
     for name in names:
         option = options.OPTIONS[name]
         objective = options.objective_of(option, o.width, o.depth)
-        params, health, seconds = options.train(option, objective, o.steps, o.seed, o.recordings)
-        trained = (
-            f'{health["health/error_over_copy"]:.2f} | {health["health/shuffled_actions"]:.2f} '
-            f'| {1000 * seconds:.1f}'
+        several, seconds = options.train(
+            option, objective, o.steps, range(o.seed, o.seed + o.seeds), o.recordings
         )
-        world = options.world_of(option, objective, params)
-        add(f'`{name}`', option.words, trained, option, world)
+        means = (
+            np.mean([health[f'health/{key}'] for _, health in several])
+            for key in ('error_over_copy', 'shuffled_actions')
+        )
+        trained = f'{" | ".join(f"{mean:.2f}" for mean in means)} | {1000 * seconds:.1f}'
+        worlds = [options.world_of(option, objective, params) for params, _ in several]
+        add(f'`{name}`', option.words, trained, option, *worlds)
     settings = (
         f'--steps {o.steps} --width {o.width} --depth {o.depth} --episodes {o.episodes} '
         f'--seed {o.seed}{f" --only {o.only}" * bool(o.only)} --apart {o.apart:g}'
+        f'{f" --seeds {o.seeds}" * (o.seeds > 1)}'
     )
+    trainings = 'once' if o.seeds == 1 else f'{o.seeds} times, as one program'
+    of = 'episodes' if o.seeds == 1 else 'trainings (their mean, Student)'
     text = (
         f'Two Rooms, goals up to {o.apart:g} pixels away in the same room; {o.depth} blocks of '
-        f'width {o.width}, {o.steps} steps of {options.BATCH} pieces, each option trained once. '
-        f'Success: within {two_rooms.CLOSE} pixels at the end of the episode, with '
-        "Wilson's 95 % interval over the episodes. Errors are of each option's own kind, those of "
+        f'width {o.width}, {o.steps} steps of {options.BATCH} pieces, each option trained '
+        f'{trainings}. Success: within {two_rooms.CLOSE} pixels at the end of the episode, with '
+        f"its 95 % interval over the {of}. Errors are of each option's own kind, those of "
         f'`l2` squares. `python -m tools.two_rooms options {settings}`\n'
     )
     print('\n' + text)
@@ -187,7 +211,9 @@ def try_planners(o: argparse.Namespace) -> None:
     start.compilation_cache()
     option = options.OPTIONS[name]
     objective = options.objective_of(option, o.width, o.depth)
-    params, health, _ = options.train(option, objective, o.steps, o.seed, o.recordings)
+    ((params, health),), _ = options.train(
+        option, objective, o.steps, range(o.seed, o.seed + 1), o.recordings
+    )
     world, rows = options.world_of(option, objective, params, slide=True), []
     for planner in names:
         for samples, iterations in planners.BUDGETS[planner]:
@@ -350,6 +376,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
         episodes=(20, 'of a row'),
         apart=(20.0, 'pixels from start to goal'),
         seed=(0, 'of training and episodes'),
+        seeds=(1, 'trainings of each option, as one program'),
     )
     add('--only', default='', metavar='NAME,NAME', help='of the names in docs/options.md (all)')
     add('--table', metavar='FILE.md', help='write the table (no file)')

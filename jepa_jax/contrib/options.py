@@ -88,8 +88,10 @@ def objective_of(option: Option, width: int, depth: int) -> ActionConditioned:
     return ActionConditioned(None, config, ACLoss(**option.loss), features=True)
 
 
-def train(option: Option, objective: ActionConditioned, steps: int, seed: int, count: int):
-    """-> parameters, health on recordings of other layouts, core seconds a step."""
+def train(option: Option, objective: ActionConditioned, steps: int, seeds: range, count: int):
+    """As many trainings as seeds, all at once on the recordings of the first -> for each parameters
+    and health on recordings of other layouts; core seconds that a step of one takes."""
+    seed, many = seeds[0], len(seeds) > 1
 
     def batch_of(choice, data) -> Trajectories:
         rows, prefix = choice
@@ -98,19 +100,28 @@ def train(option: Option, objective: ActionConditioned, steps: int, seed: int, c
         states = positions if option.state_width else None
         return Trajectories(actions, states, prefixes, features=features)
 
-    def choices():
+    def choices(seed: int):
         rng, most = np.random.default_rng(seed), option.frames - objective.settings.rollout_steps
         while True:
             yield rng.integers(count, size=BATCH), rng.integers(1, most, endpoint=True)
 
+    def together():
+        for several in zip(*map(choices, seeds)):
+            yield tuple(np.stack(part) for part in zip(*several))
+
     shape = option.frames, option.action_width
     params, seconds = training.train(
-        objective, batch_of, choices(), recordings(seed, count, *shape),
-        steps=steps, warmup=max(1, steps // 20), lr=2e-3, seed=seed, title=option.words,
+        objective, batch_of, together() if many else choices(seed), recordings(seed, count, *shape),
+        steps=steps, warmup=max(1, steps // 20), lr=2e-3, seed=seeds if many else seed,
+        title=option.words,
     )  # fmt: skip
     held_back = batch_of((np.arange(256), 1), recordings(seed + 1, 256, *shape))
-    health = jax.jit(objective.health)(params, {}, {}, held_back)
-    return params, objective.measure(jax.device_get(health)), seconds
+    health = jax.jit(lambda params: objective.health(params, {}, {}, held_back))
+    trained = [params]
+    if many:
+        trained = [jax.tree.map(lambda a, i=i: a[i], params) for i in range(len(seeds))]
+    judged = [objective.measure(jax.device_get(health(each))) for each in trained]
+    return list(zip(trained, judged)), seconds / len(seeds)
 
 
 def world_of(

@@ -2,7 +2,10 @@
 
 import dataclasses
 
-from jepa_jax.contrib import planners
+import jax
+import pytest
+
+from jepa_jax.contrib import options, planners
 from jepa_jax.contrib.planners import Row
 
 CEM = Row('cem', 64, 4, 40, 50, 0.010)
@@ -35,3 +38,19 @@ def test_tables_say_it():
     assert '| mppi | takes longer | not reached |' in words
     adam = '| adam | 39 of 50 (0.65 to 0.87), 4 x 10 | 20.0 ms, 2.00 times, 4 x 20 |'
     assert adam in words
+
+
+@pytest.mark.parametrize('name', planners.BUDGETS)
+def test_every_planner_fits_together(name):
+    """From the features of a predictor to an episode, longer ahead than it has frames."""
+    option = options.OPTIONS['adaln']
+    objective = options.objective_of(option, 32, 1)
+    params = jax.eval_shape(objective.init, jax.random.key(0))
+    planner = options.planner_of(option, name, 16, 2, 4, planners.elites(16))
+
+    def run(params, key):
+        world = options.world_of(option, objective, params, slide=True)
+        return options.episode_of(option, world, 20.0, planner)(key)
+
+    won, first, last = jax.eval_shape(run, params, jax.random.key(0))
+    assert won.dtype == bool and first.shape == last.shape == ()
