@@ -73,6 +73,16 @@ def share(won) -> str:
     return f'{won.sum()} of {len(won)} ({low:.2f} to {high:.2f})'
 
 
+PLANNERS = '## Planners'
+
+
+def put(path: Path, heading: str, text: str) -> None:
+    """Writes a table into a page of tables: under its heading, or before the first one."""
+    old = path.read_text() if path.exists() else ''
+    above, mark, below = old.partition(f'\n{PLANNERS}\n')
+    path.write_text(f'{above}\n{heading}\n{text}' if heading else f'{text}{mark}{below}')
+
+
 def over_trainings(shares) -> str:
     """The mean of shares of success of several trainings, with Student's interval over them."""
     import numpy as np
@@ -196,7 +206,7 @@ def try_options(o: argparse.Namespace) -> None:
     )
     print('\n' + text)
     if o.table:
-        Path(o.table).write_text(text + '\n' + '\n'.join(lines) + '\n')
+        put(Path(o.table), '', text + '\n' + '\n'.join(lines) + '\n')
 
 
 def try_planners(o: argparse.Namespace) -> None:
@@ -235,14 +245,17 @@ def try_planners(o: argparse.Namespace) -> None:
             row = rows[-1]
             line = f'{planner} {row.budget}: {row.words}, {1000 * row.seconds:.1f} ms'
             print(line, file=sys.stderr, flush=True)
-    print(planners.tables(rows))
-    print(
-        f'\nTwo Rooms, goals up to {o.apart:g} pixels away in the same room; option `{name}`, '
+    text = (
+        f'Two Rooms, goals up to {o.apart:g} pixels away in the same room; option `{name}`, '
         f'{o.depth} blocks of width {o.width}, {o.steps} steps, trained once (error '
         f'{health["health/error_over_copy"]:.2f} of copying); horizon {o.horizon}, {options.STEPS} '
         f'plans an episode. `python -m tools.two_rooms planners --option {name} --steps {o.steps} '
-        f'--episodes {o.episodes} --horizon {o.horizon} --apart {o.apart:g} --seed {o.seed}`'
+        f'--episodes {o.episodes} --horizon {o.horizon} --apart {o.apart:g} --seed {o.seed}`\n\n'
+        f'{planners.tables(rows)}\n'
     )
+    print(text)
+    if o.table:
+        put(Path(o.table), PLANNERS, f'\n{text}')
 
 
 def compare_loops(o: argparse.Namespace) -> None:
@@ -393,6 +406,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
         seed=(0, 'of training; episodes have the next one'),
     )
     add('--only', default='', metavar='NAME,NAME', help='which planners (all)')
+    add('--table', metavar='FILE.md', help='write the table under its heading (no file)')
     add('--option', default='adaln', metavar='NAME', help='of the predictor (%(default)s)')
     add = command(
         'loop',

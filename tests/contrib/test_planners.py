@@ -7,6 +7,7 @@ import pytest
 
 from jepa_jax.contrib import options, planners
 from jepa_jax.contrib.planners import Row
+from tools import two_rooms
 
 CEM = Row('cem', 64, 4, 40, 50, 0.010)
 ROWS = [
@@ -54,3 +55,13 @@ def test_every_planner_fits_together(name):
 
     won, first, last = jax.eval_shape(run, params, jax.random.key(0))
     assert won.dtype == bool and first.shape == last.shape == ()
+
+
+def test_tables_of_one_page_do_not_overwrite_each_other(tmp_path):
+    page = tmp_path / 'options.md'
+    two_rooms.put(page, '', 'options\n')
+    two_rooms.put(page, two_rooms.PLANNERS, '\nplanners\n')
+    assert page.read_text() == 'options\n\n## Planners\n\nplanners\n'
+    two_rooms.put(page, two_rooms.PLANNERS, '\nothers\n')
+    two_rooms.put(page, '', 'anew\n')
+    assert page.read_text() == 'anew\n\n## Planners\n\nothers\n'
