@@ -17,6 +17,11 @@ place of the predictor). All of it is in-domain simulation: it says nothing abou
   cores, half a minute of it compiling.
 - `:small` is reaching and grasping on 96 pixels, 100 episodes of each, in half an hour on two
   cores: docs/simulator.md.
+- `:pick` is grasping and pick and place on the same recordings, with sub-goals that are given and
+  from the final image alone.
+- `:varied` is reaching and grasping in scenes of other colours, textures, shapes and light than
+  any recording has, beside predictors on a random encoder and on pixels; `:varied_ci` is a small
+  one, reaching alone.
 - `:full` is all four tasks on 256 pixels, meant for 40 minutes of one H200. It has not been run.
 """
 
@@ -98,6 +103,12 @@ def _small(c: SimConfig) -> None:
     c.gates.reach, c.gates.grasp = 0.9, 0.5
 
 
+def _pick(c: SimConfig) -> None:
+    _small(c)
+    c.evaluation.tasks = 'pick_and_place,pick_and_place_from_one_image,grasp_from_one_image'
+    c.gates.reach = c.gates.grasp = 0.0
+
+
 def _varied(c: SimConfig) -> None:
     _small(c)
     c.collection.scenes, c.collection.episodes = 'seen', 600
@@ -147,5 +158,10 @@ def _full(c: SimConfig) -> None:
 
 
 SIZES = {
-    'ci': _ci, 'small': _small, 'varied': _varied, 'varied_ci': _varied_ci, 'full': _full,
-}  # fmt: skip
+    'ci': _ci,
+    'small': _small,
+    'pick': _pick,
+    'varied': _varied,
+    'varied_ci': _varied_ci,
+    'full': _full,
+}

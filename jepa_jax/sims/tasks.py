@@ -25,6 +25,9 @@ TASKS = {
     'reach_with_object': (('target', 10),),
     'pick_and_place': (*GRASP, ('over', 6), ('lowered', 3), ('released', 2)),
 }
+# the same as long with the last goal alone shown from the start: no sub-goals are given
+FLAT = '_from_one_image'
+TASKS |= {f'{task}{FLAT}': TASKS[task] for task in ('grasp', 'pick_and_place')}
 START = np.array([[0.38, -0.20, 0.14], [0.60, 0.20, 0.36]])  # metres, where the tool starts
 LEAST = 0.12  # metres between start and goal, so that doing nothing is no success
 NEAR, HELD_NEAR, LIFT = 0.04, 0.05, 0.03  # metres, of success
@@ -74,7 +77,8 @@ class PandaEnv:
         """
         if task not in TASKS:
             raise SimError(f"task '{task}': allowed are {', '.join(TASKS)}")
-        self.task, self.pictures = task, pictures
+        self.task, self.flat = task.removesuffix(FLAT), task.endswith(FLAT)
+        self.pictures = pictures
         self.panda = Panda(image_size, variation)
         differs = pictures and shown not in (None, variation)
         self._shown = Panda(image_size, shown) if differs else None
@@ -89,7 +93,7 @@ class PandaEnv:
 
     @property
     def goal(self) -> Subgoal:
-        """The present goal."""
+        """The present goal, which observations show unless the task is one from one image."""
         return self.goals[self._present()]
 
     def reset(self, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
@@ -159,9 +163,10 @@ class PandaEnv:
         return min(int(np.searchsorted(ends, done, side='right')), len(self.goals) - 1)
 
     def _observe(self) -> dict[str, np.ndarray]:
-        seen = {'state': np.float32(self.panda.state()), 'goal_state': np.float32(self.goal.state)}
+        goal = self.goals[-1] if self.flat else self.goal
+        seen = {'state': np.float32(self.panda.state()), 'goal_state': np.float32(goal.state)}
         if self.pictures:
-            seen |= {'image': self.panda.draw(), 'goal_image': self.goal.image}
+            seen |= {'image': self.panda.draw(), 'goal_image': goal.image}
         return seen
 
     def _place(self, rng: np.random.Generator) -> list[np.ndarray]:
