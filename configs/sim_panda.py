@@ -116,7 +116,7 @@ def _varied(c: SimConfig) -> None:
     p.encoder.depth = 4
     p.optim.steps, p.optim.warmup = 1500, 100
     p.checkpoints.every, p.logging.health_every = 500, 250
-    e.scenes, e.compared = 'seen,unseen,unseen_relit', 0
+    e.scenes, e.compared, e.untrained = 'unseen,unseen_relit', 0, 20
     e.random_encoder = e.pixel_encoder = True
     c.gates.reach = c.gates.grasp = 0.0
     c.gates.shuffled_over_true, c.gates.rank_correlation = 1.15, 0.5

@@ -39,6 +39,7 @@ class SimEvaluationConfig:
     episodes: int = 50  # of each task
     # of an untrained predictor, and of one on a random encoder, which plan as long; 0: as many
     compared: int = 0
+    untrained: int = 0  # of an untrained predictor, if others than `compared`
     judged: int = 20  # scenes in which cost and dynamics are judged, without a closed loop
     samples: int = 128  # of the cross-entropy method
     iterations: int = 6

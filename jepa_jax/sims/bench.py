@@ -36,7 +36,7 @@ SIMULATED = 'simulator_learned_cost', 'simulator_pixel_cost'
 def episodes_of(settings: SimEvaluationConfig) -> dict[str, int]:
     """How many episodes of a task each policy plays, by its name."""
     compared = settings.compared or settings.episodes
-    counts = {'planner': settings.episodes, 'untrained': compared}
+    counts = {'planner': settings.episodes, 'untrained': settings.untrained or compared}
     if settings.random_encoder:
         counts[RANDOM] = compared
     if settings.pixel_encoder:

@@ -75,7 +75,7 @@ def _check_planner(settings: SimEvaluationConfig) -> None:
     for name in ('episodes', 'judged', 'samples', 'iterations', 'elites', 'horizon', 'at_once'):
         if (value := getattr(settings, name)) < 1:
             raise SimError(f'evaluation.{name} {value}: must be at least 1')
-    for name in ('compared', 'simulator_episodes'):
+    for name in ('compared', 'untrained', 'first', 'simulator_episodes'):
         if (value := getattr(settings, name)) < 0:
             raise SimError(f'evaluation.{name} {value}: must be at least 0')
     if settings.elites > settings.samples:
