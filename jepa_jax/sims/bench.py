@@ -209,8 +209,9 @@ class Bench:
 
 
 def scenes_of(kind: str, seeds: Sequence[int]) -> list[Pair]:
-    """The scene of each episode, and what its goal images show."""
-    return [SCENES[kind](np.random.default_rng([seed, len(kind)])) for seed in seeds]
+    """The scene of each episode, and what its goal images show; `unseen_relit` are the scenes of
+    `unseen`."""
+    return [SCENES[kind](np.random.default_rng([seed, 1])) for seed in seeds]
 
 
 def _untrained(world: ACWorldModel) -> ACWorldModel:

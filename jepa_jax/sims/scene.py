@@ -12,13 +12,9 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from jepa_jax.sims.drawing import mujoco
-from jepa_jax.sims.variation import (
-    SIDE,
-    TEXTURES,
-    Variation,
-    texture,
-)
+from jepa_jax.sims.variation import SIDE, TEXTURES, texture
 from jepa_jax.sims.variation import STANDARD as STANDARD
+from jepa_jax.sims.variation import Variation as Variation
 
 TIMESTEP = 0.005  # seconds of physics
 
