@@ -60,15 +60,14 @@ def test_relit_goals_differ_in_the_lamp_alone():
 
 
 def test_the_script_grasps_every_shape():
-    for shape in variation.SHAPES:
-        for scale in (0.72, 1.25):
-            scene = Variation(cube_shape=shape, cube_scale=scale, distractors=(Distractor(),))
-            env = PandaEnv('grasp', pictures=False, variation=scene)
-            env.reset(seed=1)
-            over = False
-            while not over:
-                *_, over, info = env.step(oracle(env))
-            assert info['success'], (shape, scale)
+    for shape, scale in zip(variation.SHAPES, (0.72, 1.25, 0.72, 1.25)):
+        scene = Variation(cube_shape=shape, cube_scale=scale, distractors=(Distractor(),))
+        env = PandaEnv('grasp', pictures=False, variation=scene)
+        env.reset(seed=1)
+        over = False
+        while not over:
+            *_, over, info = env.step(oracle(env))
+        assert info['success'], (shape, scale)
 
 
 MOVING = Variation(distractors=(Distractor(rgb=(0, 1, 0), place=(0.6, 0.3), radius=0.05),))
