@@ -85,7 +85,8 @@ def _pieces(
                     log.warning('error over the horizon leaves out: %s', error)
         if ahead == 1 or len(rows) >= LEAST * (len(rows) + short):
             return rows, stream.gather(0, None, rows) if rows else None
-        ahead = (ahead + 1) // 2
+        # one less at first: recordings of 16 frames, of which one is known, are common
+        ahead = ahead - 1 if ahead > 12 else (ahead + 1) // 2
 
 
 def errors(
