@@ -43,6 +43,10 @@ class Recipe:
     evals: str = 'jepa_jax.recipes:no_evals'
     # commands that a finished run is for; {run}: its workdir
     next: tuple[str, ...] = ('jepa convert {run} DIR',)
+    # what is measured once, after the last step, in every process: config, objective,
+    # jepa_jax.state.TrainState, frozen parameters, jepa_jax.objectives.Prepared.data, workdir ->
+    # fields of report.json and sentences; process 0 puts pictures into the workdir
+    at_end: str = 'jepa_jax.recipes:nothing_more'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +131,7 @@ RECIPES: dict[str, Recipe] = {
         workload='jepa_jax.objectives.programs:action_conditioned_workload',
         activations='jepa_jax.memory:action_conditioned',
         describe='jepa_jax.describe:action_conditioned',
+        at_end='jepa_jax.evals.horizon:of_run',
         next=('jepa plan --model {run} --input episode.npz --out plan',),
     ),
     'questions': Recipe(
@@ -297,6 +302,12 @@ def no_evals(config: RunConfig) -> list:
             'of RECIPES names none (`evals`)'
         )
     return []
+
+
+def nothing_more(*run: Any) -> tuple[dict[str, Any], list[str]]:
+    """For recipes that measure nothing at the end."""
+    del run
+    return {}, []
 
 
 def leave(config: RunConfig) -> None:
