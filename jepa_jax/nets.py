@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jepa_jax.sharding import Rules, gather, specs_for
+from jepa_jax.sharding import Rules, gather, platform, specs_for
 
-PRODUCT = 'product'  # the name of what a layer's product with weights gives
+# Names of what may be kept for the backward pass: a layer's products with weights, and what
+# attention gives
+PRODUCT, ATTENTION = 'product', 'attention'
 
 # Compiler options for a program that runs once, as init does: two thirds of the time to compile it
 # on CPU, the same bits, and no slower. (At 0 it is less than half, but large weights are drawn at
@@ -27,6 +29,13 @@ REMAT = {
     'dots': jax.checkpoint_policies.save_only_these_names(PRODUCT),
     'none': jax.checkpoint_policies.everything_saveable,
 }
+# `none` where memory is as slow as arithmetic: a scan stores all that is kept in stacks, which it
+# first fills with zeros; norms, GELU and scores are cheaper to compute again than to keep
+ON_CPU = jax.checkpoint_policies.save_only_these_names(PRODUCT, ATTENTION)
+
+
+def _policy(remat: str) -> Callable:
+    return ON_CPU if remat == 'none' and platform() == 'cpu' else REMAT[remat]
 
 
 class Net:
@@ -105,7 +114,7 @@ def fold(
     many layers as ran). ValueError for levels or trees beside that do not fit the blocks.
     """
 
-    @functools.partial(jax.checkpoint, prevent_cse=False, policy=REMAT[remat])
+    @functools.partial(jax.checkpoint, prevent_cse=False, policy=_policy(remat))
     def body(x, layer):
         block, slices = layer
         result = gather(block)(x, *slices, *args)
@@ -154,7 +163,7 @@ def fold_outputs(
     places = np.full(depth, len(asked), np.int32)
     places[asked] = np.arange(len(asked))
 
-    @functools.partial(jax.checkpoint, prevent_cse=False, policy=REMAT[remat])
+    @functools.partial(jax.checkpoint, prevent_cse=False, policy=_policy(remat))
     def body(x, block):
         return gather(block)(x, *args)
 
