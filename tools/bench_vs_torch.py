@@ -339,7 +339,7 @@ def _probe(o: dict):
     pooler = PoolerConfig(
         o['width'], o['pooler_heads'], o['depth'], dtype=jnp.dtype(o['dtype']), remat='none'
     )
-    return probes.Probe(pooler, (('label', o['classes']),))
+    return probes.Probe(pooler, (('linear', o['classes']),))
 
 
 def _probe_net(o: dict):
@@ -395,7 +395,7 @@ def _probe_ours(folder: pathlib.Path, **o: Any):
 
     def run():
         trained = probes.train(
-            probe, probes.cross_entropy, given['x'].__getitem__, {'label': given['labels']},
+            probe, probes.cross_entropy, given['x'].__getitem__, {'linear': given['labels']},
             settings, steps=o['steps'], batch=o['batch'],
         )  # fmt: skip
         return {'losses': np.asarray(trained.losses)}

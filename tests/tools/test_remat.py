@@ -4,12 +4,14 @@ import dataclasses
 
 import jax
 
+from jepa_jax import nets
 from jepa_jax.config import DataListConfig, MaskedVideoConfig
 from tools.steps import programs
 from tools.traced import policies, trace
 
 
-def test_kept_and_computed_again():
+def test_kept_and_computed_again(monkeypatch):
+    monkeypatch.setattr(nets, 'platform', lambda: 'gpu')  # a CPU computes scores again for `none`
     config = MaskedVideoConfig(name='remat')
     config.data.lists = [DataListConfig(kind='synthetic')]
     config.encoder.width, config.encoder.depth, config.encoder.heads = 96, 3, 4
