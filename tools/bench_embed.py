@@ -23,8 +23,9 @@ from typing import Any
 from jepa_jax import cli
 
 from . import versus
-from .bench_vs_torch import common, device_of, moved, platform_is, synchronised
+from .bench_vs_torch import common
 from .versus import Task
+from .versus_tasks import device_of, moved, platform_is, synchronised
 
 
 def _write(folder: pathlib.Path, **o: Any) -> dict[str, Any]:

@@ -31,8 +31,9 @@ from typing import Any
 from jepa_jax import cli
 
 from . import versus
-from .bench_vs_torch import common, device_of, from_torch, platform_is, synchronised, to_torch
+from .bench_vs_torch import common
 from .versus import Outputs, Task
+from .versus_tasks import device_of, from_torch, platform_is, synchronised, to_torch
 
 
 @dataclasses.dataclass(frozen=True)

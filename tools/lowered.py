@@ -21,8 +21,6 @@ from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
-import jax
-
 from jepa_jax import cli
 from jepa_jax.config import RunConfig
 
@@ -51,6 +49,8 @@ def for_gpu() -> Iterator[None]:
 def lower(config: RunConfig) -> tuple[str, Any, frozenset[int]]:
     """The largest program of a config for one GPU as text, its state without values, and the token
     counts of its sequences."""
+    import jax
+
     from .steps import Step, programs, settle
 
     config = settle(config, 1, 0)
@@ -63,6 +63,10 @@ def lower(config: RunConfig) -> tuple[str, Any, frozenset[int]]:
 
 def read(text: str, state: Any, tokens: frozenset[int]) -> dict[str, Any]:
     """What a lowered step holds, JSON-ready."""
+    import jax
+
+    from .compiled import holds_scores
+
     places = dict(re.findall(r'^(#loc\d+) = loc\((.*)\)$', text, re.M))
 
     def place(reference: str) -> str:
@@ -88,8 +92,6 @@ def read(text: str, state: Any, tokens: frozenset[int]) -> dict[str, Any]:
     donated = len(re.findall(r'tf\.aliasing_output|jax\.buffer_donor', head))
     calls = collections.Counter(re.findall(r'@(__cudnn\$fmha\w*)', text))
     arrays = set(re.findall(r'tensor<((?:\d+x)+)(?:f32|bf16)>', text))
-    from .compiled import holds_scores
-
     sizes = {tuple(map(int, dims[:-1].split('x'))) for dims in arrays}
     return {
         'products': dict(products),

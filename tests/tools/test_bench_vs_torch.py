@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from tools import bench_vs_torch, torch_nets, versus
+from tools import bench_vs_torch, torch_nets, versus, versus_tasks
 from tools.versus import BenchError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -108,10 +108,10 @@ def test_training_steps_agree(tmp_path):
     loss, with large rates; checkpointing changes nothing."""
     (tmp_path / 'small.py').write_text(CONFIG)
     options = {'config': str(tmp_path / 'small.py'), 'crop': 0, 'frames': 0, 'batch': 0}
-    facts = written(bench_vs_torch.STEP, tmp_path, **options)
+    facts = written(versus_tasks.STEP, tmp_path, **options)
     assert facts['flops'] > 0
     losses = {
-        side: [float(out['loss']) for out in ran(bench_vs_torch.STEP, side, tmp_path, 3, **options)]
+        side: [float(out['loss']) for out in ran(versus_tasks.STEP, side, tmp_path, 3, **options)]
         for side in ('jepa_jax', 'torch', 'torch, checkpointing')
     }
     assert losses['jepa_jax'] == pytest.approx(losses['torch'], abs=1e-5)
@@ -121,9 +121,9 @@ def test_training_steps_agree(tmp_path):
 
 def test_probes_agree(tmp_path):
     small = bench_vs_torch.SMALL['probe'][0]
-    written(bench_vs_torch.PROBE, tmp_path, **small)
+    written(versus_tasks.PROBE, tmp_path, **small)
     ours, theirs = (
-        versus.host(ran(bench_vs_torch.PROBE, side, tmp_path, 1, **small)[0]['losses'])
+        versus.host(ran(versus_tasks.PROBE, side, tmp_path, 1, **small)[0]['losses'])
         for side in ('jepa_jax', 'torch')
     )
     assert ours.shape == (2, 4)
@@ -132,9 +132,9 @@ def test_probes_agree(tmp_path):
 
 
 def test_converted_files_agree(tmp_path):
-    written(bench_vs_torch.CONVERT, tmp_path, size='tiny')
+    written(versus_tasks.CONVERT, tmp_path, size='tiny')
     ours, theirs = (
-        ran(bench_vs_torch.CONVERT, side, tmp_path, 1)[0] for side in ('jepa_jax', 'torch')
+        ran(versus_tasks.CONVERT, side, tmp_path, 1)[0] for side in ('jepa_jax', 'torch')
     )
     for key in ('names', 'sums'):
         np.testing.assert_array_equal(ours[key], theirs[key])
