@@ -25,7 +25,7 @@ from jepa_jax import cli
 from . import versus
 from .bench_vs_torch import common
 from .versus import Task
-from .versus_tasks import device_of, moved, platform_is, synchronised
+from .versus_tasks import device_of, drawn, platform_is, synchronised
 
 
 def _write(folder: pathlib.Path, **o: Any) -> dict[str, Any]:
@@ -37,7 +37,6 @@ def _write(folder: pathlib.Path, **o: Any) -> dict[str, Any]:
     import numpy as np
 
     from jepa_jax import flops
-    from jepa_jax.nets import ONCE
     from jepa_jax.pretrained import random_configs
     from jepa_jax.weights.contents import StoredNet, Weights
     from jepa_jax.weights.parts import net
@@ -47,8 +46,7 @@ def _write(folder: pathlib.Path, **o: Any) -> dict[str, Any]:
     crop, frames, clips = o['crop'], o['frames'], o['clips']
     config, _ = random_configs(o['size'])
     config = dataclasses.replace(config, image_size=crop, frames=frames)
-    init = jax.jit(net('encoder', config).init, compiler_options=ONCE)
-    params = moved(jax.device_get(init(jax.random.key(0))))
+    params = drawn(net('encoder', config))
     tree = jax.tree.map(lambda a: Leaf(a.shape, a.dtype, lambda: a), params)
     target = StoredNet('encoder', config, tree)
     write(Weights(folder, 'jax', {'target': target}), folder / 'hf', to='hf')

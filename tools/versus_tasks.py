@@ -26,21 +26,19 @@ def _npz(folder: pathlib.Path, name: str, prefix: str = '') -> dict[str, Any]:
         return {k.removeprefix(prefix): file[k] for k in file.files if k.startswith(prefix)}
 
 
-def moved(tree: dict, seed: int = 0) -> dict:
-    """Parameters, with biases, scales and tokens off their initial 0 and 1, so that none is without
-    effect."""
+def drawn(net, seed: int = 0) -> dict:
+    """Parameters as large as at the start of training, biases, scales and tokens moved off their 0
+    and 1, so that none is without effect; without compiling anything."""
     import jax
     import numpy as np
 
     rng = np.random.default_rng(seed)
 
-    def one(leaf):
-        leaf = np.asarray(leaf)
-        if leaf.size <= 2**16:
-            leaf = leaf + np.float32(0.02) * rng.standard_normal(leaf.shape, np.float32)
-        return leaf
+    def one(path, a):
+        array = np.float32(0.02) * rng.standard_normal(a.shape, np.float32)
+        return array + 1 if jax.tree_util.keystr(path).endswith("scale']") else array
 
-    return jax.tree.map(one, tree)
+    return jax.tree.map_with_path(one, net.abstract)
 
 
 def _links(net) -> list:
@@ -155,8 +153,8 @@ def _write_step(folder: pathlib.Path, **o: Any) -> dict[str, Any]:
     np.savez(folder / 'rates.npz', **{n: jax.vmap(f)(k) for n, f in rates.items()})
     weights = {}
     for name, net in step.objective.nets.items():
-        params = moved(jax.device_get(jax.jit(net.init)(jax.random.key(0))))
-        weights |= {f'{name}/{key}': array for key, array in to_torch(net, params).items()}
+        arrays = to_torch(net, drawn(net))
+        weights |= {f'{name}/{key}': array for key, array in arrays.items()}
     np.savez(folder / 'weights.npz', **weights)
     (group,) = program.batch(0).groups
     pixels = ((group.clips / 255 - MEAN) / STD).astype(np.float32)
@@ -177,6 +175,7 @@ def _step_ours(folder: pathlib.Path, **o: Any):
 
     import jax
     import jax.numpy as jnp
+    import numpy as np
 
     from jepa_jax import sharding
 
@@ -187,17 +186,19 @@ def _step_ours(folder: pathlib.Path, **o: Any):
     params = {n: from_torch(net, _npz(folder, 'weights', f'{n}/')) for n, net in nets.items()}
     with jax.set_mesh(step.mesh):
         compiled, costs = step.compile(program)
-        state, frozen = step.start(0)
         params = {n: sharding.put_params(params[n], net.specs, step.mesh)
                   for n, net in nets.items()}  # fmt: skip
-        ema = {name: jax.tree.map(jnp.copy, params[name]) for name in state.ema}
+        ema = {name: jax.tree.map(jnp.copy, params[name]) for name in step.objective.ema}
+        # the optimizer's state is zero at first, and so is the number of the step
+        state = jax.tree.map(lambda a: jax.device_put(np.zeros(a.shape, a.dtype), a.sharding),
+                             step.state)  # fmt: skip
         state = dataclasses.replace(state, params=params, ema=ema)
         batch = sharding.put_batch(program.batch(0), step.mesh)
 
     def run():
         nonlocal state
         with jax.set_mesh(step.mesh):
-            state, metrics = compiled(state, frozen, batch)
+            state, metrics = compiled(state, {}, batch)
         return {'loss': jax.block_until_ready(metrics)['loss']}
 
     run.told = {'planned_bytes': costs.get('memory_bytes'), 'stages': costs['seconds']}
@@ -451,7 +452,7 @@ PROBE = Task(
 
 
 def _write_convert(folder: pathlib.Path, **o: Any) -> dict[str, Any]:
-    import jax
+    import numpy as np
     import torch
 
     from jepa_jax.pretrained import random_configs
@@ -460,8 +461,11 @@ def _write_convert(folder: pathlib.Path, **o: Any) -> dict[str, Any]:
     content: dict[str, Any] = {'epoch': 1, 'loss': 0.5, 'batch_size': 8, 'world_size': 1, 'lr': 0.1}
     for name, config in zip(('encoder', 'predictor'), random_configs(o['size'])):
         made = net(name, config)
-        arrays = to_torch(made, moved(jax.device_get(jax.jit(made.init)(jax.random.key(0)))))
-        content[name] = {f'module.backbone.{k}': torch.tensor(a) for k, a in arrays.items()}
+        arrays = to_torch(made, drawn(made))
+        content[name] = {
+            f'module.backbone.{k}': torch.from_numpy(np.ascontiguousarray(a))
+            for k, a in arrays.items()
+        }
     content['target_encoder'] = {k: a + 0.01 for k, a in content['encoder'].items()}
     torch.save(content, folder / 'checkpoint.pt')
     gib = (folder / 'checkpoint.pt').stat().st_size / GIB
@@ -541,7 +545,7 @@ def _renamed(prefix: str, arrays: dict):
                     name = name.replace(old, new, 1)
             if name.startswith('norm.'):
                 name = name.replace('norm.', 'layernorm.')
-            yield prefix + name, array.clone()
+            yield prefix + name, array.contiguous()
     if tokens:
         stacked = torch.stack([tokens[i] for i in sorted(tokens)])
         yield f'{prefix}embeddings.mask_tokens', stacked

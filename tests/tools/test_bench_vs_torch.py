@@ -80,12 +80,11 @@ def get_config(arg=''):
     c = MaskedVideoConfig(name='small')
     c.encoder.width, c.encoder.depth, c.encoder.heads = 96, 2, 4
     c.predictor.width, c.predictor.depth, c.predictor.heads = 48, 1, 2
-    c.predictor.mask_tokens = 2
+    c.predictor.mask_tokens = 1
     c.data.lists = [DataListConfig(kind='synthetic')]
     c.data.crop, c.data.frames, c.optim.batch = 64, 4, 2
     c.optim.warmup = 2
-    c.masks = [MaskConfig(num_blocks=2, spatial_scale=(0.3, 0.3)),
-               MaskConfig(num_blocks=1, spatial_scale=(0.6, 0.6))]
+    c.masks = [MaskConfig(num_blocks=2, spatial_scale=(0.3, 0.3))]
     return c
 """
 
@@ -152,7 +151,7 @@ def test_a_checkout_without_timm(tmp_path, monkeypatch):
     x = torch_nets.torch.ones(4000, 2)
     assert (drop(x, 0.25) == x).all() and (drop(x, 0.0, True) == x).all()
     kept = drop(x, 0.25, True)
-    assert set(kept.unique().tolist()) == {0.0, pytest.approx(4 / 3)}
+    assert kept.unique().tolist() == pytest.approx([0, 4 / 3])
     assert float(kept.mean()) == pytest.approx(1, abs=0.05)
     for name in set(sys.modules) - before:
         monkeypatch.delitem(sys.modules, name)
