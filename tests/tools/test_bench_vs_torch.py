@@ -118,6 +118,7 @@ def test_training_steps_agree(tmp_path):
     assert abs(losses['torch'][0] - losses['torch'][2]) > 1e-3  # it learns
 
 
+@pytest.mark.slow
 def test_probes_agree(tmp_path):
     small = bench_vs_torch.SMALL['probe'][0]
     written(versus_tasks.PROBE, tmp_path, **small)
