@@ -29,13 +29,18 @@ REMAT = {
     'dots': jax.checkpoint_policies.save_only_these_names(PRODUCT),
     'none': jax.checkpoint_policies.everything_saveable,
 }
-# `none` where memory is as slow as arithmetic: a scan stores all that is kept in stacks, which it
-# first fills with zeros; norms, GELU and scores are cheaper to compute again than to keep
+# `none`, memory being no concern, on a CPU: a scan keeps arrays in stacks that it first fills with
+# zeros and copies, so norms, GELU and scores are cheaper to compute again, and in blocks narrower
+# than WIDE products, too (docs/performance.md)
 ON_CPU = jax.checkpoint_policies.save_only_these_names(PRODUCT, ATTENTION)
+WIDE = 256
 
 
-def _policy(remat: str) -> Callable:
-    return ON_CPU if remat == 'none' and platform() == 'cpu' else REMAT[remat]
+def _policy(remat: str, x) -> Callable:
+    """For blocks on x [B, N, D], the first of a tree."""
+    if remat == 'none' and platform() == 'cpu':
+        return ON_CPU if jax.tree.leaves(x)[0].shape[-1] >= WIDE else REMAT['full']
+    return REMAT[remat]
 
 
 class Net:
@@ -114,7 +119,7 @@ def fold(
     many layers as ran). ValueError for levels or trees beside that do not fit the blocks.
     """
 
-    @functools.partial(jax.checkpoint, prevent_cse=False, policy=_policy(remat))
+    @functools.partial(jax.checkpoint, prevent_cse=False, policy=_policy(remat, x))
     def body(x, layer):
         block, slices = layer
         result = gather(block)(x, *slices, *args)
@@ -163,7 +168,7 @@ def fold_outputs(
     places = np.full(depth, len(asked), np.int32)
     places[asked] = np.arange(len(asked))
 
-    @functools.partial(jax.checkpoint, prevent_cse=False, policy=_policy(remat))
+    @functools.partial(jax.checkpoint, prevent_cse=False, policy=_policy(remat, x))
     def body(x, block):
         return gather(block)(x, *args)
 

@@ -65,7 +65,7 @@ SMALL: dict[str, list[dict[str, Any]]] = {
 
 def bench(
     tasks: list[str], small: bool, original: str, rounds: int, threads: int, platform: str,
-    dtype: str, sides: list[str] | None, json_file: str | None,
+    dtype: str, remat: str, sides: list[str] | None, json_file: str | None,
 ) -> None:  # fmt: skip
     """Runs comparisons one after the other; the file is written anew after each.
 
@@ -81,7 +81,7 @@ def bench(
             if name == DATA:
                 rows.append(bench_data.bench(**options, rounds=rounds))
             else:
-                given = {**options, 'dtype': dtype, 'original': original}
+                given = {**options, 'dtype': dtype, 'original': original, 'remat': remat}
                 rows.append(versus.measure(
                     TASKS[name], given, peers=sides, rounds=rounds, threads=threads,
                     platform=platform,
@@ -133,6 +133,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add('tasks', nargs='*', type=task, metavar='WHAT', help=f'{", ".join(FULL)} (all)')
     add('--small', action='store_true', help='tiny sizes, to see whether it works')
     add('--original', default='', metavar='DIR', help='a checkout of the original (none)')
+    add('--remat', choices=('full', 'dots', 'none'), default='none', help='of our step (none)')
     add('--sides', nargs='+', metavar='SIDE', help="theirs, such as 'torch, compiled' (all)")
     common(parser)
 
