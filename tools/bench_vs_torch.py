@@ -59,7 +59,7 @@ SMALL: dict[str, list[dict[str, Any]]] = {
     'probe': [{'width': 48, 'tokens': 16, 'pooler_heads': 2, 'depth': 2, 'clips': 16, 'heads': 2}],
     'convert': [{'size': 'tiny'}],
     DATA: [{'videos': 2, 'size': (64, 48), 'workers': [1], 'batch': 2, 'steps': 2, 'frames': 4,
-            'crop': 32}],
+            'crop': 96}],
 }  # fmt: skip
 
 
@@ -88,7 +88,8 @@ def bench(
                 ))  # fmt: skip
             if json_file:
                 pathlib.Path(json_file).write_text(json.dumps(results, indent=2) + '\n')
-    summary(results)
+    if set(tasks or FULL) - {DATA}:
+        summary(results)
 
 
 def summary(results: dict[str, Any]) -> None:
