@@ -57,6 +57,9 @@ COMMANDS: dict[str, Command] = {
     'bench-plan': Command('tools.bench_plan', 'planning against PyTorch', False),
     'bench-probe': Command('tools.bench_probe', 'readers of features', False),
     'bench-step': Command('tools.bench_step', 'a training step on this machine', False),
+    'bench-vs-torch': Command('tools.bench_vs_torch', 'all of it beside PyTorch', False),
+    'growth': Command('tools.growth', 'how cost grows with sizes', False),
+    'lowered': Command('tools.lowered', "a GPU's step, read without one", False),
 }
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from jepa_jax import flops
+from jepa_jax import flops, nets
 from jepa_jax.data import Batch, Group
 from jepa_jax.data.trajectories import Trajectories
 from jepa_jax.flops import GroupShape
@@ -24,6 +24,12 @@ from jepa_jax.planning.world_model import ACWorldModel, Context
 
 ENCODER = ViTConfig(48, 3, 4, 2.5, frames=8, image_size=64, remat='none')
 PREDICTOR = PredictorConfig(48, 24, 2, 2, grid=(4, 4, 4), mask_tokens=2, remat='none')
+
+
+@pytest.fixture(autouse=True)
+def nothing_again(monkeypatch):
+    """On a CPU `none` computes scores again: this is about what a step is worth."""
+    monkeypatch.setattr(nets, 'platform', lambda: 'gpu')
 
 
 def products(jaxpr) -> int:

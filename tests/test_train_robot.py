@@ -64,7 +64,8 @@ def test_the_smoke_config_trains_once(tmp_path):
     report = json.loads((run / 'report.json').read_text())
     assert (report['steps'], report['verdict']) == (4, 'undertrained')
     page = (run / 'report.html').read_text()
-    assert (
+    # curves, horizon, two clips, features and guesses
+    assert page.count('data:image/png') == 1 + 1 + 2 + 2 * 2 * 3
         page.count('data:image/png') == 1 + 1 + 2 + 2 * 2 * 3
     )  # curves, horizon, clips, features, guesses
     assert 'what is predicted of them, clip 1' in page and 'actions: +' in page
