@@ -30,8 +30,8 @@ FLOORS = (
     ('objectives', 'health', 'metrics', 'watch'),
     ('optim', 'state', 'step', 'build', 'weights.*', 'describe'),
     ('memory', 'golden', 'inputs', 'outputs', 'predictions', 'encoder', 'model', 'embedded'),
-    ('pretrained', 'objectives.programs', 'origin', 'loop'),
-    ('frozen', 'questions', 'answers', 'start', 'planning', 'evals', 'catalogue'),
+    ('pretrained', 'answers', 'objectives.programs', 'origin', 'loop'),
+    ('frozen', 'questions', 'start', 'planning', 'evals', 'catalogue'),
     ('report', 'studies'),
     ('sims', 'contrib'),
     (
