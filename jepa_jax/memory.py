@@ -384,7 +384,7 @@ def _values(c, compute: int, stream: int) -> float:
 
 def _everything(c, compute: int, stream: int) -> float:
     """Bytes a token of all that a block's gradients ask for, as the traced step has it: norms and
-    stream in float32, attention, GELU and its derivative."""
+    stream in float32, attention, GELU and its derivative. A CPU keeps less: nets.ON_CPU."""
     return FLOAT * 6 * c.width + compute * (7 * c.width + 4 * c.width * c.mlp_ratio)
 
 

@@ -128,6 +128,7 @@ def bench(
     )  # fmt: skip
     if json_file:
         pathlib.Path(json_file).write_text(json.dumps(result, indent=2) + '\n')
+    versus.judge(result)
 
 
 def _options(parser: argparse.ArgumentParser) -> None:

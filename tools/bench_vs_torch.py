@@ -88,6 +88,8 @@ def bench(
                 ))  # fmt: skip
             if json_file:
                 pathlib.Path(json_file).write_text(json.dumps(results, indent=2) + '\n')
+            if name != DATA:
+                versus.judge(rows[-1])
     if set(tasks or FULL) - {DATA}:
         summary(results)
 

@@ -82,7 +82,8 @@ def measure(
     name starts with it).
 
     Raises:
-      BenchError: our side failed, all of the others did, or the sides disagree.
+      BenchError: our side failed, or all of the others did. Sides that disagree are among the
+        result's objections: see `judge`.
     """
     task = load(name)
     options = {**task.defaults, **options, 'platform': platform, 'threads': threads}
@@ -90,6 +91,7 @@ def measure(
     if not options.get('original'):
         chosen = [peer for peer in chosen if not peer.startswith('original')]
     result: dict[str, Any] = {'task': name.partition(':')[2].lower(), **options, 'rounds': rounds}
+    result.pop('original', None)  # a path, and the name of a side
     with tempfile.TemporaryDirectory() as place:
         folder = pathlib.Path(place)
         (folder / 'options.json').write_text(json.dumps(options))
@@ -132,15 +134,20 @@ def measure(
         _compare(task, folder, theirs, result)
     show(result, theirs)
     limits = task.close[options.get('dtype', 'float32')]
-    for side in theirs:
-        for figure, limit in limits.items():
-            if not result[side]['apart'][figure] <= limit:  # also a NaN
-                apart = result[side]['apart'][figure]
-                raise BenchError(
-                    f'{side}: {figure} differs by {apart:.2g}, at most {limit:.2g} is allowed: '
-                    'the times mean nothing'
-                )
+    result['objections'] = [
+        f'{side}: {figure} differs by {result[side]["apart"][figure]:.2g}, at most {limit:.2g} is '
+        'allowed: the times mean nothing'
+        for side in theirs
+        for figure, limit in limits.items()
+        if not result[side]['apart'][figure] <= limit  # also a NaN
+    ]
     return result
+
+
+def judge(result: Mapping[str, Any]) -> None:
+    """Once the figures are written. Raises BenchError: the sides disagree."""
+    for objection in result['objections']:
+        raise BenchError(objection)
 
 
 def _compare(task: Task, folder: pathlib.Path, theirs: list[str], result: dict) -> None:

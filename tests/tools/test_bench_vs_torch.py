@@ -66,11 +66,13 @@ def test_sides_take_turns_and_an_absent_one_is_named(toy, tmp_path, capsys):
     assert result['losses'] == {'jepa_jax': [1.0] * 4, 'near': pytest.approx([1.00001] * 4)}
     assert result['near']['apart'] == pytest.approx({'loss': 1e-5, 'x': 1e-5}, rel=1e-2)
     assert 'absent' in capsys.readouterr().out
+    versus.judge(result)
 
 
 def test_sides_that_disagree_are_refused(toy):
+    result = versus.measure(toy, {}, peers=['far'], rounds=1, threads=1)
     with pytest.raises(BenchError, match='far: loss differs by 0.33, at most 0.0001 is allowed'):
-        versus.measure(toy, {}, peers=['far'], rounds=1, threads=1)
+        versus.judge(result)
 
 
 CONFIG = """
