@@ -171,10 +171,10 @@ def _options(parser: argparse.ArgumentParser) -> None:
         '--video', dest='videos', nargs='+', default=[], metavar='FILE',
         help='videos and images that the question is about (none)',
     )  # fmt: skip
-    add('--question', metavar='TEXT', help='<video> in it stands for a video, else they come first')
+    add('--question', metavar='TEXT', help='<video> in it: where a video stands, or first (none)')
     add('--choices', metavar='A|B|C', help='answers to compare (none)')
-    add('--batch', metavar='FILE.jsonl', help='a question a line, in place of --question')
-    add('--out', metavar='FILE.jsonl', help='answers of --batch')
+    add('--batch', metavar='FILE.jsonl', help='a question a line, not --question (none)')
+    add('--out', metavar='FILE.jsonl', help='answers of --batch (none)')
     add('--start', type=float, default=0.0, metavar='SECONDS', help='of the videos (0)')
     add('--end', type=float, default=0.0, metavar='SECONDS', help='of the videos (0: their end)')
     add('--backwards', action='store_true', help='show the last frame first')
