@@ -413,7 +413,9 @@ def plot(rows: dict[str, Any], path: Path) -> None:
             ax.axvline(answers[label]['mean'], color='0.5', linestyle=style, label=name)
         ax.set(title=f'{label}, accuracy', xlim=(0, 1))
     axes[0].set_yticks(heights, [row['title'] for row in named.values()])
-    axes[0].legend(fontsize=7, loc='lower left')
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), fontsize=7, loc='outside lower center', ncols=2
+    )
     axes[-1].barh(heights, [row['rank'] for row in named.values()], height=0.6)
     axes[-1].set(title='effective rank of 96', xlim=(0, 96))
     figure.savefig(path, dpi=120)
