@@ -150,6 +150,9 @@ def _averages(c: EmaOptimConfig) -> list[str]:
     ends = dict.fromkeys((c.momentum, c.final_momentum))  # one if constant
     for momentum, where in zip(ends, ('', ' at the end')):
         steps = half_life(momentum)
+        if momentum == 1:
+            lines.append(f'EMA momentum 1{where}: the target no longer follows')
+            continue
         lines.append(
             f'EMA momentum {momentum:.8g}{where}: half-life {steps:,.0f} steps = '
             f'{steps * c.batch:,.0f} clips = {steps / c.steps:.1%} of the run'

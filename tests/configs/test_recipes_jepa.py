@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from jepa_jax import build, cli, optim
+from jepa_jax import build, cli, describe, optim
 from jepa_jax.config import encoder_shape
 from jepa_jax.errors import ConfigError
 from jepa_jax.memory import choose, estimate
@@ -89,6 +89,12 @@ def test_recipes_and_their_trials_are_valid(name):
     trial = recipe(f'{name},smoke' if ':' in name else f'{name}:smoke')
     validate(trial)
     assert trial.optim.steps == 24 and trial.optim.clip_from <= 4
+
+
+def test_a_momentum_of_one_is_said_in_words():
+    lines = describe.masked_image(recipe('ijepa_vith14'))
+    assert lines[-1] == 'EMA momentum 1 at the end: the target no longer follows'
+    assert not any('inf' in line for line in lines)
 
 
 def test_memory_of_a_recipe():
