@@ -131,17 +131,6 @@ class Clips:
 
 
 @dataclasses.dataclass(frozen=True)
-class Always:
-    """Every medium has so many visual tokens."""
-
-    count: int
-
-    def __call__(self, media: Media) -> int:
-        del media
-        return self.count
-
-
-@dataclasses.dataclass(frozen=True)
 class StoredClips:
     """Features of a frozen encoder, a file a medium, in a folder whose name is a hash of encoder,
     view and type; a file's name is one of the medium and the state of its file."""
