@@ -7,6 +7,7 @@ never becomes one: a question that contains `<|im_end|>` ends no turn.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,7 +53,7 @@ class Tokenizer:
         from jepa_jax.language import chat
 
         self._take(tokenizer)
-        settings = settings or {}
+        self._settings = settings = settings or {}
         added = tokenizer.get_added_tokens_decoder()
         self._special = {t.content: i for i, t in added.items() if t.special}
         self.size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
@@ -137,6 +138,10 @@ class Tokenizer:
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)
         self._tokenizer.save(str(place / FILE))
+        for name, values in self._settings.items():
+            if name == 'config.json':  # the rest of it is the model's
+                values = {key: values[key] for key in ('eos_token_id',) if key in values}
+            (place / name).write_text(json.dumps(values))
 
 
 def _word(value: Any) -> str:

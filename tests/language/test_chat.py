@@ -190,14 +190,18 @@ def test_a_folder_with_a_tokenizer(tmp_path):
     trained(*TEMPLATES['qwen2'].special).save(str(tmp_path / 'tokenizer.json'))
     config = {'eos_token_id': [2, 0]}
     (tmp_path / 'generation_config.json').write_text(json.dumps(config))
-    (tmp_path / 'tokenizer_config.json').write_text('{"pad_token": {"content": "<|endoftext|>"}}')
+    own = {'pad_token': {'content': '<|endoftext|>'}}
+    own['chat_template'] = 'You are Qwen, created by Alibaba Cloud. You are a helpful assistant.'
+    (tmp_path / 'tokenizer_config.json').write_text(json.dumps(own))
     ours = Tokenizer.read(tmp_path)
-    assert (ours.family, ours.stops, ours.pad) == ('qwen2', (2, 0), 0)
+    assert (ours.family, ours.stops, ours.pad) == ('qwen2.5', (2, 0), 0)
     ours.check(ours.size)
     with pytest.raises(ConfigError, match='tokens, the language model 100: the tokenizer of ano'):
         ours.check(100)
     ours.save(tmp_path / 'copy')
-    assert Tokenizer.read(tmp_path / 'copy').encode('A ball.') == ours.encode('A ball.')
+    copy = Tokenizer.read(tmp_path / 'copy')
+    assert copy.encode('A ball.') == ours.encode('A ball.')
+    assert (copy.family, copy.stops, copy.pad) == (ours.family, ours.stops, ours.pad)
     (tmp_path / 'config.json').write_text('{"eos_token_id": 128009}')
     with pytest.raises(ConfigError, match='tokenizer.json: eos_token_id 128009 is no special tok'):
         Tokenizer.read(tmp_path)
