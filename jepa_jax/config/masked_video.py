@@ -171,6 +171,9 @@ def check(config: MaskedVideoConfig) -> Iterator[str]:
 def _against_collapse(config: MaskedVideoConfig) -> Iterator[str]:
     c = config.against_collapse
     field, variants = 'against_collapse', VARIANTS[c.method]
+    if c.method != 'ema' and (config.teacher or config.target != 'features'):
+        what = f'teacher {config.teacher!r}' if config.teacher else f"target '{config.target}'"
+        yield f"{field}.method = '{c.method}': must be 'ema' with {what}, which cannot collapse"
     if c.variant and c.variant not in variants:
         one_of = ', '.join(variants) or 'none: leave it empty'
         yield f"{field}.variant = '{c.variant}': allowed with method '{c.method}': {one_of}"

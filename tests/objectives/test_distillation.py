@@ -207,6 +207,10 @@ def test_work_and_memory_of_a_teacher_are_counted():
         (lambda c: setattr(c, 'target', 'pixels'), "target = 'pixels': must be 'features' with a"),
         (lambda c: setattr(c, 'target', 'voxels'), "target = 'voxels'"),
         (lambda c: setattr(c.mesh, 'fsdp', 5), 'mesh.fsdp = 5'),
+        (
+            lambda c: setattr(c.against_collapse, 'method', 'none'),
+            "must be 'ema' with teacher",
+        ),
     ],
 )
 def test_what_cannot_be_taught_is_refused(change, words):
