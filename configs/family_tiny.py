@@ -12,11 +12,11 @@ was. Some of it: --config.members=vjepa2,none; three seeds: --config.seeds=3.
 """
 
 from jepa_jax.config import parse_arg
-from jepa_jax.contrib.family import FamilyConfig
+from jepa_jax.config.family import FamilyConfig
 from jepa_jax.recipes import STUDIES, Study
 
 STUDIES['family'] = Study(
-    config='jepa_jax.contrib.family:FamilyConfig',
+    config='jepa_jax.config.family:FamilyConfig',
     check='jepa_jax.contrib.family:check',
     stages='jepa_jax.contrib.family:stages',
     report='jepa_jax.contrib.family:report',

@@ -17,6 +17,11 @@ place of the predictor). All of it is in-domain simulation: it says nothing abou
   cores, half a minute of it compiling.
 - `:small` is reaching and grasping on 96 pixels, 100 episodes of each, in half an hour on two
   cores: docs/simulator.md.
+- `:pick` is grasping and pick and place on the same recordings, with sub-goals that are given and
+  from the final image alone.
+- `:varied` is reaching and grasping in scenes of other colours, textures, shapes and light than
+  any recording has, beside predictors on a random encoder and on pixels; `:varied_ci` is a small
+  one, reaching alone.
 - `:full` is all four tasks on 256 pixels, meant for 40 minutes of one H200. It has not been run.
 """
 
@@ -98,6 +103,36 @@ def _small(c: SimConfig) -> None:
     c.gates.reach, c.gates.grasp = 0.9, 0.5
 
 
+def _pick(c: SimConfig) -> None:
+    _small(c)
+    c.evaluation.tasks = 'pick_and_place,pick_and_place_from_one_image,grasp_from_one_image'
+    c.gates.reach = c.gates.grasp = 0.0
+
+
+def _varied(c: SimConfig) -> None:
+    _small(c)
+    c.collection.scenes, c.collection.episodes = 'seen', 600
+    p, e = c.pretrain, c.evaluation
+    p.encoder.depth = 4
+    p.optim.steps, p.optim.warmup = 1500, 100
+    p.checkpoints.every, p.logging.health_every = 500, 250
+    e.scenes, e.compared, e.untrained = 'unseen,unseen_relit', 0, 20
+    e.random_encoder = e.pixel_encoder = True
+    c.gates.reach = c.gates.grasp = 0.0
+    c.gates.shuffled_over_true, c.gates.rank_correlation = 1.15, 0.5
+    c.gates.unseen, c.gates.over_random = 0.7, 0.2
+
+
+def _varied_ci(c: SimConfig) -> None:
+    _ci(c)
+    c.collection.scenes, c.collection.episodes = 'seen', 120
+    e = c.evaluation
+    e.scenes, e.episodes, e.compared = 'unseen', 20, 4
+    c.gates.shuffled_over_true = c.gates.rank_correlation = 0.0
+    c.gates.nearer = c.gates.within_8_cm = 0.0
+    c.gates.unseen = 0.5
+
+
 def _full(c: SimConfig) -> None:
     c.workers = 15
     c.collection.episodes, c.collection.frames, c.collection.image_size = 2400, 40, 256
@@ -122,4 +157,11 @@ def _full(c: SimConfig) -> None:
     c.gates.reach, c.gates.grasp = 0.9, 0.5
 
 
-SIZES = {'ci': _ci, 'small': _small, 'full': _full}
+SIZES = {
+    'ci': _ci,
+    'small': _small,
+    'pick': _pick,
+    'varied': _varied,
+    'varied_ci': _varied_ci,
+    'full': _full,
+}

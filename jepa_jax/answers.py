@@ -20,10 +20,9 @@ from jepa_jax.errors import ConfigError, ConvertError, InputError
 from jepa_jax.language import packing
 from jepa_jax.language.chat import Media, Turn, encode
 from jepa_jax.language.conversations import PLACEHOLDER
-from jepa_jax.language.sight import Clips, Looked, moments
+from jepa_jax.language.sight import Always, Clips, Looked, moments
 from jepa_jax.language.tokenizer import Tokenizer
 from jepa_jax.models.generation import Sampling, Speaker, choose, embeddings
-from jepa_jax.questions import Always
 from jepa_jax.weights import parts, zoo
 from jepa_jax.weights.contents import StoredNet, Weights
 from jepa_jax.weights.language import name_of, tokenizer_of

@@ -49,7 +49,13 @@ def masked_video(config: MaskedVideoConfig) -> MaskedVideo:
     }
     nets = encoder, predictor(config, encoder)
     if config.against_collapse.method == 'ema':
-        return MaskedVideo(*nets, **settings, variance_weight=config.variance_weight)
+        return MaskedVideo(
+            *nets,
+            **settings,
+            variance_weight=config.variance_weight,
+            pixels=config.target == 'pixels',
+            teacher=teacher(config),
+        )
     against = regulariser(config.against_collapse), expander(config)
     return RegularisedVideo(*nets, *against, **settings, seed=config.seed)
 
@@ -146,6 +152,7 @@ def dense_video(config: DenseVideoConfig) -> DenseVideo:
         groups=len(counts) - images,
         image_share=config.image_share if images else 0.0,
         exponent=config.loss_exponent,
+        teacher=teacher(config),
     )
 
 
@@ -182,6 +189,7 @@ def vit(config: RunConfig, encoder: EncoderConfig, crop: int, frames: int) -> Vi
         axes=encoder.axes,
         shorter=encoder.shorter,
         stored_table=encoder.stored_table,
+        rescale=encoder.rescale,
         image_size=crop,
         frames=frames,
         dtype=jnp.dtype(config.compute_dtype),
@@ -195,10 +203,32 @@ def video_encoder(config: MaskedVideoConfig) -> ViTConfig:
     return vit(config, config.encoder, config.data.crop, max(frame_counts(config.data)))
 
 
+def teacher(config: MaskedVideoConfig) -> ViTConfig | None:
+    """The frozen encoder whose features are predicted, if there is one."""
+    if not config.teacher:
+        return None
+    return vit(config, config.teacher_encoder, config.data.crop, max(frame_counts(config.data)))
+
+
+def target(config: MaskedVideoConfig) -> ViTConfig | None:
+    """The encoder whose features are predicted; None: pixels are."""
+    return None if config.target == 'pixels' else teacher(config) or video_encoder(config)
+
+
 def predictor(config: MaskedVideoConfig, encoder: ViTConfig) -> PredictorConfig:
-    """The predictor of masked tokens beside it, and of those in sight where the encoder is
-    supervised at several depths."""
+    """The predictor of masked tokens beside it, and of those in sight in V-JEPA 2.1. A teacher is
+    met at its last level alone, from that of the student. (reference: vjepa2_1 §9.6)"""
+    return _predictor(config, encoder, teacher(config), config.target == 'pixels')
+
+
+def _predictor(
+    config: MaskedVideoConfig | MaskedImageConfig,
+    encoder: ViTConfig,
+    above: ViTConfig | None = None,
+    pixels: bool = False,
+) -> PredictorConfig:
     p = config.predictor
+    cube = encoder.tubelet * encoder.patch**2 * 3
     return PredictorConfig(
         encoder_width=encoder.width,
         width=p.width,
@@ -211,10 +241,12 @@ def predictor(config: MaskedVideoConfig, encoder: ViTConfig) -> PredictorConfig:
         position=encoder.position,
         uniform_power=encoder.uniform_power,
         axes=encoder.axes,
+        rescale=encoder.rescale,
         grid=encoder.grid(encoder.frames, encoder.image_size, encoder.image_size),
         dtype=encoder.dtype,
         remat=encoder.remat,
-        levels=len(encoder.levels) or 1,
+        levels=1 if above else len(encoder.levels) or 1,
+        out_width=above.width if above else cube if pixels else 0,
         predict_context=bool(encoder.levels),
         **VERSIONS[config.encoder.version].predictor(),
     )
@@ -222,7 +254,7 @@ def predictor(config: MaskedVideoConfig, encoder: ViTConfig) -> PredictorConfig:
 
 def image_predictor(config: MaskedImageConfig, encoder: ViTConfig) -> PredictorConfig:
     """The predictor of masked blocks beside an encoder of images."""
-    return dataclasses.replace(predictor(config, encoder), grid=encoder.home)
+    return dataclasses.replace(_predictor(config, encoder), grid=encoder.home)
 
 
 def questions(config: QuestionsConfig) -> Questions:

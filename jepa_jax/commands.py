@@ -47,6 +47,8 @@ COMMANDS: dict[str, Command] = {
     'energy': Command('tools.energy', 'which clips belong together, as a run sees it', False),
     'score-answers': Command('tools.score_answers', 'figures of kept answers to questions', False),
     'two-rooms': Command('tools.two_rooms', 'planning round a wall, measured', False),
+    'dense-table': Command('tools.dense_table', 'dense features of two runs compared', False),
+    'score-sta': Command('tools.score_sta', "Ego4D's short-term anticipation", False),
     'measure-masks': Command('tools.measure_masks', "masks against the original's", False),
     'make-bundled': Command('tools.make_bundled', 'the weights that come with the package', False),
     'dry-run': Command('tools.dry_run', 'cost by its old name', False),
@@ -55,6 +57,9 @@ COMMANDS: dict[str, Command] = {
     'bench-plan': Command('tools.bench_plan', 'planning against PyTorch', False),
     'bench-probe': Command('tools.bench_probe', 'readers of features', False),
     'bench-step': Command('tools.bench_step', 'a training step on this machine', False),
+    'bench-vs-torch': Command('tools.bench_vs_torch', 'all of it beside PyTorch', False),
+    'growth': Command('tools.growth', 'how cost grows with sizes', False),
+    'lowered': Command('tools.lowered', "a GPU's step, read without one", False),
 }
 
 

@@ -92,7 +92,7 @@ def masked_video(config: MaskedVideoConfig) -> list[str]:
             + f' their gradient; against collapse: {variant or "nothing"}'
         )
         return lines
-    lines += _averages(c)
+    lines += _averages(c) + _targets(config)
     if c.batch != released.batch:
         same = released.momentum ** (c.batch / released.batch)
         lines.append(
@@ -132,7 +132,17 @@ def dense_video(config: DenseVideoConfig) -> list[str]:
         lines.append(
             f'images weigh {config.image_share:g} of the loss, their context {loss.image_weight:g}'
         )
-    return lines + _averages(c)
+    return lines + _averages(c) + _targets(config)
+
+
+def _targets(config: MaskedVideoConfig) -> list[str]:
+    """What is predicted, where it is not the average's features."""
+    if config.teacher:
+        return [
+            f'predicts features of the frozen teacher {config.teacher}; the average is what is '
+            'evaluated and released, no loss reads it'
+        ]
+    return ['predicts normalised pixels of each token'] if config.target == 'pixels' else []
 
 
 def _averages(c: EmaOptimConfig) -> list[str]:

@@ -9,6 +9,7 @@ import shlex
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -56,12 +57,13 @@ def write(
     begun: float,
     failures: FailureLog,
     data: list[str],
+    more: tuple[dict[str, Any], list[str]] = ({}, []),
 ) -> None:
     """Makes the evaluations of the end, writes report.json and the page, and says in words how it
     went; process 0 writes, the others have their part in the evaluations.
 
     begun: time.monotonic() at the start of this process's run; failures, data: what was read, and
-    lines that say so.
+    lines that say so; more: what the recipe's `at_end` returned.
     """
     findings = evals.finish(state, frozen)
     if jax.process_index():
@@ -70,7 +72,7 @@ def write(
     last = records[-1] if records else {}
     evaluated = {k: v for k, v in last.items() if k.startswith('evals/')} | findings.values
     word, facts = objective.verdict(records)
-    sentences = [f'{word}: {facts}', clock.verdict(), *findings.sentences]
+    sentences = [f'{word}: {facts}', clock.verdict(), *findings.sentences, *more[1]]
     report = {
         'steps': int(jax.device_get(state.step)),
         'processes': jax.process_count(),
@@ -81,6 +83,7 @@ def write(
         'probes': findings.probes,
         'evals': {k: v if math.isfinite(v) else str(v) for k, v in evaluated.items()},
         'tasks': {},
+        **more[0],
         'data': data,
         'reading': failures.reading(),
         'command': _command(),

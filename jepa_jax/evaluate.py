@@ -133,8 +133,15 @@ def _evaluate(config: EvalConfig, folder, model: str, encoder: str) -> tuple[dic
         'config': json.loads(json.dumps(dataclasses.asdict(config))),
     }
     parts = loaded.predictor, loaded.ac_predictor, loaded.probe
+    # of a model that answers questions: projector, language model and what else is stored
+    weights = getattr(loaded, 'weights', None)  # a model made in Python has none
+    stored = weights.nets.values() if weights else ()
     kept = {
-        'nets': [hash_arrays(part.params) for part in parts if part],  # beside the encoder
+        # beside the encoder
+        'nets': [
+            *(hash_arrays(part.params) for part in parts if part),
+            *(hash_arrays(net.tree) for net in stored),
+        ],
         'contents': load(row.contents)(config) if row.contents else '',
     }
     path = folder / FILE

@@ -82,11 +82,13 @@ def pretraining_step(
     encoder_config: ViTConfig,
     predictor_config: PredictorConfig,
     groups: Sequence[GroupShape],
+    target_config: ViTConfig | None,
     *,
     through_targets: bool = False,
 ) -> StepFlops:
-    """FLOPs of one step of objectives.masked_video or dense_video; through_targets: a gradient
-    passes there, too."""
+    """FLOPs of one step of objectives.masked_video or dense_video; target_config: of the encoder
+    whose features are predicted, None: pixels are; through_targets: a gradient passes there, too.
+    """
 
     def trained(tokens: int, frames: int) -> int:
         once = TRAINED * encoder(encoder_config, tokens, frames)
@@ -97,8 +99,8 @@ def pretraining_step(
         frames = group.frames
         if through_targets:
             target += group.clips * trained(group.tokens, frames)
-        else:
-            target += group.clips * encoder(encoder_config, group.tokens, frames)
+        elif target_config:
+            target += group.clips * encoder(target_config, group.tokens, frames)
         for kept, hidden in group.masks:
             context += group.clips * trained(kept, frames)
             predicted += group.clips * TRAINED * predictor(predictor_config, kept, hidden)

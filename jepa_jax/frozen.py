@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import pathlib
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 
 from jepa_jax import distributed, sharding
 from jepa_jax.checkpoint import hash_arrays, leaves, read_manifest, read_on_host
-from jepa_jax.config import ActionConditionedConfig
+from jepa_jax.config import ActionConditionedConfig, MaskedVideoConfig
 from jepa_jax.data.features import FeatureStore
 from jepa_jax.data.robot import Contract, check_units, open_recordings
 from jepa_jax.errors import ConfigError
@@ -18,10 +19,15 @@ from jepa_jax.models.ac_predictor import encode_frames
 from jepa_jax.nets import ONCE, Net
 from jepa_jax.objectives import Prepared
 from jepa_jax.objectives.action_conditioned import ActionConditioned
+from jepa_jax.objectives.masked_video import MaskedVideo
 from jepa_jax.origin import Origin
 from jepa_jax.recipes import read_stored
+from jepa_jax.weights.parts import TEACHER
 
 FRAMES = 32  # encoded together on a device
+RANDOM = 'random'  # in place of a name: an encoder that is not trained, for tests of the pipes
+
+log = logging.getLogger(__name__)
 
 
 def encoder_of_recordings(
@@ -64,11 +70,7 @@ def _encoder(config: ActionConditionedConfig, objective: ActionConditioned, orig
     if held and origin.same_run:
         return read_on_host(origin.folder, 'frozen/encoder')
     net = (objective.frozen or objective.kept)['encoder']
-    if config.encoder_from == 'random':
-        key = jax.random.fold_in(jax.random.key(config.seed), 1)
-        params = jax.device_get(jax.jit(net.init, compiler_options=ONCE)(key))
-    else:
-        params = _load(config, net)
+    params = _random(net, config.seed) if config.encoder_from == RANDOM else _load(config, net)
     if held:
         before = read_on_host(origin.folder, 'frozen/encoder')
         if hash_arrays({'encoder': before}) != hash_arrays({'encoder': params}):
@@ -91,6 +93,62 @@ def _load(config: ActionConditionedConfig, net: Net) -> dict:
             f'describes: {"; ".join(other)}'
         )
     return weights.params('target')
+
+
+def teacher(config: MaskedVideoConfig, objective: MaskedVideo, origin: Origin) -> Prepared:
+    """The teacher that a run is distilled from, if it has one.
+
+    Raises:
+      ConfigError: it is another encoder than the config describes, or was trained on clips of
+        another version, crop or rate than this run's.
+      ZooError, ConvertError, CheckpointError: it cannot be had.
+    """
+    if not objective.frozen:
+        return Prepared()
+    if origin.same_run:
+        return Prepared(frozen={TEACHER: read_on_host(origin.folder, f'frozen/{TEACHER}')})
+    net = objective.frozen[TEACHER]
+    params = _random(net, config.seed) if config.teacher == RANDOM else _teacher(config, net)
+    log.info('teacher: %s, sha256 %s', config.teacher, hash_arrays({TEACHER: params}))
+    return Prepared(frozen={TEACHER: params})
+
+
+def _teacher(config: MaskedVideoConfig, net: Net) -> dict:
+    from jepa_jax.weights import parts, zoo
+
+    name, weights = f'teacher = {config.teacher!r}', zoo.find(config.teacher)
+    if weights.encoder is None:
+        raise ConfigError(f'{name}: holds no encoder')
+    version = parts.version_of('encoder', weights.encoder)
+    if version != config.version:
+        raise ConfigError(
+            f"{name}: is of V-JEPA {version}, objective '{config.objective}' trains encoders of "
+            f'{config.version}'
+        )
+    if other := parts.differences(weights.encoder, net.config):
+        raise ConfigError(
+            f'{name}: another encoder than config.teacher_encoder describes: {"; ".join(other)}; '
+            'set --config.teacher_encoder.size, or its width, depth, heads, patch'
+        )
+    views = {'crop': (weights.encoder.image_size, config.data.crop)}
+    if weights.fps and config.data.fps:
+        views['fps'] = weights.fps, config.data.fps
+    other = [
+        f'{key} {theirs:g}, data.{key} = {ours:g} here'
+        for key, (theirs, ours) in views.items()
+        if theirs != ours
+    ]
+    if other and not config.teacher_other_view:
+        raise ConfigError(
+            f'{name}: was trained at {"; ".join(other)}; --config.teacher_other_view=true takes it '
+            'all the same'
+        )
+    return weights.params('target')
+
+
+def _random(net: Net, seed: int) -> dict:
+    key = jax.random.fold_in(jax.random.key(seed), 1)
+    return jax.device_get(jax.jit(net.init, compiler_options=ONCE)(key))
 
 
 def _fill(store: FeatureStore, config: ActionConditionedConfig, net: Net, params: dict) -> None:

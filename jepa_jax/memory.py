@@ -217,7 +217,7 @@ def masked_video(config: MaskedVideoConfig, rows: int) -> Activations:
     from jepa_jax.data.videos import split_rows  # which brings libraries for data
 
     vit = build.video_encoder(config)
-    predictor = build.predictor(config, vit)
+    predictor, target = build.predictor(config, vit), build.target(config)
     compute, kept = BYTES[config.compute_dtype], KEPT[config.mesh.remat]
     held, quotas = Activations(), split_rows(config, rows)
     for frames, rows in quotas.items():
@@ -225,10 +225,10 @@ def masked_video(config: MaskedVideoConfig, rows: int) -> Activations:
         pixels = frames * config.data.crop**2 * 3
         # all parts as uint8, one as floats
         held.inputs += rows * pixels * (config.optim.accumulate + FLOAT)
-        levels = len(vit.levels) or 1
         # before and after standardising
-        held.features += 2 * levels * rows * tokens * vit.width * FLOAT
-        held.peak = max(held.peak, rows * tokens * _values(vit, compute, compute))
+        held.features += 2 * rows * tokens * predictor.predicted_width * FLOAT
+        if target:
+            held.peak = max(held.peak, rows * tokens * _values(target, compute, compute))
         if build.through_targets(config):
             held.saved += rows * tokens * kept(vit, compute, compute) * vit.depth
             held.peak = max(held.peak, 2 * rows * tokens * _values(vit, compute, compute))
@@ -240,7 +240,7 @@ def masked_video(config: MaskedVideoConfig, rows: int) -> Activations:
             said = tokens if predictor.predict_context else tokens - context
             held.features += 2 * rows * said * predictor.predicted_width * FLOAT
             # and, where there are several, the encoder's levels and what they are in
-            seen = 2 * levels if vit.levels else 0
+            seen = 2 * predictor.levels if predictor.levels > 1 else 0
             held.features += seen * rows * context * vit.width * compute
             # in the backward pass, with their gradients
             held.peak = max(

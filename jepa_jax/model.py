@@ -147,6 +147,7 @@ class Model:
             return [self.embed(one, **same) for one in video]
         inputs.check_video(video, preprocess, normalised)
         if isinstance(video, np.ndarray) and video.ndim == 5:
+            self._check_frames(video.shape[1])
             self._warn(video.shape[1], video.shape[2:4], crop, preprocess, fps)
             view = self._view(inputs.array_input(video[0], fps), crop, preprocess)
             tubelet = self.config.tubelet_of(video.shape[1])
@@ -190,8 +191,7 @@ class Model:
             raise InputError(f'fps {fps}: must be above 0')
         source = video if isinstance(video, Input) else open_input(video, fps)
         source = inputs.from_second(source, start)
-        if c.still and frames not in (None, 1):
-            raise InputError(f'frames {frames}: must be 1, this is a model of images')
+        self._check_frames(frames)
         if c.still or source.kind == 'image' and (c.modalities or frames is None):
             frames = c.tubelet_of(1)
         frames = FRAMES if frames is None else frames
@@ -205,6 +205,11 @@ class Model:
         rate = 0 if source.kind == 'image' else fps
         self._warn(frames, source.size, crop, preprocess, rate)
         yield from windows(source, frames, stride, self._view(source, crop, preprocess))
+
+    def _check_frames(self, frames: int | None) -> None:
+        """Raises InputError for frames of a window that a model of images cannot take."""
+        if self.config.still and frames not in (None, 1):
+            raise InputError(f'frames {frames}: must be 1, this is a model of images')
 
     def _warn(self, frames: int, size, crop: int | None, preprocess: str, fps: float) -> None:
         """Says what is beyond what the model was trained on."""

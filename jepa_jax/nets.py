@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jepa_jax.sharding import Rules, gather, specs_for
+from jepa_jax.sharding import Rules, gather, platform, specs_for
 
-PRODUCT = 'product'  # the name of what a layer's product with weights gives
+# Names of what may be kept for the backward pass: a layer's products with weights, and what
+# attention gives
+PRODUCT, ATTENTION = 'product', 'attention'
 
 # Compiler options for a program that runs once, as init does: two thirds of the time to compile it
 # on CPU, the same bits, and no slower. (At 0 it is less than half, but large weights are drawn at
@@ -27,6 +29,18 @@ REMAT = {
     'dots': jax.checkpoint_policies.save_only_these_names(PRODUCT),
     'none': jax.checkpoint_policies.everything_saveable,
 }
+# `none`, memory being no concern, on a CPU: a scan keeps arrays in stacks that it first fills with
+# zeros and copies, so norms, GELU and scores are cheaper to compute again, and in blocks narrower
+# than WIDE products, too (docs/performance.md)
+ON_CPU = jax.checkpoint_policies.save_only_these_names(PRODUCT, ATTENTION)
+WIDE = 256
+
+
+def _policy(remat: str, x) -> Callable:
+    """For blocks on x [B, N, D], the first of a tree."""
+    if remat == 'none' and platform() == 'cpu':
+        return ON_CPU if jax.tree.leaves(x)[0].shape[-1] >= WIDE else REMAT['full']
+    return REMAT[remat]
 
 
 class Net:
@@ -109,7 +123,7 @@ def fold(
     many layers as ran). ValueError for levels or trees beside that do not fit the blocks.
     """
 
-    @functools.partial(jax.checkpoint, prevent_cse=False, policy=REMAT[remat])
+    @functools.partial(jax.checkpoint, prevent_cse=False, policy=_policy(remat, x))
     def body(x, layer):
         block, slices = layer
         result = gather(block)(x, *slices, *args)
@@ -158,7 +172,7 @@ def fold_outputs(
     places = np.full(depth, len(asked), np.int32)
     places[asked] = np.arange(len(asked))
 
-    @functools.partial(jax.checkpoint, prevent_cse=False, policy=REMAT[remat])
+    @functools.partial(jax.checkpoint, prevent_cse=False, policy=_policy(remat, x))
     def body(x, block):
         return gather(block)(x, *args)
 

@@ -29,7 +29,7 @@ from jepa_jax.config import RobotConfig
 from jepa_jax.errors import BadFile, InputError, Unusable
 from jepa_jax.weights import names
 
-PLANNERS = ('cem', 'mppi', 'adam', 'cem_adam')
+PLANNERS = ('cem', 'mppi', 'adam', 'cem_adam', 'collocation')
 KINDS = ('droid', 'lerobot', 'npz', 'rlds')  # keys of jepa_jax.data.robot.READERS
 UNITS = {'metres', 'angles', 'gripper_range'}
 COSTS = {'l1': 1, 'l2': 2}

@@ -24,7 +24,7 @@ from jepa_jax.language import packing
 from jepa_jax.language import questions as self_made
 from jepa_jax.language.chat import Media, encode
 from jepa_jax.language.conversations import Conversations
-from jepa_jax.language.sight import Clips, StoredClips
+from jepa_jax.language.sight import Always, Clips, StoredClips
 from jepa_jax.language.stream import ConversationStream, Sight
 from jepa_jax.language.tokenizer import Tokenizer
 from jepa_jax.nets import ONCE, Net
@@ -38,17 +38,6 @@ from jepa_jax.weights.tables import Leaf, flatten
 CLIPS = 8  # encoded together on a device
 
 log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class Always:
-    """Every medium has so many visual tokens."""
-
-    count: int
-
-    def __call__(self, media: Media) -> int:
-        del media
-        return self.count
 
 
 def prepare(config: QuestionsConfig, objective: Questions, origin: Origin) -> Prepared:

@@ -43,6 +43,10 @@ class Recipe:
     evals: str = 'jepa_jax.recipes:no_evals'
     # commands that a finished run is for; {run}: its workdir
     next: tuple[str, ...] = ('jepa convert {run} DIR',)
+    # what is measured once, after the last step, in every process: config, objective,
+    # jepa_jax.state.TrainState, frozen parameters, jepa_jax.objectives.Prepared.data, workdir ->
+    # fields of report.json and sentences; process 0 puts pictures into the workdir
+    at_end: str = 'jepa_jax.recipes:nothing_more'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +71,7 @@ RECIPES: dict[str, Recipe] = {
         check='jepa_jax.config.masked_video:check',
         smoke='jepa_jax.config.trials:masked_video',
         build='jepa_jax.build:masked_video',
+        prepare='jepa_jax.frozen:teacher',
         stream='jepa_jax.data.videos:VideoStream',
         programs='jepa_jax.objectives.programs:masked_video',
         workload='jepa_jax.objectives.programs:masked_video_workload',
@@ -93,6 +98,7 @@ RECIPES: dict[str, Recipe] = {
         check='jepa_jax.config.dense_video:check',
         smoke='jepa_jax.config.trials:dense_video',
         build='jepa_jax.build:dense_video',
+        prepare='jepa_jax.frozen:teacher',
         stream='jepa_jax.data.videos:VideoStream',
         programs='jepa_jax.objectives.programs:masked_video',
         workload='jepa_jax.objectives.programs:masked_video_workload',
@@ -125,6 +131,7 @@ RECIPES: dict[str, Recipe] = {
         workload='jepa_jax.objectives.programs:action_conditioned_workload',
         activations='jepa_jax.memory:action_conditioned',
         describe='jepa_jax.describe:action_conditioned',
+        at_end='jepa_jax.evals.horizon:of_run',
         next=('jepa plan --model {run} --input episode.npz --out plan',),
     ),
     'questions': Recipe(
@@ -142,6 +149,12 @@ RECIPES: dict[str, Recipe] = {
 }
 
 STUDIES: dict[str, Study] = {
+    'distillation': Study(
+        config='jepa_jax.config:DistillationConfig',
+        check='jepa_jax.distillation:check',
+        stages='jepa_jax.distillation:stages',
+        report='jepa_jax.distillation:report',
+    ),
     'sim_closed_loop': Study(
         config='jepa_jax.config:SimConfig',
         check='jepa_jax.sims.closed_loop:check',
@@ -214,8 +227,10 @@ def _inputs(config: RunConfig, workdir: str | os.PathLike) -> None:
             raise ConfigError(
                 f"logging.sinks = '{name}': {name} is not installed: pip install 'jepa_jax[{name}]'"
             )
-    language = getattr(config, 'language', None)
-    for model in (getattr(config, 'encoder_from', ''), getattr(language, 'path', '')):
+    if (pathlib.Path(workdir) / 'frozen').exists():
+        return  # a run keeps what it does not train
+    models = [getattr(config, name, '') for name in ('encoder_from', 'teacher')]
+    for model in (*models, getattr(getattr(config, 'language', None), 'path', '')):
         if model not in ('', 'random'):
             names.check(model)
 
@@ -287,6 +302,12 @@ def no_evals(config: RunConfig) -> list:
             'of RECIPES names none (`evals`)'
         )
     return []
+
+
+def nothing_more(*run: Any) -> tuple[dict[str, Any], list[str]]:
+    """For recipes that measure nothing at the end."""
+    del run
+    return {}, []
 
 
 def leave(config: RunConfig) -> None:

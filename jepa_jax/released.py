@@ -13,6 +13,7 @@ from jepa_jax.config.masked_pixels import MaskedPixelsConfig
 from jepa_jax.config.masked_video import MaskedVideoConfig
 from jepa_jax.config.parts import DataListConfig, EncoderConfig
 from jepa_jax.config.trials import parse_words
+from jepa_jax.errors import ConfigError
 from jepa_jax.recipes import smoke
 
 # of the public files: text files of `path label` lines, by their names there
@@ -209,3 +210,44 @@ def _pixels_optim(c: MaskedPixelsConfig, batch: int, epoch: int, epochs: int) ->
     o.beta1, o.beta2, o.weight_decay, o.final_weight_decay = 0.9, 0.95, 0.05, 0.05
     c.mesh.fsdp = o.accumulate = 0  # chosen by devices and memory
     c.checkpoints.every, c.checkpoints.keep_every = 20 * epoch, 200 * epoch
+
+
+# --- Distillation (reference: vjepa2_1 §9.6) ------------------------------------------------------
+
+TEACHERS = {'vits': 'vitl', 'vitb': 'vitg'}  # by size of the student, unless another is asked for
+
+
+def distilled_recipe(name: str, arg: str) -> MaskedVideoConfig:
+    """The config of `configs/NAME.py:ARG`, a comma list of
+
+    pretrain, cooldown or salt, which trains a teacher of the student's size on pixels;
+    vitl, vith or vitg, the teacher; or 21: V-JEPA 2.1, from its ViT-G;
+    smoke.
+
+    What the paper leaves open is as in the recipes without a teacher. Nobody has published the code
+    or the batch; no such run has been made here.
+
+    Raises:
+      ConfigError: another word, two teachers, or a phase that has none.
+    """
+    phases, teachers = ('pretrain', 'cooldown', 'salt'), ('vitl', 'vith', 'vitg', '21')
+    phase, words = parse_words(arg, phases, (*teachers, 'smoke'))
+    chosen, size = sorted(words & {*teachers}), name.partition('_')[0]
+    if len(chosen) > (phase != 'salt'):
+        raise ConfigError(
+            f"config argument '{arg}': choose at most one of {', '.join(teachers)}, none with salt"
+        )
+    above = (chosen or [TEACHERS[size]])[0]
+    if above == '21':
+        c = dense_recipe('vitb_21', phase)
+        c.encoder.size, c.predictor.depth = size, 12
+        # released after a cooldown at 384 pixels, where this student has yet to come to
+        c.teacher, c.teacher_encoder.size, c.teacher_other_view = 'vitgigantic-21', 'gigantic', True
+    else:
+        c = recipe(size, '' if phase == 'salt' else phase, 'pretrain', 'cooldown')
+        if phase == 'salt':
+            c.target, c.loss_exponent = 'pixels', 2.0  # as VideoMAE, to a factor
+        else:
+            c.teacher = c.teacher_encoder.size = above
+    c.name = '-'.join([name, phase, *chosen])
+    return smoke(c, accumulate=2) if 'smoke' in words else c

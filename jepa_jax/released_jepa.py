@@ -78,6 +78,7 @@ def first_recipe(name: str, arg: str) -> MaskedVideoConfig:
     larger = '384' in words
     c = MaskedVideoConfig(name=name + ('-384' if larger else ''), seed=234)
     c.encoder.size, c.encoder.position, c.encoder.shorter = VIDEOS[name], 'sincos', 'resized'
+    c.encoder.rescale = False
     c.predictor.heads, c.predictor.mask_tokens, c.predictor.tokens_of = 16, 2, 'masks'
     # VideoMix2M, the lists of K710, SSv2 and HowTo100M one after the other
     c.data.lists = [DataListConfig(path='videomix2m.csv')]

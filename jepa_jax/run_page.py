@@ -54,6 +54,11 @@ def write(
         ),
         page.file(workdir / PLOT, 'loss, health and speed over the steps')
         or page.paragraph('Nothing was logged.'),
+        *(  # what else was drawn at the end
+            page.file(path, path.stem.replace('_', ' '))
+            for path in sorted(workdir.glob('*.png'))
+            if path.name != PLOT
+        ),
         *_samples(workdir),
         *_features(workdir),
         *_data(records, report, manifest),

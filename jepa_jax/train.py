@@ -110,7 +110,10 @@ def train(
                         looks=seen,
                         profile=folder / 'profile' if profile else None,
                     )
-        ending.write(folder, config, objective, state, frozen, evals, clock, begun, failures, data)
+                more = load(recipe.at_end)(config, objective, state, frozen, prepared.data, folder)
+        ending.write(
+            folder, config, objective, state, frozen, evals, clock, begun, failures, data, more
+        )
 
 
 def study(config: StudyConfig, workdir: str, **options) -> None:

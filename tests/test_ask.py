@@ -1,5 +1,6 @@
 """Asking: what is shown, what is said, how likely choices are, and what is refused."""
 
+import functools
 import json
 
 import jax
@@ -33,11 +34,14 @@ CONFIGS = {
 
 
 def nets(**other) -> dict[str, StoredNet]:
-    made = {}
-    for i, (name, config) in enumerate({**CONFIGS, **other}.items()):
-        params = parts.net(name, config).init(jax.random.key(i))
-        tree = jax.tree.map(lambda a: Leaf(a.shape, np.dtype(a.dtype), lambda: 8 * a), params)
-        made[name] = StoredNet(name, config, tree)
+    made, rng = {}, np.random.default_rng(0)
+
+    def drawn(a: jax.ShapeDtypeStruct) -> Leaf:
+        value = rng.standard_normal(a.shape, np.float32) * 0.3
+        return Leaf(a.shape, value.dtype, lambda: value)
+
+    for name, config in {**CONFIGS, **other}.items():
+        made[name] = StoredNet(name, config, jax.tree.map(drawn, parts.net(name, config).abstract))
     return made
 
 
@@ -54,17 +58,28 @@ def answerer() -> Answerer:
     return Answerer(nets(), questions.tokenizer(), CLIPS, 'float32')
 
 
+@functools.cache
+def forward(answerer: Answerer):
+    """Logits [S, V] of a whole row by one program: no cache, no prefix."""
+    n = answerer._nets
+
+    @jax.jit
+    def run(p, tokens, places, clip):
+        seen = n['projector'](p['projector'], n['encoder'](p['encoder'], clip[None]))[0]
+        llm = n['decoder'].bind(p['decoder'])
+        x = jnp.where(places[:, None] >= 0, seen[places], llm.embed(tokens))[None]
+        return llm.logits(llm(x, jnp.arange(len(tokens))[None]))[0]
+
+    return run
+
+
 def whole(answerer: Answerer, clip: np.ndarray, text: str, said: str) -> np.ndarray:
-    """Logarithms of the chances of the tokens of an answer and of its end, by one forward."""
-    p, n = answerer._params, answerer._nets
+    """Logarithms of the chances of the tokens of an answer and of its end, and all logits there."""
     turns = [Turn('user', (Media('video', ''), text)), Turn('assistant', (said,))]
     rows = encode(turns, answerer.tokenizer, lambda m: 8)
-    seen = n['projector'](p['projector'], n['encoder'](p['encoder'], clip[None]))[0]
-    llm = n['decoder'].bind(p['decoder'])
-    x = llm.embed(jnp.asarray(rows.tokens[None]))
-    place = np.flatnonzero(rows.visual >= 0)
-    x = x.at[0, place].set(seen)
-    logits = llm.logits(llm(x, jnp.arange(len(rows.tokens))[None]))[0]
+    pad = 0, 96 - len(rows.tokens)
+    places = np.pad(rows.visual, pad, constant_values=-1)
+    logits = forward(answerer)(answerer._params, np.pad(rows.tokens, pad), places, clip)
     at = np.flatnonzero(rows.labels >= 0)
     return np.asarray(jax.nn.log_softmax(logits))[at, rows.labels[at]], np.asarray(logits)[at]
 

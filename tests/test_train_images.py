@@ -1,4 +1,4 @@
-"""A run of I-JEPA on frames of videos: trained, killed, resumed bit for bit, converted, loaded."""
+"""A run of I-JEPA on frames of videos: trained, converted, loaded."""
 
 import json
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import torch
-from small_run import arrays, assert_same_arrays, copy_until, rows
+from small_run import rows
 
 import jepa_jax
 from jepa_jax import convert
@@ -23,7 +23,6 @@ def get_config(path):
     c.data.lists = [DataListConfig(path=path, kind='videos')]
     c.data.crop = 48
     c.optim.batch, c.optim.steps, c.optim.warmup = 8, 4, 1
-    c.checkpoints.every = 2
     c.logging.every, c.logging.health_every = 1, 2
     return c
 """
@@ -47,11 +46,6 @@ def test_frames_of_videos(runs, tmp_path):
     assert all(np.isfinite(row['loss']) and row['loss'] <= row['loss/l1'] for row in logged)
     assert 'health/target_rank' in logged[1]
     assert json.loads((workdir / 'report.json').read_text())['verdict']
-
-    copy_until(2, workdir, again := runs.workdir())
-    assert run(runs, again).returncode == 0
-    assert_same_arrays(arrays(again, STEPS), arrays(workdir, STEPS))
-    assert rows(again) == rows(workdir)
 
     convert.write(convert.read(workdir), tmp_path / 'a.pt', 'torch')
     state = torch.load(tmp_path / 'a.pt', weights_only=True)

@@ -64,8 +64,17 @@ def test_the_smoke_config_trains_once(tmp_path):
     report = json.loads((run / 'report.json').read_text())
     assert (report['steps'], report['verdict']) == (4, 'undertrained')
     page = (run / 'report.html').read_text()
-    assert page.count('data:image/png') == 1 + 2 + 2 * 2 * 3  # curves, clips, features and guesses
+    # curves, horizon, two clips, features and guesses
+    assert page.count('data:image/png') == 1 + 1 + 2 + 2 * 2 * 3
+        page.count('data:image/png') == 1 + 1 + 2 + 2 * 2 * 3
+    )  # curves, horizon, clips, features, guesses
     assert 'what is predicted of them, clip 1' in page and 'actions: +' in page
+    # four steps are worth nothing at any horizon: the recordings are 24 frames long, 3 are known
+    far = report['horizon']['recordings']
+    assert (far['episodes'], far['known'], far['worth']) == (24, 3, 0)
+    assert len(far['ratio']) == 16 and min(far['low']) > 1
+    assert 'worth more than a copy of the last frame at no step' in report['sentences'][-1]
+    assert (run / 'horizon.png').read_bytes().startswith(b'\x89PNG')
     again = train(tmp_path, f'--workdir={run}')
     assert again.returncode == 0 and 'is finished' in again.stderr
 

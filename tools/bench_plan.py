@@ -2,15 +2,13 @@
 
     python -m tools.bench_plan [--budget reach|default|published] [--samples N --iterations N ...]
 
-Random weights and frames of noise are written once. Then each side runs in a process of its own,
-one after the other, with the same number of threads and cores: the cross-entropy method in float32
-on the action-conditioned predictor, once to warm up and then a few times. Seconds are the median of
-those; compiling (ours) and the first call are apart. PyTorch is a plain predictor and planner
-(tools/plan_with_torch.py), or with --original the released code in a checkout. Both are given
-standard normal numbers from the same file, and must find the same energies, to 1e-4 of them, and
-the same elites in every iteration, else the exit status is 1. How many samples run together decides
-how much of the work stays in the caches: ours has a rule for it, PyTorch's side tries a few numbers
-and keeps its fastest, unless --at-once says.
+The part `plan` of tools.bench_vs_torch with flags for its sizes: the cross-entropy method on the
+action-conditioned predictor. PyTorch is a plain predictor and planner (tools/plan_with_torch.py),
+and with --original also the released code in a checkout. All are given standard normal numbers from
+the same file, and must find the same energies, to 1e-4 of them, and the same elites in every
+iteration, else the exit status is 1. How many samples run together decides how much of the work
+stays in the caches: ours has a rule for it, PyTorch's side tries a few numbers and keeps its
+fastest, unless --at-once says.
 
 Budgets are those of the closed loop's `:ci` (reach), of `jepa_jax.plan --model random:tiny`
 (default) and of the paper (published: 24 blocks of width 1,024, 258 tokens a frame, 800 samples, 10
@@ -25,20 +23,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import pathlib
-import statistics
 import sys
-import tempfile
 import time
 from typing import Any
 
 from jepa_jax import cli
 
-from .bench_embed import run_side
-
-SIDES = ('jepa_jax', 'torch')
-CLOSE = {'float32': 1e-4, 'bfloat16': 2e-2}  # by which energies may differ, of themselves
+from . import versus
+from .bench_vs_torch import common
+from .versus import Outputs, Task
+from .versus_tasks import device_of, from_torch, platform_is, synchronised, to_torch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,98 +60,28 @@ BUDGETS = {
         1408, 1024, 24, 16, 16, samples=800, iterations=10, horizon=1, max_step=0.075
     ),
 }
+CHANGES = ('samples', 'iterations', 'horizon', 'elites')
 
 
-class BenchError(RuntimeError):
-    """A side failed, or the sides disagree."""
-
-
-def bench(
-    budget: str,
-    rounds: int,
-    threads: int,
-    at_once: int | None,
-    original: str,
-    platform: str,
-    dtype: str,
-    json_file: str | None,
-    **changes: int | None,
-) -> None:
-    """Runs both sides, prints what they took, and compares their results.
-
-    Raises:
-      BenchError: see there.
-    """
-    full = BUDGETS[budget]
-    b = dataclasses.replace(full, **{k: v for k, v in changes.items() if v is not None})
+def chosen(o: dict[str, Any]) -> Budget:
+    """A budget, with what is said in place of it."""
+    b = dataclasses.replace(BUDGETS[o['budget']], **{k: o[k] for k in CHANGES if o.get(k)})
     if b.elites > b.samples:
         b = dataclasses.replace(b, elites=max(2, b.samples // 4))
-    result: dict[str, Any] = {'budget': budget, **dataclasses.asdict(b), 'threads': threads}
-    result |= {'platform': platform, 'dtype': dtype}
-    print(
-        f'{budget}: {b.depth} blocks of width {b.width}, {b.side**2 + 2} tokens a frame; '
-        f'{b.samples} samples x {b.iterations} iterations, horizon {b.horizon}, {b.elites} elites; '
-        f'{dtype}, {platform}, {threads} threads'
-    )
-    share = b.samples * b.iterations * b.horizon / (full.samples * full.iterations * full.horizon)
-    if share != 1:
-        print(f'PART OF THE BUDGET: {share:.4g} of its predictions; times below are of this part')
-    result['share_of_budget'] = share
-    with tempfile.TemporaryDirectory() as place:
-        folder = pathlib.Path(place)
-        (folder / 'budget.json').write_text(json.dumps(dataclasses.asdict(b)))
-        options = [f'--rounds={rounds}', f'--original={original}']
-        options += [f'--platform={platform}', f'--dtype={dtype}']
-        if at_once is not None:
-            options.append(f'--at-once={at_once}')
-        result['flops'] = run_side('bench_plan', 'write', folder, platform, threads, options)
-        for side in SIDES:
-            result[side] = measured = run_side(
-                'bench_plan', side, folder, platform, threads, options
-            )
-            tried = ', '.join(f'{n}: {s:.3g} s' for n, s in measured['tried'].items())
-            chosen = measured['at_once'] or ('all' if side == 'torch' else 'by our rule')
-            print(
-                f'{side:9} {measured["seconds"]:9.4f} s an action '
-                f'({measured["core_seconds"]:.4f} core seconds), first call '
-                f'{measured["first"]:.2f} s, compiling {measured["compiling"]:.1f} s; '
-                f'samples at once: {chosen}'
-                + (f' (tried {tried})' if len(measured['tried']) > 1 else ''),
-                flush=True,
-            )
-        result |= compare(folder)
-    ours, theirs = (result[side] for side in SIDES)
-    result['ratio'] = theirs['seconds'] / ours['seconds']
-    floor = result['flops']['plan'] / result['flops']['matmul_per_s']
-    result['floor_seconds'] = floor
-    print(
-        f'ours is {result["ratio"]:.2f} times as fast; floor {floor:.4f} s: '
-        f'{result["flops"]["plan"]:.4g} FLOPs at {result["flops"]["matmul_per_s"]:.3g} a second, '
-        f'of which ours reaches {floor / ours["seconds"]:.0%}'
-    )
-    print(
-        f'energies differ by at most {result["difference"]:.1e} of themselves, their spread in an '
-        f'iteration is {result["spread"]:.1e}; elites alike in {result["alike"]} of '
-        f'{b.iterations} iterations; actions differ by at most {result["actions"]:.1e}'
-    )
-    if json_file:
-        pathlib.Path(json_file).write_text(json.dumps(result, indent=2) + '\n')
-    apart = dtype == 'float32' and result['alike'] < b.iterations
-    if apart or result['difference'] > CLOSE[dtype]:
-        raise BenchError('the sides disagree: the times mean nothing')
+    return b
 
 
-def compare(folder: pathlib.Path) -> dict[str, float]:
-    """How far apart the sides' energies [J, S], elites [J, K] and actions [H, 7] are."""
+def compare(ours: Outputs, theirs: Outputs) -> dict[str, float]:
+    """How far apart the sides' energies [J, S], elites [J, K] and actions [H, 7] are; others: of
+    the iterations, those with other elites."""
     import numpy as np
 
-    ours, theirs = (np.load(folder / f'{side}.npz') for side in SIDES)
     apart = np.abs(ours['energies'] - theirs['energies']) / np.abs(theirs['energies'])
     pairs = zip(ours['elites'].tolist(), theirs['elites'].tolist())
     return {
-        'difference': float(apart.max()),
+        'energies': float(apart.max()),
         'spread': float((theirs['energies'].std(1) / theirs['energies'].mean(1)).min()),
-        'alike': sum(set(a) == set(b) for a, b in pairs),
+        'others': sum(set(a) != set(b) for a, b in pairs),
         'actions': float(np.abs(ours['actions'] - theirs['actions']).max()),
     }
 
@@ -164,11 +89,11 @@ def compare(folder: pathlib.Path) -> dict[str, float]:
 # In the processes of their own
 
 
-def _read(folder: pathlib.Path) -> tuple[Budget, dict[str, Any]]:
+def _inputs(folder: pathlib.Path, name: str) -> dict[str, Any]:
     import numpy as np
 
-    with np.load(folder / 'inputs.npz') as file:
-        return Budget(**json.loads((folder / 'budget.json').read_text())), dict(file)
+    with np.load(folder / f'{name}.npz') as file:
+        return dict(file)
 
 
 def _predictor(b: Budget, dtype: str = 'float32'):
@@ -181,22 +106,18 @@ def _predictor(b: Budget, dtype: str = 'float32'):
         b.encoder_width, width=b.width, depth=b.depth, heads=b.heads, grid=(b.side, b.side),
         dtype=jnp.dtype(dtype),
     )  # fmt: skip
-    return config, net('ac_predictor', config)
+    return net('ac_predictor', config)
 
 
-def _write(folder: pathlib.Path, dtype: str) -> dict[str, float]:
-    """Weights by the names of the released files, inputs and noise; -> FLOPs."""
+def _write(folder: pathlib.Path, **o: Any) -> dict[str, Any]:
+    """Weights by the names of the released files, inputs and noise."""
     import jax
-    import jax.numpy as jnp
     import numpy as np
 
     from jepa_jax import flops
-    from jepa_jax.weights import tables
 
-    from .steps import matmul_peak
-
-    b = Budget(**json.loads((folder / 'budget.json').read_text()))
-    config, net = _predictor(b)
+    b, full = chosen(o), BUDGETS[o['budget']]
+    net = _predictor(b)
     rng = np.random.default_rng(0)
 
     def draw(path, a):
@@ -209,8 +130,7 @@ def _write(folder: pathlib.Path, dtype: str) -> dict[str, float]:
         return drawn + 1 if 'scale' in name else drawn
 
     params = jax.tree.map_with_path(draw, net.abstract)
-    links = tables.bind(tables.table('ac_predictor', config, 'torch')[0], params)
-    np.savez(folder / 'weights.npz', **dict(tables.to_file(links, params)))
+    np.savez(folder / 'weights.npz', **to_torch(net, params))
 
     def features(*shape):
         x = rng.standard_normal(shape, np.float32)
@@ -223,11 +143,18 @@ def _write(folder: pathlib.Path, dtype: str) -> dict[str, float]:
         state=np.float32([0.58, 0.0, 0.25, -3.07, 0.03, -1.91, 0.5]),
         noise=rng.standard_normal((b.iterations, b.horizon, b.samples, 4), np.float32),
     )
-    once = flops.ac_rollout(config, 1, b.horizon)
-    return {
-        'plan': once * b.samples * b.iterations,
-        'matmul_per_s': matmul_peak(jnp.dtype(dtype)),
-    }
+    words = (
+        f'{o["budget"]}: {b.depth} blocks of width {b.width}, {b.side**2 + 2} tokens a frame; '
+        f'{b.samples} samples x {b.iterations} iterations, horizon {b.horizon}, {b.elites} elites; '
+        f'{o["dtype"]}'
+    )
+    share = b.samples * b.iterations * b.horizon / (full.samples * full.iterations * full.horizon)
+    if share != 1:
+        words += f'; {share:.4g} OF THE PREDICTIONS OF THE BUDGET'
+    once = flops.ac_rollout(net.config, 1, b.horizon)
+    return dataclasses.asdict(b) | {
+        'words': words, 'share_of_budget': share, 'flops': once * b.samples * b.iterations,
+    }  # fmt: skip
 
 
 def candidates(b: Budget, platform: str) -> list[int]:
@@ -239,26 +166,18 @@ def candidates(b: Budget, platform: str) -> list[int]:
                    and 250 <= n * tokens <= 5000} | {0})  # fmt: skip
 
 
-def _ours(folder: pathlib.Path, at_once: int, platform: str, dtype: str):
-    """-> a function that plans, and seconds of compiling."""
+def _ours(folder: pathlib.Path, **o: Any):
     import jax
     import jax.numpy as jnp
-    import numpy as np
 
     from jepa_jax.planning.cem import CEM, end_effector
     from jepa_jax.planning.world_model import ACWorldModel, Context, Goal
-    from jepa_jax.weights import tables
-    from jepa_jax.weights.tables import Leaf
 
-    if jax.default_backend() != platform:
-        raise BenchError(f'JAX computes on {jax.default_backend()}, must be {platform}')
-    b, given = _read(folder)
-    config, net = _predictor(b, dtype)
-    with np.load(folder / 'weights.npz') as file:
-        stored = {k: Leaf(file[k].shape, file[k].dtype, lambda a=file[k]: a) for k in file}
-        links = tables.bind(tables.table('ac_predictor', config, 'torch')[0], net.abstract)
-        params = jax.tree.map(jnp.asarray, tables.from_file(links, stored))
-    model = ACWorldModel(params, net, config, b.horizon, at_once=at_once)
+    platform_is(o['platform'])
+    b, given = chosen(o), _inputs(folder, 'inputs')
+    net = _predictor(b, o['dtype'])
+    params = jax.tree.map(jnp.asarray, from_torch(net, _inputs(folder, 'weights')))
+    model = ACWorldModel(params, net, net.config, b.horizon, at_once=o['at_once'] or 0)
     planner = CEM(
         end_effector(b.max_step), horizon=b.horizon, samples=b.samples, iterations=b.iterations,
         elites=b.elites,
@@ -271,88 +190,65 @@ def _ours(folder: pathlib.Path, at_once: int, platform: str, dtype: str):
     seconds = time.perf_counter() - mark
 
     def run():
-        actions, trace = jax.device_get(solve(model, context, goal, key, noise=noise))
-        return actions, trace['costs'], trace['elites']
+        actions, trace = jax.block_until_ready(solve(model, context, goal, key, noise=noise))
+        return {'actions': actions, 'energies': trace['costs'], 'elites': trace['elites']}
 
-    return run, seconds
+    run.told = {'compiling': seconds}
+    return run
 
 
-def _theirs(folder: pathlib.Path, at_once: int, original: str, platform: str, dtype: str):
-    import numpy as np
+def _theirs(folder: pathlib.Path, theirs: bool = False, **o: Any):
     import torch
 
     from . import plan_with_torch
 
-    b, given = _read(folder)
-    with np.load(folder / 'weights.npz') as file:
-        weights = dict(file)
-    threads = int(os.environ['OMP_NUM_THREADS'])
-    if original:
-        return plan_with_torch.original(original, b, weights, given, threads), 0.0
-    device = 'cuda' if platform == 'gpu' else 'cpu'
-    form = {'device': torch.device(device), 'dtype': getattr(torch, dtype)}
-    return plan_with_torch.plain(b, weights, given, threads, at_once, **form), 0.0
-
-
-def _measure(
-    side: str,
-    folder: pathlib.Path,
-    rounds: int,
-    at_once: int | None,
-    original: str,
-    platform: str,
-    dtype: str,
-) -> dict[str, Any]:
-    import numpy as np
-
-    b, _ = _read(folder)
-    tried: dict[int | str, float] = {}
-    best: tuple | None = None
-    numbers = [at_once or 0]
-    if side == 'torch' and at_once is None and not original:
-        numbers = candidates(b, platform)
+    b, given, weights = chosen(o), _inputs(folder, 'inputs'), _inputs(folder, 'weights')
+    device = device_of(o['platform'], o['threads'])
+    if theirs:
+        return plan_with_torch.original(o['original'], b, weights, given)
+    numbers = candidates(b, o['platform']) if o['at_once'] is None else [o['at_once']]
+    dtype, tried = getattr(torch, o['dtype']), {}
     for number in numbers:
-        if side == 'jepa_jax':
-            run, compiling = _ours(folder, number, platform, dtype)
-        else:
-            run, compiling = _theirs(folder, number, original, platform, dtype)
-        mark = time.perf_counter()
-        output = run()
-        first = time.perf_counter() - mark
+        run = synchronised(
+            plan_with_torch.plain(b, weights, given, number, device, dtype), o['platform']
+        )
         if len(numbers) > 1:
+            run()
             mark = time.perf_counter()
             run()
-            tried[number or 'all'] = time.perf_counter() - mark
-        if best is None or tried[number or 'all'] < tried[best[0] or 'all']:
-            best = number, run, output, compiling, first
-    number, run, output, compiling, first = best
-    walls, cores = [], []
-    for _ in range(rounds):
-        wall, core = time.perf_counter(), time.process_time()
-        run()
-        walls.append(time.perf_counter() - wall)
-        cores.append(time.process_time() - core)
-    np.savez(folder / f'{side}.npz', **dict(zip(('actions', 'energies', 'elites'), output)))
-    return {
-        'seconds': statistics.median(walls),
-        'core_seconds': statistics.median(cores),
-        'first': first,
-        'compiling': compiling,
-        'at_once': number,
-        'tried': tried,
-    }
+            tried[number] = time.perf_counter() - mark, run
+    if tried:
+        _, run = tried[min(tried, key=lambda number: tried[number][0])]
+    run.told = {'tried': {number or 'all': seconds for number, (seconds, _) in tried.items()}}
+    return run
 
 
-def run(side: str | None, folder: str | None, **options: Any) -> None:
-    """The tool, or one side of it."""
-    if side is None:
-        bench(**options)
-    elif side == 'write':
-        print(json.dumps(_write(pathlib.Path(folder), options['dtype'])))
-    else:
-        names = ('rounds', 'at_once', 'original', 'platform', 'dtype')
-        row = _measure(side, pathlib.Path(folder), **{name: options[name] for name in names})
-        print(json.dumps(row))
+PLAN = Task(
+    _write,
+    _ours,
+    {'torch': _theirs, 'original': lambda folder, **o: _theirs(folder, theirs=True, **o)},
+    {'float32': {'energies': 1e-4, 'others': 0}, 'bfloat16': {'energies': 2e-2}},
+    {'budget': 'reach', **dict.fromkeys(CHANGES), 'at_once': None, 'original': '',
+     'dtype': 'float32'},
+    compare,
+)  # fmt: skip
+
+
+def bench(
+    rounds: int, threads: int, platform: str, sides: list[str] | None, json_file: str | None,
+    **options: Any,
+) -> None:  # fmt: skip
+    """Runs both sides, prints what they took, and compares their results.
+
+    Raises:
+      BenchError: a side failed, or they disagree.
+    """
+    result = versus.measure(
+        f'{__spec__.name}:PLAN', options, peers=sides, rounds=rounds, threads=threads,
+        platform=platform,
+    )  # fmt: skip
+    if json_file:
+        pathlib.Path(json_file).write_text(json.dumps(result, indent=2) + '\n')
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
@@ -363,26 +259,16 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
     add = parser.add_argument
     add('--budget', default='reach', choices=BUDGETS, help='how much is searched')
-    for name in ('samples', 'iterations', 'horizon', 'elites'):
+    for name in CHANGES:
         add(f'--{name}', type=count, metavar='N', help="in place of that (the budget's)")
     add('--at-once', type=int, metavar='N', help='samples that run together; 0: all (the fastest)')
-    add('--platform', choices=('cpu', 'gpu'), default='cpu', help='what both sides run on')
-    add('--dtype', choices=CLOSE, default='float32', help='of products')
-    add(
-        '--original',
-        default='',
-        metavar='DIR',
-        help='a checkout of the original (a plain one)',
-    )
-    add('--rounds', type=count, default=5, metavar='N', help='timed plans (%(default)s)')
-    add('--threads', type=count, default=2, metavar='N', help='and cores (%(default)s)')
-    add('--json', metavar='FILE', dest='json_file', help='write the figures (no file)')
-    add('--side', choices=('write', *SIDES), help=argparse.SUPPRESS)
-    add('--folder', help=argparse.SUPPRESS)
+    add('--original', default='', metavar='DIR', help='a checkout of the original (none)')
+    add('--sides', nargs='+', metavar='SIDE', help='theirs: torch, original (all)')
+    common(parser)
 
 
 def main() -> int:
-    return cli.run(run, doc=__doc__, tables=(), options=_options)
+    return cli.run(bench, doc=__doc__, tables=(), options=_options)
 
 
 if __name__ == '__main__':

@@ -29,8 +29,10 @@ from jepa_jax.config import RunConfig
 GIB = 2**30
 
 
-def time_steps(compiled, state, frozen, batch, steps: int, warmup: int) -> Iterator[float]:
-    """Seconds of each step after the warm-up.
+def time_steps(
+    compiled, state, frozen, batch, steps: int, warmup: int
+) -> Iterator[tuple[float, float]]:
+    """Seconds, and those of all cores, of each step after the warm-up.
 
     Raises:
       FloatingPointError: a step was not finite, and its time therefore without its update.
@@ -38,10 +40,10 @@ def time_steps(compiled, state, frozen, batch, steps: int, warmup: int) -> Itera
     import jax
 
     for number in range(warmup + steps):
-        mark = time.perf_counter()
+        wall, core = time.perf_counter(), time.process_time()
         state, metrics = compiled(state, frozen, batch)
         jax.block_until_ready((state, metrics))
-        seconds = time.perf_counter() - mark
+        seconds = time.perf_counter() - wall, time.process_time() - core
         if not metrics['finite']:
             raise FloatingPointError(f'step {number + 1} is not finite: its time means nothing')
         if number >= warmup:
@@ -95,7 +97,8 @@ def bench(config: RunConfig, steps: int = 20, warmup: int = 2, limit: int = 1) -
             began = time.perf_counter()
             batch = jax.block_until_ready(sharding.put_batch(host, step.mesh))
             handed = time.perf_counter() - began
-            times = list(time_steps(compiled, state, frozen, batch, steps, warmup))
+            timed = time_steps(compiled, state, frozen, batch, steps, warmup)
+            times, cores = zip(*timed)
             del state, frozen, batch
             seconds = statistics.median(times)
             rate = program.total / seconds
@@ -107,6 +110,7 @@ def bench(config: RunConfig, steps: int = 20, warmup: int = 2, limit: int = 1) -
                     'model_flops': program.flops | {'total': program.total},
                     'step_seconds': seconds,
                     'step_seconds_range': [min(times), max(times)],
+                    'step_core_seconds': statistics.median(cores),
                     'batch_bytes': sum(a.nbytes for a in jax.tree.leaves(host)),
                     'batch_to_device_seconds': handed,
                     'clips_per_s': config.optim.batch / seconds,

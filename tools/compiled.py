@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import collections
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -105,13 +105,7 @@ def analyse(config: RunConfig, devices: list, topology: str) -> tuple[dict[str, 
                 if not expected.holds(c)
             }
         ),
-        'score_buffers': sorted(
-            {
-                str(a)
-                for a, _ in program.arrays()
-                if holds_scores(a.dims, largest.tokens, expected.sizes)
-            }
-        ),
+        'score_buffers': scores((a for a, _ in program.arrays()), largest.tokens, expected),
         'hbm_bytes_per_device': moved,
         'interconnect_bytes_per_device': int(received),
         'seconds_at_least': roof,
@@ -141,7 +135,7 @@ class Expected:
     """
 
     def __init__(self, nets: Mapping[str, Net], fsdp: int):
-        self.sizes: set[int] = set()
+        self._sizes: set[int] = set()
         self._sharded: set[tuple[int, int]] = set()  # length of the sharded axis, of the other one
         self._most = PADDING * fsdp
         for net in nets.values():
@@ -151,7 +145,7 @@ class Expected:
             ):
                 layer = leaf.shape[1:] if 'blocks' in path_name(path).split('/') else leaf.shape
                 for size in (leaf.size, math.prod(layer)):
-                    self.sizes |= {size, size // fsdp}
+                    self._sizes |= {size, size // fsdp}
                 if 'fsdp' in spec:
                     axis = spec.index('fsdp') - len(leaf.shape)
                     self._sharded.add((layer[axis], math.prod(layer) // layer[axis]))
@@ -160,11 +154,12 @@ class Expected:
         """Whether it moves these, or arrays of few elements."""
         if collective.kind == 'collective-permute':
             return all(any(0 < n < self._most for n in self._rows(a)) for a in collective.arrays)
-        return all(a.size <= SMALL or self._is_parameter(a) for a in collective.arrays)
+        return all(a.size <= SMALL or self.is_parameter(a) for a in collective.arrays)
 
-    def _is_parameter(self, array: Array) -> bool:
+    def is_parameter(self, array: Array) -> bool:
+        """Whether it is as large as a parameter, a layer of it or a share, padded or not."""
         added = self._rows(array, beyond=True)
-        return array.size in self.sizes or any(0 < n < self._most for n in added)
+        return array.size in self._sizes or any(0 < n < self._most for n in added)
 
     def _rows(self, array: Array, beyond: bool = False) -> list[int]:
         """Rows that an array has along the sharded axis of parameters as wide as it is; or rows
@@ -179,16 +174,16 @@ class Expected:
         ]
 
 
-def holds_scores(
-    dims: tuple[int, ...], tokens: Collection[int], parameters: Collection[int] = ()
-) -> bool:
-    """Whether an array has two axes as long as a sequence or longer, beside clips or heads.
+def scores(arrays: Iterable[Array], tokens: Collection[int], expected: Expected) -> list[str]:
+    """Arrays that hold attention scores; not weights as wide as a sequence is long, such as those
+    of ViT-G, 1664, beside 192 + 1472 tokens."""
+    return sorted(
+        {str(a) for a in arrays if holds_scores(a.dims, tokens) and not expected.is_parameter(a)}
+    )
 
-    parameters: sizes of arrays that are none: ViT-G's weights are 1,664 x 1,664, and one of its
-        sequences is of 1,664 tokens.
-    """
-    if math.prod(dims) in parameters:
-        return False
+
+def holds_scores(dims: tuple[int, ...], tokens: Collection[int]) -> bool:
+    """Whether an array has two axes as long as a sequence or longer, beside clips or heads."""
     for n in tokens:
         axes = [d for d in dims if n <= d < n + 512]
         if n >= 1024 and len(axes) >= 2 and len(dims) >= 3 and len(set(axes)) == 1:

@@ -211,8 +211,9 @@ def step(size: str, add: Add, tiny: bool) -> None:
 def embed(add: Add, tiny: bool) -> None:
     """Features beside transformers with torch.compile, on the same weights."""
     options = ['--platform=gpu', '--dtype=bfloat16', '--clips=8', '--rounds=5', '--threads=8']
+    options += ['--sides', 'transformers, compiled']
     if tiny:
-        options = ['--frames=4', '--crop=64', '--rounds=1']
+        options = ['--frames=4', '--crop=64', '--rounds=1', '--sides', 'transformers']
     for size in ('tiny',) if tiny else SIZES:
         add(**{size: _tool('bench_embed', f'--size={size}', *options)})
 

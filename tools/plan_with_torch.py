@@ -9,9 +9,7 @@ vjepa2 §7.1, §7.2, §8.2)
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,58 +17,16 @@ import torch.nn.functional as F
 from scipy.spatial.transform import Rotation
 from torch import nn
 
-EPS = 1e-6
+from . import torch_nets
+from .torch_nets import EPS, Block, Tables, fill, tables
 
 
-def positions(head: int, side: int, frames: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and signed sines [frames * (2 + side^2), head]."""
-    part = 2 * (head // 3 // 2)
-    omega = np.tile(10000.0 ** (-np.arange(part // 2) / (part / 2)), 2)
-    cells = np.arange(side * side)
-    y, x = (np.concatenate([[0, 0], a]) for a in (cells // side, cells % side))
-    t = np.repeat(np.arange(frames), 2 + side * side)
-    theta = [p[:, None] * omega for p in (t, np.tile(y, frames), np.tile(x, frames))]
-    theta = np.pad(np.concatenate(theta, 1), ((0, 0), (0, head - 3 * part)))
-    sign = np.resize([-1.0, 1.0], head)
-    return torch.tensor(np.cos(theta)).float(), torch.tensor(np.sin(theta) * sign).float()
-
-
-def turn(x: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    cos, sin = tables
-    swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-    return x * cos + swapped * sin
-
-
-class Attention(nn.Module):
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
-
-    def forward(self, x, tables, mask):
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        x = F.scaled_dot_product_attention(turn(q, tables), turn(k, tables), v, attn_mask=mask)
-        return self.proj(x.transpose(1, 2).flatten(2))
-
-
-class MLP(nn.Module):
-    def __init__(self, width: int):
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x):
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
-class Block(nn.Module):
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(width, EPS), nn.LayerNorm(width, EPS)
-        self.attn, self.mlp = Attention(width, heads), MLP(width)
-
-    def forward(self, x, tables, mask):
-        x = x + self.attn(self.norm1(x), tables, mask)
-        return x + self.mlp(self.norm2(x))
+def positions(head: int, side: int, frames: int) -> Tables:
+    """Of frames of an action, a state and side^2 patches each; [frames * (2 + side^2), head]."""
+    cells = torch.arange(side * side)
+    y, x = (F.pad(a, (2, 0)) for a in (cells // side, cells % side))
+    t = torch.arange(frames).repeat_interleave(2 + side * side)
+    return tables(head, (t, y.repeat(frames), x.repeat(frames)))
 
 
 class Predictor(nn.Module):
@@ -112,26 +68,19 @@ def advance(pose: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(new.astype(np.float32)).to(pose)
 
 
-def load(module: nn.Module, weights: dict[str, np.ndarray]) -> nn.Module:
-    module.load_state_dict({k: torch.from_numpy(a) for k, a in weights.items()})
-    return module.eval()
-
-
 def plain(
     b,
     weights: dict[str, np.ndarray],
     given: dict[str, np.ndarray],
-    threads: int,
     at_once: int,
     device: torch.device,
     dtype: torch.dtype,
-) -> Callable[[], tuple[Any, Any, Any]]:
+) -> Callable[[], dict[str, torch.Tensor]]:
     """A function that plans -> actions [H, 7], energies [J, S], elites [J, K].
 
     The predictor computes in `dtype`; what is drawn, energies and statistics are float32.
     """
-    torch.set_num_threads(threads)
-    predictor = load(Predictor(b), weights).to(device, dtype)
+    predictor = fill(Predictor(b), weights).eval().to(device, dtype)
     predictor.tables = [tuple(t.to(device, dtype) for t in pair) for pair in predictor.tables]
     predictor.mask = predictor.mask.to(device)
     frame, goal, state, noise = (torch.from_numpy(given[k]).to(device) for k in given)
@@ -171,22 +120,21 @@ def plain(
         plan = torch.zeros(b.horizon, 7, device=device)
         plan[:, :3] = mean[:, :3]
         plan[:, 6] = torch.where(mean[:, 3].abs() < 0.25, 0.0, mean[:, 3])
-        result = plan, torch.stack(all_energies), torch.stack(all_elites)
-        return tuple(a.cpu().numpy() for a in result)
+        energies, elites = torch.stack(all_energies), torch.stack(all_elites)
+        return {'actions': plan, 'energies': energies, 'elites': elites}
 
     return run
 
 
 def original(
-    checkout: str, b, weights: dict[str, np.ndarray], given: dict[str, np.ndarray], threads: int
-) -> Callable[[], tuple[Any, Any, Any]]:
+    checkout: str, b, weights: dict[str, np.ndarray], given: dict[str, np.ndarray]
+) -> Callable[[], dict[str, torch.Tensor]]:
     """The same with the original's predictor, world model and planner (facebookresearch/vjepa2)."""
-    sys.path.insert(0, checkout)
+    torch_nets.original(checkout)
     from notebooks.utils import mpc_utils
     from notebooks.utils.world_model_wrapper import WorldModel
     from src.models.ac_predictor import vit_ac_predictor
 
-    torch.set_num_threads(threads)
     predictor = vit_ac_predictor(
         img_size=(16 * b.side, 16 * b.side), num_frames=2 * b.horizon, embed_dim=b.encoder_width,
         predictor_embed_dim=b.width, depth=b.depth, num_heads=b.heads,
@@ -196,7 +144,7 @@ def original(
         'rollout': b.horizon, 'samples': b.samples, 'topk': b.elites, 'cem_steps': b.iterations,
         'momentum_mean': 0.15, 'momentum_std': 0.15, 'maxnorm': b.max_step,
     }  # fmt: skip
-    model = WorldModel(None, load(predictor, weights), b.side**2, None, mpc, device='cpu')
+    model = WorldModel(None, fill(predictor, weights).eval(), b.side**2, None, mpc, device='cpu')
     draws = iter(())
     energies: list[torch.Tensor] = []
     l1 = mpc_utils.l1
@@ -223,6 +171,6 @@ def original(
             torch.randn = real
         result = torch.stack(energies)
         elites = result.topk(b.elites, largest=False).indices
-        return plan.numpy(), result.numpy(), elites.numpy()
+        return {'actions': plan, 'energies': result, 'elites': elites}
 
     return run

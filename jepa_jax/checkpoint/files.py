@@ -255,7 +255,8 @@ def hash_arrays(tree: Any) -> str:
     for name, leaf in named(tree).items():
         array = np.asarray(jax.device_get(leaf))
         digest.update(f'{name} {array.dtype} {array.shape} '.encode())
-        digest.update(np.ascontiguousarray(array).data)
+        # as bytes: numpy exports no bfloat16
+        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
     return digest.hexdigest()[:32]
 
 

@@ -21,6 +21,7 @@ from jepa_jax.config.derived import encoder_shape as encoder_shape
 from jepa_jax.config.derived import frame_counts as frame_counts
 from jepa_jax.config.derived import half_life as half_life
 from jepa_jax.config.derived import horizon as horizon
+from jepa_jax.config.distillation import DistillationConfig as DistillationConfig
 from jepa_jax.config.labelled import AttentiveConfig as AttentiveConfig
 from jepa_jax.config.labelled import LabelledDataConfig as LabelledDataConfig
 from jepa_jax.config.labelled import OwnConfig as OwnConfig

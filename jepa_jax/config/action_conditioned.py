@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from jepa_jax.config.check import (
     AT_LEAST_ONE,
+    NOT_NEGATIVE,
     RULES,
     OneOf,
     crop_fits,
@@ -33,6 +34,9 @@ class ActionConditionedConfig(RunConfig):
     # runs in every step
     augment: bool = False
     loss_exponent: float = 1.0  # 1: L1; 2: half the squared error
+    # steps ahead up to which predictions are held against a copy of the last frame at the end
+    # (horizon.png, report.json); 0: not at all
+    horizon: int = 16
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     data: ViewConfig = field(default_factory=ViewConfig)
     robot: RobotConfig = field(default_factory=RobotConfig)
@@ -43,6 +47,7 @@ class ActionConditionedConfig(RunConfig):
 RULES[ActionConditionedConfig] = {
     'features_dtype': OneOf(('float16', 'bfloat16')),
     'loss_exponent': AT_LEAST_ONE,
+    'horizon': NOT_NEGATIVE,
 }
 
 

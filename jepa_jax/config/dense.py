@@ -20,7 +20,7 @@ class PicturesConfig:
     flip: bool = True  # half of the training pictures
     # pixels from one window of the size `crop` to the next in validation; 0: all of it at once
     stride: int = 341
-    frames: int = 0  # a picture is repeated so often; 0: one tubelet
+    frames: int = 0  # a picture is repeated so often; 0: one tubelet, or once as an image
 
 
 @dataclass

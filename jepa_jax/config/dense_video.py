@@ -38,6 +38,7 @@ class DenseVideoConfig(MaskedVideoConfig):
     image_share: float = 0.5
     context_loss: ContextLossConfig = field(default_factory=ContextLossConfig)
     encoder: EncoderConfig = field(default_factory=lambda: EncoderConfig(version='2.1'))
+    teacher_encoder: EncoderConfig = field(default_factory=lambda: EncoderConfig(version='2.1'))
     predictor: MaskedPredictorConfig = field(
         # 8 tokens as the released files
         default_factory=lambda: MaskedPredictorConfig(depth=24, mask_tokens=8)
@@ -73,8 +74,15 @@ def check(config: DenseVideoConfig) -> Iterator[str]:
             f"against_collapse.method = '{config.against_collapse.method}': must be 'ema' in "
             'V-JEPA 2.1'
         )
+    if config.variance_weight:
+        yield f'variance_weight = {config.variance_weight}: must be 0 in V-JEPA 2.1'
+    if config.predictor.tokens_of != 'frames':
+        found = config.predictor.tokens_of
+        yield f"predictor.tokens_of = '{found}': must be 'frames' in V-JEPA 2.1"
     if config.encoder.position != 'rope':
         yield f"encoder.position = '{config.encoder.position}': must be 'rope' in V-JEPA 2.1"
+    if config.target != 'features':
+        yield f"target = '{config.target}': must be 'features' in V-JEPA 2.1"
     ramp = config.context_loss
     if ramp.full < ramp.begin:
         yield f'context_loss.full = {ramp.full}: must be at least context_loss.begin = {ramp.begin}'

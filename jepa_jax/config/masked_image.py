@@ -55,7 +55,7 @@ class MaskedImageConfig(RunConfig):
     loss_beta: float = 1.0
     encoder: EncoderConfig = field(
         default_factory=lambda: EncoderConfig(
-            size='vith', patch=14, tubelet=1, position='sincos', axes='xy'
+            size='vith', patch=14, tubelet=1, position='sincos', axes='xy', rescale=False
         )
     )
     predictor: MaskedPredictorConfig = field(

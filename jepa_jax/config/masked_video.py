@@ -46,6 +46,14 @@ class MaskedVideoConfig(RunConfig):
     against_collapse: AgainstCollapseConfig = field(default_factory=AgainstCollapseConfig)
     # of V-JEPA 1's regulariser: predictions should vary by 1 over the tokens of a clip
     variance_weight: float = 0.0
+    # what is predicted. features: of a moving average of the encoder, or of the teacher | pixels:
+    # of each token, normalised, which trains a teacher of SALT
+    target: str = 'features'
+    # name or path of a frozen encoder whose features are predicted; empty: the moving average's;
+    # 'random': for tests of the pipes
+    teacher: str = ''
+    teacher_encoder: EncoderConfig = field(default_factory=EncoderConfig)  # its shape
+    teacher_other_view: bool = False  # also if it was trained at another crop or rate of frames
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     predictor: MaskedPredictorConfig = field(default_factory=MaskedPredictorConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -103,6 +111,7 @@ RULES[MaskedVideoConfig] = {
     'mask_sampler': OneOf(('static', 'single', 'reference')),
     'loss_exponent': AT_LEAST_ONE,
     'variance_weight': NOT_NEGATIVE,
+    'target': OneOf(('features', 'pixels')),
 }
 
 
@@ -115,6 +124,8 @@ def check(config: MaskedVideoConfig) -> Iterator[str]:
         if position == 'sincos' and not encoder.uniform_power and part.width % 8:
             yield f"{name}.width = {part.width}: must be a multiple of 8 for position 'sincos'"
     yield from crop_fits(data.crop, encoder)
+    if config.teacher:
+        yield from _teacher(config)
     for i, item in enumerate(data.lists):
         frames = item.frames or data.frames
         if frames % encoder.tubelet and not config.is_image(frames):
@@ -166,6 +177,9 @@ def _against_collapse(config: MaskedVideoConfig) -> Iterator[str]:
     for name, usual in vars(AgainstCollapseConfig()).items():
         if (value := getattr(c, name)) != usual and name not in MEANT[c.method]:
             yield f"{field}.{name} = {value}: means nothing with method '{c.method}'"
+    if c.method != 'ema' and (config.teacher or config.target != 'features'):
+        what = f"teacher = '{config.teacher}'" if config.teacher else f"target = '{config.target}'"
+        yield f"{what}: goes with {field}.method = 'ema' alone, found '{c.method}'"
     if c.method != 'ema' and config.variance_weight:
         yield f"variance_weight = {config.variance_weight}: must be 0 with method '{c.method}'"
     if not variants:
@@ -198,3 +212,19 @@ def sampling_rate(data: DataConfig) -> Iterator[str]:
     if sum(value > 0 for value in rates.values()) != 1:
         told = ', '.join(f'{key} = {value}' for key, value in rates.items())
         yield f'data: exactly one of fps, frame_step, duration must be more than 0, found {told}'
+
+
+def _teacher(config: MaskedVideoConfig) -> Iterator[str]:
+    """What is wrong with a teacher of that shape for such a student."""
+    encoder, teacher = config.encoder, config.teacher_encoder
+    shape = encoder_shape(teacher)
+    yield from transformer(config, 'teacher_encoder', shape.width, shape.heads, teacher.position)
+    for name in ('version', 'patch', 'tubelet'):
+        theirs, ours = getattr(teacher, name), getattr(encoder, name)
+        if theirs != ours:
+            yield (
+                f'teacher_encoder.{name} = {theirs!r}: must be encoder.{name} = {ours!r}, so that '
+                'each token of the student has one of the teacher'
+            )
+    if config.target != 'features':
+        yield f"target = '{config.target}': must be 'features' with a teacher ({config.teacher!r})"

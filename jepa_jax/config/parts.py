@@ -39,6 +39,9 @@ class EncoderConfig:
     # sincos only: the table is a weight, as in converted files whose table is not the formula's
     stored_table: bool = False
     mlp: str = 'gelu'  # gelu | swiglu (two thirds of the hidden width) | swiglu_full
+    # output layers of blocks start smaller the deeper they lie, in the predictor, too; I-JEPA and
+    # V-JEPA 1 draw all of them once more, which undoes it
+    rescale: bool = True
 
 
 @dataclass
@@ -206,7 +209,8 @@ class MeshConfig:
 
     # at most 128; `data` takes the remaining devices; 0: as few as memory allows
     fsdp: int = 1
-    remat: str = 'full'  # what the backward pass recomputes: full | dots | none
+    # what the backward pass recomputes: full | dots | none, the fastest where memory is no concern
+    remat: str = 'full'
 
 
 @dataclass

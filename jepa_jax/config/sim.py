@@ -21,7 +21,10 @@ class CollectionConfig:
     pick: float = 0.4  # in which it picks the cube up and puts it down
     noise: float = 0.02  # metres; each episode draws its strength from 0 to this
     max_step: float = 0.05  # metres along an axis
-    vary: bool = False  # each episode in a scene of its own colour, size, light and camera
+    vary: bool = False  # the same as scenes = 'moderate'
+    # that episodes are recorded in, a key of jepa_jax.sims.variation.SCENES: standard | moderate |
+    # seen | unseen
+    scenes: str = 'standard'
 
 
 @dataclass
@@ -29,9 +32,14 @@ class SimEvaluationConfig:
     """Planning in the simulator, and what it is compared with; see jepa_jax.sims.evaluate."""
 
     tasks: str = 'reach'  # keys of jepa_jax.sims.tasks.TASKS, with commas between
+    # that each task is played in, keys of jepa_jax.sims.variation.SCENES with commas between; cost
+    # and dynamics are judged in the first
+    scenes: str = 'standard'
+    first: int = 10_000  # number of the first episode: choose settings on others than are reported
     episodes: int = 50  # of each task
     # of an untrained predictor, and of one on a random encoder, which plan as long; 0: as many
     compared: int = 0
+    untrained: int = 0  # of an untrained predictor, if others than `compared`
     judged: int = 20  # scenes in which cost and dynamics are judged, without a closed loop
     samples: int = 128  # of the cross-entropy method
     iterations: int = 6
@@ -45,6 +53,11 @@ class SimEvaluationConfig:
     simulator_episodes: int = 0
     # also post-train on an encoder of random weights, as long, and plan with that
     random_encoder: bool = False
+    # also plan with others, NAME:SAMPLESxITERATIONS with commas between (adam:8x20, for example;
+    # names are keys of jepa_jax.planning.cem.PLANNERS), as many episodes as `compared`
+    planners: str = ''
+    # also one that is shown pixels: patches as they are, in place of an encoder's features
+    pixel_encoder: bool = False
 
 
 @dataclass
@@ -58,6 +71,8 @@ class SimGatesConfig:
     within_8_cm: float = 0.0  # share of episodes of `reach` that end so near
     reach: float = 0.0  # shares of success
     grasp: float = 0.0
+    unseen: float = 0.0  # of the first task, in scenes `unseen`
+    over_random: float = 0.0  # by which that is above a predictor's on a random encoder
 
 
 @dataclass

@@ -73,6 +73,10 @@ def masked_video(config: MaskedVideoConfig) -> None:
         if not config.is_image(item.frames):
             item.frames = item.frames and shrink(item.frames, encoder.tubelet, 2)
     data.fps, data.frame_step, data.duration = 8, 0, 0.0  # the rate of the self-made videos
+    if config.teacher:
+        config.teacher = 'random'
+        tiny(config.teacher_encoder)
+        config.teacher_encoder.width, config.teacher_encoder.heads = 72, 3  # wider than the student
     config.mask_sampler = 'single'  # one program to compile, not four
     share = data.crop**2 * min(frame_counts(data)) / (before[1] ** 2 * min(before[0]))
     for mask in config.masks:

@@ -13,7 +13,6 @@ import functools
 import json
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,10 @@ from jepa_jax.config import (
     MaskedImageConfig,
     MaskedPixelsConfig,
     MaskedVideoConfig,
-    ProbeConfig,
     RunConfig,
-    StudyConfig,
     cache_root,
 )
-from jepa_jax.config.check import AT_LEAST_ONE, RULES, OneOf
+from jepa_jax.config.family import FamilyConfig
 from jepa_jax.errors import ConfigError, allowed
 from jepa_jax.lookup import load
 from jepa_jax.studies import Stage
@@ -44,25 +41,6 @@ CROP, FRAMES, PATCH, IMAGE_PATCH = 32, 8, 8, 4
 CLIPS, IMAGES = 32, 128  # a step
 TOKENS = 128  # most tokens of a clip that a probe reads
 LAST = 'family.json'  # in a run's folder: what was measured of it
-
-
-@dataclass
-class FamilyConfig(StudyConfig):
-    """A study of the family."""
-
-    study: str = 'family'
-    members: str = ''  # keys of MEMBERS, with commas between; empty: all
-    steps: int = 1000  # of V-JEPA 2; the others as many as cost the same
-    seeds: int = 1  # runs of each member
-    videos: str = 'synthetic'  # the main job's, or synthetic_few
-    probe: ProbeConfig = field(default_factory=lambda: ProbeConfig(lr=3e-3))
-
-
-RULES[FamilyConfig] = {
-    'steps': AT_LEAST_ONE,
-    'seeds': AT_LEAST_ONE,
-    'videos': OneOf(('synthetic', 'synthetic_few')),
-}
 
 
 # --- The members ----------------------------------------------------------------------------------
@@ -167,19 +145,19 @@ def members(config: FamilyConfig) -> list[str]:
     return asked
 
 
-def step_flops(config: RunConfig) -> int:
-    """What a step is worth: every member has one program."""
+@functools.cache
+def step_flops(name: str) -> int:
+    """What a member's step is worth: each has one program."""
+    config = MEMBERS[name][1]('synthetic')
     (program,) = load(recipes.of(config).programs)(config, 1)
     return program.total
 
 
 def member(config: FamilyConfig, name: str, seed: int) -> RunConfig:
     """The run of a member, as long as the budget allows."""
-    reference = MEMBERS[REFERENCE][1](config.videos)
     c = MEMBERS[name][1](config.videos)
-    budget = config.steps * step_flops(reference)
     o = c.optim
-    o.steps = max(1, round(budget / step_flops(c)))
+    o.steps = max(1, round(config.steps * step_flops(REFERENCE) / step_flops(name)))
     o.warmup = min(o.steps, max(1, o.steps // 30))
     if hasattr(o, 'momentum'):  # the average forgets the same share of the run as in the main job
         o.momentum = 0.998 ** max(1.0, 3000 / o.steps)
@@ -331,7 +309,6 @@ def _judge(config: FamilyConfig, parts: Parts, folder: Path, name: str) -> dict[
     plain = test - test.mean(0)  # the table, and all else that is of the position alone, is gone
     flat = test.reshape(-1, test.shape[-1])[:: max(1, len(test) * test.shape[1] // 2048)]
     own = json.loads((folder / 'report.json').read_text())
-    config_of = member(config, name, 0)
     return {
         'correct': _accuracy(config, parts, train, test),
         'rank': effective_rank(flat - flat.mean(0)),
@@ -341,7 +318,7 @@ def _judge(config: FamilyConfig, parts: Parts, folder: Path, name: str) -> dict[
         'verdict': own['verdict'],
         'seconds': own['seconds'],
         'steps': own['steps'],
-        'flops': own['steps'] * step_flops(config_of),
+        'flops': own['steps'] * step_flops(name),
     }
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from jepa_jax.contrib import training, two_rooms
 from jepa_jax.data.trajectories import Trajectories
 from jepa_jax.objectives.action_conditioned import ACLoss, ActionConditioned
-from jepa_jax.planning.cem import CEM, ActionSpace
+from jepa_jax.planning.cem import ActionSpace, solver
 from jepa_jax.planning.world_model import ACWorldModel, Cost
 
 HOLD = 5  # moves of an action
@@ -88,8 +88,10 @@ def objective_of(option: Option, width: int, depth: int) -> ActionConditioned:
     return ActionConditioned(None, config, ACLoss(**option.loss), features=True)
 
 
-def train(option: Option, objective: ActionConditioned, steps: int, seed: int, count: int):
-    """-> parameters, health on recordings of other layouts, core seconds a step."""
+def train(option: Option, objective: ActionConditioned, steps: int, seeds: range, count: int):
+    """As many trainings as seeds, all at once on the recordings of the first -> for each parameters
+    and health on recordings of other layouts; core seconds that a step of one takes."""
+    seed, many = seeds[0], len(seeds) > 1
 
     def batch_of(choice, data) -> Trajectories:
         rows, prefix = choice
@@ -98,36 +100,61 @@ def train(option: Option, objective: ActionConditioned, steps: int, seed: int, c
         states = positions if option.state_width else None
         return Trajectories(actions, states, prefixes, features=features)
 
-    def choices():
+    def choices(seed: int):
         rng, most = np.random.default_rng(seed), option.frames - objective.settings.rollout_steps
         while True:
             yield rng.integers(count, size=BATCH), rng.integers(1, most, endpoint=True)
 
+    def together():
+        for several in zip(*map(choices, seeds)):
+            yield tuple(np.stack(part) for part in zip(*several))
+
     shape = option.frames, option.action_width
     params, seconds = training.train(
-        objective, batch_of, choices(), recordings(seed, count, *shape),
-        steps=steps, warmup=max(1, steps // 20), lr=2e-3, seed=seed, title=option.words,
+        objective, batch_of, together() if many else choices(seed), recordings(seed, count, *shape),
+        steps=steps, warmup=max(1, steps // 20), lr=2e-3, seed=seeds if many else seed,
+        title=option.words,
     )  # fmt: skip
     held_back = batch_of((np.arange(256), 1), recordings(seed + 1, 256, *shape))
-    health = jax.jit(objective.health)(params, {}, {}, held_back)
-    return params, objective.measure(jax.device_get(health)), seconds
+    health = jax.jit(lambda params: objective.health(params, {}, {}, held_back))
+    trained = [params]
+    if many:
+        trained = [jax.tree.map(lambda a, i=i: a[i], params) for i in range(len(seeds))]
+    judged = [objective.measure(jax.device_get(health(each))) for each in trained]
+    return list(zip(trained, judged)), seconds / len(seeds)
 
 
-def world_of(option: Option, objective: ActionConditioned, params: dict) -> Callable:
-    """The predictor as two_rooms.play takes a world."""
+def world_of(
+    option: Option, objective: ActionConditioned, params: dict, slide: bool = False
+) -> Callable:
+    """The predictor as two_rooms.Loop takes a world. slide: each prediction from one frame."""
+    frames = 1 if slide else option.frames - 1
     model = ACWorldModel(
-        params['predictor'], objective.nets['predictor'], objective.config, option.frames - 1, 'sum'
-    )
+        params['predictor'], objective.nets['predictor'], objective.config, frames, 'sum',
+        slide=slide,
+    )  # fmt: skip
     return lambda layout: model
 
 
-def episode_of(option: Option, world: Callable, apart: float) -> Callable:
-    """key -> whether an episode ended within two_rooms.CLOSE of the goal, and its distance from it
-    at first and at last. world: see two_rooms.play; apart: pixels from start to goal."""
+def planner_of(option: Option, name: str, samples: int, iterations: int, horizon: int, elites: int):
+    """A planner, a key of planning.cem.PLANNERS, for the actions of an option."""
     U = option.action_width
     most = two_rooms.MOST * (HOLD if U == 2 else 1) / 2**0.5
     space = ActionSpace(U, tuple(range(U)), (most,) * U, (0.7 * most,) * U)
-    planner = CEM(space, Cost(option.exponent, 'all'), option.horizon, 128, 4, 16)
+    return solver(
+        name, space, Cost(option.exponent, 'all'), samples=samples, iterations=iterations,
+        horizon=horizon, elites=elites,
+    )  # fmt: skip
+
+
+STEPS = 8  # plans of an episode
+
+
+def episode_of(option: Option, world: Callable, apart: float, planner=None) -> Callable:
+    """key -> whether an episode ended within two_rooms.CLOSE of the goal, and its distance from it
+    at first and at last. world: see two_rooms.Loop; apart: pixels from start to goal; planner:
+    None: CEM as for the table of options."""
+    planner = planner or planner_of(option, 'cem', 128, 4, option.horizon, 16)
 
     def episode(key):
         draw, play = jax.random.split(key)
@@ -139,9 +166,8 @@ def episode_of(option: Option, world: Callable, apart: float) -> Callable:
         goal = start + apart * jnp.stack([jnp.cos(angle), jnp.sin(angle)])
         low = jnp.stack([room, jnp.float32(two_rooms.LOW + 1)])
         goal = jnp.clip(goal, low, jnp.stack([end, jnp.float32(two_rooms.HIGH - 1)]))
-        path = two_rooms.play(
-            world, planner, encode, layout, start, goal, play, hold=HOLD, steps=8 * HOLD
-        )
+        loop = two_rooms.Loop(world, planner, encode, HOLD, STEPS * HOLD)
+        path = loop.play(layout, start, goal, play)
         first, last = (jnp.linalg.norm(place - goal) for place in (path[0], path[-1]))
         return two_rooms.succeeds(path, goal), first, last
 

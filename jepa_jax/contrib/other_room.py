@@ -172,10 +172,10 @@ def worlds_of(
     }
 
 
-def episode_of(
+def loop_of(
     row: str, planner, view: Callable | None, worlds: Mapping[str, Any], hold: int, kick: float
-) -> tuple[Callable, str]:
-    """-> key -> distances [T] in pixels from the goal, and words of the row for a table."""
+) -> tuple[two_rooms.Loop, str]:
+    """-> the loop of a row, and words of it for a table."""
     if row == 'place':
         world, see = functools.partial(two_rooms.TrueRooms, hold=hold), two_rooms.place_of
         view, words = None, 'the rules | of places'
@@ -185,14 +185,18 @@ def episode_of(
     else:
         model = worlds[row]
         world, see, words = lambda layout: model, encode, f'{row} predictor | learned'
+    loop = two_rooms.Loop(world, planner, see, hold, within=True, view=view, kick=kick)
+    return loop, words
+
+
+def episode_of(*row) -> tuple[Callable, str]:
+    """See loop_of -> key -> distances [T] in pixels from the goal, and words for a table."""
+    loop, words = loop_of(*row)
 
     def episode(key):
         draw, act = jax.random.split(key)
         layout, start, goal = two_rooms.task(draw)
-        path = two_rooms.play(
-            world, planner, see, layout, start, goal, act,
-            hold=hold, within=True, view=view, kick=kick,
-        )  # fmt: skip
+        path = loop.play(layout, start, goal, act)
         return jnp.linalg.norm(path - goal, axis=-1)
 
     return episode, words

@@ -3,14 +3,14 @@ chosen from recordings in memory."""
 
 from __future__ import annotations
 
-import functools
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from tqdm import tqdm
 
 from jepa_jax import optim
@@ -42,12 +42,14 @@ def train(
     steps: int,
     warmup: int,
     lr: float,
-    seed: int,
+    seed: int | Sequence[int],
     title: str,
 ) -> tuple[dict, float]:
     """-> parameters, and core seconds a step without the first, which compiles.
 
     choices: what says which batch a step takes, arrays; batch_of(choice, data): that batch, traced.
+    seed: several are as many trainings, as one program: choices and parameters then have an axis
+      for them in front.
 
     Raises:
       TrainingError: a step is not finite.
@@ -57,20 +59,25 @@ def train(
         weight_decay=0.01, final_weight_decay=0.01, ipe_scale=1.0,
     )  # fmt: skip
     optimizer = optim.build(schedule, objective)
-    update = make_step(objective, optimizer)
+    update, many = make_step(objective, optimizer), not isinstance(seed, int)
 
-    @functools.partial(jax.jit, donate_argnums=0)
     def step(state, choice, data):
         return update(state, {}, batch_of(choice, data))
 
-    state = jax.jit(functools.partial(init_state, objective, optimizer.tx))(jax.random.key(seed))
+    def make(seed):
+        return init_state(objective, optimizer.tx, jax.random.key(seed))
+
+    if many:  # an axis for the seed in front of everything but the data
+        make, step = jax.vmap(make), jax.vmap(step, in_axes=(0, 0, None))
+    step = jax.jit(step, donate_argnums=0)
+    state = jax.jit(make)(np.asarray(seed) if many else seed)
     bar = tqdm(range(steps), desc=title, unit='step', file=sys.stderr, mininterval=1.0)
     for n, choice in zip(bar, choices):
         state, metrics = step(state, choice, data)
         if n % 100 == 0 or n == steps - 1:
             metrics = jax.device_get(metrics)
-            bar.set_postfix(loss=f'{metrics["loss"]:.4g}')
-            if not metrics['finite']:
+            bar.set_postfix(loss=f'{np.mean(metrics["loss"]):.4g}')
+            if not np.all(metrics['finite']):
                 raise TrainingError(f'{title}: step {n} is not finite')
         if n == 0:
             begun = time.process_time()

@@ -9,10 +9,13 @@ the dot does not slide. Sizes, the recordings and the task are those of referenc
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jepa_jax.models.layers import standardise
 from jepa_jax.planning.world_model import Context, Goal, Viewed, WorldModel
@@ -250,45 +253,92 @@ class Until:
         return jnp.where(counts, features, self.goal.features), states
 
 
-def play(
-    world: Callable[[Layout], WorldModel],
-    planner,
-    encode: Encode,
-    layout: Layout,
-    start: jax.Array,
-    goal: jax.Array,
-    key: jax.Array,
-    *,
-    hold: int = 1,
-    steps: int = STEPS,
-    within: bool = False,
-    view: Callable[[jax.Array], jax.Array] | None = None,
-    kick: float = 0.0,
-) -> jax.Array:
-    """An episode: plan from the picture to the goal's, do the first action (`hold` moves), plan
-    again. -> positions [steps / hold + 1, 2]. Only a world that knows the layout uses it, or the
-    position, which is in the context's states. within: what a plan would do after the end of the
-    episode does not count; for costs over all steps. view: of features, what the cost compares.
-    kick: see `throw`; no world model knows of it."""
-    model, features = world(layout), encode(draw(layout, goal))
-    if view:
-        model, features = Viewed(model, view), view(features)
-    aim = Goal(features, goal)
-    count = steps // hold
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """What an episode is made of: look, plan from the picture to the goal's, do the first action
+    (`hold` moves), look again.
 
-    def act(position, now):
-        key, done = now
-        context = Context(encode(draw(layout, position))[None], position[None])
-        seen = Until(model, aim, count - done) if within else model
-        actions, _ = planner.solve(seen, context, aim, key)
-        keys = jax.random.split(jax.random.fold_in(key, 1), hold)
-        for key, move in zip(keys, moves_of(actions[0], hold)):
-            position = throw(key, layout, position, move, kick)
-        return position, position
+    As one program an episode is a scan, and many are a vmap of it; from the host every part is a
+    program of its own.
+    """
 
-    plans = jax.random.split(key, count), jnp.arange(count)
-    path = jax.lax.scan(act, start, plans)[1]
-    return jnp.concatenate([start[None], path])
+    world: Callable[[Layout], WorldModel]  # only one that knows the layout uses it, or the position
+    planner: Any
+    encode: Encode
+    hold: int = 1
+    steps: int = STEPS
+    # what a plan would do after the end of the episode does not count; for costs over all steps
+    within: bool = False
+    view: Callable[[jax.Array], jax.Array] | None = None  # of features, what the cost compares
+    kick: float = 0.0  # see `throw`; no world model knows of it
+
+    def aim(self, features: jax.Array, goal: jax.Array) -> Goal:
+        """What is planned for, from the features of the goal's picture."""
+        return Goal(self.view(features) if self.view else features, goal)
+
+    def choose(
+        self,
+        layout: Layout,
+        position: jax.Array,
+        features: jax.Array,
+        aim: Goal,
+        done: jax.Array,
+        key: jax.Array,
+    ) -> jax.Array:
+        """The action [U] after `done` others, from the features of a picture."""
+        model = self.world(layout)
+        model = Viewed(model, self.view) if self.view else model
+        if self.within:
+            model = Until(model, aim, self.steps // self.hold - done)
+        context = Context(features[None], position[None])  # positions are its states
+        return self.planner.solve(model, context, aim, key)[0][0]
+
+    def act(self, layout: Layout, position: jax.Array, action: jax.Array, key: jax.Array):
+        """Where an action leads."""
+        keys = jax.random.split(jax.random.fold_in(key, 1), self.hold)
+        for key, move in zip(keys, moves_of(action, self.hold)):
+            position = throw(key, layout, position, move, self.kick)
+        return position
+
+    def play(self, layout: Layout, start: jax.Array, goal: jax.Array, key: jax.Array) -> jax.Array:
+        """An episode -> positions [steps / hold + 1, 2]."""
+        aim, count = self.aim(self.encode(draw(layout, goal)), goal), self.steps // self.hold
+
+        def step(position, now):
+            key, done = now
+            features = self.encode(draw(layout, position))
+            action = self.choose(layout, position, features, aim, done, key)
+            position = self.act(layout, position, action, key)
+            return position, position
+
+        plans = jax.random.split(key, count), jnp.arange(count)
+        path = jax.lax.scan(step, start, plans)[1]
+        return jnp.concatenate([start[None], path])
+
+    def play_from_host(
+        self, layout: Layout, start: jax.Array, goal: jax.Array, key: jax.Array
+    ) -> np.ndarray:
+        """The same as a program has to be written that has a camera and a robot outside of it:
+        pictures and actions go to the host and back at every step."""
+        picture = np.asarray(_draw(layout, goal))
+        aim, count = _aim(self, _encode(self, picture), goal), self.steps // self.hold
+        path = [np.asarray(start)]
+        for done, own in enumerate(jax.random.split(key, count)):
+            features = _encode(self, np.asarray(_draw(layout, path[-1])))
+            action = _choose(self, layout, path[-1], features, aim, done, own)
+            path.append(np.asarray(_act(self, layout, path[-1], np.asarray(action), own)))
+        return np.stack(path)
+
+
+_draw = jax.jit(draw)
+_aim, _choose, _act = (
+    jax.jit(part, static_argnums=0) for part in (Loop.aim, Loop.choose, Loop.act)
+)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(loop: Loop, picture: jax.Array) -> jax.Array:
+    return loop.encode(picture)
 
 
 def succeeds(path: jax.Array, goal: jax.Array) -> jax.Array:

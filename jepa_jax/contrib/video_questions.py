@@ -214,7 +214,8 @@ def _report(config: QuestionsStudyConfig, folder: Path) -> None:
     table: dict[str, Any] = stored.get('qa', {})
     videos = synthetic.ensure('synthetic').parent
     items = self_made.items('test', videos, config.test_clips, KINDS)
-    clips = {item.media: views(config.answer, item, config.seed) for item in items}
+    shape = _run(config, folder / 'questions/all.jsonl', 'random', 0)  # as all runs have it
+    clips = {item.media: views(shape, item, config.seed) for item in items}
     runs = [
         (which, n, seed)
         for n in counts(config.clips)
@@ -225,7 +226,7 @@ def _report(config: QuestionsStudyConfig, folder: Path) -> None:
         name = f'{which}_{n}_{seed}'
         if name in table:
             continue
-        said = likelihoods(config.answer, folder / name, items, clips)
+        said = likelihoods(shape, folder / name, items, clips)
         row: dict[str, Any] = {}
         for condition, each in said.items():
             answers = {key: Answer('', values) for key, values in each.items()}

@@ -203,18 +203,17 @@ class Encoder:
 
 def encoders(model, config: Any) -> dict[str, Encoder]:
     """The model's, and those it is held against."""
-    count = getattr(config.data, 'frames', 0) or model.config.tubelet
-    if count % model.config.tubelet:
-        raise ConfigError(
-            f'data.frames = {count}: must be a multiple of {model.config.tubelet}, the tubelet'
-        )
+    c = model.config
+    count = getattr(config.data, 'frames', 0) or c.tubelet_of(1)
+    if count % c.tubelet_of(count):
+        raise ConfigError(f'data.frames = {count}: must be a multiple of {c.tubelet}, the tubelet')
 
     def still(encode: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
         return lambda pictures: encode(
             np.broadcast_to(pictures[:, None], (len(pictures), count, *pictures.shape[1:]))
         ).mean(1)
 
-    patch = model.config.patch
+    patch = c.patch
     if any(side % patch for side in getattr(config.data, 'crop', ())):
         raise ConfigError(
             f'data.crop = {config.data.crop}: must be multiples of {patch}, the patch'

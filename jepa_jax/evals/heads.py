@@ -304,4 +304,9 @@ def check_clip(config: LabelledSetConfig, model) -> int:
     ):
         if value % unit:
             raise ConfigError(f'data.{name} = {value}: must be a multiple of {unit}')
+    if model.config.still and config.data.frames != 1:
+        raise ConfigError(
+            f'data.frames = {config.data.frames}: must be 1, this is a model of images; '
+            '--config.data.frames=1'
+        )
     return crop

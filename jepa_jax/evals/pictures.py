@@ -125,7 +125,10 @@ def _title(field: str) -> str:
 
 
 def plot_features(
-    frames: np.ndarray, tokens: np.ndarray, path: str | Path, title: str = ''
+    frames: np.ndarray,
+    tokens: np.ndarray | Mapping[str, np.ndarray],
+    path: str | Path,
+    title: str = '',
 ) -> None:
     """Draws a clip and below each of its times the features as colours, as PNG.
 
@@ -135,30 +138,34 @@ def plot_features(
 
     Args:
       frames: uint8 `[T, H, W, 3]`.
-      tokens: features `[t, h, w, D]`, D at least 3; T is a multiple of t.
+      tokens: features `[t, h, w, D]`, D at least 3; T is a multiple of t. Or those of several
+        models on the same grid, by name: a row and a projection each.
 
     Raises:
       ValueError: the numbers of frames and of token times do not fit, or a feature is not finite.
     """
-    T, (t, h, w, _) = len(frames), tokens.shape
+    rows = tokens if isinstance(tokens, Mapping) else {'features': tokens}
+    T, (t, h, w, _) = len(frames), next(iter(rows.values())).shape
     if T % t:
         raise ValueError(f'{T} frames cannot be shown beside {t} token times: not a multiple')
-    colours, shares = feature_colours(tokens)
-    figure = Figure(figsize=(1.5 * t + 0.9, 4.0), layout='constrained')
-    grid = figure.subplots(2, t, squeeze=False)
+    drawn = {name: feature_colours(each) for name, each in rows.items()}
+    figure = Figure(figsize=(1.5 * t + 0.9, 2.2 + 1.8 * len(rows)), layout='constrained')
+    grid = figure.subplots(1 + len(rows), t, squeeze=False)
     for i in range(t):
         first, last = i * (T // t), (i + 1) * (T // t) - 1
         grid[0, i].imshow(frames[first])
         grid[0, i].set_title(
             f'frame {first}' if first == last else f'frames {first}-{last}', fontsize=9
         )
-        grid[1, i].imshow(colours[i], interpolation='nearest')
+        for row, (colours, _) in enumerate(drawn.values(), 1):
+            grid[row, i].imshow(colours[i], interpolation='nearest')
         for axes in grid[:, i]:
             axes.set_xticks([])
             axes.set_yticks([])
     grid[0, 0].set_ylabel('first frame of each')
-    grid[1, 0].set_ylabel('features')
-    shown = ', '.join(f'{100 * s:.0f} %' for s in shares)
+    for row, name in enumerate(drawn, 1):
+        grid[row, 0].set_ylabel(name)
+    shown = '; '.join(', '.join(f'{100 * s:.0f} %' for s in shares) for _, shares in drawn.values())
     figure.supxlabel(
         f'{h} x {w} tokens a time; red, green, blue: the first three principal components over\n'
         f'all tokens of this clip (one projection for all times), {shown} of their variance',

@@ -62,6 +62,7 @@ class Encoder:
     encode: Encode
     tubelet: int
     patch: int
+    still: int = 0  # frames that a frame alone is repeated to; 0: a tubelet
 
 
 def run(model, config: PropagationConfig, workdir: Path) -> Results:
@@ -71,13 +72,14 @@ def run(model, config: PropagationConfig, workdir: Path) -> Results:
       ConfigError: a set or settings that cannot be used, in one line.
     """
     c = model.config
-    encoders = {'model': Encoder(dense.clip_encoder(model), c.tubelet, c.patch)}
+    shape = c.tubelet, c.patch, c.tubelet_of(1)  # one where the model has a way for images
+    encoders = {'model': Encoder(dense.clip_encoder(model), *shape)}
     if config.pixels_baseline:
         pixels = functools.partial(dense.pixel_tokens, patch=c.patch)
         encoders['pixels'] = Encoder(pixels, 1, c.patch)
     if config.random_baseline:
         fresh = own.untrained(model, config.seed + 1)
-        encoders['random'] = Encoder(dense.clip_encoder(fresh), c.tubelet, c.patch)
+        encoders['random'] = Encoder(dense.clip_encoder(fresh), *shape)
     checked = dense.load('propagation', config, 0)
     train, test = checked.samples['train'], checked.samples['validation']
     values: dict[str, list[np.ndarray]] = {}
@@ -155,10 +157,11 @@ def clips_of(frames: np.ndarray, times: Sequence[int], past: int, tubelet: int) 
 
 def tokens_of(encoder: Encoder, frames: np.ndarray, past: int, batch: int) -> np.ndarray:
     """Unit features of every frame, [T, h, w, D], from it and those before it alone."""
+    tubelet = encoder.still or encoder.tubelet if past == 1 else encoder.tubelet
     parts = []
     for start in range(0, len(frames), batch):
         times = np.arange(start, start + batch).clip(max=len(frames) - 1)
-        x = encoder.encode(clips_of(frames, times, past, encoder.tubelet))[:, -1]
+        x = encoder.encode(clips_of(frames, times, past, tubelet))[:, -1]
         parts.append(x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12))
     return np.concatenate(parts)[: len(frames)]
 

@@ -28,7 +28,7 @@ from jepa_jax.data import decode
 from jepa_jax.data.clips import Timing, by_time
 from jepa_jax.data.windows import open_input
 from jepa_jax.errors import BadFile, ConfigError, InputError
-from jepa_jax.evals import Figure, Results, examples, qa_scores, qa_sets
+from jepa_jax.evals import Figure, Results, examples, qa_page, qa_scores, qa_sets
 from jepa_jax.language.chat import Media
 from jepa_jax.language.items import Answer, Item
 
@@ -63,25 +63,23 @@ class Asked:
     """A model of ours that was trained on questions, as an Answerer."""
 
     def __init__(self, model, tokens: int) -> None:
-        """tokens: of an answer, at most. Raises ConfigError: it has no language model."""
-        if not hasattr(model, 'ask'):
-            raise ConfigError('the model was not trained on questions (configs/qa)')
-        nets = model.weights.nets if model.weights else {}
-        self.hash = examples.hash_of([[name, hash_arrays(net.tree)] for name, net in nets.items()])
-        self.frames = model.config.frames
-        self._model, self._tokens = model, tokens
+        """tokens: of an answer, at most. Raises ConvertError: it was trained on something else."""
+        self._model, self._tokens = model.answerer(), tokens
+        self.frames = self._model.look.config.frames
+        nets = {name: hash_arrays(net.tree) for name, net in model.weights.nets.items()}
+        self.hash = examples.hash_of(nets)
 
     def answer(self, video: np.ndarray | None, question: str, choices: Sequence[str]) -> Answer:
-        said = self._model.ask(video, question, choices=list(choices), most=self._tokens)
-        shares = np.maximum(said.shares, np.finfo(float).tiny)  # may be too small for a float
-        return Answer(said.text, tuple(float(x) for x in np.log(shares)))
+        said = self._model.ask(video, question, choices=choices, most=self._tokens)
+        return Answer(said.text, said.likelihoods)
 
 
 def run(model, config: QAConfig, workdir: Path) -> Results:
     """Asks, judges, and keeps the answers.
 
     Raises:
-      ConfigError: a model without language, files that cannot be used, or answers of another model.
+      ConvertError: a model that was not trained on questions.
+      ConfigError: files that cannot be used, or answers of another model.
     """
     answerer = Asked(model, config.tokens)
     result = qa_sets.read(config.data)
@@ -99,7 +97,12 @@ def run(model, config: QAConfig, workdir: Path) -> Results:
     answers, bad = ask(answerer, items, config, count, path, about)
     for line in (*result.problems, *bad.values()):
         log.warning('%s', line)
-    return report(items, answers, config, result, bad)
+    results, scored = report(items, answers, config, result, bad)
+    qa_page.write(
+        workdir, qa_sets.SETS[config.data.set].title, results, scored, answers,
+        lambda item: look(item.media, count), config.seed,
+    )  # fmt: skip
+    return results
 
 
 def scored_again(config: QAConfig, path: Path) -> Results:
@@ -115,7 +118,7 @@ def scored_again(config: QAConfig, path: Path) -> Results:
     known = json.loads(path.read_text().split('\n', 1)[0])['about']['items']
     if known != digest(items):
         raise ConfigError(f'{path}: answers to other questions than those of {config.data.path}')
-    return report(items, answers, config, result, {})
+    return report(items, answers, config, result, {})[0]
 
 
 def contents(config: QAConfig) -> str:
@@ -319,8 +322,8 @@ def report(
     config: QAConfig,
     result: qa_sets.Read,
     bad: dict[str, str],
-) -> Results:
-    """Figures of the answers, and of the baselines on the same questions.
+) -> tuple[Results, qa_scores.Scored]:
+    """Figures of the answers, and of the baselines on the same questions; and the verdicts.
 
     Raises:
       ConfigError: not a single question was answered.
@@ -337,11 +340,7 @@ def report(
     if not asked:
         first = next(iter(bad.values()), 'no answers')
         raise ConfigError(f'none of {len(items)} questions could be asked: {first}')
-    scored = {
-        name: qa_scores.score(asked, answers[name])
-        for name in answers
-        if name in conditions(config)
-    }
+    scored = {name: qa_scores.score(asked, answers[name]) for name in wanted}
     found = {
         name: qa_scores.figures(each, bench.together, config.bootstrap, config.seed)
         for name, each in scored.items()
@@ -360,7 +359,7 @@ def report(
     sentences = [f'{bench.title}: {len(asked)} of {len(items)} questions', *result.notes]
     if len(asked) < len(items):
         sentences.append(
-            f'{len(items) - len(asked)} questions are left out, with all of their pairs: '
+            f'{len(items) - len(asked)} questions are left out, with what they are paired with: '
             f'{len(bad)} videos cannot be read or questions put ({next(iter(bad.values()), "")})'
         )
     if result.problems:
@@ -375,23 +374,19 @@ def report(
         rows = ', '.join(f'{who} {value:g}' for who, value in bench.published.items())
         sentences.append(f'published, {bench.metric} in percent: {rows}')
     known = scored[SEEN]
-    return Results(
-        results=results,
-        baselines=baselines,
-        data={
-            'expected': len(items) + len(result.problems),
-            'read': len(asked),
-            'hash': digest(items),
-            'videos': len({item.media.path for item in asked}),
-            'left_out': dict(bad),
-            'problems': list(result.problems),
-            'published': bench.published,
-        },
-        sentences=tuple(sentences),
-        outcomes={
-            column: np.array([v.right for v in verdicts], float)
-            for column, verdicts in known.columns.items()
-            if known.items
-        },
-        sources=np.array([item.media.path for item in known.items]),
-    )
+    outcomes = {
+        column: np.array([v.right for v in verdicts], float)
+        for column, verdicts in known.columns.items()
+        if known.items
+    }
+    sources = np.array([item.media.path for item in known.items])
+    data = {
+        'expected': len(items) + len(result.problems),
+        'read': len(asked),
+        'hash': digest(items),
+        'videos': len({item.media.path for item in asked}),
+        'left_out': dict(bad),
+        'problems': list(result.problems),
+        'published': bench.published,
+    }
+    return Results(results, baselines, data, tuple(sentences), outcomes, sources), known

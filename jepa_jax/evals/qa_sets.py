@@ -138,6 +138,10 @@ MVP = (
     'human_object_interactions', 'robot_object_interactions', 'intuitive_physics',
     'temporal_reasoning',
 )  # fmt: skip
+# folders of videos, which may be links to where these sets lie
+SOURCES = (
+    'pt', 'ssv2', 'language_table', 'intphys', 'inflevel', 'grasp', 'clevrer', 'star', 'vinoground',
+)  # fmt: skip
 
 
 def _mvp(data: QuestionSetConfig) -> Read:
@@ -159,10 +163,13 @@ def _mvp(data: QuestionSetConfig) -> Read:
 
         def make(place: str, row: dict, subset: str = subset) -> list[Item]:
             name, options = text(row, 'video_id'), texts(row, 'candidates', 2, 2)
+            source, _, rest = text(row, 'video_path').lstrip('/').partition('/')
+            known = source in SOURCES and rest
+            place = video(videos / source, rest) if known else video(videos, f'{source}/{rest}')
             return [
                 Item(
                     id=f'{subset} {name}',
-                    media=Media('video', video(videos, text(row, 'video_path').lstrip('/'))),
+                    media=Media('video', place),
                     question=f'Question: {text(row, "question")}\nOption:\n'
                     f'{listed(options, "({letter}) {option}")} \nEven when unsure, always answer '
                     "with a single letter from A or B, format exactly like: 'Answer: A/B'.",

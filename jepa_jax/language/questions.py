@@ -25,7 +25,7 @@ from jepa_jax.data.synthetic import FPS, FRAMES, MOTIONS, SIDES
 from jepa_jax.errors import ConfigError, allowed
 from jepa_jax.language.chat import TEMPLATES, Media
 from jepa_jax.language.items import LETTERS, Item
-from jepa_jax.language.tokenizer import Tokenizer
+from jepa_jax.language.tokenizer import Tokenizer, library
 
 VERSION = 1  # in every draw: change it with anything that changes a question
 VOCABULARY = 384
@@ -225,17 +225,18 @@ def items(
 
 @functools.cache
 def tokenizer(family: str = 'qwen2') -> Tokenizer:
-    """A byte-level BPE of VOCABULARY tokens, trained on these questions and answers."""
-    import tokenizers
-    from tokenizers import decoders, models, pre_tokenizers, trainers
+    """A byte-level BPE of VOCABULARY tokens, trained on these questions and answers.
 
-    made = tokenizers.Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
+    Raises ConfigError: the library tokenizers is not installed.
+    """
+    parts = library()
+    made = parts.Tokenizer(parts.models.BPE())
+    made.pre_tokenizer = parts.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = parts.decoders.ByteLevel()
+    trainer = parts.trainers.BpeTrainer(
         vocab_size=VOCABULARY,
         special_tokens=['<|endoftext|>', *TEMPLATES[family].special],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        initial_alphabet=parts.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     words = [TEMPLATES[family].system, 'system\nuser\nassistant\n']

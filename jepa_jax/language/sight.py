@@ -35,6 +35,17 @@ log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
+class Always:
+    """Every medium has so many visual tokens."""
+
+    count: int
+
+    def __call__(self, media: Media) -> int:
+        del media
+        return self.count
+
+
+@dataclasses.dataclass(frozen=True)
 class Looked:
     """What was shown of a medium."""
 

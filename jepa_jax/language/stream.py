@@ -130,6 +130,6 @@ class ConversationStream(Stream):
                 f'{self.data.length} tokens, {self.full[i]:.0%} full'
             )
             if self.dropped[i]:
-                line += f'; {self.dropped[i]} left out: their first answer does not fit'
+                line += f'; {self.dropped[i]} left out: up to the first answer they do not fit'
             lines.append(line)
         return lines

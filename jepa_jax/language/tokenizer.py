@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from jepa_jax import files
@@ -20,6 +21,16 @@ if TYPE_CHECKING:
 
 FILE = 'tokenizer.json'
 SETTINGS = ('tokenizer_config.json', 'generation_config.json', 'config.json')
+
+
+def library() -> ModuleType:
+    """`tokenizers`. Raises ConfigError: it is not installed."""
+    try:
+        import tokenizers
+    except ModuleNotFoundError as error:
+        words = 'text needs the library tokenizers: pip install jepa_jax[llm]'
+        raise ConfigError(words) from error
+    return tokenizers
 
 
 class Tokenizer:
@@ -69,17 +80,12 @@ class Tokenizer:
           BadFile: a file that is missing or that no tokenizer can be made of.
           ConfigError: as the class does.
         """
-        try:
-            import tokenizers
-        except ModuleNotFoundError as error:
-            raise ConfigError('text needs the library tokenizers: pip install jepa_jax[llm]') from (
-                error
-            )
+        made_by = library()
         place = Path(folder).expanduser()
         path = place / FILE if place.is_dir() else place
         files.bound(path, 'index', size := files.size(path), f'{size:,} bytes')
         with files.reading(path, 'not_text'):
-            made = tokenizers.Tokenizer.from_file(str(path))
+            made = made_by.Tokenizer.from_file(str(path))
         beside = [path.with_name(name) for name in SETTINGS]
         settings = {p.name: files.read_json(p) for p in beside if p.exists()}
         try:

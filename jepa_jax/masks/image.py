@@ -203,7 +203,7 @@ class StaticSampler:
         check(settings, grid, name)
         self.settings, self.grid, self.seed = settings, tuple(grid), seed
         self._targets = self._representatives(budgets)
-        self._contexts = [self._kept(i) for i in range(budgets)]
+        self._contexts = self._kept()
 
     def _representatives(self, budgets: int) -> list[np.ndarray]:
         """A size of target of each equal range of the number that shapes it: of all choices the one
@@ -223,23 +223,33 @@ class StaticSampler:
 
         return list(min(itertools.product(*some), key=off))
 
-    def _kept(self, index: int) -> int:
-        """Context tokens that the original keeps on average where the targets have that size: the
-        fewest in a group of `settings.group` images."""
-        s, rng = self.settings, rng_of(0, 0, RECORD, index)
-        groups = max(1, RECORDED // s.group)
-        u = np.repeat(uniforms(rng.random_raw(groups)), s.group)
+    def _kept(self) -> list[int]:
+        """Context tokens of each budget: what the original keeps on average where the targets have
+        that size, moved so that the mean is the original's."""
+        if self.settings.allow_overlap:  # contexts are whole blocks, of which the smallest fits
+            return [int(self._minima(size, 0).min()) for size in self._targets]
+        means = [self._minima(size, i).mean() for i, size in enumerate(self._targets)]
+        shift = self._minima(None, len(means), 4).mean() - np.mean(means)
+        return [max(1, round(float(mean + shift))) for mean in means]
+
+    def _minima(self, target: np.ndarray | None, stream: int, times: int = 1) -> np.ndarray:
+        """The fewest context tokens in groups of `settings.group` images whose targets have a size,
+        or None: one drawn for each group."""
+        s, rng = self.settings, rng_of(0, 0, RECORD, stream)
+        groups = max(1, times * RECORDED // s.group)
+        u, v = (np.repeat(uniforms(rng.random_raw(groups)), s.group) for _ in range(2))
+        if target is None:
+            target = _target_sizes(s, self.grid, v)[:, None]
         raw = rng.random_raw(len(u) * (s.targets + 1) * 2).reshape(len(u), s.targets + 1, 2)
-        counts = self._masks(raw, self._targets[index], _context_sizes(s, self.grid, u))[0]
+        counts = self._masks(raw, target, _context_sizes(s, self.grid, u))[0]
         counts = counts.reshape(len(u), -1).sum(1)
         # the original draws those anew
         least = np.where(counts > s.min_keep, counts, self.grid[0] * self.grid[1])
-        minima = least.reshape(groups, s.group).min(1)
-        return int(minima.min() if s.allow_overlap else np.rint(minima.mean()))
+        return least.reshape(groups, s.group).min(1)
 
     def _masks(self, raw: np.ndarray, target: np.ndarray, context: np.ndarray):
         """Bools `[n, h, w]` of contexts and `[n, targets, h, w]` of targets, for words `[n, targets
-        + 1, 2]` (top, left) and sizes `[2]` and `[n or 1, 2]`."""
+        + 1, 2]` (top, left) and sizes `[2]` or `[n, 1, 2]`, and `[n or 1, 2]`."""
         many = len(raw), self.settings.targets, 2
         sizes = np.concatenate(
             [np.broadcast_to(target, many), np.broadcast_to(context[:, None], (many[0], 1, 2))], 1

@@ -8,7 +8,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
+from jepa_jax.nets import ATTENTION
 from jepa_jax.sharding import BATCH, platform
 
 LANES = 128  # TPU kernels take token counts in multiples of this
@@ -91,11 +93,9 @@ def _by_head(q, k, v, *, causal, lengths, segments, rows: int = ROWS):
     """A clip, a head and a few queries at a time: on a CPU plain matrix products whose scores stay
     in the cache take a third of the time of batched ones."""
     B, N, A, C = q.shape
-    S, parts = k.shape[1], -(-N // rows)
+    parts = -(-N // rows)
     rows = -(-N // parts)  # alike, so that 258 queries are not padded to 512
-    pad = parts * rows - N
-    q = jnp.pad(q, ((0, 0), (0, pad), (0, 0), (0, 0)))
-    at = _positions(N, S, pad).reshape(parts, rows)
+    q = jnp.pad(q, ((0, 0), (0, parts * rows - N), (0, 0), (0, 0)))
     if k.shape[2] < A:
         k, v = (jnp.repeat(x, A // k.shape[2], axis=2) for x in (k, v))
 
@@ -105,30 +105,86 @@ def _by_head(q, k, v, *, causal, lengths, segments, rows: int = ROWS):
     def for_heads(x):
         return None if x is None else jnp.repeat(x, A, axis=0)
 
-    operands = (*map(heads_first, (q, k, v)), *map(for_heads, (lengths, segments)))
-    product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+    q = heads_first(q).reshape(B * A, parts, rows, C)
+    out = _heads(causal, N, q, *map(heads_first, (k, v)), *map(for_heads, (lengths, segments)))
+    return out.reshape(B, A, parts * rows, C).swapaxes(1, 2)[:, :N]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _heads(causal: bool, N: int, q, k, v, lengths, segments):
+    """q [H, parts, rows, C], which hold N queries, k and v [H, S, C], lengths [H] and segments [H,
+    S] or None -> [H, parts, rows, C]. The gradient computes the scores again, and keeps a number a
+    query beside the result."""
+    return _heads_forward(causal, N, q, k, v, lengths, segments)[0]
+
+
+_product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+
+
+def _head_scores(q, k, at, length, segments, causal):
+    """Of queries [rows, C] at positions `at`, masked, [rows, S] float32."""
+    S = len(k)
+    scores = _product(q, k.T) * k.shape[1] ** -0.5
+    mask = _visible(at, S, causal, None if segments is None else segments[None])
+    if mask is not None:
+        scores = jnp.where(mask[0, 0], scores, -jnp.inf)
+    if length is not None:
+        scores = jnp.where(jnp.arange(S) < length, scores, -jnp.inf)
+    return scores
+
+
+def _parts_of(q, k, N: int) -> jax.Array:
+    """Positions of the queries of each part, [parts, rows]."""
+    _, parts, rows, _ = q.shape
+    return _positions(N, k.shape[1], parts * rows - N).reshape(parts, rows)
+
+
+def _heads_forward(causal: bool, N: int, q, k, v, lengths, segments):
+    places = _parts_of(q, k, N)
 
     def head(operands):
         q, k, v, length, segments = operands
 
-        @jax.checkpoint
-        def answer(some):  # [rows, C]
+        def answer(some):
             q, at = some
-            scores = product(q, k.T) * C**-0.5
-            mask = _visible(at, S, causal, None if segments is None else segments[None])
-            if mask is not None:
-                scores = jnp.where(mask[0, 0], scores, -jnp.inf)
-            if length is not None:
-                scores = jnp.where(jnp.arange(S) < length, scores, -jnp.inf)
-            largest = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
+            scores = _head_scores(q, k, at, length, segments, causal)
+            largest = scores.max(-1, keepdims=True)
             weights = jnp.exp(scores - largest)
             total = weights.sum(-1, keepdims=True)
-            return (product(weights.astype(v.dtype), v) / total).astype(v.dtype)
+            out = (_product(weights.astype(v.dtype), v) / total).astype(v.dtype)
+            return out, (largest + jnp.log(total))[:, 0]
 
-        return jax.lax.map(answer, (q.reshape(parts, rows, C), at))
+        return jax.lax.map(answer, (q, places))
 
-    out = jax.lax.map(head, operands).reshape(B, A, parts * rows, C)
-    return out.swapaxes(1, 2)[:, :N]
+    out, sums = jax.lax.map(head, (q, k, v, lengths, segments))
+    out, sums = (checkpoint_name(a, ATTENTION) for a in (out, sums))
+    return out, (q, k, v, lengths, segments, out, sums)
+
+
+def _heads_backward(causal: bool, N: int, kept, g):
+    q, k, *_ = kept
+    places = _parts_of(q, k, N)
+
+    def head(operands):
+        q, k, v, length, segments, out, sums, g = operands
+
+        def answer(total, some):
+            q, at, out, logsum, g = some
+            weights = jnp.exp(_head_scores(q, k, at, length, segments, causal) - logsum[:, None])
+            slope = (out.astype(jnp.float32) * g.astype(jnp.float32)).sum(-1, keepdims=True)
+            back = weights * (_product(g, v.T) - slope) * k.shape[1] ** -0.5
+            back, weights = back.astype(q.dtype), weights.astype(q.dtype)
+            grads = _product(back.T, q), _product(weights.T, g)
+            return jax.tree.map(jnp.add, total, grads), _product(back, k).astype(q.dtype)
+
+        zeros = jnp.zeros(k.shape, jnp.float32)
+        (dk, dv), dq = jax.lax.scan(answer, (zeros, zeros), (q, places, out, sums, g))
+        return dq, dk.astype(k.dtype), dv.astype(v.dtype)
+
+    return *jax.lax.map(head, (*kept, g)), None, None
+
+
+_heads.defvjp(_heads_forward, _heads_backward)
 
 
 def _splash(q, k, v, *, causal, lengths, segments, interpret: bool = False):
@@ -255,7 +311,8 @@ def attend(
     def local(q, k, v, masks):
         # float32 means float32 on accelerators too, where products are coarser unless asked
         with jax.default_matmul_precision('highest' if q.dtype == np.float32 else None):
-            return compute(q, k, v, **masks)
+            out = compute(q, k, v, **masks)
+        return checkpoint_name(out, ATTENTION) if chosen == 'xla' else out
 
     operands = q, k, v, {'lengths': lengths, 'segments': segments}
     if jax.sharding.get_abstract_mesh().empty:

@@ -205,7 +205,7 @@ class Decoder(nnx.Module):
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Tokens [B, S] -> [B, S, D]."""
-        table = gather(self.embed_tokens).embedding[...].astype(self.config.dtype)
+        table = jnp.asarray(gather(self.embed_tokens).embedding[...], self.config.dtype)
         return table.at[tokens].get(out_sharding=batch_spec(tokens))
 
     def __call__(

@@ -169,7 +169,7 @@ class SelfAttention(nnx.Module):
 
 class Block(nnx.Module):
     """Pre-norm transformer block. `layer` counts from 0 and sets how much the output projections
-    start smaller."""
+    start smaller, where `rescale` says so."""
 
     def __init__(
         self,
@@ -182,9 +182,10 @@ class Block(nnx.Module):
         dtype,
         layer,
         rngs: nnx.Rngs,
+        rescale: bool = True,
         key_bias: bool = True,
     ):
-        shrink = jnp.sqrt(2.0 * (layer + 1))
+        shrink = jnp.sqrt(2.0 * (layer + 1)) if rescale else 1.0
         self.norm1 = LayerNorm(width, eps=eps, rngs=rngs)
         self.attn = SelfAttention(
             width, heads, dtype=dtype, rngs=rngs, shrink=shrink, key_bias=key_bias

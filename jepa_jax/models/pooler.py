@@ -22,7 +22,7 @@ from jepa_jax.models.layers import (
     standardise,
 )
 from jepa_jax.nets import fold, stack
-from jepa_jax.sharding import VECTORS, Rules
+from jepa_jax.sharding import VECTORS, Rules, batch_spec
 
 EPS = 1e-5  # of every LayerNorm here; encoder and predictors have 1e-6
 MLP_RATIO = 4.0  # whatever the encoder's ratio is
@@ -125,12 +125,15 @@ class AttentivePooler(nnx.Module):
             )
         self.cross_attention_block = CrossBlock(c, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """x [B, N, D], any N -> [B, queries, D] float32."""
+    def __call__(self, x: jax.Array, spread: bool = False) -> jax.Array:
+        """x [B, N, D], any N -> [B, queries, D] float32. spread: on a mesh, over the devices that x
+        is spread over; else all of it on each."""
         c, x = self.config, x.astype(jnp.float32)
         if c.depth > 1 and not c.cross_first:
             x = fold(self.blocks, x, remat=c.remat)
         query = jnp.broadcast_to(self.query_tokens[...], (len(x), *self.query_tokens.shape[1:]))
+        if spread and (spec := batch_spec(x)) is not None:
+            query = jax.reshard(query, spec)
         result = self.cross_attention_block(query, x)
         if c.depth > 1 and c.cross_first:
             result = fold(self.blocks, result, remat=c.remat)

@@ -53,6 +53,7 @@ class PredictorConfig:
         jnp.bfloat16
     )  # of matmul inputs; the residual stream is float32, as in the original
     remat: str = 'full'  # a key of nets.REMAT
+    rescale: bool = True  # as ViTConfig's
     interpolate: bool = False  # as ViTConfig's; the original's hub has it off (vjepa2_1 §0.4)
     modalities: bool = False  # tokens are told whether they are of an image or a video
     levels: int = 1  # of the encoder that context features come from, one after the other
@@ -102,11 +103,12 @@ class Predictor(nnx.Module):
         )
         self.blocks = stack(
             lambda r, layer: Block(
-                c.width, c.heads, c.mlp_ratio, c.mlp, EPS, dtype=c.dtype, layer=layer, rngs=r
+                c.width, c.heads, c.mlp_ratio, c.mlp, EPS, dtype=c.dtype, layer=layer, rngs=r,
+                rescale=c.rescale,
             ),
             c.depth,
             rngs,
-        )
+        )  # fmt: skip
         self.norm = LayerNorm(c.width, eps=EPS, rngs=rngs)
         self.proj = Linear(c.width, c.predicted_width, dtype=c.dtype, rngs=rngs)
         if c.predict_context:

@@ -79,7 +79,7 @@ class Projector(nnx.Module):
         """Features [B, t h w, D] of clips -> [B, tokens, width]."""
         c, B = self.config, len(x)
         if c.kind == 'pooler':
-            return gather(self.out)(self.pooler(x))
+            return gather(self.out)(self.pooler(x, spread=True))
         x = gather(self.fc2)(jax.nn.gelu(gather(self.fc1)(x), approximate=False))
         if c.pool == 1:
             return x

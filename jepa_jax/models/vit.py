@@ -51,6 +51,7 @@ class ViTConfig:
     glorot: bool = False  # weights start as MAE's, see layers.redraw
     dtype: jnp.dtype = jnp.bfloat16  # of matmul inputs and of the residual stream
     remat: str = 'full'  # a key of nets.REMAT
+    rescale: bool = True  # how fresh weights are drawn: see config.EncoderConfig
 
     def grid(self, T: int, H: int, W: int) -> tuple[int, int, int]:
         """Token grid (t, h, w) of a clip; what does not fill a tubelet is dropped."""
@@ -135,8 +136,8 @@ class ViT(nnx.Module):
         )
         self.blocks = stack(
             lambda r, layer: Block(
-                c.width, c.heads, c.mlp_ratio, c.mlp, EPS,
-                dtype=c.dtype, layer=layer, rngs=r, key_bias=c.key_bias,
+                c.width, c.heads, c.mlp_ratio, c.mlp, EPS, dtype=c.dtype, layer=layer, rngs=r,
+                rescale=c.rescale, key_bias=c.key_bias,
             ),
             c.depth,
             rngs,
@@ -175,7 +176,7 @@ class ViT(nnx.Module):
         """
         c = self.config
         T = video.shape[1]
-        if T > 1 and c.position == 'sincos' and c.tubelet == 1:  # whose table knows no time
+        if c.still and T > 1:
             return self._frames(video, keep, levels)
         tubelet = c.tubelet_of(T)
         t, h, w = grid = c.grid(*video.shape[1:4])
@@ -184,8 +185,6 @@ class ViT(nnx.Module):
                 f'clip {video.shape[1:4]} (frames, height, width) is smaller than one tubelet of '
                 f'{c.tubelet} frames and {c.patch} pixels'
             )
-        if c.still and T != 1:
-            raise ValueError(f'{T} frames: must be 1, this is a model of images')
         if c.modalities and T % tubelet:
             raise ValueError(f'{T} frames: must be 1, an image, or a multiple of {tubelet}')
         x = tokens.cut(video, tubelet, c.patch)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jepa_jax import poses
 from jepa_jax.data.trajectories import Trajectories, words_of
 from jepa_jax.models.ac_predictor import ACPredictorConfig, encode_frames
 from jepa_jax.models.layers import standardise
@@ -190,6 +191,38 @@ class ActionConditioned(Objective):
             'shuffled': error(others),
             'copy': self.error(h[:, :-1], h[:, 1:]),
         }
+
+    def ahead(
+        self, params: dict, frozen: dict, batch: Trajectories, known: int
+    ) -> tuple[jax.Array, jax.Array]:
+        """Errors of predictions 1 to H steps after the first `known` of a batch's known + H frames,
+        and of taking the last known frame for what comes: both [B, H].
+
+        Each prediction is made from the `known` frames before it, true or predicted. States after
+        the known ones are integrated from the actions, as a planner does. (reference: vjepa2 §8.3)
+        """
+        h = self.targets(frozen, batch)
+        H = h.shape[1] - known
+        windows = jnp.stack([batch.actions[:, k : k + known] for k in range(H)])
+
+        def error(predicted: jax.Array, true: jax.Array) -> jax.Array:
+            p = self.settings.exponent
+            return (jnp.abs(predicted - true) ** p / p).mean((-2, -1))
+
+        def move_on(old: jax.Array, new: jax.Array) -> jax.Array:
+            return jnp.concatenate([old[:, 1:], new[:, None]], axis=1)
+
+        def predict(carry, actions: jax.Array):
+            frames, states = carry
+            z, _ = self.predict(params['predictor'], frames, actions, states)
+            if states is not None:
+                states = move_on(states, poses.apply(states[:, -1], actions[:, -1]))
+            return (move_on(frames, z[:, -1]), states), z[:, -1]
+
+        states = None if batch.states is None else batch.states[:, :known]
+        _, made = jax.lax.scan(predict, (h[:, :known], states), windows)
+        true = h[:, known:]
+        return error(jnp.moveaxis(made, 0, 1), true), error(h[:, known - 1 : known], true)
 
     def measure(self, health: dict) -> dict[str, float]:
         """Health metrics from `health`: how much worse the prediction is with another clip's

@@ -50,10 +50,19 @@ class DenseVideo(MaskedVideo):
         groups: int,
         image_share: float = 0.5,
         exponent: float = 1.0,
+        teacher: ViTConfig | None = None,
     ):
         """groups: of videos in a batch; image_share: what the mean loss of images weighs beside
-        that of videos, 0: there are none; exponent p of the loss |z - h|^p / p."""
-        super().__init__(encoder, predictor, groups=groups, exponent=exponent)
+        that of videos, 0: there are none; exponent p of the loss |z - h|^p / p; teacher: the
+        frozen encoder whose last level is predicted, from the last one here, in place of all levels
+        of the average. (reference: vjepa2_1 §9.6)"""
+        super().__init__(encoder, predictor, groups=groups, exponent=exponent, teacher=teacher)
+        if teacher:  # nothing reads the levels before
+            self.unused |= frozenset(
+                f'encoder/norms/{i}/{leaf}'
+                for i in range(len(encoder.levels) - 1)
+                for leaf in ('scale', 'bias')
+            )
         self.context_loss, self.image_share = context_loss, image_share
         if not image_share:
             of_images = (
@@ -64,13 +73,17 @@ class DenseVideo(MaskedVideo):
             )
             self.unused |= frozenset(of_images)
 
-    def targets(self, ema: dict, clips: jax.Array) -> jax.Array:
+    def targets(self, ema: dict, frozen: dict, clips: jax.Array) -> jax.Array:
         """Features of all tokens at every level, each standardised, one after the other:
-        [B, N, L D]; no gradient passes."""
+        [B, N, L D], of a teacher at the last; no gradient passes."""
+        if self.frozen:
+            return super().targets(ema, frozen, clips)
         levels = self.nets['encoder'](ema['encoder'], clips, levels=self.config.levels)
         return jax.lax.stop_gradient(jnp.concatenate([*map(standardise, levels)], axis=-1))
 
     def context(self, params: dict, clips: jax.Array, keep: jax.Array) -> jax.Array:
+        if self.frozen:
+            return self.nets['encoder'](params['encoder'], clips, keep)
         levels = self.nets['encoder'](params['encoder'], clips, keep, levels=self.config.levels)
         return jnp.concatenate(levels, axis=-1)
 
@@ -80,13 +93,12 @@ class DenseVideo(MaskedVideo):
         """image_share times the mean over images' masks, the rest times that over videos' groups
         and masks, of the prediction's loss and the weighted one of the context; metrics: each part
         of them."""
-        del frozen
         share = self.context_loss.share(step)
         metrics, sums = {'context_weight': share * self.context_loss.video}, {IMAGE: [], VIDEO: []}
         for g, (group, kind, slot) in enumerate(_kinds(batch)):
             weight = share * getattr(self.context_loss, kind)
             with jax.named_scope('target'):
-                h = self.targets(ema, group.clips)
+                h = self.targets(ema, frozen, group.clips)
             for m, mask in enumerate(group.masks):
                 with jax.named_scope('context'):
                     x = self.context(params, group.clips, mask.context)
@@ -120,18 +132,19 @@ class DenseVideo(MaskedVideo):
 
     def trace(self, params: dict, ema: dict, frozen: dict, batch: Batch) -> dict:
         """As of MaskedVideo; encoder features at every level."""
-        del frozen
         encoder, levels = self.nets['encoder'], self.config.levels
+        target, theirs = self.above(params, ema, frozen)
+        at = target.config.levels
         activations = {}
         for g, (group, kind, slot) in enumerate(_kinds(batch)):
             name = f'group{g}'
-            for layer, x in zip(levels, encoder(ema['encoder'], group.clips, levels=levels)):
+            for layer, x in zip(at, target(theirs, group.clips, levels=at)):
                 activations[f'{name}: target encoder block {layer:02d}'] = x
             for m, mask in enumerate(group.masks):
                 each = encoder(params['encoder'], group.clips, mask.context, levels=levels)
                 for layer, x in zip(levels, each):
                     activations[f'{name}, mask{m}: encoder block {layer:02d}'] = x
-                x = jnp.concatenate(each, axis=-1)
+                x = each[-1] if self.frozen else jnp.concatenate(each, axis=-1)
                 said = self.predict(params, x, mask, slot, kind == IMAGE)
                 for what, z in zip(('prediction', 'prediction of the context'), said):
                     activations[f'{name}, mask{m}: {what}'] = z
@@ -142,8 +155,8 @@ class DenseVideo(MaskedVideo):
         x = self.context(params, group.clips, mask.context)
         image = group.clips.shape[1] == 1
         z, _ = self.predict(params, x, mask, 0, image)
-        width = self.config.width
-        return x[..., -width:], z[..., -width:]
+        width = next(iter(self.frozen.values()), self.nets['encoder']).config.width
+        return x[..., -self.config.width :], z[..., -width:]
 
 
 def _kinds(batch: Batch) -> list[tuple[Group, str, int]]:

@@ -29,10 +29,10 @@ class MaskedImage(MaskedVideo):
         self, params: dict, ema: dict, frozen: dict, batch: Batch, step: jax.Array
     ) -> tuple[jax.Array, dict]:
         """Mean smooth L1 error of all predictions; metrics: their mean absolute error."""
-        del frozen, step
+        del step
         ((group, mask),) = ((group, mask) for group in batch.groups for mask in group.masks)
         with jax.named_scope('target'):
-            h = self.targets(ema, group.clips)
+            h = self.targets(ema, frozen, group.clips)
         with jax.named_scope('context'):
             x = self.nets['encoder'](params['encoder'], group.clips, mask.context)
         with jax.named_scope('predict'):

@@ -1,4 +1,8 @@
-"""V-JEPA: predict the features of masked tokens from those in sight."""
+"""V-JEPA: predict the features of masked tokens from those in sight.
+
+Whose features: of a moving average of the encoder; of a frozen teacher (distillation); or no
+features but pixels, which makes a teacher of SALT (arXiv 2509.24317).
+"""
 
 from __future__ import annotations
 
@@ -9,19 +13,21 @@ from jepa_jax import health as judge
 from jepa_jax.data import Batch, Group
 from jepa_jax.health import positions
 from jepa_jax.masks import Mask
+from jepa_jax.models import tokens
 from jepa_jax.models.layers import standardise
 from jepa_jax.models.predictor import PredictorConfig
 from jepa_jax.models.vit import ViTConfig, pick_rows
 from jepa_jax.nets import Net
 from jepa_jax.objectives.masked_clips import MaskedClips
+from jepa_jax.objectives.pixels import cubes
 from jepa_jax.sharding import batch_spec
-from jepa_jax.weights.parts import net
+from jepa_jax.weights.parts import TEACHER, net
 
 
 class MaskedVideo(MaskedClips):
     """Nets and loss of V-JEPA pretraining. (reference: vjepa2 §5)"""
 
-    ema = ('encoder',)  # whose average is the target
+    ema = ('encoder',)  # whose average is the target, without a teacher, and what is released
 
     def __init__(
         self,
@@ -32,17 +38,21 @@ class MaskedVideo(MaskedClips):
         exponent: float = 1.0,
         variance_weight: float = 0.0,
         tokens_of_masks: int = 0,
+        pixels: bool = False,
+        teacher: ViTConfig | None = None,
     ):
         """groups: frame-count groups in a batch; exponent p of the loss |z - h|^p / p;
         variance_weight: of V-JEPA 1's regulariser; tokens_of_masks: masks a clip, each with a mask
-        token of its own, as in V-JEPA 1; 0: each group has one."""
+        token of its own, as in V-JEPA 1; 0: each group has one; pixels: are predicted; teacher: the
+        frozen encoder whose features are, in place of the average's."""
         self.nets = {
             'encoder': net('encoder', encoder),
             'predictor': net('predictor', predictor),
         }
+        self.frozen = {TEACHER: net('encoder', teacher)} if teacher else {}
         self.config = encoder
         self.groups, self.exponent, self.variance_weight = groups, exponent, variance_weight
-        self.tokens_of_masks = tokens_of_masks
+        self.tokens_of_masks, self.pixels = tokens_of_masks, pixels
         # mask tokens no group reaches get no gradient, and the original leaves them undecayed
         self.unused = frozenset(
             f'predictor/mask_tokens/{i}'
@@ -56,25 +66,34 @@ class MaskedVideo(MaskedClips):
         return self.nets['encoder'], self.target(params, ema)
 
     def target(self, params: dict, ema: dict) -> dict:
-        """Parameters of the encoder whose features are targets."""
+        """Parameters of the encoder whose features are targets, without a teacher."""
         del params
         return ema['encoder']
 
-    def targets(self, ema: dict, clips: jax.Array) -> jax.Array:
-        """Standardised features of all tokens [B, N, D] that the predictor has to meet; no gradient
-        passes."""
-        return jax.lax.stop_gradient(standardise(self.nets['encoder'](ema['encoder'], clips)))
+    def above(self, params: dict, ema: dict, frozen: dict) -> tuple[Net, dict]:
+        """The encoder whose features are predicted, and its parameters."""
+        if TEACHER in self.frozen:
+            return self.frozen[TEACHER], frozen[TEACHER]
+        return self.nets['encoder'], self.target(params, ema)
+
+    def targets(self, ema: dict, frozen: dict, clips: jax.Array) -> jax.Array:
+        """What the predictor has to meet, of all tokens [B, N, D]: standardised features, or
+        normalised pixels; no gradient passes."""
+        if self.pixels:
+            return cubes(tokens.cut(clips, self.config.tubelet, self.config.patch))
+        net, params = self.above({}, ema, frozen)
+        return jax.lax.stop_gradient(standardise(net(params, clips)))
 
     def loss(
         self, params: dict, ema: dict, frozen: dict, batch: Batch, step: jax.Array
     ) -> tuple[jax.Array, dict]:
         """Mean over groups and masks of the mean of |prediction - target feature|^p / p; metrics:
         each part of it."""
-        del frozen, step
+        del step
         parts, said = {}, []
         for g, group in enumerate(batch.groups):
             with jax.named_scope('target'):
-                h = self.targets(ema, group.clips)
+                h = self.targets(ema, frozen, group.clips)
             errors, predictions = self.errors(params, group, g, h)
             parts |= errors
             said += [(g, z) for z in predictions]
@@ -110,14 +129,15 @@ class MaskedVideo(MaskedClips):
     def trace(self, params: dict, ema: dict, frozen: dict, batch: Batch) -> dict:
         """Activations of a step by name, in order of computation; encoder features after every
         block."""
-        del frozen
         encoder, predictor = self.nets['encoder'], self.nets['predictor']
+        target, theirs = self.above(params, ema, frozen)
         activations = {}
         every = tuple(range(self.config.depth))
         for g, group in enumerate(batch.groups):
-            levels = encoder(self.target(params, ema), group.clips, levels=every)
-            for layer, x in enumerate(levels):
-                activations[f'group{g}: target encoder block {layer:02d}'] = x
+            if not self.pixels:
+                levels = target(theirs, group.clips, levels=tuple(range(target.config.depth)))
+                for layer, x in enumerate(levels):
+                    activations[f'group{g}: target encoder block {layer:02d}'] = x
             for m, mask in enumerate(group.masks):
                 levels = encoder(params['encoder'], group.clips, mask.context, levels=every)
                 for layer, x in enumerate(levels):
@@ -133,13 +153,14 @@ class MaskedVideo(MaskedClips):
 
         Returns what `looked_at` does.
         """
-        del frozen
         group = batch.groups[0]
         mask = group.masks[0]
         h = self.nets['encoder'](self.target(params, ema), group.clips)
         x, z = self.seen(params, group, mask)
 
-        return looked_at(h, standardise(h), x, z, mask.target)
+        own = not (self.pixels or self.frozen)
+        expected = standardise(h) if own else self.targets(ema, frozen, group.clips)
+        return looked_at(h, expected, x, z, mask.target)
 
     def seen(self, params: dict, group: Group, mask: Mask) -> tuple[jax.Array, jax.Array]:
         """Features of the context [B, K, D] and what is predicted of the targets [B, M, D], of the

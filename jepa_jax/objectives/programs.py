@@ -78,7 +78,9 @@ def _worth(
 ) -> dict[str, int]:
     """FLOPs of a step, by what they are spent on."""
     through = build.through_targets(config)
-    step = flops.pretraining_step(vit, predictor, groups, through_targets=through)
+    step = flops.pretraining_step(
+        vit, predictor, groups, build.target(config), through_targets=through
+    )
     worth = {'target': step.target, 'context': step.context, 'predictor': step.predictor}
     against = build.regulariser(config.against_collapse)
     if against.terms:

@@ -260,11 +260,7 @@ class Adam:
         first: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """As CEM.solve; noise [1, H, S, P]; `energies` is the mean over the starts."""
-        mean, std = self.space.start(self.horizon)
-        mean = mean if first is None else self.space.restrict(first)
-        if noise is None:
-            noise = jax.random.normal(key, (1, self.horizon, self.samples, std.shape[-1]))
-        starts = mean + std * jnp.moveaxis(noise[0], 1, 0).at[0].set(0.0)
+        starts = _starts(self, key, noise, first)
         return self.descend(world_model, context, goal, starts)
 
     def descend(self, world_model, context: Context, goal: Goal, starts: jax.Array):
@@ -329,6 +325,109 @@ class CEMAdam:
         return jnp.where(better, refined, actions), diagnostics
 
 
+@dataclasses.dataclass(frozen=True)
+class Collocation:
+    """Descends the gradient over plans and the frames between together: each frame is to be what is
+    predicted from the one before, by a weight that grows, and the cost is that of the frames. No
+    gradient passes through more than one prediction, and those of a plan are made side by side.
+
+    For world models whose next frame depends on the frame before alone.
+    """
+
+    space: ActionSpace
+    cost: Cost = Cost()
+    horizon: int = 2
+    samples: int = 8  # starts, as Adam's; frames start where their rollouts lead
+    iterations: int = 40
+    rate: float = 0.1  # step size, as a share of each bound
+    rate_frames: float = 0.05  # of features, whose deviation is about 1
+    # of the mean squared miss of predictions in units of the cost, in the first iteration and in
+    # the last
+    weights: tuple[float, float] = (1.0, 100.0)
+
+    def __post_init__(self):
+        _check(self)
+        if not 0 < self.weights[0] <= self.weights[1]:
+            raise ValueError(f'weights {self.weights}: must be more than 0 and ascend')
+
+    def solve(
+        self,
+        world_model: WorldModel,
+        context: Context,
+        goal: Goal,
+        key: jax.Array,
+        *,
+        noise: jax.Array | None = None,
+        first: jax.Array | None = None,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """As Adam.solve; `energies` and `best` are those of the frames, `misses` [J] how far
+        predictions miss them; the plan is the one whose rollout has the least energy.
+
+        Raises:
+          ValueError: a world model whose predictions are no frames that it could go on from.
+        """
+        space, bounds = self.space, jnp.asarray(self.space.bounds)
+        starts = _starts(self, key, noise, first)
+        now = context.features[-1]
+
+        def states_of(actions: jax.Array) -> jax.Array | None:  # what is unused is not computed
+            return world_model.rollout(context, actions)[1]
+
+        def step(frame: jax.Array, state: jax.Array | None, action: jax.Array) -> jax.Array:
+            alone = Context(frame[None], None if state is None else state[None])
+            return world_model.rollout(alone, action[None, None])[0][0, 0]
+
+        def before(path: jax.Array, place: jax.Array) -> jax.Array:
+            place = jnp.broadcast_to(place, path[:, :1].shape)
+            return jnp.concatenate([place, path[:, :-1]], axis=1)
+
+        def judge(variables, weight: jax.Array):
+            scaled, frames = variables
+            actions = space.whole(space.restrict(scaled * bounds))
+            states = states_of(actions)
+            shown = None if states is None else before(states, context.states[-1])
+            predicted = jax.vmap(jax.vmap(step))(before(frames, now), shown, actions)
+            costs = self.cost(frames, states, goal)
+            misses = jnp.square(predicted - frames).mean(range(1, frames.ndim))
+            return (costs + weight * misses).sum(), (costs, misses)
+
+        frames = world_model.rollout(context, space.whole(space.restrict(starts)))[0]
+        if frames.shape[2:] != now.shape:
+            raise ValueError(
+                f'collocation: predictions are {frames.shape[2:]}, frames {now.shape}: the world '
+                'model shows them through a view'
+            )
+        scaled = jnp.clip(starts / bounds, -1, 1)
+        optimizers = optax.adam(self.rate), optax.adam(self.rate_frames)
+        begin = (scaled, frames), tuple(o.init(x) for o, x in zip(optimizers, (scaled, frames)))
+
+        def iterate(carry, weight: jax.Array):
+            variables, memories = carry
+            grads, (costs, misses) = jax.grad(judge, has_aux=True)(variables, weight)
+            moved = [o.update(g, m) for o, g, m in zip(optimizers, grads, memories)]
+            scaled, frames = (x + change for x, (change, _) in zip(variables, moved))
+            variables = jnp.clip(scaled, -1, 1), frames
+            metrics = {'energies': costs.mean(), 'best': costs.min(), 'misses': misses.mean()}
+            return (variables, tuple(m for _, m in moved)), metrics
+
+        weights = jnp.geomspace(*self.weights, self.iterations)
+        ((scaled, _), _), diagnostics = jax.lax.scan(iterate, begin, weights)
+        plans = space.restrict(scaled * bounds)
+        reached = energies(world_model, context, goal, space.whole(plans), self.cost)
+        diagnostics['best'] = jax.lax.cummin(diagnostics['best'])
+        return _finish(self, world_model, context, goal, plans[reached.argmin()], diagnostics)
+
+
+def _starts(planner, key: jax.Array, noise: jax.Array | None, first: jax.Array | None) -> jax.Array:
+    """Planned numbers [S, H, P] of a planner's starts: one is to do nothing, or `first`, the others
+    are random."""
+    mean, std = planner.space.start(planner.horizon)
+    mean = mean if first is None else planner.space.restrict(first)
+    if noise is None:
+        noise = jax.random.normal(key, (1, planner.horizon, planner.samples, std.shape[-1]))
+    return mean + std * jnp.moveaxis(noise[0], 1, 0).at[0].set(0.0)
+
+
 # name -> the planner of that name, with the settings that all share
 PLANNERS = {
     'cem': lambda elites, **own: CEM(elites=elites, **own),
@@ -337,6 +436,7 @@ PLANNERS = {
     'cem_adam': lambda elites, **own: CEMAdam(
         CEM(elites=elites, **own), Adam(**{**own, 'samples': 1})
     ),
+    'collocation': lambda elites, **own: Collocation(**own),
 }
 
 

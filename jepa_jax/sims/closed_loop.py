@@ -25,16 +25,26 @@ from jepa_jax.config import (
 )
 from jepa_jax.ending import FILE
 from jepa_jax.errors import GateError, SimError
-from jepa_jax.sims import evaluate, page, recordings
-from jepa_jax.sims.bench import RANDOM, Bench, episodes_of
+from jepa_jax.evals import horizon
+from jepa_jax.sims import evaluate, page, pixels, recordings
+from jepa_jax.sims.bench import PIXELS, RANDOM, Bench, episodes_of, others_of
 from jepa_jax.sims.tasks import TASKS
+from jepa_jax.sims.variation import SCENES
 from jepa_jax.studies import Stage
 from jepa_jax.workdir import lock, write_json
 
 log = logging.getLogger(__name__)
 
-# gate -> task that it is about
-NEEDS = {'nearer': 'reach', 'within_8_cm': 'reach', 'reach': 'reach', 'grasp': 'grasp'}
+# gate -> field of `evaluation` and what it must have
+REACH = {'tasks': 'reach', 'scenes': 'standard'}
+NEEDS = {
+    'nearer': REACH,
+    'within_8_cm': REACH,
+    'reach': REACH,
+    'grasp': REACH | {'tasks': 'grasp'},
+    'unseen': {'scenes': 'unseen'},
+    'over_random': {'scenes': 'unseen'},
+}
 
 
 def check(config: SimConfig, workdir: Path) -> None:
@@ -43,24 +53,29 @@ def check(config: SimConfig, workdir: Path) -> None:
     Raises:
       SimError: which, what was found and what is allowed.
     """
-    if wrong := [task for task in _tasks(config) if task not in TASKS]:
-        raise SimError(f"evaluation.tasks '{wrong[0]}': allowed are {', '.join(TASKS)}")
+    for name, table in (('tasks', TASKS), ('scenes', SCENES)):
+        if wrong := [word for word in _words(config, name) if word not in table]:
+            raise SimError(f"evaluation.{name} '{wrong[0]}': allowed are {', '.join(table)}")
     _check_planner(config.evaluation)
     for name, asked in dataclasses.asdict(config.gates).items():
-        if asked and (task := NEEDS.get(name)) and task not in _tasks(config):
-            raise SimError(
-                f'gates.{name} = {asked}: evaluation.tasks must have {task} to measure it, found '
-                f"'{config.evaluation.tasks}'"
-            )
+        for field, word in NEEDS.get(name, {}).items() if asked else ():
+            if word not in _words(config, field):
+                raise SimError(
+                    f'gates.{name} = {asked}: evaluation.{field} must have {word} to measure it, '
+                    f"found '{getattr(config.evaluation, field)}'"
+                )
+    if config.gates.over_random and not config.evaluation.random_encoder:
+        raise SimError('gates.over_random: needs evaluation.random_encoder = true to measure it')
     recordings.check(config.collection)
     _same_evaluation(config.evaluation, _read(workdir), workdir)
 
 
 def _check_planner(settings: SimEvaluationConfig) -> None:
+    others_of(settings)
     for name in ('episodes', 'judged', 'samples', 'iterations', 'elites', 'horizon', 'at_once'):
         if (value := getattr(settings, name)) < 1:
             raise SimError(f'evaluation.{name} {value}: must be at least 1')
-    for name in ('compared', 'simulator_episodes'):
+    for name in ('compared', 'untrained', 'first', 'simulator_episodes'):
         if (value := getattr(settings, name)) < 0:
             raise SimError(f'evaluation.{name} {value}: must be at least 0')
     if settings.elites > settings.samples:
@@ -75,7 +90,7 @@ def _check_planner(settings: SimEvaluationConfig) -> None:
 
 
 def stages(config: SimConfig, folder: Path) -> list[Stage]:
-    """Play, the encoder's training, the predictor's, and that of one on a random encoder."""
+    """Play, the encoder's training, the predictor's, and those of what it is compared with."""
     pretrain, posttrain = trainings(config, folder)
     place = Path(posttrain.robot.path)
 
@@ -90,6 +105,15 @@ def stages(config: SimConfig, folder: Path) -> list[Stage]:
     ]
     if config.evaluation.random_encoder:
         steps.append(Stage(RANDOM, folder / RANDOM, _on_random_encoder(posttrain)))
+    if config.evaluation.pixel_encoder:
+        shown = _on_pixels(posttrain, folder / PIXELS / 'encoder')
+
+        def show(into: Path) -> None:
+            if not into.exists():
+                pixels.save(shown, into)
+
+        steps.append(Stage('pixels', Path(shown.encoder_from), make=show))
+        steps.append(Stage(PIXELS, folder / PIXELS, shown))
     return steps
 
 
@@ -141,8 +165,27 @@ def _on_random_encoder(posttrain: ActionConditionedConfig) -> ActionConditionedC
     return dataclasses.replace(posttrain, name=f'{posttrain.name}-random', encoder_from='random')
 
 
-def _tasks(config: SimConfig) -> list[str]:
-    return [name.strip() for name in config.evaluation.tasks.split(',')]
+def _on_pixels(posttrain: ActionConditionedConfig, encoder: Path) -> ActionConditionedConfig:
+    own = dataclasses.replace(posttrain.encoder)
+    shown = dataclasses.replace(
+        posttrain, name=f'{posttrain.name}-pixels', encoder=own, encoder_from=str(encoder)
+    )
+    pixels.shape(shown)
+    return shown
+
+
+def _words(config: SimConfig, field: str) -> list[str]:
+    """Of a comma list of `evaluation`."""
+    return [name.strip() for name in getattr(config.evaluation, field).split(',')]
+
+
+def _rows(config: SimConfig) -> dict[str, tuple[str, str]]:
+    """Names of the rows of `tasks`: a task, in standard scenes, or with a word for others."""
+    return {
+        task if scenes == 'standard' else f'{task} {scenes}': (task, scenes)
+        for scenes in _words(config, 'scenes')
+        for task in _words(config, 'tasks')
+    }
 
 
 def _read(folder: Path) -> dict[str, Any]:
@@ -159,8 +202,8 @@ def measure(
     path, report = folder / FILE, _read(folder)
     report['evaluation'] = _same_evaluation(config.evaluation, report, folder)
     episodes = episodes_of(config.evaluation)
-    left = {task: _missing(report, task, episodes) for task in _tasks(config)}
-    judged = set(report.get('dynamics', ())) >= episodes.keys() & {'planner', RANDOM}
+    left = {row: _missing(report, row, episodes) for row in _rows(config)}
+    judged = set(report.get('dynamics', ())) >= episodes.keys() & {'planner', RANDOM, PIXELS}
     if judged and not any(left.values()) and 'gates' in report:
         report['gates'] = judge(config.gates, report)  # these may be asked anew
         return report
@@ -169,13 +212,21 @@ def measure(
         log.info('%s', line)
     if not judged:
         before = 'cost' in report and _cost_words(report['cost'], report['dynamics']['planner'])
-        report |= bench.judge(folder)
+        found = bench.judge(folder)
+        far = found.pop('horizon', {})
+        for task, row in far.items():
+            where = f'new scenes, the script at {task}'
+            old = report.get('horizon', {}).get(task)
+            words = horizon.words_of(where, row)
+            _say(report, words, horizon.words_of(where, old) if old else None)
+        report['horizon'] = report.get('horizon', {}) | far
+        report |= found
         _say(report, _cost_words(report['cost'], report['dynamics']['planner']), before or None)
         write_json(path, report)
     for task, names in left.items():
         if not names:
             continue
-        results = bench.play(task, names)
+        results = bench.play(*_rows(config)[task], names)
         before = report['tasks'].get(task)
         known = before['policies'] if before else {}
         known |= {name: episodes.summary() for name, episodes in results.items()}
@@ -184,7 +235,8 @@ def measure(
         _say(report, evaluate.verdict(task, row), before and evaluate.verdict(task, before))
         if 'planner' in results:
             title = f'{config.name}, {task}, simulated'
-            evaluate.plot_episodes(results['planner'], folder / f'episodes_{task}.png', title)
+            name = f'episodes_{task.replace(" ", "_")}.png'
+            evaluate.plot_episodes(results['planner'], folder / name, title)
         write_json(path, report)
     before = report.get('gates')
     report['gates'] = judge(config.gates, report)
@@ -212,7 +264,10 @@ def _same_evaluation(
       SimError: the report's were others; rows of two kinds would stand side by side.
     """
     asked = dataclasses.asdict(settings)
-    for name in ('tasks', 'random_encoder', 'simulator_episodes', 'at_once'):
+    for name in (
+        'tasks', 'scenes', 'random_encoder', 'pixel_encoder', 'planners', 'simulator_episodes',
+        'at_once',
+    ):  # fmt: skip
         del asked[name]
     before = report.get('evaluation', {})
     for name, value in asked.items():
@@ -255,6 +310,10 @@ def judge(gates: SimGatesConfig, report: Mapping[str, Any]) -> list[dict[str, An
             into[task] = summary['success']
             if task == 'reach':
                 into |= reach(summary)
+            if task.endswith(' unseen') and 'unseen' not in into:  # of the first task
+                into['unseen'] = summary['success']
+                if RANDOM in row['policies']:
+                    into['over_random'] = summary['success'] - row['policies'][RANDOM]['success']
     rows = []
     for name, asked in dataclasses.asdict(gates).items():
         if not asked:

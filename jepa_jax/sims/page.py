@@ -13,6 +13,7 @@ from jepa_jax.config import SimConfig
 POLICIES = {
     'planner': 'planner: learned features, learned predictor',
     'random_encoder': 'the same on an encoder of random weights',
+    'pixel_encoder': 'the same on pixels, patches as they are',
     'untrained': 'the same encoder, an untrained predictor',
     'simulator_learned_cost': 'the simulator as predictor, learned features',
     'simulator_pixel_cost': 'the simulator as predictor, pixels',
@@ -27,7 +28,7 @@ def write(folder: Path, config: SimConfig, report: Mapping[str, Any]) -> Path:
     settings, plays = config.evaluation, config.collection
     parts = [
         f'<h1>{html.escape(config.name)}: {html.escape(report["verdict"])}</h1>',
-        '<p>Simulated, in scenes of the same kind as the training data: this says nothing about a '
+        '<p>Simulated, by the simulator that the training data are from: this says nothing about a '
         'real robot. Success is judged at the last step of an episode; intervals are 95 % '
         "(Wilson's).</p>",
         f'<p>{plays.episodes} recordings of {plays.frames} frames, {plays.image_size} pixels; '
@@ -51,7 +52,7 @@ def write(folder: Path, config: SimConfig, report: Mapping[str, Any]) -> Path:
         parts.append(f'<h2>{html.escape(task)}</h2>')
         rows = [
             (
-                POLICIES[name],
+                POLICIES.get(name, f'other planner: {name}'),
                 f'{100 * policy["success"]:.0f} %',
                 f'{100 * policy["low"]:.0f} to {100 * policy["high"]:.0f}',
                 f'{policy["episodes"]}',
@@ -59,18 +60,18 @@ def write(folder: Path, config: SimConfig, report: Mapping[str, Any]) -> Path:
                 f'{100 * policy["distance"]:.1f}',
                 f'{policy["seconds_per_action"]:.3f}',
             )
-            for name in POLICIES
+            for name in (*POLICIES, *(n for n in row['policies'] if n not in POLICIES))
             if (policy := row['policies'].get(name))
         ]
         head = 'policy', 'success', 'interval', 'episodes', 'cm off at first', 'at last', 's/action'
-        parts += [
-            page.table(head, rows),
-            page.file(folder / f'episodes_{task}.png', f'episodes of {task}'),
-        ]
+        picture = f'episodes_{task.replace(" ", "_")}.png'
+        parts += [page.table(head, rows), page.file(folder / picture, f'episodes of {task}')]
     parts.append('<h2>Cost and predictions apart</h2>')
     parts += [f'<p>{html.escape(line)}</p>' for line in report['sentences']]
     parts += [
         page.file(folder / 'energy.png', 'energy over actions'),
+        page.file(folder / 'horizon_tasks.png', 'error of predictions over steps, by task'),
+        page.file(folder / 'horizon.png', 'error of predictions over steps'),
         page.file(folder / 'run.png', 'loss and health over the run'),
     ]
     return page.write(folder, config.name, parts)

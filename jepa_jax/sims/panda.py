@@ -45,6 +45,10 @@ class Panda:
         self._tool = self.model.site('tool').id
         self._fingers = [self.model.joint(name).qposadr[0] for name in ('left', 'right')]
         self._cube = self.model.joint('cube').qposadr[0]
+        self._things = [
+            (self.model.body(f'distractor{i}').mocapid[0], thing)
+            for i, thing in enumerate(variation.distractors)
+        ]
         self._camera = Camera(self.model, 'outside', image_size)
         self.variation = variation
         self._down = DOWN  # orientation last asked for: held, so that it does not drift
@@ -64,7 +68,14 @@ class Panda:
         yaw = Rotation.from_euler('z', turn).as_quat(scalar_first=True)
         height = CUBE[2] * self.variation.cube_scale
         self.data.qpos[self._cube : self._cube + 7] = [*cube, height, *yaw]
+        self._move_things()
         mujoco.mj_forward(self.model, self.data)
+
+    def _move_things(self, later: float = 0.0) -> None:
+        """What stands about to where it is now, or so many seconds later."""
+        for body, thing in self._things:
+            place = thing.at(self.data.time + later)
+            self.data.mocap_pos[body] = [*place, CUBE[2] * thing.scale]
 
     def solve(self, position: np.ndarray, rotation: Rotation, start: np.ndarray) -> np.ndarray:
         """Joint angles [7] that bring the tool to a position [3] and an orientation, or as near as
@@ -133,6 +144,7 @@ class Panda:
         for i in range(SUBSTEPS):
             d.ctrl[:7] = begin + min(1, (i + 1) / RAMP) * (end - begin)
             mujoco.mj_step(self.model, d)
+        self._move_things()
         mujoco.mj_forward(self.model, d)  # poses of this moment, not of the last substep's start
         if action[6] > 0 and self._held():
             closed = min(1, self.state()[6] + PRESS)
@@ -160,8 +172,9 @@ class Panda:
         mujoco.mj_setState(self.model, self.data, stored, mujoco.mjtState.mjSTATE_INTEGRATION)
         mujoco.mj_forward(self.model, self.data)
 
-    def draw(self) -> np.ndarray:
-        """What the camera sees, uint8 [image_size, image_size, 3].
+    def draw(self, later: float = 0.0) -> np.ndarray:
+        """What the camera sees, uint8 [image_size, image_size, 3]; later: what stands about is
+        drawn where it is so many seconds later.
 
         Drawn at twice the size and averaged. One machine draws the same scene alike each time;
         another may differ by a little.
@@ -169,7 +182,15 @@ class Panda:
         Raises:
           SimError: there is no OpenGL on this machine.
         """
-        return self._camera.draw(self.data)
+        if not (later and self._things):
+            return self._camera.draw(self.data)
+        self._move_things(later)
+        mujoco.mj_kinematics(self.model, self.data)
+        try:
+            return self._camera.draw(self.data)
+        finally:
+            self._move_things()
+            mujoco.mj_kinematics(self.model, self.data)
 
     def close(self) -> None:
         """Lets what is drawn go; physics and further drawing still work."""

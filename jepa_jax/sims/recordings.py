@@ -30,8 +30,9 @@ from jepa_jax.config import CollectionConfig
 from jepa_jax.data import synthetic
 from jepa_jax.errors import SimError
 from jepa_jax.sims.panda import RATE, WORKSPACE, Panda
-from jepa_jax.sims.scene import CUBE_AREA, Variation
+from jepa_jax.sims.scene import CUBE_AREA
 from jepa_jax.sims.tasks import START, TASKS, grasp_poses, place_poses, script
+from jepa_jax.sims.variation import SCENES
 from jepa_jax.workdir import write_json
 
 VERSION = 4  # part of every seed: change it with anything that changes a recording
@@ -50,6 +51,10 @@ def check(settings: CollectionConfig) -> None:
             raise SimError(f'{name} {getattr(settings, name)}: must be at least {least}')
     if settings.image_size % 2:
         raise SimError(f'image_size {settings.image_size}: must be even, as H.264 wants it')
+    if settings.scenes not in SCENES:
+        raise SimError(f"scenes '{settings.scenes}': allowed are {', '.join(SCENES)}")
+    if settings.vary and settings.scenes not in ('standard', 'moderate'):
+        raise SimError(f"vary with scenes '{settings.scenes}': it means 'moderate'; leave it out")
     shares = _shares(settings)
     if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
         raise SimError(f'shares of {", ".join(KINDS)} are {shares}: they must add up to 1')
@@ -182,7 +187,7 @@ def _claim(folder: Path, settings: CollectionConfig) -> None:
     path = folder / FILE
     own = {'version': VERSION, **dataclasses.asdict(settings)}
     if path.exists():
-        stored = json.loads(path.read_text())
+        stored = {'scenes': CollectionConfig.scenes} | json.loads(path.read_text())
         apart = [k for k in own if k != 'episodes' and stored.get(k) != own[k]]
         if apart:
             words = ', '.join(f'{k} {stored.get(k)} there, {own[k]} here' for k in apart)
@@ -199,13 +204,14 @@ def _claim(folder: Path, settings: CollectionConfig) -> None:
 
 def _record_block(folder: Path, settings: CollectionConfig, block: list[int]) -> int:
     panda = None
+    draw = SCENES['moderate' if settings.vary else settings.scenes]
     try:
         for index in block:
-            if panda is None or settings.vary:
+            drawn, _ = draw(_rng(settings, index, 'scene'))
+            if panda is None or panda.variation != drawn:
                 if panda is not None:
                     panda.close()
-                drawn = Variation.draw(_rng(settings, index, 'scene'))
-                panda = Panda(settings.image_size, drawn if settings.vary else Variation())
+                panda = Panda(settings.image_size, drawn)
             episode = record(settings, index, panda)
             frames = episode.pop('frames')
             stem = folder / _name(index)

@@ -6,14 +6,15 @@ The arm is made of primitive shapes, so that nothing has to be downloaded.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from jepa_jax.errors import SimError
 from jepa_jax.sims.drawing import mujoco
+from jepa_jax.sims.variation import SIDE, TEXTURES, texture
+from jepa_jax.sims.variation import STANDARD as STANDARD
+from jepa_jax.sims.variation import Variation as Variation
 
 TIMESTEP = 0.005  # seconds of physics
 
@@ -51,47 +52,6 @@ LIGHT_GREY, DARK_GREY = (0.92, 0.92, 0.90, 1), (0.18, 0.18, 0.20, 1)
 BLUE = (0.05, 0.25, 0.95, 1)
 
 
-@dataclasses.dataclass(frozen=True)
-class Variation:
-    """What may differ from one scene to another, for measuring how well a model generalises."""
-
-    cube_rgb: tuple[float, float, float] = (0.85, 0.10, 0.10)
-    cube_scale: float = 1.0  # of its three sides
-    light: float = 1.0  # brightness of lamp and surroundings
-    camera_turn: float = 0.0  # degrees about the vertical through the middle of the workspace
-    camera_lift: float = 0.0  # degrees up, as seen from there
-
-    def __post_init__(self):
-        for name, low, high in (
-            ('cube_scale', 0.6, 1.3),  # the open fingers take 8 cm, also from a turned cube
-            ('light', 0.1, 2.0),
-            ('camera_turn', -180.0, 180.0),
-            ('camera_lift', -20.0, 40.0),
-        ):
-            if not low <= getattr(self, name) <= high:
-                raise SimError(
-                    f'variation {name} {getattr(self, name)}: must be from {low} to {high}'
-                )
-        if len(self.cube_rgb) != 3 or not all(0 <= c <= 1 for c in self.cube_rgb):
-            raise SimError(f'variation cube_rgb {self.cube_rgb}: must be 3 numbers from 0 to 1')
-
-    @classmethod
-    def draw(cls, rng: np.random.Generator) -> Variation:
-        """A scene that differs from the standard one in everything, moderately."""
-        hue = rng.uniform(0, 6)
-        rgb = np.clip(np.abs((hue + np.array([0, 4, 2])) % 6 - 3) - 1, 0.08, 0.9)
-        return cls(
-            tuple(rgb.tolist()),
-            float(rng.uniform(0.85, 1.15)),
-            float(rng.uniform(0.7, 1.3)),
-            float(rng.uniform(-12, 12)),
-            float(rng.uniform(-6, 6)),
-        )
-
-
-STANDARD = Variation()
-
-
 def build(variation: Variation, pixels: int) -> mujoco.MjSpec:
     """The scene as MuJoCo compiles it, to be drawn with `pixels` along an edge."""
     spec = mujoco.MjSpec()
@@ -109,14 +69,46 @@ def build(variation: Variation, pixels: int) -> mujoco.MjSpec:
     _arm(spec)
     body = spec.worldbody.add_body(name='cube')
     body.add_freejoint(name='cube')
-    body.add_geom(
-        type=mujoco.mjtGeom.mjGEOM_BOX,
-        size=CUBE * variation.cube_scale,
-        density=CUBE_DENSITY,
-        rgba=(*variation.cube_rgb, 1),
-        **GRIP,
-    )
+    look = {
+        'rgba': (*variation.cube_rgb, 1),
+        **_covered(spec, 'cube', variation.cube_texture, (2, 2)),
+    }
+    _shape(body, variation.cube_shape, variation.cube_scale, density=CUBE_DENSITY, **look, **GRIP)
+    for i, thing in enumerate(variation.distractors):
+        name = f'distractor{i}'
+        body = spec.worldbody.add_body(name=name, mocap=True)
+        look = {'rgba': (*thing.rgb, 1), **_covered(spec, name, thing.texture, (2, 2))}
+        _shape(body, thing.shape, thing.scale, **look, **SEEN_ONLY)
     return spec
+
+
+def _shape(body: mujoco.MjsBody, shape: str, scale: float, **more) -> None:
+    """Adds the geoms of a shape as wide and high as the cube; fingers grasp the first."""
+    geom = mujoco.mjtGeom
+    side, _, half = CUBE * scale
+    parts = {
+        'box': ((geom.mjGEOM_BOX, (side, side, half), 0.0),),
+        'cylinder': ((geom.mjGEOM_CYLINDER, (side, half, 0), 0.0),),
+        'bottle': (
+            (geom.mjGEOM_CYLINDER, (side, 0.7 * half, 0), -0.3 * half),
+            (geom.mjGEOM_CYLINDER, (0.5 * side, 0.3 * half, 0), 0.7 * half),
+        ),
+        'plus': (
+            (geom.mjGEOM_BOX, (0.45 * side, side, half), 0.0),
+            (geom.mjGEOM_BOX, (side, 0.45 * side, half), 0.0),
+        ),
+    }
+    for kind, size, up in parts[shape]:
+        body.add_geom(type=kind, size=size, pos=(0, 0, up), **more)
+
+
+def _covered(spec: mujoco.MjSpec, name: str, pattern: str, repeat: tuple[float, float]) -> dict:
+    """What a geom needs to be covered with one of the textures; nothing for none."""
+    if not pattern:
+        return {}
+    material = spec.add_material(name=name, texrepeat=repeat)
+    material.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = pattern
+    return {'material': name}
 
 
 # contact of fingers and cube: stiff, and friction that also resists turning
@@ -148,15 +140,20 @@ def _surroundings(spec: mujoco.MjSpec, variation: Variation) -> None:
         width=128,
         height=128,
     )
-    wood = spec.add_material(name='wood', texrepeat=(6, 6))
-    wood.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = 'wood'
+    # all of them in every scene, used or not: scenes share what OpenGL holds (see drawing.py)
+    for name in TEXTURES[1:]:
+        pattern = spec.add_texture(
+            name=name, type=mujoco.mjtTexture.mjTEXTURE_2D, width=SIDE, height=SIDE, nchannel=3
+        )
+        pattern.data = texture(name).tobytes()
     world = spec.worldbody
     world.add_geom(
         type=mujoco.mjtGeom.mjGEOM_BOX,
         size=(0.5, 0.55, 0.02),
         pos=(0.4, 0, -0.02),
-        material='wood',
+        rgba=(*variation.table_rgb, 1),
         friction=(1, 0.01, 0.001),
+        **_covered(spec, 'table', variation.table_texture, (6, 6)),
     )
     world.add_geom(
         type=mujoco.mjtGeom.mjGEOM_PLANE,
@@ -166,8 +163,8 @@ def _surroundings(spec: mujoco.MjSpec, variation: Variation) -> None:
     )
     world.add_light(
         type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL,
-        pos=(0.48, 0, 2),
-        dir=(0, 0, -1),
+        pos=(0.48 + 2 * variation.lamp[0], 2 * variation.lamp[1], 2),
+        dir=(-variation.lamp[0], -variation.lamp[1], -1),
         diffuse=np.full(3, 0.6 * variation.light),
         specular=np.zeros(3),
         castshadow=True,

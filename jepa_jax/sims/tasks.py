@@ -25,10 +25,14 @@ TASKS = {
     'reach_with_object': (('target', 10),),
     'pick_and_place': (*GRASP, ('over', 6), ('lowered', 3), ('released', 2)),
 }
+# the same as long with the last goal alone shown from the start: no sub-goals are given
+FLAT = '_from_one_image'
+TASKS |= {f'{task}{FLAT}': TASKS[task] for task in ('grasp', 'pick_and_place')}
 START = np.array([[0.38, -0.20, 0.14], [0.60, 0.20, 0.36]])  # metres, where the tool starts
 LEAST = 0.12  # metres between start and goal, so that doing nothing is no success
 NEAR, HELD_NEAR, LIFT = 0.04, 0.05, 0.03  # metres, of success
 MAX_STEP = 0.075  # metres along an axis, of the script
+LATER = 2.7  # seconds: goal images show what stands about where it is then, not where it will be
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,17 +66,22 @@ class PandaEnv:
         image_size: int = 128,
         variation: Variation = STANDARD,
         pictures: bool = True,
+        shown: Variation | None = None,
     ):
         """variation: of the scene, unless `reset` names another. pictures: False runs without
-        OpenGL; observations then hold states only.
+        OpenGL; observations then hold states only. shown: the scene as goal images show it, with as
+        much in it; None: as it is.
 
         Raises:
           SimError: an unknown task.
         """
         if task not in TASKS:
             raise SimError(f"task '{task}': allowed are {', '.join(TASKS)}")
-        self.task, self.pictures = task, pictures
+        self.task, self.flat = task.removesuffix(FLAT), task.endswith(FLAT)
+        self.pictures = pictures
         self.panda = Panda(image_size, variation)
+        differs = pictures and shown not in (None, variation)
+        self._shown = Panda(image_size, shown) if differs else None
         self.goals: tuple[Subgoal, ...] = ()
         self._rng = np.random.default_rng()
         self._left = 0  # actions
@@ -84,7 +93,7 @@ class PandaEnv:
 
     @property
     def goal(self) -> Subgoal:
-        """The present goal."""
+        """The present goal, which observations show unless the task is one from one image."""
         return self.goals[self._present()]
 
     def reset(self, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
@@ -97,8 +106,8 @@ class PandaEnv:
         if options:
             raise SimError(f"option '{next(iter(options))}': allowed is variation")
         if variation != self.panda.variation:
-            self.panda.close()
-            self.panda = Panda(self.panda.image_size, variation)
+            self.close()
+            self.panda, self._shown = Panda(self.panda.image_size, variation), None
         if seed is not None:
             self._rng = np.random.default_rng(seed)
         poses = self._place(self._rng)
@@ -139,7 +148,8 @@ class PandaEnv:
 
     def close(self) -> None:
         """Lets OpenGL go."""
-        self.panda.close()
+        for panda in filter(None, (self.panda, self._shown)):
+            panda.close()
 
     def _success(self) -> bool:
         if self.task == 'grasp':
@@ -153,9 +163,10 @@ class PandaEnv:
         return min(int(np.searchsorted(ends, done, side='right')), len(self.goals) - 1)
 
     def _observe(self) -> dict[str, np.ndarray]:
-        seen = {'state': np.float32(self.panda.state()), 'goal_state': np.float32(self.goal.state)}
+        goal = self.goals[-1] if self.flat else self.goal
+        seen = {'state': np.float32(self.panda.state()), 'goal_state': np.float32(goal.state)}
         if self.pictures:
-            seen |= {'image': self.panda.draw(), 'goal_image': self.goal.image}
+            seen |= {'image': self.panda.draw(), 'goal_image': goal.image}
         return seen
 
     def _place(self, rng: np.random.Generator) -> list[np.ndarray]:
@@ -180,7 +191,12 @@ class PandaEnv:
 
     def _reach(self, name: str, steps: int, pose: np.ndarray) -> Subgoal:
         follow(self.panda, pose, steps)
-        image = self.panda.draw() if self.pictures else None
+        image = None
+        if self.pictures and self._shown:
+            self._shown.restore(self.panda.save())
+            image = self._shown.draw(LATER)
+        elif self.pictures:
+            image = self.panda.draw(LATER)
         return Subgoal(name, steps, pose, self.panda.state(), self.panda.cube(), image)
 
 

@@ -55,14 +55,14 @@ def read_config(path: pathlib.Path, stored: dict[str, Any]) -> dict[str, Any]:
     config = {**DEFAULTS, **stored}
     for key, value in FIXED.items():
         if config[key] != value:
-            raise ConvertError(f'{path}: {key} = {str(config[key])[:50]!r}, must be {value!r}')
+            raise ConvertError(f'{path}: {key} = {repr(config[key])[:50]}, must be {value!r}')
     for key in ('patch_size', 'image_size'):
         if isinstance(config[key], list) and len(set(map(str, config[key]))) == 1:
             config[key] = config[key][0]
     for key in DEFAULTS.keys() - FIXED.keys():
         if not (type(config[key]) is int and 0 < config[key] <= parts.LARGEST):
             raise ConvertError(
-                f'{path}: {key} = {str(config[key])[:50]!r}: must be a whole number up to '
+                f'{path}: {key} = {repr(config[key])[:50]}: must be a whole number up to '
                 f'{parts.LARGEST:,}'
             )
     return config

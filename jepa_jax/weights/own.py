@@ -71,7 +71,10 @@ def read(path: pathlib.Path, weights_only: bool = False, finite: bool = True) ->
     leaves = stored_leaves(folder)
     if finite:
         leaves = tables.finite(str(folder), leaves)
-    nets = read_nets(folder, leaves, nets_of(str(folder), extra))
+    nets, notes = read_nets(folder, leaves, nets_of(str(folder), extra)), ()
+    if nets.pop(f'frozen/{parts.TEACHER}', None):
+        name = extra.get('config', {}).get('teacher', 'a teacher')
+        notes = (f'distilled from {name}, which stays behind',)
     return Weights(
         path,
         'jax',
@@ -80,6 +83,7 @@ def read(path: pathlib.Path, weights_only: bool = False, finite: bool = True) ->
         {head: tuple(names) for head, names in extra.get('labels', {}).items()},
         _reads(extra),
         extra.get('origin', ''),
+        notes,
         config_file=extra.get('config_file', ''),
         fps=_fps(extra),
     )

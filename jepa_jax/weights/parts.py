@@ -149,7 +149,7 @@ PARTS: dict[str, Part] = {
 
 IMAGES = 'I'  # the version of I-JEPA's nets
 MAE, VIDEOMAE = 'MAE', 'VideoMAE'  # and of others that are no V-JEPA
-
+TEACHER = 'teacher'  # the name of a frozen net that nobody needs once its run is over
 LARGEST = 2**16  # a width, depth, frame or pixel count that a file may claim
 
 
@@ -220,7 +220,7 @@ def version_of_rope(config: Any) -> str:
         return MAE
     if not getattr(config, 'key_bias', True):
         return VIDEOMAE
-    if config.position == 'sincos':
+    if getattr(config, 'position', 'rope') == 'sincos':
         image = config.grid[0] == 0 if isinstance(config.grid, tuple) else config.tubelet == 1
         if image and config.axes == 'xy':
             return IMAGES

@@ -171,7 +171,8 @@ def take_apart(path: pathlib.Path, ignore: tuple[str, ...] = ()) -> Content:
     if DISTILLED in content and not shapes.newer(nets['target']):
         raise ConvertError(f'{path}: {DISTILLED} is of V-JEPA 2.1, and its arrays of 2.0')
     if FIRST_PROBE in content:  # V-JEPA 1's files hold one
-        content = {**content, TORCH_PROBES: [content.pop(FIRST_PROBE)]}
+        rest = {name: value for name, value in content.items() if name != FIRST_PROBE}
+        content = rest | {TORCH_PROBES: [content[FIRST_PROBE]]}
     if TORCH_PROBES in content:
         probes = content[TORCH_PROBES]
         if not isinstance(probes, list | tuple) or not probes:

@@ -151,7 +151,8 @@ def links_of(net: StoredNet, format: str) -> list[tables.Link]:
 def _write_torch(weights: Weights, dst: pathlib.Path, steps_per_epoch, progress) -> list[str]:
     nets = weights.nets
     entries = {net: entry for entry, net in tables.TORCH_NETS.items()}
-    if getattr(weights.predictor, 'out_width', 0):  # of another model's features
+    # of another model's features; the name is known of V-JEPA 2.1 alone
+    if getattr(weights.predictor, 'out_width', 0) and weights.version == '2.1':
         entries['target'] = tables.DISTILLED
     entries |= {'ac_predictor': entries['predictor'], 'probe': tables.TORCH_PROBES}
     links = {name: links_of(net, 'torch') for name, net in nets.items()}
@@ -283,7 +284,10 @@ def _hf_nets(weights: Weights, encoder: str) -> dict[str, StoredNet]:
         names = names[:1]
     if weights.encoder and hf_pixels.is_of_these(weights.encoder):
         names = names[0], 'pixel_decoder'
-    return {name: weights.nets[name] for name in names if name in weights.nets}
+    nets = {name: weights.nets[name] for name in names if name in weights.nets}
+    if getattr(weights.predictor, 'out_width', 0):  # of features that are not the encoder's
+        nets.pop('predictor', None)
+    return nets
 
 
 def _write_hf(weights: Weights, dst: pathlib.Path, encoder: str, progress) -> list[str]:

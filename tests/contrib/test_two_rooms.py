@@ -150,9 +150,8 @@ def test_a_planner_that_knows_the_rules_gets_to_the_other_room():
         def world(layout):
             return rooms.TrueRooms(layout, hold)
 
-        return rooms.play(
-            world, planner, rooms.place_of, layout, start, goal, key, hold=hold, steps=100
-        )
+        loop = rooms.Loop(world, planner, rooms.place_of, hold, 100)
+        return loop.play(layout, start, goal, key)
 
     path = np.asarray(episode(jax.random.key(0)))
     assert path.shape == (21, 2) and rooms.succeeds(path, goal)
@@ -201,10 +200,8 @@ def test_a_world_seen_through_a_function():
             return rooms.TrueRooms(layout, hold, rooms.place_of)
 
         key = jax.random.key(0)
-        play = functools.partial(rooms.play, hold=hold, steps=30, view=view)
-        return np.asarray(
-            jit(lambda: play(world, planner, rooms.place_of, layout, start, goal, key))()
-        )
+        loop = rooms.Loop(world, planner, rooms.place_of, hold, 30, view=view)
+        return np.asarray(jit(loop.play)(layout, start, goal, key))
 
     plain, doubled, half = path(None), path(lambda z: 2 * z), path(lambda z: z[..., 1:])
     assert np.linalg.norm(plain[-1] - np.asarray(goal)) < 1
@@ -249,10 +246,27 @@ def test_a_learned_distance_leads_round_the_wall():
             return rooms.TrueRooms(layout, hold)
 
         key = jax.random.key(1)
-        play = functools.partial(rooms.play, hold=hold, steps=120, view=view, kick=0.5)
-        return np.asarray(
-            jit(lambda: play(world, planner, rooms.place_of, layout, start, goal, key)[-1])()
-        )
+        loop = rooms.Loop(world, planner, rooms.place_of, hold, 120, view=view, kick=0.5)
+        return np.asarray(jit(loop.play)(layout, start, goal, key)[-1])
 
     knows, looks = end(lambda z: objective.head(head, spread(z))), end(None)
     assert looks[0] < 32 < knows[0], (looks, knows)
+
+
+def test_many_episodes_as_one_program_are_those_from_the_host_bit_for_bit():
+    """Render, encode, plan and act as one scan, scenes side by side by vmap; the same part after
+    part from the host, pictures and actions going there and back."""
+
+    def world(layout):
+        return rooms.TrueRooms(layout, 5)
+
+    planner = CEM(SPACE, Cost(2, 'all'), horizon=3, samples=16, iterations=2, elites=4)
+    loop = rooms.Loop(world, planner, rooms.place_of, 5, 20, within=True, kick=0.5)
+    keys = jax.random.split(jax.random.key(5), 6)
+    layouts, starts, goals = jax.vmap(rooms.task)(keys)
+    together = np.asarray(jit(jax.vmap(loop.play))(layouts, starts, goals, keys))
+    assert together.shape == (6, 5, 2) and len(np.unique(together[:, -1], axis=0)) == 6
+    for i in (0, 5):
+        layout = jax.tree.map(lambda a, i=i: a[i], layouts)
+        alone = loop.play_from_host(layout, starts[i], goals[i], keys[i])
+        np.testing.assert_array_equal(together[i], alone, strict=True)

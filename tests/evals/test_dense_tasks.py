@@ -242,6 +242,25 @@ def model() -> Model:
     return Model(Loaded(config, params), name='tiny')
 
 
+def test_pictures_of_2_1_go_in_as_images():
+    """By the patchifier of images, alone or in a video; not as repeated frames."""
+    config = ViTConfig(
+        24, 1, 2, patch=8, dtype=np.dtype('float32'), remat='none', rope='paired',
+        interpolate=True, modalities=True, levels=(0, 0, 0, 0),
+    )  # fmt: skip
+    image = Model(Loaded(config, jax.jit(net('encoder', config).init)(jax.random.key(0))))
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 16, 24, 3), np.uint8)
+    expected = np.asarray(image.encode(pictures[:, None])).reshape(2, 2, 3, 24)
+    options = small(pixels_baseline=False, random_baseline=False)
+    options.data.crop, options.data.frames = (16, 24), 0
+    ours = dense.encoders(image, options)['model'](pictures)
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
+    encode = propagation.Encoder(dense.clip_encoder(image), 2, 8, config.tubelet_of(1))
+    tokens = propagation.tokens_of(encode, pictures, 1, 2)
+    unit = expected / np.linalg.norm(expected, axis=-1, keepdims=True)
+    np.testing.assert_allclose(tokens, unit, rtol=0, atol=1e-5)
+
+
 def check(results, folder, main: str, n: int) -> None:
     """What every report has."""
     figure = results.results[main]

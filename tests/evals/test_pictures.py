@@ -100,6 +100,9 @@ def test_feature_picture(tmp_path):
     pictures.plot_features(frames, np.ones((4, 4, 4, 16)), tmp_path / 'b.png')
     a, b = imread(tmp_path / 'a.png'), imread(tmp_path / 'b.png')
     assert ink(tmp_path / 'a.png') > 0.3 and colourful(a) > colourful(b) + 0.1
+    both = {name: rng.standard_normal((4, 4, 4, 16)) for name in ('2.0', '2.1')}
+    pictures.plot_features(frames, both, tmp_path / 'd.png')
+    assert imread(tmp_path / 'd.png').shape[0] > a.shape[0] + 100  # a row more
     with pytest.raises(ValueError, match='8 frames cannot be shown beside 3 token times'):
         pictures.plot_features(frames, np.ones((3, 4, 4, 16)), tmp_path / 'c.png')
     with pytest.raises(ValueError, match='not finite'):

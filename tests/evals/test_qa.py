@@ -9,6 +9,8 @@ import types
 import numpy as np
 import pytest
 
+import jepa_jax
+from jepa_jax import evaluate
 from jepa_jax.config.qa import QAConfig, QuestionSetConfig
 from jepa_jax.data import synthetic
 from jepa_jax.errors import BadFile, ConfigError, InputError
@@ -24,12 +26,18 @@ class Brightness:
     """Says whether the last frame it sees is lighter than the first; without video, A. As
     `jepa_jax.load` gives it."""
 
-    config = types.SimpleNamespace(frames=FRAMES)
+    config = types.SimpleNamespace(frames=FRAMES, image_size=32)
+    encoder = types.SimpleNamespace(params={'kernel': np.zeros(2)})
+    about = predictor = ac_predictor = probe = ()
+    look = types.SimpleNamespace(config=types.SimpleNamespace(frames=FRAMES))
 
     def __init__(self, mark=0):
         tree = {'kernel': np.full(3, mark)}
         self.weights = types.SimpleNamespace(nets={'projector': types.SimpleNamespace(tree=tree)})
         self.asked = []
+
+    def answerer(self):
+        return self
 
     def ask(self, video, question, *, choices, most):
         self.asked.append((None if video is None else video[:, 0, 0, 0].tolist(), question))
@@ -39,8 +47,8 @@ class Brightness:
         if video is not None:
             assert video.dtype == np.uint8 and video.shape == (FRAMES, 32, 32, 3)
             letter = 'A' if int(video[-1].mean()) >= int(video[0].mean()) else 'B'
-        shares = tuple(float(c == letter) for c in choices)  # as narrow as a float can be
-        return types.SimpleNamespace(text=f'Answer: {letter}'[: most * 4], shares=shares)
+        likelihoods = tuple(-float(c != letter) for c in choices)
+        return types.SimpleNamespace(text=f'Answer: {letter}'[:most], likelihoods=likelihoods)
 
 
 @pytest.fixture(scope='module')
@@ -103,12 +111,15 @@ def test_a_model_that_sees_and_its_baselines(folder, tmp_path):
     assert list(got.data['left_out']) == [str(folder / 'videos/2_1.mp4')]
     said = ' '.join(got.sentences)
     assert (
-        '2 questions are left out, with all of their pairs: 1 videos' in said
+        '2 questions are left out, with what they are paired with: 1 videos' in said
         and 'V-JEPA 2' in said
         and '44.5' in said
     )
     assert 'human_object_interactions is not in the figures' in said
     assert got.outcomes['official'].tolist() == [1.0] * 6 and len(got.sources) == 6
+    page = (tmp_path / 'report.html').read_text()
+    assert page.count('data:image/jpeg') == 5 and '5 of 6, drawn at random' in page
+    assert '<td>shuffled frames</td><td>Answer: ' in page and '0 of 0, drawn' in page
     # the four conditions, of a video that two subsets ask about
     shown = [seen for seen, _ in model.asked[:8:2]]
     assert shown[0] == sorted(shown[0]) and shown[1] is None
@@ -121,7 +132,9 @@ def test_answers_are_kept_and_not_asked_for_again(folder, tmp_path, monkeypatch,
     lines = (tmp_path / qa.FILE).read_bytes().splitlines(keepends=True)
     assert len(lines) == 1 + 7 * 4
     row = json.loads(lines[1])
-    assert row['condition'] == 'video' and row['text'] == 'Answer: A' and row['likelihoods'][0] == 0
+    assert (
+        row['condition'] == 'video' and row['text'] == 'Answer: A' and row['likelihoods'] == [0, -1]
+    )
     # killed in the middle of a line
     (tmp_path / qa.FILE).write_bytes(b''.join(lines[:9]) + lines[9][:20])
     rest = Brightness()
@@ -149,6 +162,22 @@ def test_answers_are_kept_and_not_asked_for_again(folder, tmp_path, monkeypatch,
         qa.load(tmp_path / qa.FILE)
 
 
+def test_a_report_is_of_the_same_projector(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(jepa_jax, 'load', lambda name, encoder: Brightness(int(name)))
+    again = []
+    for name in '00':
+        report, model = evaluate._evaluate(config(folder), tmp_path, name, 'target')
+        again.append(len(model.asked))
+    assert again == [28, 0]  # the second time it is shown
+    assert report['results']['official, pairs']['value'] == 1
+    assert json.loads((tmp_path / 'report.json').read_text())['data']['published']['PLM-8B'] == 39.7
+    with pytest.raises(ConfigError, match='other weights, or the files have changed since'):
+        (tmp_path / 'report.json').write_text(  # as if the same name were of the same path
+            (tmp_path / 'report.json').read_text().replace('"name": "0"', '"name": "1"')
+        )
+        evaluate._evaluate(config(folder), tmp_path, '1', 'target')
+
+
 def test_what_may_be_left_out(folder, tmp_path):
     few = config(folder, likelihoods=False, blind=False, shuffled=False, one_frame=False)
     few.data.most = 2
@@ -166,8 +195,6 @@ def test_what_may_be_left_out(folder, tmp_path):
     got = qa.run(Brightness(), few, other)
     assert got.results['official'].n == 2  # one question cannot be put in either file
     assert any('p0_0: 1 placeholders' in line for line in got.data['left_out'].values())
-    with pytest.raises(ConfigError, match='the model was not trained on questions'):
-        qa.run(object(), few, tmp_path)
 
 
 def test_a_part_of_a_video_and_a_folder_of_frames(folder, tmp_path):

@@ -100,6 +100,9 @@ def test_mvp(tmp_path):
         [{**r, 'candidates': ['x', 'y'], 'answer': 'y'} for r in (row, other)]
     )
     pyarrow.parquet.write_table(rows, folder / 'mini-00000-of-00001.parquet')
+    (tmp_path / 'elsewhere').mkdir()
+    (tmp_path / 'videos').mkdir()
+    (tmp_path / 'videos/ssv2').symlink_to(tmp_path / 'elsewhere')  # where the set lies
     items, problems, notes = read('mvp', tmp_path)
     assert list(items) == [
         f'{s} {v}'

@@ -147,7 +147,7 @@ def test_sequences_are_a_function_of_seed_and_step(made):
     stream = ConversationStream(both, sight)
     assert stream.dropped == [1, 0] and all(full > 0.6 for full in stream.full)
     said = stream.describe()[0]
-    assert '41 conversations in' in said and '; 1 left out: their first answer' in said
+    assert '41 conversations in' in said and '; 1 left out: up to the first answer' in said
     hosts = read(stream, 0, 8)
     for host, again in zip(read(ConversationStream(both, sight), 5, 3), hosts[5:], strict=True):
         for name, array in host.batch.items():

@@ -15,7 +15,7 @@ from jepa_jax.models.adapter import AdapterConfig, merged
 from jepa_jax.models.decoder import LOGITS, DecoderConfig, frequencies
 from jepa_jax.models.generation import Sampling, Speaker, choose, embeddings
 from jepa_jax.sharding import make_mesh, put_batch, put_params
-from jepa_jax.weights import parts, tables
+from jepa_jax.weights import language_tables, parts, tables
 
 TINY = DecoderConfig(128, 64, 160, 2, 4, 2, 16, dtype=jnp.float32)
 QWEN = dataclasses.replace(TINY, eps=1e-6, theta=1e6, bias=True)
@@ -41,7 +41,7 @@ def golden() -> dict[str, np.ndarray]:
 def make(config: DecoderConfig):
     """The net, and parameters by the formula, through the table that reads released files."""
     net = parts.net('decoder', config)
-    links = tables.bind(tables.hf_decoder(config)[0], net.abstract)
+    links = tables.bind(language_tables.hf_decoder(config)[0], net.abstract)
     arrays = {name: tensor(name, shape, SIGMA) for name, shape in tables.expected(links).items()}
     leaves = {
         k: tables.Leaf(a.shape, a.dtype, functools.partial(np.asarray, a))

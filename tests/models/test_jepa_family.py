@@ -99,6 +99,17 @@ def test_a_stored_table_is_used_and_gets_no_gradient():
     assert not gradient['table'].any() and gradient['blocks']['attn']['qkv']['kernel'].any()
 
 
+@pytest.mark.parametrize('rescale', [True, False])
+def test_deep_blocks_start_smaller_or_do_not(rescale):
+    """I-JEPA and V-JEPA 1 draw the output layers of their blocks anew, at deviation .02."""
+    expected = 0.02 / (np.sqrt(2 * np.arange(1, 4)) if rescale else np.ones(3))
+    config = dataclasses.replace(IMAGE, rescale=rescale)
+    blocks = net('encoder', config).init(jax.random.key(0))['blocks']
+    for name, layer in (('attn', 'proj'), ('mlp', 'fc2')):
+        found = blocks[name][layer]['kernel'].std((1, 2))
+        np.testing.assert_allclose(found, expected, rtol=0.05)
+
+
 @pytest.mark.parametrize(
     'make, eps',
     [

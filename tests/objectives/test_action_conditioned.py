@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy.spatial.transform import Rotation
 from torch_fill import fill, normal
 
 from jepa_jax.data.trajectories import Trajectories
@@ -164,3 +165,29 @@ def test_the_encoder_is_frozen_or_only_kept():
     assert net is whole.frozen['encoder'] and params == 'weights'
     with pytest.raises(ValueError, match='on no device'):
         features.encoder({}, {}, {})
+
+
+def test_errors_ahead_are_those_of_rollouts_without_cached_keys():
+    """Windows of two frames that move on over predictions, states integrated by scipy; every
+    window through the predictor by itself."""
+    config = dataclasses.replace(TINY, depth=1)
+    objective, params = make(config)
+    result = batch()
+    own, copied = jit(functools.partial(objective.ahead, known=2))(params, {}, result)
+    h, actions = result.features, np.asarray(result.actions)
+    frames, states = [h[:, 0], h[:, 1]], [np.asarray(result.states[:, t]) for t in range(2)]
+    predict = jit(lambda *window: objective.predict(params['predictor'], *window)[0])
+    for k in range(2):
+        window = jnp.stack(frames[-2:], 1), actions[:, k : k + 2], np.stack(states[-2:], 1)
+        frames.append(predict(*window)[:, -1])
+        expected = jnp.abs(frames[-1] - h[:, 2 + k]).mean((1, 2))
+        np.testing.assert_allclose(own[:, k], expected, rtol=0, atol=LOSS)
+        np.testing.assert_allclose(copied[:, k], jnp.abs(h[:, 1] - h[:, 2 + k]).mean((1, 2)), 1e-6)
+        before, action = states[-1], actions[:, k + 1]
+        turned = Rotation.from_euler('xyz', action[:, 3:6]) * Rotation.from_euler(
+            'xyz', before[:, 3:6]
+        )
+        moved = before + action
+        moved[:, 3:6] = turned.as_euler('xyz')
+        moved[:, 6] = moved[:, 6].clip(0, 1)
+        states.append(moved.astype(np.float32))

@@ -42,7 +42,7 @@ def test_golden_targets_and_losses(golden_dense, monkeypatch):
         real = squared_distances
         monkeypatch.setattr(dense_video, 'squared_distances', lambda *a: real(*a) ** near)
         total, metrics = objective.loss(params, params, {}, batch, 0)
-        return total, metrics, objective.targets(params, batch.groups[0].clips)
+        return total, metrics, objective.targets(params, {}, batch.groups[0].clips)
 
     total, metrics, target = losses(1.0)
     assert_golden(golden_dense, 'target', target, 1e-4)
@@ -330,6 +330,8 @@ def test_what_a_step_is_worth():
         (lambda c: c.data.lists.pop(0), 'only images'),
         (lambda c: setattr(c.encoder, 'version', '2.0'), "encoder.version = '2.0': must be '2.1'"),
         (lambda c: setattr(c.encoder, 'position', 'sincos'), "must be 'rope' in V-JEPA 2.1"),
+        (lambda c: setattr(c, 'variance_weight', 1.0), 'variance_weight = 1.0: must be 0'),
+        (lambda c: setattr(c.predictor, 'tokens_of', 'masks'), "tokens_of = 'masks': must be"),
         (lambda c: setattr(c.data.lists[0], 'frames', 5), 'must be a multiple of encoder.tubelet'),
         (lambda c: setattr(c.image_masks[0], 'max_keep', 256), r'image_masks\[0\].max_keep = 256'),
         (lambda c: setattr(c.context_loss, 'full', 5), 'context_loss.full = 5: must be at least'),

@@ -20,6 +20,7 @@ from jepa_jax.masks.random import RandomSampler, from_noise, tubes
 from jepa_jax.models.pixel_decoder import PixelDecoder, PixelDecoderConfig
 from jepa_jax.models.tokens import MEAN, STD, sincos_table
 from jepa_jax.models.vit import ViT, ViTConfig, position_table
+from jepa_jax.nets import ONCE
 from jepa_jax.objectives.masked_pixels import MaskedPixels
 from jepa_jax.objectives.programs import masked_pixels as programs
 from jepa_jax.recipes import validate
@@ -27,6 +28,7 @@ from jepa_jax.sharding import make_mesh, put_batch, put_params
 from jepa_jax.state import TrainState
 from jepa_jax.step import make_step
 from jepa_jax.weights import tables
+from jepa_jax.weights.parts import net
 
 CLOSE = 1e-5  # of the reference page
 F32 = dict(dtype=jnp.float32, remat='none')
@@ -262,7 +264,7 @@ def test_eps_of_layer_norms():
 
 def test_bytes_are_the_pixels_they_stand_for():
     rng = np.random.default_rng(0)
-    clips = rng.integers(0, 256, (1, 2, 16, 16, 3), np.uint8)
+    clips = rng.integers(0, 256, (1, 2, 16, 16, 3), np.uint8)  # four tokens
     floats = (clips / 255 - MEAN) / STD
     for target in ('patches', 'pixels', 'cubes', 'unit_pixels'):
         one = MaskedPixels(VIDEO, VIDEO_DECODER, target=target)
@@ -276,18 +278,14 @@ def test_bytes_are_the_pixels_they_stand_for():
 
 def test_weights_start_as_mae_says():
     """Uniform, by the two widths of a product; biases 0, tokens of deviation .02."""
-    objective = MaskedPixels(MAE, MAE_DECODER, target='patches')
-    params = jax.jit(objective.init)(jax.random.key(0))
-    for kernel in (
-        params['encoder']['blocks']['attn']['qkv']['kernel'],
-        params['encoder']['patch_embed']['kernel'],
-        params['pixel_decoder']['proj']['kernel'],
-    ):
+    decoder = net('pixel_decoder', dataclasses.replace(MAE_DECODER, depth=1))
+    params = jax.jit(decoder.init, compiler_options=ONCE)(jax.random.key(0))
+    for kernel in (params['blocks']['attn']['qkv']['kernel'], params['proj']['kernel']):
         bound = np.sqrt(6 / sum(kernel.shape[-2:]))
         assert np.abs(kernel).max() <= bound
         assert np.std(kernel) == pytest.approx(bound / np.sqrt(3), rel=0.05)
-    assert not params['pixel_decoder']['proj']['bias'].any()
-    assert 0.01 < np.std(params['encoder']['class_token']) < 0.03
+    assert not params['proj']['bias'].any()
+    assert 0.01 < np.std(params['mask_token']) < 0.03
 
 
 def test_a_mesh_traces_the_same_loss():
@@ -332,6 +330,7 @@ def test_sizes_are_the_released_ones():
     assert counts['encoder'] == 85_798_656 - tables_of[0]
     assert sum(counts.values()) == 111_907_840 - sum(tables_of)
     vit = build.pixel_encoder(config('videomae'))
+    assert vit.glorot and build.pixel_encoder(config()).glorot
     assert (vit.class_token, vit.key_bias, vit.tubelet, vit.home) == (False, False, 2, (8, 14, 14))
 
 

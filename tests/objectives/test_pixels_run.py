@@ -1,34 +1,41 @@
 """A recipe of MAE, shrunk, from its command to its features."""
 
 import json
-import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 
 import jepa_jax
-from jepa_jax import cli, convert, train
+from jepa_jax import convert
 from jepa_jax.metrics import read as read_metrics
-from jepa_jax.recipes import validate
 
-CONFIG = pathlib.Path(__file__).resolve().parents[2] / 'configs/mae_vitb.py'
-
-
-@pytest.fixture(scope='module')
-def workdir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('mae')
-    config = cli.load(f'{CONFIG}:smoke')
-    config.optim.steps, config.optim.warmup = 4, 1
-    config.data.workers, config.data.lists[0].path = 0, str(folder / 'videos')
-    config.compute_dtype = 'float32'
-    config.logging.health_every = 4
-    validate(config)
-    train.train(config, str(folder / 'run'), False, False, str(CONFIG))
-    return folder / 'run'
+CONFIG = """from jepa_jax.config import DataListConfig
+from jepa_jax.released import mae_recipe
 
 
-def test_it_learns_and_is_read_again(workdir, tmp_path):
+def get_config(path):
+    c = mae_recipe('mae_vitb', 'smoke')
+    c.encoder.width, c.encoder.depth, c.encoder.patch = 24, 1, 8
+    c.data.crop, c.data.workers, c.data.lists = 32, 0, [DataListConfig(path=path)]
+    c.optim.batch, c.optim.steps, c.optim.warmup = 8, 4, 1
+    c.mesh.remat, c.compute_dtype, c.logging.health_every = 'none', 'float32', 4
+    return c
+"""
+
+
+@pytest.mark.slow
+def test_it_learns_and_is_read_again(runs, tmp_path):
+    (runs.folder / 'mae.py').write_text(CONFIG)
+    workdir = runs.workdir()
+    done = subprocess.run(
+        [sys.executable, '-m', 'jepa_jax.train', f'--config=mae.py:{runs.videos}',
+         f'--workdir={workdir}'],
+        cwd=runs.folder, env=runs.environment, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     rows = read_metrics(workdir)
     assert [row['step'] for row in rows] == [1, 2, 3, 4]
     assert rows[0]['lr'] == 0 and rows[-1]['loss'] < rows[0]['loss']
@@ -44,5 +51,5 @@ def test_it_learns_and_is_read_again(workdir, tmp_path):
         jax.tree.map(np.testing.assert_array_equal, again.params(name), weights.params(name))
     assert again.encoder == weights.encoder
     model = jepa_jax.load(workdir)
-    clip = np.random.default_rng(0).integers(0, 256, (1, 2, 64, 64, 3), np.uint8)
-    assert model.encoder(clip).shape == (1, 2 * 16, 48)
+    clip = np.random.default_rng(0).integers(0, 256, (1, 2, 32, 32, 3), np.uint8)
+    assert model.encoder(clip).shape == (1, 2 * 16, 24)

@@ -26,11 +26,14 @@ B, S, M = 4, 14, 2
 
 def make(**settings) -> tuple[Questions, dict, dict]:
     objective = Questions(VIT, PROJECTOR, LLM, LORA, **settings)
-    params = objective.init(jax.random.key(0))
-    frozen = {
-        name: net.init(jax.random.key(i)) for i, (name, net) in enumerate(objective.frozen.items())
-    }
-    return objective, jax.tree.map(lambda a: a + 0.1, params), frozen
+    params = drawn(objective.abstract)
+    frozen = {name: drawn(net.abstract) for name, net in objective.frozen.items()}
+    return objective, params, frozen
+
+
+def drawn(abstract: dict) -> dict:
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda a: rng.standard_normal(a.shape, np.float32) * 0.2, abstract)
 
 
 def batch() -> dict[str, np.ndarray]:
@@ -60,20 +63,26 @@ def test_loss_is_of_answers_alone():
     objective, params, frozen, loss = losses()
     data = batch()
     value, metrics = loss(data, 0)
-    # each conversation alone, op by op
-    clips = data['table'].reshape(B * M, 4, 16, 16, 3)
-    seen = objective.net('encoder')(frozen['encoder'], clips)
-    x = seen @ params['projector']['fc1']['kernel'] + params['projector']['fc1']['bias']
-    x = jax.nn.gelu(x, approximate=False) @ params['projector']['fc2']['kernel']
-    x = (x + params['projector']['fc2']['bias']).reshape(B, M, 2, 2, 2, 16).mean((3, 4))
-    llm = parts.net('decoder', LLM).bind(frozen['decoder'])
+    spans = (0, 7), (7, 13)
+
+    @jax.jit
+    def by_hand(params, frozen):
+        """Logarithms of the chances of all words, each conversation alone."""
+        clips = data['table'].reshape(B * M, 4, 16, 16, 3)
+        seen = objective.net('encoder')(frozen['encoder'], clips)
+        x = seen @ params['projector']['fc1']['kernel'] + params['projector']['fc1']['bias']
+        x = jax.nn.gelu(x, approximate=False) @ params['projector']['fc2']['kernel']
+        x = (x + params['projector']['fc2']['bias']).reshape(B, M, 2, 2, 2, 16).mean((3, 4))
+        llm, chances = parts.net('decoder', LLM).bind(frozen['decoder']), []
+        for m, (start, stop) in enumerate(spans):
+            words = llm.embed(data['tokens'][:, start:stop]).at[:, 1:3].set(x[:, m])
+            at = jnp.broadcast_to(jnp.arange(stop - start), words.shape[:2])
+            hidden = llm(words, at, adapter=params['adapter'], scale=2.0)
+            chances.append(jax.nn.log_softmax(llm.logits(hidden)))
+        return chances
+
     lost = [[] for _ in range(B)]
-    for m, (start, stop) in enumerate(((0, 7), (7, 13))):
-        words = llm.embed(jnp.asarray(data['tokens'][:, start:stop]))
-        words = words.at[:, 1:3].set(x[:, m])
-        at = jnp.broadcast_to(jnp.arange(stop - start), words.shape[:2])
-        hidden = llm(words, at, adapter=params['adapter'], scale=2.0)
-        chances = np.asarray(jax.nn.log_softmax(llm.logits(hidden)))
+    for (start, stop), chances in zip(spans, map(np.asarray, by_hand(params, frozen))):
         for b, p in np.argwhere(data['labels'][:, start:stop] >= 0):
             lost[b].append(-chances[b, p, data['labels'][b, start + p]])
     np.testing.assert_allclose(value, np.mean([np.mean(each) for each in lost]), atol=1e-5)
@@ -158,3 +167,21 @@ def test_flops():
     lora = AdapterConfig.of(c, 2, 4.0, 'attn/q')
     assert flops.language(c, 1, lora) - flops.language(c, 1) == 2 * 3 * 2 * (16 + 16)
     assert flops.projected(PROJECTOR, 1, False) == 2 * 8 * (2 * 24 * 16 + 3 * 16 * 16)
+
+
+def test_a_pooler_is_spread_over_a_mesh():
+    """Traced alone: every device reads its own clips."""
+    pooler = dataclasses.replace(PROJECTOR, kind='pooler', pool=1, queries=3, heads=4, depth=2)
+    objective = Questions(VIT, pooler, LLM, features=True)
+    mesh = make_mesh(2, jax.devices()[:4])
+
+    def on_mesh(leaf, spec):
+        sharding = jax.NamedSharding(mesh, spec)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    net = objective.nets['projector']
+    params = {'projector': jax.tree.map(on_mesh, net.abstract, net.specs)}
+    table = on_mesh(np.zeros((B, M, 8, 24), np.float32), jax.P(('data', 'fsdp')))
+    with jax.set_mesh(mesh):
+        seen = jax.eval_shape(lambda p, t: objective.visual(p, {}, t), params, table)
+    assert seen.shape == (B, M * 3, 16) and seen.sharding.spec[0] == ('data', 'fsdp')

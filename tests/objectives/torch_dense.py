@@ -62,7 +62,10 @@ def pick(x, ids):
 
 
 def predictor(p, x, context, target, image, *, depth, heads, side):
-    x = linear(p, 'predictor_embed.2', F.gelu(linear(p, 'predictor_embed.0', x)))
+    if 'predictor_embed.weight' in p:  # of one level
+        x = linear(p, 'predictor_embed', x)
+    else:
+        x = linear(p, 'predictor_embed.2', F.gelu(linear(p, 'predictor_embed.0', x)))
     x = torch.cat([x, p['mask_tokens.0'].expand(*target.shape, -1)], 1)
     x = x + p['img_mod_embed' if image else 'video_mod_embed']
     ids = torch.cat([context, target], 1)
@@ -73,16 +76,17 @@ def predictor(p, x, context, target, image, *, depth, heads, side):
     return linear(p, 'predictor_proj', x[:, K:]), linear(p, 'predictor_proj_context', x[:, :K])
 
 
-def loss(online, target, predict, groups, weight, image_share, encoding, predicting):
-    """groups: (clip, masks of (context, target)); the mean over each kind's masks, weighed."""
-    kinds = {True: [], False: []}
+def loss(online, target, predict, groups, weight, image_share, encoding, predicting, taught=None):
+    """groups: (clip, masks of (context, target)); the mean over each kind's masks, weighed. taught:
+    the `encoding` of a target that is a teacher: last levels alone (reference: §9.6)."""
+    kinds, kept = {True: [], False: []}, slice(-1 if taught else 0, None)
     for clip, masks in groups:
         image, side = clip.shape[2] == 1, predicting['side']
         with torch.no_grad():
-            y = [F.layer_norm(x, x.shape[-1:]) for x in encoder(target, clip, None, **encoding)]
-            y = torch.cat(y, -1)
+            y = encoder(target, clip, None, **(taught or encoding))[kept]
+            y = torch.cat([F.layer_norm(x, x.shape[-1:]) for x in y], -1)
         for context, hidden in masks:
-            x = torch.cat(encoder(online, clip, context, **encoding), -1)
+            x = torch.cat(encoder(online, clip, context, **encoding)[kept], -1)
             z, z_context = predictor(predict, x, context, hidden, image, **predicting)
             at = [torch.stack([i // side**2, i // side % side, i % side], -1).to(x.dtype)
                   for i in (context, hidden)]  # fmt: skip

@@ -13,8 +13,17 @@ from jepa_jax import poses
 from jepa_jax.models.ac_predictor import ACPredictor, ACPredictorConfig
 from jepa_jax.models.layers import standardise
 from jepa_jax.nets import Net
-from jepa_jax.planning.cem import CEM, MPPI, ActionSpace, Adam, CEMAdam, end_effector, plan
-from jepa_jax.planning.world_model import ACWorldModel, Context, Cost, Goal, energies
+from jepa_jax.planning.cem import (
+    CEM,
+    MPPI,
+    ActionSpace,
+    Adam,
+    CEMAdam,
+    Collocation,
+    end_effector,
+    plan,
+)
+from jepa_jax.planning.world_model import ACWorldModel, Context, Cost, Goal, Viewed, energies
 
 START = np.array(
     [0.58043909, -0.0020212342, 0.24755727, -3.0666156, 0.030529797, -1.9127512, 0.99697137],
@@ -117,6 +126,7 @@ PLANNERS = {
         CEM(PLANE, Cost(2), samples=64, iterations=3),
         Adam(PLANE, Cost(2), iterations=60, rate=0.02),
     ),
+    'collocation': Collocation(PLANE, Cost(2), iterations=200, rate=0.02),
 }
 
 
@@ -162,6 +172,53 @@ def test_steps_end_at_the_walls_of_a_workspace():
         end_effector(workspace=box, start=(0.5, 0, 1.2))
     with pytest.raises(ValueError, match='must be x0,x1,y0,y1,z0,z1, each pair ascending'):
         end_effector(workspace=(0.6, 0.4, *box[2:]), start=(0.5, 0, 0.5))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """f' = A f + B a, of what it is shown alone."""
+
+    A: jax.Array
+    B: jax.Array
+
+    def rollout(self, context, actions):
+        def one(frame, action):
+            frame = self.A @ frame + self.B @ action
+            return frame, frame
+
+        def roll(sequence):
+            return jax.lax.scan(one, context.features[-1, 0], sequence)[1]
+
+        return jax.vmap(roll)(actions)[:, :, None], None
+
+
+def test_collocation_solves_linear_dynamics():
+    """Against the least squares problem that numpy solves."""
+    A, B = normal(30, 3, 3) * 0.4, normal(31, 3, 2)
+    now, goal = normal(32, 1, 3), normal(33, 1, 3)
+    H = 3
+    effect = np.concatenate([np.linalg.matrix_power(A, H - 1 - h) @ B for h in range(H)], axis=1)
+    rest = goal[0] - np.linalg.matrix_power(A, H) @ now[0]
+    least = np.square(effect @ np.linalg.lstsq(effect, rest, rcond=None)[0] - rest).mean()
+    space = ActionSpace(2, (0, 1), (50.0, 50.0), (1.0, 1.0))
+    planner = Collocation(space, Cost(2), H, samples=2, iterations=400, rate=0.002)
+    context = Context(jnp.asarray(now)[None])
+    solved, found = jax.jit(planner.solve)(
+        Linear(jnp.asarray(A), jnp.asarray(B)), context, Goal(jnp.asarray(goal)), jax.random.key(0)
+    )
+    assert np.square(rest).mean() > 0.1
+    assert float(found['energy']) < least + 0.01 * np.square(rest).mean()
+    assert float(found['misses'][-1]) < 1e-3  # the frames are those that the plan leads to
+
+
+def test_collocation_refuses_predictions_seen_through_a_view():
+    seen = Viewed(Point(), lambda features: features[..., :1])
+    planner = Collocation(PLANE, Cost(2))
+    with pytest.raises(ValueError, match='the world model shows them through a view'):
+        planner.solve(seen, POINT, Goal(jnp.zeros((1, 1))), jax.random.key(0))
+    with pytest.raises(ValueError, match='weights .2, 1.: must be more than 0 and ascend'):
+        Collocation(PLANE, weights=(2, 1))
 
 
 def test_adam_after_cem_is_never_worse():

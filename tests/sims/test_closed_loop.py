@@ -13,6 +13,7 @@ from PIL import Image
 pytest.importorskip('jepa_jax.sims.panda', reason='needs MuJoCo', exc_type=ModuleNotFoundError)
 
 from jepa_jax import cli, studies  # noqa: E402
+from jepa_jax.config import SimGatesConfig  # noqa: E402
 from jepa_jax.errors import SimError  # noqa: E402
 from jepa_jax.recipes import validate
 from jepa_jax.sims import bench, closed_loop, evaluate  # noqa: E402
@@ -34,7 +35,7 @@ def train(workdir, *overrides, arg='ci', timeout=1200):
     )
 
 
-@pytest.mark.parametrize('size', ['ci', 'small', 'full'])
+@pytest.mark.parametrize('size', ['ci', 'small', 'pick', 'varied', 'varied_ci', 'full'])
 def test_stages_take_from_each_other(tmp_path, size):
     config = cli.load(f'{CONFIG}:{size}', ['study'])
     first, second = closed_loop.trainings(config, tmp_path)
@@ -71,6 +72,26 @@ def test_each_gate_closes():
         assert [row['name'] for row in rows if not row['passed']] == [name]
 
 
+def test_gates_of_unseen_scenes():
+    """They ask for the first task in those scenes, and for how far a random encoder is behind."""
+    report = report_of()
+    rows = [
+        {'success': won, 'distance': 0.1, 'start': 0.2, 'within_8_cm': 0} for won in (0.8, 0.55)
+    ]
+    policies = {'planner': rows[0], 'untrained': rows[1], 'random_encoder': rows[1]}
+    other = {'policies': dict.fromkeys(policies, rows[1])}
+    report['tasks'] = {
+        'reach seen': other,
+        'reach unseen': {'policies': policies},
+        'grasp unseen': other,
+    }
+    gates = SimGatesConfig(unseen=0.7, over_random=0.2)
+    unseen, over = closed_loop.judge(gates, report)
+    assert (unseen['measured'], unseen['untrained'], unseen['passed']) == (0.8, 0.55, True)
+    assert over['measured'] == pytest.approx(0.25) and over['passed']
+    assert not closed_loop.judge(SimGatesConfig(over_random=0.3), report)[0]['passed']
+
+
 class FakeBench:
     """Plays without a simulator; remembers what it was asked for."""
 
@@ -90,7 +111,8 @@ class FakeBench:
         Image.new('RGB', (8, 8)).save(folder / 'energy.png')
         return {'cost': cost | {'depth_over_across': 0.5}, 'dynamics': dict.fromkeys(names, moving)}
 
-    def play(self, task, names):
+    def play(self, task, kind, names):
+        assert kind == 'standard'
         self.played += names
         counts = bench.episodes_of(self.config.evaluation)
         results = {}
@@ -156,8 +178,11 @@ def test_one_command_learns_to_reach_and_then_rests(gl, tmp_path):
     assert row['success'] > max(row['untrained'], row['random'])
     assert report['cost']['energy_at_end'] < 0.5 and report['cost']['falls'] > 0.8
     page = (tmp_path / 'report.html').read_text()
-    assert page.count('data:image/png') >= 3
-    for name in ('episodes_reach.png', 'energy.png', 'run.png'):
+    far = report['horizon']
+    assert far.keys() == {'recordings', 'reach'} and len(far['reach']['ratio']) == 16
+    assert far['reach']['worth'] >= 1 and far['reach']['episodes'] == 4
+    assert page.count('data:image/png') >= 5
+    for name in ('episodes_reach.png', 'energy.png', 'run.png', 'horizon.png', 'horizon_tasks.png'):
         with Image.open(tmp_path / name) as image:
             assert min(image.size) > 200
     files = {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*') if p.is_file()}
@@ -181,6 +206,10 @@ def test_refusals(tmp_path):
         ('evaluation.elites=65', 'evaluation.elites 65: must be at most evaluation.samples 64'),
         ('evaluation.exponent=3', 'evaluation.exponent 3: allowed are 1, 2'),
         ('evaluation.max_step=0', 'evaluation.max_step 0: must be above 0'),
+        ('evaluation.scenes=standard,dark', "evaluation.scenes 'dark': allowed are standard"),
+        ('evaluation.planners=adam:8', "evaluation.planners 'adam:8': must be NAME:SAMPLESxITERAT"),
+        ('collection.scenes=dark', "scenes 'dark': allowed are standard, moderate, seen"),
+        ('gates.unseen=0.5', "evaluation.scenes must have unseen to measure it, found 'standard'"),
         ('gates.grasp=0.5', "evaluation.tasks must have grasp to measure it, found 'reach'"),
         ('collection.pick=0.5', 'they must add up to 1'),
     ):

@@ -1,6 +1,7 @@
 """Recordings: what they hold, that they do not depend on who made them, and that they resume."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 
@@ -60,6 +61,11 @@ def test_processes_and_interruptions_change_nothing(folder, tmp_path, capfd):
     assert contents(folder).items() - contents(other).items() == {
         ('collection.json', contents(folder)['collection.json'])
     }
+    # a collection of before there were kinds of scenes is one in standard scenes
+    about = json.loads((other / 'collection.json').read_text())
+    del about['scenes']
+    (other / 'collection.json').write_text(json.dumps(about))
+    assert collect(other, more) == 0
 
 
 def test_another_collection_is_not_mixed_in(folder):

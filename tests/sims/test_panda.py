@@ -208,6 +208,16 @@ def test_goals_change_when_their_actions_are_used_up():
     assert seen == [name for name, count in TASKS['grasp'] for _ in range(count)]
 
 
+def test_from_one_image_the_last_goal_is_shown_from_the_start():
+    given, flat = (PandaEnv(f'grasp{end}', pictures=False) for end in ('', '_from_one_image'))
+    (first, _), (last, _) = given.reset(seed=4), flat.reset(seed=4)
+    assert given.steps == flat.steps
+    np.testing.assert_array_equal(first['state'], last['state'])
+    np.testing.assert_array_equal(last['goal_state'], np.float32(given.goals[-1].state))
+    assert first['goal_state'][6] < 0.1 < last['goal_state'][6]  # open above it; closed on it
+    assert play(flat, oracle, 4)[1]['success']  # the script knows the way
+
+
 def test_same_seed_same_episode(gl):
     def run(seed):
         env = PandaEnv('grasp', 32)

@@ -18,6 +18,8 @@ from jepa_jax.build import ac_predictor, frame_encoder
 from jepa_jax.config import ActionConditionedConfig, RunConfig
 from jepa_jax.errors import ConfigError
 from jepa_jax.memory import GIB
+from jepa_jax.models.vit import ViTConfig
+from jepa_jax.weights.parts import net
 from tools import compiled, cost, steps
 from tools.compiled import Expected, holds_scores, objections
 from tools.hlo import Array, Collective, Program
@@ -159,8 +161,13 @@ def test_scores_are_recognised():
     assert holds_scores((528, 1536, 1536), tokens)  # padded to a kernel's blocks
     assert not holds_scores((24, 2048, 1408), tokens)
     assert not holds_scores((24, 2048, 2048 * 3), tokens)
-    assert not holds_scores((1, 1664, 1664), {1664}, {1664**2})  # a weight of ViT-G
-    assert holds_scores((26, 1664, 1664), {1664}, {1664**2})
+
+
+def test_weights_as_wide_as_a_sequence_is_long_are_no_scores():
+    """ViT-G is 1664 wide, and a mask of V-JEPA 2.1 leaves 192 + 1472 tokens."""
+    expected = Expected({'encoder': net('encoder', ViTConfig(1664, 2, 26))}, 8)
+    arrays = [Array('bf16', dims, False) for dims in ((1, 1664, 1664), (26, 1664, 1664))]
+    assert compiled.scores(arrays, {1664, 2048}, expected) == ['bf16[26,1664,1664]']
 
 
 def test_objections():

@@ -1,5 +1,7 @@
 """Files of I-JEPA and V-JEPA 1, and folders of `IJepaModel`, there and back bit for bit."""
 
+import contextlib
+import dataclasses
 import json
 
 import jax
@@ -11,10 +13,10 @@ from originals import blocks, fill, linear, norm
 
 import jepa_jax
 from jepa_jax import convert, doctor
-from jepa_jax.errors import ConvertError, InputError
+from jepa_jax.errors import ConvertError, InputError, ZooError
 from jepa_jax.models.tokens import sincos_table
 from jepa_jax.weights import parts, zoo
-from jepa_jax.weights.names import RELEASED
+from jepa_jax.weights.names import RELEASED, Released
 
 D, HIDDEN, PATCH, SIDE = 48, 24, 8, 4  # widths of encoder and predictor, pixels, patches a side
 
@@ -197,7 +199,7 @@ def theirs():
 
 
 def images(height: int, width: int) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal((2, 1, height, width, 3)).astype(np.float32)
+    return np.random.default_rng(0).uniform(-2, 2, (2, 1, height, width, 3)).astype(np.float32)
 
 
 def features(model, x: np.ndarray) -> np.ndarray:
@@ -213,14 +215,16 @@ def test_folder_of_transformers(tmp_path, theirs, capsys):
     model = jepa_jax.load(tmp_path / 'theirs')
     assert any('online' in line for line in model.about)
     assert model.config.still
-    for size in ((32, 32), (40, 24)):
-        x = images(*size)
-        result = model.embed(x, preprocess='none', normalised=True).tokens
+    for x in (images(32, 32), images(40, 24)):
+        larger = pytest.warns(UserWarning, match='40 x 24 pixels: the model was trained on at most')
+        with contextlib.nullcontext() if x.shape[2] == 32 else larger:
+            result = model.embed(x, preprocess='none', normalised=True).tokens
         np.testing.assert_allclose(result, features(theirs, x), rtol=0, atol=1e-5)
-    with pytest.raises(InputError, match='frames 4: must be 1'):
-        model.embed(np.zeros((4, 32, 32, 3), np.uint8), frames=4)
-    video = np.zeros((3, 32, 32, 3), np.uint8)
+    video = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
     assert model.embed(video, preprocess='none').clips.shape[:2] == (3, 1)  # frame by frame
+    for several, more in ((video, {'frames': 2}), (video[None, :2], {})):
+        with pytest.raises(InputError, match='frames 2: must be 1'):
+            model.embed(several, **more)
 
     convert.write(convert.read(tmp_path / 'theirs'), tmp_path / 'ours', 'hf')
     again = type(theirs).from_pretrained(tmp_path / 'ours')
@@ -294,6 +298,21 @@ def test_released_names():
     assert address == 'https://dl.fbaipublicfiles.com/jepa/vith16-384/k400-probe.pth.tar'
     names = [zoo.local_name(row) for row in RELEASED.values()]
     assert len(names) == len(set(names))  # in one folder
+
+
+def test_a_released_file_is_found_by_its_name(tmp_path, monkeypatch):
+    """Converted once; its table says pixels and frames. Another model's file is refused."""
+    monkeypatch.setenv('JEPA_JAX_CACHE', str(tmp_path))
+    row = Released('a.pth.tar', 'custom', 32, version=parts.IMAGES, folder='ijepa', patch=PATCH)
+    monkeypatch.setitem(RELEASED, 'mine', row)
+    (tmp_path / 'weights').mkdir()
+    torch.save(image_file(), tmp_path / 'weights/a.pth.tar')
+    weights = zoo.find('mine')
+    assert set(weights.nets) == {'online', 'target', 'predictor'}
+    assert weights.encoder.image_size == 32 and (tmp_path / 'weights/mine').is_dir()
+    monkeypatch.setitem(RELEASED, 'other', dataclasses.replace(row, version='1', local='a.pth.tar'))
+    with pytest.raises(ZooError, match='should be other of size custom, V-JEPA 1, holds .*I-JEPA'):
+        zoo.find('other')
 
 
 # with the table (reference: family §1.1, §2)

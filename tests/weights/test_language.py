@@ -1,6 +1,7 @@
 """Folders of language models: against `transformers`, in both forms of config.json, and an 8 B
 folder (its names and layers, tiny widths, bfloat16, several files) in and out bit for bit."""
 
+import hashlib
 import json
 import pathlib
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from jepa_jax.checkpoint import hash_arrays
 from jepa_jax.errors import ConvertError
 from jepa_jax.models.adapter import AdapterConfig
 from jepa_jax.weights import hf_files, language, parts
@@ -117,6 +119,16 @@ def test_an_8b_folder_in_and_out_bit_for_bit(tmp_path, monkeypatch):
         | {'where': '', 'stored': 'bfloat16'}, {}, None,
     )  # fmt: skip
     assert again == config
+
+
+def test_frozen_models_of_16_bits_have_a_hash():
+    """Of the bytes; that of other arrays is what it was."""
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    text = b'a float32 (2, 3) ' + array.tobytes()
+    assert hash_arrays({'a': array}) == hashlib.sha256(text).hexdigest()[:32]
+    short = array.astype(ml_dtypes.bfloat16)
+    text = b'a bfloat16 (2, 3) ' + short.tobytes()
+    assert hash_arrays({'a': short}) == hashlib.sha256(text).hexdigest()[:32]
 
 
 @pytest.mark.parametrize('kind', ['llama', 'qwen2'])

@@ -432,8 +432,8 @@ def test_the_released_table():
     assert download.SERVER == base
     names = {name: row.file for name, row in zoo.RELEASED.items()}
     assert names['ac-vitg'] == 'vjepa2-ac-vitg.pt' and names['vitg-384'] == 'vitg-384.pt'
-    probes = [row for row in zoo.RELEASED.values() if row.probe_of]
     rows = {name: row for name, row in zoo.RELEASED.items() if row.version == '2.0'}
+    probes = [row for row in rows.values() if row.probe_of]
     assert len(rows) == 11 and len(probes) == 6
     for name, row in rows.items():
         assert row.crop == (384 if 'g-384' in name else 256)
@@ -532,9 +532,11 @@ def test_names_of_the_hub_and_of_torch_hub(monkeypatch):
         with pytest.raises(ZooError, match='asked'):
             jepa_jax.load(name)
     assert asked == ['facebook/vjepa2-vitg-fpc64-384', 'some/other']
-    assert len(set(zoo.PUBLISHED)) == 8
+    assert len(set(zoo.PUBLISHED)) == 8 + 4
     assert {zoo.pinned(alias)[0] for alias in names.ALIASES} == {
-        name for name, row in zoo.RELEASED.items() if not row.probe_of
+        name
+        for name, row in zoo.RELEASED.items()
+        if not row.probe_of and row.version in ('2.0', '2.1')
     }
     released = []
     monkeypatch.setattr(zoo, '_released', lambda name, pin: released.append(name) or called(name))

@@ -11,6 +11,7 @@ from jepa_jax.sims.evaluate.judges import judge_cost as judge_cost
 from jepa_jax.sims.evaluate.judges import judge_depth as judge_depth
 from jepa_jax.sims.evaluate.judges import judge_dynamics as judge_dynamics
 from jepa_jax.sims.evaluate.judges import judge_gripper as judge_gripper
+from jepa_jax.sims.evaluate.judges import noisy_script as noisy_script
 from jepa_jax.sims.evaluate.policies import Encode as Encode
 from jepa_jax.sims.evaluate.policies import Policy as Policy
 from jepa_jax.sims.evaluate.policies import TrueSimulator as TrueSimulator

@@ -57,6 +57,7 @@ def measure(
     *,
     image_size: int = 64,
     variations: Sequence[Variation] = (STANDARD,),
+    shown: Sequence[Variation | None] = (None,),
     key: jax.Array,
     title: str = '',
     pictures: bool = True,
@@ -64,13 +65,14 @@ def measure(
     """Plays an episode for each seed, all in step, and shows a progress bar.
 
     variations: of the scenes, one after the other and again; the same seeds and variations are the
-      same episodes for every policy. pictures: False for policies that look at states only.
+      same episodes for every policy. shown: likewise, the scenes as goal images show them, see
+      PandaEnv. pictures: False for policies that look at states only.
 
     Raises:
       SimError: an unknown task, or this machine cannot draw.
     """
     envs = [
-        PandaEnv(task, image_size, variations[i % len(variations)], pictures)
+        PandaEnv(task, image_size, variations[i % len(variations)], pictures, shown[i % len(shown)])
         for i in range(len(seeds))
     ]
     shown = SHOWN if pictures else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -13,8 +14,8 @@ from jepa_jax.data.robot import actions_between
 from jepa_jax.planning.world_model import Context, Cost, Goal, WorldModel
 from jepa_jax.sims.evaluate.policies import Encode
 from jepa_jax.sims.panda import Panda
-from jepa_jax.sims.scene import CAMERA_FROM, CUBE_AREA, LOOK_AT
-from jepa_jax.sims.tasks import START, PandaEnv, oracle
+from jepa_jax.sims.scene import CUBE_AREA, STANDARD, Variation
+from jepa_jax.sims.tasks import START, PandaEnv, oracle, script
 
 HEIGHT = 0.13  # metres above the table at which the gripper is judged: over the cube, free
 
@@ -26,9 +27,10 @@ def judge_cost(
     *,
     image_size: int = 64,
     task: str = 'reach',
+    variations: Sequence[Variation] = (STANDARD,),
 ) -> dict[str, tuple[dict[str, float], np.ndarray]]:
     """Whether a cost falls as the goal comes nearer, without any world model, by each of some
-    encoders.
+    encoders. variations: of the scenes, one after the other and again.
 
     Returns, as means over episodes: `rank_correlation` (Spearman's) of the cost with the distance
     of the tool from the goal's, over the script's way there and as many random steps; `falls`,
@@ -38,10 +40,10 @@ def judge_cost(
     rng, env = np.random.default_rng(len(seeds)), PandaEnv(task, image_size)
     rows: dict[str, list] = {name: [] for name in encoders}  # correlation, falls, way by episode
     try:
-        for seed in seeds:
+        for seed, scene in zip(seeds, itertools.cycle(variations)):
             frames, apart, moving = [], [], []
             for scripted in (True, False):
-                seen, _ = env.reset(seed=seed)
+                seen, _ = env.reset(seed=seed, options={'variation': scene})
                 goal = env.goals[0]
                 for t in range(goal.steps + 1):
                     frames.append(seen['image'])
@@ -76,6 +78,7 @@ def judge_depth(
     *,
     image_size: int = 64,
     move: float = 0.01,
+    variations: Sequence[Variation] = (STANDARD,),
 ) -> dict[str, float]:
     """The cost of a move towards the camera or away from it, over the cost of a move across the
     picture, by each of some encoders: whether a planner can see how far away the tool is.
@@ -85,10 +88,10 @@ def judge_depth(
     """
     rng = np.random.default_rng(len(seeds))
     costs: dict[str, list] = {name: [] for name in encoders}
-    with Panda(image_size) as panda:
-        for _ in seeds:
+    for _, scene in zip(seeds, itertools.cycle(variations)):
+        with Panda(image_size, scene) as panda:
             middle, cube = rng.uniform(*START), rng.uniform(*CUBE_AREA)
-            sight = LOOK_AT + CAMERA_FROM - middle
+            sight = panda.data.cam_xpos[0] - middle
             right = np.cross((0, 0, 1), sight)
             directions = np.stack([sight, right, np.cross(sight, right)])
             directions *= move / np.linalg.norm(directions, axis=1, keepdims=True)
@@ -112,6 +115,7 @@ def judge_dynamics(
     *,
     image_size: int = 64,
     steps: int = 10,
+    variations: Sequence[Variation] = (STANDARD,),
 ) -> dict[str, dict[str, float]]:
     """Errors of one-step predictions in scenes that no model was trained on, under random actions.
 
@@ -122,8 +126,8 @@ def judge_dynamics(
     rng = np.random.default_rng(len(seeds))
     env, images, states = PandaEnv('reach', image_size), [], []
     try:
-        for seed in seeds:
-            seen = [env.reset(seed=seed)[0]]
+        for seed, scene in zip(seeds, itertools.cycle(variations)):
+            seen = [env.reset(seed=seed, options={'variation': scene})[0]]
             for _ in range(min(steps, env.steps)):
                 chance = np.array([*rng.uniform(-0.05, 0.05, 3), 0, 0, 0, 0])
                 seen.append(env.step(chance)[0])
@@ -170,6 +174,7 @@ def judge_gripper(
     seeds: Sequence[int],
     *,
     image_size: int = 64,
+    variations: Sequence[Variation] = (STANDARD,),
 ) -> dict[str, dict[str, float]]:
     """Whether world models know what the gripper's actions do, the tool standing still above the
     cube and the goal being another closedness.
@@ -183,8 +188,8 @@ def judge_gripper(
     ranges: dict[str, list] = {name: [] for name in worlds}
     off: dict[str, list] = {name: [] for name in worlds}
     rollout = jax.jit(lambda world, context, actions: world.rollout(context, actions)[0])
-    with Panda(image_size) as panda:
-        for _ in seeds:
+    for _, scene in zip(seeds, itertools.cycle(variations)):
+        with Panda(image_size, scene) as panda:
             cube, first = rng.uniform(*CUBE_AREA), rng.uniform()
             end = rng.integers(len(closedness))
             frames = []
@@ -209,3 +214,32 @@ def judge_gripper(
         }
         for name in worlds
     }
+
+
+def noisy_script(
+    task: str,
+    seeds: Sequence[int],
+    frames: int,
+    *,
+    image_size: int = 64,
+    variations: Sequence[Variation] = (STANDARD,),
+    noise: float = 0.02,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures uint8 [E, frames, H, W, 3] and states [E, frames, 7] of episodes in which the script
+    works on a task, with noise of so many metres; where it is done it stays about the last goal."""
+    rng, env, images, states = np.random.default_rng(len(seeds)), PandaEnv(task, image_size), [], []
+    try:
+        for seed, scene in zip(seeds, itertools.cycle(variations)):
+            seen, _ = env.reset(seed=seed, options={'variation': scene})
+            panda, poses = env.panda, [g.pose for g in env.goals for _ in range(g.steps)]
+            rows = [(seen['image'], seen['state'])]
+            for t in range(frames - 1):
+                action = script(panda.state(), poses[min(t, len(poses) - 1)])
+                action[:3] += rng.normal(0, noise, 3)
+                panda.act(action)
+                rows.append((panda.draw(), np.float32(panda.state())))
+            for into, row in zip((images, states), zip(*rows)):
+                into.append(np.stack(row))
+    finally:
+        env.close()
+    return np.stack(images), np.stack(states)

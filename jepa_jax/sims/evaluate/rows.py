@@ -80,7 +80,7 @@ def verdict(task: str, row: Mapping[str, Any]) -> str:
 
     others = ', '.join(f'{k} {share(v)}' for k, v in row.items() if k not in OWN)
     return (
-        f'{task} (simulated, the scene of the training data): {share(row["success"])} of '
+        f'{task} (simulated): {share(row["success"])} of '
         f'{row["episodes"]:.0f} episodes end well ({share(row["low"])} to {share(row["high"])}), '
         f'{100 * row["distance"]:.1f} cm off from {100 * row["start"]:.1f}; {others}'
     )

@@ -1,0 +1,51 @@
+"""A small student of a small teacher, on the main job's videos, and what the teacher is worth.
+
+    python -m jepa_jax.train --config=configs/tiny_distill.py        # of the bundled encoder `tiny`
+    python -m jepa_jax.train --config=configs/tiny_distill.py --config.teacher=runs/tiny
+    python -m jepa_jax.train --config=configs/tiny_distill.py:salt   # a teacher, on pixels
+    python -m jepa_jax.train --config=configs/tiny_distill.py:study  # all of it, compared
+
+The student is narrower than its teacher and has fewer blocks; the teacher is a run of
+configs/tiny.py, or the one that comes with the package, `tiny`. `:salt` trains a teacher of that
+shape on masked pixels (SALT). `:study` trains the student with teachers and without, six runs and a
+quarter of an hour on two cores, and says what came of it: docs/training.md; there a teacher is
+`--config.student.teacher=runs/tiny`. `tiny_distill.py:smoke` is a minute, `:study,smoke` six.
+"""
+
+import dataclasses
+
+from jepa_jax import cli
+from jepa_jax.config import DistillationConfig, MaskedVideoConfig, parse_arg
+from jepa_jax.recipes import smoke
+
+
+def get_config(arg: str = '') -> MaskedVideoConfig | DistillationConfig:
+    phase, small = parse_arg(arg, 'distill', 'salt', 'study')
+    runs = {'distill': student(), 'salt': salt()}
+    if small:
+        runs = {name: smoke(c) for name, c in runs.items()}
+    if phase == 'study':
+        return DistillationConfig(
+            name='tiny_distill-study' + '-smoke' * small, student=runs['distill'], salt=runs['salt']
+        )
+    return runs[phase]
+
+
+def student() -> MaskedVideoConfig:
+    c = cli.load('tiny')
+    c.name = 'tiny_distill'
+    c.teacher, c.teacher_encoder = 'tiny', dataclasses.replace(c.encoder)
+    c.encoder.width, c.encoder.depth, c.encoder.heads = 64, 3, 4
+    c.optim.steps, c.optim.warmup = 300, 30
+    # of so short a run a few hundredths, as that of the main job is of its; half-life 23 steps
+    c.optim.momentum = c.optim.final_momentum = 0.97
+    return c
+
+
+def salt() -> MaskedVideoConfig:
+    c = cli.load('tiny')
+    c.name = 'tiny_distill-salt'
+    c.target, c.loss_exponent = 'pixels', 2.0
+    c.optim.steps = 1000
+    c.optim.momentum = c.optim.final_momentum = 0.99
+    return c
