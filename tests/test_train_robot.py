@@ -66,8 +66,6 @@ def test_the_smoke_config_trains_once(tmp_path):
     page = (run / 'report.html').read_text()
     # curves, horizon, two clips, features and guesses
     assert page.count('data:image/png') == 1 + 1 + 2 + 2 * 2 * 3
-        page.count('data:image/png') == 1 + 1 + 2 + 2 * 2 * 3
-    )  # curves, horizon, clips, features, guesses
     assert 'what is predicted of them, clip 1' in page and 'actions: +' in page
     # four steps are worth nothing at any horizon: the recordings are 24 frames long, 3 are known
     far = report['horizon']['recordings']
