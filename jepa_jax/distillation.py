@@ -21,8 +21,8 @@ from typing import Any
 
 from jepa_jax.config import MaskedVideoConfig
 from jepa_jax.config.distillation import DistillationConfig
+from jepa_jax.ending import FILE
 from jepa_jax.errors import ConfigError
-from jepa_jax.report import FILE
 from jepa_jax.studies import Stage
 from jepa_jax.workdir import lock, write_json
 
