@@ -18,7 +18,7 @@ import numpy as np
 from jepa_jax.evals import Figure
 from jepa_jax.evals.intervals import mean_of_shares, wilson
 from jepa_jax.language.items import HIDDEN, Answer, Item
-from jepa_jax.language.rules import RULES, Verdict, likeliest
+from jepa_jax.language.rules import OTHER, RULES, Verdict, likeliest
 
 CHOICE = 'choice'
 
@@ -164,8 +164,6 @@ def _figure(
 def _constant(items: Sequence[Item], verdicts: Sequence[Verdict]) -> list[bool]:
     """Of groups of several, whether all of it was answered with the same choice."""
     picked = {item.id: v.picked for item, v in zip(items, verdicts)}
-    return [
-        len({picked[item.id] for item in group}) == 1
-        for group in members(items).values()
-        if len(group) > 1
-    ]
+    groups = [group for group in members(items).values() if len(group) > 1]
+    said = [{picked[item.id] for item in group} for group in groups]
+    return [len(each) == 1 and each != {OTHER} for each in said]

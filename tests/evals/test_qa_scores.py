@@ -36,6 +36,8 @@ def test_pairs_as_mvp_counts_them():
     found = figures(items, ['A'] * 6, 'pairs')
     assert found['official'] == 0.5 and found['official, pairs'] == 0
     assert found['official, pairs answered alike'] == 1
+    found = figures(items, ['?'] * 6, 'pairs')  # no choice at all
+    assert found['official, pairs answered alike'] == 0 and found['official, no rule matched'] == 1
 
 
 def test_videos_as_temporalbench_counts_them():
