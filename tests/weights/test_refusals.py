@@ -180,7 +180,7 @@ INTEGERS = torch.ones(96, dtype=torch.int32)
         ('encoder', lack('norm.bias'), ['norm.bias is missing']),
         ('predictor', lack('mask_tokens.1'), ['mask_tokens.1 is missing']),
         ('encoder', lack('patch_embed.proj.weight'), ['patch_embed', 'missing']),
-        ('encoder', put(PREFIX + 'cls_token', torch.ones(1, 1, 96)), ['cls_token is not known']),
+        ('encoder', put(PREFIX + 'dist_token', torch.ones(1, 1, 96)), ['dist_token is not known']),
         ('encoder', put(PREFIX + 'blocks.0.norm3.bias', torch.ones(96)), ['norm3', 'not known']),
         ('predictor', put(PREFIX + 'predictor_norm.bias', torch.ones(47)), ['[47]', '[48]']),
         ('encoder', put(PREFIX + QKV, torch.ones(96, 96)), ['[96, 96]', '[288, 96]']),

@@ -314,6 +314,7 @@ def test_without_a_network_the_error_says_what_goes_where(tmp_path):
         'JEPA_JAX_CACHE': str(tmp_path),
         'JEPA_JAX_WEIGHTS_URL': 'http://127.0.0.1:9/',
     }
+    (tmp_path / 'x.mp4').touch()
     code = (
         'import sys; from jepa_jax import embed; '
         "sys.argv = ['embed', '--model', 'vitg-384', '--input', 'x.mp4', '--out', 'x.npz']; "
