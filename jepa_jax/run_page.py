@@ -162,9 +162,8 @@ def _data(
     waited = [row for row in records if 'data_wait_s' in row and not row.get('compile_s')]
     if waited:
         mean = sum(row['data_wait_s'] for row in waited) / len(waited)
-        whole = sum(row['data_wait_s'] + row['step_s'] + row['overhead_s'] for row in waited) / len(
-            waited
-        )
+        parts_of = ('data_wait_s', 'step_s', 'overhead_s')  # rows of old runs lack the last
+        whole = sum(row.get(key, 0.0) for row in waited for key in parts_of) / len(waited)
         parts.append(
             page.paragraph(
                 f'A step waited {mean:.3g} s of {whole:.3g} s for its batch, on average.'

@@ -211,6 +211,13 @@ def test_what_to_type_next(tmp_path):
     assert lines[-1] == f'jepa report {tmp_path}'
 
 
+def test_rows_of_old_runs_are_enough():
+    row = {'step': 1, 'loss': 0.5, 'data_wait_s': 0.5, 'step_s': 1.5, 'data/tried': 8.0}
+    assert '<p>A step waited 0.5 s of 2 s for its batch, on average.</p>' in run_page._data(
+        [row], None, {}
+    )
+
+
 class Plot:
     def __call__(self, records, path, title, bands):
         self.bands = bands
