@@ -100,7 +100,7 @@ def _run(config: QuestionsStudyConfig, path: Path, encoder: str, seed: int) -> Q
 
 def _questions(config: QuestionsStudyConfig, folder: Path) -> None:
     """Writes conversations: without pictures, of captions alone, of all kinds."""
-    videos = synthetic.ensure('synthetic').parent
+    videos = _videos(config)
     folder.mkdir(parents=True, exist_ok=True)
     link = folder / 'videos'
     if not link.exists():
@@ -115,6 +115,13 @@ def _questions(config: QuestionsStudyConfig, folder: Path) -> None:
         rows = [json.loads(line) for line in file]
     lines = [json.dumps({'conversations': row['conversations']}) for row in rows[:4000]]
     (folder / 'words.jsonl').write_text('\n'.join(lines) + '\n')
+
+
+def _videos(config: QuestionsStudyConfig) -> Path:
+    """The self-made set that is large enough."""
+    few = synthetic.COUNTS['synthetic_few']
+    enough = max(counts(config.clips)) <= few['train'] and config.test_clips <= few['test']
+    return synthetic.ensure('synthetic_few' if enough else 'synthetic').parent
 
 
 # --- Scoring --------------------------------------------------------------------------------------
@@ -212,7 +219,7 @@ def _report(config: QuestionsStudyConfig, folder: Path) -> None:
     path = folder / FILE
     stored = json.loads(path.read_text()) if path.exists() else {}
     table: dict[str, Any] = stored.get('qa', {})
-    videos = synthetic.ensure('synthetic').parent
+    videos = _videos(config)
     items = self_made.items('test', videos, config.test_clips, KINDS)
     shape = _run(config, folder / 'questions/all.jsonl', 'random', 0)  # as all runs have it
     clips = {item.media: views(shape, item, config.seed) for item in items}
