@@ -244,7 +244,7 @@ def _report(config: QuestionsStudyConfig, folder: Path) -> None:
                 for label, figure in found.items()
                 if label.startswith(qa_scores.CHOICE)
             }
-        row['said'] = {item.id: said[SEEN][item.id] for item in _shown(items)}  # for the page
+        row['said'] = {item.id: said[SEEN][item.id] for item in _shown(items, said[SEEN])}
         table[name] = row
         write_json(path, {**stored, 'qa': table})
         log.info('%s: %s', name, _words(row))
