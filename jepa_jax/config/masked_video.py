@@ -180,9 +180,6 @@ def _against_collapse(config: MaskedVideoConfig) -> Iterator[str]:
     for name, usual in vars(AgainstCollapseConfig()).items():
         if (value := getattr(c, name)) != usual and name not in MEANT[c.method]:
             yield f"{field}.{name} = {value}: means nothing with method '{c.method}'"
-    if c.method != 'ema' and (config.teacher or config.target != 'features'):
-        what = f"teacher = '{config.teacher}'" if config.teacher else f"target = '{config.target}'"
-        yield f"{what}: goes with {field}.method = 'ema' alone, found '{c.method}'"
     if c.method != 'ema' and config.variance_weight:
         yield f"variance_weight = {config.variance_weight}: must be 0 with method '{c.method}'"
     if not variants:
