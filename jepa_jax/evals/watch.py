@@ -51,6 +51,7 @@ class Judge:
     out: TextIO
     lines: int = 0
     alarms: int = 0
+    stopped: bool = False  # by SIGTERM
 
     def file(self, path: str, state: list) -> None:
         """One line about a file."""
@@ -114,7 +115,7 @@ def run(model, config: AnomalyConfig, workdir: Path, place: str) -> None:
         crop = normality.crop_of(model, config)
         judge = Judge(expects, model.predictor is not None, config, crop, detector, out)
         try:
-            with _terminated():
+            with _terminated(judge):
                 watch(judge, place)
         except KeyboardInterrupt:
             print('stopped', file=sys.stderr)
@@ -137,10 +138,12 @@ def _way(place: str):
 
 
 @contextlib.contextmanager
-def _terminated() -> Iterator[None]:
-    """SIGTERM is KeyboardInterrupt, as SIGINT is."""
+def _terminated(judge: Judge) -> Iterator[None]:
+    """SIGTERM is KeyboardInterrupt, as SIGINT is. Where Python drops exceptions, in callbacks of
+    the garbage collector, the judge's next step ends it."""
 
     def stop(number, frame):
+        judge.stopped = True
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, stop)
@@ -158,7 +161,7 @@ def _folder(judge: Judge, place: str) -> None:
     an earlier watch, unchanged, are not judged again."""
     done = _judged(Path(judge.out.name))
     seen: dict[str, tuple[list, float]] = {}  # state, and since when
-    while True:
+    while not judge.stopped:
         for path in _files(place):
             try:
                 status = os.stat(path)
@@ -174,6 +177,7 @@ def _folder(judge: Judge, place: str) -> None:
                 judge.file(path, state)
                 done[path] = state
         time.sleep(POLL)
+    raise KeyboardInterrupt
 
 
 def _files(place: str) -> Iterator[str]:
@@ -235,6 +239,8 @@ def _stream(judge: Judge, descriptor: int, name: str) -> None:
             if isinstance(item, BadFile):
                 judge.say(source=name, error=str(item))
                 continue
+            if judge.stopped:
+                raise KeyboardInterrupt
             count += 1
             if (count - 1) % step:
                 continue

@@ -426,6 +426,27 @@ def expected(model, config, folder, path) -> dict[str, np.ndarray]:
     return Detector.load(folder / anomaly.DETECTOR, known).scores(shown.errors, shown.features)
 
 
+def test_a_signal_in_a_callback_is_not_lost(finished, model, tmp_path, monkeypatch):
+    """What is raised while garbage is collected, Python drops; so the watch looks for itself."""
+    _, folder, config = finished
+
+    class Last:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)  # the signal's handler runs here
+
+    def files(place):
+        Last()
+        yield from ()
+
+    dropped = []
+    monkeypatch.setattr(sys, 'unraisablehook', dropped.append)
+    monkeypatch.setattr(watch, 'POLL', 0.01)
+    monkeypatch.setattr(watch, '_files', files)
+    watch.run(model, config, folder, str(tmp_path))
+    assert [one.exc_type for one in dropped] == [KeyboardInterrupt]
+
+
 def test_files_that_arrive(finished, model, tmp_path, monkeypatch):
     """A half-written file is waited for, a bad one is a line, SIGTERM ends it; started again it
     judges nothing twice."""
