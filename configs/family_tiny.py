@@ -17,9 +17,9 @@ from jepa_jax.recipes import STUDIES, Study
 
 STUDIES['family'] = Study(
     config='jepa_jax.config.family:FamilyConfig',
-    check='jepa_jax.contrib.family:check',
-    stages='jepa_jax.contrib.family:stages',
-    report='jepa_jax.contrib.family:report',
+    check='jepa_jax.family:check',
+    stages='jepa_jax.family:stages',
+    report='jepa_jax.family:report',
 )
 
 

@@ -163,9 +163,9 @@ STUDIES: dict[str, Study] = {
     ),
     'video_questions': Study(
         config='jepa_jax.config.questions_study:QuestionsStudyConfig',
-        check='jepa_jax.contrib.video_questions:check',
-        stages='jepa_jax.contrib.video_questions:stages',
-        report='jepa_jax.contrib.video_questions:report',
+        check='jepa_jax.video_questions:check',
+        stages='jepa_jax.video_questions:stages',
+        report='jepa_jax.video_questions:report',
     ),
 }
 

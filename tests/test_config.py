@@ -485,7 +485,7 @@ def test_describe_of_the_released_recipe_compares_nothing():
     text = '\n'.join(describe.masked_video(config))
     assert 'ends inside its warm-up' in text
     assert '0.000206 at the last' in text  # 2.0625e-4, reference: vjepa2 §5.3
-    assert 'EMA momentum 1 at the end: half-life inf steps' in text
+    assert 'EMA momentum 1 at the end: the target no longer follows' in text
 
 
 def test_a_part_may_narrow_a_rule_of_what_it_extends(monkeypatch):

@@ -52,7 +52,7 @@ FLOORS = (
         'objectives.image_programs',
     ),
     ('looks', 'run_page', 'ending', 'studies'),
-    ('sims', 'contrib', 'distillation'),
+    ('sims', 'contrib', 'distillation', 'family', 'video_questions'),
     (
         'train',
         'evaluate',

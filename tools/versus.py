@@ -236,8 +236,10 @@ class Side:
         self._process = subprocess.Popen(
             [sys.executable, '-m', __spec__.name, task, side, str(folder)],
             env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
-            text=True, preexec_fn=cores and (lambda: os.sched_setaffinity(0, cores)),
+            text=True,
         )  # fmt: skip
+        if cores:  # not in the child before it starts: that would fork a process with threads
+            os.sched_setaffinity(self._process.pid, cores)
 
     def __enter__(self) -> Side:
         return self

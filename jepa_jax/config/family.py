@@ -1,4 +1,4 @@
-"""The study of the family: see jepa_jax.contrib.family."""
+"""The study of the family: see jepa_jax.family."""
 
 from dataclasses import dataclass, field
 
@@ -12,7 +12,7 @@ class FamilyConfig(StudyConfig):
     """Members of the family side by side, for the same FLOPs."""
 
     study: str = 'family'
-    members: str = ''  # keys of jepa_jax.contrib.family.MEMBERS, with commas between; empty: all
+    members: str = ''  # keys of jepa_jax.family.MEMBERS, with commas between; empty: all
     steps: int = 1000  # of V-JEPA 2; the others as many as cost the same
     seeds: int = 1  # runs of each member
     videos: str = 'synthetic'  # the main job's, or synthetic_few

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from jepa_jax import page
 from jepa_jax.errors import BadFile
-from jepa_jax.evals import Results, own_page
+from jepa_jax.evals import Results
 from jepa_jax.evals.qa_scores import Scored
 from jepa_jax.language.items import Answer, Item
 
@@ -40,7 +41,7 @@ def write(
     parts = [
         f'<h1>{html.escape(title)}</h1>',
         *(f'<p>{html.escape(line)}</p>' for line in results.sentences),
-        own_page.table(
+        page.table(
             ('', 'value', '95 % interval', 'n'),
             [
                 (name, f'{f.value:.3f}', f'{f.low:.3f} to {f.high:.3f}', str(f.n))
@@ -55,10 +56,7 @@ def write(
             parts.append(f'<p>{min(len(own), SHOWN)} of {len(own)}, drawn at random.</p>')
             order = np.random.default_rng(seed).permutation(len(own))[:SHOWN]
             parts += [_question(own[i], answers, look) for i in order]
-    (folder / 'report.html').write_text(
-        f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f'<style>{own_page.STYLE}pre{{white-space:pre-wrap}}</style>\n' + '\n'.join(parts) + '\n'
-    )
+    page.write(folder, title, parts)
 
 
 def _question(
@@ -67,7 +65,7 @@ def _question(
     try:
         frames = look(item)
         even = np.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).round().astype(int)
-        picture = own_page.strip(frames[even])
+        picture = page.strip(frames[even])
     except BadFile as error:
         picture = html.escape(str(error))
     rows = [(name, known[item.id].text, *_shares(item, known[item.id])) for name, known in
@@ -77,7 +75,7 @@ def _question(
     return (
         f'<h3>{html.escape(item.id)}</h3><p>{picture}</p><pre>{html.escape(item.question)}</pre>'
         f'<p>Right: <b>{html.escape(item.choices[item.answer])}</b>, {html.escape(right)}</p>'
-        + own_page.table(('shown', 'said', *names), rows)
+        + page.table(('shown', 'said', *names), rows)
     )
 
 

@@ -5,11 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jepa_jax import recipes
+from jepa_jax import family, recipes
 from jepa_jax.config.family import FamilyConfig
-from jepa_jax.contrib import family
-from jepa_jax.contrib.family import MEMBERS, member, members, step_flops
 from jepa_jax.errors import ConfigError
+from jepa_jax.family import MEMBERS, member, members, step_flops
 
 
 def test_members_cost_the_same():

@@ -165,7 +165,8 @@ def test_antialias_equals_torch(size, mode):
     resize(frames, [crop], out, flip=True, antialias=True, bicubic=mode == 'bicubic')
     window = frames[:, 5:53, 3:43].transpose(0, 3, 1, 2)
     expected = torch.nn.functional.interpolate(
-        torch.from_numpy(window).float(), size, mode=mode, antialias=True
-    )
-    expected = expected.numpy().clip(0, 255).transpose(0, 2, 3, 1)[:, :, ::-1]
-    assert abs(out - expected).max() <= 1  # Pillow rounds twice
+        torch.from_numpy(window), size, mode=mode, antialias=True
+    )  # of bytes, which torch and Pillow round and clip after either axis
+    expected = expected.numpy().transpose(0, 2, 3, 1)[:, :, ::-1]
+    off = abs(out.astype(int) - expected)  # weights are whole numbers of another size there
+    assert off.max() <= 2 and off.mean() < 0.1
