@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 import torch
 from small_run import rows
 
@@ -37,6 +38,7 @@ def run(runs, workdir):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_frames_of_videos(runs, tmp_path):
     workdir = runs.workdir()
     done = run(runs, workdir)

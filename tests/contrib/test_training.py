@@ -2,10 +2,12 @@
 
 import jax
 import numpy as np
+import pytest
 
 from jepa_jax.contrib import options
 
 
+@pytest.mark.slow
 def test_trainings_together_are_those_alone():
     option = options.OPTIONS['rollout-1']
     objective = options.objective_of(option, 16, 1)

@@ -367,7 +367,6 @@ def test_the_teacher_of_a_run_is_the_one_that_it_keeps(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_a_run_keeps_its_teacher_and_resumes_bit_for_bit(runs, tmp_path):
     """The teacher is gone when the run is resumed; its copy has the bits it had."""
     above = runs.finished()
