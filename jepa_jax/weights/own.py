@@ -73,8 +73,8 @@ def read(path: pathlib.Path, weights_only: bool = False, finite: bool = True) ->
         leaves = tables.finite(str(folder), leaves)
     nets, notes = read_nets(folder, leaves, nets_of(str(folder), extra)), ()
     # of a distilled encoder; a user's objective may freeze a net of that name, too
-    if name := extra.get('config', {}).get('teacher'):
-        nets.pop(f'frozen/{parts.TEACHER}', None)
+    name = extra.get('config', {}).get('teacher')
+    if name and nets.pop(f'frozen/{parts.TEACHER}', None):
         notes = (f'distilled from {name}, which stays behind',)
     return Weights(
         path,
