@@ -350,7 +350,11 @@ def questions(config: QuestionsConfig, rows: int) -> Activations:
     held.features += 2 * rows * places * p.tokens * p.width * FLOAT
     inner, shared = c.heads * c.head_dim, c.kv_heads * c.head_dim
     block = compute * (2 * inner + 2 * shared + 3 * c.hidden + 4 * c.width)  # of a token
-    kept = {'full': 0, 'dots': compute * (2 * c.width + inner + 2 * shared + 2 * c.hidden)}
+    kept = {
+        'full': 0,
+        'attention': compute * inner + FLOAT * c.heads,
+        'dots': compute * (2 * c.width + inner + 2 * shared + 2 * c.hidden),
+    }
     held.saved += length * c.depth * (compute * c.width + kept.get(config.mesh.remat, 2 * block))
     # of the loss: some logits three times, the head whole, and where it is trained its gradient
     head = c.vocabulary * c.width * compute
@@ -372,6 +376,11 @@ def _input(c, compute: int, stream: int) -> float:
     return stream * c.width
 
 
+def _attended(c, compute: int, stream: int) -> float:
+    """Bytes a token of a block's input and of what attention gives, with a number for each head."""
+    return (stream + compute) * c.width + FLOAT * c.heads
+
+
 def _products(c, compute: int, stream: int) -> float:
     """Bytes a token of a block's input and of its products with weights."""
     return stream * c.width + compute * (5 * c.width + c.width * c.mlp_ratio)
@@ -388,4 +397,5 @@ def _everything(c, compute: int, stream: int) -> float:
     return FLOAT * 6 * c.width + compute * (7 * c.width + 4 * c.width * c.mlp_ratio)
 
 
-KEPT = {'full': _input, 'dots': _products, 'none': _everything}  # by mesh.remat
+# by mesh.remat
+KEPT = {'full': _input, 'attention': _attended, 'dots': _products, 'none': _everything}

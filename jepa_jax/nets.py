@@ -22,9 +22,20 @@ PRODUCT, ATTENTION = 'product', 'attention'
 # half the speed.)
 ONCE = {'xla_backend_optimization_level': 1}
 
+_named_attention = jax.checkpoint_policies.save_only_these_names(ATTENTION)
+
+
+def _attention_alone(primitive, *inputs, **parameters) -> bool:
+    """The policy that keeps what attention gives; cuDNN's call names nothing, so it is known by its
+    primitive (held by tests/tools/test_lowered.py)."""
+    kernel = primitive.name.startswith('dot_product_attention_fwd')
+    return kernel or _named_attention(primitive, *inputs, **parameters)
+
+
 # what the backward pass may keep from a block's forward pass instead of computing it again
 REMAT = {
     'full': jax.checkpoint_policies.nothing_saveable,
+    'attention': _attention_alone,
     # by name: a policy for all products would keep rope's on TPUs, too
     'dots': jax.checkpoint_policies.save_only_these_names(PRODUCT),
     'none': jax.checkpoint_policies.everything_saveable,

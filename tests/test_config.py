@@ -65,7 +65,7 @@ BAD = [
     ({'compute_dtype': 'float16'}, "compute_dtype = 'float16'", 'bfloat16, float32'),
     ({'mask_sampler': 'random'}, "mask_sampler = 'random'", 'static, single, reference'),
     ({'optim.schedule': 'cosine'}, "'cosine'", 'did you mean half_cosine?'),
-    ({'mesh.remat': 'half'}, "mesh.remat = 'half'", 'full, dots, none'),
+    ({'mesh.remat': 'half'}, "mesh.remat = 'half'", 'full, attention, dots, none'),
     ({'name': 'runs/mine'}, "name = 'runs/mine'", 'without slashes'),
     ({'optim.steps': '10'}, "optim.steps = '10'", 'of type int, found str'),
     ({'optim.steps': 10.0}, 'optim.steps = 10.0', 'of type int, found float'),

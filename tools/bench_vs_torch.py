@@ -26,6 +26,7 @@ import sys
 from typing import Any
 
 from jepa_jax import cli
+from jepa_jax.memory import KEPT
 
 from . import versus
 
@@ -52,6 +53,11 @@ FULL: dict[str, list[dict[str, Any]]] = {
     'convert': [{}],
     DATA: [{}],
 }
+ON_GPU: dict[str, list[dict[str, Any]]] = {
+    'step': [{'config': 'configs/vitl.py', 'crop': 0, 'frames': 0, 'batch': 24}],
+    'features': [{'clips': 8}],
+    'plan': [{'budget': 'published'}],
+}
 SMALL: dict[str, list[dict[str, Any]]] = {
     'step': [{'config': 'configs/tiny.py:smoke', 'crop': 0, 'frames': 4, 'batch': 2}],
     'features': [{'size': 'tiny', 'frames': 4, 'crop': 64}],
@@ -65,7 +71,8 @@ SMALL: dict[str, list[dict[str, Any]]] = {
 
 def bench(
     tasks: list[str], small: bool, original: str, rounds: int, threads: int, platform: str,
-    dtype: str, remat: str, sides: list[str] | None, json_file: str | None,
+    dtype: str, remat: str, sides: list[str] | None, patience: float | None,
+    json_file: str | None,
 ) -> None:  # fmt: skip
     """Runs comparisons one after the other; the file is written anew after each.
 
@@ -77,14 +84,15 @@ def bench(
     results: dict[str, Any] = {'platform': platform, 'threads': threads, 'rounds': rounds}
     for name in tasks or FULL:
         rows = results[name] = []
-        for options in (SMALL if small else FULL)[name]:
+        sizes = SMALL if small else FULL | (ON_GPU if platform == 'gpu' else {})
+        for options in sizes[name]:
             if name == DATA:
                 rows.append(bench_data.bench(**options, rounds=rounds))
             else:
                 given = {**options, 'dtype': dtype, 'original': original, 'remat': remat}
                 rows.append(versus.measure(
                     TASKS[name], given, peers=sides, rounds=rounds, threads=threads,
-                    platform=platform,
+                    platform=platform, patience=patience,
                 ))  # fmt: skip
             if json_file:
                 pathlib.Path(json_file).write_text(json.dumps(results, indent=2) + '\n')
@@ -136,7 +144,9 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add('tasks', nargs='*', type=task, metavar='WHAT', help=f'{", ".join(FULL)} (all)')
     add('--small', action='store_true', help='tiny sizes, to see whether it works')
     add('--original', default='', metavar='DIR', help='a checkout of the original (none)')
-    add('--remat', choices=('full', 'dots', 'none'), default='none', help='of our step (none)')
+    add('--remat', choices=sorted(KEPT), default='none', help='of our step (none)')
+    add('--patience', type=float, metavar='SECONDS',
+        help='for a side of theirs to get ready, compiling included (any)')  # fmt: skip
     add('--sides', nargs='+', metavar='SIDE', help="theirs, such as 'torch, compiled' (all)")
     common(parser)
 

@@ -30,19 +30,22 @@ from typing import Any
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SECONDS = 520  # of all parts together
 SIZES = ('vitl', 'vitg')
+REMAT = {'vits': 'attention'}  # other than the recipe's
 CLOSE = 0.03  # by which attention in bfloat16 may differ from float32, of the largest value
 BATCHES = (256, 192, 128, 96, 64, 48, 32, 24, 16, 8, 4, 2, 1)
 Add = Callable[..., None]  # figures of a part, written at once
 
 # name -> seconds that it may take, of SECONDS; what earlier parts leave over goes to the next
 PARTS = {
-    'machine': 30, 'attention': 90, 'step_vitl': 90, 'step_vitg': 95, 'plan': 95, 'run': 60,
-    'embed': 60,
+    'machine': 25, 'attention': 35, 'step_vitg': 85, 'step_vits': 60, 'run': 70, 'plan': 75,
+    'step_vitl': 65, 'embed': 95,
 }  # fmt: skip
+# by name alone
+MORE = {'step_beside': 180}
 
 VIDEOS = 16
 RUN = """
-from configs import {name}
+from configs import {name}  # the folder that the command is run in
 from jepa_jax.config import DataListConfig
 
 
@@ -108,6 +111,8 @@ def attention(add: Add, tiny: bool) -> None:
 
     from jepa_jax.models.attention import attend, choose
 
+    host = jax.devices('cpu')[0]  # where nothing is tuned, and products are exact
+
     def plain(q, k, v):
         precision = jax.lax.Precision.HIGHEST
         scores = jnp.einsum('bqhc,bkhc->bhqk', q, k, precision=precision) * q.shape[-1] ** -0.5
@@ -137,12 +142,11 @@ def attention(add: Add, tiny: bool) -> None:
             row: dict[str, Any] = {'chosen': choose(jax.default_backend(), q.dtype, N, S, C)}
             kernel = with_gradients(attend)
             ours = kernel(q, k, v, g)
-            one = [a[:1].astype(jnp.float32) for a in (q, k, v, g)]
-            pairs = zip(ours, with_gradients(plain)(*one), strict=True)
-            gaps = [
-                float(jnp.abs(a[:1].astype(jnp.float32) - b).max() / jnp.abs(b).max())
-                for a, b in pairs
-            ]
+            one = [jax.device_put(a[:1].astype(jnp.float32), host) for a in (q, k, v, g)]
+            gaps = []
+            for a, b in zip(ours, with_gradients(plain)(*one), strict=True):
+                a = jax.device_put(a[:1].astype(jnp.float32), host)
+                gaps.append(float(jnp.abs(a - b).max() / jnp.abs(b).max()))
             row['difference'] = dict(zip(('out', 'dq', 'dk', 'dv'), gaps))
             row['seconds'] = {
                 'forward': _seconds(jax.jit(attend), q, k, v),
@@ -177,6 +181,7 @@ def _config(size: str, tiny: bool) -> Any:
 
     config = cli.load(str(ROOT / f'configs/{size}.py'))
     config.mesh.fsdp = config.optim.accumulate = 1
+    config.mesh.remat = REMAT.get(size, config.mesh.remat)
     for config.optim.batch in (8,) if tiny else BATCHES:
         needed = estimate(config)['total'] * GIB
         if not device_memory() or needed <= FILLED * device_memory():
@@ -191,7 +196,7 @@ def step(size: str, add: Add, tiny: bool) -> None:
     config, full = _config('tiny' if tiny else size, tiny), []
     while True:
         try:
-            row = bench(config, steps=2 if tiny else 8, warmup=1 if tiny else 2)
+            row = bench(config, steps=2 if tiny else 4, warmup=1)
             break
         except Exception as error:  # jax has no class of its own for it
             if 'RESOURCE_EXHAUSTED' not in str(error) or config.optim.batch == 1:
@@ -223,21 +228,32 @@ def plan(add: Add, tiny: bool) -> None:
     choose the same elites, then at the published one in bfloat16."""
     gpu = () if tiny else ('--platform=gpu', '--threads=8')
     part = ('--samples=16', '--iterations=2', '--rounds=1')
-    add(agreement=_tool('bench_plan', '--budget=reach', *part, *gpu))
+    # nothing is timed here: no product has to be tuned
+    untuned = {} if tiny else {'XLA_FLAGS': '--xla_gpu_autotune_level=0'}
+    add(agreement=_tool('bench_plan', '--budget=reach', *part, *gpu, environment=untuned))
     if not tiny:
-        published = ('--budget=published', '--dtype=bfloat16', '--rounds=3')
+        published = ('--budget=published', '--dtype=bfloat16', '--rounds=2')
         add(published=_tool('bench_plan', *published, *gpu))
 
 
-def _tool(name: str, *options: str) -> dict[str, Any]:
+def step_beside(add: Add, tiny: bool) -> None:
+    """A training step of ViT-L beside plain PyTorch, eager, compiled and with checkpointing."""
+    options = ['--platform=gpu', '--dtype=bfloat16', '--remat=full', '--rounds=4', '--threads=8']
+    options += ['--patience=110', '--sides', 'torch', 'torch, checkpointing', 'torch, compiled']
+    if tiny:
+        options = ['--small', '--rounds=1', '--sides', 'torch']
+    add(**_tool('bench_vs_torch', 'step', *options))
+
+
+def _tool(name: str, *options: str, environment: Mapping[str, str] = {}) -> dict[str, Any]:
     """The JSON of a tool in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / 'figures.json'
-        _command(f'tools.{name}', *options, f'--json={path}')
+        _command(f'tools.{name}', f'--json={path}', *options, environment=environment)
         return json.loads(path.read_text())
 
 
-def _command(module: str, *options: str) -> str:
+def _command(module: str, *options: str, environment: Mapping[str, str] = {}) -> str:
     """What a command of ours printed, log and all.
 
     Raises:
@@ -245,7 +261,7 @@ def _command(module: str, *options: str) -> str:
     """
     done = subprocess.run(
         [sys.executable, '-m', module, *options],
-        cwd=ROOT, capture_output=True, text=True, check=False,
+        cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ['nothing on stderr']
@@ -259,7 +275,7 @@ def run(add: Add, tiny: bool) -> None:
 
     from jepa_jax.data import synthetic
 
-    name, steps = ('tiny', 8) if tiny else ('vitl', 14)
+    name, steps = ('tiny', 8) if tiny else ('vitl', 12)
     batch = 8 if tiny else _batch_without_a_device(name)
     with tempfile.TemporaryDirectory() as place:
         folder = pathlib.Path(place)
@@ -373,8 +389,8 @@ def _part(command: Sequence[str], limit: float) -> tuple[str, str]:
 
 def _one(name: str, path: pathlib.Path, tiny: bool) -> None:
     """In the process of its own."""
-    functions = {f.__name__: f for f in (machine, attention, plan, embed, run)}
-    functions |= {f'step_{size}': functools.partial(step, size) for size in SIZES}
+    functions = {f.__name__: f for f in (machine, attention, plan, embed, run, step_beside)}
+    functions |= {f'step_{size}': functools.partial(step, size) for size in (*SIZES, 'vits')}
     figures: dict[str, Any] = {}
 
     def add(**more: Any) -> None:
@@ -412,7 +428,7 @@ def main(argv: list[str] | None = None) -> int:
     add('--out', default='gpu.json', metavar='FILE', type=pathlib.Path, help='(%(default)s)')
     add('--parts', default=','.join(PARTS), metavar='NAME,NAME', help='(%(default)s)')
     add('--seconds', type=float, default=SECONDS, metavar='N', help='for all (%(default)s)')
-    add('--part', choices=PARTS, help=argparse.SUPPRESS)
+    add('--part', choices=PARTS | MORE, help=argparse.SUPPRESS)
     add('--missing', type=pathlib.Path, metavar='DIR', help='the wheels there that are needed here')
     options = parser.parse_args(argv)
     if options.missing:
@@ -421,15 +437,15 @@ def main(argv: list[str] | None = None) -> int:
     if options.part:
         _one(options.part, options.out, options.tiny)
         return 0
-    if unknown := set(options.parts.split(',')) - set(PARTS):
-        parser.error(f'--parts {sorted(unknown)[0]}: allowed are {", ".join(PARTS)}')
+    if unknown := set(options.parts.split(',')) - set(PARTS | MORE):
+        parser.error(f'--parts {sorted(unknown)[0]}: allowed are {", ".join(PARTS | MORE)}')
     out = options.out.absolute()
 
     def command(name: str, path: pathlib.Path) -> list[str]:
         small = ['--tiny'] if options.tiny else []
         return [sys.executable, '-m', 'tools.gpu_suite', '--part', name, '--out', str(path), *small]
 
-    parts = {name: PARTS[name] for name in options.parts.split(',')}
+    parts = {name: (PARTS | MORE)[name] for name in options.parts.split(',')}
     begun = time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())
     return 0 if suite(out, parts, command, options.seconds, tiny=options.tiny, begun=begun) else 1
 

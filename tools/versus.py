@@ -13,6 +13,7 @@ import importlib
 import json
 import os
 import pathlib
+import select
 import statistics
 import subprocess
 import sys
@@ -75,11 +76,13 @@ def measure(
     rounds: int = 5,
     threads: int = 2,
     platform: str = 'cpu',
+    patience: float | None = None,
 ) -> dict[str, Any]:
     """Runs the task `MODULE:NAME` and prints its table; the figures, JSON-ready.
 
     peers: names of sides; None: all that the options allow (`original`, a checkout, for those whose
-    name starts with it).
+    name starts with it). patience: seconds that a side of theirs may take to get ready, compiling
+    included; None: any.
 
     Raises:
       BenchError: our side failed, or all of the others did. Sides that disagree are among the
@@ -104,7 +107,8 @@ def measure(
             for side in (OURS, *chosen):
                 sides[side] = Side(name, side, folder, platform, threads)
                 try:
-                    sides[side].told = sides[side].hear()  # before the next one starts
+                    # before the next one starts
+                    sides[side].told = sides[side].hear(None if side == OURS else patience)
                 except BenchError as error:
                     sides.pop(side).close()
                     if side == OURS:
@@ -247,12 +251,15 @@ class Side:
     def __exit__(self, *_) -> None:
         self.close()
 
-    def hear(self) -> dict[str, Any]:
+    def hear(self, patience: float | None = None) -> dict[str, Any]:
         """What it says next.
 
         Raises:
-          BenchError: it ended; its last line of stderr is in the message.
+          BenchError: it ended; its last line of stderr is in the message. Or it said nothing for
+            `patience` seconds.
         """
+        if not select.select([self._process.stdout], [], [], patience)[0]:
+            raise BenchError(f'{self.side}: not ready after {patience:g} s')
         if line := self._process.stdout.readline():
             return json.loads(line)
         status = self._process.wait()

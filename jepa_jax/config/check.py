@@ -166,7 +166,7 @@ RULES: dict[type, dict[str, Rule | OneOf]] = {
     parts.EmaOptimConfig: {'momentum': BELOW_ONE, 'final_momentum': SHARE},
     parts.MeshConfig: {
         'fsdp': Rule(lambda v: 0 <= v <= MAX_FSDP, f'from 1 to {MAX_FSDP}, or 0 to choose'),
-        'remat': OneOf(('full', 'dots', 'none')),
+        'remat': OneOf(('full', 'attention', 'dots', 'none')),
     },
     parts.CheckpointsConfig: {'every': POSITIVE, 'keep': POSITIVE, 'keep_every': NOT_NEGATIVE},
     parts.LoggingConfig: {

@@ -209,7 +209,8 @@ class MeshConfig:
 
     # at most 128; `data` takes the remaining devices; 0: as few as memory allows
     fsdp: int = 1
-    # what the backward pass recomputes: full | dots | none, the fastest where memory is no concern
+    # what the backward pass does not compute again: full, nothing but each block's input is kept |
+    # attention, and what attention gives | dots, and products with weights | none, everything
     remat: str = 'full'
 
 

@@ -203,6 +203,7 @@ def _splash(q, k, v, *, causal, lengths, segments, interpret: bool = False):
         block_sizes=splash.BlockSizes(
             block_q=bq, block_kv=bk, block_q_dkv=bq, block_kv_dkv=bk, block_q_dq=bq, block_kv_dq=bk
         ),
+        residual_checkpoint_name=ATTENTION,
         interpret=interpret,
     )
 
@@ -312,7 +313,7 @@ def attend(
         # float32 means float32 on accelerators too, where products are coarser unless asked
         with jax.default_matmul_precision('highest' if q.dtype == np.float32 else None):
             out = compute(q, k, v, **masks)
-        return checkpoint_name(out, ATTENTION) if chosen == 'xla' else out
+        return checkpoint_name(out, ATTENTION) if chosen in ('xla', 'blockwise') else out
 
     operands = q, k, v, {'lengths': lengths, 'segments': segments}
     if jax.sharding.get_abstract_mesh().empty:

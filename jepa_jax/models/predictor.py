@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jepa_jax.models.layers import INIT_STD, Block, LayerNorm, Linear, block_sharding
+from jepa_jax.models.layers import INIT_STD, Block, LayerNorm, Linear, block_sharding, gelu
 from jepa_jax.models.rope import angles
 from jepa_jax.models.vit import (
     EPS,
@@ -140,7 +140,7 @@ class Predictor(nnx.Module):
         B, M = target_ids.shape
         x = context
         if c.levels > 1:
-            x = jax.nn.gelu(gather(self.fuse)(x), approximate=False)
+            x = gelu(gather(self.fuse)(x))
         x = gather(self.embed)(x).astype(jnp.float32)
         token = self.mask_tokens[str(mask_index % c.mask_tokens)][...]
         # attention knows no order, so the original's sorting by id and back is left out

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jepa_jax.models.layers import Linear, block_sharding
+from jepa_jax.models.layers import Linear, block_sharding, gelu
 from jepa_jax.models.pooler import AttentivePooler, PoolerConfig
 from jepa_jax.sharding import VECTORS, Rules, batch_spec, gather
 
@@ -80,7 +80,7 @@ class Projector(nnx.Module):
         c, B = self.config, len(x)
         if c.kind == 'pooler':
             return gather(self.out)(self.pooler(x, spread=True))
-        x = gather(self.fc2)(jax.nn.gelu(gather(self.fc1)(x), approximate=False))
+        x = gather(self.fc2)(gelu(gather(self.fc1)(x)))
         if c.pool == 1:
             return x
         (t, h, w), p, spec = c.grid, c.pool, batch_spec(x)

@@ -338,7 +338,7 @@ def test_a_recipe_of_the_users_own(tmp_path, capsys):
     assert result['gib']['parameters, moments, averages'] == 3 * weights / GIB
     assert result['gib']['kept for the backward pass'] == 4 * 8 * 24 / GIB
     status, result = price(tmp_path, '--what=remat', '--config.mesh.fsdp=2')
-    assert status == 0 and result.keys() == {'full', 'dots', 'none'}
+    assert status == 0 and result.keys() == {'full', 'attention', 'dots', 'none'}
     assert result['full']['flops'] == result['full']['model_flops']
     status, _ = price(tmp_path, '--devices=2')
     assert status == 1 and 'goes with --what memory' in capsys.readouterr().err

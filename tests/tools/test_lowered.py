@@ -7,12 +7,17 @@ from jepa_jax import cli
 from tools import lowered
 
 
-def test_step_in_bfloat16_for_a_gpu():
+def small():
     config = cli.load('configs/vitg.py')
     config.encoder.width, config.encoder.depth, config.encoder.heads = 128, 2, 2
     config.predictor.width, config.predictor.depth, config.predictor.heads = 64, 2, 2
     config.optim.batch, config.data.crop = 2, 128
     del config.masks[1:]
+    return config
+
+
+def test_step_in_bfloat16_for_a_gpu():
+    config = small()
     result = lowered.read(*lowered.lower(config))
     # every product takes bfloat16, the gradients' too: none in float32, by name or otherwise
     assert list(result['products']) == ['bf16 x bf16 -> bf16'] and not result['float32_products']
@@ -23,6 +28,14 @@ def test_step_in_bfloat16_for_a_gpu():
     }
     assert result['donated_arrays'] == result['state_arrays'] > 100
     assert not result['scores']
+
+
+def test_attention_may_be_kept():
+    """mesh.remat=attention: cuDNN's kernel is called once forward and once backward."""
+    config = small()
+    config.mesh.remat = 'attention'
+    calls = lowered.read(*lowered.lower(config))['attention_calls']
+    assert calls == {'__cudnn$fmhaSoftmax': 1 + 2, '__cudnn$fmhaSoftmaxBackward': 2}
 
 
 def test_what_should_not_be_is_found():

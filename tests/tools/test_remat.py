@@ -20,14 +20,16 @@ def test_kept_and_computed_again(monkeypatch):
     with monkeypatch.context() as gpu:  # a CPU has a `none` of its own
         gpu.setattr(nets, 'platform', lambda: 'gpu')
         rows = policies(config, jax.devices()[:2])
-    assert list(rows) == ['full', 'dots', 'none']
+    assert list(rows) == ['full', 'attention', 'dots', 'none']
     largest = max(programs(config, 2), key=lambda program: program.total)
     pairs = [(m.context.shape[1], m.target.shape[1]) for m in largest.shapes.groups[0].masks]
     inputs = sum(3 * k * 96 + 2 * (k + m) * 48 for k, m in pairs)
     assert rows['full']['kept_bytes_per_device'] == inputs * 4 * 8  # float32, clips a device
+    # and with the weights of a softmax, which are computed again, what they give
+    assert rows['attention']['kept_bytes_per_device'] == 2 * inputs * 4 * 8
     kept = [row['kept_bytes_per_device'] for row in rows.values()]
     flops = [row['flops'] for row in rows.values()]
-    assert kept == sorted(kept) and len(set(kept)) == 3
+    assert kept == sorted(kept) and len(set(kept)) == 4
     assert flops == sorted(flops, reverse=True) and flops[-1] == largest.total
     optim = dataclasses.replace(config.optim, accumulate=2)
     halves = trace(dataclasses.replace(config, optim=optim), jax.devices()[:2])
