@@ -47,6 +47,7 @@ class Scale:
     keep_every: int
     workers: tuple[int, int]  # on a host: pretraining, cooldown
     smoke_accumulate: int = 1  # of trials, as they were when the first of them were stored
+    remat: str = 'full'
 
 
 def _large(size: str) -> Scale:
@@ -57,7 +58,8 @@ def _large(size: str) -> Scale:
 
 def _ours(size: str) -> Scale:
     # 5.25e-4 at 3,072 clips, scaled by the square root of the batch, which suits Adam; not measured
-    return Scale(size, 256, 60_000, 3_000, 3e-5, 1.5e-4, 3_000, 1000, 0, (8, 8), 2)
+    # beside a small encoder the predictor's attention is most of a step (docs/performance.md)
+    return Scale(size, 256, 60_000, 3_000, 3e-5, 1.5e-4, 3_000, 1000, 0, (8, 8), 2, 'attention')
 
 
 SCALES = {
@@ -97,6 +99,7 @@ def recipe(name: str, arg: str, *phases: str, crop: int = 256) -> MaskedVideoCon
     c.optim.weight_decay = c.optim.final_weight_decay = 0.04
     c.optim.ipe_scale = 1.25
     c.mesh.fsdp = c.optim.accumulate = 0  # chosen by devices and memory
+    c.mesh.remat = scale.remat
     c.checkpoints.every, c.checkpoints.keep_every = scale.every, scale.keep_every
     if phase == 'cooldown':
         c.data.frames = 64
