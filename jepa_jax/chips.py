@@ -33,6 +33,12 @@ CHIPS = {
     'NVIDIA L40S': Chip(362e12),
 }
 
+# short names -> JAX's
+TPUS = {'v4': 'TPU v4', 'v5e': 'TPU v5 lite', 'v5p': 'TPU v5', 'v6e': 'TPU v6 lite'}
+GPUS = {
+    'a100': 'NVIDIA A100-SXM4-80GB', 'h100': 'NVIDIA H100 80GB HBM3', 'h200': 'NVIDIA H200',
+}  # fmt: skip
+
 
 def peak_flops(kind: str, dtype: str) -> float | None:
     """FLOP/s of a device of that kind for products of `dtype`; None where no figure is known."""

@@ -4,6 +4,8 @@
     python -m tools.cost --config=configs/ac_vitg.py --what memory --devices 8
     python -m tools.cost --config=configs/vitg.py --what remat --topology v5p:4x4x4
     python -m tools.cost --config=configs/vitg.py --then configs/vitg_384.py
+    python -m tools.cost --what run --config=configs/vitg.py --then configs/vitg_384.py \\
+        --chip v5p --devices 512 --mfu 0.5 --price 4.2
 
 Nothing is read from the config's lists and no array is made. --topology: for a slice of TPUs, by
 libtpu (`pip install 'jepa_jax[tpu]'`; no TPU is needed), else for the devices of this machine. Of a
@@ -16,6 +18,9 @@ memory, stores scores of all pairs of tokens, or communicates what it should not
 memory: an estimate by counting; docs/scale.md says how near it comes.
 remat: what each policy of mesh.remat keeps and computes again, by tracing (tools/traced.py):
 seconds where compiling takes minutes.
+run: hours, chip hours and money of a whole run, and of its cooldown, by arithmetic: model FLOPs
+over the chip's published peak times an MFU that you state, as measured (docs/performance.md) or
+hoped for.
 --then: the config of a cooldown at a higher resolution; which share of FLOPs the two save against
 all clips at the cooldown's size.
 """
@@ -32,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from jepa_jax import cli
+from jepa_jax.chips import CHIPS, GPUS, TPUS
 from jepa_jax.config import RunConfig
 from jepa_jax.errors import ConfigError
 
@@ -151,6 +157,22 @@ def saved(config: RunConfig, then: str) -> dict[str, Any]:
     return {'flops': spent, 'flops_at_the_last_size': whole, 'saved': share}
 
 
+def whole_run(
+    configs: list[RunConfig], chip: str, devices: int, mfu: float, price: float
+) -> dict[str, Any]:
+    """Prints what runs take together: `devices` chips at a share `mfu` of their peak, `price` an
+    hour of one; 0: not asked for."""
+    peak = CHIPS[(TPUS | GPUS)[chip]].flops
+    flops = sum(math.prod(_flops_and_clips(config)) for config in configs)
+    chip_hours = flops / (peak * mfu) / 3600
+    hours = chip_hours / devices
+    text = f'{flops:.3g} FLOPs on {devices} {chip} of {peak / 1e12:.0f} TFLOP/s at MFU {mfu:.0%}: '
+    text += f'{hours:,.1f} hours, {chip_hours:,.0f} chip hours'
+    print(text + (f', {chip_hours * price:,.0f} at {price:g} an hour' if price else ''))
+    result = {'flops': flops, 'hours': hours, 'chip_hours': chip_hours}
+    return result | ({'money': chip_hours * price} if price else {})
+
+
 def _flops_and_clips(config: RunConfig) -> tuple[float, int]:
     """FLOPs of a clip, and clips of the run."""
     from . import steps
@@ -184,6 +206,9 @@ def run(
     json_file: str | None,
     hlo_file: str | None,
     decode: float,
+    chip: str | None,
+    mfu: float,
+    price: float,
 ) -> None:
     """The tool: prints, and writes what it is asked to.
 
@@ -191,12 +216,20 @@ def run(
       CostError: something in `compiled.objections`.
     """
     del workdir, config_file
-    if devices < 1 or devices > 1 and (what != 'memory' or topology):
+    if devices < 1 or devices > 1 and (what not in ('memory', 'run') or topology):
         raise ConfigError(
             f'--devices {devices}: must be at least 1, and goes with --what memory, in place of '
-            '--topology'
+            '--topology, and with --what run'
         )
-    if then:
+    if what == 'run':
+        if chip is None or not 0 < mfu <= 1:
+            raise ConfigError(
+                f'--what run --chip {chip} --mfu {mfu:g}: needs a chip, and an MFU above 0, at '
+                'most 1'
+            )
+        runs = [config, *([cli.load(then)] if then else [])]
+        result = whole_run(runs, chip, devices, mfu, price)
+    elif then:
         result = saved(config, then)
     elif what == 'memory':
         result = memory(config, topology, devices)
@@ -215,11 +248,22 @@ def run(
 
 def _options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add('--what', choices=('step', 'memory', 'remat'), default='step', help='see above')
+    add('--what', choices=('step', 'memory', 'remat', 'run'), default='step', help='see above')
     add('--topology', metavar='KIND:AxB[xC]', help='a TPU slice, such as v5p:4x4x4 (this machine)')
-    add('--devices', type=int, default=1, metavar='N', help='for --what memory (%(default)s)')
+    add('--devices', type=int, default=1, metavar='N', help='for --what memory, run (%(default)s)')
     measured = 'clips/s/core by `jepa bench-data --list LIST`; 0: not known (%(default)s)'
     add('--decode', type=float, default=0.0, metavar='X', help=measured)
+    add('--chip', choices=sorted(TPUS | GPUS), help='for --what run (none)')
+    add(
+        '--mfu', type=float, default=0.0, metavar='X', help='for --what run, as 0.4 (must be given)'
+    )
+    add(
+        '--price',
+        type=float,
+        default=0.0,
+        metavar='X',
+        help='an hour of a chip, in any money (none)',
+    )
     add('--then', metavar='FILE[:ARG]', help='the config of a cooldown: what the two save (none)')
     add('--json', dest='json_file', metavar='FILE', help='write the figures there (no file)')
     add('--hlo', dest='hlo_file', metavar='FILE', help='write the compiled program there (no file)')

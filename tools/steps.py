@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jepa_jax import memory, optim, recipes, sharding
-from jepa_jax.chips import CHIPS
+from jepa_jax.chips import CHIPS, TPUS
 from jepa_jax.config import RunConfig, store
 from jepa_jax.errors import ConfigError
 from jepa_jax.lookup import load
@@ -23,8 +23,6 @@ from jepa_jax.objectives import Objective, Program
 from jepa_jax.state import init_state
 from jepa_jax.step import make_step
 
-KINDS = {'v4': 'TPU v4', 'v5e': 'TPU v5 lite', 'v5p': 'TPU v5', 'v6e': 'TPU v6 lite'}
-
 
 def topology_of(text: str) -> tuple[int, str]:
     """`v5p:4x4x4` -> its number of chips, and what JAX calls them.
@@ -32,12 +30,12 @@ def topology_of(text: str) -> tuple[int, str]:
     Raises:
       ConfigError: no such slice.
     """
-    if not re.fullmatch(rf'({"|".join(KINDS)}):\d+(x\d+){{1,2}}', text):
+    if not re.fullmatch(rf'({"|".join(TPUS)}):\d+(x\d+){{1,2}}', text):
         raise ConfigError(
-            f'--topology {text}: must be KIND:AxB or KIND:AxBxC, KIND one of {", ".join(KINDS)}'
+            f'--topology {text}: must be KIND:AxB or KIND:AxBxC, KIND one of {", ".join(TPUS)}'
         )
     kind, _, sides = text.partition(':')
-    return math.prod(map(int, sides.split('x'))), KINDS[kind]
+    return math.prod(map(int, sides.split('x'))), TPUS[kind]
 
 
 def slice_devices(topology: str) -> list:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import types
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -400,3 +401,22 @@ def test_step_for_tpus(tmp_path):
     assert 1.1 < result['recomputation'] < 2.0
     assert 0 < result['memory_fraction'] < 0.85 and 0 < result['mfu_ceiling'] < 1
     assert result['step_seconds_bound'] == max(result['seconds_at_least'].values())
+
+
+def test_what_a_whole_run_costs(capsys):
+    """By hand: FLOPs over an H100's 989 TFLOP/s at a quarter of them, and an hour of it at 3."""
+    c = cli.load(str(HERE.parent / 'configs/tiny.py'))
+    flops, clips = cost._flops_and_clips(c)
+    assert clips == c.optim.batch * c.optim.steps
+    result = cost.whole_run([c, c], 'h100', 4, 0.25, 3.0)
+    chip_hours = 2 * clips * flops / (989e12 / 4) / 3600
+    assert result == {
+        'flops': pytest.approx(2 * clips * flops), 'chip_hours': pytest.approx(chip_hours),
+        'hours': pytest.approx(chip_hours / 4), 'money': pytest.approx(3 * chip_hours),
+    }  # fmt: skip
+    assert 'on 4 h100 of 989 TFLOP/s at MFU 25%' in capsys.readouterr().out
+    for given in (('--chip=h100',), ('--mfu=0.4',), ('--chip=h100', '--mfu=1.5')):
+        argv = ['cost', '--what=run', f'--config={HERE.parent / "configs/tiny.py"}', *given]
+        with mock.patch.object(sys, 'argv', argv):
+            assert cost.main() == 1
+        assert 'needs a chip, and an MFU above 0' in capsys.readouterr().err
