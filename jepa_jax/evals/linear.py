@@ -46,10 +46,12 @@ def apart(
     one has as many clips as there are parts."""
     import warnings
 
-    from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
+    from sklearn.model_selection import GroupKFold, StratifiedGroupKFold, StratifiedKFold
 
     if classes is None or np.unique(classes, return_counts=True)[1].max() < count:
         kind = GroupKFold(count, shuffle=True, random_state=seed)
+    elif len(np.unique(sources)) == len(sources):  # groups by classes is a table, of ImageNet 10 GB
+        kind = StratifiedKFold(count, shuffle=True, random_state=seed)
     else:
         kind = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
     with warnings.catch_warnings():  # of a class with few clips, which the report says itself

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from torch_fill import mask_pair, normal, tensor
 
-from jepa_jax import build, flops
-from jepa_jax.config import AgainstCollapseConfig, MaskedVideoConfig
+from jepa_jax import build, flops, optim
+from jepa_jax.config import AgainstCollapseConfig, MaskedVideoConfig, OptimConfig
 from jepa_jax.data import Batch, Group
 from jepa_jax.errors import ConfigError
 from jepa_jax.masks import Mask
@@ -67,6 +67,32 @@ def test_terms_of_features_of_pixels(golden_pixels):
     near(np.array(ours), golden_pixels['R6_eb_vc_weighted_unweighted_std_cov'])
 
 
+def test_terms_of_whole_frames(golden_pixels):
+    """eb_jepa's action-conditioned model: samples are frames, or their pixels, of all times or the
+    first; weights 8 and 16, and 12 of the change from frame to frame."""
+    x = jnp.asarray(normal(36, 5, 6, 3, 2, 2).transpose(0, 2, 3, 4, 1))  # [B, T, H, W, C]
+    change = jnp.square(x[:, 1:] - x[:, :-1]).mean()
+    rows = []
+    for channels in (24, 6):
+        for part in (x, x[:, :1]):
+            part = part.swapaxes(2, 4) if channels == 24 else part
+            z = part.reshape(-1, channels)
+            terms = covariance_term(z, mean=True), std_term(z), change
+            rows.append([np.dot((8, 16, 12), terms), sum(terms), *terms])
+    near(np.array(rows), golden_pixels['R7_eb_ac_regulariser'])
+
+
+def test_learning_rate_of_vicreg(golden_pixels):
+    """100 epochs of 2,503 steps at a batch of 512: ten to rise from 0, then to a thousandth."""
+    config = OptimConfig(
+        schedule='half_cosine', steps=250_300, warmup=25_030, start_lr=0.0, lr=0.6, final_lr=6e-4,
+        ipe_scale=1.0,
+    )  # fmt: skip
+    rate = optim.learning_rate(config)
+    for step, lr in golden_pixels['R4_lr_step']:
+        assert float(rate(int(step))) == pytest.approx(lr, abs=1e-6)
+
+
 def test_expander(golden_pixels):
     config = ExpanderConfig(48, (64, 64), 32)
     made = net('expander', config)
@@ -93,6 +119,16 @@ def test_distance_from_normal(golden_pixels):
         ('paper', 'S1e_paper_17_points_-5..5'),
     ):
         near(epps_pulley(jnp.asarray(xs, jnp.float32), SIGREG[variant]), golden_pixels[row])
+    finer = dataclasses.replace(SIGREG['lejepa'], points=41, reach=5.0)
+    near(epps_pulley(jnp.asarray(xs, jnp.float32), finer), golden_pixels['S1b_epps_pulley_41_t5'])
+
+
+def test_sigreg_along_the_packages_directions(golden_pixels):
+    z = jnp.asarray(normal(42, 64, 24) * 0.8 + 0.1, jnp.float32)
+    term = jax.value_and_grad(lambda z, along: sigreg(z, along, SIGREG['lejepa']))
+    values, grads = zip(*(term(z, golden_pixels[f'S2_directions_step{i}']) for i in range(2)))
+    near(np.array(values), golden_pixels['S2_sliced_loss_steps01'])
+    near(grads[0][::8], golden_pixels['S2_grad_step0'])
 
 
 def test_sigreg_of_whole_losses(golden_pixels):
