@@ -24,6 +24,7 @@ from jepa_jax.objectives.regularisers import (
     SIGREG,
     VICREG,
     covariance_term,
+    directions,
     epps_pulley,
     sigreg,
     std_term,
@@ -123,6 +124,25 @@ def test_distance_from_normal(golden_pixels):
     near(epps_pulley(jnp.asarray(xs, jnp.float32), finer), golden_pixels['S1b_epps_pulley_41_t5'])
 
 
+def test_what_sigreg_says_of_known_features():
+    """Figures of the reference (family §4.2) for 256 samples; whether the term grows with their
+    number depends on the variant; rows that end in a LayerNorm do not reach a normal sample's."""
+    z = np.random.default_rng(0).standard_normal((256, 64)).astype(np.float32)
+    along = directions(jax.random.key(0), 64, 1024)
+    term = jax.jit(sigreg, static_argnums=2)
+
+    def of(z, variant='lejepa'):
+        return float(term(z, along, SIGREG[variant]))
+
+    assert of(z) == pytest.approx(np.sqrt(2 * np.pi) * (1 - 1 / np.sqrt(3)), abs=0.2)
+    for features, expected in ((0 * z, 103), (z / 2, 39), (2 * z, 62)):
+        assert of(features) == pytest.approx(expected, rel=0.05)
+    assert of(0 * z[:128]) == pytest.approx(103 / 2, rel=0.01)
+    assert of(0 * z[:128], 'eb_jepa') == pytest.approx(of(0 * z, 'eb_jepa'), rel=1e-5)
+    offset = 2 * np.random.default_rng(1).standard_normal(64).astype(np.float32)
+    assert of(np.asarray(standardise(jnp.asarray(z + offset)))) > 50
+
+
 def test_sigreg_along_the_packages_directions(golden_pixels):
     z = jnp.asarray(normal(42, 64, 24) * 0.8 + 0.1, jnp.float32)
     term = jax.value_and_grad(lambda z, along: sigreg(z, along, SIGREG['lejepa']))
@@ -198,7 +218,7 @@ def test_eight_devices_see_the_whole_batch(params):
     def loss(params, features):
         total = 0.0
         for one in both:
-            for z in one.samples(params, features):
+            for z in one.projected(params, features):
                 total += sum(one.regulariser.terms.of(z, jax.random.key(0)).values())
         return total
 

@@ -242,6 +242,29 @@ def test_a_folder_without_the_last_norm_is_refused(tmp_path):
         convert.read(tmp_path / 'theirs')
 
 
+def test_what_a_file_has_beside_weights_is_named_at_once(tmp_path):
+    more = {'optimizer': {'state': {}}, 'scaler': {'scale': 1.0}, 'epoch': 3}
+    torch.save({'model': original('mae'), **more}, tmp_path / 'a.pth')
+    words = r'entries optimizer \(dict\), scaler \(dict\) are not known: '
+    with pytest.raises(ConvertError, match=words + '--ignore optimizer --ignore scaler leaves'):
+        convert.read(tmp_path / 'a.pth', **HEADS['mae'])
+    weights = convert.read(tmp_path / 'a.pth', ignore=('optimizer', 'scaler'), **HEADS['mae'])
+    assert set(weights.nets) == {'online', 'pixel_decoder'}
+
+
+@pytest.mark.parametrize('kind', list(BOTH))
+def test_a_fine_tuned_file_is_called_so(tmp_path, kind):
+    """Names as their fine-tuning writes them: VideoMAE's without `encoder.`"""
+    arrays = {
+        n.removeprefix('encoder.'): a for n, a in original(kind).items() if 'decoder' not in n
+    }
+    del arrays['norm.weight'], arrays['norm.bias'], arrays['mask_token']
+    head = {'fc_norm.weight': torch.ones(48), 'head.weight': torch.zeros(10, 48)}
+    torch.save({'module': arrays | head}, tmp_path / 'a.pth')
+    with pytest.raises(ConvertError, match='is fine-tuned: it has fc_norm.weight, head.weight'):
+        convert.read(tmp_path / 'a.pth')
+
+
 def test_a_decoder_for_another_encoder_is_refused(tmp_path):
     changed = {'decoder_embed.weight': torch.zeros(32, 24)}
     with pytest.raises(ConvertError, match='reads features of width 24 .* has width 48'):
