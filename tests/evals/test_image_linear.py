@@ -151,12 +151,12 @@ def test_pictures_are_cut_anew_in_every_epoch(pictures, model):
 
 def test_in1k_linear(pictures, model, tmp_path, monkeypatch):
     """It learns colours, says what it chose by, and resumes after the last whole epoch."""
-    c = config(pictures, epochs=6)
+    c = config(pictures, epochs=4)
     stop, keep = [], image_linear._keep
 
     def once(path, epoch, states):
         keep(path, epoch, states)
-        if epoch == 3 and not stop:
+        if epoch == 2 and not stop:
             stop.append(path)
             raise KeyboardInterrupt
 
@@ -175,7 +175,7 @@ def test_in1k_linear(pictures, model, tmp_path, monkeypatch):
     whole.mkdir()
     image_linear.run(model, c, whole)
     resumed, straight = (dict(np.load(p)) for p in (kept, next(whole.glob('heads-*.npz'))))
-    assert resumed['epoch'] == 6
+    assert resumed['epoch'] == 4
     for name, array in straight.items():
         np.testing.assert_array_equal(resumed[name], array)
 

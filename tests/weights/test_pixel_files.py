@@ -4,6 +4,7 @@ changed bit, and the same outputs."""
 import dataclasses
 import functools
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from jepa_fill import names
+from safetensors.torch import save_file
 from torch_fill import normal, tensor
 
 import jepa_jax
@@ -25,6 +27,7 @@ from jepa_jax.weights.names import RELEASED
 from jepa_jax.weights.parts import net
 
 transformers = pytest.importorskip('transformers')
+FILE = 'model.safetensors'
 MAE = ViTConfig(
     48, 1, 4, patch=8, tubelet=1, position='sincos', axes='xy', image_size=48, frames=1,
     class_token=True,
@@ -140,11 +143,15 @@ def test_transformers_computes_the_same(through):
         # their decoder's last norm has eps 1e-5 (reference: family §3.2)
         np.testing.assert_allclose(drawn, theirs, rtol=0, atol=2e-5)
     model.save_pretrained(folder / 'theirs')
-    again = convert.read(folder / 'theirs')
-    for name, array in read['hf'].nets.items():
-        for path, leaf in tables.flatten(array.tree).items():
-            other = tables.flatten(again.nets[name].tree)[path]
-            np.testing.assert_array_equal(np.asarray(leaf), np.asarray(other), err_msg=path)
+    modules = folder / 'modules'  # their own names, which `save_pretrained` makes old ones of
+    modules.mkdir()
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, modules / FILE)
+    shutil.copy(folder / 'theirs/config.json', modules)
+    for again in (convert.read(folder / 'theirs'), convert.read(modules)):
+        for name, array in read['hf'].nets.items():
+            for path, leaf in tables.flatten(array.tree).items():
+                other = tables.flatten(again.nets[name].tree)[path]
+                np.testing.assert_array_equal(np.asarray(leaf), np.asarray(other), err_msg=path)
 
 
 def test_an_encoder_alone(through, tmp_path):
