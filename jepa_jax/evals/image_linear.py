@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 SET = 'in1k'
 EPS, MOMENTUM = 1e-5, 0.1  # of the batch norm
 READERS = 8  # threads that read pictures
+CHUNK = 1024  # pictures that all heads answer together
 TRIES = 20  # pictures tried in the place of one that cannot be read
 # accuracy in percent, of encoders that were not fine-tuned, by the authors
 PUBLISHED = {
@@ -66,17 +67,15 @@ def run(model, config: ImageLinearConfig, workdir: Path) -> Results:
     crop = _crop(model, config)
     test, names = data.splits['validation'], data.names['label']
     made = train(model, data, config, crop, workdir)
-    rows, logits, problems = made.logits(test, 'validation')
-    truth = benchmark.classes_of(test)[rows]
-    hits, tops, said = benchmark.judged(logits[:, :, None], truth)
+    asked = made.ask(test, 'validation')
+    rows, hits, truth = asked.rows, asked.hits, benchmark.classes_of(test)[asked.rows]
     best, how = made.choose(hits)
-    benchmark.write_predictions(workdir / 'predictions.csv', test, rows, names, said[best])
+    benchmark.write_predictions(workdir / 'predictions.csv', test, rows, names, asked.said[best])
     most = np.bincount(benchmark.classes_of(data.splits['train'])).argmax()
     baselines = {'majority': benchmark.share(truth == most)}
     if config.random_baseline:
         other = train(own.untrained(model, config.seed + 1), data, config, crop, workdir)
-        kept, answers, _ = other.logits(test, 'validation, untrained')
-        theirs, _, _ = benchmark.judged(answers[:, :, None], benchmark.classes_of(test)[kept])
+        theirs = other.ask(test, 'validation, untrained').hits
         baselines['untrained encoder'] = benchmark.share(theirs[other.choose(theirs)[0]])
     readings = {}
     for i, setting in enumerate(made.grid):
@@ -85,11 +84,11 @@ def run(model, config: ImageLinearConfig, workdir: Path) -> Results:
     return Results(
         results={
             'accuracy': benchmark.share(hits[best]),
-            'accuracy, top 5': benchmark.share(tops[best]),
+            'accuracy, top 5': benchmark.share(asked.tops[best]),
         },
         baselines=baselines,
         data={
-            **benchmark.about(data, test, rows, problems),
+            **benchmark.about(data, test, rows, asked.problems),
             'published': PUBLISHED,
             'heads': {str(s): float(h.mean()) for s, h in zip(made.grid, hits)},
         },
@@ -345,6 +344,17 @@ _logits = jax.jit(jax.vmap(outputs, (0, 0, None, None, None)))
 
 
 @dataclasses.dataclass(frozen=True)
+class Asked:
+    """What all heads say of pictures [G, n]."""
+
+    rows: np.ndarray  # [n] those that could be read
+    problems: dict[int, str]  # why others could not
+    hits: np.ndarray  # right
+    tops: np.ndarray  # among the first five
+    said: np.ndarray  # classes
+
+
+@dataclasses.dataclass(frozen=True)
 class Heads:
     """Trained heads, and how they are asked."""
 
@@ -354,33 +364,34 @@ class Heads:
     held: list[Record]  # training pictures that none has learnt from
     sentences: tuple[str, ...]
 
-    def logits(
-        self, records: Sequence[Record], title: str
-    ) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-        """Rows that were read, logits of all heads [G, n, C], and why others were not."""
+    def ask(self, records: Sequence[Record], title: str) -> Asked:
+        """What all heads say of pictures."""
         rows, x, problems = self.reader.whole(records, title)
-        parts = []
+        labels, parts = benchmark.classes_of(records)[rows], []
+        chunks = np.array_split(np.arange(len(x)), -(-len(x) // CHUNK))
         for last, state in self.states.items():
             norm = np.array([s.norm for s in self.grid if s.last == int(last)])
-            ends = [
-                np.asarray(_logits(state['params'], norm, part, state['mean'], state['variance']))
-                for part in np.array_split(side_by_side(x, int(last)), -(-len(x) // 1024))
-            ]
-            parts.append(np.concatenate(ends, 1))
-        return rows, np.concatenate(parts), problems
+            said = []
+            for part in chunks:
+                logits = _logits(
+                    state['params'], norm, side_by_side(x[part], int(last)), state['mean'],
+                    state['variance'],
+                )  # fmt: skip
+                said.append(benchmark.judged(np.asarray(logits)[:, :, None], labels[part]))
+            parts.append([np.concatenate(column, 1) for column in zip(*said)])
+        return Asked(rows, problems, *(np.concatenate(column) for column in zip(*parts)))
 
     def choose(self, hits: np.ndarray) -> tuple[int, str]:
         """The head that counts; hits: of validation [G, n]."""
         if self.reader.config.protocol == 'upstream':
             best = int(hits.mean(1).argmax())
             return best, f'{self.grid[best]}, best of {len(self.grid)} on validation itself'
-        rows, logits, _ = self.logits(self.held, 'choosing')
-        labels = benchmark.classes_of(self.held)[rows]
-        scores = (logits.argmax(-1) == labels).mean(1)
+        held = self.ask(self.held, 'choosing')
+        scores = held.hits.mean(1)
         best = int(scores.argmax())
         return best, (
-            f'{self.grid[best]}, best of {len(self.grid)} on {len(rows)} training pictures that '
-            f'none learns from ({scores[best]:.3f} there)'
+            f'{self.grid[best]}, best of {len(self.grid)} on {len(held.rows)} training pictures '
+            f'that none learns from ({scores[best]:.3f} there)'
         )
 
 
