@@ -199,11 +199,9 @@ def adamw(
         return tx
 
     def scaled(rate, tree):
-        return (
-            jax.tree.map(jnp.multiply, rate, tree)
-            if isinstance(rate, dict)
-            else (optax.tree.scale(rate, tree))
-        )
+        if isinstance(rate, dict):
+            return jax.tree.map(jnp.multiply, rate, tree)
+        return optax.tree.scale(rate, tree)
 
     def update(grads, state, params=None):
         updates, state = tx.update(grads, state, params)

@@ -38,6 +38,7 @@ WRAPPERS = ('state_dict', 'model', 'module', 'model_state_dict')
 DEEPSPEED = ('ds_version', 'ds_config', 'param_shapes')
 FLAT = 'flat_param'  # in names that FSDP gives to many parameters in one
 FLOATS = ('float32', 'bfloat16', 'float16')
+SHOWN = 5  # entries named in an error
 
 
 # Reading
@@ -245,8 +246,9 @@ def _drop(path: pathlib.Path, entries: Mapping, notes: list[str]) -> None:
             foreign = isinstance(value, torch_pickle.Foreign)
             odd[_shown(name)] = value.words if foreign else type(value).__name__
     if odd:
-        words = ', '.join(f'{name} ({kind})' for name, kind in odd.items())
-        flags = ' '.join(f'--ignore {name}' for name in odd)
+        shown = dict(list(odd.items())[:SHOWN])
+        words = ', '.join(f'{name} ({kind})' for name, kind in shown.items())
+        flags = ' '.join(f'--ignore {name}' for name in shown)
         raise ConvertError(
             f'{path}: entry {words} is not known: --ignore leaves it out'
             if len(odd) == 1
@@ -300,7 +302,8 @@ def _bare(
     short = [_short(name) for name in content]
     if odd := [n for n in short if n.startswith(('head.', 'fc_norm.'))]:  # MAE, VideoMAE
         raise ConvertError(
-            f'{path} is fine-tuned: it has {", ".join(map(_shown, odd))}, which no net here has'
+            f'{path} is fine-tuned: it has {", ".join(map(_shown, odd[:SHOWN]))}, which no net here '
+            'has'
         )
     if pixel_tables.net_of('', short):  # MAE, VideoMAE
         flat: dict[str, dict] = {}
