@@ -301,10 +301,8 @@ def _bare(
     """A state dict with nothing around it: of a net, or of a module that has several."""
     short = [_short(name) for name in content]
     if odd := [n for n in short if n.startswith(('head.', 'fc_norm.'))]:  # MAE, VideoMAE
-        raise ConvertError(
-            f'{path} is fine-tuned: it has {", ".join(map(_shown, odd[:SHOWN]))}, which no net here '
-            'has'
-        )
+        words = ', '.join(map(_shown, odd[:SHOWN]))
+        raise ConvertError(f'{path} is fine-tuned: it has {words}, which no net here has')
     if pixel_tables.net_of('', short):  # MAE, VideoMAE
         flat: dict[str, dict] = {}
         for name, tensor in content.items():
