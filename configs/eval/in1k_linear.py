@@ -19,6 +19,6 @@ def get_config(arg: str = '') -> ImageLinearConfig:
     if 'smoke' in words:
         c.name += '-smoke'
         c.data.official = False
-        c.epochs, c.batch, c.encoded, c.chosen_on, c.bootstrap = 10, 8, 4, 0.3, 100
-        c.rates, c.rates_of, c.trust, c.every = (0.3, 0.1, 0.03), 0, 0.1, 4  # few steps, high rates
+        c.epochs, c.batch, c.encoded, c.chosen_on, c.bootstrap = 10, 4, 4, 0.34, 100
+        c.rates, c.rates_of, c.trust, c.every = (3.0, 1.0, 0.3), 0, 0.1, 8  # few steps, high rates
     return c

@@ -157,6 +157,7 @@ class Reader:
     size: int  # pictures that are encoded together
     crop: int
     config: ImageLinearConfig
+    told: set[str] = dataclasses.field(default_factory=set)  # that cannot be read
 
     def plain(self, record: Record) -> np.ndarray | BadFile:
         """As validation sees it; or why it cannot be read."""
@@ -174,7 +175,9 @@ class Reader:
             try:
                 picture = pictures.read_image(record.path)
             except BadFile as error:
-                log.warning('replaced by another picture: %s', error)
+                if record.path not in self.told:  # once, not in every epoch
+                    log.warning('replaced by another picture: %s', error)
+                self.told.add(record.path)
                 row = int(rng.integers(len(records)))
                 continue
             out = np.empty((1, self.crop, self.crop, 3), np.uint8)
@@ -321,15 +324,17 @@ def advance(state: dict, norm, x, labels, rates, decays, *, trust: float, moment
         logits = outputs(params, norm, x, mean, variance)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-    def step(params, trace, norm, rate, decay):
+    def step(head):
+        params, trace, norm, rate, decay = head
         tx = lars(trust, momentum, decay)
         *first, _ = tx.init(params)
         grads = jax.grad(loss)(params, norm)
         updates, (*_, trace) = tx.update(grads, (*first, trace), params)
         return jax.tree.map(lambda p, u: p - rate * u, params, updates), trace
 
-    params, trace = jax.vmap(step)(
-        state['params'], optax.TraceState(state['trace']), norm, rates, decays
+    # one after the other: side by side, normalised features of a large batch would take 4 GB
+    params, trace = jax.lax.map(
+        step, (state['params'], optax.TraceState(state['trace']), norm, rates, decays)
     )
     count = len(x) / max(1, len(x) - 1)
     return {
