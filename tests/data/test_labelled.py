@@ -142,7 +142,7 @@ def rows(table, columns=5):
 
 def test_frames_of_an_array(tmp_path):
     """Which `embed --classify` is asked about as any other input."""
-    frames = np.random.default_rng(0).integers(0, 256, (12, 8, 6, 3), np.uint8)
+    frames = np.random.default_rng(0).integers(0, 256, (13, 8, 6, 3), np.uint8)
     np.save(tmp_path / 'a.npy', frames)
     record = Record(str(tmp_path / 'a.npy'), (0,))
     # from the first to the end of a span of 12 (reference: vjepa2 §6.1)
