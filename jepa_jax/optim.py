@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jepa_jax.config import EmaOptimConfig, GuardConfig, OptimConfig, horizon
@@ -156,7 +157,15 @@ def build(config: OptimConfig, objective: Objective) -> Optimizer:
         raise ConfigError(
             f'optim.accumulate = {config.accumulate}: must be 1, the loss is of the whole batch'
         )
-    tx = adamw(config, decay_mask(objective.abstract, objective.unused), objective.rates)
+    rates = dict(objective.rates)
+    if config.layer_decay != 1:
+        if 'encoder' not in objective.nets:
+            raise ConfigError(
+                f'optim.layer_decay = {config.layer_decay}: must be 1, no encoder is trained'
+            )
+        layers = layer_rates(objective.abstract['encoder'], config.layer_decay)
+        rates['encoder'] = optax.tree.scale(rates.get('encoder', 1.0), layers)
+    tx = adamw(config, decay_mask(objective.abstract, objective.unused), rates)
     return Optimizer(
         guarded(tx, config.guard) if config.guard.deviations else tx,
         learning_rate(config),
@@ -170,12 +179,13 @@ def build(config: OptimConfig, objective: Objective) -> Optimizer:
 
 
 def adamw(
-    config: OptimConfig, mask, rates: Mapping[str, float] | None = None
+    config: OptimConfig, mask, rates: Mapping[str, float | dict] | None = None
 ) -> optax.GradientTransformation:
     """AdamW with scheduled learning rate and weight decay, which acts on the old value.
 
     mask: a pytree of bools like the parameters, True where weight decay applies. rates: factors on
-    the learning rate of nets, the first level of the parameters; 1 for those not named.
+    the learning rate of nets, the first level of the parameters, or of each of their parameters; 1
+    for nets not named.
     """
     tx = optax.adamw(
         learning_rate(config),
@@ -188,12 +198,33 @@ def adamw(
     if not rates:
         return tx
 
+    def scaled(rate, tree):
+        if isinstance(rate, dict):
+            return jax.tree.map(jnp.multiply, rate, tree)
+        return optax.tree.scale(rate, tree)
+
     def update(grads, state, params=None):
         updates, state = tx.update(grads, state, params)
-        scaled = {net: optax.tree.scale(rates.get(net, 1.0), tree) for net, tree in updates.items()}
-        return scaled, state
+        return {net: scaled(rates.get(net, 1.0), tree) for net, tree in updates.items()}, state
 
     return optax.GradientTransformation(tx.init, update)
+
+
+def layer_rates(encoder: dict, decay: float) -> dict:
+    """Factors on the learning rate of an encoder's parameters: 1 for the last norm, `decay` for the
+    last block, times `decay` for each block below it and for what makes tokens. Of parameters
+    stacked over layers [L, ...] it is [L, 1, ...]. (reference: family §3.1)
+    """
+    depth = len(jax.tree.leaves(encoder['blocks'])[0])
+    of_blocks = np.float32(decay) ** np.arange(depth, 0, -1, dtype=np.float32)
+
+    def factor(path, leaf):
+        part = path_name(path).split('/')[0]
+        if part == 'blocks':
+            return of_blocks.reshape(depth, *[1] * (leaf.ndim - 1))
+        return np.float32(1 if part.startswith('norm') else decay ** (depth + 1))
+
+    return jax.tree.map_with_path(factor, encoder)
 
 
 class GuardState(NamedTuple):

@@ -1,6 +1,7 @@
 """Schedules against golden values of the original and float64 formulas, AdamW against PyTorch."""
 
 import math
+import types
 
 import jax
 import jax.numpy as jnp
@@ -238,6 +239,40 @@ def test_adamw_is_pytorchs_over_five_steps():
     np.testing.assert_array_equal(
         params['predictor']['mask_tokens']['1'], leaves[names.index(unused)]
     )
+
+
+def test_lower_layers_learn_at_lower_rates():
+    """Of the encoder alone; the decay is scaled with the rate."""
+    rng = np.random.default_rng(0)
+    params = {
+        'encoder': {
+            'patch_embed': {'kernel': rng.standard_normal((2, 3))},
+            'blocks': {'fc': {'kernel': rng.standard_normal((2, 3, 3))}},
+            'norm': {'scale': rng.standard_normal(3)},
+        },
+        'predictor': {'kernel': rng.standard_normal((2, 2))},
+    }
+    params = jax.tree.map(jnp.float32, params)
+    about = dict(whole_batch=False, unused=frozenset(), rates={'predictor': 0.1}, ema=())
+    objective = types.SimpleNamespace(abstract=params, nets=params, **about)
+
+    def updates(decay):
+        tx = optim.build(OptimConfig(layer_decay=decay, weight_decay=3.0), objective).tx
+        return tx.update(params, tx.init(params), params)[0]
+
+    plain, scaled = updates(1.0), updates(0.5)
+    encoder, other = scaled['encoder'], plain['encoder']
+    np.testing.assert_allclose(
+        encoder['patch_embed']['kernel'], other['patch_embed']['kernel'] / 8, rtol=1e-6
+    )
+    for layer, factor in enumerate((4, 2)):
+        kernels = (each['blocks']['fc']['kernel'][layer] for each in (encoder, other))
+        np.testing.assert_allclose(next(kernels), next(kernels) / factor, rtol=1e-6)
+    np.testing.assert_array_equal(encoder['norm']['scale'], other['norm']['scale'])
+    np.testing.assert_array_equal(scaled['predictor']['kernel'], plain['predictor']['kernel'])
+    objective.nets = {'predictor': None}
+    with pytest.raises(ConfigError, match='layer_decay = 0.5: must be 1, no encoder is trained'):
+        updates(0.5)
 
 
 def test_guard_leaves_out_what_plain_statistics_say():

@@ -156,6 +156,7 @@ RULES: dict[type, dict[str, Rule | OneOf]] = {
         'eps': POSITIVE,
         'clip': NOT_NEGATIVE,
         'clip_from': NOT_NEGATIVE,
+        'layer_decay': Rule(lambda v: 0 < v <= 1, 'above 0 and at most 1'),
     },
     parts.GuardConfig: {
         'deviations': NOT_NEGATIVE,

@@ -192,6 +192,9 @@ class OptimConfig:
     clip: float = 0.0
     clip_whole: bool = False
     clip_from: int = 0
+    # factor on the learning rate from each block of the encoder to the one below it, down to the
+    # layers that make tokens; 1: all alike
+    layer_decay: float = 1.0
     guard: GuardConfig = field(default_factory=GuardConfig)
 
 

@@ -98,6 +98,14 @@ EVALS: dict[str, Evaluation] = {
         protocol='attentive probes with three queries on frozen features and what the predictor '
         'expects a second later, or a released probe; class-mean recall@5 on logits',
     ),
+    'image_linear': Evaluation(
+        config='jepa_jax.config.image_linear:ImageLinearConfig',
+        run='jepa_jax.evals.image_linear:run',
+        contents='jepa_jax.evals.image_linear:contents',
+        protocol='linear heads by LARS on mean features of pictures that are cut anew in every '
+        'epoch, as I-JEPA was judged; config.protocol says what the head is chosen on',
+        check='jepa_jax.config.image_linear:check',
+    ),
     'own': Evaluation(
         config='jepa_jax.config:OwnConfig',
         run='jepa_jax.evals.own:run',

@@ -207,8 +207,10 @@ def digest(records: Sequence[Record]) -> str:
 
 def columns(records: Sequence[Record]) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Classes and sources. Pieces that were cut from one video have a number at the end of its
-    name, as in Diving48."""
-    sources = [re.sub(r'_\d{5}$', '', Path(r.path).stem) for r in records]
+    name, as in Diving48; of pictures, whose names in ImageNet end like that too, each is one."""
+    sources = [
+        r.path if is_picture(r.path) else re.sub(r'_\d{5}$', '', Path(r.path).stem) for r in records
+    ]
     return {'label': classes_of(records)}, np.asarray(sources)
 
 

@@ -46,15 +46,19 @@ def apart(
     one has as many clips as there are parts."""
     import warnings
 
-    from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
+    from sklearn.model_selection import GroupKFold, StratifiedGroupKFold, StratifiedKFold
 
+    groups = sources if len(np.unique(sources)) < len(sources) else None
     if classes is None or np.unique(classes, return_counts=True)[1].max() < count:
+        groups = sources
         kind = GroupKFold(count, shuffle=True, random_state=seed)
+    elif groups is None:  # by groups it would make a table of groups by classes: ImageNet, 10 GB
+        kind = StratifiedKFold(count, shuffle=True, random_state=seed)
     else:
         kind = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
     with warnings.catch_warnings():  # of a class with few clips, which the report says itself
         warnings.filterwarnings('ignore', 'The least populated class')
-        splits = [rows for _, rows in kind.split(sources, classes, groups=sources)]
+        splits = [rows for _, rows in kind.split(sources, classes, groups=groups)]
     numbers = np.arange(len(sources))
     return [np.isin(numbers, rows) for rows in splits]
 

@@ -76,7 +76,7 @@ class RegularisedVideo(MaskedVideo):
             parts |= self.errors(params, group, g, h)[0]
             with jax.named_scope('regularise'):
                 key = jax.random.fold_in(jax.random.key(self.seed), step)
-                seen += [terms.of(z, key) for z in self.samples(params, features)]
+                seen += [terms.of(z, key) for z in self.projected(params, features)]
         prediction = sum(parts.values()) / len(parts)
         if terms is None:
             return prediction, parts
@@ -85,7 +85,7 @@ class RegularisedVideo(MaskedVideo):
         metrics |= {f'loss/{name}': value for name, value in means.items()}
         return terms.total(prediction, means), metrics
 
-    def samples(self, params: dict, features: jax.Array) -> list[jax.Array]:
+    def projected(self, params: dict, features: jax.Array) -> list[jax.Array]:
         """What the terms see of features [B, N, D]: samples on axis 0, [B, d] or [B, n, d]."""
         made = []
         for kind in self.regulariser.samples:

@@ -36,7 +36,7 @@ DEFAULTS = {
     'intermediate_size': 3072,
 }
 # names since transformers 5 -> those of its files before, which it writes again
-_OLD = (
+OLD = (
     (r'attention\.q_proj', 'attention.attention.query'),
     (r'attention\.k_proj', 'attention.attention.key'),
     (r'attention\.v_proj', 'attention.attention.value'),
@@ -75,7 +75,7 @@ def short(name: str) -> str:
     if not layer:
         return name
     rest = layer[2]
-    for new, old in _OLD:
+    for new, old in OLD:
         rest = re.sub(f'^{new}', old, rest)
     return f'encoder.layer.{layer[1]}.{rest}'
 

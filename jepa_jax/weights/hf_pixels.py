@@ -12,7 +12,7 @@ from jepa_jax import files
 from jepa_jax.errors import ConvertError
 from jepa_jax.models.pixel_decoder import PixelDecoderConfig
 from jepa_jax.models.vit import ViTConfig
-from jepa_jax.weights import hf_files, parts, pixel_files, shapes
+from jepa_jax.weights import hf_files, hf_ijepa, parts, pixel_files, shapes
 from jepa_jax.weights.pixel_tables import KEYS
 from jepa_jax.weights.tables import Leaf
 
@@ -22,6 +22,9 @@ MEAN, STD = hf_files.PROCESSOR['image_mean'], hf_files.PROCESSOR['image_std']
 # names that some versions of the library write -> those of the rest
 ALIASES = (
     (r'^decoder\.decoder_encoder\.layer\.', 'decoder.decoder_layers.'),  # 5.24
+    # of modules since 5, which `save_pretrained` does not write
+    (r'^layers\.', 'encoder.layer.'),
+    *((rf'(?<=\d\.){new}', old) for new, old in hf_ijepa.OLD),
 )
 _COMMON = {
     'num_channels': 3,
@@ -115,6 +118,10 @@ def take_apart(folder: pathlib.Path, values: dict[str, Any]) -> dict[str, dict[s
         short = re.sub(r'^(vit|videomae)\.', '', name)
         for pattern, other in ALIASES:
             short = re.sub(pattern, other, short)
+        if values['model_type'] == 'videomae':
+            short = re.sub(
+                r'attention\.attention\.([qv])\w+\.bias$', r'attention.attention.\1_bias', short
+            )
         inner = short.startswith('decoder.') or short in KEYS
         net = nets.setdefault('pixel_decoder' if inner else 'online', {})
         if short in net:

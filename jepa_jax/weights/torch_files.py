@@ -38,6 +38,7 @@ WRAPPERS = ('state_dict', 'model', 'module', 'model_state_dict')
 DEEPSPEED = ('ds_version', 'ds_config', 'param_shapes')
 FLAT = 'flat_param'  # in names that FSDP gives to many parameters in one
 FLOATS = ('float32', 'bfloat16', 'float16')
+SHOWN = 5  # entries named in an error
 
 
 # Reading
@@ -185,10 +186,8 @@ def take_apart(path: pathlib.Path, ignore: tuple[str, ...] = ()) -> Content:
         return Content(_bare(path, content, ignore, notes), None, {}, ours, notes)
     if ACTION in nets.get('predictor', {}):
         nets['ac_predictor'] = nets.pop('predictor')
-    for name, value in content.items():
-        if name in (*TORCH_NETS, *PLAIN, TORCH_PROBES, 'opt'):
-            continue
-        _drop(path, name, value, notes)
+    known = (*TORCH_NETS, *PLAIN, TORCH_PROBES, 'opt')
+    _drop(path, {name: v for name, v in content.items() if name not in known}, notes)
     opt = content.get('opt')
     if opt is not None and 'probe' in nets:
         opt, _ = None, notes.append("probe: its optimizer's state is dropped")
@@ -212,9 +211,7 @@ def _unwrapped(
         inner = [name for name in WRAPPERS if isinstance(content.get(name), dict)]
         if not inner or any(name in content for name in known):
             break
-        for name, value in content.items():
-            if name != inner[0]:
-                _drop(path, name, value, notes)
+        _drop(path, {name: v for name, v in content.items() if name != inner[0]}, notes)
         notes.append(f'the weights are those in entry {inner[0]}')
         content = content[inner[0]]
     if words := next(torch_pickle.foreign(content), ''):
@@ -241,15 +238,23 @@ def _kept(
     return {name: value for name, value in entries.items() if name not in out}
 
 
-def _drop(path: pathlib.Path, name: Any, value: Any, notes: list[str]) -> None:
-    """Notes that an entry is dropped; raises ConvertError if it is more than a plain value."""
-    if not isinstance(value, str | int | float | np.generic | None):
-        kind = type(value).__name__
-        kind = value.words if isinstance(value, torch_pickle.Foreign) else kind
+def _drop(path: pathlib.Path, entries: Mapping, notes: list[str]) -> None:
+    """Notes that entries are dropped; raises ConvertError if some are more than plain values."""
+    odd: dict[str, str] = {}
+    for name, value in entries.items():
+        if not isinstance(value, str | int | float | np.generic | None):
+            foreign = isinstance(value, torch_pickle.Foreign)
+            odd[_shown(name)] = value.words if foreign else type(value).__name__
+    if odd:
+        shown = dict(list(odd.items())[:SHOWN])
+        words = ', '.join(f'{name} ({kind})' for name, kind in shown.items())
+        flags = ' '.join(f'--ignore {name}' for name in shown)
         raise ConvertError(
-            f'{path}: entry {_shown(name)} ({kind}) is not known: --ignore leaves it out'
+            f'{path}: entry {words} is not known: --ignore leaves it out'
+            if len(odd) == 1
+            else f'{path}: entries {words} are not known: {flags} leaves them out'
         )
-    notes.append(f'entry {_shown(name)} is dropped')
+    notes += [f'entry {_shown(name)} is dropped' for name in entries]
 
 
 def _shown(name: Any) -> str:
@@ -295,6 +300,9 @@ def _bare(
 ) -> dict[str, dict[str, Leaf]]:
     """A state dict with nothing around it: of a net, or of a module that has several."""
     short = [_short(name) for name in content]
+    if odd := [n for n in short if n.startswith(('head.', 'fc_norm.'))]:  # MAE, VideoMAE
+        words = ', '.join(map(_shown, odd[:SHOWN]))
+        raise ConvertError(f'{path} is fine-tuned: it has {words}, which no net here has')
     if pixel_tables.net_of('', short):  # MAE, VideoMAE
         flat: dict[str, dict] = {}
         for name, tensor in content.items():

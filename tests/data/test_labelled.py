@@ -140,6 +140,15 @@ def rows(table, columns=5):
     return [ek100.Action(f'P{r[0]:02d}_{r[0]:02d}', *map(int, r[1:columns])) for r in table]
 
 
+def test_frames_of_an_array(tmp_path):
+    """Which `embed --classify` is asked about as any other input."""
+    frames = np.random.default_rng(0).integers(0, 256, (13, 8, 6, 3), np.uint8)
+    np.save(tmp_path / 'a.npy', frames)
+    record = Record(str(tmp_path / 'a.npy'), (0,))
+    # from the first to the end of a span of 12 (reference: vjepa2 §6.1)
+    np.testing.assert_array_equal(of_video(record, 3, 4, 1, fps=1.0), frames[[0, 6, 11]])
+
+
 def test_kitchens_order_and_filter(golden_benchmark, tmp_path):
     """As the original orders and filters: to its very rows, through the csv files."""
     g = golden_benchmark

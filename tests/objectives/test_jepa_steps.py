@@ -43,7 +43,7 @@ VIDEOS = (
 def images():
     """Batches: their masks are the original's, three calls with the global seed 239."""
     sampler, stream = ReferenceSampler(ImageMaskConfig(min_keep=4), (8, 8)), torch_stream(239)
-    for step in range(2):
+    for step in range(3):
         context, targets = sampler(step, stream, 3)
         clips = np.moveaxis(normal(50 + step, 3, 3, 64, 64), 1, -1)[:, None]
         yield Batch((Group(clips, (Mask(context[0], targets.swapaxes(0, 1)),)),))
@@ -57,7 +57,7 @@ def videos():
 
 def two_steps(objective, configs, batches, config=OPTIM):
     """Metrics of both steps, gradients of the first and parameters after both, by the original's
-    names."""
+    names; the state after both."""
     params = {part: filled(part, c) for part, c in zip(('encoder', 'predictor'), configs)}
     optimizer = optim.build(config, objective)
     state = TrainState(
@@ -83,7 +83,7 @@ def two_steps(objective, configs, batches, config=OPTIM):
         }
 
     after = theirs(state.params | {'target': state.ema['encoder']})
-    return metrics, theirs(gradients), after
+    return metrics, theirs(gradients), after, state
 
 
 def check_norms(gradients, golden, case):
@@ -94,9 +94,11 @@ def check_norms(gradients, golden, case):
 
 def test_steps_of_ijepa(golden_jepa):
     objective = MaskedImage(*IMAGES)
-    metrics, gradients, after = two_steps(objective, IMAGES, images())
-    losses = [float(row['loss']) for row in metrics]
-    np.testing.assert_allclose(losses, [0.42451775, 0.42199790], rtol=0, atol=CLOSE)
+    *batches, third = images()
+    metrics, gradients, after, state = two_steps(objective, IMAGES, batches)
+    last = jax.jit(objective.loss)(state.params, state.ema, {}, third, jnp.int32(2))[0]
+    losses = [*(float(row['loss']) for row in metrics), float(last)]
+    np.testing.assert_allclose(losses, [0.42451775, 0.42199790, 0.41211075], rtol=0, atol=CLOSE)
     np.testing.assert_allclose(metrics[0]['grad_norm/encoder'], 0.0028314287, rtol=1e-4)
     np.testing.assert_allclose(metrics[0]['grad_norm/predictor'], 0.31111067, rtol=1e-4)
     rows = [[row[key] for key in ('lr', 'weight_decay', 'momentum')] for row in metrics]
@@ -113,7 +115,7 @@ def test_steps_of_vjepa1(case, exponent, weight, clip, golden_jepa):
     more = dict(exponent=exponent, variance_weight=weight, tokens_of_masks=2)
     objective = MaskedVideo(*VIDEOS, groups=1, **more)
     config = dataclasses.replace(OPTIM, clip=clip)
-    metrics, gradients, after = two_steps(objective, VIDEOS, videos(), config)
+    metrics, gradients, after, _ = two_steps(objective, VIDEOS, videos(), config)
     for row, (error, spread, total, *norms) in zip(metrics, golden_jepa[f'{case}_losses']):
         np.testing.assert_allclose(row['loss'], total, rtol=0, atol=CLOSE)
         parts = (row['loss/group0_mask0'] + row['loss/group0_mask1']) / 2

@@ -1,6 +1,7 @@
 """MAE and VideoMAE against arrays computed by the originals: tables, masks, forwards, losses,
 gradients, two steps, schedule; and the static samplers."""
 
+import collections
 import dataclasses
 
 import jax
@@ -78,6 +79,13 @@ def video_mask() -> Mask:
     return Mask(*(np.stack(i) for i in zip(*(tubes(rng.shuffle, (8, 4, 4), 0.75) for _ in 'ab'))))
 
 
+def check_norms(grads, golden, kind, row):
+    order = golden[f'{kind}_grad_names']
+    assert sorted(grads) == sorted(order)
+    for name, norm in zip(order, golden[row]):
+        assert np.linalg.norm(grads[name]) == pytest.approx(norm, rel=1e-4, abs=1e-7), name
+
+
 # --- Tables and masks -----------------------------------------------------------------------------
 
 
@@ -147,14 +155,15 @@ def test_mae_forward(golden_pixels):
         )
         whole = nets['encoder'](params['encoder'], x, whole=True)
         batch = Batch((Group(x, (mask,)),))
-        loss = pixels.loss(params, {}, {}, batch, 0)[0]
-        return latent, drawn, whole, loss
+        loss, grads = jax.value_and_grad(lambda p: pixels.loss(p, {}, {}, batch, 0)[0])(params)
+        return latent, drawn, whole, loss, grads
 
-    latent, drawn, whole, loss = forward(params, images(0))
+    latent, drawn, whole, loss, grads = forward(params, images(0))
     np.testing.assert_allclose(latent[:, ::3], golden_pixels['M1_latent'], rtol=0, atol=CLOSE)
     np.testing.assert_allclose(drawn[:, ::5, ::6], golden_pixels['M1_pred'], rtol=0, atol=CLOSE)
     np.testing.assert_allclose(whole[:, 0], golden_pixels['M5_features_cls'], rtol=0, atol=CLOSE)
     assert float(loss) == pytest.approx(float(golden_pixels['M2_loss_pixels'][0]), abs=CLOSE)
+    check_norms(by_name(grads, MAE, MAE_DECODER), golden_pixels, 'M', 'M2_grad_norms_pixels')
 
 
 def test_mae_gradients_and_two_steps(golden_pixels):
@@ -174,11 +183,9 @@ def test_mae_gradients_and_two_steps(golden_pixels):
     assert float(metrics['loss']) == pytest.approx(expected, abs=CLOSE)
     # Adam's first moment after an update is a tenth of the gradient
     grads = by_name(state.opt_state[0].mu, MAE, MAE_DECODER)
-    norms = golden_pixels['M3_grad_norms_normalised']
+    grads = {name: 10 * grad for name, grad in grads.items()}
+    check_norms(grads, golden_pixels, 'M', 'M3_grad_norms_normalised')
     order = golden_pixels['M_grad_names']
-    assert sorted(grads) == sorted(order)
-    for name, norm in zip(order, norms):
-        assert 10 * np.linalg.norm(grads[name]) == pytest.approx(norm, rel=1e-4, abs=1e-7), name
 
     state, losses = fresh(), []
     for it in range(2):
@@ -208,6 +215,22 @@ def test_mae_schedule(golden_pixels):
     assert float(rate(0)) == 0.0
 
 
+def test_layer_decay_of_mae(golden_pixels):
+    """Fine-tuning at .65: its table is trained, and two tensors of a head stand beside the norm."""
+    config = dataclasses.replace(MAE, stored_table=True)
+    shapes = net('encoder', config).abstract
+    factors = optim.layer_rates(shapes, 0.65)
+    whole = jax.tree.map(lambda f, a: np.broadcast_to(f, a.shape).copy(), factors, shapes)
+    counts = collections.Counter({1.0: 2})
+    for name, array in tables.to_file(names('encoder', config), whole):
+        assert np.ptp(array) == 0, name
+        counts[round(float(array.flat[0]), 6)] += 1
+    expected = collections.Counter()
+    for scale, _, tensors in golden_pixels['M6_layer_decay']:
+        expected[round(float(scale), 6)] += int(tensors)
+    assert counts == expected
+
+
 # --- VideoMAE -------------------------------------------------------------------------------------
 
 
@@ -219,17 +242,14 @@ def test_videomae(golden_pixels):
 
     @jax.jit
     def both(params):
-        (loss, _), grads = jax.value_and_grad(
-            lambda p: cubes.loss(p, {}, {}, batch, 0), has_aux=True
-        )(params)
-        return (
-            loss,
-            grads,
-            pixels.loss(params, {}, {}, batch, 0)[0],
-            *cubes.seen(params, batch.groups[0], mask),
-        )
+        def losses(p):
+            each = jnp.stack([one.loss(p, {}, {}, batch, 0)[0] for one in (cubes, pixels)])
+            return each, each
 
-    loss, grads, plain, latent, drawn = both(params)
+        grads, each = jax.jacrev(losses, has_aux=True)(params)
+        return each, grads, *cubes.seen(params, batch.groups[0], mask)
+
+    (loss, plain), grads, latent, drawn = both(params)
     near = dict(rtol=0, atol=CLOSE)
     np.testing.assert_allclose(latent[:, ::5], golden_pixels['N2_latent'], **near)
     np.testing.assert_allclose(
@@ -237,11 +257,9 @@ def test_videomae(golden_pixels):
     )
     assert float(loss) == pytest.approx(float(golden_pixels['N3_loss_normalised'][0]), abs=CLOSE)
     assert float(plain) == pytest.approx(float(golden_pixels['N3_loss_pixels'][0]), abs=CLOSE)
-    grads = by_name(grads, VIDEO, VIDEO_DECODER)
-    order = golden_pixels['N_grad_names']
-    assert sorted(grads) == sorted(order)
-    for name, norm in zip(order, golden_pixels['N3_grad_norms_normalised']):
-        assert np.linalg.norm(grads[name]) == pytest.approx(norm, rel=1e-4, abs=1e-7), name
+    for i, target in enumerate(('normalised', 'pixels')):
+        one = by_name(jax.tree.map(lambda g: g[i], grads), VIDEO, VIDEO_DECODER)  # noqa: B023
+        check_norms(one, golden_pixels, 'N', f'N3_grad_norms_{target}')
 
 
 # --- What no golden row says ----------------------------------------------------------------------

@@ -3,13 +3,16 @@ nets, rates, randomness by step."""
 
 import dataclasses
 import functools
+import importlib
+import inspect
+import pkgutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jepa_jax import optim
+from jepa_jax import objectives, optim
 from jepa_jax.config import EmaOptimConfig, OptimConfig
 from jepa_jax.errors import ConfigError
 from jepa_jax.models.layers import Linear
@@ -51,6 +54,20 @@ class Toy(Objective):
             params['other'], batch
         )
         return jnp.square(made - target).mean(), {'seen': jnp.float32(step)}
+
+
+def test_objectives_keep_to_the_protocol():
+    """A method of its name is that of the protocol: the loop calls it as such."""
+    for module in pkgutil.iter_modules(objectives.__path__):
+        importlib.import_module(f'{objectives.__name__}.{module.name}')
+    kinds = Objective.__subclasses__()
+    for kind in kinds:  # grows on the way
+        kinds += kind.__subclasses__()
+        for name in vars(kind).keys() & vars(Objective).keys():
+            if inspect.isfunction(vars(Objective)[name]) and name != '__init__':
+                ours, theirs = (inspect.signature(getattr(k, name)) for k in (kind, Objective))
+                assert list(ours.parameters) == list(theirs.parameters), (kind, name)
+    assert any(kind.__name__ == 'RegularisedVideo' for kind in kinds)
 
 
 @dataclasses.dataclass

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from torch_fill import mask_pair, normal, tensor
 
-from jepa_jax import build, flops
-from jepa_jax.config import AgainstCollapseConfig, MaskedVideoConfig
+from jepa_jax import build, flops, optim
+from jepa_jax.config import AgainstCollapseConfig, MaskedVideoConfig, OptimConfig
 from jepa_jax.data import Batch, Group
 from jepa_jax.errors import ConfigError
 from jepa_jax.masks import Mask
@@ -24,6 +24,7 @@ from jepa_jax.objectives.regularisers import (
     SIGREG,
     VICREG,
     covariance_term,
+    directions,
     epps_pulley,
     sigreg,
     std_term,
@@ -67,6 +68,32 @@ def test_terms_of_features_of_pixels(golden_pixels):
     near(np.array(ours), golden_pixels['R6_eb_vc_weighted_unweighted_std_cov'])
 
 
+def test_terms_of_whole_frames(golden_pixels):
+    """eb_jepa's action-conditioned model: samples are frames, or their pixels, of all times or the
+    first; weights 8 and 16, and 12 of the change from frame to frame."""
+    x = jnp.asarray(normal(36, 5, 6, 3, 2, 2).transpose(0, 2, 3, 4, 1))  # [B, T, H, W, C]
+    change = jnp.square(x[:, 1:] - x[:, :-1]).mean()
+    rows = []
+    for channels in (24, 6):
+        for part in (x, x[:, :1]):
+            part = part.swapaxes(2, 4) if channels == 24 else part
+            z = part.reshape(-1, channels)
+            terms = covariance_term(z, mean=True), std_term(z), change
+            rows.append([np.dot((8, 16, 12), terms), sum(terms), *terms])
+    near(np.array(rows), golden_pixels['R7_eb_ac_regulariser'])
+
+
+def test_learning_rate_of_vicreg(golden_pixels):
+    """100 epochs of 2,503 steps at a batch of 512: ten to rise from 0, then to a thousandth."""
+    config = OptimConfig(
+        schedule='half_cosine', steps=250_300, warmup=25_030, start_lr=0.0, lr=0.6, final_lr=6e-4,
+        ipe_scale=1.0,
+    )  # fmt: skip
+    rate = optim.learning_rate(config)
+    for step, lr in golden_pixels['R4_lr_step']:
+        assert float(rate(int(step))) == pytest.approx(lr, abs=1e-6)
+
+
 def test_expander(golden_pixels):
     config = ExpanderConfig(48, (64, 64), 32)
     made = net('expander', config)
@@ -93,6 +120,35 @@ def test_distance_from_normal(golden_pixels):
         ('paper', 'S1e_paper_17_points_-5..5'),
     ):
         near(epps_pulley(jnp.asarray(xs, jnp.float32), SIGREG[variant]), golden_pixels[row])
+    finer = dataclasses.replace(SIGREG['lejepa'], points=41, reach=5.0)
+    near(epps_pulley(jnp.asarray(xs, jnp.float32), finer), golden_pixels['S1b_epps_pulley_41_t5'])
+
+
+def test_what_sigreg_says_of_known_features():
+    """Figures of the reference (family §4.2) for 256 samples; whether the term grows with their
+    number depends on the variant; rows that end in a LayerNorm do not reach a normal sample's."""
+    z = np.random.default_rng(0).standard_normal((256, 64)).astype(np.float32)
+    along = directions(jax.random.key(0), 64, 1024)
+    term = jax.jit(sigreg, static_argnums=2)
+
+    def of(z, variant='lejepa'):
+        return float(term(z, along, SIGREG[variant]))
+
+    assert of(z) == pytest.approx(np.sqrt(2 * np.pi) * (1 - 1 / np.sqrt(3)), abs=0.2)
+    for features, expected in ((0 * z, 103), (z / 2, 39), (2 * z, 62)):
+        assert of(features) == pytest.approx(expected, rel=0.05)
+    assert of(0 * z[:128]) == pytest.approx(103 / 2, rel=0.01)
+    assert of(0 * z[:128], 'eb_jepa') == pytest.approx(of(0 * z, 'eb_jepa'), rel=1e-5)
+    offset = 2 * np.random.default_rng(1).standard_normal(64).astype(np.float32)
+    assert of(np.asarray(standardise(jnp.asarray(z + offset)))) > 50
+
+
+def test_sigreg_along_the_packages_directions(golden_pixels):
+    z = jnp.asarray(normal(42, 64, 24) * 0.8 + 0.1, jnp.float32)
+    term = jax.value_and_grad(lambda z, along: sigreg(z, along, SIGREG['lejepa']))
+    values, grads = zip(*(term(z, golden_pixels[f'S2_directions_step{i}']) for i in range(2)))
+    near(np.array(values), golden_pixels['S2_sliced_loss_steps01'])
+    near(grads[0][::8], golden_pixels['S2_grad_step0'])
 
 
 def test_sigreg_of_whole_losses(golden_pixels):
@@ -162,7 +218,7 @@ def test_eight_devices_see_the_whole_batch(params):
     def loss(params, features):
         total = 0.0
         for one in both:
-            for z in one.samples(params, features):
+            for z in one.projected(params, features):
                 total += sum(one.regulariser.terms.of(z, jax.random.key(0)).values())
         return total
 

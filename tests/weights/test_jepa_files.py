@@ -212,6 +212,8 @@ def test_folder_of_transformers(tmp_path, theirs, capsys):
     """Theirs is loaded, said to be the online encoder, embeds as theirs does, also images that are
     not square, and is judged; ours is loaded by theirs. Not a bit changes."""
     theirs.save_pretrained(tmp_path / 'theirs')
+    scaled = json.dumps({'image_mean': [0.5] * 3, 'image_std': [0.5] * 3})
+    (tmp_path / 'theirs/preprocessor_config.json').write_text(scaled)
     model = jepa_jax.load(tmp_path / 'theirs')
     assert any('online' in line for line in model.about)
     assert model.config.still
@@ -221,7 +223,11 @@ def test_folder_of_transformers(tmp_path, theirs, capsys):
             result = model.embed(x, preprocess='none', normalised=True).tokens
         np.testing.assert_allclose(result, features(theirs, x), rtol=0, atol=1e-5)
     video = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
-    assert model.embed(video, preprocess='none').clips.shape[:2] == (3, 1)  # frame by frame
+    result = model.embed(video, preprocess='none')
+    assert result.clips.shape[:2] == (3, 1)  # frame by frame
+    # pixels are ImageNet's, whatever the folder says
+    x = ((video / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]).astype(np.float32)
+    np.testing.assert_allclose(result.tokens, features(theirs, x[:, None]), rtol=0, atol=1e-4)
     for several, more in ((video, {'frames': 2}), (video[None, :2], {})):
         with pytest.raises(InputError, match='frames 2: must be 1'):
             model.embed(several, **more)

@@ -4,6 +4,7 @@ changed bit, and the same outputs."""
 import dataclasses
 import functools
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from jepa_fill import names
+from safetensors.torch import save_file
 from torch_fill import normal, tensor
 
 import jepa_jax
@@ -25,6 +27,7 @@ from jepa_jax.weights.names import RELEASED
 from jepa_jax.weights.parts import net
 
 transformers = pytest.importorskip('transformers')
+FILE = 'model.safetensors'
 MAE = ViTConfig(
     48, 1, 4, patch=8, tubelet=1, position='sincos', axes='xy', image_size=48, frames=1,
     class_token=True,
@@ -140,11 +143,15 @@ def test_transformers_computes_the_same(through):
         # their decoder's last norm has eps 1e-5 (reference: family §3.2)
         np.testing.assert_allclose(drawn, theirs, rtol=0, atol=2e-5)
     model.save_pretrained(folder / 'theirs')
-    again = convert.read(folder / 'theirs')
-    for name, array in read['hf'].nets.items():
-        for path, leaf in tables.flatten(array.tree).items():
-            other = tables.flatten(again.nets[name].tree)[path]
-            np.testing.assert_array_equal(np.asarray(leaf), np.asarray(other), err_msg=path)
+    modules = folder / 'modules'  # their own names, which `save_pretrained` makes old ones of
+    modules.mkdir()
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, modules / FILE)
+    shutil.copy(folder / 'theirs/config.json', modules)
+    for again in (convert.read(folder / 'theirs'), convert.read(modules)):
+        for name, array in read['hf'].nets.items():
+            for path, leaf in tables.flatten(array.tree).items():
+                other = tables.flatten(again.nets[name].tree)[path]
+                np.testing.assert_array_equal(np.asarray(leaf), np.asarray(other), err_msg=path)
 
 
 def test_an_encoder_alone(through, tmp_path):
@@ -240,6 +247,29 @@ def test_a_folder_without_the_last_norm_is_refused(tmp_path):
     transformers.VideoMAEModel(config).save_pretrained(tmp_path / 'theirs')
     with pytest.raises(ConvertError, match='use_mean_pooling leaves the norm'):
         convert.read(tmp_path / 'theirs')
+
+
+def test_what_a_file_has_beside_weights_is_named_at_once(tmp_path):
+    more = {'optimizer': {'state': {}}, 'scaler': {'scale': 1.0}, 'epoch': 3}
+    torch.save({'model': original('mae'), **more}, tmp_path / 'a.pth')
+    words = r'entries optimizer \(dict\), scaler \(dict\) are not known: '
+    with pytest.raises(ConvertError, match=words + '--ignore optimizer --ignore scaler leaves'):
+        convert.read(tmp_path / 'a.pth', **HEADS['mae'])
+    weights = convert.read(tmp_path / 'a.pth', ignore=('optimizer', 'scaler'), **HEADS['mae'])
+    assert set(weights.nets) == {'online', 'pixel_decoder'}
+
+
+@pytest.mark.parametrize('kind', list(BOTH))
+def test_a_fine_tuned_file_is_called_so(tmp_path, kind):
+    """Names as their fine-tuning writes them: VideoMAE's without `encoder.`"""
+    arrays = {
+        n.removeprefix('encoder.'): a for n, a in original(kind).items() if 'decoder' not in n
+    }
+    del arrays['norm.weight'], arrays['norm.bias'], arrays['mask_token']
+    head = {'fc_norm.weight': torch.ones(48), 'head.weight': torch.zeros(10, 48)}
+    torch.save({'module': arrays | head}, tmp_path / 'a.pth')
+    with pytest.raises(ConvertError, match='is fine-tuned: it has fc_norm.weight, head.weight'):
+        convert.read(tmp_path / 'a.pth')
 
 
 def test_a_decoder_for_another_encoder_is_refused(tmp_path):

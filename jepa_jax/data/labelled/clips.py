@@ -17,11 +17,12 @@ FPS = 8  # of clips that anticipate
 
 
 def frames_of(path: str, choose: Callable[[Timing], np.ndarray], fps: float = 0.0) -> np.ndarray:
-    """Frames of a video, or of a folder of pictures with that many a second, uint8 [k, H, W, 3].
+    """Frames of a video, or of a folder of pictures or an .npy with that many a second, uint8
+    [k, H, W, 3].
 
     Raises BadFile.
     """
-    if not os.path.isdir(path):
+    if not (os.path.isdir(path) or path.lower().endswith('.npy')):
         return decode.read_frames(path, choose)
     source = open_input(path, fps)
     count = len(source.numbers)
