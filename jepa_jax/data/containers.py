@@ -72,12 +72,13 @@ class Video:
         """Of the stream, without those of no bytes: the end, and repeats of a frame in AVI."""
         ahead, self.ahead = self.ahead, []
         yield from ahead
+        clocked = self.kind in CLOCKED
         with files.reading(self.path, reasons=_REASONS):
             for number, packet in enumerate(self.container.demux(self.stream)):
                 if not number % 256:
                     self.deadline.check()
                 if packet.size:
-                    if self.kind in CLOCKED:
+                    if clocked:
                         self._unwrap(packet)
                     yield packet
 
