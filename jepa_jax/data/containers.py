@@ -50,6 +50,7 @@ class Video:
     codec: str
     fps: float  # as the header says or libav makes out; 0 if they do not
     tick: float  # seconds of the stream's time base
+    cost: int = 1  # of a pixel, in those of H.264
     clock: int | None = None  # dts of the last packet, if its container is one of CLOCKED
     wraps: int = 0  # ticks by which that clock was corrected
     ahead: list[av.Packet] = dataclasses.field(default_factory=list)  # that were peeked at
@@ -71,23 +72,24 @@ class Video:
         """Of the stream, without those of no bytes: the end, and repeats of a frame in AVI."""
         ahead, self.ahead = self.ahead, []
         yield from ahead
+        clocked = self.kind in CLOCKED
         with files.reading(self.path, reasons=_REASONS):
             for number, packet in enumerate(self.container.demux(self.stream)):
                 if not number % 256:
                     self.deadline.check()
                 if packet.size:
-                    if self.kind in CLOCKED:
+                    if clocked:
                         self._unwrap(packet)
                     yield packet
 
     def spend(self, packet: av.Packet) -> None:
         """Before a packet is decoded. Raises BadFile, see files.Deadline."""
-        codec, count = self.stream.codec_context, 1
+        codec, count = self.stream.codec_context, self.cost
         if self.codec == 'vp9' and (last := memoryview(packet)[-1]) & 0xE0 == 0xC0:
-            count = 1 + (last & 7)  # a superframe
+            count += count * (last & 7)  # a superframe
         elif self.codec == 'av1':
-            count = max(1, _frames_of_av1(memoryview(packet)))
-        self.deadline.spend(codec.width * codec.height * count * COST.get(self.codec, 1))
+            count *= max(1, _frames_of_av1(memoryview(packet)))
+        self.deadline.spend(codec.width * codec.height * count)
 
     def _unwrap(self, packet: av.Packet) -> None:
         """Lets the clock of 33 bits go on where it wraps, every 26 hours."""
@@ -193,7 +195,8 @@ def _video(path, container, deadline: files.Deadline, size: int) -> Video:
     files.bound(path, 'pixels', pixels)
     files.bound_decoded(path, 3 * HELD * pixels, size)
     kind = container.format.name
-    return Video(path, container, stream, deadline, size, kind, name, fps, tick)
+    cost = COST.get(name, 1)
+    return Video(path, container, stream, deadline, size, kind, name, fps, tick, cost)
 
 
 def _unopened(path, error: Exception) -> BadFile:

@@ -6,12 +6,15 @@ imports any module that is named there and fills in templates of paths with Pyth
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from jepa_jax import files
+from jepa_jax.data import array_record
 from jepa_jax.errors import BadFile, ConfigError
 
 CLASSES = 'tensorflow_datasets.core.features.'  # of features, all that is ever imported
@@ -59,9 +62,31 @@ def records(folder: str, split: str, key: str) -> Any:
 
     try:
         with files.reading(folder):
-            return made.as_data_source(split, decoders={key: Encoded()})
+            stored = made.as_data_source(split, decoders={key: Encoded()})
+            return Records(stored, made.info.splits[split].file_instructions)
     except BadFile as error:
         raise ConfigError(f'{folder} split {split!r}: {error.detail}') from error
+
+
+class Records:
+    """Records of tfds, each out of a file that was looked at before the library opens it."""
+
+    def __init__(self, stored: Any, shards: list[Any]) -> None:
+        """shards: tfds's own instructions: name of each file, and how many records of it count."""
+        self._stored, self._names = stored, [shard.filename for shard in shards]
+        self._ends = list(itertools.accumulate(shard.take for shard in shards))
+        self._looked_at: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    def __getitem__(self, index: int) -> Any:
+        """Raises BadFile, and whatever tfds raises."""
+        name = self._names[bisect.bisect_right(self._ends, index)]
+        if name not in self._looked_at:
+            array_record.look(name)
+            self._looked_at.add(name)
+        return self._stored[index]
 
 
 def packed(folder: str) -> int:
