@@ -94,7 +94,7 @@ class Answerer:
                     'the adapter is for a language model of width, hidden and depth '
                     f'{(config.width, config.hidden, config.depth)}, this one has {same}'
                 )
-        self.tokenizer, self.look = tokenizer, Clips(clips)
+        self.tokenizer, self.look = tokenizer, Clips(clips, encoder.tubelet)
         made = {}
         self._params = {}
         for name, net in nets.items():
@@ -110,8 +110,8 @@ class Answerer:
         self._known: tuple[Any, jax.Array, Looked] | None = None  # the last video
 
         @jax.jit
-        def see(params, clips):
-            features = made['encoder'](params['encoder'], clips)
+        def see(params, clips, apart):
+            features = made['encoder'](params['encoder'], clips, apart=apart)
             return made['projector'](params['projector'], features)
 
         @functools.partial(jax.jit, static_argnames=('room',))
@@ -187,20 +187,25 @@ class Answerer:
           choices: of which the likelihoods as whole answers are compared; generated text comes
             beside them.
           turns: earlier questions and what was answered; videos belong to the first.
-          most: tokens of the answer.
+          most: tokens of the answer; 0, with choices: nothing is generated.
           on_text: is given the answer piece by piece, as it is made.
 
         Raises:
           InputError: placeholders that are not as many as the videos, an empty question, choices
-            that are empty or equal, more than fits. BadFile: a video that cannot be read.
+            that are empty or equal, more than fits, nothing asked for. BadFile: a video that
+            cannot be read.
         """
         videos = [] if video is None else video if isinstance(video, list | tuple) else [video]
         arrays, media = self._asked(videos, question, turns, system)
         check_choices(choices)
+        if not most and not choices:
+            raise InputError(
+                'an answer of 0 tokens, and no choices to compare: nothing is asked for'
+            )
         seen = [self._seen(each, which) for each, which in zip(videos, media)]
         visual = jnp.concatenate([tokens for tokens, _ in seen] or [self._nothing()], axis=1)
         looked = tuple(what for _, what in seen)
-        text = self._generated(arrays, visual, most, sampling, seed, on_text)
+        text = self._generated(arrays, visual, most, sampling, seed, on_text) if most else ''
         if not choices:
             return Said(text, looked)
         return Said(text, looked, tuple(choices), self._likely(arrays, visual, choices))
@@ -237,7 +242,8 @@ class Answerer:
             clip, looked = self._array(video)
         else:
             clip, looked = self.look.read(media)
-        tokens = self._see(self._params, jnp.asarray(clip[None]))
+        apart = jnp.ones(1, bool) if self.look.apart(media) else None
+        tokens = self._see(self._params, jnp.asarray(clip[None]), apart)
         self._known = video, tokens, looked
         return tokens, looked
 

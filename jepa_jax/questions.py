@@ -63,7 +63,8 @@ def prepare(config: QuestionsConfig, objective: Questions, origin: Origin) -> Pr
         )
     if 'adapter' in objective.nets:
         initial['adapter'] = None
-    look: Any = Clips(config.clips)
+    look: Any = Clips(config.clips, config.encoder.tubelet)
+    apart = look.apart if config.clips.images == 'tiles' and not config.features else None
     if config.features:
         grid = objective.projector_config.grid
         store = StoredClips.of(
@@ -75,7 +76,7 @@ def prepare(config: QuestionsConfig, objective: Questions, origin: Origin) -> Pr
     sight = Sight(
         tokenizer, Always(visual_tokens(config)), look, look.shape,
         np.uint8 if not config.features else jnp.dtype(config.features_dtype),
-        media_places(config),
+        media_places(config), apart,
     )  # fmt: skip
     if config.heldout:
         objective.held = _held(config, sight)
@@ -196,7 +197,12 @@ def _as_stored(where: str, net: Net, tree: Any) -> Any:
 def _fill(store: StoredClips, look: Clips, config: QuestionsConfig, net: Net, params: Any) -> None:
     """Computes the features that are not there yet, on all devices of each process."""
     local = sharding.make_mesh(1, jax.local_devices())
-    encode = jax.jit(net)
+    tiled = config.clips.images == 'tiles'
+
+    @jax.jit
+    def encode(params: Any, clips: jax.Array, apart: jax.Array) -> jax.Array:
+        return net(params, clips, apart=apart if tiled else None)
+
     wanted = [
         part
         for item in [*(m.path for m in config.data.mixture), config.heldout]
@@ -209,9 +215,9 @@ def _fill(store: StoredClips, look: Clips, config: QuestionsConfig, net: Net, pa
     with jax.set_mesh(local):
         whole = jax.device_put(jax.tree.map(np.asarray, params), jax.NamedSharding(local, jax.P()))
 
-        def features(clips: np.ndarray) -> np.ndarray:
+        def features(*clips: np.ndarray) -> np.ndarray:
             split = jax.device_put(clips, jax.NamedSharding(local, sharding.BATCH))
-            return np.asarray(encode(whole, split))
+            return np.asarray(encode(whole, *split))
 
         place = dict(process=jax.process_index(), processes=jax.process_count())
         store.fill(wanted, look, features, CLIPS * local.size, **place)
@@ -234,10 +240,7 @@ def _held(config: QuestionsConfig, sight: Sight) -> HeldOut:
         first = next(i for i, turn in enumerate(turns) if turn.role == 'assistant')
         prompt = encode(turns[:first], sight.tokenizer, sight.rows, answer=True)
         packed = packing.pack([whole], single.length, sight.tokenizer.pad)
-        table = np.zeros((places, *sight.shape), sight.kind)
-        for place, (media, _) in enumerate(packed.media):
-            table[place] = sight.look(media)[0]
-        rows.append(packed.arrays | {'table': table})
+        rows.append(packed.arrays | sight.shown(packed.media, places))
         prompts.append(prompt)
         expected.append(''.join(map(str, turns[first].parts)))
         if len(rows) == config.heldout_rows:
