@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -63,9 +64,11 @@ class Answerer:
     """Encoder, projector and language model with their weights."""
 
     def __init__(
-        self, nets: dict[str, StoredNet], tokenizer: Tokenizer, clips: ClipsConfig, dtype: str
-    ):
-        """nets: encoder, projector, decoder and, if there is one, adapter.
+        self, nets: dict[str, StoredNet], tokenizer: Tokenizer, clips: ClipsConfig, dtype: str,
+        language: Path | None = None,
+    ):  # fmt: skip
+        """nets: encoder, projector, decoder and, if there is one, adapter; language: folder that
+        the language model came from.
 
         Raises:
           ConvertError: nets that do not fit each other.
@@ -80,7 +83,7 @@ class Answerer:
         ):
             if found != width:
                 raise ConvertError(f'{what} of width {found}: the projector is for {width}')
-        tokenizer.check(decoder.vocabulary)
+        tokenizer.check(decoder.vocabulary, language)
         grid = encoder.grid(clips.frames, clips.crop, clips.crop)
         if grid != tuple(projector.grid):
             raise ConvertError(
@@ -162,8 +165,10 @@ class Answerer:
             raise ConvertError(f'{weights.source} holds no language model: name it, --language')
         nets['encoder'] = whose['encoder'].nets[whose['encoder'].pick('target')]
         nets['decoder'] = whose['decoder'].nets[key]
-        folder = tokenizer or tokenizer_of(weights.source) or whose['decoder'].source
-        return cls(nets, Tokenizer.read(folder), clips_of(weights), dtype)
+        source = whose['decoder'].source
+        folder = tokenizer or tokenizer_of(weights.source) or source
+        own = tokenizer_of(source) or source
+        return cls(nets, Tokenizer.read(folder), clips_of(weights), dtype, own)
 
     def ask(
         self,
@@ -214,6 +219,8 @@ class Answerer:
         said = [(q, a) for q, a in turns] + [(question, '')]
         if not all(text.strip() for text, _ in said):
             raise InputError('an empty question')
+        if not all(text.strip() for _, text in turns):
+            raise InputError('an empty answer among the earlier turns')
         media = [media_of(each, i) for i, each in enumerate(videos)]
         written = [Turn('system', (system,))] if system else []
         for number, (asked, answered) in enumerate(said):

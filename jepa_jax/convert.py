@@ -145,8 +145,8 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--to',
         choices=('jax', 'torch', 'hf'),
-        help='(default: torch for a DST that ends in .pt, and from our checkpoints unless they hold '
-        'nets that have no place there; else jax)',
+        help='(default: torch for a DST that ends in .pt, and from our checkpoints unless '
+        'they hold nets that have no place there; else jax)',
     )
     parser.add_argument(
         '--encoder',

@@ -19,7 +19,7 @@ from jepa_jax.config import QuestionsConfig
 from jepa_jax.config.conversations import SELF_MADE
 from jepa_jax.config.questions import media_places, visual_tokens
 from jepa_jax.data import synthetic
-from jepa_jax.errors import ConfigError
+from jepa_jax.errors import BadFile, ConfigError
 from jepa_jax.language import packing
 from jepa_jax.language import questions as self_made
 from jepa_jax.language.chat import Media, encode
@@ -51,7 +51,7 @@ def prepare(config: QuestionsConfig, objective: Questions, origin: Origin) -> Pr
     """
     config = resolved(config)
     tokenizer = read_tokenizer(config, origin)
-    tokenizer.check(objective.decoder_config.vocabulary)
+    tokenizer.check(objective.decoder_config.vocabulary, _language_folder(config, origin))
     weights = {name: _params(config, objective, origin, name) for name in ('encoder', 'decoder')}
     frozen = {name: weights[name] for name in objective.frozen}
     kept = {name: weights[name] for name in objective.kept}
@@ -116,6 +116,14 @@ def read_tokenizer(config: QuestionsConfig, origin: Origin) -> Tokenizer:
     if origin.folder and (own := tokenizer_of(origin.folder)):
         return Tokenizer.read(own)
     return Tokenizer.read(zoo.find(config.language.path).source)
+
+
+def _language_folder(config: QuestionsConfig, origin: Origin) -> pathlib.Path | None:
+    """Where config.json of the language model may lie; None: nowhere."""
+    if origin.folder or config.language.path == 'random':
+        return origin.folder and tokenizer_of(origin.folder)
+    source = zoo.find(config.language.path).source
+    return tokenizer_of(source) or source
 
 
 def _holds(origin: Origin, place: str) -> bool:
@@ -240,13 +248,19 @@ def _held(config: QuestionsConfig, sight: Sight) -> HeldOut:
         first = next(i for i, turn in enumerate(turns) if turn.role == 'assistant')
         prompt = encode(turns[:first], sight.tokenizer, sight.rows, answer=True)
         packed = packing.pack([whole], single.length, sight.tokenizer.pad)
-        rows.append(packed.arrays | sight.shown(packed.media, places))
+        try:
+            rows.append(packed.arrays | sight.shown(packed.media, places))
+        except BadFile as error:
+            log.warning('heldout: left out: %s', error)
+            continue
         prompts.append(prompt)
         expected.append(''.join(map(str, turns[first].parts)))
         if len(rows) == config.heldout_rows:
             break
     if not rows:
-        raise ConfigError(f'heldout: {config.heldout}: no conversation fits into data.length')
+        raise ConfigError(
+            f'heldout: {config.heldout}: no conversation fits into data.length and can be read'
+        )
     length = max(len(prompt.tokens) for prompt in prompts)
     arrays = {
         'tokens': np.stack([_filled(p.tokens, length, sight.tokenizer.pad) for p in prompts]),

@@ -133,6 +133,7 @@ def test_a_placeholder_may_say_where(answerer, video):
         ('What?', {'choices': ('a', ' ')}, 'choice 2 is empty'),
         ('What?', {'choices': ('a', 'b', 'a ')}, "choices that are equal: 'a '"),
         ('What?', {'choices': ('a',)}, 'at least two'),
+        ('What?', {'turns': [('And?', ' ')]}, 'an empty answer among the earlier turns'),
         ('What?', {'most': 0}, 'no choices to compare: nothing is asked for'),
         ('x' * 200_000, {}, 'the question: .* tokens: at most'),
     ],
@@ -143,7 +144,7 @@ def test_refuses(answerer, video, question, more, words):
         answerer.ask(video, question, **more)
 
 
-def test_nets_that_do_not_fit():
+def test_nets_that_do_not_fit(tmp_path):
     tokenizer = questions.tokenizer()
     other = ViTConfig(36, 1, 3, patch=8, image_size=16, frames=4)
     with pytest.raises(ConvertError, match='an encoder of width 36: the projector is for 24'):
@@ -151,6 +152,10 @@ def test_nets_that_do_not_fit():
     small = DecoderConfig(100, 16, 24, 2, 4, 2, 4)
     with pytest.raises(ConfigError, match='the tokenizer of another model'):
         Answerer(nets(decoder=small), tokenizer, CLIPS, 'float32')
+    # one with as many tokens, of a model that ends its answers with another
+    (tmp_path / 'config.json').write_text('{"eos_token_id": [7, 3]}')
+    with pytest.raises(ConfigError, match='eos_token_id 7 is no special token of the tokenizer'):
+        Answerer(nets(), tokenizer, CLIPS, 'float32', tmp_path)
     weights = Weights(None, 'jax', {'encoder': nets()['encoder']})
     with pytest.raises(ConvertError, match='no projector: it answers nothing'):
         Answerer.of(weights)
