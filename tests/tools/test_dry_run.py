@@ -176,7 +176,7 @@ def test_a_stream_as_wide_as_a_sequence_is_long_is_no_scores():
     llama = DecoderConfig(128, 4096, 256, 32, 32, 8, 128)
     expected = Expected({'decoder': net('decoder', llama)}, 64)
     stream = ('bf16', (32, 4, 4096, 4096)), ('bf16', (4, 4096, 4096)), ('f32', (4, 4096, 4096))
-    heads = ('f32', (4, 32, 4096, 4096)), ('bf16', (8, 4096, 4096)), ('f32', (2, 32, 4096, 4096))
+    heads = ('f32', (4, 32, 4096, 4096)), ('bf16', (24, 4096, 4096)), ('f32', (2, 32, 4096, 4096))
     arrays = [Array(*each, False) for each in (*stream, *heads)]
     assert compiled.scores(arrays, {4096}, expected, 4) == sorted(map(str, arrays[3:]))
 
