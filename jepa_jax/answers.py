@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -63,9 +64,11 @@ class Answerer:
     """Encoder, projector and language model with their weights."""
 
     def __init__(
-        self, nets: dict[str, StoredNet], tokenizer: Tokenizer, clips: ClipsConfig, dtype: str
-    ):
-        """nets: encoder, projector, decoder and, if there is one, adapter.
+        self, nets: dict[str, StoredNet], tokenizer: Tokenizer, clips: ClipsConfig, dtype: str,
+        language: Path | None = None,
+    ):  # fmt: skip
+        """nets: encoder, projector, decoder and, if there is one, adapter; language: folder that
+        the language model came from.
 
         Raises:
           ConvertError: nets that do not fit each other.
@@ -80,7 +83,7 @@ class Answerer:
         ):
             if found != width:
                 raise ConvertError(f'{what} of width {found}: the projector is for {width}')
-        tokenizer.check(decoder.vocabulary)
+        tokenizer.check(decoder.vocabulary, language)
         grid = encoder.grid(clips.frames, clips.crop, clips.crop)
         if grid != tuple(projector.grid):
             raise ConvertError(
@@ -94,7 +97,7 @@ class Answerer:
                     'the adapter is for a language model of width, hidden and depth '
                     f'{(config.width, config.hidden, config.depth)}, this one has {same}'
                 )
-        self.tokenizer, self.look = tokenizer, Clips(clips)
+        self.tokenizer, self.look = tokenizer, Clips(clips, encoder.tubelet)
         made = {}
         self._params = {}
         for name, net in nets.items():
@@ -110,8 +113,8 @@ class Answerer:
         self._known: tuple[Any, jax.Array, Looked] | None = None  # the last video
 
         @jax.jit
-        def see(params, clips):
-            features = made['encoder'](params['encoder'], clips)
+        def see(params, clips, apart):
+            features = made['encoder'](params['encoder'], clips, apart=apart)
             return made['projector'](params['projector'], features)
 
         @functools.partial(jax.jit, static_argnames=('room',))
@@ -162,8 +165,10 @@ class Answerer:
             raise ConvertError(f'{weights.source} holds no language model: name it, --language')
         nets['encoder'] = whose['encoder'].nets[whose['encoder'].pick('target')]
         nets['decoder'] = whose['decoder'].nets[key]
-        folder = tokenizer or tokenizer_of(weights.source) or whose['decoder'].source
-        return cls(nets, Tokenizer.read(folder), clips_of(weights), dtype)
+        source = whose['decoder'].source
+        folder = tokenizer or tokenizer_of(weights.source) or source
+        own = tokenizer_of(source) or source
+        return cls(nets, Tokenizer.read(folder), clips_of(weights), dtype, own)
 
     def ask(
         self,
@@ -187,20 +192,25 @@ class Answerer:
           choices: of which the likelihoods as whole answers are compared; generated text comes
             beside them.
           turns: earlier questions and what was answered; videos belong to the first.
-          most: tokens of the answer.
+          most: tokens of the answer; 0, with choices: nothing is generated.
           on_text: is given the answer piece by piece, as it is made.
 
         Raises:
           InputError: placeholders that are not as many as the videos, an empty question, choices
-            that are empty or equal, more than fits. BadFile: a video that cannot be read.
+            that are empty or equal, more than fits, nothing asked for. BadFile: a video that
+            cannot be read.
         """
         videos = [] if video is None else video if isinstance(video, list | tuple) else [video]
         arrays, media = self._asked(videos, question, turns, system)
         check_choices(choices)
+        if not most and not choices:
+            raise InputError(
+                'an answer of 0 tokens, and no choices to compare: nothing is asked for'
+            )
         seen = [self._seen(each, which) for each, which in zip(videos, media)]
         visual = jnp.concatenate([tokens for tokens, _ in seen] or [self._nothing()], axis=1)
         looked = tuple(what for _, what in seen)
-        text = self._generated(arrays, visual, most, sampling, seed, on_text)
+        text = self._generated(arrays, visual, most, sampling, seed, on_text) if most else ''
         if not choices:
             return Said(text, looked)
         return Said(text, looked, tuple(choices), self._likely(arrays, visual, choices))
@@ -209,6 +219,8 @@ class Answerer:
         said = [(q, a) for q, a in turns] + [(question, '')]
         if not all(text.strip() for text, _ in said):
             raise InputError('an empty question')
+        if not all(text.strip() for _, text in turns):
+            raise InputError('an empty answer among the earlier turns')
         media = [media_of(each, i) for i, each in enumerate(videos)]
         written = [Turn('system', (system,))] if system else []
         for number, (asked, answered) in enumerate(said):
@@ -237,7 +249,8 @@ class Answerer:
             clip, looked = self._array(video)
         else:
             clip, looked = self.look.read(media)
-        tokens = self._see(self._params, jnp.asarray(clip[None]))
+        apart = jnp.ones(1, bool) if self.look.apart(media) else None
+        tokens = self._see(self._params, jnp.asarray(clip[None]), apart)
         self._known = video, tokens, looked
         return tokens, looked
 

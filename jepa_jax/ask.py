@@ -52,8 +52,10 @@ def ask(
         raise UsageError('one of --question TEXT and --batch FILE.jsonl is needed')
     if batch and not out:
         raise UsageError('--batch needs --out FILE.jsonl')
-    if tokens < 1:
-        raise UsageError(f'--tokens {tokens}: must be at least 1')
+    if tokens < 0:
+        raise UsageError(f'--tokens {tokens}: must be at least 0')
+    if not tokens and not batch and not choices:
+        raise UsageError('--tokens 0: nothing is said, so --choices is needed')
     for name in filter(None, (model, encoder_from, language)):
         check_name(name)
     from jepa_jax import answers  # jax: not for --help
@@ -84,12 +86,12 @@ def ask(
     if batch:
         _batch(ready, rows, Path(out), shown, settings)
         return
-    streaming = sys.stdout.isatty()
+    streaming = sys.stdout.isatty() and tokens > 0
     said = ready.ask(
         shown(videos, start, end, backwards), question, choices=offered, **settings,
         on_text=(lambda text: print(text, end='', flush=True)) if streaming else None,
     )  # fmt: skip
-    print('' if streaming else said.text)
+    print('' if streaming else said.text if tokens else said.choice)
     for path, looked in zip(videos, said.seen):
         print(f'({os.path.basename(path)}: {looked.words()})')
     for choice, share in zip(said.choices, said.shares):
@@ -155,7 +157,8 @@ def _batch(ready, rows: list[dict[str, Any]], out: Path, shown, settings: dict[s
                 lost += 1
                 row = {**row, 'error': str(error)}
             else:
-                row = {**row, 'answer': said.text, 'seen': [each.words() for each in said.seen]}
+                text = said.text if settings['most'] else said.choice
+                row = {**row, 'answer': text, 'seen': [each.words() for each in said.seen]}
                 if said.choices:
                     row |= {'choice': said.choice, 'shares': dict(zip(said.choices, said.shares))}
             file.write(json.dumps(row, ensure_ascii=False) + '\n')
@@ -179,7 +182,10 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add('--end', type=float, default=0.0, metavar='SECONDS', help='of the videos (0: their end)')
     add('--backwards', action='store_true', help='show the last frame first')
     add('--system', default='', metavar='TEXT', help="what the system says first (the model's own)")
-    add('--tokens', type=int, default=128, metavar='N', help='of an answer, at most (128)')
+    add(
+        '--tokens', type=int, default=128, metavar='N',
+        help='of an answer, at most; 0: the likeliest of the choices is the answer (128)',
+    )  # fmt: skip
     add(
         '--temperature', type=float, default=0.0, metavar='X',
         help='above 0 the answer is drawn; 0: the likeliest (0)',

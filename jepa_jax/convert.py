@@ -74,7 +74,7 @@ def convert(
             weights = only(weights, [name.strip() for name in part.split(',')])
         for line in weights.summary():
             print(line)
-        to = to or ('torch' if weights.format == 'jax' or _is_file(destination) else 'jax')
+        to = to or _format(weights, destination)
         total = nbytes(weights, to, encoder)
         with tqdm(
             total=total, unit='B', unit_scale=True, desc=f'to {to}', disable=not sys.stderr.isatty()
@@ -93,8 +93,14 @@ def convert(
     print(f'took {time.monotonic() - began:.0f} s{peak.words()}')
 
 
-def _is_file(name: str) -> bool:
-    return name.endswith(('.pt', '.pth', '.pth.tar'))
+def _format(weights, destination: str) -> str:
+    """What is written if nothing is asked for."""
+    from jepa_jax.weights.parts import PARTS
+
+    if destination.endswith(('.pt', '.pth', '.pth.tar')):
+        return 'torch'
+    held = all('torch' in PARTS[net.part].files for net in weights.nets.values())
+    return 'torch' if weights.format == 'jax' and held else 'jax'
 
 
 class _Peak:
@@ -139,7 +145,8 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--to',
         choices=('jax', 'torch', 'hf'),
-        help='(default: torch for a DST that ends in .pt, and from our checkpoints; else jax)',
+        help='(default: torch for a DST that ends in .pt, and from our checkpoints unless '
+        'they hold nets that have no place there; else jax)',
     )
     parser.add_argument(
         '--encoder',

@@ -356,9 +356,11 @@ def questions(config: QuestionsConfig, rows: int) -> Activations:
         'dots': compute * (2 * c.width + inner + 2 * shared + 2 * c.hidden),
     }
     held.saved += length * c.depth * (compute * c.width + kept.get(config.mesh.remat, 2 * block))
-    # of the loss: some logits three times, the head whole, and where it is trained its gradient
-    head = c.vocabulary * c.width * compute
-    head += c.vocabulary * c.width * FLOAT if config.language.trains == 'all' else 0
+    # of the loss: some logits three times, the head whole, and where it is trained its gradient;
+    # then the embedding likewise, if it is an array of its own
+    trained = config.language.trains == 'all'
+    head = c.vocabulary * c.width * (compute + trained * FLOAT)
+    head *= 2 if trained and not c.tied else 1
     logits = 3 * FLOAT * min(LOGITS, length * c.vocabulary)
     held.peak = max(held.peak, 2 * length * block, logits + head + 2 * length * c.width * compute)
     return held

@@ -19,7 +19,7 @@ from jepa_jax.config import QuestionsConfig
 from jepa_jax.config.conversations import SELF_MADE
 from jepa_jax.config.questions import media_places, visual_tokens
 from jepa_jax.data import synthetic
-from jepa_jax.errors import ConfigError
+from jepa_jax.errors import BadFile, ConfigError
 from jepa_jax.language import packing
 from jepa_jax.language import questions as self_made
 from jepa_jax.language.chat import Media, encode
@@ -51,7 +51,7 @@ def prepare(config: QuestionsConfig, objective: Questions, origin: Origin) -> Pr
     """
     config = resolved(config)
     tokenizer = read_tokenizer(config, origin)
-    tokenizer.check(objective.decoder_config.vocabulary)
+    tokenizer.check(objective.decoder_config.vocabulary, _language_folder(config, origin))
     weights = {name: _params(config, objective, origin, name) for name in ('encoder', 'decoder')}
     frozen = {name: weights[name] for name in objective.frozen}
     kept = {name: weights[name] for name in objective.kept}
@@ -63,7 +63,8 @@ def prepare(config: QuestionsConfig, objective: Questions, origin: Origin) -> Pr
         )
     if 'adapter' in objective.nets:
         initial['adapter'] = None
-    look: Any = Clips(config.clips)
+    look: Any = Clips(config.clips, config.encoder.tubelet)
+    apart = look.apart if config.clips.images == 'tiles' and not config.features else None
     if config.features:
         grid = objective.projector_config.grid
         store = StoredClips.of(
@@ -75,7 +76,7 @@ def prepare(config: QuestionsConfig, objective: Questions, origin: Origin) -> Pr
     sight = Sight(
         tokenizer, Always(visual_tokens(config)), look, look.shape,
         np.uint8 if not config.features else jnp.dtype(config.features_dtype),
-        media_places(config),
+        media_places(config), apart,
     )  # fmt: skip
     if config.heldout:
         objective.held = _held(config, sight)
@@ -115,6 +116,14 @@ def read_tokenizer(config: QuestionsConfig, origin: Origin) -> Tokenizer:
     if origin.folder and (own := tokenizer_of(origin.folder)):
         return Tokenizer.read(own)
     return Tokenizer.read(zoo.find(config.language.path).source)
+
+
+def _language_folder(config: QuestionsConfig, origin: Origin) -> pathlib.Path | None:
+    """Where config.json of the language model may lie; None: nowhere."""
+    if origin.folder or config.language.path == 'random':
+        return origin.folder and tokenizer_of(origin.folder)
+    source = zoo.find(config.language.path).source
+    return tokenizer_of(source) or source
 
 
 def _holds(origin: Origin, place: str) -> bool:
@@ -196,7 +205,12 @@ def _as_stored(where: str, net: Net, tree: Any) -> Any:
 def _fill(store: StoredClips, look: Clips, config: QuestionsConfig, net: Net, params: Any) -> None:
     """Computes the features that are not there yet, on all devices of each process."""
     local = sharding.make_mesh(1, jax.local_devices())
-    encode = jax.jit(net)
+    tiled = config.clips.images == 'tiles'
+
+    @jax.jit
+    def encode(params: Any, clips: jax.Array, apart: jax.Array) -> jax.Array:
+        return net(params, clips, apart=apart if tiled else None)
+
     wanted = [
         part
         for item in [*(m.path for m in config.data.mixture), config.heldout]
@@ -209,9 +223,9 @@ def _fill(store: StoredClips, look: Clips, config: QuestionsConfig, net: Net, pa
     with jax.set_mesh(local):
         whole = jax.device_put(jax.tree.map(np.asarray, params), jax.NamedSharding(local, jax.P()))
 
-        def features(clips: np.ndarray) -> np.ndarray:
+        def features(*clips: np.ndarray) -> np.ndarray:
             split = jax.device_put(clips, jax.NamedSharding(local, sharding.BATCH))
-            return np.asarray(encode(whole, split))
+            return np.asarray(encode(whole, *split))
 
         place = dict(process=jax.process_index(), processes=jax.process_count())
         store.fill(wanted, look, features, CLIPS * local.size, **place)
@@ -234,16 +248,19 @@ def _held(config: QuestionsConfig, sight: Sight) -> HeldOut:
         first = next(i for i, turn in enumerate(turns) if turn.role == 'assistant')
         prompt = encode(turns[:first], sight.tokenizer, sight.rows, answer=True)
         packed = packing.pack([whole], single.length, sight.tokenizer.pad)
-        table = np.zeros((places, *sight.shape), sight.kind)
-        for place, (media, _) in enumerate(packed.media):
-            table[place] = sight.look(media)[0]
-        rows.append(packed.arrays | {'table': table})
+        try:
+            rows.append(packed.arrays | sight.shown(packed.media, places))
+        except BadFile as error:
+            log.warning('heldout: left out: %s', error)
+            continue
         prompts.append(prompt)
         expected.append(''.join(map(str, turns[first].parts)))
         if len(rows) == config.heldout_rows:
             break
     if not rows:
-        raise ConfigError(f'heldout: {config.heldout}: no conversation fits into data.length')
+        raise ConfigError(
+            f'heldout: {config.heldout}: no conversation fits into data.length and can be read'
+        )
     length = max(len(prompt.tokens) for prompt in prompts)
     arrays = {
         'tokens': np.stack([_filled(p.tokens, length, sight.tokenizer.pad) for p in prompts]),

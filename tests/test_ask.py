@@ -1,5 +1,6 @@
 """Asking: what is shown, what is said, how likely choices are, and what is refused."""
 
+import dataclasses
 import functools
 import json
 
@@ -16,7 +17,8 @@ from jepa_jax.data.clips import Timing
 from jepa_jax.errors import BadFile, ConfigError, ConvertError, InputError, InputsFailed
 from jepa_jax.language import questions
 from jepa_jax.language.chat import Media, Turn, encode
-from jepa_jax.language.sight import Clips, moments
+from jepa_jax.language.sight import Clips, moments, tiling
+from jepa_jax.language.stream import Sight
 from jepa_jax.models.decoder import DecoderConfig
 from jepa_jax.models.projector import ProjectorConfig
 from jepa_jax.models.vit import ViTConfig
@@ -110,6 +112,9 @@ def test_answers(answerer, video):
         answerer.ask(video, 'Hm?', most=3, sampling=Sampling(3.0), seed=s).text for s in (1, 2)
     }
     assert len(drawn) == 2
+    # choices alone: the same, and nothing is generated
+    silent = answerer.ask(video, 'Which way?', choices=choices, most=0)
+    assert (silent.text, silent.shares, silent.choice) == ('', said.shares, said.choice)
 
 
 def test_a_placeholder_may_say_where(answerer, video):
@@ -128,6 +133,8 @@ def test_a_placeholder_may_say_where(answerer, video):
         ('What?', {'choices': ('a', ' ')}, 'choice 2 is empty'),
         ('What?', {'choices': ('a', 'b', 'a ')}, "choices that are equal: 'a '"),
         ('What?', {'choices': ('a',)}, 'at least two'),
+        ('What?', {'turns': [('And?', ' ')]}, 'an empty answer among the earlier turns'),
+        ('What?', {'most': 0}, 'no choices to compare: nothing is asked for'),
         ('x' * 200_000, {}, 'the question: .* tokens: at most'),
     ],
     ids=lambda v: str(v)[:20],
@@ -137,7 +144,7 @@ def test_refuses(answerer, video, question, more, words):
         answerer.ask(video, question, **more)
 
 
-def test_nets_that_do_not_fit():
+def test_nets_that_do_not_fit(tmp_path):
     tokenizer = questions.tokenizer()
     other = ViTConfig(36, 1, 3, patch=8, image_size=16, frames=4)
     with pytest.raises(ConvertError, match='an encoder of width 36: the projector is for 24'):
@@ -145,6 +152,10 @@ def test_nets_that_do_not_fit():
     small = DecoderConfig(100, 16, 24, 2, 4, 2, 4)
     with pytest.raises(ConfigError, match='the tokenizer of another model'):
         Answerer(nets(decoder=small), tokenizer, CLIPS, 'float32')
+    # one with as many tokens, of a model that ends its answers with another
+    (tmp_path / 'config.json').write_text('{"eos_token_id": [7, 3]}')
+    with pytest.raises(ConfigError, match='eos_token_id 7 is no special token of the tokenizer'):
+        Answerer(nets(), tokenizer, CLIPS, 'float32', tmp_path)
     weights = Weights(None, 'jax', {'encoder': nets()['encoder']})
     with pytest.raises(ConvertError, match='no projector: it answers nothing'):
         Answerer.of(weights)
@@ -187,3 +198,45 @@ def test_an_image_fills_all_frames(tmp_path):
     clip, looked = Clips(CLIPS).read(Media('image', str(tmp_path / 'a.png')))
     assert (clip == pixels).all() and clip.shape == (4, 16, 16, 3)
     assert looked.words() == 'an image'
+
+
+@pytest.mark.parametrize(
+    ('height', 'width', 'most', 'shape'),
+    [
+        (1000, 1000, 7, (2, 2)),  # at .2 of its size, as 2 x 3
+        (900, 1600, 7, (2, 3)),  # at .1875, 1 x 3 at .111
+        (1600, 900, 7, (3, 2)),
+        (900, 1600, 3, (1, 2)),  # at .111, as 1 x 3
+        (500, 1000, 4, (1, 2)),  # at .2, as 1 x 3, 1 x 4, 2 x 2
+        (80, 90, 7, (1, 1)),  # smaller than a tile
+    ],
+)
+def test_rows_and_columns_of_tiles(height, width, most, shape):
+    assert tiling(height, width, 100, most) == shape
+
+
+def test_an_image_in_tiles(answerer, video, tmp_path):
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 32, 3), np.uint8)
+    Image.fromarray(pixels).save(path := tmp_path / 'a.png')
+    clips = Clips(ClipsConfig(frames=8, crop=16, images='tiles'))
+    image, film = Media('image', str(path)), Media('video', video)
+    clip, looked = clips.read(image)
+    assert looked.words() == 'an image, whole and in 1 x 2 tiles'
+    squares = clip[::2]
+    assert (clip[1::2] == squares).all() and (squares[0] == squares[1]).all()
+    assert (squares[2:] == [pixels[:, :16], pixels[:, 16:]]).all()
+    sight = Sight(None, None, clips, clips.shape, np.uint8, apart=clips.apart)
+    shown = sight.shown([(film, 8), (image, 8)], 3)
+    assert shown['tiles'].tolist() == [False, True, False]
+    assert (shown['table'][1] == clip).all() and not shown['table'][2].any()
+    # asked about it, the encoder is told
+    tiled = Answerer(
+        nets(), questions.tokenizer(), dataclasses.replace(CLIPS, images='tiles'), 'float32'
+    )
+    still = tiled.look(image)[0]
+    net, params = tiled._nets['encoder'], tiled._params['encoder']
+    alone = net(params, still.reshape(2, 2, 16, 16, 3)).reshape(1, 8, 24)
+    expected = tiled._nets['projector'](tiled._params['projector'], alone)
+    np.testing.assert_allclose(tiled._seen(str(path), image)[0], expected, atol=1e-5)

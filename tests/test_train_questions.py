@@ -8,6 +8,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from jepa_jax import checkpoint
 from jepa_jax.answers import Answerer
@@ -34,6 +35,10 @@ def place(tmp_path_factory):
         rows.append(json.dumps({'video': f'{i}.mp4', 'conversations': turns}))
     (folder / 'train.jsonl').write_text('\n'.join(rows[:8]))
     (folder / 'held.jsonl').write_text('\n'.join(rows[8:]))
+    Image.fromarray(rng.integers(0, 256, (20, 40, 3), np.uint8)).save(folder / 'a.png')
+    turns = [{'from': 'human', 'value': 'What?'}, {'from': 'assistant', 'value': 'noise'}]
+    row = json.dumps({'image': 'a.png', 'conversations': turns})
+    (folder / 'images.jsonl').write_text(f'{row}\n{row}\n')
     questions.tokenizer().save(folder / 'tokenizer')
     return folder
 
@@ -126,8 +131,10 @@ def test_small_files_load_alone(place, finished):
     np.testing.assert_allclose(merged.shares, expected.shares, rtol=1e-4)
 
 
-def test_a_pooler_trains(place):
+def test_a_pooler_trains_on_videos_and_tiles(place):
     c = config(place)
+    c.clips.frames, c.clips.images = 8, 'tiles'
+    c.data.mixture.append(MixtureConfig(str(place / 'images.jsonl')))
     c.projector = VisualProjectorConfig('pooler', queries=2, depth=2, heads=4)
     c.optim.steps = 2
     c.features = ''

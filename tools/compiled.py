@@ -105,7 +105,12 @@ def analyse(config: RunConfig, devices: list, topology: str) -> tuple[dict[str, 
                 if not expected.holds(c)
             }
         ),
-        'score_buffers': scores((a for a, _ in program.arrays()), largest.tokens, expected),
+        'score_buffers': scores(
+            (a for a, _ in program.arrays()),
+            largest.tokens,
+            expected,
+            config.optim.batch // (len(devices) * config.optim.accumulate),
+        ),
         'hbm_bytes_per_device': moved,
         'interconnect_bytes_per_device': int(received),
         'seconds_at_least': roof,
@@ -138,12 +143,16 @@ class Expected:
         self._sizes: set[int] = set()
         self._sharded: set[tuple[int, int]] = set()  # length of the sharded axis, of the other one
         self._most = PADDING * fsdp
+        self._widths: set[int] = set()
+        self._depths: set[int] = {1}
         for net in nets.values():
             places = jax.tree.leaves(net.specs)
             for (path, leaf), spec in zip(
                 jax.tree_util.tree_leaves_with_path(net.abstract), places, strict=True
             ):
                 layer = leaf.shape[1:] if 'blocks' in path_name(path).split('/') else leaf.shape
+                self._widths |= set(layer)
+                self._depths |= set(leaf.shape[: len(leaf.shape) - len(layer)])
                 for size in (leaf.size, math.prod(layer)):
                     self._sizes |= {size, size // fsdp}
                 if 'fsdp' in spec:
@@ -161,6 +170,13 @@ class Expected:
         added = self._rows(array, beyond=True)
         return array.size in self._sizes or any(0 < n < self._most for n in added)
 
+    def is_stream(self, array: Array, rows: int) -> bool:
+        """Whether it is what `rows` sequences are between blocks as wide as they are long: of one
+        block, or what is kept of all, which is of 16 bits where scores are of 32."""
+        first = math.prod(array.dims[:-2])
+        kept = array.dtype == 'bf16' and first in {rows * depth for depth in self._depths}
+        return array.dims[-1] in self._widths and (first == rows or kept)
+
     def _rows(self, array: Array, beyond: bool = False) -> list[int]:
         """Rows that an array has along the sharded axis of parameters as wide as it is; or rows
         beyond theirs."""
@@ -174,12 +190,18 @@ class Expected:
         ]
 
 
-def scores(arrays: Iterable[Array], tokens: Collection[int], expected: Expected) -> list[str]:
+def scores(
+    arrays: Iterable[Array], tokens: Collection[int], expected: Expected, rows: int = 0
+) -> list[str]:
     """Arrays that hold attention scores; not weights as wide as a sequence is long, such as those
-    of ViT-G, 1664, beside 192 + 1472 tokens."""
-    return sorted(
-        {str(a) for a in arrays if holds_scores(a.dims, tokens) and not expected.is_parameter(a)}
-    )
+    of ViT-G, 1664, beside 192 + 1472 tokens, nor what blocks of that width pass on of so many
+    rows, such as Llama 3.1 8B of 4096 tokens."""
+
+    def stored(a: Array) -> bool:
+        square = holds_scores(a.dims, tokens) and not expected.is_parameter(a)
+        return square and not expected.is_stream(a, rows)
+
+    return sorted({str(a) for a in arrays if stored(a)})
 
 
 def holds_scores(dims: tuple[int, ...], tokens: Collection[int]) -> bool:

@@ -9,8 +9,8 @@
 
 `:images` is stage 2 (captions and questions about images; 16 frames of a video), `:videos` stage 3
 (captions and questions about videos of 32 frames, 9,216 tokens each). The paper's text has batch
-1,024 in stage 3, its table 2,048: the table's is taken. Images are repeated over all frames, the
-paper cuts them into tiles. With `smoke` a minute with drawn weights.
+1,024 in stage 3, its table 2,048: the table's is taken. Images are cut into tiles, one a tubelet: 8
+of 576 tokens in stage 2, where the paper has 16. With `smoke` a minute with drawn weights.
 Hardware of the original: 512 GPUs.
 """
 
@@ -24,6 +24,7 @@ def get_config(arg: str = '') -> QuestionsConfig:
     c = QuestionsConfig(name=f'qa-{phase}', seed=777, train_encoder=True)
     c.encoder.size, c.encoder_from = 'vitg', 'vitg-384'
     c.clips.frames, c.clips.fps, c.clips.crop = 32 if last else 16, 1.0, 384
+    c.clips.images = 'repeated' if small else 'tiles'
     c.language.path = 'Llama-3.1-8B-Instruct'  # a folder
     c.language.size, c.language.trains = 'llama31-8b', 'all'
     c.data.mixture = [MixtureConfig('train.jsonl')]

@@ -94,6 +94,8 @@ class ClipsConfig:
     fps: float = 0.0  # frames a second out of which they are taken; 0: all frames of the video
     crop: int = 256  # pixels, square
     view: str = 'whole'  # whole: squeezed to the square | middle: cut as evaluations do
+    # an image: repeated over all frames | tiles: cut into squares, one in every tubelet
+    images: str = 'repeated'
 
 
 @dataclass
@@ -143,6 +145,7 @@ RULES[ClipsConfig] = {
     'fps': NOT_NEGATIVE,
     'crop': POSITIVE,
     'view': OneOf(('whole', 'middle')),
+    'images': OneOf(('repeated', 'tiles')),
 }
 RULES[QuestionsConfig] = {
     'encoder_rate': POSITIVE,
@@ -186,6 +189,11 @@ def check(config: QuestionsConfig) -> Iterator[str]:
     yield from crop_fits(clips.crop, encoder)
     if clips.frames % encoder.tubelet:
         yield f'clips.frames = {clips.frames}: must be a multiple of {encoder.tubelet}, a tubelet'
+    if clips.images == 'tiles' and clips.frames < 3 * encoder.tubelet:
+        yield (
+            f"clips.images = 'tiles' with clips.frames = {clips.frames}: a tile fills "
+            f'{encoder.tubelet} frames, and the whole and two tiles are the least'
+        )
     if language.width % (config.mesh.fsdp or 1):
         yield f'mesh.fsdp = {config.mesh.fsdp}: must divide language.width = {language.width}'
     if language.heads % language.kv_heads:

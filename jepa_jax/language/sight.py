@@ -52,8 +52,11 @@ class Looked:
     seconds: tuple[float, ...]  # in the video, of each frame shown
     length: float  # seconds of the video
     shown: int  # different frames among them
+    tiles: tuple[int, int] = (1, 1)  # rows and columns that an image was cut into
 
     def words(self) -> str:
+        if self.tiles != (1, 1):
+            return f'an image, whole and in {self.tiles[0]} x {self.tiles[1]} tiles'
         if not self.length:
             return 'an image'
         return (
@@ -81,11 +84,38 @@ def moments(timing: Timing, clips: ClipsConfig, start: float = 0.0, end: float =
     return by_time(candidates[even], timing)
 
 
+def tiling(height: int, width: int, crop: int, most: int) -> tuple[int, int]:
+    """Rows and columns of squares that a picture is cut into, at most so many together: those
+    that show most of its pixels, of equal ones the fewest. LLaVA-NeXT's rule."""
+
+    def worth(shape: tuple[int, int]) -> tuple[float, int]:
+        scale = min(shape[0] * crop / height, shape[1] * crop / width)
+        area = int(height * scale) * int(width * scale)
+        return min(area, height * width), -shape[0] * shape[1]
+
+    shapes = [(r, c) for r in range(1, most + 1) for c in range(1, most // r + 1)]
+    return max(shapes, key=worth)
+
+
+def tiles(picture: np.ndarray, crop: int, count: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """A picture uint8 [H, W, 3] in so many squares [count, crop, crop, 3], and in how many rows
+    and columns it was cut: the whole of it, as often as there is room, then its parts, row by row,
+    of the picture squeezed to the rows and columns that fit it best."""
+    rows, columns = tiling(*picture.shape[:2], crop, count - 1)
+    whole = resize(picture[None], (crop, crop))
+    if rows * columns == 1:
+        return whole.repeat(count, axis=0), (1, 1)
+    large = resize(picture[None], (rows * crop, columns * crop))
+    parts = large.reshape(rows, crop, columns, crop, 3).swapaxes(1, 2).reshape(-1, crop, crop, 3)
+    return np.concatenate([whole.repeat(count - len(parts), axis=0), parts]), (rows, columns)
+
+
 @dataclasses.dataclass(frozen=True)
 class Clips:
     """Reads what is shown."""
 
     config: ClipsConfig
+    tubelet: int = 2  # frames that an encoder reads as one: a tile fills them
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -97,15 +127,22 @@ class Clips:
         return self.read(media)[0][None]
 
     def read(self, media: Media) -> tuple[np.ndarray, Looked]:
-        """Frames [T, crop, crop, 3] uint8 (an image T times), and what they are. Raises BadFile."""
-        if media.kind == 'image':
-            frames, looked = pictures.read_image(media.path)[None], Looked((0.0,), 0.0, 1)
-        else:
+        """Frames [T, crop, crop, 3] uint8 (an image T times, or its tiles), and what they are.
+        Raises BadFile."""
+        c = self.config
+        if media.kind != 'image':
             frames, looked = self._video(media)
-        frames = self.view(frames)
-        if len(frames) < self.config.frames:
-            frames = np.repeat(frames, self.config.frames, axis=0)
-        return (frames[::-1] if media.backwards else frames), looked
+            frames = self.view(frames)
+            return (frames[::-1] if media.backwards else frames), looked
+        picture = pictures.read_image(media.path)
+        if c.images == 'tiles':
+            squares, shape = tiles(picture, c.crop, c.frames // self.tubelet)
+            return np.repeat(squares, self.tubelet, axis=0), Looked((0.0,), 0.0, 1, shape)
+        return np.repeat(self.view(picture[None]), c.frames, axis=0), Looked((0.0,), 0.0, 1)
+
+    def apart(self, media: Media) -> bool:
+        """Whether its clip is tiles, which the encoder is to read one by one."""
+        return media.kind == 'image' and self.config.images == 'tiles'
 
     def _video(self, media: Media) -> tuple[np.ndarray, Looked]:
         said = []
@@ -152,6 +189,8 @@ class StoredClips:
             'clips': dataclasses.asdict(clips),
             'dtype': dtype,
         }
+        if clips.images == 'repeated':  # as features were named before there were tiles
+            del about['clips']['images']
         place = Path(folder).expanduser().absolute() / _hash(json.dumps(about, sort_keys=True))
         place.mkdir(parents=True, exist_ok=True)
         write_json(place / 'about.json', about)
@@ -177,12 +216,14 @@ class StoredClips:
         return stored[0:1]
 
     def fill(
-        self, wanted: Iterable[Media], look: Clips, encode: Callable[[np.ndarray], np.ndarray],
+        self, wanted: Iterable[Media], look: Clips,
+        encode: Callable[[np.ndarray, np.ndarray], np.ndarray],
         batch: int, process: int = 0, processes: int = 1,
     ) -> None:  # fmt: skip
         """Computes what is not there yet; what cannot be read is said and left out.
 
-        encode: clips [batch, T, crop, crop, 3] uint8 -> features [batch, N, D].
+        encode: clips [batch, T, crop, crop, 3] uint8, and which of them are tiles [batch] bool ->
+          features [batch, N, D].
 
         Raises:
           DataError: nothing of all can be read.
@@ -202,13 +243,13 @@ class StoredClips:
         log.info(
             'features: %d of %d videos and images to encode, in %s', len(left), total, self.folder
         )
-        pending: list[tuple[Path, np.ndarray]] = []
+        pending: list[tuple[Path, np.ndarray, bool]] = []
 
         def flush() -> None:
-            clips = np.zeros((batch, *look.shape), np.uint8)
-            for i, (_, clip) in enumerate(pending):
-                clips[i] = clip
-            for (path, _), each in zip(pending, np.asarray(encode(clips))):
+            clips, apart = np.zeros((batch, *look.shape), np.uint8), np.zeros(batch, bool)
+            for i, (_, clip, each) in enumerate(pending):
+                clips[i], apart[i] = clip, each
+            for (path, _, _), each in zip(pending, np.asarray(encode(clips, apart))):
                 each = each.astype(features.DTYPES[self.dtype])
                 features.save(path, each[None], np.zeros(1, int))
             pending.clear()
@@ -218,7 +259,7 @@ class StoredClips:
             mine, desc='features', unit='clip', file=sys.stderr, disable=not mine
         ):
             try:
-                pending.append((path, look(media)[0]))
+                pending.append((path, look(media)[0], look.apart(media)))
             except BadFile as error:
                 log.warning('features: %s', error)
                 lost += 1

@@ -33,11 +33,25 @@ class Sight:
     shape: tuple[int, ...] = ()
     kind: type = np.float32
     places: int = 0  # such k of a sequence, all media together; 0: as many as visual tokens
+    apart: Callable[[Media], bool] | None = None  # is it tiles, read one by one; None: nothing is
+
+    def shown(self, media: Sequence[tuple[Media, int]], places: int) -> dict[str, np.ndarray]:
+        """All that is seen one after the other, then zeros: `table`, and `tiles` where some are.
+        Raises BadFile."""
+        table = np.zeros((places, *self.shape), self.kind)
+        if media:
+            joined = np.concatenate([self.look(each) for each, _ in media])
+            table[: len(joined)] = joined
+        if not self.apart:
+            return {'table': table}
+        tiles = [self.apart(each) for each, _ in media]  # such media have one k each
+        return {'table': table, 'tiles': np.array(tiles + [False] * (places - len(tiles)))}
 
 
 class ConversationStream(Stream):
     """Batches `tokens`, `labels`, `positions`, `segments`, `visual` [B, S], see `packing`, and
-    `table` [B, places, *shape] if there is something to look at.
+    `table` [B, places, *shape] if there is something to look at, and `tiles` [B, places] bool if
+    some of it may be tiles of an image.
 
     Raises:
       ConfigError: no conversation of a file fits into a sequence.
@@ -97,18 +111,7 @@ class ConversationStream(Stream):
         )
         if not self.sight.look:
             return packed.arrays
-        seen = [self.sight.look(media) for media, _ in packed.media]
-        return packed.arrays | {'table': self._table(seen)}
-
-    def _table(self, seen: list[np.ndarray]) -> np.ndarray:
-        """All that is seen one after the other, and zeros."""
-        places = self.sight.places or self.visual
-        shape, kind = (self.sight.shape, self.sight.kind)
-        table = np.zeros((places, *shape), kind)
-        if seen:
-            joined = np.concatenate(seen)
-            table[: len(joined)] = joined
-        return table
+        return packed.arrays | self.sight.shown(packed.media, self.sight.places or self.visual)
 
     def name(self, row: Row) -> str:
         talks, which = self.talks[row.list], self.lists[row.list][row.record]

@@ -60,16 +60,8 @@ class Tokenizer:
         own = settings.get('tokenizer_config.json', {})
         self.family = chat.family_of(self._special, own.get('chat_template'))
         end = self.special(chat.TEMPLATES[self.family].end)
-        ids = [
-            i
-            for name in SETTINGS[1:]
-            for i in _numbers(settings.get(name, {}).get('eos_token_id'), f'{name}: eos_token_id')
-        ]
-        if strangers := [i for i in ids if i not in added]:
-            raise ConfigError(
-                f'eos_token_id {strangers[0]} is no special token of the tokenizer: the tokenizer '
-                'of another model'
-            )
+        ids = [i for name in SETTINGS[1:] for i in _ends(settings.get(name, {}), name)]
+        self._check_ends(ids)
         self.stops = tuple(dict.fromkeys([end, *ids]))
         self.pad = self._special.get(_word(own.get('pad_token')), self.stops[-1])
 
@@ -121,16 +113,28 @@ class Tokenizer:
         end = next((n for n, i in enumerate(ids) if i in self.stops), len(ids))
         return self._tokenizer.decode(ids[:end], skip_special_tokens=True)
 
-    def check(self, vocabulary: int) -> None:
-        """Refuses to serve a model with fewer tokens.
+    def check(self, vocabulary: int, folder: Path | None = None) -> None:
+        """Refuses to serve a model with fewer tokens, or one that ends its answers with a token
+        that is none of its own. folder: of the model, where config.json may say which.
 
         Raises:
           ConfigError: it is the tokenizer of another model.
         """
+        path = folder / 'config.json' if folder else None
+        if path and path.is_file():
+            self._check_ends(_ends(files.read_json(path), str(path)))
         if self.size > vocabulary:
             raise ConfigError(
                 f'the tokenizer has {self.size} tokens, the language model {vocabulary}: the '
                 'tokenizer of another model'
+            )
+
+    def _check_ends(self, ids: Sequence[int]) -> None:
+        added = self._tokenizer.get_added_tokens_decoder()
+        if strangers := [i for i in ids if i not in added]:
+            raise ConfigError(
+                f'eos_token_id {strangers[0]} is no special token of the tokenizer: the tokenizer '
+                'of another model'
             )
 
     def save(self, folder: str | os.PathLike) -> None:
@@ -147,6 +151,12 @@ class Tokenizer:
 def _word(value: Any) -> str:
     """The text of a token as the files give it: a word, or an object with `content`."""
     return str(value.get('content')) if isinstance(value, dict) else str(value)
+
+
+def _ends(values: Any, where: str) -> list[int]:
+    """Ids of tokens that end an answer, as a file of settings has them."""
+    ids = values.get('eos_token_id') if isinstance(values, dict) else None
+    return _numbers(ids, f'{where}: eos_token_id')
 
 
 def _numbers(value: Any, where: str) -> list[int]:

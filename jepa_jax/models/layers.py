@@ -180,11 +180,18 @@ class SelfAttention(nnx.Module):
             self.v_bias = nnx.Param(jnp.zeros(width))
         self.proj = Linear(width, width, dtype=dtype, rngs=rngs, shrink=shrink)
 
-    def __call__(self, x: jax.Array, rope=None, lengths: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        rope=None,
+        lengths: jax.Array | None = None,
+        segments: jax.Array | None = None,
+    ) -> jax.Array:
         """x [B, N, D] -> [B, N, D]; rope: tables from rope.angles or None; lengths [B]: valid
-        tokens."""
+        tokens; segments [B, N]: a token sees those of its own."""
         q, k, v = self.split(x, rope)
-        return self.proj(rearrange(attend(q, k, v, lengths=lengths), 'b n a c -> b n (a c)'))
+        mixed = attend(q, k, v, lengths=lengths, segments=segments)
+        return self.proj(rearrange(mixed, 'b n a c -> b n (a c)'))
 
     def split(self, x: jax.Array, rope=None) -> tuple[jax.Array, jax.Array, jax.Array]:
         """x [B, N, D] -> q, k, v, each [B, N, A, C], q and k turned by rope."""
@@ -224,6 +231,12 @@ class Block(nnx.Module):
         self.norm2 = LayerNorm(width, eps=eps, rngs=rngs)
         self.mlp = make_mlp(mlp, width, mlp_ratio, dtype=dtype, rngs=rngs, shrink=shrink)
 
-    def __call__(self, x: jax.Array, rope=None, lengths: jax.Array | None = None) -> jax.Array:
-        x = x + self.attn(self.norm1(x), rope, lengths).astype(x.dtype)
+    def __call__(
+        self,
+        x: jax.Array,
+        rope=None,
+        lengths: jax.Array | None = None,
+        segments: jax.Array | None = None,
+    ) -> jax.Array:
+        x = x + self.attn(self.norm1(x), rope, lengths, segments).astype(x.dtype)
         return x + self.mlp(self.norm2(x)).astype(x.dtype)

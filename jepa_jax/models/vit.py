@@ -165,6 +165,7 @@ class ViT(nnx.Module):
         keep: jax.Array | None = None,
         levels: tuple[int, ...] = (),
         whole: bool = False,
+        apart: jax.Array | None = None,
     ) -> jax.Array | list[jax.Array]:
         """video [B, T, H, W, 3], uint8 or normalised float; keep [B, K] token ids or None for all
         N.
@@ -172,12 +173,15 @@ class ViT(nnx.Module):
         Returns [B, N or K, D] float32. levels: block indices (from 0); then a list, the features
         after each of those blocks, through its own norm or, where it has none, the last. Positions
         are indices on the clip's own grid, whatever its size. whole: with the class token first,
-        where there is one.
+        where there is one. apart [B] bool: clips of which every tubelet is read by itself, as if it
+        were all there is; None: none is.
         """
         c = self.config
         T = video.shape[1]
         if c.still and T > 1:
             return self._frames(video, keep, levels)
+        if apart is not None and c.class_token:
+            raise ValueError('a class token belongs to all tubelets: none can be read by itself')
         tubelet = c.tubelet_of(T)
         t, h, w = grid = c.grid(*video.shape[1:4])
         if 0 in grid:
@@ -194,7 +198,11 @@ class ViT(nnx.Module):
         x = gather(self.patch_embed_image if image else self.patch_embed)(tokens.normalise(x))
         if c.modalities:
             x = x + self.modality[IMAGE if image else VIDEO][...]
-        ids = jnp.arange(t * h * w) if keep is None else keep
+        ids, segments = jnp.arange(t * h * w) if keep is None else keep, None
+        if apart is not None:
+            apart, size = apart[:, None], h * w
+            segments = jnp.where(apart, ids // size, 0).astype(jnp.int32)
+            ids = jnp.where(apart, ids % size, ids)  # a tubelet alone is the first
         if c.position == 'rope':
             rope = angles(positions(c, ids, h, w), c.width // c.heads, c.rope)
         else:
@@ -208,13 +216,13 @@ class ViT(nnx.Module):
         def of_tokens(x):
             return x[:, 1:] if c.class_token and not whole else x
 
-        x = x.astype(c.dtype)
+        x, row = x.astype(c.dtype), (rope, None, segments)
         if not levels:
-            return of_tokens(self._norm(c.depth - 1)(fold(self.blocks, x, rope, remat=c.remat)))
+            return of_tokens(self._norm(c.depth - 1)(fold(self.blocks, x, *row, remat=c.remat)))
         if c.levels:  # a gradient may be asked for
-            x = fold_outputs(self.blocks, x, rope, remat=c.remat, levels=levels)
+            x = fold_outputs(self.blocks, x, *row, remat=c.remat, levels=levels)
         else:
-            x = fold(self.blocks, x, rope, remat=c.remat, levels=levels)
+            x = fold(self.blocks, x, *row, remat=c.remat, levels=levels)
         if levels == c.levels:  # several may be of one block
             norms = [self.norms[str(i)] for i in range(len(levels))]
         else:

@@ -315,6 +315,8 @@ def _conversations(config: QuestionsConfig, objective: Any) -> dict[str, jax.Sha
     else:
         clips = config.clips
         shapes['table'] = _array(np.uint8, B, places, clips.frames, clips.crop, clips.crop, 3)
+        if clips.images == 'tiles':
+            shapes['tiles'] = _array(np.bool, B, places)
     return shapes
 
 
@@ -324,7 +326,8 @@ def _noise_and_words(like: dict, vocabulary: int, seed: int) -> dict[str, np.nda
     B, S = like['tokens'].shape
     words = rng.integers(0, vocabulary, (B, S), np.int32)
     row = np.broadcast_to(np.arange(S, dtype=np.int32), (B, S))
-    return {
+    tiles = {'tiles': np.zeros(like['tiles'].shape, bool)} if 'tiles' in like else {}
+    return tiles | {
         'tokens': words,
         'labels': np.roll(words, -1, axis=1),
         'positions': np.ascontiguousarray(row),

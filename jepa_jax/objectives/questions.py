@@ -91,14 +91,18 @@ class Questions(Objective):
             raise ValueError('the encoder of kept features is on no device')
         return self.net('encoder'), {**frozen, **params}['encoder']
 
-    def visual(self, params: dict, frozen: dict, table: jax.Array) -> jax.Array:
+    def visual(
+        self, params: dict, frozen: dict, table: jax.Array, tiles: jax.Array | None = None
+    ) -> jax.Array:
         """What is read of clips: frames [B, M, T, H, W, 3] or features [B, M, N, D] -> tokens
-        [B, M V, width]."""
+        [B, M V, width]. tiles [B, M] bool: which clips of frames are tiles of an image."""
         (B, M), spec = table.shape[:2], batch_spec(table)
         x = jnp.reshape(table, (B * M, *table.shape[2:]), out_sharding=spec)
         if not self.features:
             encoder, weights = self.encoder(params, {}, frozen)
-            x = encoder(weights, x)
+            if tiles is not None:
+                tiles = jnp.reshape(tiles, B * M, out_sharding=spec)
+            x = encoder(weights, x, apart=tiles)
         x = self.net('projector')(params['projector'], x.astype(jnp.float32))
         return jnp.reshape(x, (B, -1, x.shape[-1]), out_sharding=spec)
 
@@ -106,7 +110,7 @@ class Questions(Objective):
         """Hidden states of the language model over packed rows, [B, S, width]."""
         weights = {**frozen, **params}
         with jax.named_scope('visual'):
-            seen = self.visual(params, frozen, batch['table'])
+            seen = self.visual(params, frozen, batch['table'], batch.get('tiles'))
         decoder = self.net('decoder').bind(weights['decoder'])
         x = embeddings(decoder, batch['tokens'], seen, batch['visual'])
         with jax.named_scope('language'):
@@ -137,7 +141,7 @@ class Questions(Objective):
     def trace(self, params: dict, ema: dict, frozen: dict, batch: Mapping[str, jax.Array]) -> dict:
         """Activations of a step by name, in order of computation."""
         hidden = self.read(params, frozen, batch)
-        seen = self.visual(params, frozen, batch['table'])
+        seen = self.visual(params, frozen, batch['table'], batch.get('tiles'))
         return {'visual tokens': seen, 'hidden states': hidden}
 
     def health(self, params: dict, ema: dict, frozen: dict, batch: Mapping[str, Any]) -> dict:
@@ -153,7 +157,7 @@ class Questions(Objective):
         lost, known = self.lost(params, frozen, rows), rows['labels'] >= 0
         weights = {**frozen, **params}
         decoder = self.net('decoder').bind(weights['decoder'])
-        seen = self.visual(params, frozen, rows['table'])
+        seen = self.visual(params, frozen, rows['table'], rows.get('tiles'))
         x = embeddings(decoder, prompts['tokens'], seen, prompts['visual'])
         tokens, counts = self.speaker.generate(
             weights['decoder'], params.get('adapter'), x, prompts['lengths'], jax.random.key(0),

@@ -36,6 +36,7 @@ from jepa_jax.weights.names import (
     HUB,
     PIN,
     PUBLISHED,
+    RANDOM,
     RELEASED,
     Released,
     pinned,
@@ -76,6 +77,8 @@ def find(name_or_path: str | os.PathLike, **options: Any) -> Weights:
         path = _hugging_face(text.removeprefix(HUB))
     if os.path.exists(path):
         return read(path, **{'weights_only': True, **options})
+    if text.startswith(RANDOM):
+        raise ZooError(f"model '{text}': drawn weights do not serve here: name trained ones")
     raise unknown(text)
 
 

@@ -48,6 +48,7 @@ def test_stages(name, batch, steps, warmup, rates, length, frames, trains):
     rate = optim.learning_rate(o)
     assert [float(rate(k)) for k in (warmup - 1, steps - 1)] == pytest.approx(rates, rel=1e-3)
     assert visual_tokens(c) == frames // 2 * 576
+    assert c.clips.images == ('repeated' if name == 'align' else 'tiles')
     if name == 'tune:videos':
         assert (o.steps, visual_tokens(c), media_places(c)) == (22_000, 9216, 1)
 

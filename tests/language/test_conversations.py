@@ -6,13 +6,14 @@ import pickle
 import numpy as np
 import pytest
 
-from jepa_jax.config import RunConfig
+from jepa_jax.config import QuestionsConfig, RunConfig
 from jepa_jax.config.conversations import ConversationsConfig, MixtureConfig
 from jepa_jax.errors import BadFile, ConfigError
 from jepa_jax.language import questions
 from jepa_jax.language.chat import Media, Turn
 from jepa_jax.language.conversations import Conversations
 from jepa_jax.language.stream import ConversationStream, Sight
+from jepa_jax.questions import _held
 
 
 def lines(path, *rows):
@@ -183,3 +184,17 @@ def test_a_video_that_cannot_be_read_takes_its_sequence_out(made):
         small = config(folder, ('a.jsonl', 1.0))
         small.data.length = 8
         ConversationStream(small, sight)
+
+
+def test_held_out_conversations_that_cannot_be_read_are_left_out(made, tmp_path, caplog):
+    _, sight = made
+    rows = [talk('<video>?', f'It is {i}.', video=f'{i}.mp4') for i in (9, 1, 2)]
+    c = QuestionsConfig(heldout=str(lines(tmp_path / 'held.jsonl', *rows)), heldout_rows=2)
+    c.data.length, c.data.visual, c.clips.frames, c.clips.crop = 160, 2, 2, 16  # two places
+    held = _held(c, sight)
+    assert held.expected == ('It is 1.', 'It is 2.')
+    assert held.batch['table'][..., 0].tolist() == [[1, 1], [2, 2]]
+    assert 'heldout: left out: ' in caplog.text and '9.mp4' in caplog.text
+    lines(tmp_path / 'held.jsonl', rows[0])
+    with pytest.raises(ConfigError, match='no conversation fits into data.length and can be read'):
+        _held(c, sight)

@@ -120,6 +120,28 @@ def test_features_in_place_of_frames_and_on_a_mesh():
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(grads['projector']))
 
 
+def test_tiles_are_read_one_by_one():
+    """On a mesh: of a clip of tiles every tubelet is as if it were alone, the other clips are as
+    without tiles."""
+    objective, params, frozen, _ = losses()
+    table, tiles = batch()['table'], np.zeros((B, M), bool)
+    tiles[:, 1] = True
+    clips = table.reshape(B * M, 4, 16, 16, 3)
+    net, weights = objective.net('encoder'), frozen['encoder']
+    whole = np.asarray(net(weights, clips)).reshape(B, M, 8, 24)
+    alone = np.asarray(net(weights, clips.reshape(-1, 2, 16, 16, 3))).reshape(B, M, 8, 24)
+    assert np.abs(whole - alone).max() > 0.01
+    expected = np.where(tiles[..., None, None], alone, whole)
+    projector = objective.net('projector')
+    expected = projector(params['projector'], expected.reshape(B * M, 8, 24))
+    mesh = make_mesh(2, jax.devices()[:4])
+    with jax.set_mesh(mesh):
+        on = [put_params({'projector': params['projector']}, {'projector': projector.specs}, mesh)]
+        on.append(put_params({'encoder': weights}, {'encoder': net.specs}, mesh))
+        seen = jax.jit(objective.visual)(*on, *put_batch((table, tiles), mesh))
+    np.testing.assert_allclose(seen, np.reshape(expected, (B, -1, 16)), atol=1e-5)
+
+
 def test_health_says_what_is_said():
     objective, params, frozen = make(features=True)[0], *losses()[1:3]
     data = batch()

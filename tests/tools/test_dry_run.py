@@ -19,6 +19,7 @@ from jepa_jax.build import ac_predictor, frame_encoder
 from jepa_jax.config import ActionConditionedConfig, RunConfig
 from jepa_jax.errors import ConfigError
 from jepa_jax.memory import GIB
+from jepa_jax.models.decoder import DecoderConfig
 from jepa_jax.models.vit import ViTConfig
 from jepa_jax.weights.parts import net
 from tools import compiled, cost, steps
@@ -169,6 +170,16 @@ def test_weights_as_wide_as_a_sequence_is_long_are_no_scores():
     expected = Expected({'encoder': net('encoder', ViTConfig(1664, 2, 26))}, 8)
     arrays = [Array('bf16', dims, False) for dims in ((1, 1664, 1664), (26, 1664, 1664))]
     assert compiled.scores(arrays, {1664, 2048}, expected) == ['bf16[26,1664,1664]']
+
+
+def test_a_stream_as_wide_as_a_sequence_is_long_is_no_scores():
+    """Llama 3.1 8B is 4096 wide, and has as many heads as layers."""
+    llama = DecoderConfig(128, 4096, 256, 32, 32, 8, 128)
+    expected = Expected({'decoder': net('decoder', llama)}, 64)
+    stream = ('bf16', (32, 4, 4096, 4096)), ('bf16', (4, 4096, 4096)), ('f32', (4, 4096, 4096))
+    heads = ('f32', (4, 32, 4096, 4096)), ('bf16', (24, 4096, 4096)), ('f32', (2, 32, 4096, 4096))
+    arrays = [Array(*each, False) for each in (*stream, *heads)]
+    assert compiled.scores(arrays, {4096}, expected, 4) == sorted(map(str, arrays[3:]))
 
 
 def test_objections():

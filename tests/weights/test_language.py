@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from jepa_jax import convert
 from jepa_jax.checkpoint import hash_arrays
 from jepa_jax.errors import ConvertError
 from jepa_jax.models.adapter import AdapterConfig
@@ -21,6 +22,14 @@ from jepa_jax.weights.read import read
 from jepa_jax.weights.tables import Leaf
 from jepa_jax.weights.write import nbytes, write
 
+# what is not asked for
+CHOSEN = [
+    (('encoder', 'projector'), 'jax', 'folder', 'jax'),
+    (('projector', 'adapter'), 'jax', 'folder', 'jax'),
+    (('encoder', 'predictor'), 'jax', 'folder', 'torch'),
+    (('encoder',), 'torch', 'folder', 'jax'),
+    (('encoder',), 'jax', 'a.pt', 'torch'),
+]
 IDS = np.random.RandomState(3).randint(0, 48, (2, 9))
 # config.json of Llama-3.1-8B-Instruct, with other widths
 LLAMA = {
@@ -208,3 +217,10 @@ def test_refuses(change, words, tmp_path):
     (folder / 'config.json').write_text(json.dumps(config | change))
     with pytest.raises(ConvertError, match=words):
         read(folder)
+
+
+@pytest.mark.parametrize(('nets', 'read_as', 'destination', 'expected'), CHOSEN)
+def test_the_format_that_is_written(nets, read_as, destination, expected):
+    """A projector or an adapter has no place in a .pt file."""
+    weights = Weights(None, read_as, {name: StoredNet(name, None, {}) for name in nets})
+    assert convert._format(weights, destination) == expected

@@ -566,6 +566,12 @@ def test_unknown_names(name):
         jepa_jax.load(name)
 
 
+def test_drawn_weights_are_not_looked_up():
+    """Where weights must have been trained, as those that a projector belongs to."""
+    with pytest.raises(ZooError, match="'random:tiny': drawn weights do not serve here"):
+        zoo.find('random:tiny')
+
+
 def test_mistaken_options(tmp_path):
     for options, words in [
         (dict(encoder='ema'), 'target, online'),
