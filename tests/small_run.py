@@ -138,7 +138,7 @@ class Started:
         while not met():
             assert self.process.poll() is None, f'ended early: {self.log()}'
             assert time.monotonic() < end, f'waited in vain: {self.log()}'
-            time.sleep(0.001)
+            time.sleep(0.005)
 
     def kill(self, number: int = signal.SIGKILL, group: bool = False) -> int:
         """The exit status."""
