@@ -184,10 +184,12 @@ def test_another_config_is_allowed(runs):
     assert json.loads((workdir / 'config.json').read_text())['seed'] == 4
 
 
-def begun(runs, **checkpoints) -> dict[str, np.ndarray]:
-    """The state that a run of the small config starts with, all arrays by name."""
+def begun(runs, checkpoints: dict, **settings) -> dict[str, np.ndarray]:
+    """The state that a run of the small config starts with, all arrays by name; settings: of its
+    optimizer."""
     config = cli.load(f'{runs.folder}/small.py:{runs.videos}')
     config.checkpoints = dataclasses.replace(config.checkpoints, **checkpoints)
+    config.optim = dataclasses.replace(config.optim, **settings)
     validate(config)
     objective, mesh = build.masked_video(config), sharding.make_mesh(1)
     optimizer = optim.build(config.optim, objective)
@@ -206,7 +208,10 @@ def test_cooldown_from_another_run(runs, caplog):
     begins."""
     caplog.set_level('INFO')
     source = runs.finished()
-    after = begun(runs, resume_from=str(source), restart_schedule=True)
+    after = begun(
+        runs, dict(resume_from=str(source), restart_schedule=True),
+        schedule='linear_decay', warmup=0, ipe_scale=1.0, final_lr=1e-6,
+    )  # fmt: skip
     assert f'resumes from {source}/checkpoints/{STEPS}, with its optimizer state' in caplog.text
     before = arrays(source, STEPS)
     assert before.keys() == after.keys()
@@ -238,7 +243,7 @@ def test_weights_only(runs, caplog):
     """Encoder, predictor and average as they were, everything else as in a new run."""
     caplog.set_level('INFO')
     source = runs.finished()
-    after, before = begun(runs, init_from=str(source)), arrays(source, STEPS)
+    after, before = begun(runs, dict(init_from=str(source))), arrays(source, STEPS)
     assert f'starts with the weights of {source}/checkpoints/{STEPS}' in caplog.text
     assert before.keys() == after.keys()
     kept = {k for k in before if k.startswith(('params/', 'ema/'))}
