@@ -98,7 +98,6 @@ def test_no_frame_sees_a_later_one(settings):
 @pytest.mark.parametrize('settings', [{}, {'residual': True, 'action_scale': (25.0,) * 7}], ids=str)
 def test_frames_one_by_one_equal_all_at_once(settings):
     net, params = make(**settings)
-    net = jax.jit(net, static_argnames='return_past')
     x, actions, states = inputs()
     whole = net(params, x, actions, states)
     past, parts = None, []
