@@ -60,9 +60,14 @@ def _base(c: Any, videos: str) -> Any:
     c.optim.batch = CLIPS
     c.optim.start_lr, c.optim.lr, c.optim.final_lr = 2e-4, 1e-3, 1e-5
     c.optim.ipe_scale = 1.0
-    if hasattr(c, 'predictor'):
-        c.predictor.width, c.predictor.depth, c.predictor.heads = 48, 2, 2
-        c.mask_sampler = 'single'
+    return c
+
+
+def _predicts(c: Any, videos: str) -> Any:
+    """Likewise, with its predictor."""
+    c = _base(c, videos)
+    c.predictor.width, c.predictor.depth, c.predictor.heads = 48, 2, 2
+    c.mask_sampler = 'single'
     return c
 
 
@@ -74,7 +79,7 @@ def _frames(c: Any) -> Any:
 
 
 def _ijepa(videos: str) -> RunConfig:
-    c = _frames(_base(MaskedImageConfig(), videos))
+    c = _frames(_predicts(MaskedImageConfig(), videos))
     c.masks.min_keep = 3  # of 64 tokens; 10 of 256 as released
     c.optim.weight_decay, c.optim.final_weight_decay = 0.04, 0.4
     return c
@@ -99,7 +104,7 @@ def _videomae(videos: str) -> RunConfig:
 
 
 def _vjepa1(videos: str) -> RunConfig:
-    c = _base(MaskedVideoConfig(), videos)
+    c = _predicts(MaskedVideoConfig(), videos)
     c.encoder.position, c.encoder.shorter = 'sincos', 'resized'
     c.predictor.heads = c.encoder.heads
     c.predictor.tokens_of, c.predictor.mask_tokens = 'masks', 2
@@ -109,26 +114,46 @@ def _vjepa1(videos: str) -> RunConfig:
 
 
 def _vjepa2(videos: str, **against: Any) -> RunConfig:
-    c = _base(MaskedVideoConfig(), videos)
+    c = _predicts(MaskedVideoConfig(), videos)
     for name, value in against.items():
         setattr(c.against_collapse, name, value)
     return c
 
 
 def _vjepa21(videos: str) -> RunConfig:
-    return _base(DenseVideoConfig(), videos)
+    return _predicts(DenseVideoConfig(), videos)
 
 
-MEMBERS: dict[str, tuple[str, Callable[[str], RunConfig]]] = {
-    'ijepa': ('I-JEPA (frames)', _ijepa),
-    'mae': ('MAE (frames)', _mae),
-    'videomae': ('VideoMAE', _videomae),
-    'vjepa1': ('V-JEPA 1', _vjepa1),
-    'vjepa2': ('V-JEPA 2', _vjepa2),
-    'vjepa21': ('V-JEPA 2.1', _vjepa21),
-    'sigreg': ('V-JEPA 2, SIGReg', functools.partial(_vjepa2, method='sigreg')),
-    'vicreg': ('V-JEPA 2, VICReg', functools.partial(_vjepa2, method='vicreg')),
-    'none': ('V-JEPA 2, nothing', functools.partial(_vjepa2, method='none')),
+def _averaged(c: Any, final: float = 0.0) -> None:
+    """The average forgets the same share of the run as in the main job; final: 0 as at first."""
+    c.optim.momentum = 0.998 ** max(1.0, 3000 / c.optim.steps)
+    c.optim.final_momentum = final or c.optim.momentum
+
+
+_to_one = functools.partial(_averaged, final=1.0)  # as I-JEPA's and V-JEPA 1's
+
+
+def _dense(c: Any) -> None:
+    """The context's loss comes in at the same share of the run as released."""
+    _averaged(c)
+    c.context_loss.begin, c.context_loss.full = c.optim.steps // 20, c.optim.steps // 10
+
+
+def _nothing(c: Any) -> None:
+    del c
+
+
+# title; videos -> config; what of it follows from its steps, set in place
+MEMBERS: dict[str, tuple[str, Callable[[str], RunConfig], Callable[[Any], None]]] = {
+    'ijepa': ('I-JEPA (frames)', _ijepa, _to_one),
+    'mae': ('MAE (frames)', _mae, _nothing),
+    'videomae': ('VideoMAE', _videomae, _nothing),
+    'vjepa1': ('V-JEPA 1', _vjepa1, _to_one),
+    'vjepa2': ('V-JEPA 2', _vjepa2, _averaged),
+    'vjepa21': ('V-JEPA 2.1', _vjepa21, _dense),
+    'sigreg': ('V-JEPA 2, SIGReg', functools.partial(_vjepa2, method='sigreg'), _averaged),
+    'vicreg': ('V-JEPA 2, VICReg', functools.partial(_vjepa2, method='vicreg'), _averaged),
+    'none': ('V-JEPA 2, nothing', functools.partial(_vjepa2, method='none'), _averaged),
 }
 
 
@@ -155,16 +180,12 @@ def step_flops(name: str) -> int:
 
 def member(config: FamilyConfig, name: str, seed: int) -> RunConfig:
     """The run of a member, as long as the budget allows."""
-    c = MEMBERS[name][1](config.videos)
+    _, make, follow = MEMBERS[name]
+    c = make(config.videos)
     o = c.optim
     o.steps = max(1, round(config.steps * step_flops(REFERENCE) / step_flops(name)))
     o.warmup = min(o.steps, max(1, o.steps // 30))
-    if hasattr(o, 'momentum'):  # the average forgets the same share of the run as in the main job
-        o.momentum = 0.998 ** max(1.0, 3000 / o.steps)
-        # I-JEPA's and V-JEPA 1's goes to 1
-        o.final_momentum = 1.0 if name in ('ijepa', 'vjepa1') else o.momentum
-    if isinstance(c, DenseVideoConfig):  # at the same share of the run as released
-        c.context_loss.begin, c.context_loss.full = o.steps // 20, o.steps // 10
+    follow(c)
     c.name, c.seed = f'family-{name}-{seed}', config.seed + seed
     c.checkpoints.every = max(1, o.steps // 4)
     c.checkpoints.keep = 1

@@ -12,6 +12,7 @@ import json
 import logging
 import secrets
 import socket
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,9 +54,16 @@ class Events:
     title, failures = 'TensorBoard events', OSError
 
     def __init__(self, folder: Path, start_step: int):
-        from tensorboardX import summary
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-        from tensorboardX.record_writer import RecordWriter
+        # tensorboardX imports PyTorch where it finds it, which takes seconds: what is written here
+        # is numbers and numpy arrays. None in sys.modules is Python's "there is no such module"
+        hidden = sys.modules.setdefault('torch', None) is None  # type: ignore[arg-type]
+        try:
+            from tensorboardX import summary
+            from tensorboardX.proto.event_pb2 import Event, SessionLog
+            from tensorboardX.record_writer import RecordWriter
+        finally:
+            if hidden:
+                del sys.modules['torch']
 
         self._event, self._summary = Event, summary
         folder.mkdir(exist_ok=True)

@@ -49,6 +49,8 @@ class Runs:
             frames = rng.integers(0, 256, (12 + i, 40, 48, 3), dtype=np.uint8)
             synthetic.write(self.videos / f'{i:02}.mp4', frames)
         (folder / 'small.py').write_text(CONFIG)
+        # the runs' own folder comes first on their path: none may take the seconds that it takes
+        (folder / 'torch.py').write_text("raise SystemExit('training imported PyTorch')")
         self.environment = {
             **os.environ,
             'PYTHONPATH': str(ROOT),
@@ -136,7 +138,7 @@ class Started:
         while not met():
             assert self.process.poll() is None, f'ended early: {self.log()}'
             assert time.monotonic() < end, f'waited in vain: {self.log()}'
-            time.sleep(0.001)
+            time.sleep(0.005)
 
     def kill(self, number: int = signal.SIGKILL, group: bool = False) -> int:
         """The exit status."""
@@ -190,10 +192,14 @@ def arrays(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
     """All arrays of a checkpoint by name."""
     folder = workdir / 'checkpoints' / str(step)
     result, _ = checkpoint.restore(folder, checkpoint.stored_abstract(folder))
-    named = jax.tree_util.tree_leaves_with_path(result)
+    return named(result)
+
+
+def named(tree) -> dict[str, np.ndarray]:
+    """All arrays of a tree by name."""
     return {
         jax.tree_util.keystr(path, simple=True, separator='/'): np.asarray(leaf)
-        for path, leaf in named
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
 
 

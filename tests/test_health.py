@@ -2,6 +2,7 @@
 state on purpose."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -161,6 +162,8 @@ def test_lag_of_the_moving_average():
 # health.verdict): these have other clips, masks, weights, and other decays.
 SEED = 10
 BATCH = 32
+# a program that runs 700 times is worth the passes that conftest.py leaves out
+OFTEN = {'xla_backend_optimization_level': 3, 'xla_llvm_disable_expensive_passes': False}
 GRID = np.arange(32).reshape(2, 4, 4)  # token ids of 4 frames of 32 pixels
 
 
@@ -213,7 +216,7 @@ class Runs:
         self.held_out = Batch((Group(self.clips[:BATCH], (self.masks(SEED + 1),)),))
         key = jax.random.key(SEED + 1)
 
-        @jax.jit
+        @functools.partial(jax.jit, compiler_options=OFTEN)
         def step(state, batch, lr, weight_decay, momentum):
             c = dataclasses.replace(
                 config.optim, start_lr=lr / 10, lr=lr, final_lr=lr,

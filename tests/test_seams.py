@@ -30,6 +30,7 @@ class Toys:
             'JAX_PLATFORMS': 'cpu',
             'PYTHONPATH': str(ROOT),
             'JEPA_JAX_CACHE': str(folder / 'cache'),
+            'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
         }
 
     def command(self, workdir: pathlib.Path, *more: str):

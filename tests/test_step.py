@@ -76,9 +76,9 @@ def make_batch() -> Batch:
 
 
 @functools.cache  # compiling is what these tests take their time for
-def make_run(exponent: float, groups: int = 2, accumulate: int = 1):
+def make_run(exponent: float, groups: int = 2, accumulate: int = 1, averages: bool = False):
     """Objective, optimizer, state, and step(state, batch) -> state, metrics, and the gradients for
-    parameters, which XLA computes once, and for the averages."""
+    parameters, which XLA computes once, and (asked for) for the averages."""
     objective = MaskedVideo(ENCODER, PREDICTOR, groups=groups, exponent=exponent)
     encoder = fill(objective.nets['encoder'].abstract, sigma=0.05)
     predictor = fill(objective.nets['predictor'].abstract, sigma=0.05, predictor=True)
@@ -91,7 +91,7 @@ def make_run(exponent: float, groups: int = 2, accumulate: int = 1):
         _, grads = gradients(objective, state, {}, batch, accumulate)
         through = jax.grad(lambda ema: objective.loss(state.params, ema, {}, batch, state.step)[0])
         stepped = make_step(objective, optimizer, accumulate)(state, {}, batch)
-        return *stepped, grads, through(state.ema)
+        return *stepped, grads, through(state.ema) if averages else {}
 
     state = TrainState(jnp.int32(0), params, ema, optimizer.tx.init(params))
     return objective, optimizer, state, step
@@ -100,7 +100,7 @@ def make_run(exponent: float, groups: int = 2, accumulate: int = 1):
 @pytest.mark.parametrize('exponent', [1.0, 2.0])
 def test_two_steps_of_the_original(exponent, golden_step):
     loss1, parts, loss2, norms = GOLDEN[exponent]
-    _, _, initial, step = make_run(exponent)
+    _, _, initial, step = make_run(exponent, averages=exponent == 1.0)
     batch = make_batch()
     state, first, grads, through = step(initial, batch)
     leaves = {path_name(p): np.asarray(g) for p, g in jax.tree_util.tree_leaves_with_path(grads)}
@@ -114,6 +114,7 @@ def test_two_steps_of_the_original(exponent, golden_step):
         assert result == pytest.approx(expected, rel=2e-5), name
     for unused in ('predictor/mask_tokens/2', 'predictor/mask_tokens/3'):
         assert not leaves[unused].any()
+    assert jax.tree.leaves(through) or exponent != 1.0
     assert not any(np.asarray(g).any() for g in jax.tree.leaves(through))  # none for the target
 
     before = np.asarray(initial.params['predictor']['mask_tokens']['2'])
@@ -164,8 +165,7 @@ def largest_difference(a, b) -> float:
     )
 
 
-@pytest.mark.parametrize('accumulate', [2, 4])
-def test_accumulation_is_the_large_batch(accumulate):
+def test_accumulation_is_the_large_batch(accumulate=2):
     _, _, state, step = make_run(1.0, groups=1)
     batch = even_batch()
     whole, metrics, g1, _ = step(state, batch)
@@ -205,7 +205,7 @@ def test_mesh_of_eight_devices_equals_one(accumulate):
 
 
 def test_non_finite_batch_leaves_the_state_and_is_named():
-    objective, _, state, step = make_run(1.0)
+    objective, _, state, step = make_run(1.0, averages=True)
     batch = make_batch()
     clips = np.array(batch.groups[1].clips)
     clips[0, 0, 0, 0] = np.nan

@@ -52,6 +52,7 @@ def get_config(arg=''):
     c = {name}.get_config()
     c.name, c.probe.enabled = 'gpu', False
     c.mask_sampler = 'single'  # one program to compile
+    c.masks = c.masks[:{masks}]
     c.data.lists = [DataListConfig(path={videos!r})]
     c.data.fps, c.data.frame_step, c.data.workers, c.data.cache = 0, 2, {workers}, ''
     c.mesh.fsdp, c.optim.accumulate, c.optim.batch, c.optim.steps = 1, 1, {batch}, {steps}
@@ -172,6 +173,11 @@ def _seconds(f: Callable, *arguments: Any, rounds: int = 5) -> float:
     return statistics.median(times)
 
 
+def _masks(tiny: bool) -> int | None:
+    """How many of a recipe's masks are kept: a tiny step compiles for longer than it runs."""
+    return 1 if tiny else None
+
+
 def _config(size: str, tiny: bool) -> Any:
     """A recipe on one device, with the largest batch that the memory estimate lets in."""
     from jepa_jax import cli
@@ -180,6 +186,7 @@ def _config(size: str, tiny: bool) -> Any:
 
     config = cli.load(str(ROOT / f'configs/{size}.py'))
     config.mesh.fsdp = config.optim.accumulate = 1
+    config.masks = config.masks[: _masks(tiny)]
     for config.optim.batch in (8,) if tiny else BATCHES:
         needed = estimate(config)['total'] * GIB
         if not device_memory() or needed <= FILLED * device_memory():
@@ -284,7 +291,10 @@ def run(add: Add, tiny: bool) -> None:
             shifts = (np.roll(scene, (2 + i) * t, axis=1)[:240, :320] for t in range(64))
             synthetic.write(videos / f'{i:02}.mp4', np.stack(list(shifts)))
         workers = min(12, max(2, (os.cpu_count() or 2) - 2))
-        text = RUN.format(name=name, videos=str(videos), workers=workers, batch=batch, steps=steps)
+        text = RUN.format(
+            name=name, videos=str(videos), workers=workers, batch=batch, steps=steps,
+            masks=_masks(tiny) or '',
+        )  # fmt: skip
         (folder / 'gpu_run.py').write_text(text)
         add(batch=batch, workers=workers, videos='320 x 240, 64 frames')
         workdir = folder / 'run'

@@ -51,7 +51,7 @@ class Judge:
     out: TextIO
     lines: int = 0
     alarms: int = 0
-    stopped: bool = False  # by SIGTERM
+    stopped: bool = False  # by a signal
 
     def file(self, path: str, state: list) -> None:
         """One line about a file."""
@@ -115,7 +115,7 @@ def run(model, config: AnomalyConfig, workdir: Path, place: str) -> None:
         crop = normality.crop_of(model, config)
         judge = Judge(expects, model.predictor is not None, config, crop, detector, out)
         try:
-            with _terminated(judge):
+            with _stopped(judge):
                 watch(judge, place)
         except KeyboardInterrupt:
             print('stopped', file=sys.stderr)
@@ -138,19 +138,24 @@ def _way(place: str):
 
 
 @contextlib.contextmanager
-def _terminated(judge: Judge) -> Iterator[None]:
-    """SIGTERM is KeyboardInterrupt, as SIGINT is. Where Python drops exceptions, in callbacks of
-    the garbage collector, the judge's next step ends it."""
+def _stopped(judge: Judge) -> Iterator[None]:
+    """SIGTERM is KeyboardInterrupt, as SIGINT is unless the shell that started this in the
+    background ignores it. Where Python drops exceptions, in callbacks of the garbage collector, the
+    judge's next step ends it."""
 
     def stop(number, frame):
         judge.stopped = True
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    heard = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        heard.append(signal.SIGINT)
+    before = {number: signal.signal(number, stop) for number in heard}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 # --- Files in a folder ----------------------------------------------------------------------------

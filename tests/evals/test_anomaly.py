@@ -426,13 +426,22 @@ def expected(model, config, folder, path) -> dict[str, np.ndarray]:
     return Detector.load(folder / anomaly.DETECTOR, known).scores(shown.errors, shown.features)
 
 
-def test_a_signal_in_a_callback_is_not_lost(finished, model, tmp_path, monkeypatch):
+@pytest.fixture
+def ctrl_c():
+    """Python's own handler: a run of the tests in the background ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_a_callback_is_not_lost(finished, model, tmp_path, monkeypatch, ctrl_c, number):
     """What is raised while garbage is collected, Python drops; so the watch looks for itself."""
     _, folder, config = finished
 
     class Last:
         def __del__(self):
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
             time.sleep(0.01)  # the signal's handler runs here
 
     def files(place):
@@ -447,7 +456,7 @@ def test_a_signal_in_a_callback_is_not_lost(finished, model, tmp_path, monkeypat
     assert [one.exc_type for one in dropped] == [KeyboardInterrupt]
 
 
-def test_files_that_arrive(finished, model, tmp_path, monkeypatch):
+def test_files_that_arrive(finished, model, tmp_path, monkeypatch, ctrl_c):
     """A half-written file is waited for, a bad one is a line, SIGTERM ends it; started again it
     judges nothing twice."""
     _, folder, config = finished

@@ -44,6 +44,8 @@ def test_each_head_is_as_if_trained_alone(probe, features, labels, monkeypatch):
     trained = fit(probe, features, labels)
     plan = probes.orders(20, STEPS, BATCH, 5)
     adamw = functools.partial(optax.adamw, b1=0.9, b2=0.999, eps=1e-8)
+    net = probe.net  # another each time that it is asked for, and another program
+    init = jax.jit(net.init)
 
     @jax.jit
     def step(params, state, x, y, lr, decay):
@@ -52,7 +54,7 @@ def test_each_head_is_as_if_trained_alone(probe, features, labels, monkeypatch):
             return jnp.where(n < WARMUP, lr * (n + 1) / WARMUP, falls(n - WARMUP))
 
         def loss(p):
-            logits = probe.net(p, x)['label']
+            logits = net(p, x)['label']
             return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
         value, grads = jax.value_and_grad(loss)(params)
@@ -60,7 +62,7 @@ def test_each_head_is_as_if_trained_alone(probe, features, labels, monkeypatch):
         return optax.apply_updates(params, updates), state, value
 
     for number, setting in enumerate(GRID):
-        params = jax.jit(probe.net.init)(jax.random.key(5))
+        params = init(jax.random.key(5))
         state = adamw(lambda n: 0.0).init(params)
         for k, rows in enumerate(plan):
             x = features[rows].astype(np.float32)
@@ -107,12 +109,12 @@ def test_orders_take_every_row_once_an_epoch():
 
 
 def test_outputs_of_all_heads_in_batches(probe, features, labels):
-    trained = fit(probe, features, labels, rows=np.arange(15))
+    trained, net = fit(probe, features, labels, rows=np.arange(15)), jax.jit(probe.net)
     rows = np.array([3, 19, 0, 7, 11])
     ours = probes.outputs(probe, trained.params, features.__getitem__, rows, batch=2)['label']
     assert ours.shape == (4, 5, 3)
     for number in range(4):
-        alone = probe.net(probes.one(trained.params, number), jnp.asarray(features[rows], 'f4'))
+        alone = net(probes.one(trained.params, number), jnp.asarray(features[rows], 'f4'))
         np.testing.assert_allclose(ours[number], alone['label'], atol=1e-5)
 
 

@@ -61,11 +61,10 @@ def test_attention_over_frames_equals_a_masked_one():
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
     expected = np.einsum('bans,bsac->bnac', weights, v)
-    np.testing.assert_allclose(attend_frames(q, k, v, 5), expected, rtol=0, atol=1e-5)
+    run = jax.jit(attend_frames, static_argnums=3)
+    np.testing.assert_allclose(run(q, k, v, 5), expected, rtol=0, atol=1e-5)
     # the last two frames alone, with the keys of all
-    np.testing.assert_allclose(
-        attend_frames(q[:, 18:], k, v, 2), expected[:, 18:], rtol=0, atol=1e-5
-    )
+    np.testing.assert_allclose(run(q[:, 18:], k, v, 2), expected[:, 18:], rtol=0, atol=1e-5)
 
 
 VARIANTS = [{}, {'use_extrinsics': True}, {'conditioning': 'adaln'}, {'state_width': 0}]
@@ -133,7 +132,7 @@ def test_on_a_mesh_it_computes_the_same(settings):
     def loss(params, *result):
         return jnp.square(net(params['predictor'], *result)).mean()
 
-    alone, expected = jax.value_and_grad(loss)({'predictor': params}, *result)
+    alone, expected = jax.jit(jax.value_and_grad(loss))({'predictor': params}, *result)
     mesh = make_mesh(fsdp=2, devices=jax.devices()[:4])
     with jax.set_mesh(mesh):
         placed = place({'predictor': params}, {'predictor': net.specs})

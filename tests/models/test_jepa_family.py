@@ -94,13 +94,13 @@ def test_a_stored_table_is_used_and_gets_no_gradient():
     encoder, formula = net('encoder', config), sincos_table((0, 8, 8), 48, True, 'xy')
     params = filled('encoder', IMAGE) | {'table': jnp.asarray(formula)}
     image = jnp.asarray(np.moveaxis(normal(0, 1, 3, 140, 112), 1, -1)[:, None])
-    plain = net('encoder', IMAGE)
+    plain, encoder = jax.jit(net('encoder', IMAGE)), jax.jit(encoder)
     for x in (image[:, :, :112], image):
         expected = plain(filled('encoder', IMAGE), x)
         np.testing.assert_allclose(encoder(params, x), expected, rtol=0, atol=CLOSE)
         moved = encoder(params | {'table': params['table'][::-1]}, x)
         assert float(jnp.abs(moved - expected).max()) > 0.1
-    gradient = jax.grad(lambda p: encoder(p, image)[..., 0].sum())(params)
+    gradient = jax.jit(jax.grad(lambda p: encoder(p, image)[..., 0].sum()))(params)
     assert not gradient['table'].any() and gradient['blocks']['attn']['qkv']['kernel'].any()
 
 
@@ -109,7 +109,7 @@ def test_deep_blocks_start_smaller_or_do_not(rescale):
     """I-JEPA and V-JEPA 1 draw the output layers of their blocks anew, at deviation .02."""
     expected = 0.02 / (np.sqrt(2 * np.arange(1, 4)) if rescale else np.ones(3))
     config = dataclasses.replace(IMAGE, rescale=rescale)
-    blocks = net('encoder', config).init(jax.random.key(0))['blocks']
+    blocks = jax.jit(net('encoder', config).init)(jax.random.key(0))['blocks']
     for name, layer in (('attn', 'proj'), ('mlp', 'fc2')):
         found = blocks[name][layer]['kernel'].std((1, 2))
         np.testing.assert_allclose(found, expected, rtol=0.05)

@@ -76,7 +76,7 @@ def test_released_sizes(width, expected):
 def test_initialisation(depth, cross):
     config = PoolerConfig(256, heads=4, depth=depth, dtype=jnp.float32)
     net = Net(lambda rngs: AttentiveClassifier(config, {'linear': 64}, rngs=rngs))
-    params = net.init(jax.random.key(0))
+    params = jax.jit(net.init)(jax.random.key(0))
     pooler, head = params['pooler'], params['heads']['linear']
     stds = {
         0.02: [pooler['query_tokens'], pooler['cross_attention_block']['xattn']['kv']['kernel']],
@@ -101,7 +101,7 @@ def test_initialisation(depth, cross):
 
 def test_order_of_tokens_does_not_matter():
     net = classifier(2)
-    params = net.init(jax.random.key(1))
+    params, net = jax.jit(net.init)(jax.random.key(1)), jax.jit(net)
     x = normal(1, 2, 30, 96)
     shuffled = x[:, np.random.default_rng(0).permutation(30)]
     a, b = (net(params, jnp.asarray(v))['linear'] for v in (x, shuffled))
@@ -121,7 +121,8 @@ def test_one_head_a_query():
         Net(lambda rngs: AttentiveClassifier(config, {'verb': 3, 'noun': 4}, rngs=rngs))
     config = PoolerConfig(96, heads=4, queries=2, depth=2)
     net = Net(lambda rngs: AttentiveClassifier(config, {'verb': 3, 'noun': 4}, rngs=rngs))
-    out = net(net.init(jax.random.key(0)), jnp.ones((5, 6, 96)))
+    params = jax.eval_shape(net.init, jax.random.key(0))
+    out = jax.eval_shape(net, params, jnp.ones((5, 6, 96)))
     assert {k: v.shape for k, v in out.items()} == {'verb': (5, 3), 'noun': (5, 4)}
 
 
@@ -129,7 +130,8 @@ def test_heads_of_a_grid_share_the_tokens():
     """Nothing as large as the tokens is made for each head, forwards or backwards."""
     heads, clips, tokens, width = 7, 5, 11, 96
     net = classifier(1)
-    params = jax.vmap(net.init)(jax.random.split(jax.random.key(0), heads))
+    keys = jax.random.split(jax.random.key(0), heads)
+    params = jax.eval_shape(jax.vmap(net.init), keys)
     x = jnp.ones((clips, tokens, width))
 
     def loss(params):

@@ -199,7 +199,12 @@ def test_one_command_learns_to_reach_and_then_rests(gl, tmp_path):
     assert 'rank_correlation' in asked.stderr.splitlines()[-1]
 
 
-def test_refusals(tmp_path):
+def test_refusals(tmp_path, capsys):
+    """By the command line, before anything is collected or trained."""
+
+    def main(config, workdir, config_file):
+        studies.run(config, workdir, train=lambda *_: pytest.fail(f'trained {config_file}'))
+
     for override, words in (
         ('evaluation.tasks=reach,juggle', "evaluation.tasks 'juggle': allowed are reach, grasp"),
         ('posttrain.rollout.steps=5', 'rollout.steps = 5: must be less than robot.frames'),
@@ -213,6 +218,8 @@ def test_refusals(tmp_path):
         ('gates.grasp=0.5', "evaluation.tasks must have grasp to measure it, found 'reach'"),
         ('collection.pick=0.5', 'they must add up to 1'),
     ):
-        done = train(tmp_path / 'run', override)
-        assert done.returncode == 1 and words in done.stderr.splitlines()[-1]
-        assert 'Traceback' not in done.stderr
+        flags = f'--config={CONFIG}:ci', f'--workdir={tmp_path}/run', f'--config.{override}'
+        assert cli.run(main, doc='', tables=('study',), argv=flags) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith('error: ') and words in line
+    assert not (tmp_path / 'run').exists()

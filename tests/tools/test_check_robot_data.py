@@ -35,10 +35,26 @@ def path(count: int = 20) -> np.ndarray:
 
 def run(folder: pathlib.Path, *flags: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, '-m', 'tools.check_robot_data', '--kind', 'npz', '--path', str(folder),
-         '--crop', '64', *flags],
+        [sys.executable, '-m', 'tools.check_robot_data', *asked(folder), *flags],
         cwd=ROOT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
+
+
+@pytest.fixture
+def check(capsys):
+    """The tool in this process: arguments -> exit status, what it printed, errors."""
+
+    def run(*argv: str) -> tuple[int, str, str]:
+        tool = tools.check_robot_data
+        options = dict(doc=tool.__doc__, tables=(), options=tool.add_options)
+        status = cli.run(tool.run, **options, argv=argv)
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def asked(folder: pathlib.Path) -> list[str]:
+    return ['--kind', 'npz', '--path', str(folder), '--crop', '64']
 
 
 def test_sound_recordings_and_one_that_cannot_be_read(tmp_path):
@@ -59,12 +75,12 @@ def test_sound_recordings_and_one_that_cannot_be_read(tmp_path):
     assert rows['x'] == ['0.400', '0.490', '0.580', '0.0200', '0.020']
 
 
-def test_wrong_units_sense_and_pauses_are_suspected(tmp_path):
+def test_wrong_units_sense_and_pauses_are_suspected(tmp_path, check):
     states = path() * ([1000] * 3 + [1] * 4)
     states[:, 4] = 90
     states[:, 6] = 1 - states[:, 6]
     write(tmp_path, 'a.npz', states)
-    said = run(tmp_path).stdout
+    _, said, _ = check(*asked(tmp_path))
     for words in ('millimetres? robot.metres = 0.001', 'degrees, not radians?',
                   'does 1 mean open here? robot.gripper = open', 'a gap, or the rate'):  # fmt: skip
         assert words in said, said
@@ -72,35 +88,32 @@ def test_wrong_units_sense_and_pauses_are_suspected(tmp_path):
     still[:, 0] = 0.4
     still[:, 6] = 0.3
     write(tmp_path, 'a.npz', still)
-    said = run(tmp_path).stdout
+    _, said, _ = check(*asked(tmp_path))
     assert 'the gripper never moves' in said and 'most frames are still' in said
 
 
-def test_what_does_not_belong_together_is_named(tmp_path, capsys):
-    """A camera that is not there, and half as many states as frames; in this process."""
+def test_what_does_not_belong_together_is_named(tmp_path, check):
+    """A camera that is not there, and half as many states as frames."""
 
-    def check(*argv: str) -> tuple[str, str]:
-        tool = tools.check_robot_data
-        options = dict(doc=tool.__doc__, tables=(), options=tool.add_options)
-        assert cli.run(tool.run, **options, argv=argv) == 1
-        done = capsys.readouterr()
-        assert done.err.splitlines()[-1].endswith('no episode can be read')
-        return done.out
+    def refused(*argv: str) -> str:
+        status, said, errors = check(*argv)
+        assert status == 1 and errors.splitlines()[-1].endswith('no episode can be read')
+        return said
 
     droid, folder = tmp_path / 'droid', tmp_path / 'npz'
     droid.mkdir()
     (droid / 'trajectory.h5').touch()
     (droid / 'metadata_a.json').write_text('{"left_mp4_path": "a.mp4", "wrist_mp4_path": "b.mp4"}')
     words = "robot.camera = 'ext1': allowed are left_mp4_path, wrist_mp4_path"
-    assert words in check('--kind', 'droid', '--path', str(droid), '--camera', 'ext1')
+    assert words in refused('--kind', 'droid', '--path', str(droid), '--camera', 'ext1')
     folder.mkdir()
     frames = np.zeros((20, 48, 96, 3), np.uint8)
     np.savez(folder / 'a.npz', states=path(10), observations=frames, fps=8.0)
     words = '10 states for 20 frames of video (8 a second): must be one for each, so the states'
-    assert words + ' are at 4 a second' in check('--kind', 'npz', '--path', str(folder))
+    assert words + ' are at 4 a second' in refused('--kind', 'npz', '--path', str(folder))
 
 
-def test_a_scene_of_another_size_is_seen(tmp_path):
+def test_a_scene_of_another_size_is_seen(tmp_path, check):
     """The same recordings from half the distance, on another robot."""
     near, far = tmp_path / 'near', tmp_path / 'far'
     rng = np.random.default_rng(0)
@@ -123,25 +136,24 @@ def test_a_scene_of_another_size_is_seen(tmp_path):
     checkpoint.write(tmp_path / 'model', {'a': np.zeros(1)}, step=1, extra=extra)
 
     flags = '--model', str(tmp_path / 'model'), '--camera', 'front'
-    done = run(near, *flags, '--robot', 'ur5e')
-    assert done.returncode == 0, done.stderr
-    looks = [line for line in done.stdout.splitlines() if line.startswith('look:')]
+    status, said, errors = check(*asked(near), *flags, '--robot', 'ur5e')
+    assert status == 0, errors
+    looks = [line for line in said.splitlines() if line.startswith('look:')]
     assert looks[-3].startswith(f'look: {scene.TITLES[2]}: ') and looks[-3].endswith(
         ' times more than in training'
     )
     words = rf'look: {scene.TITLES[3]}: (1.9|2.0|2.1) times less than in training'
     assert re.fullmatch(words, looks[-2]), looks
     assert "robot: 'franka' in the weights, 'ur5e' here" in looks[-1]
-    (row,) = [line for line in done.stdout.splitlines() if line.startswith(scene.TITLES[3])]
+    (row,) = [line for line in said.splitlines() if line.startswith(scene.TITLES[3])]
     assert [float(word) for word in row.split()[-2:]] == pytest.approx([0.5, 1.0], rel=0.1)
-    same = run(far, *flags).stdout
+    _, same, _ = check(*asked(far), *flags)
     assert scene.TITLES[3] in same and 'in training' not in same.partition('look:')[2]
 
     del extra['scene']
     checkpoint.write(tmp_path / 'old', {'a': np.zeros(1)}, step=1, extra=extra)
-    done = run(near, '--model', str(tmp_path / 'old'))
-    assert done.returncode != 0
-    assert 'what it was trained on was not measured' in done.stderr.splitlines()[-1]
+    status, _, errors = check(*asked(near), '--model', str(tmp_path / 'old'))
+    assert status != 0 and 'what it was trained on was not measured' in errors.splitlines()[-1]
 
 
 def test_nothing_readable_is_one_line(tmp_path):

@@ -105,8 +105,13 @@ def our_step(weights: convert.Weights, path, seed: int) -> convert.Weights:
             for name, shape in tables.expected(links).items()
         }
         grads[part] = nest({link.path: link.ours(arrays.__getitem__) for link in links})
-    updates, state = tx.update(grads, state, params)
-    params = optax.apply_updates(params, updates)
+
+    @jax.jit  # a leaf at a time it would be a hundred small programs
+    def update(grads, state, params):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params, state = update(grads, state, params)
     adam = next(s for s in state if isinstance(s, optax.ScaleByAdamState))
 
     def leaves(tree):
