@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jepa_jax import files
+from jepa_jax import bucket, files
 from jepa_jax.config import store
 from jepa_jax.errors import (
     FAILED,
@@ -270,10 +270,13 @@ def _parse(
     name = built.name or Path(file).stem
     arguments['workdir'] = arguments['workdir'] or os.path.join('runs', name)
     if re.match(r'[A-Za-z][A-Za-z0-9+.-]*://', arguments['workdir']):
-        raise UsageError(
-            f'--workdir={arguments["workdir"]}: must be a folder of a file system that '
-            'all processes see; buckets are not written to'
-        )
+        if built.table != 'objective' or not bucket.is_url(arguments['workdir']):
+            also = ', or gs:// or s3://' if built.table == 'objective' else ''
+            raise UsageError(
+                f'--workdir={arguments["workdir"]}: must be a folder of a file system that '
+                f'all processes see{also}'
+            )
+        bucket.Bucket(arguments['workdir'])
     return {'config': built, 'config_file': os.path.abspath(file), **arguments}
 
 

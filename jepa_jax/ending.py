@@ -28,8 +28,10 @@ log = logging.getLogger(__name__)
 FILE = 'report.json'
 
 
-def finished(workdir: Path, config: RunConfig) -> bool:
+def finished(workdir: Path, config: RunConfig, name: str) -> bool:
     """Whether the run in `workdir` has its report and goes no further under this config; says so.
+
+    name: of the workdir, for a user.
 
     Raises:
       ConfigError: it is finished, under another config.
@@ -42,7 +44,7 @@ def finished(workdir: Path, config: RunConfig) -> bool:
         return False
     stored = json.loads((workdir / 'config.json').read_text())
     check_config(stored, config, allow=config.checkpoints.allow_config_change)
-    log.info('%s is finished: %s', workdir, report['verdict'])
+    log.info('%s is finished: %s', name, report['verdict'])
     return True
 
 
@@ -58,12 +60,14 @@ def write(
     failures: FailureLog,
     data: list[str],
     more: tuple[dict[str, Any], list[str]] = ({}, []),
+    *,
+    name: str,
 ) -> None:
     """Makes the evaluations of the end, writes report.json and the page, and says in words how it
     went; process 0 writes, the others have their part in the evaluations.
 
     begun: time.monotonic() at the start of this process's run; failures, data: what was read, and
-    lines that say so; more: what the recipe's `at_end` returned.
+    lines that say so; more: what the recipe's `at_end` returned; name: of the workdir, for a user.
     """
     findings = evals.finish(state, frozen)
     if jax.process_index():
@@ -91,14 +95,14 @@ def write(
     write_json(workdir / FILE, report)
     for line in sentences:
         log.info('%s', line)
-    log.info('report: %s', workdir / FILE)
+    log.info('report: %s/%s', name, FILE)
     began = time.monotonic()
     try:
-        path = run_page.write(workdir, config, objective, report)
+        path = run_page.write(workdir, config, objective, report, name)
     except OSError as error:  # the run is whole without it
-        log.error('no page: %s; `jepa report %s` makes it', error.strerror or error, workdir)
+        log.error('no page: %s; `jepa report %s` makes it', error.strerror or error, name)
     else:
-        log.info('page: %s (%.1f s)', path, time.monotonic() - began)
+        log.info('page: %s/%s (%.1f s)', name, path.name, time.monotonic() - began)
 
 
 def _command() -> str:

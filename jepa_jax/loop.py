@@ -267,6 +267,7 @@ def fit(
       stored in the workdir. Or the loss guard has left out too many updates.
       Interrupted: SIGTERM came; the state is saved.
       DataError: too many files cannot be read; the state is saved.
+      TrainingError: the first save failed, and so did another; or the last one did.
     """
     accumulate = config.optim.accumulate
     step = jax.jit(make_step(objective, optimizer, accumulate), donate_argnums=0)
@@ -284,10 +285,12 @@ def fit(
         save()
         checkpoints.wait()
         if checkpoints.last_error:
-            raise TrainingError(
-                f'{checkpoints.last_error}; start the same command again to resume from the last '
-                'checkpoint'
+            advice = (
+                'start the same command again to resume from the last checkpoint'
+                if checkpoints.steps()
+                else 'there is none to resume from'
             )
+            raise TrainingError(f'{checkpoints.last_error}; {advice}')
 
     def line(values: dict[str, Any], measured: bool) -> dict[str, float]:
         row = {k: float(v) for k, v in values.items()}
@@ -393,11 +396,14 @@ def fit(
                 for words in watch.see(row):
                     log.warning('step %d: %s', n, words)
                 lap('health')
-            stop = distributed.largest(2 if trouble else 1 if received else 0)
+            unsaved = checkpoints.failures and not checkpoints.steps()
+            stop = distributed.largest(3 if trouble else 2 if received else 1 if unsaved else 0)
             lap('agree')
-            if stop:
+            if stop == 1:
+                save_last()  # ends the run if it fails again
+            elif stop:
                 save_last()
-                if stop == 2:
+                if stop == 3:
                     raise trouble or DataError('another process cannot read its data and says why')
                 raise Interrupted(f'SIGTERM at step {n} of {total}, which is saved')
         if n > first:

@@ -23,11 +23,15 @@ NAMED = 30  # bad files that the page names
 
 
 def write(
-    workdir: Path, config: RunConfig, objective: Objective, report: Mapping[str, Any] | None
+    workdir: Path,
+    config: RunConfig,
+    objective: Objective,
+    report: Mapping[str, Any] | None,
+    name: str = '',
 ) -> Path:
     """Draws run.png and writes report.html; returns its path.
 
-    report: what report.json holds; None: the run has not ended.
+    report: what report.json holds; None: the run has not ended. name: of the workdir, for a user.
 
     Raises:
       OSError, ValueError: metrics that cannot be read.
@@ -63,7 +67,7 @@ def write(
         *_features(workdir),
         *_data(records, report, manifest),
         page.heading('To go on'),
-        f'<pre>{html.escape(_commands(workdir, config, report, manifest, steps))}</pre>',
+        f'<pre>{html.escape(_commands(name or workdir, config, report, manifest, steps))}</pre>',
         page.heading('Config'),
         f'<details><summary>config.json</summary><pre>'
         f'{html.escape((workdir / "config.json").read_text())}</pre></details>',
@@ -176,7 +180,7 @@ def _data(
 
 
 def _commands(
-    workdir: Path,
+    workdir: str | Path,
     config: RunConfig,
     report: Mapping[str, Any] | None,
     manifest: Mapping[str, Any],

@@ -41,6 +41,14 @@ def prefix(path: str | os.PathLike) -> str:
     return f'.{pathlib.Path(path).name[:40]}.{mark()}'  # a name has at most 255 bytes
 
 
+def lives(name: str) -> bool | None:
+    """Whether the process lives whose mark a name holds; None: it cannot be seen from here."""
+    match = MARK.search(name)
+    if not match or match[1] != _place():
+        return None
+    return not _gone(pathlib.Path(), *match.groups(), elsewhere=False)
+
+
 def sweep(folder: str | os.PathLike, elsewhere: bool = True) -> list[pathlib.Path]:
     """Removes from a folder what processes that are gone have left in it; returns the paths.
 

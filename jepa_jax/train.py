@@ -25,27 +25,26 @@ def train(
     vjepa2 §5)"""
     recipes.validate(config, workdir)  # before the imports that take seconds
     import dataclasses
-    import pathlib
     import time
 
     import jax
 
-    from jepa_jax import ending, looks, loop, memory, optim, sharding, sinks, start
+    from jepa_jax import ending, home, looks, loop, memory, optim, sharding, sinks, start
     from jepa_jax.checkpoint import Checkpoints
     from jepa_jax.data.stream import FailureLog
     from jepa_jax.evals.beside import Beside
     from jepa_jax.lookup import load
     from jepa_jax.metrics import Metrics
     from jepa_jax.origin import origin_of
-    from jepa_jax.workdir import lock, write_json
+    from jepa_jax.workdir import write_json
 
     start.logging_to_terminal()
     # first: processes that agree on something compile, and JAX looks for a cache only once
     start.compilation_cache(compilation_cache)
     begun = time.monotonic()
-    folder = pathlib.Path(workdir).absolute()
-    with distributed.session(), distributed.first(lock(folder)):
-        if ending.finished(folder, config):
+    with distributed.session(), home.of(workdir) as place:
+        folder = place.folder
+        if ending.finished(folder, config, place.name):
             return
         recipe, asked = recipes.of(config), dataclasses.asdict(config)
         config = memory.choose(config, jax.device_count(), start.smallest_memory())
@@ -58,6 +57,7 @@ def train(
                 folder / 'checkpoints',
                 keep=config.checkpoints.keep,
                 keep_every=config.checkpoints.keep_every,
+                publish=place.publish,
             ) as checkpoints,
             distributed.watch(),
         ):
@@ -112,8 +112,9 @@ def train(
                     )
                 more = load(recipe.at_end)(config, objective, state, frozen, prepared.data, folder)
         ending.write(
-            folder, config, objective, state, frozen, evals, clock, begun, failures, data, more
-        )
+            folder, config, objective, state, frozen, evals, clock, begun, failures, data, more,
+            name=place.name,
+        )  # fmt: skip
 
 
 def study(config: StudyConfig, workdir: str, **options) -> None:

@@ -23,7 +23,7 @@ FLOORS = (
         'page',
         'models',
     ),  # models/__init__.py is a table of sizes without JAX
-    ('config', 'workdir', 'chips', 'poses'),
+    ('config', 'workdir', 'bucket', 'chips', 'poses'),
     ('recipes', 'cli', 'sharding', 'weights', 'weights.names', 'distributed'),
     ('nets', 'checkpoint', 'released', 'released_jepa'),
     ('models.*', 'masks'),
@@ -41,7 +41,7 @@ FLOORS = (
         'embedded',
         'answers',
     ),
-    ('pretrained', 'objectives.programs', 'origin', 'loop'),
+    ('pretrained', 'objectives.programs', 'origin', 'home', 'loop'),
     (
         'frozen',
         'questions',

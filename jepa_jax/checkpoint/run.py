@@ -19,7 +19,7 @@ import os
 import pathlib
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -117,13 +117,21 @@ class Checkpoints:
       last_error: why the latest save failed, one line; empty when it succeeded.
     """
 
-    def __init__(self, directory: str | os.PathLike, *, keep: int, keep_every: int = 0):
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        *,
+        keep: int,
+        keep_every: int = 0,
+        publish: Callable[[], None] = lambda: None,
+    ):
         """Removes what a killed run left unfinished.
 
         Args:
           directory: made if need be.
           keep: how many of the newest to keep, at least 1.
           keep_every: keep multiples of this step besides; 0: none.
+          publish: called in process 0 after a save, which fails with it: jepa_jax.home.
 
         Raises:
           CheckpointError: the folder cannot be made or written.
@@ -132,6 +140,7 @@ class Checkpoints:
             raise ValueError(f'keep {keep}, keep_every {keep_every}: at least 1 and 0 are allowed')
         self.directory = pathlib.Path(directory).absolute()
         self.keep, self.keep_every = keep, keep_every
+        self._make_public = publish
         self.frozen: dict[str, str] = {}  # net -> hash of its weights, which names its folder
         self.failures, self.last_error = 0, ''
         self._attempts = 0
@@ -264,6 +273,11 @@ class Checkpoints:
             _remove(final)
         folder.rename(final)
         workdir.sync_folder(self.directory)
+        try:
+            self._make_public()
+        except BaseException:
+            _remove(final)  # it would be passed for saved
+            raise
 
     def _retire(self) -> None:
         """Removes, once a newer one is complete, what retention drops, and damaged ones."""
