@@ -1,0 +1,114 @@
+"""Objects of a bucket, `gs://BUCKET/PREFIX` or `s3://BUCKET/PREFIX`: listed, read and written
+whole, removed. Through TensorStore, which Orbax brings.
+
+Credentials of s3: AWS_ACCESS_KEY_ID and its like, AWS_PROFILE, or the machine's role; AWS_REGION
+and AWS_ENDPOINT_URL as in other programs. Of gs: GOOGLE_APPLICATION_CREDENTIALS, what `gcloud auth
+application-default login` left, or the machine's account; TENSORSTORE_GCS_HTTP_URL for an emulator.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+from jepa_jax.errors import ConfigError
+
+DRIVERS = {'gs': 'gcs', 's3': 's3'}
+ANSWER = 20.0  # seconds within which a bucket has to answer at the start
+_TRANSFER = 1800.0  # likewise for one object later
+# of one request that failed; later a store may be away for a while
+_RETRIES = {True: {'max_retries': 3, 'max_delay': '1s'}, False: {'max_retries': 8}}
+
+
+def is_url(path: Any) -> bool:
+    """Whether a path is of a bucket."""
+    return str(path).partition('://')[0] in DRIVERS and '://' in str(path)
+
+
+class BucketError(OSError):
+    """A bucket did not do as asked: one line with its address and its own words."""
+
+
+class Bucket:
+    """All objects below one prefix; their names are relative to it, `checkpoints/20/manifest.json`.
+
+    Every method raises BucketError.
+    """
+
+    def __init__(self, url: str):
+        """Raises ConfigError: no such address can be."""
+        self.url = url.rstrip('/')
+        name = '[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]'
+        match = re.fullmatch(rf'(gs|s3)://({name})((?:/[^/]+)+)', self.url)
+        if not match or {'.', '..'} & set(match[3].split('/')):
+            raise ConfigError(
+                f'{url}: must be gs://BUCKET/FOLDER or s3://BUCKET/FOLDER, BUCKET of lower-case '
+                'letters, digits and hyphens'
+            )
+        self._spec = {
+            'driver': DRIVERS[match[1]],
+            'bucket': match[2],
+            'path': f'{match[3][1:]}/',
+            **(_amazon(os.environ) if match[1] == 's3' else {}),
+        }
+        self._stores: dict[bool, Any] = {}
+
+    def check(self) -> None:
+        """Asks whether it is there and answers, within ANSWER seconds."""
+        self._call('list', ANSWER, quick=True)
+
+    def names(self) -> list[str]:
+        """Of all objects, sorted; those that stand for a folder left out."""
+        names = (key.decode() for key in self._call('list', _TRANSFER))
+        return sorted(name for name in names if name and not name.endswith('/'))
+
+    def read(self, name: str) -> tuple[bytes | None, bytes]:
+        """The content of an object, None where there is none, and which of its states that is."""
+        result = self._call('read', _TRANSFER, name)
+        return (None if result.state == 'missing' else result.value), result.stamp.generation
+
+    def write(self, name: str, content: bytes | None, over: bytes | None = None) -> bytes:
+        """Writes an object at once, or removes it if content is None.
+
+        over: a state from `read`, the only one that may be replaced.
+
+        Returns:
+          The new state; empty if the object was in another one than `over`.
+        """
+        return self._call('write', _TRANSFER, name, content, if_equal=over).generation
+
+    def _store(self, quick: bool) -> Any:
+        import tensorstore as ts
+
+        if quick not in self._stores:
+            retries = ts.Context({f'{self._spec["driver"]}_request_retries': _RETRIES[quick]})
+            self._stores[quick] = ts.KvStore.open(self._spec, context=retries).result(
+                timeout=ANSWER
+            )
+        return self._stores[quick]
+
+    def _call(self, method: str, seconds: float, *args: Any, quick: bool = False, **kwargs: Any):
+        try:
+            return getattr(self._store(quick), method)(*args, **kwargs).result(timeout=seconds)
+        except TimeoutError as error:
+            raise BucketError(f'{self.url}: no answer within {seconds:.0f} s') from error
+        except (ValueError, RuntimeError, OSError, NotImplementedError) as error:  # all of its own
+            raise BucketError(f'{self.url}: {_short(error)}') from error
+
+
+def _amazon(environment: Any) -> dict[str, Any]:
+    spec: dict[str, Any] = {}
+    if endpoint := environment.get('AWS_ENDPOINT_URL_S3') or environment.get('AWS_ENDPOINT_URL'):
+        spec = {'endpoint': endpoint, 'aws_region': 'us-east-1'}
+    if region := environment.get('AWS_REGION') or environment.get('AWS_DEFAULT_REGION'):
+        spec['aws_region'] = region
+    if 'AWS_ACCESS_KEY_ID' in environment:  # else it also says on the terminal what it looks for
+        spec['aws_credentials'] = {'type': 'environment'}
+    return spec
+
+
+def _short(error: Exception) -> str:
+    """What TensorStore says before it quotes the answer: `NOT_FOUND: NoSuchBucket: ...`."""
+    text = re.sub(r'^Error opening .*?: (?=[A-Z_]+: )', '', ' '.join(str(error).split()))
+    return text.partition(' [')[0][:300] or type(error).__name__
