@@ -80,6 +80,10 @@ setup(
             'jupytext',
             'nbclient',
             'ipykernel',
+            'moto[s3]',  # and what its server needs: a bucket for tests
+            'flask',
+            'flask-cors',
+            'gcp-storage-emulator',
             'pytest',
             'pytest-xdist',
             'ruff',

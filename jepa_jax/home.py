@@ -304,10 +304,12 @@ class _Lease:
     def renew(self) -> None:
         """Raises BucketError: another run has it now."""
         with self._turn:
-            if state := self._bucket.write(LOCK, self._signed(), over=self._state):
-                self._state = state
-            else:
-                raise BucketError(f'{self._bucket.url} has been taken over by another run')
+            state = self._bucket.write(LOCK, self._signed(), over=self._state)
+            if not state:  # or it was written and the answer got lost
+                content, state = self._bucket.read(LOCK)
+                if _holder(content or b'').get('mark') != scratch.mark():
+                    raise BucketError(f'{self._bucket.url} has been taken over by another run')
+            self._state = state
 
     def _take(self) -> None:
         content, state = self._bucket.read(LOCK)

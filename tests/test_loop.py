@@ -93,15 +93,20 @@ class Stream:
 class Saves:
     """Checkpoints in memory."""
 
-    last_error = ''
-
     def __init__(self, tell):
         self._tell, self.saved, self.waited = tell, {}, 0
+        self.last_error, self.failures, self.to_fail = '', 0, ()
 
     def save(self, step, state, extra) -> bool:
         self._tell('save')
-        self.saved[step] = jax.device_get(state), extra
+        if step in self.to_fail:
+            self.failures, self.last_error = self.failures + 1, f'step {step} is not saved: full'
+            return False
+        self.saved[step], self.last_error = (jax.device_get(state), extra), ''
         return True
+
+    def steps(self) -> list[int]:
+        return sorted(self.saved)
 
     def wait(self) -> None:
         self.waited += 1
@@ -201,6 +206,20 @@ class Run:
                 evals=evals(self) if evals else loop.NOTHING,
             )  # fmt: skip
         return state, clock, self.now - began
+
+
+def test_a_run_that_cannot_be_saved_ends(monkeypatch, tmp_path):
+    """Saves are due after steps 3, 6, 9 and 12."""
+    run = Run(monkeypatch, tmp_path / 'run')
+    run.saves.to_fail = range(13)
+    with pytest.raises(TrainingError, match='^step 4 is not saved: full; there is none to resume'):
+        run.fit(12)
+    assert run.saves.failures == 2
+
+    run = Run(monkeypatch, tmp_path / 'mended')
+    run.saves.to_fail = (3, 9)
+    run.fit(12)  # the first succeeds a step later, which is enough to go on without the fourth
+    assert run.saves.steps() == [4, 6, 12]
 
 
 @pytest.mark.parametrize('late', [True, False])

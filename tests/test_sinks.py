@@ -134,14 +134,14 @@ def test_refused_before_the_start(tmp_path, libraries, monkeypatch):
     )
 
 
-@pytest.mark.parametrize('place', ['gs://bucket/run', 's3://bucket/run', 'hdfs://a', 'file:///x'])
-def test_a_bucket_is_no_workdir(place, capsys, tmp_path, monkeypatch):
+@pytest.mark.parametrize('place', ['az://bucket/run', 'hdfs://a', 'file:///x', 's3://bucket'])
+def test_an_address_that_is_no_workdir(place, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     argv = ['--config=tiny', f'--workdir={place}']
     status = cli.run(pytest.fail, doc='x', tables=('objective',), argv=argv)
     assert status == 2
     said = capsys.readouterr().err
-    assert said.startswith(f'error: --workdir={place}: must be a folder') and said.count('\n') == 1
+    assert said.startswith('error: ') and f'{place}: must be ' in said and said.count('\n') == 1
     assert not any(tmp_path.iterdir())
     made = config('')
     made.data.lists[0].path = place

@@ -27,6 +27,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from jepa_jax import workdir
+from jepa_jax.bucket import COPY, is_url
 from jepa_jax.checkpoint.files import (
     FROZEN,
     MANIFEST,
@@ -96,6 +97,8 @@ def find(path: str | os.PathLike) -> pathlib.Path:
     Raises:
       CheckpointError: nothing there, or nothing usable.
     """
+    if is_url(path):
+        raise CheckpointError(f'{path}: must be a path of a file system; {COPY}')
     path = pathlib.Path(path).expanduser().absolute()
     allowed = 'need a workdir, its checkpoints folder, or one of them'
     if not path.is_dir():

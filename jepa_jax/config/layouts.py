@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from jepa_jax.bucket import COPY, is_url
 from jepa_jax.config.conversations import SELF_MADE
 from jepa_jax.config.parts import WITHOUT_PATH, RobotConfig
 from jepa_jax.config.runs import EvalConfig, RunConfig
@@ -72,6 +73,8 @@ def missing(config: RunConfig, workdir: str | os.PathLike) -> Iterator[str]:
     if not any(folder.glob('checkpoints/[0-9]*')):
         for name in ('resume_from', 'init_from'):
             if path := getattr(config.checkpoints, name):
+                if is_url(path):
+                    yield f"checkpoints.{name} = '{path}': must be a path of a file system; {COPY}"
                 yield from absent(f'checkpoints.{name}', path)
 
 

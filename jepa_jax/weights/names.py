@@ -7,6 +7,7 @@ import dataclasses
 import os
 import re
 
+from jepa_jax.bucket import COPY, is_url
 from jepa_jax.errors import ZooError, allowed, nearest
 from jepa_jax.models import NEWER, SIZE_ALIASES, SIZES, VERSIONS
 
@@ -163,6 +164,8 @@ def check(name_or_path: str | os.PathLike) -> None:
 
 def unknown(text: str) -> ZooError:
     """The error for what is no name and no path."""
+    if is_url(text):
+        return ZooError(f"model '{text}': must be a name or a path of a file system; {COPY}")
     names = [*BUNDLED, *RELEASED, *ALIASES, *PUBLISHED, *(RANDOM + size for size in SIZES)]
     hub = ''
     if re.fullmatch(r'[\w-][\w.-]*/[\w.-]+', text):

@@ -1,0 +1,307 @@
+"""Runs whose workdir is in a bucket, against moto's server for S3 and gcp-storage-emulator for GCS,
+both of which speak the stores' own language over HTTP."""
+
+import contextlib
+import hashlib
+import http.server
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+import urllib.request
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_run import STEPS, assert_same_run, rows
+
+from jepa_jax import home
+from jepa_jax.bucket import Bucket, BucketError
+from jepa_jax.checkpoint import Checkpoints, read_on_host
+from jepa_jax.errors import ConfigError
+
+FROZEN = {'scale': np.arange(6, dtype=np.float32)}
+ELSEWHERE = {'pid': 7, 'host': 'other', 'since': 'today', 'mark': 'jepa_jax-00000000-7-7-'}
+
+
+@pytest.fixture(scope='module')
+def amazon():
+    """Variables that lead to a server of S3 with one bucket, `runs`."""
+    server = pytest.importorskip('moto.server').ThreadedMotoServer('127.0.0.1', 0, verbose=False)
+    server.start()
+    address = 'http://{}:{}'.format(*server.get_host_and_port())
+    urllib.request.urlopen(urllib.request.Request(f'{address}/runs', method='PUT')).close()
+    keys = {'AWS_ACCESS_KEY_ID': 'a', 'AWS_SECRET_ACCESS_KEY': 'b', 'AWS_REGION': 'us-east-1'}
+    yield {**keys, 'AWS_ENDPOINT_URL': address}
+    server.stop()
+
+
+@pytest.fixture
+def s3(amazon, monkeypatch, tmp_path):
+    for name, value in {**amazon, 'JEPA_JAX_CACHE': str(tmp_path / 'cache')}.items():
+        monkeypatch.setenv(name, value)
+    return f's3://runs/{tmp_path.name}'
+
+
+@pytest.fixture(scope='module')
+def google():
+    emulator = pytest.importorskip('gcp_storage_emulator.server')
+    server = emulator.create_server('127.0.0.1', 0, in_memory=True, default_bucket='runs')
+    read = emulator._read_data
+    with pytest.MonkeyPatch.context() as patched:
+        # as the real one: several connections at a time, objects of no bytes
+        patched.setattr(emulator.server, 'HTTPServer', http.server.ThreadingHTTPServer)
+        patched.setattr(emulator, '_read_data', lambda *asked: read(*asked) or b'')
+        server.start()
+        yield 'http://{}:{}'.format(*server._api._httpd.server_address)
+        server.stop()
+
+
+@pytest.fixture(params=['s3', 'gs'])
+def url(request, monkeypatch, tmp_path):
+    """Of a run that is not there yet, in each kind of bucket."""
+    if request.param == 's3':
+        return request.getfixturevalue('s3')
+    monkeypatch.setenv('TENSORSTORE_GCS_HTTP_URL', request.getfixturevalue('google'))
+    monkeypatch.setenv('JEPA_JAX_CACHE', str(tmp_path / 'cache'))
+    return f'gs://runs/{tmp_path.name}'
+
+
+def state(step):
+    return {'w': jnp.full((3, 5), step, jnp.float32), 'step': jnp.int32(step)}
+
+
+def save(place, *steps, keep=2):
+    """As a run does it: rows first, then the checkpoint."""
+    with Checkpoints(place.folder / 'checkpoints', keep=keep, publish=place.publish) as saves:
+        saves.keep_frozen({'teacher': FROZEN})
+        for step in steps:
+            with (place.folder / 'metrics.jsonl').open('a') as file:
+                file.write(f'{{"step": {step}}}\n')
+            saves.save(step, state(step), {'step': step})
+        saves.wait()
+        assert not saves.failures, saves.last_error
+
+
+def steps_of(objects) -> dict[int, bool]:
+    """Steps with a manifest -> whether each of the files that it lists is there as it says."""
+    result = {}
+    for name, content in objects.items():
+        match name.split('/'):
+            case ['checkpoints', step, 'manifest.json']:
+                listed = json.loads(content)['manifest']['files']
+                result[int(step)] = all(
+                    hashlib.sha256(objects.get(f'checkpoints/{step}/{file}', b'')).hexdigest()
+                    == row['sha256']
+                    for file, row in listed.items()
+                )
+    return result
+
+
+def contents(url):
+    bucket = Bucket(url)
+    return {name: bucket.read(name)[0] for name in bucket.names()}
+
+
+def test_a_run_goes_on_where_its_bucket_is(url, tmp_path, monkeypatch):
+    """On another machine, that is without the first one's folder: the newest checkpoint alone is
+    fetched, older ones are known and removed when their time comes."""
+    with home.of(url) as place:
+        assert place.name == url and not any(p for p in place.folder.iterdir() if p.name != '.lock')
+        save(place, 10, 20, 30)
+        (place.folder / 'report.html').write_text('a page')
+    assert not place.folder.exists()
+    held = contents(url)
+    assert steps_of(held) == {20: True, 30: True}
+    assert held['report.html'] == b'a page' and held['metrics.jsonl'].count(b'\n') == 3
+    assert not {'.lock'} & held.keys()
+    Bucket(url).write('checkpoints/40/half', b'what a killed save left')
+    Bucket(url).write('checkpoints/notes.txt', b'not ours')
+
+    monkeypatch.setenv('JEPA_JAX_CACHE', str(tmp_path / 'other'))
+    with home.of(url) as place:
+        assert not list((place.folder / 'checkpoints/20').glob('**/d/*'))
+        with Checkpoints(place.folder / 'checkpoints', keep=2) as saves:
+            assert saves.steps() == [20, 30] and saves.latest() == 30
+            result, extra = saves.restore(30, jax.eval_shape(lambda: state(0)), only=('w', 'step'))
+            kept = read_on_host(saves.directory / '30', 'frozen/teacher')
+        np.testing.assert_array_equal(kept['scale'], FROZEN['scale'])
+        np.testing.assert_array_equal(result['w'], np.full((3, 5), 30))
+        assert extra == {'step': 30}
+        save(place, 40)
+    held = contents(url)
+    assert steps_of(held) == {30: True, 40: True}
+    assert not [name for name in held if name.startswith(('checkpoints/20', 'checkpoints/40/half'))]
+    assert held['checkpoints/notes.txt'] == b'not ours'
+
+
+def test_a_damaged_checkpoint_is_passed_over(s3):
+    with home.of(s3) as place:
+        save(place, 10, 20)
+    bucket = Bucket(s3)
+    name = next(n for n in bucket.names() if n.startswith('checkpoints/20/') and '/d/' in n)
+    bucket.write(name, bytes(len(bucket.read(name)[0])))
+    with home.of(s3) as place, Checkpoints(place.folder / 'checkpoints', keep=2) as saves:
+        assert saves.latest() == 10
+
+
+def test_killed_at_any_moment(s3, monkeypatch):
+    """After every single request: what has a manifest is whole, a checkpoint that was there stays
+    until a newer one is, and its rows are there before it is."""
+    write, objects, moments, turn = Bucket.write, {}, [], threading.Lock()
+
+    def watched(self, name, content, over=None):
+        with turn:
+            result = write(self, name, content, over)
+            objects[name] = content
+            moments.append({n: c for n, c in objects.items() if c is not None})
+        return result
+
+    monkeypatch.setattr(Bucket, 'write', watched)
+    with home.of(s3) as place:
+        save(place, 10, keep=1)
+        save(place, 20, 30, keep=1)
+    seen = [steps_of(moment) for moment in moments]
+    assert len(seen) > 30 and all(all(steps.values()) for steps in seen)
+    first = next(i for i, steps in enumerate(seen) if steps)
+    assert all(seen[first:]) and set().union(*seen) == {10, 20, 30} and seen[-1] == {30: True}
+    newest = [max(steps, default=0) for steps in seen]
+    assert newest == sorted(newest)
+    for step, moment in zip(newest, moments):
+        assert not step or b'"step": %d' % step in moment['metrics.jsonl']
+
+
+def test_a_save_that_does_not_arrive_has_failed(s3, monkeypatch):
+    write = Bucket.write
+
+    def away(self, name, content, over=None):
+        if name.startswith('checkpoints/20/') and content is not None:
+            raise BucketError(f'{self.url}: away')
+        return write(self, name, content, over)
+
+    with home.of(s3) as place:
+        folder = place.folder / 'checkpoints'
+        with Checkpoints(folder, keep=2, publish=place.publish) as saves:
+            saves.save(10, state(10), {})
+            saves.wait()
+            with monkeypatch.context() as patched:
+                patched.setattr(Bucket, 'write', away)
+                saves.save(20, state(20), {})
+                saves.wait()
+            assert saves.last_error == f'step 20 is not saved: {s3}: away'
+            assert saves.steps() == [10]
+            saves.save(20, state(20), {})
+            saves.wait()
+            assert (saves.failures, saves.last_error) == (1, '')
+    assert steps_of(contents(s3)) == {10: True, 20: True}
+
+
+def test_one_run_at_a_time(s3, monkeypatch):
+    monkeypatch.setattr(home, 'LOST', 1.0)
+    bucket, sign = Bucket(s3), json.dumps(ELSEWHERE).encode()
+    with home.of(s3) as place:
+        with pytest.raises(ConfigError, match=f'workdir {s3} is in use by process {os.getpid()}'):
+            home.of(s3).__enter__()
+        bucket.write('.lock', sign)  # what should not happen
+        with pytest.raises(BucketError, match='has been taken over by another run'):
+            place.publish()
+        bucket.write('.lock', None)
+        monkeypatch.setattr(home._Lease, 'renew', lambda self: None)  # of the end
+    bucket.write('.lock', sign)
+    with home.of(s3):  # it gave no sign of life
+        pass
+    done = threading.Event()
+
+    def beat():
+        while not done.wait(0.1):
+            bucket.write('.lock', sign + str(time.monotonic()).encode())
+
+    bucket.write('.lock', sign)
+    other = threading.Thread(target=beat)
+    other.start()
+    try:
+        with pytest.raises(ConfigError, match='is in use by process 7 on other since today; stop'):
+            home.of(s3).__enter__()
+    finally:
+        done.set()
+        other.join()
+
+
+def test_a_dead_process_of_this_machine_holds_nothing(s3, monkeypatch):
+    child = subprocess.Popen(['sleep', '60'])
+    mark = home.scratch.mark().replace(f'-{os.getpid()}-', f'-{child.pid}-')
+    began = home.scratch._began(child.pid)
+    mark = f'{mark.rsplit("-", 2)[0]}-{began}-'
+    Bucket(s3).write('.lock', json.dumps({**ELSEWHERE, 'mark': mark}).encode())
+    with pytest.raises(ConfigError, match='in use by process 7'):
+        home.of(s3).__enter__()
+    child.kill()
+    child.wait()
+    monkeypatch.setattr(home._Lease, '_changes', None)  # is not asked
+    with home.of(s3):
+        pass
+
+
+def test_what_cannot_be_reached_is_one_line(s3, monkeypatch):
+    with pytest.raises(ConfigError, match='^workdir s3://absent/run: NOT_FOUND: NoSuchBucket: '):
+        home.of('s3://absent/run').__enter__()
+    with socket.create_server(('127.0.0.1', 0)) as silent:
+        for port, answer in ((1, 20.0), (silent.getsockname()[1], 1.0)):
+            monkeypatch.setattr('jepa_jax.bucket.ANSWER', answer)
+            monkeypatch.setenv('AWS_ENDPOINT_URL', f'http://127.0.0.1:{port}')
+            began = time.monotonic()
+            with pytest.raises(ConfigError, match=f'^workdir {s3}: .*(connect|no answer)') as said:
+                home.of(s3).__enter__()
+            assert time.monotonic() - began < 30 and '\n' not in str(said.value)
+
+
+@pytest.mark.parametrize(
+    'address', ['s3://runs', 's3://runs/', 's3://R/x', 'gs://b/../x', 's3:///x']
+)
+def test_no_address(address):
+    with pytest.raises(ConfigError, match='must be gs://BUCKET/FOLDER or s3://BUCKET/FOLDER'):
+        Bucket(address)
+
+
+def test_processes_of_several_machines_are_refused(s3, monkeypatch):
+    monkeypatch.setattr(home.distributed, 'on_one_machine', lambda: False)
+    with pytest.raises(ConfigError, match='are on several machines'):
+        home.of(s3).__enter__()
+
+
+class Address(str):
+    """A workdir for small_run."""
+
+    name = 'in_a_bucket'
+
+
+def test_killed_and_resumed(runs, amazon, tmp_path, monkeypatch):
+    """Equal to a run in a folder that nobody stopped, bit for bit."""
+    for name, value in amazon.items():
+        monkeypatch.setitem(runs.environment, name, value)
+        monkeypatch.setenv(name, value)
+    url = Address('s3://runs/killed')
+    bucket = Bucket(url)
+    with runs.start(url, 'data.workers=0') as run:
+        run.until(lambda: time.sleep(0.2) or 'checkpoints/8/manifest.json' in bucket.names())
+        assert run.kill() == -signal.SIGKILL
+    assert 'report.json' not in bucket.names()
+    shutil.rmtree(runs.folder / 'cache/buckets')  # another machine
+    done = runs.run(url, 'data.workers=0')
+    assert done.returncode == 0, done.stderr
+    assert 'resumes from step' in done.stderr and f'report: {url}/report.json' in done.stderr
+    for name, content in contents(url).items():
+        path = tmp_path / 'copy' / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    assert len(rows(tmp_path / 'copy')) == STEPS
+    assert_same_run(tmp_path / 'copy', runs.finished())
+    page = (tmp_path / 'copy/report.html').read_text()
+    assert f'--workdir={url}' in page and 'cache/buckets' not in page
+    with contextlib.suppress(FileNotFoundError):
+        assert not any(p.is_dir() for p in (runs.folder / 'cache/buckets').rglob('*'))
