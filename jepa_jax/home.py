@@ -1,8 +1,8 @@
 """Where a run's files lie: in its workdir, or in a bucket of which a folder here is the copy.
 
 Of a run with `--workdir=s3://BUCKET/RUN` or `gs://...` everything is written into a folder of this
-machine, as ever, and from there put into the bucket: with each checkpoint, every BEAT seconds what
-is small, and at the end. There is no rename in a bucket: a checkpoint's manifest goes last, and
+machine, as ever, and from there put into the bucket: with each checkpoint, every minute what is
+small, and at the end. There is no rename in a bucket: a checkpoint's manifest goes last, and
 what has none is no checkpoint. A start takes from the bucket what a run needs to resume, wherever
 it ran before; the folder holds nothing that the bucket does not, and goes at the end.
 """
@@ -12,12 +12,14 @@ from __future__ import annotations
 import contextlib
 import datetime
 import hashlib
+import itertools
 import json
 import logging
 import os
 import pathlib
 import re
 import shutil
+import signal
 import socket
 import stat
 import threading
@@ -38,6 +40,7 @@ log = logging.getLogger(__name__)
 
 CHECKPOINTS = 'checkpoints'
 BEAT = 15.0  # seconds between signs of life in a bucket
+SMALL = 4  # of them between times at which what is small is put there
 LOST = 60.0  # without one its run counts as dead
 _AT_ONCE = 4  # objects on their way; each is in memory
 LEFT = (-1, -1)  # in place of a file's size and time: the object was not fetched
@@ -108,23 +111,25 @@ class BucketHome(Home):
             done = threading.Event()
             beating = threading.Thread(target=self._beat, args=(done,), daemon=True)
             beating.start()
+            ended = False
             try:
                 yield
-            except BaseException:  # the run's own error is what counts
+                ended = True
+            finally:
                 done.set()
                 beating.join()
-                with contextlib.suppress(OSError):
-                    self.publish()
-                self._empty()
-                raise
-            done.set()
-            beating.join()
-            try:
-                self.publish()
-            except OSError as error:
-                raise BucketError(
-                    f'{error}; what is not there yet lies in {self.folder} until the next start'
-                ) from error
+                self._leave(ended)
+
+    def _leave(self, ended: bool) -> None:
+        """Puts what is left into the bucket; ended: there is no other error to be said."""
+        try:
+            self.publish()
+        except OSError as error:
+            words = f'{error}; what is not there lies in {self.folder} until the next start'
+            if ended:
+                raise BucketError(words) from error
+            log.error('%s', words)
+        else:
             self._empty()
             log.info('everything is in %s', self.name)
 
@@ -181,6 +186,9 @@ class BucketHome(Home):
                         break
         except BucketError as error:
             raise ConfigError(f'workdir {error}') from error
+        if self._here:
+            size = sum(size for size, _ in self._here.values()) / 2**20
+            log.info('fetched %d files, %.3g MiB, from %s', len(self._here), size, self.name)
         left = {name for each in steps.values() for name in each} - self._here.keys()
         self._here |= dict.fromkeys(left, LEFT)
 
@@ -246,20 +254,22 @@ class BucketHome(Home):
         return found
 
     def _beat(self, done: threading.Event) -> None:
-        failed = False
-        while not done.wait(BEAT):
+        for count in itertools.count(1):
+            if done.wait(BEAT):
+                return
             try:
                 self._lease.renew()  # also while a checkpoint is on its way
-                if self._turn.acquire(blocking=False):
+                if count % SMALL == 0 and self._turn.acquire(blocking=False):
                     try:
                         self._put(small=True)
                     finally:
                         self._turn.release()
-                failed = False
+            except TakenOver as error:
+                log.error('%s: this one ends', error)
+                os.kill(os.getpid(), signal.SIGTERM)  # as a scheduler does; its save will fail
+                return
             except OSError as error:
-                if not failed:
-                    log.warning('%s; it is tried again', error)
-                failed = True
+                log.warning('%s; it is tried again', error)
 
 
 def _seen(path: pathlib.Path) -> tuple[int, int]:
@@ -277,6 +287,10 @@ def _rank(name: str) -> int:
     if not name.endswith(f'/{MANIFEST}'):
         return 0
     return {FROZEN: 1, CHECKPOINTS: 2}.get(name.partition('/')[0], 0)
+
+
+class TakenOver(BucketError):
+    """Another run has the bucket's folder."""
 
 
 class _Lease:
@@ -302,13 +316,13 @@ class _Lease:
                 log.warning('its lock stays for %.0f s: %s', LOST, error)
 
     def renew(self) -> None:
-        """Raises BucketError: another run has it now."""
+        """Raises TakenOver: another run has it now."""
         with self._turn:
             state = self._bucket.write(LOCK, self._signed(), over=self._state)
             if not state:  # or it was written and the answer got lost
                 content, state = self._bucket.read(LOCK)
                 if _holder(content or b'').get('mark') != scratch.mark():
-                    raise BucketError(f'{self._bucket.url} has been taken over by another run')
+                    raise TakenOver(f'{self._bucket.url} has been taken over by another run')
             self._state = state
 
     def _take(self) -> None:

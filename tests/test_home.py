@@ -140,6 +140,19 @@ def test_a_run_goes_on_where_its_bucket_is(url, tmp_path, monkeypatch):
     assert held['checkpoints/notes.txt'] == b'not ours'
 
 
+def test_small_files_go_while_it_runs(s3, monkeypatch):
+    monkeypatch.setattr(home, 'BEAT', 0.05)
+    monkeypatch.setattr(home, 'SMALL', 2)
+    with home.of(s3) as place:
+        (place.folder / 'metrics.jsonl').write_text('a row')
+        (place.folder / 'checkpoints/10').mkdir(parents=True)
+        (place.folder / 'checkpoints/10/half').write_text('goes with its save')
+        end = time.monotonic() + 20
+        while 'metrics.jsonl' not in Bucket(s3).names() and time.monotonic() < end:
+            time.sleep(0.05)
+        assert {*Bucket(s3).names()} == {'.lock', 'metrics.jsonl'}
+
+
 def test_a_damaged_checkpoint_is_passed_over(s3):
     with home.of(s3) as place:
         save(place, 10, 20)
@@ -204,15 +217,19 @@ def test_a_save_that_does_not_arrive_has_failed(s3, monkeypatch):
 def test_one_run_at_a_time(s3, monkeypatch):
     monkeypatch.setattr(home, 'LOST', 1.0)
     bucket, sign = Bucket(s3), json.dumps(ELSEWHERE).encode()
-    with home.of(s3) as place:
+    with home.of(s3):
         with pytest.raises(ConfigError, match=f'workdir {s3} is in use by process {os.getpid()}'):
             home.of(s3).__enter__()
-        bucket.write('.lock', sign)  # what should not happen
-        with pytest.raises(BucketError, match='has been taken over by another run'):
-            place.publish()
-        bucket.write('.lock', None)
-        monkeypatch.setattr(home._Lease, 'renew', lambda self: None)  # of the end
-    bucket.write('.lock', sign)
+    told, words = [], 'taken over by another run; what is not there lies in'
+    with monkeypatch.context() as patched, pytest.raises(BucketError, match=words):
+        patched.setattr(home, 'BEAT', 0.05)
+        patched.setattr(home.os, 'kill', lambda *what: told.append(what))
+        with home.of(s3):
+            bucket.write('.lock', sign)  # what should not happen
+            end = time.monotonic() + 20
+            while not told and time.monotonic() < end:
+                time.sleep(0.01)
+    assert told == [(os.getpid(), signal.SIGTERM)]
     with home.of(s3):  # it gave no sign of life
         pass
     done = threading.Event()
