@@ -37,8 +37,11 @@ class Bucket:
     Every method raises BucketError.
     """
 
-    def __init__(self, url: str):
-        """Raises ConfigError: no such address can be."""
+    def __init__(self, url: str, single: bool = False):
+        """single: the address is that of one object, whose name here is empty.
+
+        Raises ConfigError: no such address can be.
+        """
         self.url = url.rstrip('/')
         name = '[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]'
         match = re.fullmatch(rf'(gs|s3)://({name})((?:/[^/]+)+)', self.url)
@@ -50,7 +53,7 @@ class Bucket:
         self._spec = {
             'driver': DRIVERS[match[1]],
             'bucket': match[2],
-            'path': f'{match[3][1:]}/',
+            'path': match[3][1:] + ('' if single else '/'),
             **(_amazon(os.environ) if match[1] == 's3' else {}),
         }
         self._stores: dict[bool, Any] = {}
@@ -64,10 +67,14 @@ class Bucket:
         names = (key.decode() for key in self._call('list', _TRANSFER))
         return sorted(name for name in names if name and not name.endswith('/'))
 
-    def read(self, name: str) -> tuple[bytes | None, bytes]:
-        """The content of an object, None where there is none, and which of its states that is."""
-        result = self._call('read', _TRANSFER, name)
-        return (None if result.state == 'missing' else result.value), result.stamp.generation
+    def read(self, name: str, unlike: bytes = b'') -> tuple[bytes | None, bytes]:
+        """The content of an object, None where there is none, and which of its states that is.
+
+        unlike: a state from `read`; the content is None, too, if that is its state still.
+        """
+        result = self._call('read', _TRANSFER, name, if_not_equal=unlike or None)
+        content = result.value if result.state == 'value' else None
+        return content, result.stamp.generation
 
     def write(self, name: str, content: bytes | None, over: bytes | None = None) -> bytes:
         """Writes an object at once, or removes it if content is None.

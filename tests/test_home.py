@@ -4,6 +4,7 @@ both of which speak the stores' own language over HTTP."""
 import contextlib
 import hashlib
 import http.server
+import io
 import json
 import os
 import shutil
@@ -13,16 +14,21 @@ import subprocess
 import threading
 import time
 import urllib.request
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from small_run import STEPS, assert_same_run, rows
 
 from jepa_jax import home
 from jepa_jax.bucket import Bucket, BucketError
 from jepa_jax.checkpoint import Checkpoints, read_on_host
+from jepa_jax.config import DataConfig, DataListConfig, MaskedVideoConfig, layouts
+from jepa_jax.data import fetched
+from jepa_jax.data.sources import open_source
 from jepa_jax.errors import ConfigError
 
 FROZEN = {'scale': np.arange(6, dtype=np.float32)}
@@ -289,6 +295,57 @@ def test_processes_of_several_machines_are_refused(s3, monkeypatch):
     monkeypatch.setattr(home.distributed, 'on_one_machine', lambda: False)
     with pytest.raises(ConfigError, match='are on several machines'):
         home.of(s3).__enter__()
+
+
+def png(value: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(file, 'png')
+    return file.getvalue()
+
+
+def test_a_list_in_a_bucket_is_copied_once(url):
+    """What has changed there is copied again, what is gone there goes."""
+    bucket, data = Bucket(url), DataConfig(frames=1)
+    for name, value in (('a/0.png', 10), ('a/1.png', 20), ('b.png', 30)):
+        bucket.write(name, png(value))
+
+    def pixels():
+        source = open_source(DataListConfig(kind='images', path=url), data)
+        read = [source.read(i, 1, np.random.default_rng(0)) for i in range(len(source))]
+        return [int(clip.max()) for clip in read], source
+
+    values, source = pixels()
+    assert values == [10, 20, 30]
+    if url.startswith('gs'):
+        return  # the emulator does not say which state of an object it gives
+    times = {
+        path: path.stat().st_mtime_ns for path in (Path(source.name(i)) for i in range(len(source)))
+    }
+    assert pixels()[0] == [10, 20, 30]
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+    bucket.write('a/1.png', png(21))
+    bucket.write('b.png', None)
+    assert pixels()[0] == [10, 21]
+
+    bucket.write('list.txt', ''.join(f'{path}\n' for path in [*times][:2]).encode())
+    copy = fetched.local(f'{url}/list.txt')
+    assert copy.name == 'list.txt' and copy.read_text().count('\n') == 2
+    assert fetched.local(f'{url}/list.txt') == copy
+
+
+def test_a_list_that_is_not_there_is_one_line(s3):
+    for path, words in ((f'{s3}/x', 'nothing is there'), ('s3://absent/x', 'NoSuchBucket')):
+        with pytest.raises(ConfigError, match=rf'^data.lists\[0\].path: .*{path}.*{words}') as said:
+            open_source(DataListConfig(path=path), DataConfig())
+        assert '\n' not in str(said.value)
+    assert not list(layouts.missing(_of('videos', s3), 'absent'))
+    assert 'mount the bucket' in next(layouts.missing(_of('tfds', s3), 'absent'))
+
+
+def _of(kind, path):
+    config = MaskedVideoConfig()
+    config.data.lists = [DataListConfig(kind=kind, path=path)]
+    return config
 
 
 class Address(str):

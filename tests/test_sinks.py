@@ -144,6 +144,6 @@ def test_an_address_that_is_no_workdir(place, capsys, tmp_path, monkeypatch):
     assert said.startswith('error: ') and f'{place}: must be ' in said and said.count('\n') == 1
     assert not any(tmp_path.iterdir())
     made = config('')
-    made.data.lists[0].path = place
+    made.data.lists[0].path = f'hdfs://{place}'
     with pytest.raises(ConfigError, match=r'data.lists\[0\].path = .*: must be a file or folder'):
         recipes.validate(made, tmp_path)

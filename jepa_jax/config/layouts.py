@@ -23,6 +23,8 @@ SOURCES: dict[str, str | Callable[[str, Any], Any]] = {
     # the self-made sets, made where they are missing
     **{kind: f'jepa_jax.data.sources:{kind}' for kind in WITHOUT_PATH},
 }
+# those of which a path may be in a bucket: it is copied
+FETCHED = ('videos', 'images', 'shards')
 # RobotConfig.kind -> RobotConfig -> jepa_jax.data.robot.Recordings
 READERS: dict[str, str] = {
     'droid': 'jepa_jax.data.robot.droid:Droid',
@@ -52,7 +54,8 @@ def missing(config: RunConfig, workdir: str | os.PathLike) -> Iterator[str]:
     for i, item in enumerate(getattr(config.data, 'lists', ())):
         if item.kind not in WITHOUT_PATH:
             path = item.path.partition(':')[0] if item.kind == 'tfds' else item.path
-            yield from _elsewhere(f'data.lists[{i}].path', item.path, SOURCES.get(item.kind))
+            if not (item.kind in FETCHED and is_url(item.path)):
+                yield from _elsewhere(f'data.lists[{i}].path', item.path, SOURCES.get(item.kind))
             yield from absent(f'data.lists[{i}].path', path)
     for i, item in enumerate(getattr(config.data, 'mixture', ())):
         for name in ('path', 'folder'):

@@ -19,10 +19,10 @@ from typing import Protocol
 
 import numpy as np
 
-from jepa_jax import files
+from jepa_jax import bucket, files
 from jepa_jax.config import WITHOUT_PATH, DataConfig, DataListConfig
-from jepa_jax.config.layouts import SOURCES
-from jepa_jax.data import clips, decode, kinds, lists, npz, pictures, prepared
+from jepa_jax.config.layouts import FETCHED, SOURCES
+from jepa_jax.data import clips, decode, fetched, kinds, lists, npz, pictures, prepared
 from jepa_jax.data.cache import ClipCache, checksum, read_stored
 from jepa_jax.data.kinds import PICTURES, VIDEOS
 from jepa_jax.data.names import NONE, SUFFIX, Mapped, Names
@@ -326,7 +326,9 @@ def open_source(entry: DataListConfig, data: DataConfig, index: int = 0) -> Sour
     if not entry.path and entry.kind not in WITHOUT_PATH:
         raise ConfigError(f'{field}.path is empty; kind {entry.kind!r} needs a path')
     try:
-        source = opener(os.path.expanduser(entry.path), data)
+        copied = entry.kind in FETCHED and bucket.is_url(entry.path)
+        path = str(fetched.local(entry.path)) if copied else os.path.expanduser(entry.path)
+        source = opener(path, data)
     except ConfigError as error:
         raise ConfigError(f'{field}.path: {error}') from error
     except BadFile as error:

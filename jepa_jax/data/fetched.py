@@ -1,0 +1,91 @@
+"""Lists, videos and shards that lie in a bucket: copied to this machine before they are read."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePath
+
+from jepa_jax import files, scratch
+from jepa_jax.bucket import Bucket
+from jepa_jax.config import cache_root
+from jepa_jax.errors import ConfigError
+from jepa_jax.workdir import write_json
+
+log = logging.getLogger(__name__)
+
+INDEX = 'index.json'
+_AT_ONCE = 8  # objects on their way; each is in memory
+
+
+def local(url: str) -> Path:
+    """The copy of an object, or of all objects below a prefix, in the cache folder; what is there
+    already and has not changed is not read again. Processes of a machine share it.
+
+    Raises:
+      ConfigError: no such address, or nothing is there.
+      OSError: the bucket cannot be read, or the copy not be written.
+    """
+    bucket = Bucket(url)
+    place = (
+        cache_root() / 'buckets' / f'data-{hashlib.sha256(bucket.url.encode()).hexdigest()[:16]}'
+    )
+    folder = place / 'files'
+    folder.mkdir(parents=True, exist_ok=True)
+    with (place / '.lock').open('w') as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # others wait, and then find it
+        scratch.sweep(folder)
+        bucket.check()
+        names = bucket.names()
+        single = '' if names else PurePath(bucket.url).name
+        if single:
+            bucket = Bucket(url, single=True)
+        known = _known(place / INDEX)
+        with files.raising(ConfigError):
+            paths = {name: files.inside(folder, name) for name in names or [single]}
+        states: dict[str, str] = {}
+
+        def one(name: str) -> int:
+            state = known.get(name, '') if paths[name].is_file() else ''
+            asked = '' if single else name
+            content, new = bucket.read(asked, unlike=bytes.fromhex(state))
+            if content is None and new.hex() != state:
+                raise ConfigError(f'{url}: nothing is there')
+            states[name] = new.hex()
+            if content is not None:
+                _write(paths[name], content)
+            return 0 if content is None else len(content)
+
+        try:
+            with ThreadPoolExecutor(_AT_ONCE) as pool:
+                copied = sum(pool.map(one, paths))
+        finally:
+            write_json(place / INDEX, states)
+        for path in folder.rglob('*'):
+            if path.is_file() and path not in paths.values():
+                path.unlink()
+        if copied:
+            log.info('copied %.3g MiB from %s to %s', copied / 2**20, url, folder)
+    return folder / single
+
+
+def _known(path: Path) -> dict[str, str]:
+    """Object -> which state of it was copied."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        return json.loads(path.read_text())
+    return {}
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f'{scratch.prefix(path)}{hash(path) & 0xFFFF:x}')
+    try:
+        part.write_bytes(content)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
