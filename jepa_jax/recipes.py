@@ -16,6 +16,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from jepa_jax.bucket import Bucket, BucketError, is_url
 from jepa_jax.config import check, layouts, store, trials
 from jepa_jax.config.runs import RunConfig, StudyConfig
 from jepa_jax.errors import ConfigError
@@ -220,6 +221,11 @@ def _inputs(config: RunConfig, workdir: str | os.PathLike) -> None:
     Raises:
       ConfigError, ZooError: the first such field, and the nearest name.
     """
+    if is_url(workdir):
+        try:
+            Bucket(str(workdir)).check()
+        except BucketError as error:
+            raise ConfigError(f'workdir {error}') from error
     if complaint := next(layouts.missing(config, workdir), None):
         raise ConfigError(complaint)
     for name in filter(None, config.logging.sinks.split(',')):

@@ -3,7 +3,6 @@ both of which speak the stores' own language over HTTP."""
 
 import contextlib
 import hashlib
-import http.server
 import io
 import json
 import os
@@ -23,7 +22,7 @@ import pytest
 from PIL import Image
 from small_run import STEPS, assert_same_run, rows
 
-from jepa_jax import home
+from jepa_jax import home, recipes
 from jepa_jax.bucket import Bucket, BucketError
 from jepa_jax.checkpoint import Checkpoints, read_on_host
 from jepa_jax.config import DataConfig, DataListConfig, MaskedVideoConfig, layouts
@@ -57,11 +56,10 @@ def s3(amazon, monkeypatch, tmp_path):
 @pytest.fixture(scope='module')
 def google():
     emulator = pytest.importorskip('gcp_storage_emulator.server')
-    server = emulator.create_server('127.0.0.1', 0, in_memory=True, default_bucket='runs')
+    server = emulator.create_server('127.0.0.1', 0, in_memory=True)
     read = emulator._read_data
     with pytest.MonkeyPatch.context() as patched:
-        # as the real one: several connections at a time, objects of no bytes
-        patched.setattr(emulator.server, 'HTTPServer', http.server.ThreadingHTTPServer)
+        # it takes no object without bytes
         patched.setattr(emulator, '_read_data', lambda *asked: read(*asked) or b'')
         server.start()
         yield 'http://{}:{}'.format(*server._api._httpd.server_address)
@@ -73,9 +71,14 @@ def url(request, monkeypatch, tmp_path):
     """Of a run that is not there yet, in each kind of bucket."""
     if request.param == 's3':
         return request.getfixturevalue('s3')
-    monkeypatch.setenv('TENSORSTORE_GCS_HTTP_URL', request.getfixturevalue('google'))
+    address = request.getfixturevalue('google')
+    name = tmp_path.name.replace('_', '-')  # one a test: the emulator lists all that is in a bucket
+    made = json.dumps({'name': name}).encode()
+    headers = {'Content-Type': 'application/json'}
+    urllib.request.urlopen(urllib.request.Request(f'{address}/storage/v1/b', made, headers)).close()
+    monkeypatch.setenv('TENSORSTORE_GCS_HTTP_URL', address)
     monkeypatch.setenv('JEPA_JAX_CACHE', str(tmp_path / 'cache'))
-    return f'gs://runs/{tmp_path.name}'
+    return f'gs://{name}/run'
 
 
 def state(step):
@@ -273,6 +276,8 @@ def test_a_dead_process_of_this_machine_holds_nothing(s3, monkeypatch):
 def test_what_cannot_be_reached_is_one_line(s3, monkeypatch):
     with pytest.raises(ConfigError, match='^workdir s3://absent/run: NOT_FOUND: NoSuchBucket: '):
         home.of('s3://absent/run').__enter__()
+    with pytest.raises(ConfigError, match='^workdir s3://absent/run: NOT_FOUND: NoSuchBucket: '):
+        recipes.validate(_of('videos', s3), 's3://absent/run')  # before JAX is imported
     with socket.create_server(('127.0.0.1', 0)) as silent:
         for port, answer in ((1, 20.0), (silent.getsockname()[1], 1.0)):
             monkeypatch.setattr('jepa_jax.bucket.ANSWER', answer)
