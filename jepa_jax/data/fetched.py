@@ -39,7 +39,6 @@ def local(url: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with (place / '.lock').open('w') as held:
         fcntl.flock(held, fcntl.LOCK_EX)  # others wait, and then find it
-        scratch.sweep(folder)
         bucket.check()
         names = bucket.names()
         single = '' if names else PurePath(bucket.url).name
