@@ -45,6 +45,7 @@ USES = {
     'health': 'measuring health, pictures and logging',
     'evals': 'evaluating beside training',
 }
+SAVE, STOP, FAIL = 1, 2, 3  # what is due in any process after a step, the largest in all of them
 REST = ('put', 'save', 'agree', 'health')  # what a step costs beside itself
 
 
@@ -397,14 +398,14 @@ def fit(
                     log.warning('step %d: %s', n, words)
                 lap('health')
             unsaved = checkpoints.failures and not checkpoints.steps()
-            stop = distributed.largest(3 if trouble else 2 if received else 1 if unsaved else 0)
+            what = FAIL if trouble else STOP if received else SAVE if unsaved else 0
+            what = distributed.largest(what)
             lap('agree')
-            if stop == 1:
-                save_last()  # ends the run if it fails again
-            elif stop:
-                save_last()
-                if stop == 3:
-                    raise trouble or DataError('another process cannot read its data and says why')
+            if what:
+                save_last()  # ends the run if that fails
+            if what == FAIL:
+                raise trouble or DataError('another process cannot read its data and says why')
+            if what == STOP:
                 raise Interrupted(f'SIGTERM at step {n} of {total}, which is saved')
         if n > first:
             save_last()

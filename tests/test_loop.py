@@ -375,7 +375,7 @@ def test_too_many_failures_are_not_held_against_mended_data(monkeypatch, tmp_pat
 
 def test_another_process_that_fails_ends_this_one_too(monkeypatch, tmp_path):
     run = Run(monkeypatch, tmp_path / 'run')
-    monkeypatch.setattr(loop.distributed, 'largest', lambda value: max(2, value))
+    monkeypatch.setattr(loop.distributed, 'largest', lambda value: max(loop.FAIL, value))
     with pytest.raises(DataError, match='another process cannot read its data'):
         run.fit(12)
     assert list(run.saves.saved) == [1]
@@ -383,7 +383,7 @@ def test_another_process_that_fails_ends_this_one_too(monkeypatch, tmp_path):
 
 def test_another_process_that_is_stopped_stops_this_one_too(monkeypatch, tmp_path):
     run = Run(monkeypatch, tmp_path / 'run')
-    monkeypatch.setattr(loop.distributed, 'largest', lambda value: max(1, value))
+    monkeypatch.setattr(loop.distributed, 'largest', lambda value: max(loop.STOP, value))
     with pytest.raises(Interrupted, match='step 1 of 12, which is saved'):
         run.fit(12)
     assert list(run.saves.saved) == [1]
