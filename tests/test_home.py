@@ -2,6 +2,7 @@
 both of which speak the stores' own language over HTTP."""
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 import json
@@ -22,7 +23,7 @@ import pytest
 from PIL import Image
 from small_run import STEPS, assert_same_run, rows
 
-from jepa_jax import home, recipes
+from jepa_jax import home, recipes, start, train
 from jepa_jax.bucket import Bucket, BucketError
 from jepa_jax.checkpoint import Checkpoints, read_on_host
 from jepa_jax.config import DataConfig, DataListConfig, MaskedVideoConfig, layouts
@@ -353,12 +354,26 @@ def _of(kind, path):
     return config
 
 
+def test_a_finished_run_is_left_as_it_is(s3, monkeypatch, caplog):
+    monkeypatch.setattr(start, 'logging_to_terminal', lambda: None)
+    monkeypatch.setattr(start, 'compilation_cache', lambda use: None)
+    config, bucket = _of('synthetic', ''), Bucket(s3)
+    report = {'steps': config.optim.steps, 'verdict': 'healthy'}
+    for name, value in (('report.json', report), ('config.json', dataclasses.asdict(config))):
+        bucket.write(name, json.dumps(value).encode())
+    before = contents(s3)
+    with caplog.at_level('INFO', 'jepa_jax'):
+        train.train(config, s3, False, False, 'config.py')
+    assert f'{s3} is finished: healthy' in caplog.messages and contents(s3) == before
+
+
 class Address(str):
     """A workdir for small_run."""
 
     name = 'in_a_bucket'
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(runs, amazon, tmp_path, monkeypatch):
     """Equal to a run in a folder that nobody stopped, bit for bit."""
     for name, value in amazon.items():
