@@ -82,7 +82,7 @@ def _known(path: Path) -> dict[str, str]:
 
 def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'{scratch.prefix(path)}{hash(path) & 0xFFFF:x}')
+    part = path.with_name(f'{scratch.prefix(path)}{hash(path) & 0xFFFFFFFFFFFF:x}')
     try:
         part.write_bytes(content)
         os.replace(part, path)
