@@ -45,7 +45,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(crop: int, model: str, episodes: int, picture: str, **fields) -> None:
     """Measures, prints, draws."""
     data = RobotConfig(**fields)
-    complaint = next(layouts.kinds(data), '') or next(layouts.absent('robot.path', data.path), '')
+    complaint = next(layouts.kinds(data, 'robot'), '') or next(
+        layouts.absent('robot.path', data.path), ''
+    )
     if complaint:
         raise ConfigError(complaint)
     from jepa_jax.data import robot

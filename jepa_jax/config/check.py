@@ -15,7 +15,7 @@ from typing import Any
 
 from jepa_jax.config import benchmark, labelled, parts
 from jepa_jax.config.derived import horizon
-from jepa_jax.config.parts import EncoderConfig
+from jepa_jax.config.parts import REMAT, EncoderConfig
 from jepa_jax.config.runs import EvalConfig, RunConfig
 from jepa_jax.errors import ConfigError, allowed, nearest
 from jepa_jax.models import SIZE_ALIASES, SIZES, VERSIONS
@@ -167,7 +167,7 @@ RULES: dict[type, dict[str, Rule | OneOf]] = {
     parts.EmaOptimConfig: {'momentum': BELOW_ONE, 'final_momentum': SHARE},
     parts.MeshConfig: {
         'fsdp': Rule(lambda v: 0 <= v <= MAX_FSDP, f'from 1 to {MAX_FSDP}, or 0 to choose'),
-        'remat': OneOf(('full', 'attention', 'dots', 'none')),
+        'remat': OneOf(REMAT),
     },
     parts.CheckpointsConfig: {'every': POSITIVE, 'keep': POSITIVE, 'keep_every': NOT_NEGATIVE},
     parts.LoggingConfig: {

@@ -3,14 +3,23 @@ is there, as far as that can be told at once."""
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from jepa_jax.bucket import COPY, is_url
-from jepa_jax.config.conversations import SELF_MADE
-from jepa_jax.config.parts import WITHOUT_PATH, RobotConfig
+from jepa_jax.config import store
+from jepa_jax.config.conversations import SELF_MADE, MixtureConfig
+from jepa_jax.config.parts import (
+    WITHOUT_PATH,
+    CheckpointsConfig,
+    DataListConfig,
+    LabelledListConfig,
+    RobotConfig,
+)
+from jepa_jax.config.questions import QuestionsConfig
 from jepa_jax.config.runs import EvalConfig, RunConfig
 from jepa_jax.errors import allowed, nearest
 
@@ -35,14 +44,28 @@ READERS: dict[str, str] = {
 }
 
 
-def kinds(config: RunConfig | RobotConfig) -> Iterator[str]:
-    """Complaints about layouts that there are not."""
-    for i, item in enumerate(getattr(getattr(config, 'data', None), 'lists', ())):
-        if item.kind not in SOURCES:
-            yield f"data.lists[{i}].kind = '{item.kind}': {allowed(item.kind, SOURCES)}"
-    robot = config if isinstance(config, RobotConfig) else getattr(config, 'robot', None)
-    if isinstance(robot, RobotConfig) and robot.kind not in READERS:
-        yield f"robot.kind = '{robot.kind}': {allowed(robot.kind, READERS)}"
+def kinds(config: RunConfig | RobotConfig, field: str = '') -> Iterator[str]:
+    """Complaints about layouts that there are not; field: where `config` stands."""
+    for name, part in store.parts(config, field):
+        yield from _unknown(part, name)
+
+
+@functools.singledispatch
+def _unknown(part: Any, name: str) -> Iterator[str]:
+    """Of one part of a config, by its class."""
+    return iter(())
+
+
+@_unknown.register
+def _(part: DataListConfig, name: str) -> Iterator[str]:
+    if part.kind not in SOURCES:
+        yield f"{name}.kind = '{part.kind}': {allowed(part.kind, SOURCES)}"
+
+
+@_unknown.register
+def _(part: RobotConfig, name: str) -> Iterator[str]:
+    if part.kind not in READERS:
+        yield f"{name}.kind = '{part.kind}': {allowed(part.kind, READERS)}"
 
 
 def missing(config: RunConfig, workdir: str | os.PathLike) -> Iterator[str]:
@@ -51,34 +74,59 @@ def missing(config: RunConfig, workdir: str | os.PathLike) -> Iterator[str]:
     folder = pathlib.Path(workdir)
     if (folder / 'report.json').exists():
         return
-    for i, item in enumerate(getattr(config.data, 'lists', ())):
-        if item.kind not in WITHOUT_PATH:
-            path = item.path.partition(':')[0] if item.kind == 'tfds' else item.path
-            if not (item.kind in FETCHED and is_url(item.path)):
-                yield from _elsewhere(f'data.lists[{i}].path', item.path, SOURCES.get(item.kind))
-            yield from absent(f'data.lists[{i}].path', path)
-    for i, item in enumerate(getattr(config.data, 'mixture', ())):
-        for name in ('path', 'folder'):
-            if (path := getattr(item, name)) and path != SELF_MADE:
-                yield from absent(f'data.mixture[{i}].{name}', path)
-    if (path := getattr(config, 'heldout', '')) and path != SELF_MADE:
-        yield from absent('heldout', path)
-    robot = getattr(config, 'robot', None)
-    if isinstance(robot, RobotConfig) and robot.path:
-        yield from _elsewhere('robot.path', robot.path, READERS.get(robot.kind))
-        yield from absent('robot.path', robot.path)
-    evals = enumerate(getattr(config, 'evals', ()))
-    labelled = {'labels': config, **{f'evals[{i}].labels': each for i, each in evals}}
-    for field, holder in labelled.items():
-        for name in ('train', 'test'):
-            if path := getattr(getattr(holder, 'labels', None), name, ''):
-                yield from absent(f'{field}.{name}', path)
-    if not any(folder.glob('checkpoints/[0-9]*')):
-        for name in ('resume_from', 'init_from'):
-            if path := getattr(config.checkpoints, name):
-                if is_url(path):
-                    yield f"checkpoints.{name} = '{path}': must be a path of a file system; {COPY}"
-                yield from absent(f'checkpoints.{name}', path)
+    begun = any(folder.glob('checkpoints/[0-9]*'))
+    for name, part in store.parts(config):
+        if not (begun and part is config.checkpoints):
+            yield from _nowhere(part, name)
+
+
+@functools.singledispatch
+def _nowhere(part: Any, name: str) -> Iterator[str]:
+    """Of one part of a config, by its class."""
+    return iter(())
+
+
+@_nowhere.register
+def _(part: DataListConfig, name: str) -> Iterator[str]:
+    if part.kind not in WITHOUT_PATH:
+        if not (part.kind in FETCHED and is_url(part.path)):
+            yield from _elsewhere(f'{name}.path', part.path, SOURCES.get(part.kind))
+        path = part.path.partition(':')[0] if part.kind == 'tfds' else part.path
+        yield from absent(f'{name}.path', path)
+
+
+@_nowhere.register
+def _(part: MixtureConfig, name: str) -> Iterator[str]:
+    for field, path in (('path', part.path), ('folder', part.folder)):
+        if path != SELF_MADE:
+            yield from _unless_empty(f'{name}.{field}', path)
+
+
+@_nowhere.register
+def _(part: QuestionsConfig, name: str) -> Iterator[str]:
+    if part.heldout != SELF_MADE:
+        yield from _unless_empty('heldout', part.heldout)
+
+
+@_nowhere.register
+def _(part: RobotConfig, name: str) -> Iterator[str]:
+    if part.path:
+        yield from _elsewhere(f'{name}.path', part.path, READERS.get(part.kind))
+        yield from absent(f'{name}.path', part.path)
+
+
+@_nowhere.register
+def _(part: LabelledListConfig, name: str) -> Iterator[str]:
+    yield from _unless_empty(f'{name}.train', part.train)
+    yield from _unless_empty(f'{name}.test', part.test)
+
+
+@_nowhere.register
+def _(part: CheckpointsConfig, name: str) -> Iterator[str]:
+    for field, path in (('resume_from', part.resume_from), ('init_from', part.init_from)):
+        if is_url(path):
+            yield f"{name}.{field} = '{path}': must be a path of a file system; {COPY}"
+        yield from _unless_empty(f'{name}.{field}', path)
 
 
 def missing_sets(config: EvalConfig, workdir: str | os.PathLike) -> Iterator[str]:
@@ -93,6 +141,11 @@ def _elsewhere(field: str, path: str, reader: object) -> Iterator[str]:
     """A complaint about a bucket that is to be read by one of our own readers, which read files."""
     if '://' in path and str(reader).startswith('jepa_jax.'):
         yield f"{field} = '{path}': must be a file or folder of a file system; mount the bucket"
+
+
+def _unless_empty(field: str, path: str) -> Iterator[str]:
+    if path:
+        yield from absent(field, path)
 
 
 def absent(field: str, path: str) -> Iterator[str]:

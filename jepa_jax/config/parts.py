@@ -206,6 +206,9 @@ class EmaOptimConfig(OptimConfig):
     final_momentum: float = 0.99925  # at step T
 
 
+REMAT = 'full', 'attention', 'dots', 'none'  # keys of jepa_jax.nets.REMAT
+
+
 @dataclass
 class MeshConfig:
     """Devices as a grid; parameters are sharded over `fsdp`, the batch over both axes."""

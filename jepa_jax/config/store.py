@@ -124,6 +124,19 @@ def field_types(kind: type) -> dict[str, Any]:
     return {f.name: hints[f.name] for f in dataclasses.fields(kind)}
 
 
+def parts(config: Any, name: str = '') -> Iterator[tuple[str, Any]]:
+    """(name, part) of a config and of all that is a config in it, `data.lists[0]`."""
+    yield name, config
+    for key in field_types(type(config)):
+        value, place = getattr(config, key), f'{name}.{key}'.lstrip('.')
+        if dataclasses.is_dataclass(value):
+            yield from parts(value, place)
+        elif isinstance(value, list):
+            for i, item in enumerate(value):
+                if dataclasses.is_dataclass(item):
+                    yield from parts(item, f'{place}[{i}]')
+
+
 def fields(config: Any, prefix: str = '') -> Iterator[tuple[str, Any, Any]]:
     """(name, type, value) of every leaf; names as flags spell them, `masks[0].num_blocks`."""
     for key, kind in field_types(type(config)).items():

@@ -80,7 +80,8 @@ class Entry:
 
     where: str  # its field, for messages
     config: PeriodicEvalConfig
-    clips: LabelledListConfig | DataListConfig  # own ones, or a self-made list
+    clips: LabelledListConfig  # own ones, unless
+    made: DataListConfig | None  # a self-made list
     clips_from: str  # the field that names them
     view: DataConfig  # how they are seen: as the run's own
     grid: tuple[int, int, int]  # of a clip's tokens
@@ -108,8 +109,8 @@ class Entry:
         Raises:
           ConfigError: lists, labels or splits that cannot be used, in one line.
         """
-        if isinstance(self.clips, DataListConfig):
-            return some(made(self.clips), self.most, self.seed)
+        if self.made:
+            return some(made(self.made), self.most, self.seed)
         listed = examples.listed(self.clips, self.clips_from)
         if pieces := [e for e in listed if e.place[1:] != ('nan',) * 3]:
             raise ConfigError(
@@ -211,27 +212,26 @@ def _entry(where: str, each: PeriodicEvalConfig, config: MaskedVideoConfig) -> E
     encoder, view = config.encoder, config.data
     row(PERIODIC, f'{where}.evaluation', each.evaluation)
     grid = view.frames // encoder.tubelet, view.crop // encoder.patch, view.crop // encoder.patch
-    clips, clips_from = _clips(where, each, config)
     width = encoder_shape(encoder).width
-    return Entry(where, each, clips, clips_from, view, grid, width, config.seed)
+    return Entry(where, each, *_clips(where, each, config), view, grid, width, config.seed)
 
 
 def _clips(where: str, each: PeriodicEvalConfig, config: MaskedVideoConfig):
-    """Which clips an entry reads, and the field that names them."""
+    """Which clips an entry reads, own or self-made, and the field that names them."""
     for name, labels in (
         (f'{where}.labels.train', each.labels),
         ('labels.train', config.labels),
     ):
         if labels.train:
-            return labels, name
+            return labels, None, name
     lists = config.data.lists
     for item in lists:
         if item.kind in SELF_MADE:
-            return item, 'data.lists'
+            return config.labels, item, 'data.lists'
     for i, item in enumerate(lists):
         if item.kind == 'videos':
             train = dataclasses.replace(config.labels, train=item.path)
-            return train, f'data.lists[{i}].path'
+            return train, None, f'data.lists[{i}].path'
     raise NoLabels(f'{where}: {NEEDS}; data.lists has {", ".join(i.kind for i in lists)}')
 
 
@@ -240,8 +240,8 @@ def _check(entry: Entry) -> None:
         raise ConfigError(complaint)
     if entry.most < 2:
         raise ConfigError(f'{entry.where}: a clip takes more memory than {HELD / 2**30:g} GiB')
-    if isinstance(entry.clips, DataListConfig):
-        return  # made by the run itself
+    if entry.made:
+        return  # by the run itself
     try:
         paths = entry.labelled().paths
     except ConfigError as error:
