@@ -94,3 +94,12 @@ def gl():
             made.draw()
     except SimError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(autouse=True)
+def scheduled_as_others():
+    """SVT-AV1, which writes videos of tests, gives its process real-time priority where it may
+    (as root), and never takes it back: all others on a core would starve."""
+    yield
+    if hasattr(os, 'sched_getscheduler') and os.sched_getscheduler(0) != os.SCHED_OTHER:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
