@@ -300,7 +300,8 @@ def _bare(
 ) -> dict[str, dict[str, Leaf]]:
     """A state dict with nothing around it: of a net, or of a module that has several."""
     short = [_short(name) for name in content]
-    if odd := [n for n in short if n.startswith(('head.', 'fc_norm.'))]:  # MAE, VideoMAE
+    odd = [n for n in short if n.startswith(('head.', 'fc_norm.'))]
+    if odd and any(n.startswith('blocks.') for n in short):  # MAE, VideoMAE
         words = ', '.join(map(_shown, odd[:SHOWN]))
         raise ConvertError(f'{path} is fine-tuned: it has {words}, which no net here has')
     if pixel_tables.net_of('', short):  # MAE, VideoMAE
