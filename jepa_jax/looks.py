@@ -10,9 +10,7 @@ of the same few clips at some moments.
 from __future__ import annotations
 
 import logging
-import os
 import re
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -274,12 +272,5 @@ def _enlarged(tokens: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """At once, as workdir.write_text does; without waiting for the disk."""
     path.parent.mkdir(exist_ok=True)
-    handle, part = tempfile.mkstemp(prefix=scratch.prefix(path), dir=path.parent)
-    try:
-        with os.fdopen(handle, 'wb') as file:
-            os.fchmod(handle, 0o644)
-            np.savez_compressed(file, **arrays)
-        os.replace(part, path)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
+    with scratch.whole(path) as file:
+        np.savez_compressed(file, **arrays)

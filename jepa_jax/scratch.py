@@ -23,7 +23,10 @@ import pathlib
 import re
 import shutil
 import socket
+import tempfile
 import time
+from collections.abc import Iterator
+from typing import BinaryIO
 
 STALE = 7 * 24 * 3600.0
 MARK = re.compile(r'jepa_jax-([0-9a-f]{8})-(\d+)-(\d+)-')
@@ -39,6 +42,26 @@ def mark() -> str:
 def prefix(path: str | os.PathLike) -> str:
     """Of the hidden name, beside a target, of what becomes it: for tempfile's functions."""
     return f'.{pathlib.Path(path).name[:40]}.{mark()}'  # a name has at most 255 bytes
+
+
+@contextlib.contextmanager
+def whole(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A file to be written that takes its place at `path` at the end, at once: a reader sees the
+    old one or the whole new one. It outlives a power cut if it is synced within.
+
+    Raises:
+      OSError: it cannot be written; what was there before is untouched, as after any exception.
+    """
+    path = pathlib.Path(path)
+    fd, part = tempfile.mkstemp(prefix=prefix(path), dir=path.parent)
+    try:
+        with os.fdopen(fd, 'wb') as file:
+            os.fchmod(fd, 0o644)  # mkstemp's own is 0o600
+            yield file
+        os.replace(part, path)
+    except BaseException:
+        pathlib.Path(part).unlink(missing_ok=True)
+        raise
 
 
 def lives(name: str) -> bool | None:

@@ -10,7 +10,6 @@ import logging
 import os
 import pathlib
 import socket
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -125,17 +124,10 @@ def write_text(path: str | os.PathLike, text: str) -> None:
       OSError: it cannot be written; what was there before is untouched.
     """
     path = pathlib.Path(path)
-    fd, temporary = tempfile.mkstemp(prefix=scratch.prefix(path), dir=path.parent)
-    try:
-        with os.fdopen(fd, 'w', encoding='utf-8') as file:
-            os.fchmod(fd, 0o644)  # mkstemp's own is 0o600
-            file.write(text)
-            file.flush()
-            os.fsync(fd)
-        os.replace(temporary, path)
-    except BaseException:
-        pathlib.Path(temporary).unlink(missing_ok=True)
-        raise
+    with scratch.whole(path) as file:
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
     sync_folder(path.parent)
 
 

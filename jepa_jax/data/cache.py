@@ -256,8 +256,5 @@ def _timing(plain: dict) -> Timing:
 
 def _write(path: Path, text: str) -> None:
     """A whole file or none."""
-    with tempfile.NamedTemporaryFile(
-        'w', dir=path.parent, prefix=scratch.prefix(path), suffix='.tmp', delete=False
-    ) as file:
-        file.write(text)
-    os.replace(file.name, path)
+    with scratch.whole(path) as file:
+        file.write(text.encode())

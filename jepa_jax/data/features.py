@@ -22,7 +22,6 @@ import json
 import logging
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -271,15 +270,9 @@ def save(path: Path, features: np.ndarray, numbers: np.ndarray) -> None:
         'sums': [checksum(frame) for frame in array],
         'stamp': stamp,
     }
-    fd, temporary = tempfile.mkstemp(prefix=scratch.prefix(path), suffix='.part', dir=path.parent)
-    try:
-        with os.fdopen(fd, 'wb') as file:
-            np.save(file, array)
-            file.write(signed(json.dumps(about)).encode())
-            file.flush()
-            os.fsync(fd)
-            os.utime(fd, ns=(stamp, stamp))
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with scratch.whole(path) as file:
+        np.save(file, array)
+        file.write(signed(json.dumps(about)).encode())
+        file.flush()
+        os.fsync(file.fileno())
+        os.utime(file.fileno(), ns=(stamp, stamp))

@@ -7,7 +7,6 @@ import fcntl
 import hashlib
 import json
 import logging
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
 
@@ -82,9 +81,5 @@ def _known(path: Path) -> dict[str, str]:
 
 def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'{scratch.prefix(path)}{hash(path) & 0xFFFFFFFFFFFF:x}')
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with scratch.whole(path) as file:
+        file.write(content)

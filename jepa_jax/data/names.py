@@ -10,7 +10,6 @@ little-endian. `jepa index --names` writes it.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -97,23 +96,16 @@ def write(path: Path, parts: Iterable[tuple[list[bytes], np.ndarray]]) -> tuple[
     """Writes names and their labels (int64, NONE: it has none) as they come, at once, by renaming;
     returns how many there are, and their bytes."""
     scratch.sweep(path.parent)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=scratch.prefix(path))
-    try:
-        ends, labels, at = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
-        with open(handle, 'wb') as file:
-            for names, own in parts:
-                file.write(b''.join(names))
-                ends.append(at + np.cumsum([len(name) for name in names], dtype=np.int64))
-                labels.append(own)
-                at = int(ends[-1][-1]) if names else at
-            file.write(b'\0' * (-at % 8))
-            count, labelled = sum(map(len, ends)), any((each != NONE).any() for each in labels)
-            for each in (*ends, *(labels if labelled else ())):
-                file.write(each.astype('<i8').data)
-            file.write(np.array([MARK, count, at, labelled], '<i8').data)
-            os.fchmod(file.fileno(), 0o644)
-        os.replace(part, path)
-    except BaseException:
-        os.unlink(part)
-        raise
+    ends, labels, at = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
+    with scratch.whole(path) as file:
+        for names, own in parts:
+            file.write(b''.join(names))
+            ends.append(at + np.cumsum([len(name) for name in names], dtype=np.int64))
+            labels.append(own)
+            at = int(ends[-1][-1]) if names else at
+        file.write(b'\0' * (-at % 8))
+        count, labelled = sum(map(len, ends)), any((each != NONE).any() for each in labels)
+        for each in (*ends, *(labels if labelled else ())):
+            file.write(each.astype('<i8').data)
+        file.write(np.array([MARK, count, at, labelled], '<i8').data)
     return count, at

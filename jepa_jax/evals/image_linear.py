@@ -12,8 +12,6 @@ import dataclasses
 import functools
 import itertools
 import logging
-import os
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -461,10 +459,8 @@ def _apart(records: list[Record], c: ImageLinearConfig) -> tuple[list[Record], l
 def _keep(path: Path, epoch: int, states: dict) -> None:
     """Writes what is trained after so many epochs, at once."""
     leaves = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(states))}
-    fd, temporary = tempfile.mkstemp(prefix=scratch.prefix(path), dir=path.parent)
-    with os.fdopen(fd, 'wb') as file:
+    with scratch.whole(path) as file:
         np.savez(file, epoch=epoch, **leaves)
-    os.replace(temporary, path)
 
 
 def _kept(path: Path, states: dict) -> tuple[int, dict]:

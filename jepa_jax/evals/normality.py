@@ -21,7 +21,6 @@ import logging
 import math
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -247,14 +246,8 @@ def save(path: Path, arrays: dict[str, np.ndarray]) -> None:
             f'{path.parent}: {need / 2**20:.0f} MiB of features to be kept, {free / 2**20:.0f} MiB '
             'are free'
         )
-    fd, temporary = tempfile.mkstemp(prefix=scratch.prefix(path), suffix='.npz', dir=path.parent)
-    try:
-        with os.fdopen(fd, 'wb') as file:
-            np.savez(file, **arrays)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with scratch.whole(path) as file:
+        np.savez(file, **arrays)
 
 
 # --- Normal, and how far from it ------------------------------------------------------------------
