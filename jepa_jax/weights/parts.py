@@ -17,6 +17,8 @@ from jepa_jax.errors import ConvertError
 from jepa_jax.lookup import load, row
 from jepa_jax.models import VERSIONS
 
+_HERE = 'jepa_jax.weights.parts'
+
 
 @dataclasses.dataclass(frozen=True)
 class Format:
@@ -27,6 +29,7 @@ class Format:
     # hf: values of config.json, shapes by name, config of the encoder beside it -> config
     config: str
     computed: str = ''  # config -> arrays by name that the file has and we compute
+    known: str = ''  # config -> fields of ours, and the only values that its program computes with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +40,9 @@ class Part:
     config: str  # a frozen dataclass: all that shapes it
     module: str  # config, rngs= -> the Flax module
     sharding: str  # config -> jepa_jax.sharding.Rules
-    version: str = 'jepa_jax.weights.parts:no_version'  # config -> of V-JEPA, as '2.0', or ''
-    to_json: str = 'jepa_jax.weights.parts:to_json'  # config -> what JSON holds
-    from_json: str = 'jepa_jax.weights.parts:from_json'  # class of configs, JSON -> config
+    version: str = f'{_HERE}:no_version'  # config -> of V-JEPA, as '2.0', or ''
+    to_json: str = f'{_HERE}:to_json'  # config -> what JSON holds
+    from_json: str = f'{_HERE}:from_json'  # class of configs, JSON -> config
     files: Mapping[str, Format] = dataclasses.field(default_factory=dict)  # torch, hf
 
 
@@ -54,11 +57,14 @@ PARTS: dict[str, Part] = {
         config='jepa_jax.models.vit:ViTConfig',
         module='jepa_jax.models.vit:ViT',
         sharding='jepa_jax.models.vit:sharding',
-        version='jepa_jax.weights.parts:version_of_rope',
+        version=f'{_HERE}:version_of_encoder',
         files={
             'torch': Format(
-                f'{_PIXELS}:torch_encoder', f'{_PIXEL_FILES}:encoder', f'{_PIXEL_FILES}:table'
-            ),
+                f'{_PIXELS}:torch_encoder',
+                f'{_PIXEL_FILES}:encoder',
+                f'{_PIXEL_FILES}:table',
+                f'{_TORCH}:known_of_encoder',
+            ),  # fmt: skip
             'hf': Format(
                 f'{_PIXELS}:hf_encoder', f'{_HF_PIXELS}:encoder', f'{_PIXEL_FILES}:hf_table'
             ),
@@ -69,11 +75,14 @@ PARTS: dict[str, Part] = {
         config='jepa_jax.models.predictor:PredictorConfig',
         module='jepa_jax.models.predictor:Predictor',
         sharding='jepa_jax.models.predictor:sharding',
-        version='jepa_jax.weights.parts:version_of_rope',
+        version=f'{_HERE}:version_of_predictor',
         files={
             'torch': Format(
-                f'{_TABLES}:torch_predictor', f'{_SHAPES}:predictor', f'{_TORCH}:predictor_table'
-            ),
+                f'{_TABLES}:torch_predictor',
+                f'{_SHAPES}:predictor',
+                f'{_TORCH}:predictor_table',
+                f'{_TORCH}:known_of_predictor',
+            ),  # fmt: skip
             'hf': Format(f'{_TABLES}:hf_predictor', f'{_HF}:predictor'),
         },
     ),
@@ -82,7 +91,7 @@ PARTS: dict[str, Part] = {
         config='jepa_jax.models.pixel_decoder:PixelDecoderConfig',
         module='jepa_jax.models.pixel_decoder:PixelDecoder',
         sharding='jepa_jax.models.pixel_decoder:sharding',
-        version='jepa_jax.weights.parts:version_of_rope',
+        version=f'{_HERE}:version_of_pixel_decoder',
         files={
             'torch': Format(
                 f'{_PIXELS}:torch_decoder',
@@ -101,8 +110,14 @@ PARTS: dict[str, Part] = {
         config='jepa_jax.models.ac_predictor:ACPredictorConfig',
         module='jepa_jax.models.ac_predictor:ACPredictor',
         sharding='jepa_jax.models.ac_predictor:sharding',
-        version='jepa_jax.weights.parts:version_of_rope',
-        files={'torch': Format(f'{_TABLES}:torch_ac_predictor', f'{_SHAPES}:ac_predictor')},
+        version=f'{_HERE}:version_of_rope',
+        files={
+            'torch': Format(
+                f'{_TABLES}:torch_ac_predictor',
+                f'{_SHAPES}:ac_predictor',
+                known=f'{_TORCH}:known_of_ac_predictor',
+            )
+        },  # fmt: skip
     ),
     'expander': Part(
         title='expander',
@@ -115,8 +130,8 @@ PARTS: dict[str, Part] = {
         config='jepa_jax.models.pooler:PoolerConfig',
         module='jepa_jax.models.pooler:classifier',
         sharding='jepa_jax.models.pooler:sharding',
-        to_json='jepa_jax.weights.parts:probe_to_json',
-        from_json='jepa_jax.weights.parts:probe_from_json',
+        to_json=f'{_HERE}:probe_to_json',
+        from_json=f'{_HERE}:probe_from_json',
         files={
             'torch': Format(f'{_TABLES}:torch_probe', f'{_SHAPES}:probe'),
             'hf': Format(f'{_TABLES}:hf_probe', f'{_HF}:probe'),
@@ -214,18 +229,36 @@ def no_version(config: Any) -> str:
     return ''
 
 
-def version_of_rope(config: Any) -> str:
-    """Of parts whose positions differ from version to version; MAE and VideoMAE by their names."""
-    if getattr(config, 'class_token', False):
+def version_of_encoder(config: Any) -> str:
+    """MAE's encoders have a token of their own, VideoMAE's keys no bias."""
+    if config.class_token:
         return MAE
-    if not getattr(config, 'key_bias', True):
+    if not config.key_bias:
         return VIDEOMAE
-    if getattr(config, 'position', 'rope') == 'sincos':
-        image = config.grid[0] == 0 if isinstance(config.grid, tuple) else config.tubelet == 1
-        if image and config.axes == 'xy':
-            return IMAGES
-        if getattr(config, 'shorter', '') == 'resized' and not image:
-            return '1'
+    image = config.tubelet == 1
+    if config.position == 'sincos' and image and config.axes == 'xy':
+        return IMAGES
+    if config.position == 'sincos' and config.shorter == 'resized' and not image:
+        return '1'
+    return version_of_rope(config)
+
+
+def version_of_predictor(config: Any) -> str:
+    """I-JEPA's are of images, with tables whose columns come first."""
+    if config.position == 'sincos' and config.grid[0] == 0 and config.axes == 'xy':
+        return IMAGES
+    return version_of_rope(config)
+
+
+def version_of_pixel_decoder(config: Any) -> str:
+    """Of MAE or VideoMAE, as of their encoders; others have no version."""
+    if config.class_token:
+        return MAE
+    return '' if config.key_bias else VIDEOMAE
+
+
+def version_of_rope(config: Any) -> str:
+    """Of parts whose positions alone differ from version to version."""
     return next((name for name, version in VERSIONS.items() if version.rope == config.rope), '')
 
 

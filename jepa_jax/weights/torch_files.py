@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from jepa_jax import files
+from jepa_jax import files, lookup
 from jepa_jax.errors import ConvertError
 from jepa_jax.models import VERSIONS
 from jepa_jax.models.vit import position_table
-from jepa_jax.weights import pixel_tables, shapes, torch_pickle, torch_zip
+from jepa_jax.weights import parts, pixel_tables, shapes, torch_pickle, torch_zip
 from jepa_jax.weights.tables import DISTILLED, FIRST_PROBE, TORCH_NETS, TORCH_PROBES, Leaf
 
 ZIP, PICKLE = b'PK\x03\x04', b'\x80'
@@ -486,26 +486,28 @@ def predictor_table(config: Any) -> dict[str, np.ndarray]:
     return {'predictor_pos_embed': position_table(config, config.grid)[None]}
 
 
-# options of ours -> the only value that the original has
-ONLY = {
-    'residual': False,
-    'action_scale': (),
-    'state_scale': (),
-}
+# Fields of ours, and the only values that the original computes with
 
 
-def beyond(net: str, config: Any) -> list[str]:
+def known_of_encoder(config: Any) -> dict[str, Any]:
+    return VERSIONS['2.1' if config.modalities else '2.0'].encoder(config.depth)
+
+
+def known_of_predictor(config: Any) -> dict[str, Any]:
+    return {'rope': VERSIONS['2.1' if config.modalities else '2.0'].rope}
+
+
+def known_of_ac_predictor(config: Any) -> dict[str, Any]:
+    alone = {'residual': False, 'action_scale': (), 'state_scale': ()}
+    return alone | {'rope': VERSIONS['2.0'].rope, 'state_width': config.state_width or 7}
+
+
+def beyond(name: str, net: Any) -> list[str]:
     """What the original would not know of a net from its arrays: it would compute another one."""
-    version = VERSIONS['2.1' if getattr(config, 'modalities', False) else '2.0']
-    flavour = {'rope': version.rope}
-    if hasattr(config, 'tubelet'):
-        flavour = version.encoder(config.depth)
-    notes = [
-        f'{net}: {option} = {getattr(config, option)}, which the original does not have: it would '
+    known, config = parts.PARTS[net.part].files['torch'].known, net.config
+    return [
+        f'{name}: {option} = {getattr(config, option)}, which the original does not have: it would '
         'compute something else from these weights'
-        for option, value in (ONLY | flavour).items()
-        if getattr(config, option, value) != value
+        for option, value in (lookup.load(known)(config) if known else {}).items()
+        if getattr(config, option) != value
     ]
-    if getattr(config, 'state_width', 1) == 0:
-        notes.append(f'{net}: no states, which the original needs: it cannot load this file')
-    return notes

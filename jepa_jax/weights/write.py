@@ -158,7 +158,7 @@ def _write_torch(weights: Weights, dst: pathlib.Path, steps_per_epoch, progress)
     links = {name: links_of(net, 'torch') for name, net in nets.items()}
     if unknown := [name for name in nets if name not in entries]:
         raise ConvertError(f'{unknown[0]}: the original has one net of each kind, not this one too')
-    notes = [n for name, net in nets.items() for n in torch_files.beyond(name, net.config)]
+    notes = [n for name, net in nets.items() for n in torch_files.beyond(name, net)]
     if weights.training and 'target' not in nets and 'predictor' in nets:
         raise ConvertError(f'{weights.source}: a training checkpoint without a target encoder')
     computed = {name: _computed(net, 'torch') for name, net in nets.items()}
