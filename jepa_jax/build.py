@@ -308,6 +308,7 @@ def projector(
         kind=p.kind,
         hidden=0 if pooled else p.hidden,
         pool=1 if pooled else p.pool,
+        joined=p.joined,
         queries=visual_tokens(config) if pooled else 0,
         depth=p.depth,
         heads=p.heads,

@@ -220,13 +220,13 @@ def language(
 
 def projected(c: ProjectorConfig, clips: int, inputs_trained: bool) -> int:
     """FLOPs, forward and backward, of the projector on the tokens of so many clips."""
-    tokens = math.prod(c.grid)
     if c.kind == 'mlp':
         hidden = c.hidden or c.width
-        first, rest = c.encoder_width * hidden, hidden * c.width
+        tokens, wide = c.read
+        first, rest = wide * hidden, hidden * c.width
         once = (TRAINED if inputs_trained else TRAINED - 1) * first + TRAINED * rest
         return 2 * clips * tokens * once
-    wide = c.encoder_width
+    tokens, wide = math.prod(c.grid), c.encoder_width
     blocks = (c.depth - 1) * tokens * (12 * wide * wide + 2 * tokens * wide)
     # the pooler's products in their order: queries into the tokens' space and back, scores, means
     cross = c.queries * (3 * wide * wide + 8 * wide * wide + 2 * c.heads * tokens * wide)

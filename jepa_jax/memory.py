@@ -346,7 +346,8 @@ def questions(config: QuestionsConfig, rows: int) -> Activations:
             held.peak *= 2
     # the encoder's tokens, the projector's hidden layer, visual tokens and their gradients
     hidden = p.hidden or p.width
-    held.features = tokens * (FLOAT * vit.width + 2 * compute * hidden)
+    held.features = tokens * FLOAT * vit.width
+    held.features += rows * places * p.read[0] * 2 * compute * hidden
     held.features += 2 * rows * places * p.tokens * p.width * FLOAT
     inner, shared = c.heads * c.head_dim, c.kv_heads * c.head_dim
     block = compute * (2 * inner + 2 * shared + 3 * c.hidden + 4 * c.width)  # of a token

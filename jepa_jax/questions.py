@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import logging
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -36,6 +37,7 @@ from jepa_jax.weights.language import TOKENIZER, name_of, tokenizer_of
 from jepa_jax.weights.tables import Leaf, flatten
 
 CLIPS = 8  # encoded together on a device
+MEASURED = 512  # videos and images, at most, that channels are measured on
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +75,8 @@ def prepare(config: QuestionsConfig, objective: Questions, origin: Origin) -> Pr
         )  # fmt: skip
         _fill(store, look, config, objective.kept['encoder'], kept['encoder'])
         look = store
+        if config.projector.standardised:
+            initial['projector'] = _standardised(objective, store, config)
     sight = Sight(
         tokenizer, Always(visual_tokens(config)), look, look.shape,
         np.uint8 if not config.features else jnp.dtype(config.features_dtype),
@@ -211,15 +215,8 @@ def _fill(store: StoredClips, look: Clips, config: QuestionsConfig, net: Net, pa
     def encode(params: Any, clips: jax.Array, apart: jax.Array) -> jax.Array:
         return net(params, clips, apart=apart if tiled else None)
 
-    wanted = [
-        part
-        for item in [*(m.path for m in config.data.mixture), config.heldout]
-        if item
-        for turns in _talks(config, item)
-        for turn in turns
-        for part in turn.parts
-        if isinstance(part, Media)
-    ]
+    files = [*(m.path for m in config.data.mixture), config.heldout]
+    wanted = [media for path in files if path for media in _shown(config, path)]
     with jax.set_mesh(local):
         whole = jax.device_put(jax.tree.map(np.asarray, params), jax.NamedSharding(local, jax.P()))
 
@@ -230,6 +227,41 @@ def _fill(store: StoredClips, look: Clips, config: QuestionsConfig, net: Net, pa
         place = dict(process=jax.process_index(), processes=jax.process_count())
         store.fill(wanted, look, features, CLIPS * local.size, **place)
     distributed.any_process(False)  # each reads what the others computed, so waits for them
+
+
+def _standardised(objective: Questions, store: StoredClips, config: QuestionsConfig) -> dict:
+    """A drawn projector whose first layer reads each channel less its mean, over its deviation:
+    of channels that lie far from 0 or hardly vary it would else learn late, or never."""
+    net = objective.net('projector')
+    media = dict.fromkeys(m for item in config.data.mixture for m in _shown(config, item.path))
+    seen: list[np.ndarray] = []
+    for each in media:
+        try:
+            seen.append(np.asarray(store(each), np.float32))
+        except BadFile:  # said when features were made
+            continue
+        if len(seen) == MEASURED:
+            break
+    key = jax.random.fold_in(jax.random.key(config.seed), 3)
+    params = jax.device_get(jax.jit(net.init, compiler_options=ONCE)(key))
+    if not seen:
+        return params
+    tokens = np.concatenate(seen).astype(np.float64)
+    mean, deviation = tokens.mean((0, 1)), tokens.std((0, 1)) + 1e-6
+    kernel, bias = params['fc1']['kernel'], params['fc1']['bias']
+    times = len(kernel) // len(mean)
+    mean, deviation = np.tile(mean, times)[:, None], np.tile(deviation, times)[:, None]
+    first = {
+        'kernel': (kernel / deviation).astype(kernel.dtype),
+        'bias': (bias - (mean / deviation * kernel).sum(0)).astype(bias.dtype),
+    }
+    return params | {'fc1': first}
+
+
+def _shown(config: QuestionsConfig, path: str) -> Iterator[Media]:
+    """Videos and images of the conversations of a file, as often as they come."""
+    for turns in _talks(config, path):
+        yield from (part for turn in turns for part in turn.parts if isinstance(part, Media))
 
 
 def _talks(config: QuestionsConfig, path: str) -> Conversations:

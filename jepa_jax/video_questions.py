@@ -2,8 +2,9 @@
 
 Self-made videos, questions whose answers need content, place and motion, and for motion a pair of
 views of the very same frames, forwards and backwards, with the same question. A small language
-model learns the words, a projector captions, then both all questions; with the encoder of the main
-job, and with one of random weights. (reference: video_qa §4)
+model learns to read: what is to be seen, told in words, and questions about it. Then a projector
+captions, then both learn all questions; with the encoder of the main job, and with one of random
+weights. (reference: video_qa §4)
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def stages(config: QuestionsStudyConfig, folder: Path) -> list[Stage]:
                 captions = _run(config, data / f'captions_{clips}.jsonl', source, seed)
                 captions.language.trains = 'nothing'
                 captions.optim.steps, captions.optim.lr = config.align_steps, config.align_lr
-                captions.checkpoints.init_from = str(place)
+                captions.language.path = str(place)
                 steps.append(Stage(f'captions, {name}', folder / f'captions_{name}', captions))
                 every = _run(config, data / f'all_{clips}.jsonl', source, seed)
                 every.checkpoints.init_from = str(folder / f'captions_{name}')
@@ -99,7 +100,7 @@ def _run(config: QuestionsStudyConfig, path: Path, encoder: str, seed: int) -> Q
 
 
 def _questions(config: QuestionsStudyConfig, folder: Path) -> None:
-    """Writes conversations: without pictures, of captions alone, of all kinds."""
+    """Writes conversations: told in words, of captions alone, of all kinds."""
     videos = _videos(config)
     folder.mkdir(parents=True, exist_ok=True)
     link = folder / 'videos'
@@ -111,10 +112,8 @@ def _questions(config: QuestionsStudyConfig, folder: Path) -> None:
         path = folder / f'captions_{clips}.jsonl'
         self_made.write(path, videos, clips, min(config.questions, 6 * clips), captions)
     self_made.write(folder / 'held.jsonl', videos, 80, 160, split='test')
-    with open(folder / f'all_{max(counts(config.clips))}.jsonl', encoding='utf-8') as file:
-        rows = [json.loads(line) for line in file]
-    lines = [json.dumps({'conversations': row['conversations']}) for row in rows[:4000]]
-    (folder / 'words.jsonl').write_text('\n'.join(lines) + '\n')
+    most = max(counts(config.clips))
+    self_made.write(folder / 'words.jsonl', videos, most, config.questions, told=True)
 
 
 def _videos(config: QuestionsStudyConfig) -> Path:

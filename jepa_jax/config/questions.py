@@ -81,6 +81,9 @@ class VisualProjectorConfig:
     kind: str = 'mlp'  # mlp: two layers, a token each | pooler: learned queries that read all
     hidden: int = 0  # mlp: width of its hidden layer; 0: that of the language model
     pool: int = 1  # mlp: means over so many rows and columns of tokens
+    joined: bool = False  # mlp: a place's tokens of all times, side by side, are one
+    # mlp: its first layer starts as one of features whose channels have mean 0 and deviation 1
+    standardised: bool = False
     queries: int = 0  # pooler: tokens that come out; 0: a quarter of what goes in
     depth: int = 1  # pooler: blocks
     heads: int = 16  # pooler
@@ -172,7 +175,7 @@ def visual_tokens(config: QuestionsConfig) -> int:
     """That the language model reads of a video or image."""
     t, h, w = clip_grid(config)
     if config.projector.kind == 'mlp':
-        return t * h * w // config.projector.pool**2
+        return (1 if config.projector.joined else t) * h * w // config.projector.pool**2
     return config.projector.queries or max(1, t * h * w // 4)
 
 
@@ -204,6 +207,11 @@ def check(config: QuestionsConfig) -> Iterator[str]:
     _, side, _ = clip_grid(config)
     if projector.kind == 'mlp' and side % projector.pool:
         yield f'projector.pool = {projector.pool}: must divide the {side} rows of a frame'
+    for name in ('joined', 'standardised'):
+        if projector.kind == 'pooler' and getattr(projector, name):
+            yield f"projector.{name} = true: is of kind 'mlp', this one is a pooler"
+    if projector.standardised and not config.features:
+        yield 'projector.standardised = true: is measured on kept features; name a folder, features'
     if projector.kind == 'pooler' and shape.width % projector.heads:
         yield f'projector.heads = {projector.heads}: must divide encoder.width = {shape.width}'
     for name, value in (('encoder_from', config.encoder_from), ('path', config.language.path)):

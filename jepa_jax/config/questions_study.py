@@ -26,7 +26,7 @@ class QuestionsStudyConfig(StudyConfig):
     clips: str = '40,80,800'  # training clips, each a row of the table
     seeds: int = 1
     questions: int = 20_000  # conversations of a run
-    words_steps: int = 200  # language alone
+    words_steps: int = 200  # language alone, on what videos show told in words
     align_steps: int = 200  # projector alone, on captions
     words_lr: float = 5e-3
     align_lr: float = 5e-3

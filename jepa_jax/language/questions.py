@@ -100,6 +100,12 @@ class Question:
     choices: tuple[str, ...] = ()  # (): any text
 
 
+def description(view: View) -> str:
+    """What it shows, in a sentence."""
+    digit, side, motion = (view.labels[name] for name in ('digit', 'side', 'motion'))
+    return f'A {DIGITS[int(digit)]} and a ball go round {motion}, the ball {PLACES[str(side)]}.'
+
+
 def ask(kind: str, view: View, seed: int = 0) -> Question:
     """A question of a kind about a view, in words drawn from clip, window and seed: the reverse is
     asked the same.
@@ -136,11 +142,9 @@ def ask(kind: str, view: View, seed: int = 0) -> Question:
         return Question(kind, one_of(WHERE), PLACES[side], tuple(PLACES.values()))
     if kind == 'side_letter':
         return letters(WHERE, tuple(PLACES.values()), PLACES[side])
-    digit = DIGITS[int(labels['digit'])]
     if kind == 'digit':
-        return Question(kind, one_of(WHAT), digit, DIGITS)
-    said = f'A {digit} and a ball go round {motion}, the ball {PLACES[side]}.'
-    return Question(kind, one_of(DESCRIBE), said)
+        return Question(kind, one_of(WHAT), DIGITS[int(labels['digit'])], DIGITS)
+    return Question(kind, one_of(DESCRIBE), description(view))
 
 
 def draw(
@@ -169,7 +173,7 @@ def draw(
 
 def write(
     path: str | Path, folder: str | Path, clips: int, count: int,
-    mixture: Mapping[str, float] = MIXTURE, seed: int = 0, split: str = 'train',
+    mixture: Mapping[str, float] = MIXTURE, seed: int = 0, split: str = 'train', told: bool = False,
 ) -> Path:  # fmt: skip
     """Writes what `draw` gives of a split, a conversation a line in PLM's form.
 
@@ -177,21 +181,24 @@ def write(
       path: of the file.
       folder: of the self-made set, see `synthetic.ensure`; paths in the file are relative to it.
       clips, count, mixture, seed, split: as of `draw`.
+      told: what a video shows stands before the question, in words, and there is no video: what a
+        language model knows that has learnt to read.
     """
     path, folder = Path(path), Path(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, 'w', encoding='utf-8') as file:
         for view, question in draw(split, clips, count, mixture, seed):
-            media = view.media(folder)
-            turns = (('human', question.text), ('assistant', question.said))
+            media, before = view.media(folder), f'{description(view)}\n' if told else ''
+            turns = (('human', before + question.text), ('assistant', question.said))
             row = {
                 'video': str(Path(media.path).relative_to(folder)),
                 'start': media.start,
                 'end': media.end,
                 'backwards': media.backwards,
-                'kind': question.kind,
-                'conversations': [{'from': who, 'value': said} for who, said in turns],
             }
+            row = {} if told else row
+            row['kind'] = question.kind
+            row['conversations'] = [{'from': who, 'value': said} for who, said in turns]
             file.write(json.dumps(row) + '\n')
     return path
 
@@ -224,7 +231,7 @@ def items(
 
 
 @functools.cache
-def tokenizer(family: str = 'qwen2') -> Tokenizer:
+def tokenizer(family: str = 'llama3') -> Tokenizer:
     """A byte-level BPE of VOCABULARY tokens, trained on these questions and answers.
 
     Raises ConfigError: the library tokenizers is not installed.

@@ -17,7 +17,7 @@ from einops import rearrange
 from flax import nnx
 
 from jepa_jax.models.attention import attend
-from jepa_jax.models.layers import INIT_STD, Linear
+from jepa_jax.models.layers import INIT_STD, Linear, keeping
 from jepa_jax.nets import fold, stack
 from jepa_jax.sharding import VECTORS, Rules, batch_spec, gather
 
@@ -95,19 +95,20 @@ class RMSNorm(nnx.Module):
 class _Attention(nnx.Module):
     def __init__(self, c: DecoderConfig, *, rngs: nnx.Rngs):
         how = dict(dtype=c.dtype, stored=jnp.dtype(c.stored), rngs=rngs)
+        ins = dict(bias=c.bias, shrink=keeping(c.width), **how)
         inner, shared = c.heads * c.head_dim, c.kv_heads * c.head_dim
-        self.q = Linear(c.width, inner, bias=c.bias, **how)
-        self.k = Linear(c.width, shared, bias=c.bias, **how)
-        self.v = Linear(c.width, shared, bias=c.bias, **how)
-        self.o = Linear(inner, c.width, bias=False, **how)
+        self.q = Linear(c.width, inner, **ins)
+        self.k = Linear(c.width, shared, **ins)
+        self.v = Linear(c.width, shared, **ins)
+        self.o = Linear(inner, c.width, bias=False, shrink=keeping(inner), **how)
 
 
 class _MLP(nnx.Module):
     def __init__(self, c: DecoderConfig, *, rngs: nnx.Rngs):
         how = dict(dtype=c.dtype, stored=jnp.dtype(c.stored), rngs=rngs, bias=False)
-        self.gate = Linear(c.width, c.hidden, **how)
-        self.up = Linear(c.width, c.hidden, **how)
-        self.down = Linear(c.hidden, c.width, **how)
+        self.gate = Linear(c.width, c.hidden, shrink=keeping(c.width), **how)
+        self.up = Linear(c.width, c.hidden, shrink=keeping(c.width), **how)
+        self.down = Linear(c.hidden, c.width, shrink=keeping(c.hidden), **how)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -126,7 +126,7 @@ def made(tmp_path_factory):
     lines(folder / 'a.jsonl', *rows, talk('Long?', 'yes ' * 200))
     lines(folder / 'b.jsonl', *[talk(f'{i} + 1?', str(i + 1)) for i in range(30)])
     lines(folder / 'bad.jsonl', *rows[:12], talk('<video>?', 'B.', video='9.mp4'))
-    return folder, Sight(questions.tokenizer(), rows_of, look, (3,))
+    return folder, Sight(questions.tokenizer('qwen2'), rows_of, look, (3,))
 
 
 def config(folder, *names, **more):

@@ -71,9 +71,25 @@ def test_the_mixture_is_written_as_conversations(tmp_path):
     assert {question.kind for _, question in only} == {'caption'}
 
 
+def test_told_in_words(tmp_path):
+    """What a video shows stands before the same questions; no video does."""
+    drawn = list(questions.draw('train', 40, 200))
+    path = questions.write(tmp_path / 'told.jsonl', tmp_path, 40, 200, told=True)
+    read = Conversations(str(path), str(tmp_path), 'refused')
+    assert len(read) == 200
+    for (view, question), turns in zip(drawn, (read[i] for i in range(200))):
+        labels = view.labels
+        (text,) = turns[0].parts
+        first, rest = text.split('\n', 1)
+        assert rest == question.text and turns[1].parts == (question.said,)
+        assert f' {labels["motion"]}, ' in first
+        assert first.split()[1] == questions.DIGITS[labels['digit']]
+        assert first.endswith(f'{questions.PLACES[labels["side"]]}.')
+
+
 def test_the_tokenizer_knows_the_words():
     made = questions.tokenizer()
-    assert made.size == questions.VOCABULARY and made.family == 'qwen2'
+    assert made.size == questions.VOCABULARY and made.family == 'llama3'
     text = questions.ask('motion_letter', View('train', 3)).text
     assert made.decode(made.encode(text)) == text
     lengths = [len(made.encode(q.text)) for _, q in questions.draw('test', 20, 200)]

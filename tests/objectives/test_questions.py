@@ -24,6 +24,24 @@ LORA = AdapterConfig.of(LLM, 2, 4.0, 'attn/.*')
 B, S, M = 4, 14, 2
 
 
+@pytest.mark.parametrize('pool', [1, 2])
+def test_times_joined(pool):
+    """A place's tokens of all times, side by side, are one: by hand."""
+    config = ProjectorConfig(4, 6, (3, 2, 2), pool=pool, joined=True, dtype=jnp.float32)
+    projector = parts.net('projector', config)
+    params = projector.init(jax.random.key(0))
+    x = np.random.default_rng(0).normal(size=(6, 12, 4)).astype(np.float32)
+    rows = x.reshape(6, 3, 4, 4).transpose(0, 2, 1, 3).reshape(6, 4, 12)
+    for name in ('fc1', 'fc2'):
+        rows = rows @ params[name]['kernel'] + params[name]['bias']
+        rows = np.asarray(jax.nn.gelu(rows, approximate=False)) if name == 'fc1' else rows
+    expected = rows.mean(1, keepdims=True) if pool == 2 else rows
+    assert config.tokens == expected.shape[1] and config.read == (4, 12)
+    np.testing.assert_allclose(projector(params, x), expected, rtol=0, atol=1e-5)
+    spread = 1 / np.sqrt(12)  # of the first layer, which reads twelve numbers
+    assert 0.7 * spread < np.std(params['fc1']['kernel']) < 1.3 * spread
+
+
 def make(**settings) -> tuple[Questions, dict, dict]:
     objective = Questions(VIT, PROJECTOR, LLM, LORA, **settings)
     params = drawn(objective.abstract)
