@@ -116,7 +116,8 @@ def regulariser(against: AgainstCollapseConfig) -> Regulariser:
     chosen = {key: value for key, value in chosen.items() if value and hasattr(terms, key)}
     terms = dataclasses.replace(terms, **chosen)
     samples = ('clips', 'positions') if c.samples == 'both' else (c.samples,)
-    return Regulariser(terms, samples, c.positions, c.stop_gradient)
+    expanded = c.space == 'expanded' and any(c.expander)
+    return Regulariser(terms, samples, c.positions, c.stop_gradient, expanded)
 
 
 def expander(config: MaskedVideoConfig) -> ExpanderConfig | None:

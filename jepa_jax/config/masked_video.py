@@ -85,7 +85,7 @@ VARIANTS = {
     'vicreg': ('vicreg', 'eb_jepa'),
     'sigreg': ('lejepa', 'minimal', 'paper', 'stable_pretraining', 'lewm', 'eb_jepa'),
 }
-_TERMS = ('method', 'variant', 'stop_gradient', 'samples', 'positions', 'expander')
+_TERMS = ('method', 'variant', 'stop_gradient', 'samples', 'positions', 'expander', 'space')
 _TERMS += ('prediction_weight',)
 # fields that mean something, by method
 MEANT = {
@@ -98,6 +98,7 @@ RULES[AgainstCollapseConfig] = {
     'method': OneOf(tuple(VARIANTS)),
     'samples': OneOf(('clips', 'positions', 'both')),
     'positions': AT_LEAST_ONE,
+    'space': OneOf(('expanded', 'features')),
     'expander': Rule(
         lambda v: all(x > 0 for x in v) or not any(v), 'two widths, or (0, 0) for no expander'
     ),

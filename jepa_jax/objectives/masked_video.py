@@ -117,10 +117,17 @@ class MaskedVideo(MaskedClips):
                 token = self.token(g, m)
                 z = predictor(params['predictor'], x, mask.context, mask.target, token)
             targets = jnp.take_along_axis(h, mask.target[..., None], axis=1)
-            error = jnp.abs(z - targets) ** self.exponent / self.exponent
-            parts[f'loss/group{g}_mask{m}'] = error.mean()
+            difference = jnp.abs(jnp.subtract(*self.compared(params, z, targets)))
+            parts[f'loss/group{g}_mask{m}'] = (difference**self.exponent / self.exponent).mean()
             predictions.append(z)
         return parts, predictions
+
+    def compared(
+        self, params: dict, predictions: jax.Array, targets: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """What of both [B, M, D] the loss is the difference of."""
+        del params
+        return predictions, targets
 
     def token(self, group: int, mask: int) -> int:
         """The index of a mask token."""

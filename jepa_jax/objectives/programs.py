@@ -91,6 +91,9 @@ def _worth(
         each = sum(places[kind] for kind in against.samples)
         samples = each * sum(group.clips for group in groups)
         worth['regulariser'] = flops.regulariser(expander, vit.width, samples, columns)
+        if against.expanded:  # predictions and targets
+            tokens = 2 * sum(group.clips * m for group in groups for _, m in group.masks)
+            worth['regulariser'] += flops.regulariser(expander, vit.width, tokens, 0)
     return worth
 
 

@@ -27,6 +27,7 @@ class Regulariser:
     samples: tuple[str, ...] = ()  # clips, positions
     positions: int = 0
     stop_gradient: bool = False
+    expanded: bool = False  # predictions meet their targets behind the expander
 
 
 class RegularisedVideo(MaskedVideo):
@@ -71,7 +72,7 @@ class RegularisedVideo(MaskedVideo):
         for g, group in enumerate(batch.groups):
             with jax.named_scope('target'):
                 features = encoder(params['encoder'], group.clips)
-                h = standardise(features)
+                h = features if self.regulariser.expanded else standardise(features)
                 h = jax.lax.stop_gradient(h) if self.regulariser.stop_gradient else h
             parts |= self.errors(params, group, g, h)[0]
             with jax.named_scope('regularise'):
@@ -84,6 +85,14 @@ class RegularisedVideo(MaskedVideo):
         metrics = {**parts, 'loss/prediction': prediction}
         metrics |= {f'loss/{name}': value for name, value in means.items()}
         return terms.total(prediction, means), metrics
+
+    def compared(
+        self, params: dict, predictions: jax.Array, targets: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        if not self.regulariser.expanded:
+            return predictions, targets
+        expander = self.nets['expander']
+        return expander(params['expander'], predictions), expander(params['expander'], targets)
 
     def projected(self, params: dict, features: jax.Array) -> list[jax.Array]:
         """What the terms see of features [B, N, D]: samples on axis 0, [B, d] or [B, n, d]."""

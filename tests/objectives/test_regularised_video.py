@@ -273,6 +273,35 @@ def test_gradients_pass_through_targets_unless_stopped(monkeypatch):
     assert np.abs(average).max() > 1e-3
 
 
+def test_features_that_shrink_gain_nothing(params, monkeypatch):
+    """Behind the expander a prediction's error stays what it is where features and predictions
+    shrink together towards a constant; of features it shrinks with them. By hand in NumPy, too."""
+    inside, outside = (
+        dataclasses.replace(objective(VICREG['vicreg']).regulariser, expanded=e) for e in (1, 0)
+    )
+    one = objective(VICREG['vicreg'])
+    z, t = (normal(seed, 8, 12, 24).astype(np.float32) for seed in (11, 12))
+
+    def error(z, t):
+        a, b = one.compared(params, jnp.asarray(z), jnp.asarray(t))
+        return float(jnp.abs(a - b).mean())
+
+    def by_hand(x):
+        p = params['expander']
+        for i in '01':
+            x = x @ p['layers'][i]['kernel'] + p['layers'][i]['bias']
+            x = (x - x.mean((0, 1))) / np.sqrt(x.var((0, 1)) + 1e-5)
+            x = np.maximum(0, x * p['norms'][i]['scale'] + p['norms'][i]['bias'])
+        return x @ p['layers']['2']['kernel']
+
+    monkeypatch.setattr(one, 'regulariser', outside)
+    assert error(z / 4 + 3, t / 4 + 3) == pytest.approx(error(z, t) / 4, rel=1e-5)
+    monkeypatch.setattr(one, 'regulariser', inside)
+    whole = error(z, t)
+    assert whole == pytest.approx(np.abs(by_hand(z) - by_hand(t)).mean(), rel=1e-4)
+    assert error(z / 4 + 3, t / 4 + 3) == pytest.approx(whole, rel=1e-2)
+
+
 def test_directions_are_drawn_anew_at_every_step(params, monkeypatch):
     """And health looks at the encoder itself."""
     one = objective(dataclasses.replace(SIGREG['lejepa'], directions=4), expander=False)
@@ -345,6 +374,11 @@ def test_flops_count_the_gradient_through_targets():
     stopped = programs(config(method='none', stop_gradient=True), 1)[0].flops
     assert stopped == step['ema']
     # 8 clips, each a mean and 16 tokens; 48 -> 256 -> 256 -> 128, three times, then 128 x 128
-    # covariances, forward and backward
-    each = 3 * (48 * 256 + 256 * 256 + 256 * 128) + 2 * 128 * 128
-    assert step['vicreg']['regulariser'] == 2 * 8 * 17 * each
+    # covariances, forward and backward; predictions and targets are expanded alike
+    once = 3 * (48 * 256 + 256 * 256 + 256 * 128)
+    program = programs(config(method='vicreg'), 1)[0]
+    hidden = sum(m.target.shape[1] for m in program.like.groups[0].masks)
+    own = 2 * 8 * 17 * (once + 2 * 128 * 128)
+    assert step['vicreg']['regulariser'] == own + 2 * 8 * 2 * hidden * once
+    apart = programs(config(method='vicreg', space='features'), 1)[0].flops
+    assert apart['regulariser'] == own
