@@ -94,8 +94,8 @@ class AgainstCollapseConfig:
     samples: str = 'both'
     positions: int = 16  # places that are looked at
     expander: tuple[int, int] = (256, 128)  # widths, hidden and out; (0, 0): none
-    # where predictions meet targets: expanded, both alike, as in VICReg and LeWM; or features, which
-    # may then shrink, unseen by terms that look behind a batch normalisation
+    # where predictions meet targets: expanded, as in VICReg and LeWM; or features, which may then
+    # shrink, unseen by terms that look behind a batch normalisation
     space: str = 'expanded'
     # 0: as the variant weighs them
     prediction_weight: float = 0.0

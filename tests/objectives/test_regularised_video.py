@@ -110,6 +110,12 @@ def test_expander(golden_pixels):
     assert len(jax.tree.leaves(params)) == 9  # the last one has no bias
     out = made(params, normal(34, 16, 48))
     np.testing.assert_allclose(out[::4], golden_pixels['R2_expander_out'], rtol=0, atol=1e-5)
+    # torch's running averages after one batch say what it took for mean and variance of that batch
+    first = normal(34, 16, 48) @ params['layers']['0']['kernel'] + params['layers']['0']['bias']
+    averages = 0.1 * first.mean(0), 0.9 + 0.1 * first.var(0, ddof=1)
+    for ours, name in zip(averages, ('mean', 'var')):
+        theirs = golden_pixels[f'R2_bn1_running_{name}']
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
 
 
 def test_distance_from_normal(golden_pixels):
