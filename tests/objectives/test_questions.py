@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,9 @@ import numpy as np
 import pytest
 
 from jepa_jax import flops
+from jepa_jax import questions as prepared
+from jepa_jax.config import MixtureConfig, QuestionsConfig
+from jepa_jax.errors import BadFile
 from jepa_jax.models.adapter import AdapterConfig
 from jepa_jax.models.decoder import DecoderConfig
 from jepa_jax.models.projector import ProjectorConfig
@@ -22,6 +26,37 @@ LLM = DecoderConfig(32, 16, 24, 2, 4, 2, 4, dtype=jnp.float32, tied=True)
 PROJECTOR = ProjectorConfig(24, 16, (2, 2, 2), pool=2, dtype=jnp.float32)  # 2 tokens a clip
 LORA = AdapterConfig.of(LLM, 2, 4.0, 'attn/.*')
 B, S, M = 4, 14, 2
+
+
+@pytest.mark.parametrize('joined', [False, True])
+def test_a_projector_starts_on_standardised_channels(joined, tmp_path):
+    """It gives of features what the drawn one gives of standardised ones; one cannot be read."""
+    rng = np.random.default_rng(1)
+    scale, offset = 10.0 ** rng.uniform(-2, 2, 24), 50 * rng.normal(size=24)
+    features = {f'{i}.mp4': scale * rng.normal(size=(1, 8, 24)) + offset for i in range(5)}
+    said = {'human': '<video>What?', 'gpt': 'noise'}
+    talk = [{'from': who, 'value': text} for who, text in said.items()]
+    rows = ({'video': name, 'conversations': talk} for name in features)
+    path = tmp_path / 'talks.jsonl'
+    path.write_text('\n'.join(map(json.dumps, rows)))
+    config = QuestionsConfig(seed=3)
+    config.data.mixture = [MixtureConfig(str(path))]
+    of_clip = dataclasses.replace(PROJECTOR, joined=joined)
+    one = Questions(VIT, of_clip, LLM, features=True)
+
+    def store(media):
+        name = media.path.rpartition('/')[2]
+        if name == '4.mp4':
+            raise BadFile(media.path, 'missing', '')
+        return features[name]
+
+    params = prepared._standardised(one, store, config)
+    drawn = one.net('projector').init(jax.random.fold_in(jax.random.key(3), 3))
+    seen = np.concatenate([features[f'{i}.mp4'] for i in range(4)])
+    standard = (seen - seen.mean((0, 1))) / seen.std((0, 1))
+    expected = one.net('projector')(drawn, standard.astype(np.float32))
+    ours = one.net('projector')(params, seen.astype(np.float32))
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=2e-3 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize('pool', [1, 2])
