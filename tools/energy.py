@@ -149,21 +149,24 @@ def test_clips(config: Any, count: int, kind: str) -> np.ndarray:
 def functions(objective: Any, params: dict, ema: dict, name: str):
     """batch -> what is said of targets [B, M, P] and their ids [B, M]; batch -> what every token
     would have to be met by [B, N, P]."""
-    from jepa_jax.models.layers import standardise
     from jepa_jax.objectives.masked_image import first_target
 
     def predict(batch):
         batch = first_target(batch) if name == 'masked_image' else batch
         group = batch.groups[0]
         mask = group.masks[0]
-        return objective.seen(params, group, mask)[1], mask.target
+        said = objective.seen(params, group, mask)[1]
+        if name != PIXELS:
+            said, _ = objective.compared(params, said, said)
+        return said, mask.target
 
     def expect(batch):
         clips = batch.groups[0].clips
         if name == PIXELS:
             return objective.targets(clips)
-        net = objective.nets['encoder']
-        return standardise(net(objective.target(params, ema), clips))
+        features = objective.nets['encoder'](objective.target(params, ema), clips)
+        h = objective.met(features)
+        return objective.compared(params, h, h)[1]
 
     return predict, expect
 

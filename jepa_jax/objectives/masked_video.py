@@ -82,7 +82,7 @@ class MaskedVideo(MaskedClips):
         if self.pixels:
             return cubes(tokens.cut(clips, self.config.tubelet, self.config.patch))
         net, params = self.above({}, ema, frozen)
-        return jax.lax.stop_gradient(standardise(net(params, clips)))
+        return jax.lax.stop_gradient(self.met(net(params, clips)))
 
     def loss(
         self, params: dict, ema: dict, frozen: dict, batch: Batch, step: jax.Array
@@ -122,10 +122,14 @@ class MaskedVideo(MaskedClips):
             predictions.append(z)
         return parts, predictions
 
+    def met(self, features: jax.Array) -> jax.Array:
+        """Targets that features of the target encoder [B, N, D] are."""
+        return standardise(features)
+
     def compared(
         self, params: dict, predictions: jax.Array, targets: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """What of both [B, M, D] the loss is the difference of."""
+        """What of predictions [B, M, D] and of targets [B, M or N, D] the loss compares."""
         del params
         return predictions, targets
 
@@ -166,7 +170,8 @@ class MaskedVideo(MaskedClips):
         x, z = self.seen(params, group, mask)
 
         own = not (self.pixels or self.frozen)
-        expected = standardise(h) if own else self.targets(ema, frozen, group.clips)
+        expected = self.met(h) if own else self.targets(ema, frozen, group.clips)
+        z, expected = self.compared(params, z, expected)
         return looked_at(h, expected, x, z, mask.target)
 
     def seen(self, params: dict, group: Group, mask: Mask) -> tuple[jax.Array, jax.Array]:

@@ -72,7 +72,7 @@ class RegularisedVideo(MaskedVideo):
         for g, group in enumerate(batch.groups):
             with jax.named_scope('target'):
                 features = encoder(params['encoder'], group.clips)
-                h = features if self.regulariser.expanded else standardise(features)
+                h = self.met(features)
                 h = jax.lax.stop_gradient(h) if self.regulariser.stop_gradient else h
             parts |= self.errors(params, group, g, h)[0]
             with jax.named_scope('regularise'):
@@ -85,6 +85,9 @@ class RegularisedVideo(MaskedVideo):
         metrics = {**parts, 'loss/prediction': prediction}
         metrics |= {f'loss/{name}': value for name, value in means.items()}
         return terms.total(prediction, means), metrics
+
+    def met(self, features: jax.Array) -> jax.Array:
+        return features if self.regulariser.expanded else standardise(features)
 
     def compared(
         self, params: dict, predictions: jax.Array, targets: jax.Array

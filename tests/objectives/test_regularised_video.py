@@ -306,6 +306,10 @@ def test_features_that_shrink_gain_nothing(params, monkeypatch):
     whole = error(z, t)
     assert whole == pytest.approx(np.abs(by_hand(z) - by_hand(t)).mean(), rel=1e-4)
     assert error(z / 4 + 3, t / 4 + 3) == pytest.approx(whole, rel=1e-2)
+    # health holds predictions against the same targets
+    seen = jax.eval_shape(lambda p, b: one.health(p, {}, {}, b), params, batch())
+    assert seen['prediction'].shape[-1] == seen['expected'].shape[-1] == 8
+    assert seen['target'].shape[-1] == 24
 
 
 def test_directions_are_drawn_anew_at_every_step(params, monkeypatch):
