@@ -157,7 +157,7 @@ def functions(objective: Any, params: dict, ema: dict, name: str):
         mask = group.masks[0]
         said = objective.seen(params, group, mask)[1]
         if name != PIXELS:
-            said, _ = objective.compared(params, said, said)
+            said = objective.said(params, said)
         return said, mask.target
 
     def expect(batch):
@@ -165,8 +165,7 @@ def functions(objective: Any, params: dict, ema: dict, name: str):
         if name == PIXELS:
             return objective.targets(clips)
         features = objective.nets['encoder'](objective.target(params, ema), clips)
-        h = objective.met(features)
-        return objective.compared(params, h, h)[1]
+        return objective.met(params, features)
 
     return predict, expect
 

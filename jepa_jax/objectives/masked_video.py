@@ -82,7 +82,7 @@ class MaskedVideo(MaskedClips):
         if self.pixels:
             return cubes(tokens.cut(clips, self.config.tubelet, self.config.patch))
         net, params = self.above({}, ema, frozen)
-        return jax.lax.stop_gradient(self.met(net(params, clips)))
+        return jax.lax.stop_gradient(self.met({}, net(params, clips)))
 
     def loss(
         self, params: dict, ema: dict, frozen: dict, batch: Batch, step: jax.Array
@@ -117,21 +117,20 @@ class MaskedVideo(MaskedClips):
                 token = self.token(g, m)
                 z = predictor(params['predictor'], x, mask.context, mask.target, token)
             targets = jnp.take_along_axis(h, mask.target[..., None], axis=1)
-            difference = jnp.abs(jnp.subtract(*self.compared(params, z, targets)))
-            parts[f'loss/group{g}_mask{m}'] = (difference**self.exponent / self.exponent).mean()
+            error = jnp.abs(self.said(params, z) - targets) ** self.exponent / self.exponent
+            parts[f'loss/group{g}_mask{m}'] = error.mean()
             predictions.append(z)
         return parts, predictions
 
-    def met(self, features: jax.Array) -> jax.Array:
-        """Targets that features of the target encoder [B, N, D] are."""
+    def met(self, params: dict, features: jax.Array) -> jax.Array:
+        """Targets that features of the target encoder [B, N, D] make, [B, N, P]."""
+        del params
         return standardise(features)
 
-    def compared(
-        self, params: dict, predictions: jax.Array, targets: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """What of predictions [B, M, D] and of targets [B, M or N, D] the loss compares."""
+    def said(self, params: dict, predictions: jax.Array) -> jax.Array:
+        """What of predictions [B, M, D] is held against targets, [B, M, P]."""
         del params
-        return predictions, targets
+        return predictions
 
     def token(self, group: int, mask: int) -> int:
         """The index of a mask token."""
@@ -170,9 +169,8 @@ class MaskedVideo(MaskedClips):
         x, z = self.seen(params, group, mask)
 
         own = not (self.pixels or self.frozen)
-        expected = self.met(h) if own else self.targets(ema, frozen, group.clips)
-        z, expected = self.compared(params, z, expected)
-        return looked_at(h, expected, x, z, mask.target)
+        expected = self.met(params, h) if own else self.targets(ema, frozen, group.clips)
+        return looked_at(h, expected, x, self.said(params, z), mask.target)
 
     def seen(self, params: dict, group: Group, mask: Mask) -> tuple[jax.Array, jax.Array]:
         """Features of the context [B, K, D] and what is predicted of the targets [B, M, D], of the

@@ -90,10 +90,12 @@ def _worth(
         places = {'clips': 1, 'positions': against.positions}
         each = sum(places[kind] for kind in against.samples)
         samples = each * sum(group.clips for group in groups)
-        worth['regulariser'] = flops.regulariser(expander, vit.width, samples, columns)
-        if against.expanded:  # predictions and targets
-            tokens = 2 * sum(group.clips * m for group in groups for _, m in group.masks)
-            worth['regulariser'] += flops.regulariser(expander, vit.width, tokens, 0)
+        if against.expanded:  # predictions, and all tokens, among which the samples are
+            tokens = sum(g.clips * (g.tokens + sum(m for _, m in g.masks)) for g in groups)
+            worth['regulariser'] = flops.regulariser(expander, vit.width, tokens, 0)
+            worth['regulariser'] += flops.regulariser(None, width, samples, columns)
+        else:
+            worth['regulariser'] = flops.regulariser(expander, vit.width, samples, columns)
     return worth
 
 

@@ -72,12 +72,13 @@ class RegularisedVideo(MaskedVideo):
         for g, group in enumerate(batch.groups):
             with jax.named_scope('target'):
                 features = encoder(params['encoder'], group.clips)
-                h = self.met(features)
+                h = self.met(params, features)
+                looked_at = h if self.regulariser.expanded else features
                 h = jax.lax.stop_gradient(h) if self.regulariser.stop_gradient else h
             parts |= self.errors(params, group, g, h)[0]
             with jax.named_scope('regularise'):
                 key = jax.random.fold_in(jax.random.key(self.seed), step)
-                seen += [terms.of(z, key) for z in self.projected(params, features)]
+                seen += [terms.of(z, key) for z in self.samples(params, looked_at)]
         prediction = sum(parts.values()) / len(parts)
         if terms is None:
             return prediction, parts
@@ -86,19 +87,20 @@ class RegularisedVideo(MaskedVideo):
         metrics |= {f'loss/{name}': value for name, value in means.items()}
         return terms.total(prediction, means), metrics
 
-    def met(self, features: jax.Array) -> jax.Array:
-        return features if self.regulariser.expanded else standardise(features)
+    def met(self, params: dict, features: jax.Array) -> jax.Array:
+        if self.regulariser.expanded:
+            return self.nets['expander'](params['expander'], features)
+        return standardise(features)
 
-    def compared(
-        self, params: dict, predictions: jax.Array, targets: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        if not self.regulariser.expanded:
-            return predictions, targets
-        expander = self.nets['expander']
-        return expander(params['expander'], predictions), expander(params['expander'], targets)
+    def said(self, params: dict, predictions: jax.Array) -> jax.Array:
+        if self.regulariser.expanded:
+            return self.nets['expander'](params['expander'], predictions)
+        return predictions
 
-    def projected(self, params: dict, features: jax.Array) -> list[jax.Array]:
-        """What the terms see of features [B, N, D]: samples on axis 0, [B, d] or [B, n, d]."""
+    def samples(self, params: dict, features: jax.Array) -> list[jax.Array]:
+        """What the terms see, samples on axis 0, [B, d] or [B, n, d], of features [B, N, D]; of
+        those that are expanded for predictions to meet the very same ones, so that nothing can be
+        small for one and large for the other."""
         made = []
         for kind in self.regulariser.samples:
             if kind == 'clips':
@@ -107,7 +109,7 @@ class RegularisedVideo(MaskedVideo):
                 places = np.random.default_rng(0).permutation(features.shape[1])
                 at = np.sort(places[: self.regulariser.positions])
                 z = features.at[:, at].get(out_sharding=batch_spec(features))
-            if 'expander' in self.nets:
+            if 'expander' in self.nets and not self.regulariser.expanded:
                 z = self.nets['expander'](params['expander'], z)
             made.append(z)
         return made
