@@ -78,7 +78,7 @@ class RegularisedVideo(MaskedVideo):
             parts |= self.errors(params, group, g, h)[0]
             with jax.named_scope('regularise'):
                 key = jax.random.fold_in(jax.random.key(self.seed), step)
-                seen += [terms.of(z, key) for z in self.samples(params, looked_at)]
+                seen += [terms.of(z, key) for z in self.regularised(params, looked_at)]
         prediction = sum(parts.values()) / len(parts)
         if terms is None:
             return prediction, parts
@@ -97,7 +97,7 @@ class RegularisedVideo(MaskedVideo):
             return self.nets['expander'](params['expander'], predictions)
         return predictions
 
-    def samples(self, params: dict, features: jax.Array) -> list[jax.Array]:
+    def regularised(self, params: dict, features: jax.Array) -> list[jax.Array]:
         """What the terms see, samples on axis 0, [B, d] or [B, n, d], of features [B, N, D]; of
         those that are expanded for predictions to meet the very same ones, so that nothing can be
         small for one and large for the other."""

@@ -224,7 +224,7 @@ def test_eight_devices_see_the_whole_batch(params):
     def loss(params, features):
         total = 0.0
         for one in both:
-            for z in one.samples(params, features):
+            for z in one.regularised(params, features):
                 total += sum(one.regulariser.terms.of(z, jax.random.key(0)).values())
         return total
 
@@ -309,7 +309,7 @@ def test_features_that_shrink_gain_nothing(params, monkeypatch):
     assert whole == pytest.approx(np.abs(by_hand(z) - by_hand(t)).mean(), rel=1e-4)
     assert error(z / 4 + 3, t / 4 + 3) == pytest.approx(whole, rel=1e-2)
     h = one.met(params, t)
-    clips, positions = one.samples(params, h)
+    clips, positions = one.regularised(params, h)
     np.testing.assert_array_equal(clips, h.mean(1))
     assert positions.shape == (8, 4, 8) and np.isin(positions, h).all()
     # health holds predictions against the same targets
