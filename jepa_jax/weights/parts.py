@@ -64,7 +64,7 @@ PARTS: dict[str, Part] = {
                 f'{_PIXEL_FILES}:encoder',
                 f'{_PIXEL_FILES}:table',
                 f'{_TORCH}:known_of_encoder',
-            ),  # fmt: skip
+            ),
             'hf': Format(
                 f'{_PIXELS}:hf_encoder', f'{_HF_PIXELS}:encoder', f'{_PIXEL_FILES}:hf_table'
             ),
@@ -82,7 +82,7 @@ PARTS: dict[str, Part] = {
                 f'{_SHAPES}:predictor',
                 f'{_TORCH}:predictor_table',
                 f'{_TORCH}:known_of_predictor',
-            ),  # fmt: skip
+            ),
             'hf': Format(f'{_TABLES}:hf_predictor', f'{_HF}:predictor'),
         },
     ),
@@ -117,7 +117,7 @@ PARTS: dict[str, Part] = {
                 f'{_SHAPES}:ac_predictor',
                 known=f'{_TORCH}:known_of_ac_predictor',
             )
-        },  # fmt: skip
+        },
     ),
     'expander': Part(
         title='expander',
