@@ -414,15 +414,15 @@ def table(rows: dict[str, Any]) -> str:
 
 def plot(rows: dict[str, Any], path: Path) -> None:
     """Accuracies with their intervals, a panel a label, and effective ranks."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+
+    from jepa_jax.page import save_figure
 
     named = {name: row for name, row in rows.items() if name != 'baselines'}
     labels = list(next(iter(named.values()))['probes'])
     figure = Figure(
         figsize=(3.2 * (len(labels) + 1), 0.35 * len(named) + 1.4), layout='constrained'
     )
-    FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(labels) + 1, sharey=True)
     heights = np.arange(len(named))[::-1]
     for ax, label in zip(axes, labels):
@@ -439,4 +439,4 @@ def plot(rows: dict[str, Any], path: Path) -> None:
     )
     axes[-1].barh(heights, [row['rank'] for row in named.values()], height=0.6)
     axes[-1].set(title='effective rank of 96', xlim=(0, 96))
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)

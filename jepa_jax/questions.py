@@ -113,12 +113,12 @@ def _made(split: str) -> pathlib.Path:
 
 def read_tokenizer(config: QuestionsConfig, origin: Origin) -> Tokenizer:
     """The one that the config names, else the run's own, else that beside the language model."""
-    if config.language.tokenizer == SELF_MADE:
-        return self_made.tokenizer()
-    if config.language.tokenizer:
+    if config.language.tokenizer not in ('', SELF_MADE):
         return Tokenizer.read(config.language.tokenizer)
     if origin.folder and (own := tokenizer_of(origin.folder)):
-        return Tokenizer.read(own)
+        return Tokenizer.read(own)  # before self_made's, which may have become another since
+    if config.language.tokenizer == SELF_MADE:
+        return self_made.tokenizer()
     return Tokenizer.read(zoo.find(config.language.path).source)
 
 

@@ -366,6 +366,19 @@ def test_old_names_within_a_study(tmp_path):
     check.types_and_ranges(config)
 
 
+def test_fields_that_came_later_say_what_was_done_before():
+    """Predictions of SIGReg and VICReg met features until a field said where."""
+    for method, space in (('sigreg', 'features'), ('vicreg', 'features'), ('ema', 'expanded')):
+        stored = json.loads(store.to_json(good()))
+        stored['against_collapse']['method'] = method
+        asked = recipes.read_config(stored)  # what says it stays
+        assert asked.against_collapse.space == 'expanded'
+        del stored['against_collapse']['space']
+        assert recipes.read_config(stored).against_collapse.space == space
+    del stored['against_collapse']
+    assert recipes.read_config(stored).against_collapse.space == 'expanded'
+
+
 def test_flags_under_old_names_are_those_of_today():
     fields = {name for name, _, _ in store.fields(MaskedVideoConfig())}
     assert store.renamed('optim.stretch', fields) == 'optim.ipe_scale'

@@ -225,12 +225,12 @@ def share(low: float, high: float) -> float:
 def draw(rows: dict[str, dict[str, Any]], path: Path) -> None:
     """Landscapes, a row a run and a column a kind of energy, in units of `other`."""
     import numpy as np
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+
+    from jepa_jax.page import save_figure
 
     columns = max(map(len, rows.values()))
     figure = Figure(figsize=(2.6 * len(rows), 2.7 * columns), layout='constrained')
-    FigureCanvasAgg(figure)
     axes = np.atleast_2d(figure.subplots(columns, len(rows), squeeze=False))
     for column, (run, kinds) in enumerate(rows.items()):
         for line, (name, one) in enumerate(kinds.items()):
@@ -245,7 +245,7 @@ def draw(rows: dict[str, dict[str, Any]], path: Path) -> None:
     figure.colorbar(image, ax=axes, label='energy over that of another clip', shrink=0.6)
     figure.supxlabel('moved right, pixels', size=8)
     figure.supylabel('moved down, pixels', size=8)
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path, dpi=130)
 
 
 # --- One dimension --------------------------------------------------------------------------------

@@ -169,6 +169,8 @@ def grow(what: list[str] | None, quick: bool, out: str) -> None:
 def _draw(result: dict[str, Any], path: pathlib.Path) -> None:
     from matplotlib.figure import Figure
 
+    from jepa_jax.page import save_figure
+
     figure = Figure(figsize=(4 * len(result), 3.2), layout='constrained')
     for axes, (name, row) in zip(figure.subplots(1, len(result), squeeze=False)[0], result.items()):
         x, y, model = zip(*row['points'])
@@ -177,7 +179,7 @@ def _draw(result: dict[str, Any], path: pathlib.Path) -> None:
         axes.loglog(x, scaled, '--', label=f'modelled, {row["modelled"]:.2f}')
         axes.set(xlabel=name, ylabel='core seconds')
         axes.legend(title='exponent')
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
 
 
 def _options(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
@@ -17,6 +16,7 @@ from jepa_jax.config import RobotConfig
 from jepa_jax.data import robot, scene
 from jepa_jax.data.clips import Timing
 from jepa_jax.errors import BadFile, ConfigError
+from jepa_jax.page import save_figure
 from jepa_jax.recipes import read_config
 
 STILL = (0.002, 0.01, 0.02)  # metres, radians, closedness below which a frame counts as still
@@ -234,5 +234,4 @@ def draw(piece: robot.Piece, path: Path, title: str) -> None:
             grid[1, t].set_yticks([])
     grid[1, 0].set_ylabel('action to the next: m, rad', fontsize=8)
     figure.suptitle(title, fontsize=9)
-    FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=110, format='png')
+    save_figure(figure, path, dpi=110)

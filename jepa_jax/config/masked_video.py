@@ -185,6 +185,8 @@ def _against_collapse(config: MaskedVideoConfig) -> Iterator[str]:
         yield f"variance_weight = {config.variance_weight}: must be 0 with method '{c.method}'"
     if not variants:
         return
+    if not any(c.expander) and c.space == 'expanded':
+        yield f"{field}.space = 'expanded': must be 'features' without an expander ({c.expander})"
     fsdp = config.mesh.fsdp or 1
     if any(width % fsdp for width in c.expander):
         yield f'mesh.fsdp = {fsdp}: must divide the widths of {field}.expander = {c.expander}'

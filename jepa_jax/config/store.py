@@ -11,6 +11,9 @@ from jepa_jax.models import SIZE_ALIASES
 
 # Fields by their old names; also flags under them are understood.
 RENAMED = {'optim.stretch': 'optim.ipe_scale', 'optim.loss_exponent': 'loss_exponent'}
+# What programs did before a field told it, where its default does something else: by the field, the
+# value and the fields beside it that must be so.
+BEFORE = {'against_collapse.space': ('features', {'method': ('vicreg', 'sigreg')})}
 # What old runs of an objective stored though it had no meaning there.
 DROPPED = {
     'action_conditioned': (
@@ -38,7 +41,8 @@ def to_json(config: Any) -> str:
 
 def upgrade(values: dict[str, Any]) -> dict[str, Any]:
     """A stored config as this program would store it, fields that it lacks apart: old names are
-    replaced, sizes have one name, what had no meaning is left out, and the objective is named."""
+    replaced, sizes have one name, newer fields say what was done before them, what had no meaning
+    is left out, and the objective is named."""
     values = json.loads(json.dumps(values))
     values['objective'] = objective_of(values)
     for old, new in RENAMED.items():
@@ -49,6 +53,10 @@ def upgrade(values: dict[str, Any]) -> dict[str, Any]:
     encoder = values.get('encoder', {})
     if (size := encoder.get('size')) in SIZE_ALIASES:
         encoder['size'] = SIZE_ALIASES[size]
+    for name, (value, others) in BEFORE.items():
+        parent, key = _holder(values, name)
+        if all(parent.get(other) in allowed for other, allowed in others.items()):
+            parent.setdefault(key, value)
     for name in DROPPED.get(values['objective'], ()):
         parent, key = _holder(values, name)
         parent.pop(key, None)

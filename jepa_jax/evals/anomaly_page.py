@@ -13,7 +13,7 @@ from jepa_jax import page
 from jepa_jax.config.anomaly import AnomalyConfig
 from jepa_jax.data import windows
 from jepa_jax.errors import BadFile
-from jepa_jax.evals import normality, pictures
+from jepa_jax.evals import normality
 from jepa_jax.evals.physics import view_of
 
 SHOWN = 12  # videos whose scores are drawn, and windows that are shown
@@ -87,7 +87,7 @@ def plot(judged: Sequence, detector: normality.Detector, config: AnomalyConfig, 
         if number == 1:
             axes.legend(fontsize=7)
     figure.suptitle('Scores in units of the threshold (dashed)', fontsize=10)
-    pictures.save(figure, path)
+    page.save_figure(figure, path)
     return len(ranked)
 
 

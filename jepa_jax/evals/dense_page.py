@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure as Canvas
 
 from jepa_jax import page
-from jepa_jax.evals import Figure, pictures
+from jepa_jax.evals import Figure
 
 SHOWN = 5  # samples in a picture: the best, the worst and between
 NONE = (255, 255, 255)  # where there is no label
@@ -72,7 +72,7 @@ def panels(path: Path, rows: Sequence[Sequence[tuple[str, np.ndarray]]], title: 
         for axes in line:
             axes.set_axis_off()
     figure.suptitle(title, fontsize=10)
-    pictures.save(figure, path)
+    page.save_figure(figure, path)
 
 
 def write(

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure as Canvas
 
 from jepa_jax import page
 from jepa_jax.errors import BadFile
-from jepa_jax.evals import Figure, pictures
+from jepa_jax.evals import Figure
 
 WORST = 10  # clips that are shown
 MOST = 60  # classes up to which the matrix has names and numbers
@@ -95,7 +95,7 @@ def plot_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None
                 column, row, matrix[row, column], ha='center', va='center', color=colour,
                 fontsize=8,
             )  # fmt: skip
-    pictures.save(figure, path)
+    page.save_figure(figure, path)
 
 
 def errors(kind: str, scores: np.ndarray, targets: np.ndarray) -> np.ndarray:

@@ -8,9 +8,10 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy import linalg
+
+from jepa_jax import page
 
 # Panels of the run plot: title, label of the vertical axis, fields of metrics.jsonl and their names
 # in the legend.
@@ -123,7 +124,7 @@ def plot_run(
             axes.legend(fontsize=8)
     if title:
         figure.suptitle(title, fontsize=11, y=1 - 0.08 / high)
-    save(figure, path)
+    page.save_figure(figure, path)
 
 
 def _title(field: str) -> str:
@@ -178,7 +179,7 @@ def plot_features(
         fontsize=8,
     )
     figure.suptitle(title or 'Features of one clip over time', fontsize=11)
-    save(figure, path)
+    page.save_figure(figure, path)
 
 
 def plot_similarity(
@@ -229,7 +230,7 @@ def plot_similarity(
         fontsize=8,
     )
     figure.suptitle(title or 'Likeness of tokens over time', fontsize=11)
-    save(figure, path)
+    page.save_figure(figure, path)
 
 
 def plot_sheet(
@@ -256,7 +257,7 @@ def plot_sheet(
             for spine in axes.spines.values():
                 spine.set(color='tab:red', linewidth=2.5)
     figure.suptitle(title, fontsize=9)
-    save(figure, path)
+    page.save_figure(figure, path)
 
 
 def _thin(picture: np.ndarray, most: int = 320) -> np.ndarray:
@@ -328,9 +329,3 @@ def deviations(parts: np.ndarray) -> np.ndarray:
 def painted(parts: np.ndarray) -> np.ndarray:
     """Components `[..., 3]` in deviations as RGB in 0..1: two deviations each way."""
     return np.clip(0.5 + parts / 4, 0, 1)
-
-
-def save(figure: Figure, path: str | Path) -> None:
-    """Writes a figure as PNG."""
-    FigureCanvasAgg(figure)  # drawn without pyplot: no display, no global state
-    figure.savefig(path, dpi=120, format='png')

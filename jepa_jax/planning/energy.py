@@ -8,10 +8,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from jepa_jax import page
 from jepa_jax.planning.world_model import Context, Cost, Goal, WorldModel, energies
 
 AXES = ('dx', 'dy', 'dz', 'droll', 'dpitch', 'dyaw', 'dgripper')
@@ -128,7 +128,7 @@ def draw_landscape(
     plot.set_ylabel(f'{AXES[axes[1]]} ({UNITS[axes[1]]})')
     figure.legend(loc='outside lower center', ncols=2, fontsize=8)
     figure.suptitle(title, fontsize=10)
-    _save(figure, path)
+    page.save_figure(figure, path)
 
 
 def draw_plan(
@@ -173,9 +173,4 @@ def draw_plan(
         plot.grid(alpha=0.3, axis='y')
     plot.legend(title='step', fontsize=8, title_fontsize=8)
     figure.suptitle(title, fontsize=10)
-    _save(figure, path)
-
-
-def _save(figure: Figure, path: str | Path) -> None:
-    FigureCanvasAgg(figure)  # drawn without pyplot: no display, no global state
-    figure.savefig(path, dpi=120, format='png')
+    page.save_figure(figure, path)

@@ -5,11 +5,14 @@ import collections
 import numpy as np
 import pytest
 
+from jepa_jax.config import QuestionsConfig
 from jepa_jax.data import synthetic
 from jepa_jax.errors import ConfigError
 from jepa_jax.language import questions
 from jepa_jax.language.conversations import Conversations
 from jepa_jax.language.questions import MIXTURE, View
+from jepa_jax.origin import Origin
+from jepa_jax.questions import read_tokenizer
 
 
 def test_a_pair_differs_in_nothing_but_the_answer(tmp_path):
@@ -95,3 +98,15 @@ def test_the_tokenizer_knows_the_words():
     lengths = [len(made.encode(q.text)) for _, q in questions.draw('test', 20, 200)]
     assert max(lengths) < 48 and np.mean(lengths) < 20
     assert len({tuple(made.encode(word)) for word in questions.DIGITS}) == 10
+
+
+def test_a_run_that_goes_on_keeps_its_tokenizer(tmp_path):
+    """That of self-made questions may have become another since the run began."""
+    config = QuestionsConfig()
+    config.language.path, config.language.tokenizer = 'random', 'self_made'
+    assert read_tokenizer(config, Origin()).family == questions.tokenizer().family == 'llama3'
+    questions.tokenizer('qwen2').save(tmp_path / 'tokenizer')
+    assert read_tokenizer(config, Origin(tmp_path)).family == 'qwen2'
+    config.language.tokenizer = str(tmp_path / 'other')  # what is named is taken
+    questions.tokenizer('llama3').save(tmp_path / 'other')
+    assert read_tokenizer(config, Origin(tmp_path)).family == 'llama3'

@@ -349,7 +349,9 @@ def test_a_run_names_method_and_variant():
     assert made.regulariser.terms == terms and made.whole_batch and not made.ema
     assert made.nets['expander'].config.hidden == (256, 256)
     assert build.masked_video(config(method='vicreg')).regulariser.terms == VICREG['vicreg']
-    assert set(build.masked_video(config(method='vicreg', expander=(0, 0))).nets) == {
+    assert set(
+        build.masked_video(config(method='vicreg', expander=(0, 0), space='features')).nets
+    ) == {
         'encoder',
         'predictor',
     }
@@ -364,6 +366,10 @@ def test_a_run_names_method_and_variant():
         ({'method': 'vicreg', 'variant': 'lejepa'}, "variant = 'lejepa': allowed .* vicreg, eb_j"),
         ({'variant': 'vicreg'}, 'leave it empty'),
         ({'method': 'vicreg', 'expander': (8, 0)}, 'two widths'),
+        (
+            {'method': 'vicreg', 'expander': (0, 0)},
+            "space = 'expanded': must be 'features' without",
+        ),
         ({'method': 'vicreg', 'directions': 8}, "directions = 8: means nothing with .*'vicreg'"),
         ({'stop_gradient': True}, "stop_gradient = True: means nothing with method 'ema'"),
     ],
