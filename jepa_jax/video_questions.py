@@ -15,6 +15,7 @@ import functools
 import html
 import json
 import logging
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,10 @@ def stages(config: QuestionsStudyConfig, folder: Path) -> list[Stage]:
                 name = f'{which}_{clips}_{seed}'
                 captions = _run(config, data / f'captions_{clips}.jsonl', source, seed)
                 captions.language.trains = 'nothing'
-                captions.optim.steps, captions.optim.lr = config.align_steps, config.align_lr
+                views = len(self_made.views('train', clips))
+                times = math.ceil(config.align_times * views / captions.optim.batch)
+                captions.optim.steps = max(config.align_steps, times)
+                captions.optim.lr = config.align_lr
                 captions.language.path = str(place)
                 steps.append(Stage(f'captions, {name}', folder / f'captions_{name}', captions))
                 every = _run(config, data / f'all_{clips}.jsonl', source, seed)

@@ -3,7 +3,7 @@ few?"""
 
 from dataclasses import dataclass, field
 
-from jepa_jax.config.check import POSITIVE, RULES, Rule
+from jepa_jax.config.check import NOT_NEGATIVE, POSITIVE, RULES, Rule
 from jepa_jax.config.masked_video import MaskedVideoConfig
 from jepa_jax.config.questions import QuestionsConfig
 from jepa_jax.config.runs import StudyConfig
@@ -27,7 +27,8 @@ class QuestionsStudyConfig(StudyConfig):
     seeds: int = 1
     questions: int = 20_000  # conversations of a run
     words_steps: int = 200  # language alone, on what videos show told in words
-    align_steps: int = 200  # projector alone, on captions
+    align_steps: int = 200  # projector alone, on captions, at least
+    align_times: int = 0  # that each view is captioned, at least: many clips take more steps
     words_lr: float = 5e-3
     align_lr: float = 5e-3
     test_clips: int = 400
@@ -43,6 +44,7 @@ RULES[QuestionsStudyConfig] = {
     'questions': POSITIVE,
     'words_steps': POSITIVE,
     'align_steps': POSITIVE,
+    'align_times': NOT_NEGATIVE,
     'words_lr': POSITIVE,
     'align_lr': POSITIVE,
     'test_clips': Rule(lambda v: 1 <= v <= 400, 'from 1 to 400'),
