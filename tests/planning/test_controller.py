@@ -128,6 +128,13 @@ def test_an_old_picture_and_one_that_stands_still_move_nothing():
         assert old.verdict == 'stale' and 'may be 0.25' in old.why
 
 
+def test_energies_that_are_no_numbers_are_no_arrival():
+    agent = Agent(world_model=World(jnp.float32(np.nan)))
+    controller = robot(agent=agent).controller(picture([0.5] * 3), workspace=BOX, **SETTINGS)
+    with pytest.raises(PlanError, match='energy nan of the plan'):
+        controller.step(picture([0.2] * 3), pose([0.2] * 3))
+
+
 def test_a_model_that_ignores_actions_moves_nothing():
     blind = robot(agent=Agent(World(jnp.float32(0))))
     goal, start = picture((0.9, 0.5, 0.5)), (picture((0.2, 0.5, 0.5)), pose((0.2, 0.5, 0.5)))
