@@ -314,6 +314,12 @@ def test_two_models_are_compared_clip_by_clip(tmp_path):
     assert row['low'] == pytest.approx(gain.mean() - half, abs=0.03)
     assert row['high'] == pytest.approx(gain.mean() + half, abs=0.03)
     json.dumps(both)
+    gaps = np.where(np.arange(60) < 3, np.nan, two)  # depth, of pictures without a pixel in range
+    np.savez(folders[1] / evaluate.OUTCOMES, sources=np.arange(60).astype(str), knn=gaps)
+    fewer = evaluate._together(reports, folders, OwnConfig())
+    json.dumps(fewer, allow_nan=False)
+    row = fewer['results']['B over A: knn']
+    assert row['value'] == pytest.approx(gain[3:].mean()) and row['n'] == 57
     np.savez(folders[1] / evaluate.OUTCOMES, sources=np.arange(1, 61).astype(str), knn=two)
     with pytest.raises(ConfigError, match='B was tested on other clips than A'):
         evaluate._together(reports, folders, OwnConfig())
