@@ -240,6 +240,12 @@ def complaints(task: Task, means: np.ndarray) -> list[str]:
         ]
         if alone:
             lines.append(f'classes of one source, which may be told by it: {", ".join(alone)}')
+    asked = task.sources[task.test]
+    if len(asked) > 1 and len(np.unique(asked)) == 1:
+        lines.append(
+            f'all {len(asked)} test clips are of one source, {asked[0]}: intervals (but those of '
+            'accuracy) are over its clips and say nothing of another source'
+        )
     unit = means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
     train, test = np.flatnonzero(~task.test), np.flatnonzero(task.test)
     pairs = []
