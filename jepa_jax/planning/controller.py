@@ -204,7 +204,8 @@ class Controller:
         state = None if goal_state is None else jnp.asarray(self._pose(goal_state), jnp.float32)
         if self._cost.state_weight and state is None:
             raise PlanError('goal_state: the cost has a state_weight, so it must be given')
-        self._goal = Goal(features, state)
+        # what no cost reads would be another input of the program, with it and without
+        self._goal = Goal(features, state if self._cost.state_weight else None)
         self._first = jnp.zeros((self._horizon, len(end_effector().planned)))
         self._last: tuple[np.ndarray, np.ndarray] | None = None
         self._held = self._steps = 0
