@@ -202,8 +202,12 @@ def _together(reports: list[dict], folders: list, config: EvalConfig) -> dict:
             gain = other[reader] - first[reader] if len(other[reader]) == len(first[reader]) else []
             if not len(gain) or (other['sources'] != first['sources']).any():
                 raise ConfigError(f'{name} was tested on other clips than {names[0]}')
+            known = np.isfinite(gain)  # depth has none of a picture without a pixel in range
+            if not known.any():
+                continue
+            gain = gain[known]
             (ends,) = bootstrap(
-                first['sources'],
+                first['sources'][known],
                 lambda rows, gain=gain: (gain[rows].mean(),),
                 config.bootstrap,
                 config.seed,

@@ -180,6 +180,62 @@ def test_a_circle_and_a_way_up_are_seen():
     assert floor('models.vit') > floor('models') and floor('train') > floor('loop')
 
 
+def bound(tree: ast.Module) -> set[str]:
+    """Names that a module has once it is read, whichever branch that takes."""
+    names, left = set(), list(tree.body)
+    while left:
+        node = left.pop()
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+            continue
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {(a.asname or a.name).split('.')[0] for a in node.names}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        left += ast.iter_child_nodes(node)
+    return names
+
+
+def absent(path: pathlib.Path, known: dict, names: dict[str, set[str]]) -> list[str]:
+    """What a file takes of modules of the package and they do not have."""
+    tree, ours, found = ast.parse(path.read_text()), {}, []
+
+    def has(module: str, name: str) -> bool:
+        return bool({name, '__getattr__'} & names[module]) or f'{module}.{name}' in known
+
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and f'{node.module}.'.startswith('jepa_jax.'):
+            place = node.module.partition('.')[2]
+            for alias in node.names:
+                inner = f'{place}.{alias.name}'.lstrip('.')
+                if inner in known:
+                    ours[alias.asname or alias.name] = inner
+                elif place and not has(place, alias.name):
+                    found.append(f'{path}:{node.lineno}: {alias.name} of {node.module}')
+    # names that are also something else, somewhere in the file
+    other = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    other |= {
+        node.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            name = node.value.id
+            if name in ours.keys() - other and not has(ours[name], node.attr):
+                found.append(f'{path}:{node.lineno}: {node.attr} of jepa_jax.{ours[name]}')
+    return found
+
+
+def test_every_name_that_is_taken_of_a_module_is_there():
+    """Also within functions and of modules, as `page.save_figure`, which few tests reach."""
+    known = modules()
+    names = {name: bound(ast.parse(path.read_text())) for name, path in known.items()}
+    others = [p for folder in ('tools', 'configs', 'docs') for p in (ROOT / folder).rglob('*.py')]
+    lines = [line for path in [*known.values(), *others] for line in absent(path, known, names)]
+    assert not lines, '\n'.join(lines)
+
+
 def test_no_file_is_long():
     long = {
         str(path.relative_to(ROOT)): count

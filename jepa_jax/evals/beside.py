@@ -224,7 +224,7 @@ def _read(labelled: Labelled, label: Label, means: np.ndarray, seed: int) -> dic
     parts = readers.folds(labelled.sources[learn], classes, seed)
 
     def judge(scores: np.ndarray, rows: np.ndarray) -> float:
-        return own.measure(label.kind, scores, ours[rows])[0]
+        return own.quality(label.kind, scores, ours[rows])
 
     middle = np.median(ours, 0) if label.kind == 'number' else ours.mean(0)
     answers = {

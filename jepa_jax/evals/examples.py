@@ -332,8 +332,15 @@ def split(
 
 
 def refuse_unlearnt(kind: str, targets: np.ndarray, names: Sequence[str], test: np.ndarray) -> None:
-    """Raises ConfigError for a class that only the test clips have, or where there is but one."""
+    """Raises ConfigError for a class that only the test clips have, or where there is but one; for
+    numbers that are all the same on one side, of which no R2 is defined."""
     if kind == 'number':
+        for side, what in ((~test, 'training'), (test, 'testing')):
+            if not np.ptp(values := targets[side]):
+                raise ConfigError(
+                    f'all {len(values)} clips for {what} have the value {values[0, 0]:g}: nothing '
+                    'to tell apart; more sources are needed there, or another split'
+                )
         return
     learnt, asked = (targets[side].sum(0) for side in (~test, test))
     for name, few, many in zip(names, learnt, asked):

@@ -105,7 +105,8 @@ def fit(
       title: what progress bars call it.
 
     Raises:
-      ConfigError: an unknown grid, heads that do not divide the width, no loss that is finite.
+      ConfigError: an unknown grid, heads that do not divide the width, no loss that is finite,
+        clips of one source and no validation to choose on.
     """
     if config.grid not in GRIDS:
         raise ConfigError(f'heads.grid = {config.grid!r}: {allowed(config.grid, GRIDS)}')
@@ -131,8 +132,13 @@ def fit(
     if upstream:
         trained = learn(every, settings, title)
         return Chosen(probe, _finite(trained, settings)[0], 'best on validation')
+    if len(known := np.unique(train.sources)) < 2:
+        raise ConfigError(
+            f'heads: all {len(train)} training clips are of one source, {known[0]}: there are none '
+            'of another to choose the head on'
+        )
     main = next(reversed(train.labels.values()))  # of several heads the last: the action
-    parts = max(2, min(round(1 / config.chosen_on), len(np.unique(train.sources))))
+    parts = max(2, min(round(1 / config.chosen_on), len(known)))
     held = linear.apart(train.sources, main, parts, seed)[0]
     trained = learn(every[~held], settings, f'{title}, choosing')
     params, left = _finite(trained, settings)

@@ -26,7 +26,8 @@ def bootstrap(
     resamples: int,
     seed: int = 0,
 ) -> list[tuple[float, float]]:
-    """Percentiles of figures over sources that are drawn anew with replacement.
+    """Percentiles of figures over sources that are drawn anew with replacement; of one source
+    alone, which every draw would give as it is, over its clips.
 
     Args:
       sources: [n], of each clip: those of one source are drawn together.
@@ -34,6 +35,8 @@ def bootstrap(
       resamples: how often.
     """
     _, where = np.unique(sources, return_inverse=True)
+    if not where.any():
+        where = np.arange(len(where))
     members = [np.flatnonzero(where == i) for i in range(where.max() + 1)]
     rng = np.random.default_rng(seed)
     values = np.asarray([
@@ -48,7 +51,8 @@ def mean_of_shares(
     wins: np.ndarray, counts: np.ndarray, resamples: int, seed: int = 0
 ) -> tuple[float, float, float]:
     """The unweighted mean over subsets of the share that is won, and percentiles of it over units
-    drawn anew with replacement. A subset of which nothing is drawn does not count.
+    drawn anew with replacement. A subset of which nothing is drawn does not count. One unit alone
+    says nothing of others: its interval is all that is possible.
 
     Args:
       wins: [units, subsets], of each unit, such as a video.
@@ -69,8 +73,11 @@ def mean_of_shares(
     wins, counts = wins.astype(float), counts.astype(float)
     if not counts.any():
         return math.nan, math.nan, math.nan
+    value = float(means(np.ones((1, units)))[0])
+    if counts.any(1).sum() == 1:
+        return value, 0.0, 1.0
     rng = np.random.default_rng(seed)
     draws = (rng.integers(0, units, units) for _ in range(resamples))
     drawn = [means(np.bincount(each, minlength=units)[None].astype(float)) for each in draws]
     low, high = np.nanpercentile(drawn, [2.5, 97.5])
-    return float(means(np.ones((1, units)))[0]), float(low), float(high)
+    return value, float(low), float(high)

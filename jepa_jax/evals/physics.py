@@ -81,6 +81,8 @@ def run(model, config: PhysicsConfig, workdir: Path) -> Results:
     if model.predictor is None:
         raise ConfigError('the model has no predictor: surprise needs one')
     pairs = load(config)
+    if config.protocol == 'held_out':
+        split(pairs.pairs)  # raises before hours of work
     readers = {'model': [expects(both_encoders(model), model)], 'random': []}
     for i in range(config.random_seeds):
         fresh = untrained(model, config.seed + 1 + i)
@@ -366,10 +368,18 @@ def _series(members: list[surprise.Rows], field: str, token: int, pad: bool) -> 
 
 def split(pairs: Sequence[Pair]) -> np.ndarray:
     """Which pairs are for calibration and which are reported, bool [2, pairs]: half of the groups
-    of each kind, by their names' hashes; a group is never divided."""
+    of each kind, by their names' hashes; a group is never divided.
+
+    Raises ConfigError: there is but one group.
+    """
     kinds: dict[str, set[str]] = {}
     for pair in pairs:
         kinds.setdefault(pair.group, set()).add(f'{pair.kind} {pair.more}')
+    if len(kinds) < 2:
+        raise ConfigError(
+            f'all {len(pairs)} pairs are of one group, {pairs[0].group}: settings are chosen on it '
+            'and none is left to report; name groups in the table, or --config.protocol=upstream'
+        )
 
     def order(group: str) -> tuple:
         return sorted(kinds[group]), hashlib.sha256(group.encode()).digest()

@@ -204,7 +204,8 @@ class Controller:
         state = None if goal_state is None else jnp.asarray(self._pose(goal_state), jnp.float32)
         if self._cost.state_weight and state is None:
             raise PlanError('goal_state: the cost has a state_weight, so it must be given')
-        self._goal = Goal(features, state)
+        # what no cost reads would be another input of the program, with it and without
+        self._goal = Goal(features, state if self._cost.state_weight else None)
         self._first = jnp.zeros((self._horizon, len(end_effector().planned)))
         self._last: tuple[np.ndarray, np.ndarray] | None = None
         self._held = self._steps = 0
@@ -218,8 +219,8 @@ class Controller:
           age: seconds since then.
 
         Raises:
-          PlanError: a picture or pose that cannot be, or a pose outside of the workspace by more
-            than a step. Nothing should move then.
+          PlanError: a picture or pose that cannot be, a pose outside of the workspace by more than
+            a step, or a model whose energies are no numbers. Nothing should move then.
         """
         began = time.monotonic()
         picture, pose = self._picture(image), self._pose(state)
@@ -232,6 +233,11 @@ class Controller:
         agent = self.robot.agent
         answer = self._program(agent.world_model, agent.encoder, *self._arguments(picture, pose))
         actions, reached, first, energy, still, depends, distance = map(np.asarray, answer)
+        if not np.isfinite([energy, still, depends, distance]).all():  # no comparison would hold
+            raise PlanError(
+                f'energy {energy:g} of the plan, {still:g} of doing nothing, distance {distance:g}:'
+                " must be finite; the model's weights or features are not"
+            )
         verdict, why = self._judge(pose, float(energy), float(still), float(depends))
         moves = verdict == 'move'
         self._first = jnp.asarray(first if moves else np.zeros_like(first))

@@ -11,7 +11,7 @@ import official_sets as made
 import pytest
 
 import jepa_jax
-from jepa_jax.config import labelled_set
+from jepa_jax.config import HeadsConfig, labelled_set
 from jepa_jax.data import synthetic
 from jepa_jax.data.labelled import READERS, ek100
 from jepa_jax.errors import BadFile, ConfigError, InputError
@@ -423,6 +423,18 @@ def test_anticipation_by_a_probe_that_is_there(kitchen, tmp_path):
     np.testing.assert_allclose(np.load(kept)[0, 0], order, atol=1e-4)
     with pytest.raises(ConfigError, match='the probe has 4 classes of noun, the official files 3'):
         anticipation.run(model(probe({**classes, 'noun': 4}, reads='future')), c, tmp_path)
+
+
+def test_clips_of_one_source_choose_no_head():
+    """As of one long video, of a set of which nothing else is on disk."""
+    labels = {'label': np.arange(6) % 2}
+    one = heads.Examples(lambda rows: np.zeros((len(rows), 2, 8)), labels, np.full(6, 'P01'))
+    config = HeadsConfig(grid='small', heads=2, depth=1)
+    with pytest.raises(ConfigError, match='all 6 training clips are of one source, P01'):
+        heads.fit(
+            one, {'label': 2}, config, probes.cross_entropy, lambda *_: pytest.fail('asked'),
+            upstream=False, seed=0, title='',
+        )  # fmt: skip
 
 
 def test_recall_of_heads_by_hand():

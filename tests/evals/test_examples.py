@@ -158,3 +158,18 @@ def test_splits_that_prove_nothing(splits, sources, message):
     ]
     with pytest.raises(ConfigError, match=message):
         examples.split(listed, LabelledDataConfig(), 0, 'class')
+
+
+@pytest.mark.parametrize(
+    'values, message',
+    [
+        ([0.5, 0.5, 1.5, 2.0], 'all 2 clips for training have the value 0.5'),
+        ([1.0, 2.0, 1.5, 1.5], 'all 2 clips for testing have the value 1.5'),
+    ],
+)
+def test_numbers_that_are_all_the_same(values, message):
+    """There R2 is 0 / 0."""
+    test = np.array([False, False, True, True])
+    with pytest.raises(ConfigError, match=message):
+        examples.refuse_unlearnt('number', np.array(values)[:, None], ('value',), test)
+    examples.refuse_unlearnt('number', np.arange(4.0)[:, None], ('value',), test)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jepa_jax.evals.intervals import wilson
+from jepa_jax.evals.intervals import bootstrap, wilson
 
 
 @pytest.mark.parametrize(
@@ -27,3 +27,16 @@ def test_interval_is_wilsons(wins, count, low, high):
 
 def test_nothing_measured_is_anything():
     assert wilson(0, 0) == (0.0, 1.0)
+
+
+def test_one_source_is_not_certain():
+    """Every draw of it would be the same: its clips are drawn instead."""
+    values = np.random.default_rng(0).normal(size=400)
+
+    def interval(sources: np.ndarray) -> tuple[float, float]:
+        ((low, high),) = bootstrap(sources, lambda rows: (values[rows].mean(),), 500)
+        return low, high
+
+    alone = interval(np.full(400, 'a'))
+    assert alone == interval(np.arange(400))
+    assert alone[1] - alone[0] == pytest.approx(2 * 1.96 / 20, rel=0.15)

@@ -21,7 +21,7 @@ import jepa_jax
 from jepa_jax import evaluate
 from jepa_jax.config import LabelledDataConfig, OwnConfig
 from jepa_jax.errors import BadFile, ConfigError, ZooError
-from jepa_jax.evals import EVALS, Figure, Results, examples, own, own_page
+from jepa_jax.evals import EVALS, Figure, Results, examples, linear, own, own_page
 from jepa_jax.evals.examples import Example
 from jepa_jax.model import Loaded, Model, ProbeHead
 from jepa_jax.models.pooler import PoolerConfig
@@ -238,6 +238,41 @@ def test_complaints():
         refuse(tasked('aaa', [0, 1, 1]))
 
 
+def test_all_test_clips_of_one_source_are_said():
+    task = tasked('aabbaabb', [0] * 4 + [1] * 4, [*'stuvwwww'])
+    (line,) = [x for x in own.complaints(task, np.eye(8)) if x.startswith('all 4 test clips')]
+    assert 'of one source, w' in line
+    row = own.figures(task, {'knn': np.eye(2)[[0, 1, 1, 1]]})['knn, macro-F1']
+    assert row.high - row.low > 0.3
+
+
+def test_settings_of_numbers_are_chosen_where_each_part_has_one_number():
+    """A source has one number, as of a person: of a part that is one source R2 is not defined, and
+    would choose nothing."""
+    rng = np.random.default_rng(0)
+    values = np.repeat([20.0, 40.0, 60.0, 30.0, 50.0], 8)
+    listed = [Example(f'{i}.mp4', f'{v}', f'{v}') for i, v in enumerate(values)]
+    task = own.Task(
+        listed, 'number', values[:, None], ('value',), np.arange(40) >= 24, 0, 10
+    )  # fmt: skip
+    means = rng.standard_normal((40, 12))  # which tell nothing
+    learn = ~task.test
+    parts = linear.folds(task.sources[learn], None, 0)
+    assert len(parts) == 3 and all(len(np.unique(values[learn][p])) == 1 for p in parts)
+    x, _ = linear.standardised(means[learn], means[task.test])
+    y, errors = task.targets[learn], []
+    for penalty in linear.RIDGE:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(linear, 'RIDGE', (penalty,))
+            off = [
+                linear.ridge(x[~p], y[~p], x[p], [], None).scores - y[p] for p in parts
+            ]  # fmt: skip
+        errors.append(np.mean(np.square(off)))
+    best = linear.RIDGE[int(np.argmin(errors))]
+    assert best > linear.RIDGE[0]
+    assert own.ask(task, means)[1]['ridge'].startswith(f'penalty {best:g} ')
+
+
 def constant(model, config, workdir) -> Results:
     """An evaluation that takes no time."""
     return Results({'knn': Figure(0.5, 0.4, 0.6, 9)}, {}, {'hash': ''})
@@ -314,6 +349,12 @@ def test_two_models_are_compared_clip_by_clip(tmp_path):
     assert row['low'] == pytest.approx(gain.mean() - half, abs=0.03)
     assert row['high'] == pytest.approx(gain.mean() + half, abs=0.03)
     json.dumps(both)
+    gaps = np.where(np.arange(60) < 3, np.nan, two)  # depth, of pictures without a pixel in range
+    np.savez(folders[1] / evaluate.OUTCOMES, sources=np.arange(60).astype(str), knn=gaps)
+    fewer = evaluate._together(reports, folders, OwnConfig())
+    json.dumps(fewer, allow_nan=False)
+    row = fewer['results']['B over A: knn']
+    assert row['value'] == pytest.approx(gain[3:].mean()) and row['n'] == 57
     np.savez(folders[1] / evaluate.OUTCOMES, sources=np.arange(1, 61).astype(str), knn=two)
     with pytest.raises(ConfigError, match='B was tested on other clips than A'):
         evaluate._together(reports, folders, OwnConfig())

@@ -74,6 +74,15 @@ def test_halves_never_divide_a_group():
         assert abs(sum(ours) - len(ours) / 2) <= 1
 
 
+def test_one_group_cannot_be_halved(small, monkeypatch, tmp_path):
+    """Before anything is measured: nothing would be left to report."""
+    pairs = Pairs(tuple(pair(group='a') for _ in range(3)))
+    monkeypatch.setattr(physics, 'load', lambda config: pairs)
+    monkeypatch.setattr(physics, 'measure', lambda *_: pytest.fail('measured'))
+    with pytest.raises(ConfigError, match='all 3 pairs are of one group, a'):
+        physics.run(small, get_config('smoke'), tmp_path)
+
+
 def test_settings_are_chosen_on_calibration_pairs_alone():
     pairs = [pair('stop', str(i)) for i in range(8)]
     rows = np.arange(8) < 4

@@ -128,6 +128,25 @@ def test_an_old_picture_and_one_that_stands_still_move_nothing():
         assert old.verdict == 'stale' and 'may be 0.25' in old.why
 
 
+def test_energies_that_are_no_numbers_are_no_arrival():
+    agent = Agent(world_model=World(jnp.float32(np.nan)))
+    controller = robot(agent=agent).controller(picture([0.5] * 3), workspace=BOX, **SETTINGS)
+    with pytest.raises(PlanError, match='energy nan of the plan'):
+        controller.step(picture([0.2] * 3), pose([0.2] * 3))
+
+
+def test_goals_may_come_with_a_pose_and_without():
+    """The program serves both; a pose that no cost weighs changes nothing."""
+    place, goal = np.array([0.2, 0.4, 0.35]), picture([0.5, 0.4, 0.3])
+    controller = robot().controller(goal, workspace=BOX, **SETTINGS)
+    alone = controller.step(picture(place), pose(place))
+    controller.reset(goal, goal_state=pose([0.9, 0.9, 0.9]))
+    again = controller.step(picture(place), pose(place))
+    np.testing.assert_array_equal(alone.action, again.action)
+    controller.reset(goal)
+    assert controller.step(picture(place), pose(place)).energy == alone.energy
+
+
 def test_a_model_that_ignores_actions_moves_nothing():
     blind = robot(agent=Agent(World(jnp.float32(0))))
     goal, start = picture((0.9, 0.5, 0.5)), (picture((0.2, 0.5, 0.5)), pose((0.2, 0.5, 0.5)))
