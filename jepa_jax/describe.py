@@ -86,10 +86,11 @@ def masked_video(config: MaskedVideoConfig) -> list[str]:
         )
     if (against := config.against_collapse).method != 'ema':
         variant = build.regulariser(against).terms
+        cost = f', {variant.collapsed(c.batch):.2g} for samples all alike' if variant else ''
         lines.append(
             'no moving average: targets are of the encoder itself, '
             + ('without' if against.stop_gradient else 'with')
-            + f' their gradient; against collapse: {variant or "nothing"}'
+            + f' their gradient; against collapse: {variant or "nothing"}{cost}'
         )
         return lines
     lines += _averages(c) + _targets(config)

@@ -40,6 +40,11 @@ class Vicreg:
             + self.covariance * terms['covariance']
         )
 
+    def collapsed(self, samples: int) -> float:
+        """What it adds to the loss where all samples are the same, however many they are."""
+        del samples
+        return self.std * (2 if self.mean else 1) * (1 - 1e-2)
+
 
 @dataclasses.dataclass(frozen=True)
 class Sigreg:
@@ -62,6 +67,21 @@ class Sigreg:
         """The whole loss."""
         rest = self.prediction * (1 - self.weight if self.convex else 1)
         return rest * prediction + self.weight * terms['sigreg']
+
+    def quadrature(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Points of the trapezoid rule, their weights, and the normal distribution's characteristic
+        function there: each [points]."""
+        points = np.linspace(0.0 if self.half else -self.reach, self.reach, self.points)
+        weights = np.full(self.points, points[1] - points[0])
+        weights[[0, -1]] /= 2
+        normal = np.exp(-np.square(points) / 2)
+        return points, weights * normal * (2 if self.half else 1), normal
+
+    def collapsed(self, samples: int) -> float:
+        """What it adds to the loss where all samples lie at 0."""
+        _, weights, normal = self.quadrature()
+        distance = float((weights * np.square(1 - normal)).sum())
+        return self.weight * distance * (samples if self.times_samples else 1)
 
 
 VICREG = {
@@ -121,11 +141,7 @@ def epps_pulley(p: jax.Array, variant: Sigreg) -> jax.Array:
     In float32 whatever p is: cosines of coarse angles have lost their phase.
     """
     p = p.astype(jnp.float32)
-    points = np.linspace(0.0 if variant.half else -variant.reach, variant.reach, variant.points)
-    weights = np.full(variant.points, points[1] - points[0])
-    weights[[0, -1]] /= 2
-    normal = np.exp(-np.square(points) / 2)
-    weights = weights * normal * (2 if variant.half else 1)
+    points, weights, normal = variant.quadrature()
 
     @jax.checkpoint  # or as many copies of p as there are points would be kept
     def at(point):

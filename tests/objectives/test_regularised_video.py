@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from torch_fill import mask_pair, normal, tensor
 
-from jepa_jax import build, flops, optim
+from jepa_jax import build, describe, flops, optim
 from jepa_jax.config import AgainstCollapseConfig, MaskedVideoConfig, OptimConfig
 from jepa_jax.data import Batch, Group
 from jepa_jax.errors import ConfigError
@@ -147,6 +147,20 @@ def test_what_sigreg_says_of_known_features():
     assert of(0 * z[:128], 'eb_jepa') == pytest.approx(of(0 * z, 'eb_jepa'), rel=1e-5)
     offset = 2 * np.random.default_rng(1).standard_normal(64).astype(np.float32)
     assert of(np.asarray(standardise(jnp.asarray(z + offset)))) > 50
+
+
+@pytest.mark.parametrize('variant', [*VICREG.values(), *SIGREG.values()])
+def test_what_samples_that_are_all_alike_cost(variant):
+    """Written before a run starts; it is what the terms say of such samples."""
+    terms = variant.of(jnp.zeros((32, 8)), jax.random.key(0))
+    np.testing.assert_allclose(variant.collapsed(32), variant.total(0.0, terms), rtol=1e-5)
+
+
+def test_sigregs_weight_depends_on_the_batch():
+    assert SIGREG['lejepa'].collapsed(256) == pytest.approx(0.02 * 103, rel=5e-3)  # as published
+    assert SIGREG['lejepa'].collapsed(32) == pytest.approx(0.02 * 103 / 8, rel=5e-3)
+    line = next(line for line in describe.masked_video(config(method='sigreg')) if 'alike' in line)
+    assert line.endswith(', 0.064 for samples all alike')  # of a batch of 8
 
 
 def test_sigreg_along_the_packages_directions(golden_pixels):
