@@ -137,8 +137,27 @@ def test_the_self_made_set(tmp_path):
     assert len(source) == 80 and source.read(0, 8, rng()).shape[0] == 8
     assert 0 <= source.label(0) < 10
     (tmp_path / 'set' / 'train.txt').unlink()
-    with pytest.raises(ConfigError, match=r'data.lists\[0\].path'):
+    with pytest.raises(ConfigError, match=r'data.lists\[0\].path.*holds 160 of the 160'):
         open_(tmp_path / 'set', 'synthetic_few')
+
+
+def test_the_self_made_set_is_not_made_among_other_files(tmp_path, caplog):
+    clips, listed = tmp_path / 'clips', tmp_path / 'clips.txt'
+    (clips / 'left').mkdir(parents=True)
+    listed.write_text('a.mp4\n')
+    for place, what in ((clips, 'holds other files'), (listed, 'a file')):
+        with pytest.raises(ConfigError, match=f"{what}, where .* of kind 'videos'") as raised:
+            open_(place, 'synthetic_few')
+        assert 'delete' not in str(raised.value)
+    assert [p.name for p in clips.iterdir()] == ['left'] and not caplog.text
+
+
+def test_where_the_self_made_set_is_made_is_said(tmp_path, monkeypatch, caplog):
+    (tmp_path / 'one.txt').write_text('a.mp4\n')
+    monkeypatch.setattr(synthetic, 'ensure', lambda kind, folder: tmp_path / 'one.txt')
+    open_(tmp_path / 'mistyped', 'synthetic_few')
+    assert 'mistyped is not there, and they are made in it' in caplog.text
+    assert "videos of your own are of kind 'videos'" in caplog.text
 
 
 def bad_lists(folder):
