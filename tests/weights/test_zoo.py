@@ -555,6 +555,8 @@ def test_sizes_by_their_old_names():
 
 REFUSED = {
     'vitll': 'did you mean vitl',
+    'vits': 'not released in this size; random:vits has random weights.*the folder',
+    'base': 'random:vitb',
     'random:huge': 'tiny, vits, vitb, vitl',
     './nowhere.pt': 'no such file or folder',
 }
