@@ -411,7 +411,7 @@ def test_shards_need_room(listed, tmp_path, monkeypatch, capsys):
     assert '4 videos to write: about 0.00 GiB' in capsys.readouterr().out
 
 
-def test_shards_go_on_and_refuse_a_mixture(listed, tmp_path):
+def test_shards_go_on_and_refuse_a_mixture(listed, tmp_path, capsys):
     path, _ = listed
     out = tmp_path / 'shards'
     settings = {'short_side': 24, 'fps': 4, 'frames': 6, 'per_shard': 3, 'workers': 1}
@@ -429,8 +429,11 @@ def test_shards_go_on_and_refuse_a_mixture(listed, tmp_path):
         (out / 'shard-00001.rgb').read_bytes(),
     ) == kept
     assert not list(out.glob('*.part'))
+    capsys.readouterr()
+    assert make_shards.make(str(path), str(out), **settings) == first
     with pytest.raises(ConfigError, match='empty folder'):
         make_shards.make(str(path), str(out), **settings | {'fps': 8})
+    assert capsys.readouterr().out == 2 * '0 videos to write\n'  # and nothing to estimate
     (out / 'shard-00000.rgb').write_bytes(b'')
     with pytest.raises(BadFile, match='truncated'):
         open_(out, 'shards').read(0, 4, rng())
@@ -490,3 +493,6 @@ def test_make_shards_on_the_command_line(listed, tmp_path):
     wrong = call(tmp_path / 'absent', '--out', tmp_path / 'out')
     assert wrong.returncode == 1 and wrong.stderr.startswith("error: list: '")
     assert call(listed[0], '--out', tmp_path / 'out', '--fps', '-1').returncode == 1
+    done = call(listed[0], '--out', tmp_path / 'out', '--workers', '1')
+    where = tmp_path / 'out'
+    assert f'left out, and named in {where}/shard-*.json: 1 not_video' in done.stdout
