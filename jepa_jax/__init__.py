@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __version__ = '0.1.0'
 __all__ = [
-    'Fill', 'Future', 'Model', 'Robot', 'find', 'load', 'models', 'preprocessor',
+    'Fill', 'Future', 'Model', 'Robot', 'example', 'find', 'load', 'models', 'preprocessor',
     'vjepa2_preprocessor',
 ]  # fmt: skip
 

@@ -17,6 +17,7 @@ import difflib
 import glob
 import importlib.util
 import inspect
+import logging
 import math
 import os
 import re
@@ -153,6 +154,8 @@ def run(
         from absl import flags
 
         leave_libtpu_alone()
+        # of commands that set up no log of their own: warnings as they are, without WARNING:root:
+        logging.basicConfig(format='%(message)s')
         flags.FLAGS.mark_as_parsed()  # worker processes of grain read absl's flags
         main(**arguments)
         return OK

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 import threading
 import time
 
 from jepa_jax import cli
 from jepa_jax.config import layouts
-from jepa_jax.errors import ConvertError
+from jepa_jax.errors import ConvertError, UsageError
 from jepa_jax.weights import names
 
 # For Python, as `from jepa_jax import convert; convert.read('vitl.pt')`; not before they are needed
@@ -28,6 +29,8 @@ _LIBRARY = {
     'write': 'jepa_jax.weights.write',
     'add_probe': 'jepa_jax.weights.write',
 }
+
+OTHER_FILES = ('.safetensors', '.npz', '.npy', '.h5', '.onnx')  # of weights, as others have them
 
 
 def __getattr__(name: str):
@@ -49,12 +52,18 @@ def convert(
     """Converts `source` into `destination`.
 
     Raises:
+      UsageError: a destination with the suffix of a format that is not written.
       ConvertError: what is wrong with the source, or cannot be written.
       CheckpointError: one of our checkpoints is damaged, or the disk is too full.
     """
     for flag, path in (('SRC', source), ('--probe', probe)):
         if complaint := path and next(layouts.absent(flag, names.pinned(path)[0]), ''):
             raise ConvertError(complaint)
+    if (suffix := os.path.splitext(destination)[1].lower()) in OTHER_FILES:
+        raise UsageError(
+            f'DST {destination}: no {suffix} file is written; a name that ends in .pt is one of '
+            'PyTorch, any other a folder, with --to hf of .safetensors'
+        )
     from tqdm import tqdm
 
     from jepa_jax.weights import zoo

@@ -62,6 +62,8 @@ def embed(
         raise UsageError(f'{flag} with --out {out}: must be a folder, for many files')
     if shard < 1:
         raise UsageError(f'--shard {shard}: must be at least 1')
+    if out:
+        _refuse_place(out, one)
     check_name(model)
     if options['probe']:
         check_name(options['probe'])
@@ -118,7 +120,19 @@ def embed(
     if partly := [path for path in partly if path not in failed]:
         words.append(f'{len(partly)} only before the damage: {_names(partly)}')
     if words:
-        raise InputsFailed(f'{"; ".join(words)}; all others are done')
+        rest = '; all others are done' if len(failed) < len(listed) else ''
+        raise InputsFailed(f'{"; ".join(words)}{rest}')
+
+
+def _refuse_place(out: str, one: bool) -> None:
+    """Raises UsageError where --out cannot be written: reading may take hours."""
+    if os.path.lexists(out) and os.path.isdir(out) == one:
+        there, rule = ('a folder', 'a file') if one else ('a file', 'a folder, or end in .npz')
+        raise UsageError(f'--out {out}: {there} is in its place; must be {rule}')
+    place = pathlib.Path(out).absolute()
+    folder = next(f for f in (place, *place.parents) if f.is_dir())
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f'--out {out}: nothing can be written into {folder}')
 
 
 def _failed(paths, listed) -> str:

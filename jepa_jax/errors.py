@@ -104,7 +104,7 @@ class InputError(ValueError):
 
 
 class InputsFailed(ValueError):
-    """Some inputs could not be used; all others are done."""
+    """Some inputs could not be used; all others, if any, are done."""
 
 
 class CheckpointError(ValueError):

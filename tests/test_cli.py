@@ -220,3 +220,13 @@ def test_a_command_without_config(folder):
     assert (done.returncode, done.stdout) == (2, '')
     assert done.stderr == 'error: unknown flag --oot; did you mean --out?\n'
     assert '--config' not in call(folder, '--help', script='plain.py').stdout
+
+
+def test_warnings_are_lines_as_they_are(folder):
+    """Also of commands that set up no log."""
+    (folder / 'warns.py').write_text(
+        'import logging, sys\nfrom jepa_jax import cli\n'
+        "sys.exit(cli.run(lambda: logging.warning('a list: 2 lines'), doc='x', tables=()))\n"
+    )
+    done = call(folder, script='warns.py')
+    assert (done.returncode, done.stderr) == (0, 'a list: 2 lines\n')

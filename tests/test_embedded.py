@@ -1,6 +1,7 @@
 """Many inputs: what embed writes for large sets, and what a second start does."""
 
 import json
+import os
 import shutil
 import sys
 
@@ -330,3 +331,24 @@ def test_search_as_typed(typed, tmp_path):
     assert not any('b.mp4' in line for line in lines)
     status, _, err = typed('--features', 'none', '--query', 'x.mp4', module=searching)
     assert status == 1 and err == 'error: none: no such file or folder\n'
+
+
+def test_nothing_that_could_be_used(typed, tmp_path):
+    status, _, err = embed(typed, '--out', 'out', given='videos/bad.mp4')
+    assert status == 1 and err.endswith('1 of 1 inputs could not be used: videos/bad.mp4\n')
+
+
+def test_a_place_that_cannot_be_written_is_refused_at_once(typed, tmp_path, monkeypatch):
+    """Before weights are fetched or a video is read."""
+    (tmp_path / 'list.txt').write_text('videos/a.mp4\n')
+    (tmp_path / 'folder.npz').mkdir()
+    monkeypatch.setattr(pretrained, 'load', None)
+    for out, words in (
+        ('list.txt', 'a file is in its place; must be a folder, or end in .npz'),
+        ('folder.npz', 'a folder is in its place; must be a file'),
+    ):
+        assert embed(typed, '--out', out) == (1, '', f'error: --out {out}: {words}\n')
+    monkeypatch.setattr(os, 'access', lambda path, mode: os.fspath(path) != str(tmp_path))
+    for out in ('new.npz', 'deep/er'):
+        status, _, err = embed(typed, '--out', out)
+        assert status == 1 and err.endswith(f'nothing can be written into {tmp_path}\n')

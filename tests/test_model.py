@@ -298,6 +298,7 @@ def test_a_model_says_what_it_is(model):
 
 def test_what_the_package_offers():
     assert set(jepa_jax.__all__) < set(dir(jepa_jax)) and 'annotations' not in dir(jepa_jax)
+    assert 'example' in dir(jepa_jax)  # no lazy name
     for name in jepa_jax.__all__:
         assert getattr(jepa_jax, name) is not None
     assert jepa_jax.models.SIZES  # a package, too

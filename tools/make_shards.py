@@ -141,6 +141,9 @@ def estimate(videos: Sequence[Video], settings: dict[str, int]) -> float:
 
 def _check_room(folder: Path, videos: Sequence[Video], settings: dict[str, int]) -> None:
     """Raises ConfigError: the disk has less room than the videos will take."""
+    if not videos:
+        print('0 videos to write')
+        return
     need, free = estimate(videos, settings), shutil.disk_usage(folder).free
     print(
         f'{len(videos):,} videos to write: about {need / GIB:.2f} GiB, estimated from '
@@ -343,7 +346,7 @@ def run(list: str, out: str, format: str, **options: int) -> None:
     counts = make(list, out, **options)
     skipped = {k.removeprefix('skipped/'): n for k, n in counts.items() if '/' in k}
     reasons = ', '.join(f'{n} {reason}' for reason, n in sorted(skipped.items()))
-    left_out = f'; left out: {reasons}' if skipped else ''
+    left_out = f'; left out, and named in {out}/shard-*.json: {reasons}' if skipped else ''
     print(f'{counts["records"]} records, {counts["bytes"] / 2**30:.2f} GiB{left_out}')
     if counts.get('decoded'):
         print(_said(counts))

@@ -370,10 +370,13 @@ def images(path: str, data: DataConfig) -> Files:
 
 def _self_made(module: str, kind: str, path: str, data: DataConfig) -> Files:
     maker = importlib.import_module(f'jepa_jax.data.{module}')
+    own = f"kind '{kind}' reads self-made videos alone; videos of your own are of kind 'videos'"
+    if path and not os.path.exists(path):  # is it meant so, or a list that is to be read?
+        logging.warning('%s is not there, and they are made in it: %s', printable(path), own)
     try:
         return Files.of(lists.read_list(maker.ensure(kind, path)), {}, data)
     except ValueError as error:  # a folder that holds something else
-        raise ConfigError(str(error)) from error
+        raise ConfigError(f'{error}: {own}') from error
 
 
 # rows of SOURCES

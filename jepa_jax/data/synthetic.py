@@ -77,6 +77,9 @@ def ensure(kind: str, folder: str | Path = '') -> Path:
     return folder / 'train.txt'
 
 
+HOLDS_OTHER = 'where self-made videos want a folder of their own, absent or empty'
+
+
 def make_once(folder: Path, fill: Callable[[Path], None], videos: int) -> None:
     """Has a folder filled, with `videos/*.mp4` among its files, if it is absent.
 
@@ -85,13 +88,18 @@ def make_once(folder: Path, fill: Callable[[Path], None], videos: int) -> None:
     Raises:
       ValueError: the folder exists but does not hold so many videos, and a list or table.
     """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f'{folder}: a file, {HOLDS_OTHER}')
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _lock(folder.with_name(folder.name + '.lock')):
         if not folder.exists() or not any(folder.iterdir()):
             log.info('making %d videos in %s', videos, folder)
             _build(folder, fill)
     there = len(list(folder.glob('videos/*.mp4')))
-    if there != videos or not any((folder / name).exists() for name in ('train.txt', 'pairs.csv')):
+    listed = any((folder / name).exists() for name in ('train.txt', 'pairs.csv'))
+    if not there and not listed:  # somebody's own: nothing to delete
+        raise ValueError(f'{folder}: holds other files, {HOLDS_OTHER}')
+    if there != videos or not listed:
         raise ValueError(
             f'{folder}: holds {there} of the {videos} videos of the self-made set; '
             'delete the folder to have it made again, or name another'

@@ -166,6 +166,13 @@ def unknown(text: str) -> ZooError:
     """The error for what is no name and no path."""
     if is_url(text):
         return ZooError(f"model '{text}': must be a name or a path of a file system; {COPY}")
+    if (size := SIZE_ALIASES.get(text, text)) in SIZES:
+        others = ', '.join(name for name in RELEASED if f'-{size}-' in f'-{name}-')
+        return ZooError(
+            f"model '{text}': V-JEPA 2 was not released in this size; {RANDOM}{size} has random "
+            'weights, for trials; of a run that you trained give the folder'
+            + (f'; others of this size are {others}' if others else '')
+        )
     names = [*BUNDLED, *RELEASED, *ALIASES, *PUBLISHED, *(RANDOM + size for size in SIZES)]
     hub = ''
     if re.fullmatch(r'[\w-][\w.-]*/[\w.-]+', text):

@@ -86,7 +86,7 @@ def read(path: pathlib.Path, weights_only: bool = False, finite: bool = True) ->
         extra.get('origin', ''),
         notes,
         config_file=extra.get('config_file', ''),
-        fps=_fps(extra),
+        fps=rate(extra),
     )
 
 
@@ -96,7 +96,7 @@ def _reads(extra: dict[str, Any]) -> dict[str, Any]:
     return extra.get('reads', {}) | ({'clips': clips} if isinstance(clips, dict) else {})
 
 
-def _fps(extra: dict[str, Any]) -> float:
+def rate(extra: dict[str, Any]) -> float:
     """Frames a second of the clips of a run; 0 where it samples otherwise."""
     data = extra.get('config', {}).get('data')
     value = data.get('fps') if isinstance(data, dict) else extra.get('fps', Weights.fps)

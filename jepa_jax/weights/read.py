@@ -202,6 +202,7 @@ def _read_torch(
         content.ours.get('reads', {}),
         content.ours.get('origin', ''),
         tuple(reader.notes),
+        fps=own.rate(content.ours),
     )
 
 

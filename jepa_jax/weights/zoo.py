@@ -118,10 +118,13 @@ def look(name_or_path: str | os.PathLike) -> Sources:
     Raises: as `find`.
     """
     text, pin = pinned(name_or_path)
+    named = text in RELEASED or text in BUNDLED  # which says all that could be chosen
     # all that is there, whatever its numbers are: they are looked at one by one
     try:
-        weights = find(text + pin) if text in RELEASED else find(text + pin, **THOROUGH)
+        weights = find(text + pin, **({} if named else THOROUGH))
     except ConvertError as error:  # an optimizer that is not understood is no fault of the nets
+        if named:
+            raise
         weights = find(text + pin, allow_nonfinite=True)
         notes = (*weights.notes, f'the optimizer is not looked at: {error}')
         weights = dataclasses.replace(weights, notes=notes)

@@ -137,8 +137,27 @@ def test_the_self_made_set(tmp_path):
     assert len(source) == 80 and source.read(0, 8, rng()).shape[0] == 8
     assert 0 <= source.label(0) < 10
     (tmp_path / 'set' / 'train.txt').unlink()
-    with pytest.raises(ConfigError, match=r'data.lists\[0\].path'):
+    with pytest.raises(ConfigError, match=r'data.lists\[0\].path.*holds 160 of the 160'):
         open_(tmp_path / 'set', 'synthetic_few')
+
+
+def test_the_self_made_set_is_not_made_among_other_files(tmp_path, caplog):
+    clips, listed = tmp_path / 'clips', tmp_path / 'clips.txt'
+    (clips / 'left').mkdir(parents=True)
+    listed.write_text('a.mp4\n')
+    for place, what in ((clips, 'holds other files'), (listed, 'a file')):
+        with pytest.raises(ConfigError, match=f"{what}, where .* of kind 'videos'") as raised:
+            open_(place, 'synthetic_few')
+        assert 'delete' not in str(raised.value)
+    assert [p.name for p in clips.iterdir()] == ['left'] and not caplog.text
+
+
+def test_where_the_self_made_set_is_made_is_said(tmp_path, monkeypatch, caplog):
+    (tmp_path / 'one.txt').write_text('a.mp4\n')
+    monkeypatch.setattr(synthetic, 'ensure', lambda kind, folder: tmp_path / 'one.txt')
+    open_(tmp_path / 'mistyped', 'synthetic_few')
+    assert 'mistyped is not there, and they are made in it' in caplog.text
+    assert "videos of your own are of kind 'videos'" in caplog.text
 
 
 def bad_lists(folder):
@@ -392,7 +411,7 @@ def test_shards_need_room(listed, tmp_path, monkeypatch, capsys):
     assert '4 videos to write: about 0.00 GiB' in capsys.readouterr().out
 
 
-def test_shards_go_on_and_refuse_a_mixture(listed, tmp_path):
+def test_shards_go_on_and_refuse_a_mixture(listed, tmp_path, capsys):
     path, _ = listed
     out = tmp_path / 'shards'
     settings = {'short_side': 24, 'fps': 4, 'frames': 6, 'per_shard': 3, 'workers': 1}
@@ -410,8 +429,11 @@ def test_shards_go_on_and_refuse_a_mixture(listed, tmp_path):
         (out / 'shard-00001.rgb').read_bytes(),
     ) == kept
     assert not list(out.glob('*.part'))
+    capsys.readouterr()
+    assert make_shards.make(str(path), str(out), **settings) == first
     with pytest.raises(ConfigError, match='empty folder'):
         make_shards.make(str(path), str(out), **settings | {'fps': 8})
+    assert capsys.readouterr().out == 2 * '0 videos to write\n'  # and nothing to estimate
     (out / 'shard-00000.rgb').write_bytes(b'')
     with pytest.raises(BadFile, match='truncated'):
         open_(out, 'shards').read(0, 4, rng())
@@ -471,3 +493,6 @@ def test_make_shards_on_the_command_line(listed, tmp_path):
     wrong = call(tmp_path / 'absent', '--out', tmp_path / 'out')
     assert wrong.returncode == 1 and wrong.stderr.startswith("error: list: '")
     assert call(listed[0], '--out', tmp_path / 'out', '--fps', '-1').returncode == 1
+    done = call(listed[0], '--out', tmp_path / 'out', '--workers', '1')
+    where = tmp_path / 'out'
+    assert f'left out, and named in {where}/shard-*.json: 1 not_video' in done.stdout

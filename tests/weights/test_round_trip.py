@@ -206,19 +206,31 @@ def test_what_only_ours_has_is_said_and_comes_back(tmp_path):
     assert convert.read(tmp_path / 'b.pt').predictor == ours
 
 
+@pytest.mark.parametrize('rate', [8.0, 0.0, 4.0])
+def test_the_rate_of_frames_comes_back(tmp_path, rate):
+    """Else a model warns of the very rate that it was trained at."""
+    import dataclasses
+
+    state = originals.fill(originals.ac_predictor(), 'module.')
+    _, weights = through(tmp_path, {'predictor': state}, 'jax', predictor_heads=4)
+    convert.write(dataclasses.replace(weights, fps=rate), tmp_path / 'b.pt', 'torch')
+    assert convert.read(tmp_path / 'b.pt').fps == rate
+
+
 @pytest.mark.slow
 @pytest.mark.ci
 def test_a_run_of_ours(runs, tmp_path):
     """Weights and training state come back to the last bit; the config travels along."""
     workdir = runs.finished()
     weights = convert.read(workdir)
-    assert weights.training.step == weights.training.count == 16
+    assert weights.training.step == weights.training.count == 16 and weights.fps == 8
     convert.write(weights, tmp_path / 'a.pt', 'torch', steps_per_epoch=4)
     result = content_of(tmp_path / 'a.pt')
     assert result['epoch'] == 4 and result['opt']['state'][0]['step'] == 16
     # one mask token has no frame count of its own: PyTorch keeps no state of it
     names = [k for part in ('encoder', 'predictor') for k in result[part]]
     assert len(result['opt']['state']) == len(names) - 1
+    assert convert.read(tmp_path / 'a.pt').fps == 8  # as the config beside it says
     with pytest.raises(ConvertError, match='step 16, which 4 epochs of 5'):
         convert.read(tmp_path / 'a.pt', steps_per_epoch=5)
     convert.write(convert.read(tmp_path / 'a.pt'), tmp_path / 'back', 'jax')

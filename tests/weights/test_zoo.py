@@ -555,6 +555,8 @@ def test_sizes_by_their_old_names():
 
 REFUSED = {
     'vitll': 'did you mean vitl',
+    'vits': 'not released in this size; random:vits has random weights.*the folder',
+    'base': 'random:vitb .*; others of this size are vitb-21, mae-vitb, mae-vitb-full$',
     'random:huge': 'tiny, vits, vitb, vitl',
     './nowhere.pt': 'no such file or folder',
 }
@@ -597,3 +599,16 @@ def test_random_weights_are_said():
     model = jepa_jax.load('random:tiny', seed=1)
     assert 'RANDOM weights (seed 1), nothing is trained' in model.about[0]
     assert model.predictor.config.encoder_width == model.config.width == 192
+
+
+def test_a_name_is_looked_at_as_it_is(monkeypatch):
+    seen = zoo.look('tiny')
+    assert [file.name for file in seen.files] == ['tiny.npz'] and not seen.weights.not_finite()
+
+    def damaged(name, **options):
+        assert not options  # which a name has none of
+        raise ConvertError('vitl.pt: an array too few')
+
+    monkeypatch.setattr(zoo, 'find', damaged)
+    with pytest.raises(ConvertError, match='an array too few'):
+        zoo.look('vitl')
