@@ -16,6 +16,7 @@ import contextlib
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -147,6 +148,27 @@ def watch() -> Iterator[None]:
             flush=True,
         )
         os._exit(QUEUE_AGAIN)
+
+
+@contextlib.contextmanager
+def termination() -> Iterator[None]:
+    """Within it a SIGTERM ends the process to be queued again, whatever it is at; the loop, which
+    saves first, has its own handler for as long as it runs. Of several processes each ends there
+    and then: the others may be waiting for it in a collective."""
+
+    def end(*_: Any) -> None:
+        error = Interrupted('SIGTERM before or after the training steps')
+        if _alone:
+            raise error
+        print(f'interrupted: {error}; start the same command again to resume', file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(QUEUE_AGAIN)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -126,8 +126,9 @@ def study(config: StudyConfig, workdir: str, **options) -> None:
 
 
 def run(config: RunConfig | StudyConfig, workdir: str, **options) -> None:
-    """One run, or the several of a study."""
-    {'objective': train, 'study': study}[config.table](config, workdir, **options)
+    """One run, or the several of a study; a SIGTERM ends it to be queued again."""
+    with distributed.termination():
+        {'objective': train, 'study': study}[config.table](config, workdir, **options)
 
 
 def _options(parser: argparse.ArgumentParser) -> None:

@@ -15,11 +15,23 @@ import pytest
 import yaml
 from small_run import ROOT, STEPS, copy_until, lines, parents
 
-from jepa_jax import build, checkpoint, cli, loop, metrics, optim, sharding, start
+from jepa_jax import (
+    build,
+    checkpoint,
+    cli,
+    distributed,
+    loop,
+    metrics,
+    optim,
+    sharding,
+    start,
+    train,
+)
+from jepa_jax.config import MaskedVideoConfig
 from jepa_jax.data.stream import FailureLog
 from jepa_jax.data.videos import VideoStream
 from jepa_jax.distributed import SILENCE, settings
-from jepa_jax.errors import ConfigError
+from jepa_jax.errors import ConfigError, Interrupted
 from jepa_jax.origin import origin_of
 
 SLURM = {
@@ -49,6 +61,32 @@ def test_connects_only_when_told():
         'coordinator_address': 'a:1234', 'num_processes': 2, 'process_id': 1,
         'cluster_detection_method': 'deactivate',
     }  # fmt: skip
+
+
+def test_a_sigterm_outside_the_steps_asks_to_be_queued_again(monkeypatch, capsys):
+    """While a run compiles, starts or writes its report: no scheduler queues status 143 again."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def at_work(config, workdir):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)  # raised here
+
+    monkeypatch.setattr(train, 'train', at_work)
+    with pytest.raises(Interrupted, match='before or after the training steps'):
+        train.run(MaskedVideoConfig(), 'nowhere')
+    assert signal.getsignal(signal.SIGTERM) == before
+
+    class Ended(BaseException):
+        """In place of the process."""
+
+    def end(status):
+        raise Ended(status)
+
+    monkeypatch.setattr(distributed, '_alone', False)  # the others may wait in a collective
+    monkeypatch.setattr(os, '_exit', end)
+    with pytest.raises(Ended, match='75'):
+        train.run(MaskedVideoConfig(), 'nowhere')
+    assert 'start the same command again to resume' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
