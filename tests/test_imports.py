@@ -180,6 +180,51 @@ def test_a_circle_and_a_way_up_are_seen():
     assert floor('models.vit') > floor('models') and floor('train') > floor('loop')
 
 
+def defined(path: pathlib.Path) -> set[str] | None:
+    """Names of a module, all that its file binds outside of functions; None: it makes them when
+    they are asked for."""
+    names: set[str] = set()
+    waiting = list(ast.parse(path.read_text()).body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {(alias.asname or alias.name).partition('.')[0] for alias in node.names}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        else:
+            waiting.extend(ast.iter_child_nodes(node))
+    return None if '__getattr__' in names else names
+
+
+def test_what_is_imported_is_there():
+    """Also within functions and in programs that no short test runs: a name that moved."""
+    known = {f'jepa_jax.{name}'.rstrip('.'): path for name, path in modules().items()}
+    for room in ('tools', 'configs'):
+        known |= {
+            '.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__'): path
+            for path in (ROOT / room).rglob('*.py')
+        }
+    readers = [*known.values(), *(ROOT / 'examples').glob('*.py'), *(ROOT / 'docs').glob('*.py')]
+    has = {name: defined(path) for name, path in known.items()}
+    absent, looked = [], 0
+    for path in readers:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ImportFrom):
+                continue
+            module = node.module or ''
+            if node.level:  # tools/ alone
+                module = '.'.join(filter(None, ('tools', module)))
+            if (names := has.get(module)) is None:
+                continue
+            for alias in node.names:
+                looked += 1
+                if alias.name not in names and f'{module}.{alias.name}' not in known:
+                    absent.append(f'{path.relative_to(ROOT)}: {module} has no {alias.name}')
+    assert looked > 1000 and not absent, '\n'.join(absent)
+
+
 def test_no_file_is_long():
     long = {
         str(path.relative_to(ROOT)): count

@@ -18,14 +18,13 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from jepa_jax import distributed
+from jepa_jax import distributed, page
 from jepa_jax.config import ActionConditionedConfig
 from jepa_jax.data.features import FeatureStore
 from jepa_jax.data.stream import Row
 from jepa_jax.data.trajectories import RobotStream, Trajectories
 from jepa_jax.errors import BadFile
 from jepa_jax.evals.intervals import bootstrap
-from jepa_jax.evals.pictures import save
 from jepa_jax.objectives.action_conditioned import ActionConditioned
 from jepa_jax.sharding import BATCH
 from jepa_jax.state import TrainState
@@ -185,4 +184,4 @@ def plot(rows: Mapping[str, Mapping[str, Any]], path: Path, title: str) -> None:
         axes.set_ylim(bottom=0)
         axes.legend(fontsize=8)
     figure.suptitle(title, fontsize=10)
-    save(figure, path)
+    page.save_figure(figure, path)

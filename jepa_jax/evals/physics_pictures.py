@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from jepa_jax.evals.pictures import save
+from jepa_jax import page
 
 MEMBERS = (('possible', 'tab:blue'), ('impossible', 'tab:red'))
 
@@ -65,4 +65,4 @@ def plot(
         'Surprise over time. Dashed: the event enters what is predicted; dotted: all of it is past',
         fontsize=10,
     )
-    save(figure, path)
+    page.save_figure(figure, path)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from jepa_jax.evals.pictures import save
+from jepa_jax import page
 from jepa_jax.sims.evaluate.episodes import Episodes
 
 # fields of a row of `tasks` that are the policy's own; others are shares of success by policy
@@ -50,7 +50,7 @@ def plot_episodes(episodes: Episodes, path: str | Path, title: str = '', columns
         f'episodes end well ({100 * summary["low"]:.0f} to {100 * summary["high"]:.0f})',
         fontsize=10,
     )
-    save(figure, path)
+    page.save_figure(figure, path)
 
 
 def plot_energy(ways: Mapping[str, np.ndarray], path: str | Path, title: str = '') -> None:
@@ -69,7 +69,7 @@ def plot_energy(ways: Mapping[str, np.ndarray], path: str | Path, title: str = '
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=8)
     axes.set_title(title or 'Cost on the way to the goal', fontsize=10)
-    save(figure, path)
+    page.save_figure(figure, path)
 
 
 def verdict(task: str, row: Mapping[str, Any]) -> str:
