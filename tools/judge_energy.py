@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jepa_jax import cli
-from jepa_jax.config import RobotConfig
+from jepa_jax.config import RobotConfig, layouts
 from jepa_jax.errors import BadFile, ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def run(
 
     if pair_count < 2:
         raise ConfigError(f'--pairs {pair_count}: must be at least 2')
-    data = RobotConfig(**fields)
+    data = layouts.of_flags(RobotConfig(**fields))
     check_contract(model, data)
     frames, states, actions, bad = pairs(data, pair_count)
     start.compilation_cache()
