@@ -24,6 +24,7 @@ from pathlib import Path
 from jepa_jax import cli
 from jepa_jax.config import RobotConfig, layouts
 from jepa_jax.errors import BadFile, ConfigError
+from jepa_jax.workdir import room_for
 
 NAMED = 10  # episodes of a kind that are named
 
@@ -48,6 +49,8 @@ def run(crop: int, model: str, episodes: int, picture: str, **fields) -> None:
         if value < least:
             raise ConfigError(f'--{name} {value}: must be at least {least}')
     data = layouts.of_flags(RobotConfig(**fields))
+    if picture:
+        room_for('--picture', picture)
     from jepa_jax.data import robot
 
     from . import robot_findings as findings
