@@ -205,6 +205,8 @@ def _is_message(error: Exception) -> bool:
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return (
         isinstance(error, OSError)
+        # JAX's, of a JAX_PLATFORMS that is not here
+        or (isinstance(error, RuntimeError) and str(error).startswith('Unable to initialize back'))
         or ours(type(error).__module__)
         or (isinstance(error, ValueError) and ours(frame.f_globals.get('__package__')))
     )
