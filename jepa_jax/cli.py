@@ -208,6 +208,8 @@ def _is_message(error: Exception) -> bool:
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return (
         isinstance(error, OSError)
+        # JAX's, of a JAX_PLATFORMS that is not here
+        or (isinstance(error, RuntimeError) and str(error).startswith('Unable to initialize back'))
         or ours(type(error).__module__)
         or (isinstance(error, ValueError) and ours(frame.f_globals.get('__package__')))
     )
@@ -255,7 +257,7 @@ def _parse(
 ) -> dict[str, Any]:
     if tables and not any(re.match(r'(--config(=.|$)|-h$|--help$)', a) for a in argv):
         raise UsageError(f'--config is missing: --config=NAME{_offer("", tables)}')
-    known, rest = parser.parse_known_args(argv)
+    known, rest = parser.parse_known_args([_respelt(argument, parser) for argument in argv])
     arguments = vars(known)
     del arguments['debug']
     if limits := arguments.pop('limits'):
@@ -473,6 +475,16 @@ def _near_field(name: str, names) -> str:
     last = name.rsplit('.', 1)[-1]
     same = [name for name in names if name.rsplit('.', 1)[-1] == last]
     return f'; did you mean {same[0]}?' if same else nearest(name, names)
+
+
+def _respelt(argument: str, parser: argparse.ArgumentParser) -> str:
+    """A flag as the command spells it: dashes between words are as good as underscores."""
+    name, *value = argument.split('=', 1)
+    flags = parser._option_string_actions
+    if not name.startswith('--') or name in flags:
+        return argument
+    near = (flag for flag in flags if flag[2:].replace('_', '-') == name[2:].replace('_', '-'))
+    return '='.join((next(near, name), *value))
 
 
 def _unknown(argument: str, parser: argparse.ArgumentParser) -> str:

@@ -68,8 +68,11 @@ def _plain(environment: Mapping[str, str], told: list[str]) -> dict[str, Any]:
     if missing := [name for name in PLAIN if name not in told]:
         raise ConfigError(f'{told[0]} is set but {missing[0]} is not: need {", ".join(PLAIN)}')
     address, count, index = PLAIN
-    if not re.fullmatch(r'.+:\d+', environment[address]):
-        raise ConfigError(f"{address} = '{environment[address]}': must be HOST:PORT")
+    place = re.fullmatch(r'.+:(\d{1,5})', environment[address])
+    if not place or not 0 < int(place[1]) < 2**16:
+        raise ConfigError(
+            f"{address} = '{environment[address]}': must be HOST:PORT, a port from 1 to 65535"
+        )
     processes = _number(environment, count, 1)
     process = _number(environment, index, 0)
     if process >= processes:
@@ -103,6 +106,11 @@ def session() -> Iterator[None]:
     if how is None:
         yield
         return
+    if how:
+        log.info(
+            'process %d of %d at %s: waits up to %d s for the others',
+            how['process_id'], how['num_processes'], how['coordinator_address'], CONNECT,
+        )  # fmt: skip
     # its handler would swallow a SIGTERM that comes before the loop has its own
     jax.config.update('jax_enable_preemption_service', False)
     try:
@@ -114,9 +122,10 @@ def session() -> Iterator[None]:
         )
     except (ValueError, RuntimeError) as error:
         _broken = True
-        raise ConfigError(
-            f'the processes of this run cannot be connected: {_short(error)}'
-        ) from error
+        reason = _short(error)
+        if not how and 'coordinator_address' in reason:
+            reason = f'JAX knows no cluster here; set {", ".join(PLAIN)} in place of {SWITCH}'
+        raise ConfigError(f'the processes of this run cannot be connected: {reason}') from error
     _alone = jax.process_count() == 1
     if jax.process_index():
         logging.getLogger('jepa_jax').setLevel(logging.WARNING)  # process 0 tells the story

@@ -133,6 +133,9 @@ def run(
             raise InputError(
                 f'--{extra[0].replace("_", "-")}: needs --kind, one of {", ".join(KINDS)}'
             )
+        for flag, value, default in (('episode', episode, 0), ('from', first, 0), ('to', last, -1)):
+            if value != default:
+                raise InputError(f'--{flag} {value}: needs --kind, one of {", ".join(KINDS)}')
         observations, states, looks = read_episode(input, RobotConfig(**recordings))
     else:
         observations, states = read_recording(
@@ -151,7 +154,7 @@ def run(
     from jepa_jax.planning.cem import end_effector, solver
     from jepa_jax.planning.model import DEPENDS, load, measured, verdict
     from jepa_jax.planning.world_model import Context, Cost, Goal, energies
-    from jepa_jax.workdir import write_json
+    from jepa_jax.workdir import room_for, write_json
 
     pair = read_axes(axes)
     space = end_effector(max_step, workspace=workspace, start=states[0, :3].tolist())
@@ -163,6 +166,7 @@ def run(
     images = np.stack(
         [observations[0], read_goal(goal, observations) if goal else observations[-1]]
     )
+    room_for('--out', out, folder=True)
     agent = load(model, size=images.shape[1:3], encoder=encoder, dtype=dtype, seed=seed)
     known, ended = measured(model), verdict(model)
     looks += known.beyond(states) if known else []
@@ -217,7 +221,6 @@ def run(
         problems.append(f'the run ended with the verdict: {ended[1]}')
 
     folder = pathlib.Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
     others = 'zero' if true is None else 'as in the true action'
     energy.draw_landscape(
         field, values, pair, folder / 'landscape.png', marks=marks,

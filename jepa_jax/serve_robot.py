@@ -29,6 +29,7 @@ from jepa_jax.errors import BadFile, ConvertError, PlanError, UsageError
 from jepa_jax.plan import COSTS, PLANNERS
 from jepa_jax.weights import names
 
+ARRAYS = ('image', 'state', 'age')  # of a request
 LARGEST = 2**26  # bytes of a request: two pictures of 3,300 x 3,300
 
 
@@ -95,6 +96,7 @@ def run(
         'force': force or model.startswith('random:'),
         'seed': seed,
     }
+    robot.check(settings)
     try:
         server = serve(robot, settings, host, port)
     except OSError as error:
@@ -163,6 +165,8 @@ def serve(robot, settings: dict[str, Any], host: str, port: int) -> ThreadingHTT
             from jepa_jax.data import npz
 
             arrays = npz.read_all('request', io.BytesIO(body), len(body))
+            if unknown := sorted(arrays.keys() - ARRAYS):
+                raise PlanError(f'array {unknown[0]}: allowed are {", ".join(ARRAYS)}')
             if 'image' not in arrays:
                 raise PlanError('no array image')
             with lock:
@@ -179,7 +183,15 @@ def serve(robot, settings: dict[str, Any], host: str, port: int) -> ThreadingHTT
         def log_message(self, *_: Any) -> None:
             """Not a line for every step."""
 
-    return ThreadingHTTPServer((host, port), Handler)
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            """A client that is gone is no fault of ours; everything else has its traceback."""
+            if isinstance(sys.exc_info()[1], ConnectionError):
+                print(f'{client_address[0]} left before it was answered', file=sys.stderr)
+            else:
+                super().handle_error(request, client_address)
+
+    return Server((host, port), Handler)
 
 
 def main() -> int:

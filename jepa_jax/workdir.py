@@ -107,6 +107,30 @@ def _holder(fd: int) -> str:
         return 'another process, which has not signed yet'
 
 
+def room_for(flag: str, path: str | os.PathLike, folder: bool = False) -> None:
+    """Says that results cannot be written before the work for them is done.
+
+    folder: of `path`: a folder, which is made; else a file, whose folder is there.
+
+    Raises:
+      ConfigError: it cannot be made or written; names the flag.
+    """
+    path = pathlib.Path(path)
+    place = path if folder else path.parent
+    try:
+        if folder:
+            place.mkdir(parents=True, exist_ok=True)
+        os.stat(place / '.')  # a folder, and not a file
+        reason = '' if os.access(place, os.W_OK | os.X_OK) else 'it is not to be written to'
+        if not folder and path.is_dir():
+            reason = 'a folder is in its place'
+    except OSError as error:
+        reason = 'a file is in its place' if place.is_file() else str(error.strerror)
+    if reason:
+        kind = 'folder' if folder else 'file'
+        raise ConfigError(f'{flag} {path}: {reason}; must be a {kind} that can be written')
+
+
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Writes indented JSON as `write_text` does.
 

@@ -29,6 +29,11 @@ def train(config, workdir, config_file, fail):
         int('x')
     if fail == 'file':
         open('no/such/file')
+    if fail == 'platform':
+        import jax
+
+        jax.config.update('jax_platforms', 'foo')
+        jax.devices()
     if fail == 'interrupted':
         raise Interrupted('SIGTERM at step 3')
     if fail == 'sharding':
@@ -183,6 +188,7 @@ CONFIG = '--config=configs/toy.py'
         ([CONFIG, '--config.optim.lr', '-1e-3'], 1, ['optim.lr = -0.001', 'more than 0']),
         ([CONFIG, '--config.masks[0].spatial_scale=3'], 1, ['spatial_scale = (3,)', '2 values']),
         ([CONFIG, '--fail=file'], 1, ['no/such/file: No such file or directory']),
+        ([CONFIG, '--fail=platform'], 1, ["Unable to initialize backend 'foo'", 'JAX_PLATFORMS']),
         ([CONFIG, '--fail=sharding'], 1, ["'who/knows' matches no sharding rule"]),
         ([CONFIG, '--fail=interrupted'], 75, ['SIGTERM at step 3', 'start the same command again']),
     ],

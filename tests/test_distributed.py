@@ -95,6 +95,8 @@ def test_a_sigterm_outside_the_steps_asks_to_be_queued_again(monkeypatch, capsys
         ({'JEPA_JAX_DISTRIBUTED': 'yes'}, "JEPA_JAX_DISTRIBUTED = 'yes': must be 0 or 1"),
         ({'JEPA_JAX_PROCESS': ''}, 'JEPA_JAX_COORDINATOR is set but JEPA_JAX_PROCESS is not'),
         ({'JEPA_JAX_COORDINATOR': 'a'}, "JEPA_JAX_COORDINATOR = 'a': must be HOST:PORT"),
+        ({'JEPA_JAX_COORDINATOR': 'a:99999'}, 'must be HOST:PORT, a port from 1 to 65535'),
+        ({'JEPA_JAX_COORDINATOR': 'a:0'}, 'must be HOST:PORT, a port from 1 to 65535'),
         ({'JEPA_JAX_PROCESS': '2'}, 'JEPA_JAX_PROCESS = 2: must be below JEPA_JAX_PROCESSES = 2'),
         ({'JEPA_JAX_PROCESSES': 'two'}, "JEPA_JAX_PROCESSES = 'two': must be a whole number"),
     ],
@@ -102,6 +104,31 @@ def test_a_sigterm_outside_the_steps_asks_to_be_queued_again(monkeypatch, capsys
 def test_half_a_configuration_is_refused(change, words):
     with pytest.raises(ConfigError, match=words):
         settings({**PLAIN, **change})
+
+
+def test_what_a_process_waits_for_is_said(monkeypatch, caplog):
+    """For up to five minutes; and that there is no cluster, in place of an argument of JAX's."""
+    for name in (*SLURM, *PLAIN, *GKE):
+        monkeypatch.delenv(name, raising=False)
+
+    def refused(**how):
+        told = how.get('coordinator_address')
+        raise ValueError('no answer' if told else 'coordinator_address should be defined.')
+
+    monkeypatch.setattr(jax.distributed, 'initialize', refused)
+    monkeypatch.setattr(jax.config, 'update', lambda *_: None)
+    monkeypatch.setattr(distributed, '_broken', False)  # put back at the end
+    monkeypatch.setenv('JEPA_JAX_DISTRIBUTED', '1')
+    with pytest.raises(ConfigError, match='JAX knows no cluster here; set JEPA_JAX_COORDINATOR, '):
+        with distributed.session():
+            pass
+    monkeypatch.delenv('JEPA_JAX_DISTRIBUTED')
+    for name, value in PLAIN.items():
+        monkeypatch.setenv(name, value)
+    with caplog.at_level('INFO', 'jepa_jax'), pytest.raises(ConfigError, match='no answer'):
+        with distributed.session():
+            pass
+    assert 'process 1 of 2 at a:1234: waits up to 300 s for the others' in caplog.text
 
 
 def test_jax_reads_the_clusters_of_our_launchers(monkeypatch):

@@ -231,7 +231,11 @@ def test_every_name_that_is_taken_of_a_module_is_there():
     """Also within functions and of modules, as `page.save_figure`, which few tests reach."""
     known = modules()
     names = {name: bound(ast.parse(path.read_text())) for name, path in known.items()}
-    others = [p for folder in ('tools', 'configs', 'docs') for p in (ROOT / folder).rglob('*.py')]
+    others = [
+        p
+        for folder in ('tools', 'configs', 'docs', 'examples')
+        for p in (ROOT / folder).rglob('*.py')
+    ]
     lines = [line for path in [*known.values(), *others] for line in absent(path, known, names)]
     assert not lines, '\n'.join(lines)
 

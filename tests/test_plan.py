@@ -103,6 +103,19 @@ def test_bad_input_gets_one_line(changes, message, tmp_path, capsys):
     assert found.startswith(path) and message in found
 
 
+def test_a_folder_that_cannot_be_written_is_told_before_any_work(tmp_path, capsys, monkeypatch):
+    """Of a large model the plan takes minutes."""
+    from jepa_jax.planning import model
+
+    monkeypatch.setattr(model, 'load', lambda *a, **k: pytest.fail('work was done'))
+    path = str(trajectory(tmp_path / 'a.npz'))
+    options = '--model', 'random:tiny', '--input', path, '--out'
+    assert said(capsys, *options, path) == (
+        f'--out {path}: a file is in its place; must be a folder that can be written'
+    )
+    assert '; must be a folder that can be written' in said(capsys, *options, f'{path}/a')
+
+
 def test_a_goal_of_another_size_is_refused(tmp_path, capsys):
     goal = tmp_path / 'goal.png'
     matplotlib.image.imsave(goal, np.zeros((30, 56, 3), np.uint8))
@@ -299,6 +312,8 @@ def test_recordings_are_read_as_in_training(tmp_path, capsys):
     for flags in (('--from', '3', '--to', '3'), ('--to', '5'), ('--from', '-1')):
         assert 'a.npz has frames 0 to 4 at 4 a second' in said(capsys, *kind, *flags)
     assert '--camera: needs --kind, one of droid' in said(capsys, *options, '--camera', 'front')
+    for flag in ('--episode', '--from', '--to'):
+        assert f'{flag} 3: needs --kind, one of' in said(capsys, *options, flag, '3')
 
 
 def test_another_robots_recordings_are_no_input(tmp_path, capsys):

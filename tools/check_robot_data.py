@@ -24,6 +24,7 @@ from pathlib import Path
 from jepa_jax import cli
 from jepa_jax.config import RobotConfig, layouts
 from jepa_jax.errors import BadFile, ConfigError
+from jepa_jax.workdir import room_for
 
 NAMED = 10  # episodes of a kind that are named
 
@@ -44,12 +45,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(crop: int, model: str, episodes: int, picture: str, **fields) -> None:
     """Measures, prints, draws."""
-    data = RobotConfig(**fields)
-    complaint = next(layouts.kinds(data, 'robot'), '') or next(
-        layouts.absent('robot.path', data.path), ''
-    )
-    if complaint:
-        raise ConfigError(complaint)
+    for name, value, least in (('crop', crop, 0), ('episodes', episodes, 1)):
+        if value < least:
+            raise ConfigError(f'--{name} {value}: must be at least {least}')
+    data = layouts.of_flags(RobotConfig(**fields))
+    if picture:
+        room_for('--picture', picture)
     from jepa_jax.data import robot
 
     from . import robot_findings as findings

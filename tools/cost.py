@@ -40,6 +40,7 @@ from jepa_jax import cli
 from jepa_jax.chips import CHIPS, GPUS, TPUS
 from jepa_jax.config import RunConfig
 from jepa_jax.errors import ConfigError
+from jepa_jax.workdir import room_for
 
 
 class CostError(RuntimeError):
@@ -216,17 +217,23 @@ def run(
       CostError: something in `compiled.objections`.
     """
     del workdir, config_file
+    for flag, file in (('--json', json_file), ('--hlo', hlo_file)):
+        if file:
+            room_for(flag, file)
     if devices < 1 or devices > 1 and (what not in ('memory', 'run') or topology):
         raise ConfigError(
             f'--devices {devices}: must be at least 1, and goes with --what memory, in place of '
             '--topology, and with --what run'
         )
     if what == 'run':
-        if chip is None or not 0 < mfu <= 1:
+        if topology:
             raise ConfigError(
-                f'--what run --chip {chip} --mfu {mfu:g}: needs a chip, and an MFU above 0, at '
-                'most 1'
+                f'--what run --topology {topology}: give --chip and --devices in its place'
             )
+        if chip is None:
+            raise ConfigError(f'--what run: needs --chip, one of {", ".join(sorted(TPUS | GPUS))}')
+        if not 0 < mfu <= 1:
+            raise ConfigError(f'--what run --mfu {mfu:g}: must be above 0 and at most 1')
         runs = [config, *([cli.load(then)] if then else [])]
         result = whole_run(runs, chip, devices, mfu, price)
     elif then:

@@ -28,8 +28,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jepa_jax import cli
-from jepa_jax.config import RobotConfig
+from jepa_jax.config import RobotConfig, layouts
 from jepa_jax.errors import BadFile, ConfigError, DataError
+from jepa_jax.workdir import room_for
 
 if TYPE_CHECKING:
     import numpy as np
@@ -169,7 +170,9 @@ def run(
 
     if pair_count < 2:
         raise ConfigError(f'--pairs {pair_count}: must be at least 2')
-    data = RobotConfig(**fields)
+    if json_file:
+        room_for('--json', json_file)
+    data = layouts.of_flags(RobotConfig(**fields))
     check_contract(model, data)
     frames, states, actions, bad = pairs(data, pair_count)
     start.compilation_cache()

@@ -46,7 +46,7 @@ def measure(recordings: robot.Recordings, data: RobotConfig, crop: int, most: in
     findings = Findings()
     unchecked = robot.open_recordings(dataclasses.replace(data, check_units=False))
     chosen = robot.spread(len(recordings), most)
-    for i in tqdm(chosen, desc='episodes', unit='episode', file=sys.stderr):
+    for i in tqdm(chosen, desc='episodes', unit='episode', file=sys.stderr, disable=None):
         seen: list[tuple[Timing, np.ndarray, np.ndarray]] = []
 
         def choose(timing: Timing, seen=seen) -> np.ndarray:
@@ -106,7 +106,7 @@ def report(
             for note, count in findings.notes.most_common()
         ),
         f'as recorded: {robot.units_of(data)}; here in metres, radians and closedness:',
-        f'the model sees every {step}. frame, {rates[0] / step:.2f} a second, '
+        f'the model sees {rates[0] / step:.2f} frames a second, one in {step}; '
         f'{len(states)} in all, {findings.short} episodes too short for {data.frames} of them',
         f'{"":12}{"least":>9}{"middle":>9}{"most":>9}   {"action: middle size":>20}{"largest":>9}',
     ]
@@ -192,7 +192,7 @@ def suspicions(findings, states, actions, data: RobotConfig, moving: float) -> l
         (bool(opening), opening),
         (np.ptp(gripper) < 0.05, 'the gripper never moves'),
         (
-            first > 0.6,
+            0.6 < first <= 1 + robot.SLACK,
             f'episodes begin with the gripper at {first:.2f}, closed: does 1 mean open here? '
             f'robot.{inverted}',
         ),
@@ -208,6 +208,11 @@ def suspicions(findings, states, actions, data: RobotConfig, moving: float) -> l
             f'{robot.WIDEST} times, is used',
         ),
         (len({round(r) for r in findings.rates}) > 1, 'recordings have several rates'),
+        (
+            findings.short == len(findings.states),
+            f'no episode has the {data.frames} frames of a piece at {data.fps:g} a second: nothing '
+            'to train on; robot.frames, robot.fps',
+        ),
     )
     return [text for holds, text in rows if holds]
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from jepa_jax.bucket import COPY, is_url
 from jepa_jax.config import store
+from jepa_jax.config.check import types_and_ranges
 from jepa_jax.config.conversations import SELF_MADE, MixtureConfig
 from jepa_jax.config.parts import (
     WITHOUT_PATH,
@@ -21,7 +22,7 @@ from jepa_jax.config.parts import (
 )
 from jepa_jax.config.questions import QuestionsConfig
 from jepa_jax.config.runs import EvalConfig, RunConfig
-from jepa_jax.errors import allowed, nearest
+from jepa_jax.errors import ConfigError, allowed, nearest
 
 # kind of a list -> (path, DataConfig) -> jepa_jax.data.sources.Source, as `module:name`
 SOURCES: dict[str, str | Callable[[str, Any], Any]] = {
@@ -66,6 +67,26 @@ def _(part: DataListConfig, name: str) -> Iterator[str]:
 def _(part: RobotConfig, name: str) -> Iterator[str]:
     if part.kind not in READERS:
         yield f"{name}.kind = '{part.kind}': {allowed(part.kind, READERS)}"
+
+
+def of_flags(data: RobotConfig) -> RobotConfig:
+    """The recordings that flags of a command name, checked as a run's are.
+
+    Raises:
+      ConfigError: no such kind, no path or nothing there, a value out of its range.
+    """
+    try:
+        types_and_ranges(data)
+    except ConfigError as error:
+        raise ConfigError(f'robot.{error}') from error
+    complaints = [*kinds(data, 'robot')]
+    if data.path:
+        complaints += absent('robot.path', data.path)
+    elif data.kind != 'synthetic':
+        complaints.append(f"robot.path is empty: kind '{data.kind}' needs --path PATH")
+    if complaints:
+        raise ConfigError(complaints[0])
+    return data
 
 
 def missing(config: RunConfig, workdir: str | os.PathLike) -> Iterator[str]:

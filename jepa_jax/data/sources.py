@@ -20,7 +20,7 @@ from typing import Protocol
 import numpy as np
 
 from jepa_jax import bucket, files
-from jepa_jax.config import WITHOUT_PATH, DataConfig, DataListConfig
+from jepa_jax.config import WITHOUT_PATH, DataConfig, DataListConfig, cache_root
 from jepa_jax.config.layouts import FETCHED, SOURCES
 from jepa_jax.data import clips, decode, fetched, kinds, lists, npz, pictures, prepared
 from jepa_jax.data.cache import ClipCache, checksum, read_stored
@@ -335,6 +335,9 @@ def open_source(entry: DataListConfig, data: DataConfig, index: int = 0) -> Sour
         raise ConfigError(f'{field}.path: {error}') from error
     except OSError as error:
         what = error.strerror or str(error)
+        if not entry.path:  # a self-made set, made in the cache folder
+            what = f'{error.filename or cache_root()}: {what}; JEPA_JAX_CACHE names the folder'
+            raise ConfigError(f'{field}.kind = {entry.kind!r} cannot be made: {what}') from error
         raise ConfigError(f'{field}.path: {entry.path!r} cannot be read: {what}') from error
     if not len(source):
         left_out = ', '.join(f'{n} {reason}' for reason, n in source.skipped.items())

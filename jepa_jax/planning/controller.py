@@ -12,8 +12,10 @@ Poses come and go in the units of the recordings that the run was trained on.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -115,6 +117,50 @@ class Robot:
         """A Controller towards a goal image, compiled; see there."""
         return Controller(self, goal, workspace=workspace, **settings)
 
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """Raises PlanError: settings of `controller` that cannot be; before there is a goal."""
+        of_search = inspect.signature(_search).parameters
+        _search(self, **{name: value for name, value in settings.items() if name in of_search})
+
+
+def _search(
+    robot: Robot,
+    workspace: Sequence[float],
+    planner: str = 'cem',
+    samples: int = 400,
+    iterations: int = 10,
+    horizon: int = 1,
+    elites: int = 10,
+    max_step: float = 0.05,
+    cost: Cost | None = None,
+    gain: float = 0.01,
+    patience: int = 3,
+    max_age: float | None = None,
+    force: bool = False,
+) -> tuple[Any, Cost, tuple[float, ...]]:
+    """The solver, the cost and the box in metres; raises PlanError, see Controller."""
+    if robot.ended and robot.ended[0] == 'ignores actions' and not force:
+        raise PlanError(f"the run '{robot.name}' ended: {robot.ended[1]} (force=True: plan all "
+                        'the same)')  # fmt: skip
+    if not 0 <= gain < 1:
+        raise PlanError(f'gain {gain:g}: must be from 0 to less than 1')
+    if patience < 1:
+        raise PlanError(f'patience {patience}: must be at least 1')
+    if max_age is not None and not max_age > 0:
+        raise PlanError(f'max_age {max_age:g}: must be more than 0 seconds')
+    cost = cost or Cost()
+    box = tuple(float(x) * robot.units.metres for x in workspace)
+    try:
+        if box:
+            check_box(box)
+        search = solver(
+            planner, end_effector(max_step), cost, samples=samples, iterations=iterations,
+            horizon=horizon, elites=elites,
+        )  # fmt: skip
+    except ValueError as error:
+        raise PlanError(str(error)) from error
+    return search, cost, box
+
 
 class Controller:
     """Plans from every picture anew and gives the first action of each plan.
@@ -163,26 +209,12 @@ class Controller:
           PlanError: a setting, a workspace or a picture that cannot be; the model's own run ended
             with the verdict that it ignores actions, and nothing forces it.
         """
-        if robot.ended and robot.ended[0] == 'ignores actions' and not force:
-            raise PlanError(f"the run '{robot.name}' ended: {robot.ended[1]} (force=True: plan all "
-                            'the same)')  # fmt: skip
-        if not 0 <= gain < 1:
-            raise PlanError(f'gain {gain:g}: must be from 0 to less than 1')
-        if patience < 1:
-            raise PlanError(f'patience {patience}: must be at least 1')
-        cost = cost or Cost()
-        box = tuple(float(x) * robot.units.metres for x in workspace)
-        try:
-            if box:
-                check_box(box)
-            self._solver = solver(
-                planner, end_effector(max_step), cost, samples=samples, iterations=iterations,
-                horizon=horizon, elites=elites,
-            )  # fmt: skip
-        except ValueError as error:
-            raise PlanError(str(error)) from error
+        self._solver, self._cost, self._box = _search(
+            robot, workspace, planner, samples, iterations, horizon, elites, max_step, cost, gain,
+            patience, max_age, force,
+        )  # fmt: skip
         self.robot = robot
-        self._cost, self._box, self._max_step = cost, box, max_step
+        self._max_step = max_step
         self._gain, self._patience, self._force = gain, patience, force
         self._max_age = 1 / robot.rate if max_age is None else max_age
         self._horizon, self._key = horizon, jax.random.key(seed)
@@ -201,11 +233,13 @@ class Controller:
           PlanError: a picture or pose that cannot be.
         """
         features = self.robot.agent.encode(self._picture(goal)[None])[0]
+        size = np.shape(goal)[:2]
         state = None if goal_state is None else jnp.asarray(self._pose(goal_state), jnp.float32)
         if self._cost.state_weight and state is None:
             raise PlanError('goal_state: the cost has a state_weight, so it must be given')
         # what no cost reads would be another input of the program, with it and without
         self._goal = Goal(features, state if self._cost.state_weight else None)
+        self._size = size
         self._first = jnp.zeros((self._horizon, len(end_effector().planned)))
         self._last: tuple[np.ndarray, np.ndarray] | None = None
         self._held = self._steps = 0
@@ -214,9 +248,10 @@ class Controller:
         """What to do now.
 
         Args:
-          image: uint8 [H, W, 3], RGB, of any size, from the camera of the recordings.
+          image: uint8 [H, W, 3], RGB, of any size, which is the goal's, from the camera of the
+            recordings.
           state: pose [7] measured when it was taken, in the robot's units.
-          age: seconds since then.
+          age: seconds since then. A picture from the future is stale, too: two clocks differ.
 
         Raises:
           PlanError: a picture or pose that cannot be, a pose outside of the workspace by more than
@@ -224,6 +259,11 @@ class Controller:
         """
         began = time.monotonic()
         picture, pose = self._picture(image), self._pose(state)
+        if (size := np.shape(image)[:2]) != self._size:
+            raise PlanError(
+                f'picture: {size[1]} x {size[0]} pixels, the goal has {self._size[1]} x '
+                f'{self._size[0]}: both must be from the same camera'
+            )
         why = self._stale(picture, pose, age)
         self._last = picture, pose
         nothing = np.zeros(7, np.float32)
@@ -274,6 +314,8 @@ class Controller:
     def _stale(self, picture: np.ndarray, pose: np.ndarray, age: float) -> str:
         if not age <= self._max_age:
             return f'the picture is {age:.3g} s old, may be {self._max_age:.3g}'
+        if age < -self._max_age:
+            return f'the picture is from {-age:.3g} s ahead: two clocks differ'
         if self._last is None:
             return ''
         before, place = self._last

@@ -199,6 +199,11 @@ def _claim(folder: Path, settings: CollectionConfig) -> None:
             )
         if stored == own:
             return
+    elif other := next(folder.rglob('*.npz'), None):
+        raise SimError(
+            f'{folder} holds recordings that are no collection ({other.relative_to(folder)}): '
+            'readers take all that lie there; name another folder'
+        )
     write_json(path, own)
 
 

@@ -496,3 +496,13 @@ def test_make_shards_on_the_command_line(listed, tmp_path):
     done = call(listed[0], '--out', tmp_path / 'out', '--workers', '1')
     where = tmp_path / 'out'
     assert f'left out, and named in {where}/shard-*.json: 1 not_video' in done.stdout
+
+
+def test_a_cache_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
+    """The list of a self-made set has no path that could be at fault."""
+    (tmp_path / 'file').touch()
+    monkeypatch.setenv('JEPA_JAX_CACHE', str(tmp_path / 'file'))
+    with pytest.raises(ConfigError) as error:
+        open_source(DataListConfig(kind='synthetic_few'), DataConfig())
+    assert "kind = 'synthetic_few' cannot be made: " in str(error.value)
+    assert str(tmp_path / 'file') in str(error.value) and 'JEPA_JAX_CACHE' in str(error.value)

@@ -5,9 +5,13 @@ import dataclasses
 import io
 import json
 import pathlib
+import socket
+import struct
 import sys
 import threading
+import time
 import urllib.error
+import urllib.parse
 import urllib.request
 
 import jax
@@ -16,7 +20,7 @@ import numpy as np
 import pytest
 
 import jepa_jax
-from jepa_jax import serve_robot
+from jepa_jax import cli, serve_robot
 from jepa_jax.config import RobotConfig
 from jepa_jax.data.robot.contract import as_recorded, rescaled
 from jepa_jax.errors import PlanError
@@ -126,6 +130,17 @@ def test_an_old_picture_and_one_that_stands_still_move_nothing():
     for age in (0.3, float('nan')):
         old = controller.step(picture((0.3, 0.5, 0.5)), pose((0.3, 0.5, 0.5)), age=age)
         assert old.verdict == 'stale' and 'may be 0.25' in old.why
+    ahead = controller.step(picture((0.3, 0.5, 0.5)), pose((0.3, 0.5, 0.5)), age=-3600.0)
+    assert ahead.verdict == 'stale' and 'two clocks differ' in ahead.why and not ahead.action.any()
+
+
+def test_a_picture_of_another_size_than_the_goal_is_refused():
+    """As `jepa plan` refuses it: it is hardly from the same camera."""
+    controller = robot().controller(picture((0.9, 0.5, 0.5)), workspace=BOX, **SETTINGS)
+    wide = np.zeros((4, 6, 3), np.uint8)
+    with pytest.raises(PlanError, match='picture: 6 x 4 pixels, the goal has 4 x 4'):
+        controller.step(wide, pose((0.3, 0.5, 0.5)))
+    assert controller.step(picture((0.3, 0.5, 0.5)), pose((0.3, 0.5, 0.5))).verdict == 'move'
 
 
 def test_energies_that_are_no_numbers_are_no_arrival():
@@ -192,6 +207,7 @@ def test_poses_come_and_go_in_the_units_of_the_robot(units, recorded):
         (dict(max_step=-1), 'max_step -1: must be finite'),
         (dict(gain=1.0), 'gain 1: must be from 0'),
         (dict(patience=0), 'patience 0: must be at least 1'),
+        (dict(max_age=-1.0), 'max_age -1: must be more than 0 seconds'),
         (dict(goal=np.zeros((4, 4, 3))), r'picture: float64 \[4, 4, 3\], must be uint8'),
         (dict(goal_state=[0.0] * 6), r'states have shape \[1, 6\], must have \[T, 7\]'),
     ],
@@ -271,11 +287,14 @@ def test_requests_that_are_none(server):
     """One line each, and the server goes on."""
     body = io.BytesIO()
     np.savez(body, state=np.zeros(7))
+    extra = io.BytesIO()
+    np.savez(extra, image=picture((0.5, 0.5, 0.5)), state=np.zeros(7), aeg=9.0)
     for path, content, words in (
         ('/goal', b'PK nothing', 'request'),
         ('/goal', b'', 'request'),
         ('/goal', body.getvalue(), 'no array image'),
         ('/other', b'x', '/other'),
+        ('/step', extra.getvalue(), 'array aeg: allowed are image, state, age'),
     ):
         request = urllib.request.Request(server + path, data=content)
         with pytest.raises(urllib.error.HTTPError) as refused:
@@ -284,3 +303,34 @@ def test_requests_that_are_none(server):
         answer = json.loads(refused.value.read())['error']
         assert words in answer and len(answer.splitlines()) == 1
         refused.value.close()
+
+
+def test_a_client_that_leaves_is_one_line(server, capsys):
+    """Reset while its answer is written."""
+    address = urllib.parse.urlsplit(server)
+    with socket.create_connection((address.hostname, address.port)) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+        client.sendall(b'POST /goal HTTP/1.1\r\nContent-Length: 500\r\n\r\nabc')
+        time.sleep(0.2)  # until the server reads the body
+    printed = ''
+    until = time.monotonic() + 20
+    while not printed and time.monotonic() < until:
+        time.sleep(0.05)
+        printed += capsys.readouterr().err
+    assert printed == '127.0.0.1 left before it was answered\n'
+
+
+def test_a_server_refuses_settings_before_it_listens(capsys, monkeypatch):
+    """Not when the first goal comes."""
+    monkeypatch.setattr(Robot, 'load', classmethod(lambda cls, *a, **k: robot()))
+    monkeypatch.setattr(serve_robot, 'serve', lambda *a: pytest.fail('it listens'))
+    for flags, words in (
+        (['--workspace', '1,0,0,1,0,1'], 'workspace 1,0,0,1,0,1: must be'),
+        (['--workspace', '0,1,0,1,0,1', '--samples', '5'], 'elites 10: must be from 2'),
+        (['--workspace', '0,1,0,1,0,1', '--max-age', '-1'], 'max_age -1: must be more than 0'),
+    ):
+        status = cli.run(
+            serve_robot.run, doc='', tables=(), options=serve_robot.add_options,
+            argv=['--model', 'random:tiny', *flags],
+        )  # fmt: skip
+        assert status == 1 and f'error: {words}' in capsys.readouterr().err

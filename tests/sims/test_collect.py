@@ -85,6 +85,14 @@ def test_another_collection_is_not_mixed_in(folder):
     assert not (folder / 'other').exists()
 
 
+def test_other_recordings_are_not_mixed_in(tmp_path):
+    (tmp_path / 'mine').mkdir()
+    np.savez(tmp_path / 'mine/a.npz', states=np.zeros((2, 7)))
+    with pytest.raises(SimError, match=r'recordings that are no collection \(mine/a.npz\)'):
+        collect(tmp_path, SMALL)
+    assert [path.name for path in tmp_path.iterdir()] == ['mine']
+
+
 def play(monkeypatch, kind, count, **change):
     """Recordings of one kind, without pictures."""
     monkeypatch.setattr(Panda, 'draw', lambda self: np.zeros((16, 16, 3), np.uint8))

@@ -67,7 +67,7 @@ def test_sound_recordings_and_one_that_cannot_be_read(tmp_path):
     assert done.returncode == 0, done.stderr
     assert '3 episodes read, 1 not' in done.stdout
     assert '3.npz: bad_state: z of frame 4 is nan' in done.stdout
-    assert 'the model sees every 2. frame, 4.00 a second, 30 in all' in done.stdout
+    assert 'the model sees 4.00 frames a second, one in 2; 30 in all' in done.stdout
     assert '2.00 times as wide as high' in done.stdout
     assert 'millimetres' not in done.stdout and 'does 1 mean open' not in done.stdout
     assert (tmp_path / 'clip.png').read_bytes().startswith(b'\x89PNG')
@@ -162,3 +162,50 @@ def test_nothing_readable_is_one_line(tmp_path):
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].endswith('no episode can be read')
     assert 'Traceback' not in done.stderr
+
+
+@pytest.mark.parametrize(
+    'flags, words',
+    [
+        (['--fps', '0'], 'robot.fps = 0.0: must be more than 0'),
+        (['--frames', '1'], 'robot.frames = 1: must be at least 2'),
+        (['--crop', '-4'], '--crop -4: must be at least 0'),
+        (['--episodes', '0'], '--episodes 0: must be at least 1'),
+        (['--path', ''], "robot.path is empty: kind 'npz' needs --path PATH"),
+        (['--path', '/no/where'], "robot.path: '/no/where' cannot be read"),
+        (['--kind', 'nps'], "robot.kind = 'nps': "),
+    ],
+)
+def test_settings_that_cannot_work_are_one_line(check, tmp_path, flags, words):
+    write(tmp_path, '0.npz', path())
+    status, out, errors = check(*asked(tmp_path), *flags)
+    assert status == 1 and not out
+    assert errors.startswith(f'error: {words}') and errors.count('\n') == 1
+
+
+def test_both_spellings_of_a_flag_are_taken(check, tmp_path):
+    """`jepa plan` has --gripper-range."""
+    states = path()
+    states[:, 6] *= 255
+    write(tmp_path, '0.npz', states)
+    for flag in ('--gripper-range=0,255', '--gripper_range=0,255'):
+        status, out, errors = check(*asked(tmp_path), flag)
+        assert status == 0 and 'gripper 0 open, 255 closed' in out, errors
+
+
+def test_pieces_longer_than_all_episodes(check, tmp_path):
+    write(tmp_path, '0.npz', path())
+    _, out, _ = check(*asked(tmp_path), '--frames', '30')
+    assert 'look: no episode has the 30 frames of a piece at 4 a second' in out
+    _, out, _ = check(*asked(tmp_path), '--frames', '5')
+    assert 'look: no episode' not in out
+
+
+def test_a_gripper_in_other_units_that_stands_still(check, tmp_path):
+    """Neither an option whose ends are the same, nor a guess at the sense of unknown units."""
+    states = path()
+    states[:, 6] = 300
+    write(tmp_path, '0.npz', states)
+    status, out, _ = check(*asked(tmp_path))
+    assert status == 1 and 'set robot.gripper_range = (OPEN, CLOSED)' in out
+    assert 'does 1 mean open' not in out and '(300, 300)' not in out

@@ -15,6 +15,7 @@ from __future__ import annotations
 from jepa_jax import lookup
 from jepa_jax.config import RobotConfig
 from jepa_jax.config.layouts import READERS as READERS
+from jepa_jax.data.robot.contract import SLACK as SLACK
 from jepa_jax.data.robot.contract import STATE as STATE
 from jepa_jax.data.robot.contract import Contract as Contract
 from jepa_jax.data.robot.contract import Measured as Measured

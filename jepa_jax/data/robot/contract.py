@@ -240,6 +240,8 @@ def _range(states: np.ndarray, data: RobotConfig, option: Callable[..., str]) ->
         if a - slack <= low and (a + b) / 2 < high <= b + slack:
             low, high = a, b
             break
+    if low == high:
+        return f'set {option("gripper_range", "(OPEN, CLOSED)")}, its values at both ends'
     opens_high = data.gripper == 'open' or values[0] > (low + high) / 2
     return f'{option("gripper_range", (high, low) if opens_high else (low, high))} (open, closed)?'
 
