@@ -146,7 +146,7 @@ def _batch(ready, rows: list[dict[str, Any]], out: Path, shown, settings: dict[s
 
     lost = 0
     with open(out, 'w', encoding='utf-8') as file:
-        for row in tqdm(rows, unit='question', disable=not sys.stderr.isatty()):
+        for row in tqdm(rows, unit='question', disable=None):
             videos = row.get('video', [])
             videos = [videos] if isinstance(videos, str) else videos
             when = row.get('start', 0.0), row.get('end', 0.0), row.get('backwards', False)

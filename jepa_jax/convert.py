@@ -85,9 +85,7 @@ def convert(
             print(line)
         to = to or _format(weights, destination)
         total = nbytes(weights, to, encoder)
-        with tqdm(
-            total=total, unit='B', unit_scale=True, desc=f'to {to}', disable=not sys.stderr.isatty()
-        ) as bar:
+        with tqdm(total=total, unit='B', unit_scale=True, desc=f'to {to}', disable=None) as bar:
             notes = write(
                 weights,
                 destination,

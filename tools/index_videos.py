@@ -328,7 +328,7 @@ def run(
         why = f' (passed over: {passed_over})' if passed_over else ''
         raise ConfigError(f'no videos in {" ".join(source)}{why}')
     summary = Summary()
-    rows = tqdm(scanned(records, decode, workers), total=len(records), unit='file')
+    rows = tqdm(scanned(records, decode, workers), total=len(records), unit='file', disable=None)
     try:
         write(_told(rows, *filter(None, (summary, fits))), out)
     except OSError as error:

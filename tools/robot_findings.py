@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +45,7 @@ def measure(recordings: robot.Recordings, data: RobotConfig, crop: int, most: in
     findings = Findings()
     unchecked = robot.open_recordings(dataclasses.replace(data, check_units=False))
     chosen = robot.spread(len(recordings), most)
-    for i in tqdm(chosen, desc='episodes', unit='episode', file=sys.stderr, disable=None):
+    for i in tqdm(chosen, desc='episodes', unit='episode', disable=None):
         seen: list[tuple[Timing, np.ndarray, np.ndarray]] = []
 
         def choose(timing: Timing, seen=seen) -> np.ndarray:

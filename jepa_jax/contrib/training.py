@@ -3,7 +3,6 @@ chosen from recordings in memory."""
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -71,7 +70,7 @@ def train(
         make, step = jax.vmap(make), jax.vmap(step, in_axes=(0, 0, None))
     step = jax.jit(step, donate_argnums=0)
     state = jax.jit(make)(np.asarray(seed) if many else seed)
-    bar = tqdm(range(steps), desc=title, unit='step', file=sys.stderr, mininterval=1.0)
+    bar = tqdm(range(steps), desc=title, unit='step', mininterval=1.0, disable=None)
     for n, choice in zip(bar, choices):
         state, metrics = step(state, choice, data)
         if n % 100 == 0 or n == steps - 1:

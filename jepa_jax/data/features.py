@@ -21,7 +21,6 @@ import hashlib
 import json
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -119,7 +118,7 @@ class FeatureStore:
             return
         log.info('features: %d of %d episodes to encode, in %s', len(left), count, self.folder)
         bad, notes = 0, collections.Counter()
-        with tqdm(left, desc='features', unit='episode', file=sys.stderr) as bar:
+        with tqdm(left, desc='features', unit='episode', disable=None) as bar:
             for i in bar:
                 path = self.file(recordings, i)  # of the state before it is read
                 try:

@@ -22,7 +22,6 @@ import functools
 import json
 import logging
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -108,7 +107,7 @@ def make_once(folder: Path, fill: Callable[[Path], None], videos: int) -> None:
 
 def progress(items: Sequence) -> tqdm:
     """The items, with a bar."""
-    return tqdm(items, desc='videos', unit='file', file=sys.stderr)
+    return tqdm(items, desc='videos', unit='file', disable=None)
 
 
 def load_labels(folder: str | Path) -> dict[str, dict[str, int | str]]:
@@ -304,7 +303,7 @@ def shape(
 def _fill(counts: dict[str, int], partial: Path) -> None:
     """Writes the set: videos, lists and labels."""
     known = {}
-    with tqdm(total=sum(counts.values()), desc='videos', unit='file', file=sys.stderr) as bar:
+    with tqdm(total=sum(counts.values()), desc='videos', unit='file', disable=None) as bar:
         for split, count in counts.items():
             names = [f'videos/{split}_{i:04d}.mp4' for i in range(count)]
             for i, name in enumerate(names):

@@ -14,7 +14,6 @@ import hashlib
 import json
 import logging
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -187,7 +186,7 @@ def _with(
 
     detector = fit(look, pieces, config, known, bad, title)
     judged = []
-    for video in tqdm(footage.test, f'{title}test video', unit='video', file=sys.stderr):
+    for video in tqdm(footage.test, f'{title}test video', unit='video', disable=None):
         try:
             shown = look(video.path, (0.0, 1.0))
             wrong = video.labels.of(video.path, shown.seconds) if video.labels else None
@@ -218,7 +217,7 @@ def fit(
       ConfigError: a part of it has no piece that can be read.
     """
     rng, total = np.random.default_rng(config.seed), sum(map(len, pieces))
-    with tqdm(total=total, desc=f'{title}normal video', unit='piece', file=sys.stderr) as bar:
+    with tqdm(total=total, desc=f'{title}normal video', unit='piece', disable=None) as bar:
 
         def seen(part: list[Piece]) -> Iterator[Shown]:
             count = 0

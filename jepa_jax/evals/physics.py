@@ -14,7 +14,6 @@ import functools
 import hashlib
 import itertools
 import logging
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -271,7 +270,7 @@ def measure(
     for step, F, contexts in options:
         rows: dict[str, dict[int, list]] = {name: {} for name in ('model', 'random')}
         label = f'step {step}, {F} frames'
-        items = tqdm(ahead(videos(step)), label, len(pairs.pairs), unit='pair', file=sys.stderr)
+        items = tqdm(ahead(videos(step)), label, len(pairs.pairs), unit='pair', disable=None)
         missing = False
         for i, *both in items:
             if min(map(len, both)) < F:

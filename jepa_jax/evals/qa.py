@@ -12,7 +12,6 @@ import dataclasses
 import json
 import logging
 import os
-import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -233,7 +232,7 @@ def ask(
     by_media: dict[Media, list[Item]] = defaultdict(list)
     for item in items:
         by_media[item.media].append(item)
-    bar = tqdm(by_media.items(), 'videos', unit='video', file=sys.stderr)
+    bar = tqdm(by_media.items(), 'videos', unit='video', disable=None)
     with open(path, 'a', encoding='utf-8') as file:
         for media, own in bar:
             open_ones = [

@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import os
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -255,9 +254,7 @@ class StoredClips:
             pending.clear()
 
         mine = list(left.items())[process::processes]
-        for media, path in tqdm(
-            mine, desc='features', unit='clip', file=sys.stderr, disable=not mine
-        ):
+        for media, path in tqdm(mine, 'features', unit='clip', disable=None if mine else True):
             try:
                 pending.append((path, look(media)[0], look.apart(media)))
             except BadFile as error:

@@ -19,7 +19,6 @@ import functools
 import json
 import multiprocessing
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,7 +81,7 @@ def collect(folder: str | os.PathLike, settings: CollectionConfig, workers: int 
         initial=settings.episodes - len(missing),
         desc='episodes',
         unit='ep',
-        file=sys.stderr,
+        disable=None,
     ) as bar:
         if not workers:
             for block in blocks:

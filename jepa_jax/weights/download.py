@@ -258,7 +258,9 @@ def _no_weights(part: pathlib.Path, suffix: str) -> str:
 def _copy(answer, part: pathlib.Path, have: int, total: int) -> None:
     with (
         open(part, 'r+b' if have else 'wb') as file,
-        tqdm(total=total, initial=have, unit='B', unit_scale=True, desc=part.stem) as bar,
+        tqdm(
+            total=total, initial=have, unit='B', unit_scale=True, desc=part.stem, disable=None
+        ) as bar,
     ):
         file.seek(have)
         while chunk := answer.read(2**20):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
 from collections.abc import Sequence
 
@@ -81,7 +80,7 @@ def measure(
         start = np.array([env.distance() for env in envs])
         frames = [[s['image'] for s in seen[:shown]]]
         taken = []
-        for t in tqdm(range(envs[0].steps), desc=title or task, unit='step', file=sys.stderr):
+        for t in tqdm(range(envs[0].steps), desc=title or task, unit='step', disable=None):
             stacked = {name: np.stack([s[name] for s in seen]) for name in seen[0]}
             begun = time.monotonic()
             actions = np.asarray(policy(envs, stacked, jax.random.fold_in(key, t)))
