@@ -80,14 +80,14 @@ def stages(config: QuestionsStudyConfig, folder: Path) -> list[Stage]:
                 name = f'{which}_{clips}_{seed}'
                 captions = _run(config, data / f'captions_{clips}.jsonl', source, seed)
                 captions.language.trains = 'nothing'
-                views = len(self_made.views('train', clips))
-                times = math.ceil(config.align_times * views / captions.optim.batch)
-                captions.optim.steps = max(config.align_steps, times)
+                once = len(self_made.views('train', clips)) / captions.optim.batch  # steps
+                captions.optim.steps = max(config.align_steps, math.ceil(config.align_times * once))
                 captions.optim.lr = config.align_lr
                 captions.language.path = str(place)
                 steps.append(Stage(f'captions, {name}', folder / f'captions_{name}', captions))
                 every = _run(config, data / f'all_{clips}.jsonl', source, seed)
                 every.checkpoints.init_from = str(folder / f'captions_{name}')
+                every.optim.steps = max(every.optim.steps, math.ceil(config.ask_times * once))
                 every.heldout = str(data / 'held.jsonl')
                 steps.append(Stage(f'questions, {name}', folder / name, every))
     return steps

@@ -20,7 +20,8 @@ def get_config(arg: str = '') -> QuestionsStudyConfig:
     c = QuestionsStudyConfig(name='questions-tiny', seeds=3 if phase == 'three' else 1)
     small = 'smoke' in words
     c.words_steps, c.words_lr = 1500, 6e-3  # until it reads what is told almost without error
-    c.align_times = 40  # 4,000 steps of 800 clips; 200 were too few for these
+    # 4,000 steps of captions and 2,700 of questions of 800 clips; 200 and 900 were too few for these
+    c.align_times, c.ask_times = 40, 27
     c.pretrain = load(f'{shipped("configs") / "tiny.py"}{":smoke" if small else ""}')
     a = c.answer
     a.compute_dtype = 'float32'
@@ -38,7 +39,7 @@ def get_config(arg: str = '') -> QuestionsStudyConfig:
     a.checkpoints.every, a.checkpoints.keep = 300, 1
     a.logging.every, a.logging.health_every = 50, 300
     if small:
-        c.align_times = 0
+        c.align_times = c.ask_times = 0
         c.clips, c.questions, c.test_clips, c.bootstrap = '4,8', 60, 4, 50
         c.words_steps = c.align_steps = a.optim.steps = 4
         a.optim.warmup, a.optim.batch = 1, 8

@@ -28,7 +28,9 @@ class QuestionsStudyConfig(StudyConfig):
     questions: int = 20_000  # conversations of a run
     words_steps: int = 200  # language alone, on what videos show told in words
     align_steps: int = 200  # projector alone, on captions, at least
-    align_times: int = 0  # that each view is captioned, at least: many clips take more steps
+    # at least, that each view is captioned and asked about: many clips take more steps
+    align_times: int = 0
+    ask_times: int = 0
     words_lr: float = 5e-3
     align_lr: float = 5e-3
     test_clips: int = 400
@@ -45,6 +47,7 @@ RULES[QuestionsStudyConfig] = {
     'words_steps': POSITIVE,
     'align_steps': POSITIVE,
     'align_times': NOT_NEGATIVE,
+    'ask_times': NOT_NEGATIVE,
     'words_lr': POSITIVE,
     'align_lr': POSITIVE,
     'test_clips': Rule(lambda v: 1 <= v <= 400, 'from 1 to 400'),
