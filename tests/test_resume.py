@@ -30,6 +30,8 @@ from jepa_jax.origin import origin_of
 from jepa_jax.recipes import validate
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.skipif(not os.path.exists('/proc/self/stat'), reason='reads /proc')
 def test_killed_at_any_moment(runs):
     """Before the first checkpoint, during a save, between two; every start with other workers."""

@@ -82,6 +82,8 @@ def test_a_study_of_its_own_runs_to_its_report(toys, study):
     assert f'jepa convert {study}/first DIR' in page and page.count('<img') == 1
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_killed_and_resumed_bit_for_bit(toys, study):
     workdir = toys.folder / 'killed'
     with Started(toys, workdir, ()) as run:
