@@ -211,7 +211,7 @@ def test_the_check_shows_the_clock(tmp_path):
     recordings = robot.open_recordings(data)
     found = robot_findings.measure(recordings, data, 32, 10)
     said = '\n'.join(robot_findings.report(found, data, 32))
-    for words in ('recorded at 15 frames a second', 'the model sees 3.75 frames a second, one in 4;',
+    for words in ('recorded at 15 frames a second', 'the model sees 3.75 frames a second, one in 4',
                   '1 of 1 episodes: 6 pictures were lost', '1 of 1 episodes: the video says 60',
                   'as recorded: positions in 1 m, angles in radians, gripper 1 is'):  # fmt: skip
         assert words in said
