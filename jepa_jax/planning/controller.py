@@ -119,25 +119,16 @@ class Robot:
 
     def check(self, settings: Mapping[str, Any]) -> None:
         """Raises PlanError: settings of `controller` that cannot be; before there is a goal."""
-        of_search = inspect.signature(_search).parameters
-        _search(self, **{name: value for name, value in settings.items() if name in of_search})
+        usual = {n: p.default for n, p in inspect.signature(Controller).parameters.items()}
+        given = {**usual, **settings, 'robot': self}
+        _search(**{name: given[name] for name in inspect.signature(_search).parameters})
 
 
 def _search(
-    robot: Robot,
-    workspace: Sequence[float],
-    planner: str = 'cem',
-    samples: int = 400,
-    iterations: int = 10,
-    horizon: int = 1,
-    elites: int = 10,
-    max_step: float = 0.05,
-    cost: Cost | None = None,
-    gain: float = 0.01,
-    patience: int = 3,
-    max_age: float | None = None,
-    force: bool = False,
-) -> tuple[Any, Cost, tuple[float, ...]]:
+    robot: Robot, workspace: Sequence[float], planner: str, samples: int, iterations: int,
+    horizon: int, elites: int, max_step: float, cost: Cost | None, gain: float, patience: int,
+    max_age: float | None, force: bool,
+) -> tuple[Any, Cost, tuple[float, ...]]:  # fmt: skip
     """The solver, the cost and the box in metres; raises PlanError, see Controller."""
     if robot.ended and robot.ended[0] == 'ignores actions' and not force:
         raise PlanError(f"the run '{robot.name}' ended: {robot.ended[1]} (force=True: plan all "
