@@ -85,7 +85,8 @@ def _released(name: str, row: names.Released) -> Row:
     elif name.startswith('ac-'):
         does, numbers = ('features', 'plans'), encoder + _size(*configs, 'ac_predictor')
     elif row.version == parts.MAE:
-        does, numbers = ('features',), encoder
+        does = ('features', *(('classes (in1k)',) if row.tuned else ()))
+        numbers = encoder
     else:
         does = 'features', 'predictions'
         numbers = 2 * encoder + _size(*configs, 'predictor')

@@ -30,7 +30,7 @@ class Loaded(Described):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class ProbeHead(Described):
-    """An attentive probe and how its clips are made. (reference: vjepa2 §9.1, §11.2)"""
+    """A probe and how its clips are made. (reference: vjepa2 §9.1, §11.2)"""
 
     config: PoolerConfig
     classes: dict[str, int]  # head -> number of classes

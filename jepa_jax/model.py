@@ -34,11 +34,7 @@ from jepa_jax.encoder import Loaded as Loaded
 from jepa_jax.encoder import ProbeHead as ProbeHead
 from jepa_jax.errors import InputError
 from jepa_jax.inputs import FPS, Trained
-from jepa_jax.models.pooler import (
-    AttentiveClassifier,
-    AttentivePooler,
-    average_tokens,
-)
+from jepa_jax.models.pooler import AttentiveClassifier, average_tokens, pooler
 from jepa_jax.models.predictor import Predictor
 from jepa_jax.models.vit import ViTConfig
 from jepa_jax.nets import Net
@@ -545,7 +541,7 @@ class Model:
     @functools.cached_property
     def _pooler(self):
         """tokens [B, N, D] -> [B, queries, D]"""
-        return jax.jit(Net(lambda rngs: AttentivePooler(self.probe.config, rngs=rngs)))
+        return jax.jit(Net(lambda rngs: pooler(self.probe.config, rngs=rngs)))
 
     def _need_probe(self, why: str) -> ProbeHead:
         if self.probe is None:

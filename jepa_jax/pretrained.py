@@ -107,7 +107,7 @@ def load(
         released name or the path of a file, @sha256:HEX refuses any other file.
       encoder: 'target', the moving average, which all published evaluations use, or 'online'. A
         source with one encoder serves either choice.
-      probe: name or path of an attentive probe to read the features with.
+      probe: name or path of a probe to read the features with.
       dtype: of matmul inputs: float32 or bfloat16.
       seed: of random weights.
       crop, frames, heads, allow_missing, ignore, allow_nonfinite: as of `convert.read`, for a path.
@@ -234,7 +234,9 @@ def _head(weights: Weights, dtype: str, **reads: Any) -> ProbeHead:
     """The probe of weights; reads: if known, else as the source says, else the last block."""
     pooler, classes = weights.probe
     stored = {k: tuple(v) if isinstance(v, list) else v for k, v in weights.reads.items()}
-    usual = {'reads': 'future' if 'verb' in classes else 'last'}
+    usual: dict[str, Any] = {'reads': 'future' if 'verb' in classes else 'last'}
+    if pooler.mean and weights.encoder:  # fine-tuned together
+        usual['frames'] = weights.encoder.frames
     params = _placed(weights, 'probe')
     settings = {k: v for k, v in (usual | stored | reads).items() if k != 'weights'}
     return ProbeHead(_typed(pooler, dtype), classes, params, labels=weights.labels, **settings)
@@ -287,7 +289,7 @@ def released_configs(row: names.Released) -> tuple[ViTConfig, PredictorConfig]:
     encoder, predictor = random_configs(row.size + (NEWER if row.version == '2.1' else ''))
     if row.version == parts.MAE:
         more = dict(position='sincos', axes='xy', tubelet=1, frames=1, class_token=True)
-        more |= dict(patch=row.patch, image_size=row.crop)
+        more |= dict(patch=row.patch, image_size=row.crop, last_norm=not row.tuned)
         return dataclasses.replace(encoder, **more), predictor
     if row.version not in ('1', parts.IMAGES):
         return encoder, predictor

@@ -1,4 +1,4 @@
-"""The attentive probe: learned queries read a clip's features, linear heads name what they saw."""
+"""Probes: learned queries, or a mean, read a clip's features; linear heads name what they saw."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from jepa_jax.models.layers import (
 from jepa_jax.nets import fold, stack
 from jepa_jax.sharding import VECTORS, Rules, batch_spec
 
-EPS = 1e-5  # of every LayerNorm here; encoder and predictors have 1e-6
+EPS = 1e-5  # of every LayerNorm of an attentive pooler; encoder and predictors have 1e-6
+MEAN_EPS = 1e-6  # of the one of a mean
 MLP_RATIO = 4.0  # whatever the encoder's ratio is
 
 
@@ -39,6 +40,9 @@ class PoolerConfig:
     # as V-JEPA 1: the self-attention comes after, on what the queries have read
     cross_first: bool = False
     spare_projection: bool = False  # a layer that V-JEPA 1's files have and its forward never uses
+    # no attention: the mean over all tokens and a norm, as MAE and VideoMAE are fine-tuned (ViT's
+    # vit.ViTConfig.last_norm is off); heads and depth mean nothing then
+    mean: bool = False
     dtype: jnp.dtype = jnp.bfloat16  # of matmul inputs
     remat: str = 'full'  # a key of nets.REMAT
 
@@ -140,6 +144,24 @@ class AttentivePooler(nnx.Module):
         return result
 
 
+class MeanPooler(nnx.Module):
+    """Features of all tokens -> their mean, normed. (reference: family §3, §6 M5)"""
+
+    def __init__(self, config: PoolerConfig, *, rngs: nnx.Rngs):
+        if config.queries != 1:
+            raise ValueError(f'pooler: queries {config.queries} of a mean, must be 1')
+        self.norm = LayerNorm(config.width, eps=MEAN_EPS, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [B, N, D], any N -> [B, 1, D] float32."""
+        return self.norm(x.astype(jnp.float32).mean(1, keepdims=True))
+
+
+def pooler(config: PoolerConfig, *, rngs: nnx.Rngs) -> AttentivePooler | MeanPooler:
+    """The pooler of a probe."""
+    return (MeanPooler if config.mean else AttentivePooler)(config, rngs=rngs)
+
+
 def averaged_grid(grid: tuple[int, int, int], most: int) -> tuple[int, int, int]:
     """The (t, h, w) grid of boxes whose means `average_tokens` takes; most: 0: all tokens.
 
@@ -175,11 +197,14 @@ def average_tokens(x: jax.Array, grid: tuple[int, int, int], most: int) -> jax.A
 def sharding(probe: tuple[PoolerConfig, dict[str, int]]) -> Rules:
     """Where the parameters of an AttentiveClassifier lie: what reads the blocks' tokens is small,
     and every device needs it whole."""
+    heads = (r'heads/\w+/kernel', jax.P())
+    if probe[0].mean:
+        return (heads, *VECTORS)
     blocks = block_sharding('gelu', 'pooler/') if probe[0].depth > 1 else ()
     return (
         *blocks,
         (r'pooler/cross_attention_block/(xattn/(q|kv|proj)|mlp/fc[12])/kernel', jax.P()),
-        (r'heads/\w+/kernel', jax.P()),
+        heads,
         (r'pooler/query_tokens', jax.P()),
         *VECTORS,
     )
@@ -199,7 +224,7 @@ class AttentiveClassifier(nnx.Module):
     def __init__(self, config: PoolerConfig, classes: dict[str, int], *, rngs: nnx.Rngs):
         if config.queries != len(classes):
             raise ValueError(f'{config.queries} queries for {len(classes)} heads {tuple(classes)}')
-        self.pooler = AttentivePooler(config, rngs=rngs)
+        self.pooler = pooler(config, rngs=rngs)
         self.order = tuple(classes)  # a dict of parameters comes back sorted by name
         self.heads = nnx.Dict({name: _head(config, count, rngs) for name, count in classes.items()})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +50,9 @@ class ViTConfig:
     class_token: bool = False  # one more token, as in MAE, whose features are not among the tokens'
     key_bias: bool = True  # False: attention's keys have none, as in VideoMAE
     glorot: bool = False  # weights start as MAE's, see layers.redraw
+    # False: features as the last block leaves them, as in MAE and VideoMAE once fine-tuned: their
+    # classifier has a norm, of the mean (pooler.PoolerConfig.mean)
+    last_norm: bool = True
     dtype: jnp.dtype = jnp.bfloat16  # of matmul inputs and of the residual stream
     remat: str = 'full'  # a key of nets.REMAT
     rescale: bool = True  # how fresh weights are drawn: see config.EncoderConfig
@@ -145,7 +149,7 @@ class ViT(nnx.Module):
         if c.levels:
             norms = (LayerNorm(c.width, eps=EPS, rngs=rngs) for _ in c.levels)
             self.norms = nnx.Dict({str(i): norm for i, norm in enumerate(norms)})
-        else:
+        elif c.last_norm:
             self.norm = LayerNorm(c.width, eps=EPS, rngs=rngs)
         if c.stored_table:
             self.table = nnx.Param(jnp.asarray(position_table(c, c.home)))
@@ -246,11 +250,11 @@ class ViT(nnx.Module):
         features = self(images, levels=levels)
         return [joined(x) for x in features] if levels else joined(features)
 
-    def _norm(self, block: int) -> nnx.LayerNorm:
+    def _norm(self, block: int) -> Callable[[jax.Array], jax.Array]:
         """Of the output of a block."""
         levels = self.config.levels
         if not levels:
-            return self.norm
+            return self.norm if self.config.last_norm else _float32
         last = len(levels) - 1
         return self.norms[str(last - levels[::-1].index(block) if block in levels else last)]
 
@@ -270,6 +274,11 @@ class ViT(nnx.Module):
         if self.config.stored_table:
             token = token + jax.lax.stop_gradient(self.table[...])[:1]
         return token
+
+
+def _float32(x: jax.Array) -> jax.Array:
+    """Features without a norm, in the type that a norm gives."""
+    return x.astype(jnp.float32)
 
 
 def positions(config, ids: jax.Array, h: int, w: int) -> tuple[jax.Array, ...]:

@@ -330,12 +330,9 @@ def write_config(
         pooler, classes = probe
         if pooler.heads != encoder.heads:
             raise refuse(f'a probe of {pooler.heads} heads on an encoder of {encoder.heads}')
-        names = list(labels) or [f'LABEL_{i}' for i in range(classes.get('linear', 0))]
-        config |= {
-            'num_pooler_layers': pooler.depth - 1,
-            'id2label': {str(i): name for i, name in enumerate(names)},
-            'label2id': {name: i for i, name in enumerate(names)},
-        }
+        if pooler.mean:
+            raise refuse('a probe of the mean')
+        config |= {'num_pooler_layers': pooler.depth - 1, **named(classes['linear'], labels)}
     crop = encoder.image_size
     processor = {
         **PROCESSOR,
@@ -344,6 +341,15 @@ def write_config(
     }
     for name, value in ((CONFIG, config), ('video_preprocessor_config.json', processor)):
         (folder / name).write_text(json.dumps(value, indent=2) + '\n')
+
+
+def named(count: int, labels: Iterable[str]) -> dict[str, dict]:
+    """Names of so many classes, as config.json has them; labels: if they are known."""
+    names = list(labels) or [f'LABEL_{i}' for i in range(count)]
+    return {
+        'id2label': {str(i): name for i, name in enumerate(names)},
+        'label2id': {name: i for i, name in enumerate(names)},
+    }
 
 
 def of_images(config: ViTConfig) -> bool:

@@ -1,21 +1,24 @@
 """Folders of `transformers` with MAE or VideoMAE: ViTMAEModel, ViTMAEForPreTraining,
-VideoMAEModel, VideoMAEForPreTraining. (reference: family §3)"""
+VideoMAEModel, VideoMAEForPreTraining, VideoMAEForVideoClassification. (reference: family §3)"""
 
 from __future__ import annotations
 
 import json
 import pathlib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from jepa_jax import files
 from jepa_jax.errors import ConvertError
 from jepa_jax.models.pixel_decoder import PixelDecoderConfig
+from jepa_jax.models.pooler import PoolerConfig
 from jepa_jax.models.vit import ViTConfig
 from jepa_jax.weights import hf_files, hf_ijepa, parts, pixel_files, shapes
 from jepa_jax.weights.pixel_tables import KEYS
 from jepa_jax.weights.tables import Leaf
 
+CLASSIFIER = 'fc_norm.', 'classifier.'  # names of VideoMAEForVideoClassification
 EPS = 1e-6  # of the originals; the classes' default, which released folders have, is 1e-12
 PROCESSOR = 'preprocessor_config.json'
 MEAN, STD = hf_files.PROCESSOR['image_mean'], hf_files.PROCESSOR['image_std']
@@ -123,16 +126,19 @@ def take_apart(folder: pathlib.Path, values: dict[str, Any]) -> dict[str, dict[s
                 r'attention\.attention\.([qv])\w+\.bias$', r'attention.attention.\1_bias', short
             )
         inner = short.startswith('decoder.') or short in KEYS
-        net = nets.setdefault('pixel_decoder' if inner else 'online', {})
+        kind = 'pixel_decoder' if inner else 'probe' if short.startswith(CLASSIFIER) else 'online'
+        net = nets.setdefault(kind, {})
         if short in net:
             raise ConvertError(f'{path}: {name} is there twice, under two names')
         net[short] = leaf
-    online = nets.get('online', {})
-    if values.get('use_mean_pooling') and online and 'layernorm.weight' not in online:
+    mean, head = bool(values.get('use_mean_pooling')), nets.get('probe', {})
+    if head and not mean:
         raise ConvertError(
-            f'{folder}: use_mean_pooling leaves the norm of the encoder out (layernorm.weight), '
-            'without which its features are not those that were trained'
+            f'{folder}: a classifier without use_mean_pooling reads the first token, which no net '
+            'here does'
         )
+    if mean and 'layernorm.weight' in nets.get('online', {}):  # of a model with a decoder
+        values['use_mean_pooling'] = False
     return nets
 
 
@@ -159,7 +165,18 @@ def encoder(values: dict[str, Any], forms: shapes.Shapes, beside: ViTConfig | No
         class_token=mae,
         key_bias=mae,
         glorot=True,
+        last_norm=not values.get('use_mean_pooling', False),
     )
+
+
+def probe(
+    values: dict[str, Any], forms: shapes.Shapes, beside: ViTConfig
+) -> tuple[PoolerConfig, dict[str, int]]:
+    """Of any probe."""
+    if values.get('model_type') not in DEFAULTS:
+        return hf_files.probe(values, forms, beside)
+    classes = forms.get('classifier.weight', (0,))[0]
+    return PoolerConfig(beside.width, mean=True), {'linear': classes}
 
 
 def decoder(values: dict[str, Any], forms: shapes.Shapes, beside: ViTConfig) -> PixelDecoderConfig:
@@ -184,13 +201,19 @@ def is_of_these(encoder: ViTConfig) -> bool:
 def prefixes(encoder: ViTConfig, nets: dict[str, Any]) -> dict[str, str]:
     """Net -> what its names begin with: models with a decoder have the encoder within."""
     inner = 'vit.' if encoder.class_token else 'videomae.'
-    return {name: inner if name != 'pixel_decoder' and len(nets) > 1 else '' for name in nets}
+    others = 'pixel_decoder', 'probe'
+    return {name: inner if name not in others and len(nets) > 1 else '' for name in nets}
 
 
 def write_config(
-    folder: pathlib.Path, dst: pathlib.Path, encoder: ViTConfig, decoder: PixelDecoderConfig | None
+    folder: pathlib.Path,
+    dst: pathlib.Path,
+    encoder: ViTConfig,
+    decoder: PixelDecoderConfig | None,
+    probe: tuple[PoolerConfig, dict[str, int]] | None,
+    labels: Sequence[str],
 ) -> None:
-    """config.json and preprocessor_config.json.
+    """config.json and preprocessor_config.json; labels: of the probe's classes, if known.
 
     Raises:
       ConvertError: `transformers` has no option for something in the configs.
@@ -199,10 +222,14 @@ def write_config(
         if part.mlp != 'gelu':
             raise ConvertError(f"{dst}: mlp '{part.mlp}', which transformers has not here")
     mae = encoder.class_token
+    if mae and not encoder.last_norm:
+        raise ConvertError(
+            f'{dst}: an encoder of MAE without a last norm, as fine-tuning leaves it, which '
+            'transformers has no class for: use torch or jax'
+        )
+    kind = 'ForPreTraining' if decoder else 'ForVideoClassification' if probe else 'Model'
     config = {
-        'architectures': [
-            ('ViTMAE' if mae else 'VideoMAE') + ('ForPreTraining' if decoder else 'Model')
-        ],
+        'architectures': [('ViTMAE' if mae else 'VideoMAE') + kind],
         'model_type': 'vit_mae' if mae else 'videomae',
         'dtype': 'float32',
         'num_channels': 3,
@@ -222,7 +249,7 @@ def write_config(
             'qv_bias': True,
             'num_frames': encoder.frames,
             'tubelet_size': encoder.tubelet,
-            'use_mean_pooling': False,  # or it leaves out the last norm
+            'use_mean_pooling': not encoder.last_norm,
         }
     if decoder:
         config |= {
@@ -231,6 +258,8 @@ def write_config(
             'decoder_num_attention_heads': decoder.heads,
             'decoder_intermediate_size': int(decoder.width * decoder.mlp_ratio),
         }
+    if probe:
+        config |= hf_files.named(probe[1]['linear'], labels)
     crop = encoder.image_size
     processor = {
         'image_processor_type': 'ViTImageProcessor' if mae else 'VideoMAEImageProcessor',

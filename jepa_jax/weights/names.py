@@ -34,6 +34,7 @@ class Released:
     folder: str = ''  # of an older release
     patch: int = 16  # pixels
     predictor_depth: int = 12
+    tuned: bool = False  # MAE: fine-tuned to classes, which it names
 
 
 _LEVELS_L, _LEVELS_G = (17, 19, 21, 23), (24, 29, 34, 39)
@@ -85,13 +86,18 @@ RELEASED |= {
     'ijepa-vith14-22k': _ijepa('IN22K-vit.h.14-900e', 'vith', 224, 14),
     'ijepa-vitg16-22k': _ijepa('IN22K-vit.g.16-600e', 'giant', 224, 16, predictor_depth=16),
 }
-# MAE's encoders, and with their decoders, which draw normalised pixels (reference: family §3.1)
+# MAE's encoders; with their decoders, which draw normalised pixels; fine-tuned to the classes of
+# ImageNet (reference: family §3.1)
 for _size, _name, _patch in (('vitb', 'base', 16), ('vitl', 'large', 16), ('vith', 'huge', 14)):
-    for _more in ('', '-full'):
-        _file = f'pretrain/mae_pretrain_vit_{_name}{_more.replace("-", "_")}.pth'
+    for _more, _file in (
+        ('', f'pretrain/mae_pretrain_vit_{_name}.pth'),
+        ('-full', f'pretrain/mae_pretrain_vit_{_name}_full.pth'),
+        ('-in1k', f'finetune/mae_finetuned_vit_{_name}.pth'),
+    ):
         RELEASED[f'mae-{_size}{_more}'] = Released(
-            _file, _size, 224, version='MAE', folder='mae', frames=1, patch=_patch
-        )
+            _file, _size, 224, version='MAE', folder='mae', frames=1, patch=_patch,
+            tuned=_more == '-in1k',
+        )  # fmt: skip
 # V-JEPA 1 and its probes: name -> segments (reference: family §2)
 _FIRST_PROBES = {'k400': 8, 'ssv2': 2, 'in1k': 1, 'places': 1, 'inat': 1}
 for _size, _crop, _name in (

@@ -126,15 +126,15 @@ PARTS: dict[str, Part] = {
         sharding='jepa_jax.models.expander:sharding',
     ),
     'probe': Part(
-        title='attentive probe',
+        title='probe',
         config='jepa_jax.models.pooler:PoolerConfig',
         module='jepa_jax.models.pooler:classifier',
         sharding='jepa_jax.models.pooler:sharding',
         to_json=f'{_HERE}:probe_to_json',
         from_json=f'{_HERE}:probe_from_json',
         files={
-            'torch': Format(f'{_TABLES}:torch_probe', f'{_SHAPES}:probe'),
-            'hf': Format(f'{_TABLES}:hf_probe', f'{_HF}:probe'),
+            'torch': Format(f'{_PIXELS}:torch_probe', f'{_PIXEL_FILES}:probe'),
+            'hf': Format(f'{_PIXELS}:hf_probe', f'{_HF_PIXELS}:probe'),
         },
     ),
     'decoder': Part(

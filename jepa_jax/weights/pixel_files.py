@@ -14,9 +14,10 @@ import numpy as np
 from jepa_jax.errors import ConvertError
 from jepa_jax.models import SIZES
 from jepa_jax.models.pixel_decoder import PixelDecoderConfig
+from jepa_jax.models.pooler import PoolerConfig
 from jepa_jax.models.vit import ViTConfig, position_table
 from jepa_jax.weights import hf_files, shapes, torch_files
-from jepa_jax.weights.pixel_tables import MAE, VIDEOMAE
+from jepa_jax.weights.pixel_tables import MAE, VIDEOMAE, VIDEOMAE_TUNED
 
 CROP, FRAMES = 224, 16  # of VideoMAE's released models
 # width of a decoder -> heads (reference: family §3)
@@ -30,7 +31,9 @@ VIDEOMAE_HEADS = {192: 3, 384: 6, 512: 8, 640: 8}
 def encoder(reader: shapes.Reader, name: str, forms: shapes.Shapes, beside: Any) -> ViTConfig:
     """Of any encoder."""
     if VIDEOMAE in forms:
-        return _videomae(reader, name, forms)
+        return _videomae(reader, name, forms, 'encoder.')
+    if VIDEOMAE_TUNED in forms:
+        return _videomae(reader, name, forms, '')
     if MAE in forms:
         return _mae(reader, name, forms)
     return shapes.encoder(reader, name, forms, beside)
@@ -43,7 +46,7 @@ def _mae(reader: shapes.Reader, name: str, forms: shapes.Shapes) -> ViTConfig:
     shape = _shape(reader, name, forms, width, 'blocks')
     return ViTConfig(
         **shape, patch=patch, tubelet=1, position='sincos', axes='xy', image_size=side, frames=1,
-        class_token=True, glorot=True,
+        class_token=True, glorot=True, last_norm='norm.weight' in forms,
     )  # fmt: skip
 
 
@@ -57,15 +60,16 @@ def _side(reader: shapes.Reader, name: str, tokens: int, patch: int) -> int:
     return side * patch
 
 
-def _videomae(reader: shapes.Reader, name: str, forms: shapes.Shapes) -> ViTConfig:
-    array = 'encoder.patch_embed.proj.weight'
+def _videomae(reader: shapes.Reader, name: str, forms: shapes.Shapes, prefix: str) -> ViTConfig:
+    """prefix: of its names; '' in fine-tuned files, whose encoder has no last norm."""
+    array = f'{prefix}patch_embed.proj.weight'
     width, _, tubelet, _, patch = reader.shape(name, forms, array, 5)
     crop = reader.default('crop', CROP, 'shapes do not tell; as all that were released')
     frames = reader.default('frames', FRAMES, 'shapes do not tell; as all that were released')
     return ViTConfig(
-        **_shape(reader, name, forms, width, 'encoder.blocks'),
+        **_shape(reader, name, forms, width, f'{prefix}blocks'),
         patch=patch, tubelet=tubelet, position='sincos', axes='flat', image_size=crop,
-        frames=frames, key_bias=False, glorot=True,
+        frames=frames, key_bias=False, glorot=True, last_norm=bool(prefix),
     )  # fmt: skip
 
 
@@ -125,6 +129,16 @@ def decoder_config(
         encoder.width, encoder.tubelet * encoder.patch**2 * 3, width, depth, heads, ratio,
         axes=encoder.axes, grid=encoder.home, class_token=mae, embed_bias=mae, key_bias=mae,
     )  # fmt: skip
+
+
+def probe(
+    reader: shapes.Reader, name: str, forms: shapes.Shapes, beside: ViTConfig | None
+) -> tuple[PoolerConfig, dict[str, int]]:
+    """Of any probe."""
+    if 'fc_norm.weight' not in forms:
+        return shapes.probe(reader, name, forms, beside)
+    classes, width = reader.shape(name, forms, 'head.weight', 2)
+    return PoolerConfig(width, mean=True), {'linear': classes}
 
 
 # Arrays that files have and we compute: MAE's tables

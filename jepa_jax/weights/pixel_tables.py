@@ -10,6 +10,8 @@ from jepa_jax.weights import tables
 from jepa_jax.weights.tables import IMAGE_ENCODER, SINCOS, VIDEO, Rule, Table
 
 MAE, VIDEOMAE = 'cls_token', 'encoder.blocks.0.attn.q_bias'  # names that only they have
+VIDEOMAE_TUNED = 'blocks.0.attn.q_bias'
+CLASSIFIER = 'fc_norm.', 'head.'  # of fine-tuned files, whose encoder has no norm
 KEYS = 'encoder_to_decoder.weight', 'mask_token'
 
 
@@ -18,6 +20,10 @@ def net_of(name: str, names: Iterable[str]) -> str | None:
     names = set(names)
     if VIDEOMAE in names:
         return 'pixel_decoder' if name in KEYS or not name.startswith('encoder.') else 'online'
+    if {MAE, VIDEOMAE_TUNED} & names and name.startswith(CLASSIFIER):
+        return 'probe'
+    if VIDEOMAE_TUNED in names:
+        return 'online'
     if MAE in names:
         return 'pixel_decoder' if name.startswith(('decoder_', 'mask_token')) else 'online'
     return None
@@ -55,6 +61,11 @@ VIDEOMAE_ENCODER = (
     *_block('encoder.blocks.{i}', 'blocks'),
     *tables.norm('encoder.norm', 'norm'),
 )
+VIDEOMAE_TUNED_ENCODER = (
+    *tables.affine('patch_embed.proj', 'patch_embed', matrix=VIDEO),
+    *_block('blocks.{i}', 'blocks'),
+)
+PROBE = (*tables.norm('fc_norm', 'pooler/norm'), *tables.affine('head', 'heads/linear'))
 VIDEOMAE_DECODER = (
     Rule('mask_token', 'mask_token', 'a b d -> a b d'),
     *_block('decoder.blocks.{i}', 'blocks'),
@@ -103,6 +114,10 @@ HF_VIDEOMAE_ENCODER = (
     *_hf_block('encoder.layer.{i}', 'blocks', False),
     *tables.norm('layernorm', 'norm'),
 )
+HF_VIDEOMAE_PROBE = (
+    *tables.norm('fc_norm', 'pooler/norm'),
+    *tables.affine('classifier', 'heads/linear'),
+)
 HF_VIDEOMAE_DECODER = (
     Rule('mask_token', 'mask_token', 'a b d -> a b d'),
     *_hf_block('decoder.decoder_layers.{i}', 'blocks', False),
@@ -117,10 +132,19 @@ HF_VIDEOMAE_DECODER = (
 
 def torch_encoder(config) -> Table:
     if not config.key_bias:
-        return VIDEOMAE_ENCODER, tables.patch_sizes(config)
+        rules = VIDEOMAE_ENCODER if config.last_norm else VIDEOMAE_TUNED_ENCODER
+        return rules, tables.patch_sizes(config)
     if config.class_token:
         return tables.with_table(MAE_ENCODER, config), tables.patch_sizes(config)
     return tables.torch_encoder(config)
+
+
+def torch_probe(config) -> Table:
+    return (PROBE, {}) if config[0].mean else tables.torch_probe(config)
+
+
+def hf_probe(config) -> Table:
+    return (HF_VIDEOMAE_PROBE, {}) if config[0].mean else tables.hf_probe(config)
 
 
 def torch_decoder(config) -> Table:

@@ -378,11 +378,12 @@ def _read_hf(path: pathlib.Path, allow_missing, finite: bool) -> Weights:
     notes += [other] if other else []
     labels, reads = {}, {}
     if 'probe' in nets:
+        theirs, original = ('1e-5', '1e-6') if pixels else ('1e-6', '1e-5')
         notes.append(
-            'probe: transformers has eps 1e-6 in the pooler, here it is 1e-5 as in the original: '
-            'logits differ in the fifth digit'
+            f'probe: transformers has eps {theirs} in the pooler, here it is {original} as in the '
+            'original: logits differ in the fifth digit'
         )
-        reads = {'frames': values['frames_per_clip']}
+        reads = {} if pixels else {'frames': values['frames_per_clip']}
         names = values.get('id2label') or {}
         labels = {'linear': tuple(names[key] for key in sorted(names, key=int))}
     return Weights(path, 'hf', nets, labels=labels, reads=reads, notes=tuple(notes))

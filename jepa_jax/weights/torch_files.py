@@ -300,11 +300,8 @@ def _bare(
 ) -> dict[str, dict[str, Leaf]]:
     """A state dict with nothing around it: of a net, or of a module that has several."""
     short = [_short(name) for name in content]
-    odd = [n for n in short if n.startswith(('head.', 'fc_norm.'))]
-    if odd and any(n.startswith('blocks.') for n in short):  # MAE, VideoMAE
-        words = ', '.join(map(_shown, odd[:SHOWN]))
-        raise ConvertError(f'{path} is fine-tuned: it has {words}, which no net here has')
     if pixel_tables.net_of('', short):  # MAE, VideoMAE
+        _check_tuned(path, short)
         flat: dict[str, dict] = {}
         for name, tensor in content.items():
             flat.setdefault(pixel_tables.net_of(_short(name), short), {})[name] = tensor
@@ -344,6 +341,24 @@ def _bare(
             f'{path} holds no weights of V-JEPA: its first key is {_shown(next(iter(arrays)))}'
         )
     return {net: arrays}
+
+
+def _check_tuned(path: pathlib.Path, names: list[str]) -> None:
+    """Refuses MAE's and VideoMAE's files with a classifier of another kind than one of the mean."""
+    mean, norm = ('fc_norm.weight' in names), ('norm.weight' in names)
+    head = next((n for n in names if n.startswith('head.')), None)
+    if head and not mean:
+        raise ConvertError(
+            f'{path} has {_shown(head)}, but no fc_norm.weight: its classes are not told from the '
+            "mean of the tokens, which no net here does; --ignore 'head.*' leaves them out"
+        )
+    if mean and norm:
+        raise ConvertError(f'{path} has norm.weight and fc_norm.weight, must have one of them')
+    bare = pixel_tables.VIDEOMAE not in names and not any(n.startswith('norm.') for n in names)
+    if bare and not mean:
+        raise ConvertError(
+            f'{path}: norm.weight is missing, or fc_norm.weight, which fine-tuned files have'
+        )
 
 
 def _short(name: Any) -> str:

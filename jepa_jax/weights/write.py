@@ -117,7 +117,7 @@ def only(weights: Weights, names: Sequence[str]) -> Weights:
 
 
 def add_probe(weights: Weights, probe: Weights) -> Weights:
-    """Weights with the attentive probe of another file.
+    """Weights with the probe of another file.
 
     Raises:
       ConvertError: there is no probe, or it is for features of another width.
@@ -222,8 +222,8 @@ def _computed(net: StoredNet, format: str) -> dict[str, np.ndarray]:
 
 
 def _write_flat(weights: Weights, dst: pathlib.Path, progress) -> list[str]:
-    """As MAE and VideoMAE: one state dict of encoder and decoder."""
-    names = [name for name in (weights.pick(), 'pixel_decoder') if name in weights.nets]
+    """As MAE and VideoMAE: one state dict of encoder and decoder, or of encoder and classifier."""
+    names = [name for name in (weights.pick(), *_beside(weights)) if name in weights.nets]
     notes = [f'dropped: {title(name)}' for name in weights.nets if name not in names]
     notes += ['dropped: the optimizer'] if weights.training else []
     nets = {name: weights.nets[name] for name in names}
@@ -240,6 +240,12 @@ def _write_flat(weights: Weights, dst: pathlib.Path, progress) -> list[str]:
             content |= {key: writer.put(table) for key, table in computed[name].items()}
         writer.finish({'model': content, torch_files.OURS: json.dumps(own.extra(kept))})
     return notes
+
+
+def _beside(weights: Weights) -> tuple[str, ...]:
+    """What a file of MAE or VideoMAE holds beside its encoder."""
+    tuned = weights.probe and weights.probe[0].mean and not weights.encoder.last_norm
+    return ('probe',) if tuned else ('pixel_decoder',)
 
 
 def _idle(links: list[tables.Link], nu: Mapping) -> set[str]:
@@ -283,7 +289,7 @@ def _hf_nets(weights: Weights, encoder: str) -> dict[str, StoredNet]:
     if weights.encoder and hf_files.of_images(weights.encoder):
         names = names[:1]
     if weights.encoder and hf_pixels.is_of_these(weights.encoder):
-        names = names[0], 'pixel_decoder'
+        names = names[0], *_beside(weights)
     nets = {name: weights.nets[name] for name in names if name in weights.nets}
     if getattr(weights.predictor, 'out_width', 0):  # of features that are not the encoder's
         nets.pop('predictor', None)
@@ -308,7 +314,7 @@ def _write_hf(weights: Weights, dst: pathlib.Path, encoder: str, progress) -> li
         notes.append('no predictor: transformers starts one at random, and says so')
     dst.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.check_room(dst.parent, nbytes(weights, 'hf', encoder))
-    probe = None if images or pixels else weights.probe
+    probe = None if images or pixels else weights.probe  # an attentive one
     if probe and list(probe[1]) != ['linear']:
         raise ConvertError(f'{dst}: a probe with heads {", ".join(probe[1])}, must be one: linear')
     frames = weights.encoder.frames
@@ -335,7 +341,9 @@ def _write_hf(weights: Weights, dst: pathlib.Path, encoder: str, progress) -> li
         configs = {name: net.config for name, net in nets.items()}
         labels = weights.labels.get('linear', ())
         if pixels:
-            hf_pixels.write_config(folder, dst, weights.encoder, configs.get('pixel_decoder'))
+            head = nets['probe'].config if 'probe' in nets else None
+            decoder = configs.get('pixel_decoder')
+            hf_pixels.write_config(folder, dst, weights.encoder, decoder, head, labels)
         else:
             predictor = configs.get('predictor')
             hf_files.write_config(

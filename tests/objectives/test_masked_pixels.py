@@ -19,9 +19,10 @@ from jepa_jax.errors import ConfigError
 from jepa_jax.masks import Mask
 from jepa_jax.masks.random import RandomSampler, from_noise, tubes
 from jepa_jax.models.pixel_decoder import PixelDecoder, PixelDecoderConfig
+from jepa_jax.models.pooler import PoolerConfig, pooler
 from jepa_jax.models.tokens import MEAN, STD, sincos_table
 from jepa_jax.models.vit import ViT, ViTConfig, position_table
-from jepa_jax.nets import ONCE
+from jepa_jax.nets import ONCE, Net
 from jepa_jax.objectives.masked_pixels import MaskedPixels
 from jepa_jax.objectives.programs import masked_pixels as programs
 from jepa_jax.recipes import validate
@@ -164,6 +165,28 @@ def test_mae_forward(golden_pixels):
     np.testing.assert_allclose(whole[:, 0], golden_pixels['M5_features_cls'], rtol=0, atol=CLOSE)
     assert float(loss) == pytest.approx(float(golden_pixels['M2_loss_pixels'][0]), abs=CLOSE)
     check_norms(by_name(grads, MAE, MAE_DECODER), golden_pixels, 'M', 'M2_grad_norms_pixels')
+
+
+def test_mae_fine_tuned(golden_pixels):
+    """The mean of the tokens and its norm, of an encoder that has none; the heads read that."""
+    bare = dataclasses.replace(MAE, last_norm=False)
+    probe = PoolerConfig(48, mean=True, dtype=jnp.float32), {'linear': 3}
+    nets = {'encoder': net('encoder', bare), 'probe': net('probe', probe)}
+    params = {part: filled(part, config) for part, config in (('encoder', bare), ('probe', probe))}
+
+    @jax.jit
+    def run(params, x):
+        tokens = nets['encoder'](params['encoder'], x)
+        read = Net(lambda rngs: pooler(probe[0], rngs=rngs))
+        return read(params['probe']['pooler'], tokens), nets['probe'](params['probe'], tokens)
+
+    pooled, logits = run(params, images(0))
+    expected = golden_pixels['M5_features_pooled']
+    np.testing.assert_allclose(pooled[:, 0], expected, rtol=0, atol=CLOSE)
+    head = params['probe']['heads']['linear']
+    np.testing.assert_allclose(
+        logits['linear'], expected @ head['kernel'] + head['bias'], rtol=0, atol=CLOSE
+    )
 
 
 def test_mae_gradients_and_two_steps(golden_pixels):

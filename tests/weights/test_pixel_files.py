@@ -20,6 +20,7 @@ from jepa_jax import convert
 from jepa_jax.errors import ConvertError
 from jepa_jax.masks.random import from_noise, tubes
 from jepa_jax.models.pixel_decoder import PixelDecoderConfig
+from jepa_jax.models.tokens import MEAN, STD
 from jepa_jax.models.vit import ViTConfig, position_table
 from jepa_jax.pretrained import released_configs
 from jepa_jax.weights import download, tables, zoo
@@ -238,14 +239,58 @@ def test_what_released_folders_say_otherwise_is_noted(through):
         notes(hidden_size=-1)
 
 
-def test_a_folder_without_the_last_norm_is_refused(tmp_path):
-    shape = dict(
+def theirs(kind: str, **more) -> transformers.VideoMAEForVideoClassification:
+    config = transformers.VideoMAEConfig(
         hidden_size=48, num_hidden_layers=1, num_attention_heads=4, intermediate_size=192,
-        image_size=32, patch_size=8,
+        image_size=32, patch_size=8, layer_norm_eps=1e-6, **more,
     )  # fmt: skip
-    config = transformers.VideoMAEConfig(**shape, use_mean_pooling=True)
-    transformers.VideoMAEModel(config).save_pretrained(tmp_path / 'theirs')
-    with pytest.raises(ConvertError, match='use_mean_pooling leaves the norm'):
+    torch.manual_seed(0)
+    model = getattr(transformers, f'VideoMAE{kind}')(config)
+    with torch.no_grad():  # norms that do something
+        for name, array in model.named_parameters():
+            array += torch.from_numpy(tensor(name, array.shape, 0.05))
+    return model.eval()
+
+
+def test_a_classifier_of_transformers(tmp_path):
+    """VideoMAEForVideoClassification: its logits and classes, and back without a changed bit."""
+    names = {0: 'falls', 1: 'rolls', 2: 'stays'}
+    model = theirs('ForVideoClassification', use_mean_pooling=True, id2label=names)
+    model.save_pretrained(tmp_path / 'theirs')
+    read = jepa_jax.load(tmp_path / 'theirs', dtype='float32')
+    assert any('transformers has eps 1e-5 in the pooler' in line for line in read.about)
+    clips = np.random.default_rng(0).integers(0, 256, (2, 1, 16, 32, 32, 3), np.uint8)
+    pixels = (clips[:, 0] / 255 - MEAN) / STD
+    with torch.no_grad():
+        expected = model(torch.from_numpy(np.moveaxis(pixels, -1, 2)).float()).logits
+    np.testing.assert_allclose(read.logits(clips)['linear'], expected, rtol=0, atol=2e-5)
+    likeliest = read.classify(clips[0, 0]).top['linear']
+    assert likeliest[0][1] == names[int(expected[0].argmax())]
+    weights = convert.read(tmp_path / 'theirs')
+    for to in ('torch', 'jax', 'hf'):
+        convert.write(weights, tmp_path / to, to)
+        weights = convert.read(tmp_path / to)
+    back = strict(transformers.VideoMAEForVideoClassification, tmp_path / 'hf')
+    assert back.config.id2label == names and back.config.use_mean_pooling
+    for name, array in model.state_dict().items():
+        assert torch.equal(back.state_dict()[name], array), name
+
+
+def test_a_folder_whose_encoder_has_no_last_norm(tmp_path):
+    """As VideoMAEModel has it by default: features as the last block leaves them."""
+    model = theirs('Model', use_mean_pooling=True)
+    model.save_pretrained(tmp_path / 'theirs')
+    read = jepa_jax.load(tmp_path / 'theirs', dtype='float32')
+    clip = np.random.default_rng(0).integers(0, 256, (1, 16, 32, 32, 3), np.uint8)
+    with torch.no_grad():
+        pixels = torch.from_numpy(np.moveaxis((clip / 255 - MEAN) / STD, -1, 2)).float()
+        expected = model(pixels).last_hidden_state
+    np.testing.assert_allclose(read.encoder(clip), expected, rtol=0, atol=2e-5)
+
+
+def test_a_classifier_of_the_first_token_is_refused(tmp_path):
+    theirs('ForVideoClassification', use_mean_pooling=False).save_pretrained(tmp_path / 'theirs')
+    with pytest.raises(ConvertError, match='without use_mean_pooling reads the first token'):
         convert.read(tmp_path / 'theirs')
 
 
@@ -259,17 +304,64 @@ def test_what_a_file_has_beside_weights_is_named_at_once(tmp_path):
     assert set(weights.nets) == {'online', 'pixel_decoder'}
 
 
-@pytest.mark.parametrize('kind', list(BOTH))
-def test_a_fine_tuned_file_is_called_so(tmp_path, kind):
+def tuned(kind: str) -> dict[str, torch.Tensor]:
     """Names as their fine-tuning writes them: VideoMAE's without `encoder.`"""
     arrays = {
-        n.removeprefix('encoder.'): a for n, a in original(kind).items() if 'decoder' not in n
+        n.removeprefix('encoder.'): a
+        for n, a in original(kind).items()
+        if 'decoder' not in n or n.startswith('encoder.')
     }
-    del arrays['norm.weight'], arrays['norm.bias'], arrays['mask_token']
-    head = {'fc_norm.weight': torch.ones(48), 'head.weight': torch.zeros(10, 48)}
-    torch.save({'module': arrays | head}, tmp_path / 'a.pth')
-    with pytest.raises(ConvertError, match='is fine-tuned: it has fc_norm.weight, head.weight'):
-        convert.read(tmp_path / 'a.pth')
+    for name in ('norm.weight', 'norm.bias', 'mask_token', 'encoder_to_decoder.weight'):
+        arrays.pop(name, None)
+    shapes = {'fc_norm.weight': (48,), 'fc_norm.bias': (48,), 'head.weight': (10, 48)}
+    shapes['head.bias'] = (10,)
+    return arrays | {n: torch.from_numpy(tensor(n, form, 0.05)) for n, form in shapes.items()}
+
+
+@pytest.mark.parametrize('kind', list(BOTH))
+def test_a_fine_tuned_file(tmp_path, kind):
+    """It classifies, and comes back bit for bit; of MAE transformers has no such class."""
+    torch.save({'model': tuned(kind)}, tmp_path / 'a.pth')
+    choices = {k: v for k, v in HEADS[kind].items() if k != 'predictor_heads'}
+    weights = convert.read(tmp_path / 'a.pth', **choices)
+    assert set(weights.nets) == {'online', 'probe'} and not weights.encoder.last_norm
+    convert.write(weights, tmp_path / 'jax', 'jax')
+    convert.write(convert.read(tmp_path / 'jax'), tmp_path / 'b.pth', 'torch')
+    back = torch.load(tmp_path / 'b.pth', weights_only=True)['model']
+    first = tuned(kind)
+    assert sorted(back) == sorted(first)
+    assert all(torch.equal(back[name], array) for name, array in first.items())
+    model = jepa_jax.load(tmp_path / 'jax', dtype='float32')
+    frames = {'mae': 1, 'videomae': 16}[kind]
+    assert model.probe.frames == frames
+    clip = np.random.default_rng(0).integers(0, 256, (frames, 32, 32, 3), np.uint8)
+    tokens = np.asarray(model.encoder(clip[None])[0], np.float64).mean(0)
+    normed = (tokens - tokens.mean()) / np.sqrt(tokens.var() + 1e-6)
+    normed = normed * first['fc_norm.weight'].numpy() + first['fc_norm.bias'].numpy()
+    logits = normed @ first['head.weight'].numpy().T + first['head.bias'].numpy()
+    found = model.logits(clip[None, None])['linear'][0]
+    np.testing.assert_allclose(found, logits, rtol=0, atol=1e-5)
+    if kind == 'mae':
+        with pytest.raises(ConvertError, match='which transformers has no class for'):
+            convert.write(weights, tmp_path / 'hf', 'hf')
+
+
+def test_files_that_are_fine_tuned_otherwise(tmp_path):
+    """A classifier of the class token; two norms; none."""
+
+    def read(**changed):
+        arrays = {n: a for n, a in {**tuned('mae'), **changed}.items() if a is not None}
+        torch.save({'model': arrays}, tmp_path / 'a.pth')
+        return convert.read(tmp_path / 'a.pth', **HEADS['mae'])
+
+    norm = {'norm.weight': torch.ones(48), 'norm.bias': torch.zeros(48)}
+    gone = {'fc_norm.weight': None, 'fc_norm.bias': None}
+    with pytest.raises(ConvertError, match="head.weight, but no fc_norm.weight: .*--ignore 'head"):
+        read(**norm, **gone)
+    with pytest.raises(ConvertError, match='norm.weight and fc_norm.weight, must have one'):
+        read(**norm)
+    with pytest.raises(ConvertError, match='norm.weight is missing, or fc_norm.weight'):
+        read(**gone, **{'head.weight': None, 'head.bias': None})
 
 
 def test_a_decoder_for_another_encoder_is_refused(tmp_path):
@@ -279,7 +371,7 @@ def test_a_decoder_for_another_encoder_is_refused(tmp_path):
 
 
 def test_names_of_the_release():
-    for name in ('mae-vitb', 'mae-vitl', 'mae-vith', 'mae-vitb-full'):
+    for name in ('mae-vitb', 'mae-vitl', 'mae-vith', 'mae-vitb-full', 'mae-vitl-in1k'):
         row = RELEASED[name]
         url = download.address(row.file, row.folder)
         assert url.startswith('https://dl.fbaipublicfiles.com/mae/') and url.endswith('.pth')

@@ -556,7 +556,7 @@ def test_sizes_by_their_old_names():
 REFUSED = {
     'vitll': 'did you mean vitl',
     'vits': 'not released in this size; random:vits has random weights.*the folder',
-    'base': 'random:vitb .*; others of this size are vitb-21, mae-vitb, mae-vitb-full$',
+    'base': 'random:vitb .*; others of this size are vitb-21, mae-vitb, .*-full, mae-vitb-in1k$',
     'random:huge': 'tiny, vits, vitb, vitl',
     './nowhere.pt': 'no such file or folder',
 }
