@@ -62,12 +62,14 @@ def write(
     more: tuple[dict[str, Any], list[str]] = ({}, []),
     *,
     name: str,
+    part_of: str,
 ) -> None:
     """Makes the evaluations of the end, writes report.json and the page, and says in words how it
     went; process 0 writes, the others have their part in the evaluations.
 
     begun: time.monotonic() at the start of this process's run; failures, data: what was read, and
-    lines that say so; more: what the recipe's `at_end` returned; name: of the workdir, for a user.
+    lines that say so; more: what the recipe's `at_end` returned; name: of the workdir, for a user;
+    part_of: workdir of the study that the run is a part of, or ''.
     """
     findings = evals.finish(state, frozen)
     if jax.process_index():
@@ -91,6 +93,7 @@ def write(
         'data': data,
         'reading': failures.reading(),
         'command': _command(),
+        **({'part_of': part_of} if part_of else {}),
     }
     write_json(workdir / FILE, report)
     for line in sentences:

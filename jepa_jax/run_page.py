@@ -40,7 +40,9 @@ def write(
     manifest = _newest(workdir)
     if any('loss' in row for row in records):
         bands = objective.bands(records)
-        pictures.plot_run(records, workdir / PLOT, title=config.name, bands=bands)
+        pictures.plot_run(
+            records, workdir / PLOT, title=config.name, bands=bands, loss=objective.loss_words
+        )
     if report:
         word, sentences, steps = report['verdict'], report['sentences'], report['steps']
     else:
@@ -58,11 +60,7 @@ def write(
         ),
         page.file(workdir / PLOT, 'loss, health and speed over the steps')
         or page.paragraph('Nothing was logged.'),
-        *(  # what else was drawn at the end
-            page.file(path, path.stem.replace('_', ' '))
-            for path in sorted(workdir.glob('*.png'))
-            if path.name != PLOT
-        ),
+        *_drawn_at_the_end(workdir),
         *_samples(workdir),
         *_features(workdir),
         *_data(records, report, manifest),
@@ -88,11 +86,21 @@ def _extent(config: RunConfig, report: Mapping[str, Any] | None, steps: int) -> 
     text = f'Objective {config.objective}; {steps:,} of {config.optim.steps:,} steps of '
     text += f'{config.optim.batch:,} clips'
     if report:
+        processes, devices = report['processes'], report['devices']
         text += (
-            f'; {report["processes"]} processes, {report["devices"]} devices; the last start took '
-            f'{report["seconds"]:,.0f} s'
+            f'; {processes} process{"es"[: 2 * (processes > 1)]}, {devices} '
+            f'device{"s"[: devices > 1]}; the last start took {report["seconds"]:,.0f} s'
         )
     return f'{text}.'
+
+
+def _drawn_at_the_end(workdir: Path) -> list[str]:
+    parts = []
+    for path in sorted(workdir.glob('*.png')):
+        if path.name != PLOT:
+            words = path.stem.replace('_', ' ')
+            parts += [page.heading(f'At the end: {words}'), page.file(path, words)]
+    return parts
 
 
 def _samples(workdir: Path) -> list[str]:
@@ -192,6 +200,9 @@ def _commands(
     )
     if steps < config.optim.steps:
         lines = ['# from where it is, with the flags that it was started with', command]
+    elif part_of := (report or {}).get('part_of'):
+        lines = [f'# all of {part_of}, of which this is a part; what is finished stays', command]
+        lines += (line.format(run=run) for line in recipes.of(config).next)
     else:
         command = re.sub(r' --config\.optim\.steps[= ]\S+', '', command)
         lines = [

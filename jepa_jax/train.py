@@ -19,10 +19,15 @@ from jepa_jax.config import RunConfig, StudyConfig
 
 
 def train(
-    config: RunConfig, workdir: str, profile: bool, compilation_cache: bool, config_file: str
+    config: RunConfig,
+    workdir: str,
+    profile: bool,
+    compilation_cache: bool,
+    config_file: str,
+    part_of: str = '',
 ) -> None:
-    """Runs `config` in `workdir` to its last step, from wherever its checkpoints are. (reference:
-    vjepa2 §5)"""
+    """Runs `config` in `workdir` to its last step, from wherever its checkpoints are; part_of: the
+    workdir of the study that asks for it. (reference: vjepa2 §5)"""
     recipes.validate(config, workdir)  # before the imports that take seconds
     import dataclasses
     import time
@@ -113,7 +118,7 @@ def train(
                 more = load(recipe.at_end)(config, objective, state, frozen, prepared.data, folder)
         ending.write(
             folder, config, objective, state, frozen, evals, clock, begun, failures, data, more,
-            name=place.name,
+            name=place.name, part_of=part_of,
         )  # fmt: skip
 
 
@@ -122,7 +127,7 @@ def study(config: StudyConfig, workdir: str, **options) -> None:
     from jepa_jax import start, studies
 
     start.logging_to_terminal()
-    studies.run(config, workdir, functools.partial(train, **options))
+    studies.run(config, workdir, functools.partial(train, part_of=workdir, **options))
 
 
 def run(config: RunConfig | StudyConfig, workdir: str, **options) -> None:

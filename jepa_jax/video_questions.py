@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jepa_jax import build
+from jepa_jax import build, page
 from jepa_jax.config import MixtureConfig, QuestionsConfig
 from jepa_jax.config.conversations import SELF_MADE
 from jepa_jax.config.questions import visual_tokens
@@ -44,7 +44,8 @@ from jepa_jax.workdir import lock, write_json
 
 ENCODERS = ('trained', 'random')
 SEEN, BLIND, SHUFFLED, ONE = CONDITIONS = qa.SEEN, qa.BLIND, qa.SHUFFLED, qa.ONE
-FILE, PAGE = 'report.json', 'report.html'
+FILE = 'report.json'
+SINGLE = 'side', 'digit'  # kinds of questions that are told one by one
 KINDS = (*self_made.PAIRED, 'side', 'digit')
 ROWS = 96  # scored together
 SHOWN = 10  # questions on the page
@@ -265,7 +266,7 @@ def _report(config: QuestionsStudyConfig, folder: Path) -> None:
             'gates': [{'name': words, 'passed': held} for words, held in gates],
         },
     )  # fmt: skip
-    (folder / PAGE).write_text(_page(config, folder, table, items, clips, sentences))
+    page.write(folder, config.name, _page(config, table, items, clips, gates))
     for line in sentences:
         log.info('%s', line)
 
@@ -283,11 +284,15 @@ def _pairs(row: dict[str, Any], condition: str, kind: str = 'motion_letter') -> 
     return row[condition][f'choice, pairs, {kind}']
 
 
+def _cells(row: dict[str, Any]) -> list[str]:
+    """Pairs of letters about motion under every condition, and questions of other kinds."""
+    found = [_pairs(row, name) for name in (SEEN, *CONDITIONS[1:])]
+    return [_figure(f) for f in (*found, *(row[SEEN][f'choice, {kind}'] for kind in SINGLE))]
+
+
 def _words(row: dict[str, Any]) -> str:
-    texts = [f'pairs of letters about motion {_figure(_pairs(row, SEEN))}']
-    texts += [f'{name} {_figure(_pairs(row, name))}' for name in CONDITIONS[1:]]
-    texts += [f'{kind} {_figure(row[SEEN][f"choice, {kind}"])}' for kind in ('side', 'digit')]
-    return ', '.join(texts)
+    names = 'pairs of letters about motion', *CONDITIONS[1:], *SINGLE
+    return ', '.join(f'{name} {cell}' for name, cell in zip(names, _cells(row)))
 
 
 def _figure(f: dict[str, float]) -> str:
@@ -324,25 +329,41 @@ def _gates(config: QuestionsStudyConfig, table: dict[str, Any]) -> list[tuple[st
     return gates
 
 
-def _page(config, folder: Path, table, items, clips, sentences: list[str]) -> str:
+def _page(
+    config: QuestionsStudyConfig,
+    table: dict[str, Any],
+    items: list[Item],
+    clips: dict[str, dict[str, np.ndarray]],
+    gates: list[tuple[str, bool]],
+) -> list[str]:
     """Figures, and some questions with their pictures and answers, right and wrong."""
-    import base64
-    import io
-
-    from PIL import Image
-
     most = max(counts(config.clips))
     said = table[f'trained_{most}_0']['said']
-    parts = [f'<h1>{html.escape(config.name)}</h1>']
-    parts += [f'<p>{html.escape(line)}</p>' for line in sentences]
+    rows = [
+        (name.rpartition('_')[0].replace('_', ', ') + ' clips', name.rpartition('_')[2], *_cells(r))
+        for name, r in table.items()
+    ]
+    head = 'encoder', 'seed', 'pairs', *CONDITIONS[1:], *(f'{kind}, single' for kind in SINGLE)
+    parts = [
+        page.heading(config.name, 1),
+        page.paragraph(
+            'Answers by letter, the likeliest of those that are offered. Pairs: both questions of '
+            'a pair about motion are right, with 95 % intervals over pairs; then the same where '
+            'something else was shown in place of the clip.'
+        ),
+        page.table(head, rows),
+        page.heading('What was to hold'),
+        page.table(('', ''), [(words, 'holds' if held else 'does not') for words, held in gates]),
+        page.heading('Some questions'),
+        page.paragraph(f'As answered by the trained encoder after {most} clips.'),
+    ]
     for item in (each for each in items if each.id in said):
         frames = np.concatenate(list(clips[item.media][SEEN]), axis=1)
-        picture = Image.fromarray(frames).resize((frames.shape[1] * 3, frames.shape[0] * 3), 0)
-        file = io.BytesIO()
-        picture.save(file, 'PNG')
-        data = base64.b64encode(file.getvalue()).decode()
         best = int(np.argmax(said[item.id]))
         mark = 'right' if best == item.answer else f'wrong, it is {item.choices[item.answer]}'
         words = f'{item.question}\n{item.choices[best]} ({mark})'
-        parts.append(f'<img src="data:image/png;base64,{data}"><pre>{html.escape(words)}</pre>')
-    return f'<!doctype html><meta charset="utf-8">{"".join(parts)}\n'
+        parts += [
+            page.pixels(frames.repeat(3, axis=0).repeat(3, axis=1), 'frames of the clip'),
+            f'<pre>{html.escape(words)}</pre>',
+        ]
+    return parts

@@ -80,6 +80,8 @@ def test_a_study_of_its_own_runs_to_its_report(toys, study):
     page = (study / 'first/report.html').read_text()
     assert ': finished</h1>' in page and 'batches have no frames' in page
     assert f'jepa convert {study}/first DIR' in page and page.count('<img') == 1
+    assert f'# all of {study}, of which this is a part' in page and 'twice as long' not in page
+    assert '; 1 process, 1 device; ' in page
 
 
 @pytest.mark.slow

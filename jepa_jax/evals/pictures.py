@@ -15,9 +15,10 @@ from jepa_jax import page
 
 # Panels of the run plot: title, label of the vertical axis, fields of metrics.jsonl and their names
 # in the legend.
+LOSS = 'loss'
 BOTH = {'target': 'target, all tokens', 'context': 'context tokens'}
 PANELS = (
-    ('Loss', 'mean |prediction - target|', {'loss': 'loss'}),
+    ('Loss', LOSS, {'loss': 'loss'}),
     (
         'Error over that of a baseline',
         '1: no better than the baseline',
@@ -55,6 +56,7 @@ def plot_run(
     path: str | Path,
     title: str = '',
     bands: Mapping[str, tuple[float, float]] = MappingProxyType({}),
+    loss: str = LOSS,
 ) -> None:
     """Draws the records of metrics.jsonl as PNG: one panel for each row of PANELS that they have
     numbers for.
@@ -64,7 +66,8 @@ def plot_run(
     `evals/*` those of an evaluation and a label one together. Rows that compiling took its time of
     have no speed, unless all have.
 
-    bands: field -> the least and the most of healthy runs, which are shaded.
+    bands: field -> the least and the most of healthy runs, which are shaded. loss: what it is, for
+    its axis.
 
     Raises:
       ValueError: no record has a step and a loss.
@@ -94,7 +97,7 @@ def plot_run(
     figure = Figure(figsize=(wide, high))
     # margins by hand: a layout engine draws every panel once more, which took half the time
     figure.subplots_adjust(
-        left=0.85 / wide, right=1 - 0.05 / wide, wspace=0.9 / 3.3,
+        left=0.85 / wide, right=1 - 0.2 / wide, wspace=0.9 / 3.3,
         bottom=0.5 / high, top=1 - 0.6 / high, hspace=0.8 / 2.1,
     )  # fmt: skip
     for i, (name, unit, fields) in enumerate(panels):
@@ -107,18 +110,18 @@ def plot_run(
             if points:
                 marker = '.' if len(points) < 60 else None
                 axes.plot(*zip(*points), label=label, linewidth=1.2, marker=marker, markersize=4)
-        for low, high in {bands[field] for field in fields if field in bands}:
+        for least, most in {bands[field] for field in fields if field in bands}:
             bottom, top = axes.get_ylim()
-            if low > top:  # all outside: show where it would be healthy
-                top = low + 0.1 * (low - bottom)
-            if high < bottom:
-                bottom = high - 0.1 * (top - high)
-            span = max(low, bottom), min(high, top)
+            if least > top:  # all outside: show where it would be healthy
+                top = least + 0.1 * (least - bottom)
+            if most < bottom:
+                bottom = most - 0.1 * (top - most)
+            span = max(least, bottom), min(most, top)
             axes.axhspan(*span, color='tab:green', alpha=0.1, linewidth=0)
             axes.set_ylim(bottom, top)
         axes.set_title(name, fontsize=10)
         axes.set_xlabel('step')
-        axes.set_ylabel(unit)
+        axes.set_ylabel(loss if unit is LOSS else unit, fontsize=9)
         axes.grid(alpha=0.3)
         if len(axes.lines) > 1:
             axes.legend(fontsize=8)

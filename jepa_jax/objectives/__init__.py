@@ -18,6 +18,12 @@ from jepa_jax.nets import Net
 LEFT_OUT, SEEN, HIDDEN = range(3)  # what a mask does with a token
 
 
+def error_words(exponent: float) -> str:
+    """Of the loss |prediction - target|^p / p."""
+    known = {1: 'mean |prediction - target|', 2: 'half the mean squared error'}
+    return known.get(exponent, f'mean |prediction - target|^{exponent:g} / {exponent:g}')
+
+
 @dataclasses.dataclass(frozen=True)
 class Sample:
     """A clip of a batch, for people to look at."""
@@ -44,6 +50,7 @@ class Objective:
     rates: dict[str, float] = {}  # net -> factor on its learning rate
     unused: frozenset[str] = frozenset()  # `net/path` of parameters without gradient or decay
     whole_batch: bool = False  # the loss is no mean over clips: a batch cannot be cut into parts
+    loss_words: str = 'loss'  # what the loss is, for the axis of a plot
 
     def init(self, key: jax.Array) -> dict:
         """Fresh parameters of the nets to be trained."""

@@ -20,7 +20,7 @@ from jepa_jax.models.ac_predictor import ACPredictorConfig, encode_frames
 from jepa_jax.models.layers import standardise
 from jepa_jax.models.vit import ViTConfig
 from jepa_jax.nets import Net
-from jepa_jax.objectives import Objective, Sample
+from jepa_jax.objectives import Objective, Sample, error_words
 from jepa_jax.sharding import batch_spec
 from jepa_jax.weights.parts import net
 
@@ -62,6 +62,7 @@ class ActionConditioned(Objective):
         fixed = {'encoder': net('encoder', encoder)} if encoder else {}
         self.frozen, self.kept = ({}, fixed) if features else (fixed, {})
         self.encoder_config, self.config, self.settings = encoder, predictor, loss
+        self.loss_words = error_words(loss.exponent)
         unused = ('kernel', 'bias') if predictor.conditioning == 'tokens' else ()
         self.unused = frozenset(
             f'predictor/extrinsics_encoder/{name}'

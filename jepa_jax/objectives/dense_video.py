@@ -64,6 +64,7 @@ class DenseVideo(MaskedVideo):
                 for leaf in ('scale', 'bias')
             )
         self.context_loss, self.image_share = context_loss, image_share
+        self.loss_words += ', context too'
         if not image_share:
             of_images = (
                 'encoder/patch_embed_image/kernel',

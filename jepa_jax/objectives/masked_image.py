@@ -9,6 +9,7 @@ from jepa_jax.data import Batch, Group
 from jepa_jax.masks import Mask
 from jepa_jax.models.predictor import PredictorConfig
 from jepa_jax.models.vit import ViTConfig
+from jepa_jax.objectives import error_words
 from jepa_jax.objectives.masked_video import MaskedVideo
 from jepa_jax.sharding import batch_spec
 
@@ -24,6 +25,7 @@ class MaskedImage(MaskedVideo):
         """beta: where the smooth L1 loss goes from half the square to straight; 0: L1."""
         super().__init__(encoder, predictor, groups=1)
         self.beta = beta
+        self.loss_words = 'smooth L1' if beta else error_words(1)
 
     def loss(
         self, params: dict, ema: dict, frozen: dict, batch: Batch, step: jax.Array

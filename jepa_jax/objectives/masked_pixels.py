@@ -25,6 +25,8 @@ class MaskedPixels(MaskedClips):
     """Nets and loss of MAE's and VideoMAE's pretraining; nothing is averaged, the encoder reads
     what is in sight alone."""
 
+    loss_words = 'mean squared error'
+
     def __init__(self, encoder: ViTConfig, decoder: PixelDecoderConfig, *, target: str):
         """target: a key of TARGETS."""
         self.nets = {

@@ -18,6 +18,7 @@ from jepa_jax.models.layers import standardise
 from jepa_jax.models.predictor import PredictorConfig
 from jepa_jax.models.vit import ViTConfig, pick_rows
 from jepa_jax.nets import Net
+from jepa_jax.objectives import error_words
 from jepa_jax.objectives.masked_clips import MaskedClips
 from jepa_jax.objectives.pixels import cubes
 from jepa_jax.sharding import batch_spec
@@ -52,6 +53,7 @@ class MaskedVideo(MaskedClips):
         self.frozen = {TEACHER: net('encoder', teacher)} if teacher else {}
         self.config = encoder
         self.groups, self.exponent, self.variance_weight = groups, exponent, variance_weight
+        self.loss_words = error_words(exponent)
         self.tokens_of_masks, self.pixels = tokens_of_masks, pixels
         # mask tokens no group reaches get no gradient, and the original leaves them undecayed
         self.unused = frozenset(

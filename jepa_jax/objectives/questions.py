@@ -45,6 +45,8 @@ class HeldOut:
 class Questions(Objective):
     """Nets and loss of a run on questions."""
 
+    loss_words = 'nats a token of the answers'
+
     def __init__(
         self,
         encoder: ViTConfig,

@@ -54,6 +54,7 @@ class RegularisedVideo(MaskedVideo):
         if expander:
             self.nets['expander'] = net('expander', expander)
         self.regulariser, self.seed = regulariser, seed
+        self.loss_words += ', and terms' if regulariser.terms else ''
         self.whole_batch = regulariser.terms is not None
 
     def target(self, params: dict, ema: dict) -> dict:

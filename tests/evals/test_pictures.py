@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from sklearn.decomposition import PCA
 
@@ -53,6 +54,20 @@ def test_healthy_ranges_are_shaded_and_compiling_is_left_out(tmp_path, monkeypat
         spans.append((low, high))
         return span(axes, low, high, **style)
 
+    titles, labels = [], []
+    suptitle, label_axis = Figure.suptitle, Axes.set_ylabel
+
+    def titled(figure, text, y, **style):
+        titles.append((text, y))
+        return suptitle(figure, text, y=y, **style)
+
+    def labelled(axes, words, **style):
+        if axes.get_title() == 'Loss':
+            labels.append(words)
+        return label_axis(axes, words, **style)
+
+    monkeypatch.setattr(Figure, 'suptitle', titled)
+    monkeypatch.setattr(Axes, 'set_ylabel', labelled)
     monkeypatch.setattr(Axes, 'plot', noted)
     monkeypatch.setattr(Axes, 'axhspan', shaded)
     bands = {'health/loss_share': (0.0, 0.85), 'loss': (0.0, np.inf), 'health/none': (0.0, 1.0)}
@@ -62,6 +77,10 @@ def test_healthy_ranges_are_shaded_and_compiling_is_left_out(tmp_path, monkeypat
     assert len(spans) == 2 and all(np.isfinite(s).all() for s in spans)  # of what is drawn
     (share,) = [s for s in spans if s[1] == 0.85]  # although all of the curve lies above
     assert share[0] < 0.85
+    pictures.plot_run(rows, tmp_path / 'c.png', bands=bands, title='mine', loss='half of it')
+    (title,) = titles  # above all panels, whatever is shaded
+    assert title[0] == 'mine' and title[1] > 0.95
+    assert labels[-1] == 'half of it' and len(labels) == 2  # else 'loss'
     for row in rows:
         row['compile_s'] = 1.0
     pictures.plot_run(rows, tmp_path / 'b.png')
