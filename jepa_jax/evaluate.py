@@ -73,6 +73,7 @@ def evaluate(
             reports = [_evaluate(config, f, m, encoder)[0] for f, m in zip(folders, models)]
             report = _together(reports, folders, config)
             write_json(folder / FILE, report)
+            _page(report, folders, folder)
         if folder == place:  # process 0
             show(report)
             print(f'report: {folder / FILE}', flush=True)
@@ -226,6 +227,31 @@ def _together(reports: list[dict], folders: list, config: EvalConfig) -> dict:
         'seconds': sum(report['seconds'] for report in reports),
         'seed': config.seed,
     }
+
+
+def _page(report: dict, folders: list[Path], folder: Path) -> None:
+    """Several models side by side, with what each has of its own."""
+    from jepa_jax import page
+
+    pages = [
+        (model['name'], f'{each.name}/{page.FILE}')
+        for model, each in zip(report['model'], folders)
+        if (each / page.FILE).exists()
+    ]
+    rows = [
+        (name, f'{f["value"]:.3f}', f'{f["low"]:.3f} to {f["high"]:.3f}', str(f['n']))
+        for kind in ('results', 'baselines')
+        for name, f in report[kind].items()
+    ]
+    title = ' and '.join(model['name'] for model in report['model'])
+    parts = [
+        page.heading(title, 1),
+        page.paragraph(f'{report["protocol"]}. One over another: paired by clip.'),
+        page.links(pages),
+        page.table(('', 'value', '95 % interval', 'n'), rows),
+        *map(page.paragraph, report['sentences']),
+    ]
+    page.write(folder, title, parts)
 
 
 def show(report: dict) -> None:

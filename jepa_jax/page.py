@@ -46,6 +46,12 @@ def paragraph(text: str) -> str:
     return f'<p>{html.escape(text)}</p>'
 
 
+def links(pages: Sequence[tuple[str, str]]) -> str:
+    """Pages beside this one: names and relative addresses, as HTML; '' for none."""
+    items = ', '.join(f'<a href="{html.escape(at)}">{html.escape(name)}</a>' for name, at in pages)
+    return f'<p>Each by itself: {items}.</p>' if pages else ''
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Cells as HTML."""
 

@@ -296,7 +296,7 @@ def _words(row: dict[str, Any]) -> str:
 
 
 def _figure(f: dict[str, float]) -> str:
-    return f'{f["value"]:.3f} ({f["low"]:.3f}-{f["high"]:.3f})'
+    return f'{f["value"]:.3f} ({f["low"]:.3f} to {f["high"]:.3f})'
 
 
 def _gates(config: QuestionsStudyConfig, table: dict[str, Any]) -> list[tuple[str, bool]]:
@@ -340,8 +340,12 @@ def _page(
     most = max(counts(config.clips))
     said = table[f'trained_{most}_0']['said']
     rows = [
-        (name.rpartition('_')[0].replace('_', ', ') + ' clips', name.rpartition('_')[2], *_cells(r))
-        for name, r in table.items()
+        (
+            name.rpartition('_')[0].replace('_', ', ') + ' clips',
+            name.rpartition('_')[2],
+            *(cell.replace(' to ', '\u00a0to\u00a0') for cell in _cells(row)),  # in one line
+        )
+        for name, row in table.items()
     ]
     head = 'encoder', 'seed', 'pairs', *CONDITIONS[1:], *(f'{kind}, single' for kind in SINGLE)
     parts = [

@@ -109,7 +109,7 @@ def run(model, config: OwnConfig, workdir: Path) -> Results:
     results = figures(task, answers)
     against = figures(task, baseline_answers)
     own_page.write(
-        workdir, task, answers['attentive'], results, against, settings, warnings,
+        workdir, model.name, task, answers['attentive'], results, against, settings, warnings,
         clip_of=lambda e: clip(e, config, _crop(model, config)),
     )  # fmt: skip
     if kind != 'number':

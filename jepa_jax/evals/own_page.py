@@ -20,6 +20,7 @@ MOST = 60  # classes up to which the matrix has names and numbers
 
 def write(
     folder: Path,
+    model: str,
     task,
     scores: np.ndarray,
     results: Mapping[str, Figure],
@@ -31,6 +32,8 @@ def write(
     """Writes the page and what it shows.
 
     Args:
+      folder: of the page.
+      model: its name.
       task: jepa_jax.evals.own.Task.
       scores: [m, C] of the attentive probe for the test clips.
       results, baselines, settings, warnings: as reported.
@@ -38,7 +41,7 @@ def write(
     """
     targets = task.targets[task.test]
     parts = [
-        '<h1>Own clips</h1>',
+        page.heading(f'{model}: own clips', 1),
         f'<p>{int((~task.test).sum())} clips to learn from, {len(targets)} to test on. Intervals '
         'are 95 %.</p>',
         *(f'<p><b>{html.escape(line)}</b></p>' for line in warnings),
@@ -67,7 +70,7 @@ def write(
             page.paragraph('As numbers: confusion.csv.'),
         ]
     parts += ['<h2>Worst errors of the attentive probe</h2>', _worst(task, scores, clip_of)]
-    page.write(folder, 'own clips', parts)
+    page.write(folder, f'{model}: own clips', parts)
 
 
 def confusion(said: np.ndarray, true: np.ndarray, count: int) -> np.ndarray:

@@ -349,6 +349,11 @@ def test_two_models_are_compared_clip_by_clip(tmp_path):
     assert row['low'] == pytest.approx(gain.mean() - half, abs=0.03)
     assert row['high'] == pytest.approx(gain.mean() + half, abs=0.03)
     json.dumps(both)
+    (folders[0] / 'report.html').write_text('')
+    evaluate._page(both, folders, tmp_path)
+    page = (tmp_path / 'report.html').read_text()
+    assert '<h1>A and B</h1>' in page and '<a href="A/report.html">A</a>.' in page  # B has none
+    assert f'<td>B over A: knn</td><td>{gain.mean():.3f}</td>' in page
     gaps = np.where(np.arange(60) < 3, np.nan, two)  # depth, of pictures without a pixel in range
     np.savez(folders[1] / evaluate.OUTCOMES, sources=np.arange(60).astype(str), knn=gaps)
     fewer = evaluate._together(reports, folders, OwnConfig())
