@@ -35,6 +35,7 @@ CHIPS = {
 
 # short names -> JAX's
 TPUS = {'v4': 'TPU v4', 'v5e': 'TPU v5 lite', 'v5p': 'TPU v5', 'v6e': 'TPU v6 lite'}
+SIDES = {'v4': 3, 'v5e': 2, 'v5p': 3, 'v6e': 2}  # dimensions of a slice of TPUs
 GPUS = {
     'a100': 'NVIDIA A100-SXM4-80GB', 'h100': 'NVIDIA H100 80GB HBM3', 'h200': 'NVIDIA H200',
 }  # fmt: skip

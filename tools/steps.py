@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jepa_jax import memory, optim, recipes, sharding
-from jepa_jax.chips import CHIPS, TPUS
+from jepa_jax.chips import CHIPS, SIDES, TPUS
 from jepa_jax.config import RunConfig, store
 from jepa_jax.errors import ConfigError
 from jepa_jax.lookup import load
@@ -30,12 +29,20 @@ def topology_of(text: str) -> tuple[int, str]:
     Raises:
       ConfigError: no such slice.
     """
-    if not re.fullmatch(rf'({"|".join(TPUS)}):\d+(x\d+){{1,2}}', text):
-        raise ConfigError(
-            f'--topology {text}: must be KIND:AxB or KIND:AxBxC, KIND one of {", ".join(TPUS)}'
-        )
     kind, _, sides = text.partition(':')
-    return math.prod(map(int, sides.split('x'))), TPUS[kind]
+    numbers = [int(side) if side.isdecimal() else 0 for side in sides.split('x')]
+    dimensions = SIDES.get(kind, 0)
+    if numbers[dimensions:] == [1]:
+        numbers.pop()  # v5e:2x2x1, as some write it
+    # a host has 2x2 chips; some of v5e and v6e have one
+    hosts = not any(side % 2 for side in numbers[:2]) or numbers == [1, 1]
+    if len(numbers) != dimensions or min(numbers) < 1 or not hosts:
+        shapes = (f'{name}:{"x".join("ABC"[:count])}' for name, count in SIDES.items())
+        raise ConfigError(
+            f'--topology {text}: allowed are {", ".join(shapes)}; A and B are even, since a host '
+            'has 2x2 chips, or 1x1 for a single one'
+        )
+    return math.prod(numbers), TPUS[kind]
 
 
 def slice_devices(topology: str) -> list:

@@ -16,6 +16,7 @@ from conftest import HERE
 
 from jepa_jax import cli, flops
 from jepa_jax.build import ac_predictor, frame_encoder
+from jepa_jax.chips import TPUS
 from jepa_jax.config import ActionConditionedConfig, RunConfig
 from jepa_jax.errors import ConfigError
 from jepa_jax.memory import GIB
@@ -194,10 +195,24 @@ def test_objections():
     assert len(objections(bad)) == 5
 
 
-@pytest.mark.parametrize('topology', ['v5p', 'v3:2x2', 'v5e:2', 'v5e:2x2x'])
+NO_SLICES = 'v5p v3:2x2 v5e:2 v5e:2x2x v5p:4x4 v4:2x2 v5e:4x4x4 v6e:0x0 v5e:3x3 v5p:1x1x1 v5e:-2x2'
+
+
+@pytest.mark.parametrize('topology', NO_SLICES.split())
 def test_topologies_are_checked_first(topology):
-    with pytest.raises(ConfigError, match=f'--topology {topology}: must be KIND:AxB'):
-        steps.slice_devices(topology)
+    """Whatever is asked for: `--what memory` needs no libtpu that would refuse them."""
+    words = f'--topology {topology}: allowed are v4:AxBxC, v5e:AxB, v5p:AxBxC, v6e:AxB; A and B '
+    for use in (steps.topology_of, steps.slice_devices):
+        with pytest.raises(ConfigError, match=words):
+            use(topology)
+
+
+@pytest.mark.parametrize(
+    ('topology', 'chips'),
+    [('v5p:4x4x4', 64), ('v4:2x2x3', 12), ('v5e:16x16', 256), ('v6e:2x2x1', 4), ('v5e:1x1', 1)],
+)
+def test_chips_of_a_topology(topology, chips):
+    assert steps.topology_of(topology) == (chips, TPUS[topology.partition(':')[0]])
 
 
 def recordings(**ac) -> ActionConditionedConfig:
