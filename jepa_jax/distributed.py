@@ -39,6 +39,7 @@ CLOSING = 3600  # seconds that the others wait while process 0 writes the report
 
 _alone = True  # nothing to agree on
 _broken = False  # ends without waiting for the others
+_told = False  # to end, by a SIGTERM
 
 
 def settings(environment: Mapping[str, str]) -> dict[str, Any] | None:
@@ -164,8 +165,11 @@ def termination() -> Iterator[None]:
     """Within it a SIGTERM ends the process to be queued again, whatever it is at; the loop, which
     saves first, has its own handler for as long as it runs. Of several processes each ends there
     and then: the others may be waiting for it in a collective."""
+    global _told
 
     def end(*_: Any) -> None:
+        global _told
+        _told = True
         error = Interrupted('SIGTERM before or after the training steps')
         if _alone:
             raise error
@@ -178,6 +182,13 @@ def termination() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        _told = False
+
+
+def told() -> bool:
+    """Whether a SIGTERM came within `termination` and the process is still there: Python drops
+    what is raised in a callback of its garbage collector, and JAX has one."""
+    return _told
 
 
 @contextlib.contextmanager

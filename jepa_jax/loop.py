@@ -131,6 +131,8 @@ def _termination() -> Iterator[list[int]]:
     received: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
     try:
+        if distributed.told():
+            received.append(signal.SIGTERM)
         yield received
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -3,14 +3,19 @@ is saved when the data fail."""
 
 import contextlib
 import dataclasses
+import gc
 import logging
+import os
+import signal
+import sys
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jepa_jax import loop, metrics, optim
+from jepa_jax import distributed, loop, metrics, optim
 from jepa_jax.config import GuardConfig, RunConfig
 from jepa_jax.data.stream import FailureLog
 from jepa_jax.errors import DataError, Interrupted, TrainingError
@@ -387,6 +392,25 @@ def test_another_process_that_is_stopped_stops_this_one_too(monkeypatch, tmp_pat
     with pytest.raises(Interrupted, match='step 1 of 12, which is saved'):
         run.fit(12)
     assert list(run.saves.saved) == [1]
+
+
+def test_a_sigterm_that_a_callback_swallowed_ends_the_run(monkeypatch, tmp_path):
+    """As that of JAX's, which the garbage collector calls while a run starts."""
+
+    def callback(*_):
+        gc.callbacks.remove(callback)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)  # raised here, and dropped
+
+    monkeypatch.setattr(sys, 'unraisablehook', lambda _: None)  # pytest's own makes it a warning
+    run = Run(monkeypatch, tmp_path / 'run')
+    with distributed.termination():
+        gc.callbacks.append(callback)
+        gc.collect()
+        assert callback not in gc.callbacks and distributed.told()
+        with pytest.raises(Interrupted, match='step 1 of 12, which is saved'):
+            run.fit(12)
+    assert list(run.saves.saved) == [1] and not distributed.told()
 
 
 def test_a_run_ends_when_too_many_updates_are_left_out(monkeypatch, tmp_path):
