@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing import resource_tracker, shared_memory
+from multiprocessing import resource_tracker, shared_memory, util
 from typing import Any
 
 import grain
@@ -295,6 +295,24 @@ def _name_shared_memory() -> None:
     if os.path.isdir(SHARED):
         scratch.sweep(SHARED, elsewhere=False)
         multiprocessing.current_process()._config['semprefix'] = f'/{scratch.mark()}'
+        _at_exit()
+
+
+@functools.cache
+def _at_exit() -> None:
+    """Lets this process end with `_unlink_left`, when its workers have ended: below 0."""
+    util.Finalize(None, _unlink_left, exitpriority=-1)
+
+
+def _unlink_left() -> None:
+    """Removes shared memory of workers that were killed, or gave up GRACE seconds after a SIGTERM
+    while this process was at a long step: Python would do it with a warning."""
+    for name in os.listdir(SHARED):
+        if name.startswith(scratch.mark()):
+            with contextlib.suppress(OSError, ValueError):
+                left = shared_memory.SharedMemory(name)
+                left.close()
+                left.unlink()
 
 
 class _Named(shared_memory.SharedMemory):

@@ -242,20 +242,25 @@ if __name__ == '__main__':
 """
 
 
-@linux
-def test_workers_end_with_their_parent(tmp_path):
-    """SIGKILL gives the parent no chance to tell them."""
-    script = tmp_path / 'parent.py'
-    script.write_text(ORPHANS)
+def running(tmp_path: Path, script: str) -> subprocess.Popen:
+    """A process with workers."""
+    file = tmp_path / 'parent.py'
+    file.write_text(script)
     path = os.pathsep.join(
         [str(ROOT), str(Path(__file__).parent), os.environ.get('PYTHONPATH', '')]
     )
-    parent = subprocess.Popen(
-        [sys.executable, str(script)],
+    return subprocess.Popen(
+        [sys.executable, str(file)],
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         env=os.environ | {'PYTHONPATH': path},
     )
-    with parent:
+
+
+@linux
+def test_workers_end_with_their_parent(tmp_path):
+    """SIGKILL gives the parent no chance to tell them."""
+    with running(tmp_path, ORPHANS) as parent:
         assert parent.stdout.readline() == b'ready\n'
         workers = workers_of(parent.pid)
         assert len(workers) == 2
@@ -266,6 +271,27 @@ def test_workers_end_with_their_parent(tmp_path):
     ):
         time.sleep(0.1)
     assert not alive
+
+
+KILLED = """
+import multiprocessing
+from test_stream import Numbers, config
+if __name__ == '__main__':
+    with Numbers(config(workers=2)).batches() as batches:
+        next(batches), next(batches)
+        for worker in multiprocessing.active_children():
+            worker.kill()
+            worker.join()
+"""
+
+
+@linux
+def test_what_killed_workers_leave_in_memory_is_no_line_of_pythons(tmp_path):
+    """As of a run whose step outlasts what a scheduler's SIGTERM leaves to its workers."""
+    with running(tmp_path, KILLED) as parent:
+        said = parent.communicate(timeout=120)[1].decode()
+    assert parent.returncode == 0 and 'leaked' not in said, said
+    assert not [n for n in os.listdir('/dev/shm') if f'-{parent.pid}-' in n]
 
 
 class Devices(Numbers):
