@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import pickle
+import shutil
 from fractions import Fraction
 
 import av
@@ -316,8 +317,8 @@ def test_damaged_npz_is_named(tmp_path):
 def test_what_is_missing_in_a_droid_folder_is_said(tmp_path):
     write_droid(tmp_path / 'a')
     data = RobotConfig(path=str(tmp_path))
-    with pytest.raises(BadFile, match="robot.camera = 'wrist': allowed are left_mp4_path"):
-        robot.open_recordings(dataclasses.replace(data, camera='wrist')).episode(0)
+    with pytest.raises(ConfigError, match="robot.camera = 'wrist': allowed are left_mp4_path"):
+        robot.open_recordings(dataclasses.replace(data, camera='wrist'))
     (tmp_path / 'a/recordings/MP4/23404442.mp4').unlink()
     with pytest.raises(BadFile, match='missing'):
         robot.cut(robot.open_recordings(data).episode(0), 3, 4.0, lambda n: 0)
@@ -337,6 +338,21 @@ def test_what_is_missing_in_a_droid_folder_is_said(tmp_path):
 def test_what_cannot_be_opened_is_said(changes, message):
     with pytest.raises(ConfigError, match=message):
         robot.open_recordings(RobotConfig(**changes))
+
+
+def test_cameras_of_droid_are_named_before_training(tmp_path):
+    """All of them, with the one meant; and one that only some recordings have is taken."""
+    for name, more in (('a', {}), ('b', {'wrist_mp4_path': 'recordings/MP4/1.mp4'})):
+        write_droid(tmp_path / name)
+        file = tmp_path / name / 'metadata_x.json'
+        file.write_text(json.dumps(json.loads(file.read_text()) | more))
+    data = RobotConfig(path=str(tmp_path))
+    robot.open_recordings(dataclasses.replace(data, camera='wrist_mp4_path'))
+    shutil.rmtree(tmp_path / 'a')
+    words = 'allowed are left_mp4_path, wrist_mp4_path; did you mean {}_mp4_path[?] .*metadata_x'
+    for given, meant in (('wrist', 'wrist'), ('left_mp4', 'left')):
+        with pytest.raises(ConfigError, match=f"robot.camera = '{given}': {words.format(meant)}"):
+            robot.open_recordings(dataclasses.replace(data, camera=given))
 
 
 def test_lerobot_names_what_it_has(tmp_path):
@@ -418,8 +434,9 @@ def test_rlds(tmp_path):
     assert robot.open_recordings(data).state(0) != state
     with pytest.raises(ConfigError, match='recorded_fps = 0: RLDS recordings do not say'):
         robot.open_recordings(dataclasses.replace(data, recorded_fps=0.0))
-    with pytest.raises(ConfigError, match="robot.camera = 'wrist': allowed are .*exterior_image_1"):
-        robot.open_recordings(dataclasses.replace(data, camera='wrist'))
+    words = r'allowed are exterior_image_1_left; did you mean exterior_image_1_left\?$'
+    with pytest.raises(ConfigError, match=f"robot.camera = 'exterior': {words}"):
+        robot.open_recordings(dataclasses.replace(data, camera='exterior'))
     with pytest.raises(ConfigError, match="robot.columns = 'pose': allowed are"):
         robot.open_recordings(dataclasses.replace(data, columns='pose,gripper_position'))
     with pytest.raises(ConfigError, match='robot.path: .*holds no prepared dataset'):

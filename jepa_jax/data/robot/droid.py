@@ -14,6 +14,7 @@ from jepa_jax.data.robot import hdf5, metadata
 from jepa_jax.data.robot.clock import Clock
 from jepa_jax.data.robot.contract import as_contract, fit_extrinsics
 from jepa_jax.data.robot.episodes import Episode, state_of
+from jepa_jax.data.robot.survey import spread
 from jepa_jax.errors import BadFile, ConfigError
 
 MOVIES = 'recordings/MP4/'
@@ -41,6 +42,7 @@ class Droid:
             self._folders = [str(path.parent / line.split()[0]) for line in lines if line.strip()]
         if not self._folders:
             raise ConfigError(f'robot.path = {data.path!r}: no trajectory.h5 in or below it')
+        self._look_for_camera()
 
     def __len__(self) -> int:
         return len(self._folders)
@@ -80,6 +82,19 @@ class Droid:
             str(folder), states, str(video), extrinsics=extrinsics, clock=clock, notes=notes
         )
 
+    def _look_for_camera(self) -> None:
+        """Raises ConfigError: recordings have cameras, and none of those looked at has this one."""
+        refused = None
+        for i in spread(len(self)):
+            try:
+                self._camera(Path(self._folders[i]))
+                return
+            except (BadFile, OSError) as error:  # of one: the run replaces it, counts and names it
+                if getattr(error, 'reason', '') == 'no_camera':
+                    refused = refused or error
+        if refused:
+            raise ConfigError(f'{refused.detail} ({refused.path})')
+
     def _camera(self, folder: Path) -> tuple[Path, str]:
         """The video of the camera, and the camera's number."""
         if not (paths := _metadata(folder)):
@@ -87,11 +102,7 @@ class Droid:
         values, view = metadata.read_json(paths[0]), self._data.camera
         if view not in values:
             cameras = [key for key in values if key.endswith('_mp4_path')]
-            raise BadFile(
-                paths[0],
-                'no_camera',
-                f"robot.camera = '{view}': allowed are {', '.join(cameras) or '(none)'}",
-            )
+            raise BadFile(paths[0], 'no_camera', metadata.no_camera(view, cameras))
         # what stands before is of the machine that recorded
         file = metadata.field(paths[0], values, view, str).split(MOVIES)[-1]
         return metadata.inside(paths[0], folder / MOVIES, file), file.split('.')[0]

@@ -75,10 +75,7 @@ class LeRobot:
         cameras = [key for key, kind in kinds.items() if kind in ('video', 'image')]
         camera = self._data.camera
         if camera not in cameras:
-            raise ConfigError(
-                f"robot.camera = '{camera}': allowed are {', '.join(cameras) or '(none)'}"
-                f'{nearest(camera, cameras)}; {self._path_words()}'
-            )
+            raise ConfigError(f'{metadata.no_camera(camera, cameras)}; {self._path_words()}')
         return kinds[camera] == 'image'
 
     def _path_words(self) -> str:

@@ -1,14 +1,15 @@
-"""JSON files that describe recordings, and the paths in them."""
+"""What describes recordings: JSON files, the paths in them, names of cameras."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from jepa_jax import files
-from jepa_jax.errors import BadFile
+from jepa_jax.errors import BadFile, allowed
 
 
 def read_json(path: Path, kind: type = dict) -> Any:
@@ -57,3 +58,13 @@ def inside(path: Path, folder: Path, name: str) -> Path:
     if os.path.isabs(name) or '..' in parts or not name or not plain:
         raise BadFile(path, 'outside', f'{name!r:.80} is no path below {folder}')
     return folder / name
+
+
+def no_camera(camera: str, cameras: Iterable[str]) -> str:
+    """Words on a camera that recordings do not have, and those that they have."""
+    cameras = list(cameras)
+    words = f"robot.camera = '{camera}': {allowed(camera, cameras or ['(none)'])}"
+    part = [name for name in cameras if camera.lower() in name.lower()]  # wrist: wrist_mp4_path
+    if camera and len(part) == 1 and 'did you mean' not in words:
+        words += f'; did you mean {part[0]}?'
+    return words

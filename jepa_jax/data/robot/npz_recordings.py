@@ -76,7 +76,9 @@ class Npz:
             )  # fmt: skip
         if not (videos := _videos_beside(path)):
             stem = os.path.splitext(path)[0]
-            raise BadFile(path, 'no_camera', f'neither observations nor a video {stem}.mp4')
+            held = ', '.join(arrays)
+            words = f'neither observations nor a video {stem}.mp4; it holds {held}'
+            raise BadFile(path, 'no_camera', words)
         return Episode(path, states, videos[0], extrinsics=extrinsics, notes=notes)
 
 

@@ -11,9 +11,10 @@ import numpy as np
 from jepa_jax import files
 from jepa_jax.config import RobotConfig
 from jepa_jax.data import prepared
+from jepa_jax.data.robot import metadata
 from jepa_jax.data.robot.contract import as_contract
 from jepa_jax.data.robot.episodes import EncodedImages, Episode, state_of
-from jepa_jax.errors import BadFile, ConfigError, nearest
+from jepa_jax.errors import BadFile, ConfigError, allowed
 
 LOOKED_AT = 16  # episodes, for one whose names can be read
 
@@ -49,13 +50,13 @@ class Rlds:
                 has = self._observation(index)
             except BadFile:
                 continue
-            for field, names in (('camera', [data.camera]), ('columns', self._columns)):
-                for name in names:
-                    if name not in has:
-                        words = ', '.join(has) or '(none)'
-                        raise ConfigError(
-                            f"robot.{field} = '{name}': allowed are {words}{nearest(name, has)}"
-                        )
+            if data.camera not in has:
+                raise ConfigError(metadata.no_camera(data.camera, _cameras(has)))
+            for name in self._columns:
+                if name not in has:
+                    raise ConfigError(
+                        f"robot.columns = '{name}': {allowed(name, has or ['(none)'])}"
+                    )
             break
 
     def __len__(self) -> int:
@@ -99,7 +100,8 @@ class Rlds:
             if not (count := len(images)):
                 raise BadFile(name, 'no_frames')
             if not all(isinstance(image, bytes) for image in images):
-                raise BadFile(name, 'no_camera', f'{self._data.camera} holds no image files')
+                words = metadata.no_camera(self._data.camera, _cameras(observation))
+                raise BadFile(name, 'no_camera', f'it holds no image files; {words}')
             size = sum(map(len, images)) + 8 * sum(np.size(values) for values in used)
         files.bound(name, 'frames', count)
         files.bound_decoded(name, size, self._packed)
@@ -109,3 +111,15 @@ class Rlds:
         states = as_contract(name, states, self._data)
         pixels = EncodedImages(name, images)
         return Episode(name, states, fps=self._data.recorded_fps, pixels=pixels)
+
+
+def _cameras(observation: dict[str, Any]) -> list[str]:
+    """Names of what holds image files."""
+
+    def images(values: Any) -> bool:
+        try:
+            return len(values) > 0 and all(isinstance(value, bytes) for value in values)
+        except TypeError:  # a number
+            return False
+
+    return [name for name, values in observation.items() if images(values)]
