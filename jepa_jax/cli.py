@@ -15,6 +15,7 @@ import argparse
 import dataclasses
 import difflib
 import glob
+import importlib
 import importlib.util
 import inspect
 import logging
@@ -308,7 +309,7 @@ def add_fields(
         if field.name in but:
             continue
         name, default = field.name.replace('_', dash), field.default
-        settings: dict[str, Any] = {'dest': field.name, 'help': words.get(field.name, '')}
+        settings: dict[str, Any] = {'dest': field.name, 'help': _spelt(words.get(field.name, ''))}
         if isinstance(default, bool):
             action = 'store_false' if default else 'store_true'
             off = f'no{dash}' if default else ''
@@ -334,6 +335,16 @@ def comments(kind: type) -> dict[str, str]:
             result[match[1]] = (match[2] or ' '.join(above)).replace('%', '%%')
         above = []
     return result
+
+
+def _spelt(words: str) -> str:
+    """Words with the keys of the table that they name, in place of its name."""
+
+    def keys(match: re.Match) -> str:
+        table = getattr(importlib.import_module(match[2]), match[3])
+        return (': ' if match[1] else '') + ' | '.join(table)
+
+    return re.sub(r'(, )?a key of (jepa_jax[\w.]*)\.(\w+)', keys, words)
 
 
 def load(source: str, tables: Sequence[str] = ('objective',)) -> Any:

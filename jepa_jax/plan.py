@@ -26,11 +26,12 @@ from typing import Any
 
 from jepa_jax import cli
 from jepa_jax.config import RobotConfig
+from jepa_jax.config.layouts import READERS
 from jepa_jax.errors import BadFile, InputError, Unusable
 from jepa_jax.weights import names
 
 PLANNERS = ('cem', 'mppi', 'adam', 'cem_adam', 'collocation')
-KINDS = ('droid', 'lerobot', 'npz', 'rlds')  # keys of jepa_jax.data.robot.READERS
+KINDS = tuple(kind for kind in READERS if kind != 'synthetic')  # made by us, in no folder
 UNITS = {'metres', 'angles', 'gripper_range'}
 COSTS = {'l1': 1, 'l2': 2}
 RECORDING = 10  # states that tell in which units they are, even if each alone is possible

@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import pathlib
+import pkgutil
 import re
 import resource
 import shutil
@@ -13,7 +14,8 @@ import sys
 
 import pytest
 
-from jepa_jax import cli, commands
+from jepa_jax import cli, commands, config, plan
+from jepa_jax.config import check, layouts
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LIST = '--config.data.lists[0].{}'
@@ -56,6 +58,41 @@ def test_every_flag_has_a_text_and_a_default(name, monkeypatch):
         if action.option_strings and action.nargs != 0 and not action.required:
             shown = cli._Help('x')._get_help_string(action)
             assert '(' in shown, f'{flag}: {shown!r} does not say its default'
+
+
+@pytest.mark.parametrize('name', ['collect', 'check-robot', 'judge-energy'])
+def test_help_names_every_key_of_a_table(name, monkeypatch):
+    told = {flag.dest: flag.help for flag in flags_of(parser_of(name, monkeypatch))}
+    if name == 'collect':
+        from jepa_jax.sims.variation import SCENES as TABLE
+
+        words, table = told['scenes'], TABLE
+    else:
+        words, table = told['kind'], layouts.READERS
+    assert ' | '.join(table) in words and 'a key of' not in words
+
+
+def test_planners_of_plan_are_all_there_are():
+    from jepa_jax.planning import cem
+
+    assert set(plan.PLANNERS) == set(cem.PLANNERS)
+
+
+def test_fields_that_list_words_list_all_of_them():
+    """Those of the rules, and of tables that a comment names and lists."""
+    for module in pkgutil.iter_modules(config.__path__):
+        importlib.import_module(f'jepa_jax.config.{module.name}')
+    listed = 0
+    for kind, rules in check.RULES.items():
+        for name, words in cli.comments(kind).items():
+            table = getattr(rules.get(name), 'words', ())
+            if match := re.search(r'a key of (jepa_jax[\w.]+)\.(\w+):', words):
+                table = [*getattr(importlib.import_module(match[1]), match[2])]
+            if table and ' | ' in words:
+                listed += 1
+                missing = [w for w in table if not re.search(rf'\b{re.escape(w)}\b', words)]
+                assert not missing, f'{kind.__name__}.{name}: {missing} not in {words!r}'
+    assert listed > 20
 
 
 def call(*argv: str, path: pathlib.Path = ROOT, **settings) -> subprocess.CompletedProcess:

@@ -295,7 +295,7 @@ class PeriodicEvalConfig:
 class RobotConfig:
     """Recordings of a robot and what their numbers mean; see jepa_jax.data.robot."""
 
-    kind: str = 'droid'  # a key of jepa_jax.config.layouts.READERS: droid | lerobot | rlds | npz
+    kind: str = 'droid'  # a key of jepa_jax.config.layouts.READERS
     path: str = ''  # what `kind` reads: a list of folders, or a folder
     robot: str = 'franka'  # its name; weights trained for another are refused
     # droid: key of the metadata; lerobot: video key; rlds: image of the observation; npz: any name

@@ -6,6 +6,9 @@ from jepa_jax.config.action_conditioned import ActionConditionedConfig
 from jepa_jax.config.masked_video import MaskedVideoConfig
 from jepa_jax.config.runs import StudyConfig
 
+# kinds of scenes; jepa_jax.sims.variation, which needs numpy, says how each is drawn
+SCENES = ('standard', 'moderate', 'seen', 'unseen', 'unseen_relit')
+
 
 @dataclass
 class CollectionConfig:
@@ -22,9 +25,7 @@ class CollectionConfig:
     noise: float = 0.02  # metres; each episode draws its strength from 0 to this
     max_step: float = 0.05  # metres along an axis
     vary: bool = False  # the same as scenes = 'moderate'
-    # that episodes are recorded in, a key of jepa_jax.sims.variation.SCENES: standard | moderate |
-    # seen | unseen
-    scenes: str = 'standard'
+    scenes: str = 'standard'  # that episodes are recorded in, a key of jepa_jax.config.sim.SCENES
 
 
 @dataclass
@@ -32,8 +33,8 @@ class SimEvaluationConfig:
     """Planning in the simulator, and what it is compared with; see jepa_jax.sims.evaluate."""
 
     tasks: str = 'reach'  # keys of jepa_jax.sims.tasks.TASKS, with commas between
-    # that each task is played in, keys of jepa_jax.sims.variation.SCENES with commas between; cost
-    # and dynamics are judged in the first
+    # that each task is played in, keys of SCENES with commas between; cost and dynamics are judged
+    # in the first
     scenes: str = 'standard'
     first: int = 10_000  # number of the first episode: choose settings on others than are reported
     episodes: int = 50  # of each task

@@ -24,7 +24,7 @@ from jepa_jax.config import (
     SimGatesConfig,
 )
 from jepa_jax.ending import FILE
-from jepa_jax.errors import GateError, SimError
+from jepa_jax.errors import GateError, SimError, allowed
 from jepa_jax.evals import horizon
 from jepa_jax.sims import evaluate, page, pixels, recordings
 from jepa_jax.sims.bench import PIXELS, RANDOM, Bench, episodes_of, others_of
@@ -55,7 +55,7 @@ def check(config: SimConfig, workdir: Path) -> None:
     """
     for name, table in (('tasks', TASKS), ('scenes', SCENES)):
         if wrong := [word for word in _words(config, name) if word not in table]:
-            raise SimError(f"evaluation.{name} '{wrong[0]}': allowed are {', '.join(table)}")
+            raise SimError(f"evaluation.{name} '{wrong[0]}': {allowed(wrong[0], table)}")
     _check_planner(config.evaluation)
     for name, asked in dataclasses.asdict(config.gates).items():
         for field, word in NEEDS.get(name, {}).items() if asked else ():

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from jepa_jax.config import CollectionConfig
 from jepa_jax.data import synthetic
-from jepa_jax.errors import SimError
+from jepa_jax.errors import SimError, allowed
 from jepa_jax.sims.panda import RATE, WORKSPACE, Panda
 from jepa_jax.sims.scene import CUBE_AREA
 from jepa_jax.sims.tasks import START, TASKS, grasp_poses, place_poses, script
@@ -51,7 +51,7 @@ def check(settings: CollectionConfig) -> None:
     if settings.image_size % 2:
         raise SimError(f'image_size {settings.image_size}: must be even, as H.264 wants it')
     if settings.scenes not in SCENES:
-        raise SimError(f"scenes '{settings.scenes}': allowed are {', '.join(SCENES)}")
+        raise SimError(f"scenes '{settings.scenes}': {allowed(settings.scenes, SCENES)}")
     if settings.vary and settings.scenes not in ('standard', 'moderate'):
         raise SimError(f"vary with scenes '{settings.scenes}': it means 'moderate'; leave it out")
     shares = _shares(settings)
