@@ -18,7 +18,6 @@ import threading
 import time
 
 from jepa_jax import cli
-from jepa_jax.config import layouts
 from jepa_jax.errors import ConvertError, UsageError
 from jepa_jax.weights import names
 
@@ -53,12 +52,18 @@ def convert(
 
     Raises:
       UsageError: a destination with the suffix of a format that is not written.
+      ZooError: a source that is no path and no name, or one that cannot be had.
       ConvertError: what is wrong with the source, or cannot be written.
       CheckpointError: one of our checkpoints is damaged, or the disk is too full.
     """
-    for flag, path in (('SRC', source), ('--probe', probe)):
-        if complaint := path and next(layouts.absent(flag, names.pinned(path)[0]), ''):
-            raise ConvertError(complaint)
+    for text in filter(None, (source, probe)):
+        names.check(text)
+        if text.startswith(names.RANDOM):
+            raise ConvertError(
+                f"'{text}': nothing is trained there; jepa_jax.load('{text}').save_pretrained(DIR) "
+                'writes such weights'
+            )
+    source, probe = _path_first(source), probe and _path_first(probe)
     if (suffix := os.path.splitext(destination)[1].lower()) in OTHER_FILES:
         raise UsageError(
             f'DST {destination}: no {suffix} file is written; a name that ends in .pt is one of '
@@ -66,19 +71,18 @@ def convert(
         )
     from tqdm import tqdm
 
-    from jepa_jax.weights import zoo
-    from jepa_jax.weights.read import read  # jax, orbax: not for --help
+    from jepa_jax.weights import zoo  # jax, orbax: not for --help
     from jepa_jax.weights.write import add_probe, nbytes, only, refuse_existing, write
 
     began = time.monotonic()
     refuse_existing(destination)  # reading may take minutes
-    source, pin = zoo.pinned(source) if zoo.PIN in source else (source, '')
-    if pin:
-        zoo.check_file(source, pin)
     with _Peak() as peak:
-        weights = read(source, steps_per_epoch=steps_per_epoch, **choices)
+        told = choices | {'steps_per_epoch': steps_per_epoch}
+        # what is chosen beside a name is of the other, which is a path
+        weights = zoo.find(source, **({} if probe and _is_name(source) else told))
         if probe:
-            weights = add_probe(weights, read(probe, **{**choices, 'ignore': ()}))
+            told = {} if _is_name(probe) and not _is_name(source) else choices
+            weights = add_probe(weights, zoo.find(probe, **{**told, 'ignore': ()}))
         if part:
             weights = only(weights, [name.strip() for name in part.split(',')])
         for line in weights.summary():
@@ -98,6 +102,21 @@ def convert(
     for note in notes:
         print(f'  {note}')
     print(f'took {time.monotonic() - began:.0f} s{peak.words()}')
+
+
+def _path_first(text: str) -> str:
+    """What a file or folder here that has the name of a model is called as a path: `convert vitl.pt
+    vitl` makes one, which is then meant."""
+    path = text.partition(names.PIN)[0]
+    if not _is_name(text) or not os.path.exists(path):
+        return text
+    print(f"'{path}' is what lies here, not the model of that name")
+    return os.path.join('.', text)
+
+
+def _is_name(text: str) -> bool:
+    name, _ = names.pinned(text)
+    return name in names.RELEASED or name in names.BUNDLED
 
 
 def _format(weights, destination: str) -> str:
@@ -146,7 +165,8 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         'source',
         metavar='SRC',
-        help='.pt file (also FILE@sha256:HEX), Hugging Face folder, or workdir',
+        help='.pt file (also FILE@sha256:HEX), Hugging Face folder, workdir, or a name that `load` '
+        'takes (jepa models)',
     )
     parser.add_argument('destination', metavar='DST', help='file or folder, must not exist')
     parser.add_argument(
@@ -163,7 +183,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
         'language: the language model, its adapter merged',
     )
     parser.add_argument(
-        '--probe', metavar='FILE', help='add the attentive probe of another file (none)'
+        '--probe', metavar='FILE', help='add the attentive probe of another file, or name (none)'
     )
     parser.add_argument(
         '--only', dest='part', metavar='NET,...', help='those nets alone: projector,adapter (all)'

@@ -3,6 +3,7 @@ mistyped name at once."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -183,8 +184,12 @@ def unknown(text: str) -> ZooError:
     hub = ''
     if re.fullmatch(r'[\w-][\w.-]*/[\w.-]+', text):
         hub = f"; a model of the Hugging Face hub is written '{HUB}{text}'"
+    near = nearest(text, names)
+    with contextlib.suppress(OSError, ValueError):  # no such folder, or a name that none can have
+        folder, file = os.path.split(os.path.expanduser(text))
+        near = near or nearest(file, os.listdir(folder or '.'))
     return ZooError(
-        f"model '{text}': no such file or folder, and no name{nearest(text, names)}{hub}; names "
+        f"model '{text}': no such file or folder, and no name{near}{hub}; names "
         f'are {", ".join((*BUNDLED, *RELEASED))} and {RANDOM}SIZE'
     )
 

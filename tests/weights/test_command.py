@@ -5,12 +5,15 @@ import pathlib
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import originals
 import pytest
 import torch
 
 from jepa_jax import convert
 from jepa_jax.errors import ConvertError
+from jepa_jax.weights import zoo
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -67,11 +70,34 @@ def test_probe_of_another_file(tmp_path):
         convert.add_probe(weights, convert.read(tmp_path / 'other.pt'))
 
 
+def test_names_are_converted_as_load_takes_them(tmp_path):
+    done = command('tiny', 'tiny.pt', '--to=torch', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    bundled = zoo.find('tiny').params('target')
+    assert_same(convert.read(tmp_path / 'tiny.pt', crop=32, frames=8).params('target'), bundled)
+    # what lies here is meant, as ever: the names of the release are those one gives to folders
+    done = command('tiny.pt', 'vitl', '--crop=32', '--frames=8', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = command('vitl', 'again.pt', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "'vitl' is what lies here, not the model of that name" in done.stdout
+    assert_same(convert.read(tmp_path / 'again.pt', crop=32, frames=8).params('target'), bundled)
+
+
+def assert_same(tree, expected) -> None:
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), tree, expected)
+
+
 @pytest.mark.parametrize(
     'arguments, status, words',
     [
         (['text.pt', 'out'], 1, 'text.pt is not a checkpoint'),
-        (['nothing.pt', 'out'], 1, "SRC: 'nothing.pt' cannot be read: No such file"),
+        (['nothing.pt', 'out'], 1, "'nothing.pt': no such file or folder, and no name; names"),
+        (['tixt.pt', 'out'], 1, 'no such file or folder, and no name; did you mean text.pt?; '),
+        (['vitll', 'out'], 1, "model 'vitll': no such file or folder, and no name; did you mean"),
+        (['text.pt', 'out', '--probe=ssv2-vitl'], 1, "model 'ssv2-vitl': no such file or folder"),
+        (['random:tiny', 'out'], 1, "load('random:tiny').save_pretrained(DIR) writes such weights"),
+        (['tiny', 'out', '--crop=64'], 1, "'tiny' is a name: its crop cannot be chosen"),
         (['text.pt', 'out', '--to=onnx'], 2, 'onnx'),
         (['text.pt', 'out', '--crops=3'], 2, '--crop'),
         (['text.pt'], 2, 'DST'),
