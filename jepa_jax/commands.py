@@ -35,6 +35,7 @@ COMMANDS: dict[str, Command] = {
     'plan': Command('jepa_jax.plan', "a robot's actions to a goal image"),
     'serve-robot': Command('jepa_jax.serve_robot', 'plans over HTTP, one action at a time'),
     'report': Command('jepa_jax.report', 'the page of a training run, made anew'),
+    'models': Command('jepa_jax.catalogue', 'names of models: size, memory, licence, what they do'),
     'convert': Command('jepa_jax.convert', 'weights between PyTorch, Hugging Face and here'),
     'doctor': Command('jepa_jax.doctor', 'what works here; is a model what it should be'),
     'index': Command('tools.index_videos', 'which videos are bad, before a run'),

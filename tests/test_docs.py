@@ -62,6 +62,18 @@ def test_every_released_model_is_in_the_readme():
     assert (probes.count('2.0'), probes.count('1'), len(probes)) == (6, 15, 21)
 
 
+def test_memory_and_licences_of_the_readme_are_those_of_the_table():
+    table = README.split('\n## Models\n')[1].split('\n## ')[0]
+    for line in table.splitlines():
+        cells = [cell.strip() for cell in line.split('|')]
+        for name in re.findall(r'`([\w-]+)`', cells[1]) if len(cells) > 5 else ():
+            random = names.RANDOM + name
+            if name in names.MEMORY or random in names.MEMORY:
+                assert names.MEMORY.get(name, names.MEMORY.get(random)) in cells[4], line
+            if name in names.RELEASED:
+                assert names.LICENCES[names.RELEASED[name].version] in cells[5], line
+
+
 def test_the_three_lines_of_the_readme():
     lines = re.search(r'```python\n(.*?)```', README, re.S)[1]
     told = re.search(r'# \((.+)\) \((.+)\)', lines)

@@ -1,6 +1,7 @@
 """The ready model: its features against the bare net, its tasks against the original's numbers."""
 
 import dataclasses
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from models.test_pooler import fill as fill_pooler
 from PIL import Image
 
 import jepa_jax
-from jepa_jax import inputs
+from jepa_jax import catalogue, inputs
 from jepa_jax.data import decode
 from jepa_jax.data.views import eval_view
 from jepa_jax.errors import BadFile, ConvertError, InputError
@@ -328,6 +329,37 @@ def test_the_table_of_models(tmp_path, monkeypatch):
     (line,) = (line for line in lines if line.startswith('vitl '))
     assert '304 M' in line and 'GB or more' in line
     assert any(line.startswith('vitg ') and ' 1,010 M ' in line for line in lines)
+    assert {row.licence for row in rows.values()} == {
+        'Apache-2.0', "the release's", 'not stated', 'CC-BY-NC 4.0', 'none',
+    }  # fmt: skip
+    assert (rows['mae-vitb'].licence, rows['mae-vitb'].family) == ('CC-BY-NC 4.0', 'MAE')
+    assert rows['ek100-vitg-384'].memory == rows['vitg-384'].memory == 'about 4.5 GiB'
+    assert not rows['vitb-21'].memory
+
+
+@pytest.mark.parametrize(
+    ('pattern', 'names'),
+    [
+        ('ssv2-vit', ['ssv2-vitl-16x2x3', 'ssv2-vitg-384-64x2x3']),
+        ('EK100-*', ['ek100-vitl-256', 'ek100-vitg-384']),
+        ('vjepa2_ac', ['ac-vitg']),  # of torch.hub
+        ('tiny', ['tiny', 'random:tiny', 'random:tiny-21']),
+        ('vit?', ['vitl', 'vith', 'vitg']),
+    ],
+)
+def test_models_by_a_part_of_their_names(pattern, names, capsys, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['jepa models', pattern])
+    assert catalogue.main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == 'name encoder pixels file memory licence what it is'.split()
+    assert [line.split()[0] for line in lines[1:]] == names
+
+
+def test_a_pattern_of_no_model_is_one_line(capsys, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['jepa models', 'vtil'])
+    assert catalogue.main() == 1
+    said = capsys.readouterr().err
+    assert said == "error: no name has 'vtil'; did you mean vitl?; without it all are listed\n"
 
 
 def test_saved_and_loaded_again(model, tmp_path):

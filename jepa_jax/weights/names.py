@@ -145,6 +145,25 @@ PUBLISHED = (
     'facebook/ijepa_vith14_22k',
     'facebook/ijepa_vitg16_22k',
 )
+# licence of the weights, by version, as their authors' repositories have it; V-JEPA 2's: see there
+LICENCES = {
+    '2.0': "the release's",
+    '2.1': 'not stated',
+    'I': 'CC-BY-NC 4.0',
+    '1': 'CC-BY-NC 4.0',
+    'MAE': 'CC-BY-NC 4.0',
+}
+# resident on a CPU, float32, 16 frames of 256 pixels (tiny: 8 of 32): measured, or reckoned
+MEMORY = {
+    'tiny': '0.32 GiB',
+    'vitl': '1.61 GiB',
+    'vith': 'about 3 GiB',
+    'vitg': 'about 4.5 GiB',
+    'vitg-384': 'about 4.5 GiB',
+    'ac-vitg': 'about 6 GiB',
+    'random:vits': '0.71 GiB',
+    'random:vitl': '1.61 GiB',
+}
 # weights that come with the package: name -> what they are; see jepa_jax.weights.bundled
 BUNDLED = {'tiny': 'the main job, configs/tiny.py: 32 pixels, 8 frames'}
 
