@@ -402,16 +402,18 @@ def _answers(rows: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def table(rows: dict[str, Any]) -> str:
-    """Markdown."""
+    """Markdown; of several seeds with the accuracy of each."""
     named = [row for name, row in rows.items() if name != 'baselines']
     labels = list(named[0]['probes'])
     head = ['', *labels, 'rank', 'rank of clips', 'verdict', 'steps', 'seconds']
     lines = [f'| {" | ".join(head)} |', '|' + '---|' * len(head)]
     for row in named:
         cells = [
-            f'{p["mean"]:.3f} ({p["low"]:.3f} to {p["high"]:.3f})' for p in row['probes'].values()
+            f'{p["mean"]:.3f} ({p["low"]:.3f} to {p["high"]:.3f})' + _each(row['seeds'], label)
+            for label, p in row['probes'].items()
         ]
-        cells += [f'{row["rank"]:.1f}', f'{row["rank_of_clips"]:.1f}', ', '.join(row['verdicts'])]
+        words = dict.fromkeys(row['verdicts'])  # once where all seeds have the same
+        cells += [f'{row["rank"]:.1f}', f'{row["rank_of_clips"]:.1f}', ', '.join(words)]
         cells += [f'{row["steps"]:,.0f}', f'{row["seconds"]:,.0f}']
         lines.append(f'| {row["title"]} | ' + ' | '.join(cells) + ' |')
     for name, probes in _answers(rows).items():
@@ -420,8 +422,13 @@ def table(rows: dict[str, Any]) -> str:
     return '\n'.join(lines)
 
 
+def _each(seeds: list[dict[str, float]], label: str) -> str:
+    return '; ' + ' '.join(f'{seed[label]:.3f}' for seed in seeds) if len(seeds) > 1 else ''
+
+
 def plot(rows: dict[str, Any], path: Path) -> None:
-    """Accuracies with their intervals, a panel a label, and effective ranks."""
+    """Accuracies with their intervals, a panel a label, the seeds by themselves as marks, and
+    effective ranks."""
     from matplotlib.figure import Figure
 
     from jepa_jax.page import save_figure
@@ -438,6 +445,10 @@ def plot(rows: dict[str, Any], path: Path) -> None:
         mean = np.array([p['mean'] for p in probes])
         ends = np.abs([[p[k] for p in probes] - mean for k in ('low', 'high')])
         ax.errorbar(mean, heights, xerr=ends, fmt='o', markersize=4, linewidth=1)
+        for height, row in zip(heights, named.values()):
+            if len(row['seeds']) > 1:
+                each = [seed[label] for seed in row['seeds']]
+                ax.plot(each, [height] * len(each), '|', color='tab:orange', markersize=9)
         for (name, answers), style in zip(_answers(rows).items(), ('--', ':')):
             ax.axvline(answers[label]['mean'], color='0.5', linestyle=style, label=name)
         ax.set(title=f'{label}, accuracy', xlim=(0, 1))

@@ -55,6 +55,9 @@ def test_table_and_plot(tmp_path):
     rows = {'baselines': baselines, 'mae': row}
     lines = family.table(rows).splitlines()
     assert lines[2].startswith('| MAE (frames) | 0.750 (')
+    assert '); 0.750 0.750 |' in lines[2] and ' | healthy | 20 | 9 |' in lines[2]
+    alone = family.table({'baselines': baselines, 'mae': family.summary(config, 'mae', [one])})
+    assert ';' not in alone
     assert lines[3].startswith('| untrained | 0.500 | 0.000 |')
     family.plot(rows, tmp_path / 'family.png')
     assert (tmp_path / 'family.png').read_bytes().startswith(b'\x89PNG')
