@@ -2,7 +2,7 @@
 means against collapse, or none, on the same videos for the same FLOPs; a study.
 
 A workdir has a run for each seed and member, `seed0/vjepa2`, `report.json` and `family.png`. What
-is there already is not made again. Rows of a table, docs/family_pixels.md says how they are to be
+is there already is not made again. Rows of a table, docs/family.md says how they are to be
 read.
 """
 
