@@ -45,7 +45,7 @@ USES = {
     'health': 'measuring health, pictures and logging',
     'evals': 'evaluating beside training',
 }
-SAVE, STOP, FAIL = 1, 2, 3  # what is due in any process after a step, the largest in all of them
+SAVE, FAIL, STOP = 1, 2, 3  # what is due in any process after a step, the largest in all of them
 REST = ('put', 'save', 'agree', 'health')  # what a step costs beside itself
 
 
@@ -400,7 +400,8 @@ def fit(
                     log.warning('step %d: %s', n, words)
                 lap('health')
             unsaved = checkpoints.failures and not checkpoints.steps()
-            what = FAIL if trouble else STOP if received else SAVE if unsaved else 0
+            # who is told to end may lose the data, too: workers get the signal as well
+            what = STOP if received else FAIL if trouble else SAVE if unsaved else 0
             what = distributed.largest(what)
             lap('agree')
             if what:
@@ -408,6 +409,8 @@ def fit(
             if what == FAIL:
                 raise trouble or DataError('another process cannot read its data and says why')
             if what == STOP:
+                if trouble:
+                    log.warning('step %d: %s', n, trouble)
                 raise Interrupted(f'SIGTERM at step {n} of {total}, which is saved')
         if n > first:
             save_last()

@@ -358,6 +358,23 @@ def test_data_that_end_are_told_when_the_last_complete_step_is_saved(monkeypatch
         np.testing.assert_array_equal(ours, theirs)
 
 
+def test_data_that_end_with_a_sigterm_are_no_failure(monkeypatch, tmp_path, caplog):
+    """Workers get the signal as well: the run is to be started again."""
+    run = Run(monkeypatch, tmp_path / 'run', end=5)
+    told, seen = run.failures.add, []
+
+    def add(batch):
+        told(batch)
+        seen.append(batch)
+        if len(seen) == 5:  # the last one that can be read
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(run.failures, 'add', add)
+    with pytest.raises(Interrupted, match='step 5 of 12, which is saved'):
+        run.fit(12)
+    assert max(run.saves.saved) == 5 and 'record 5 cannot be read' in caplog.text
+
+
 def test_nothing_is_saved_when_the_first_batch_fails(monkeypatch, tmp_path):
     run = Run(monkeypatch, tmp_path / 'run', end=0)
     with pytest.raises(DataError, match='record 0 cannot be read'):
