@@ -361,15 +361,15 @@ def test_data_that_end_are_told_when_the_last_complete_step_is_saved(monkeypatch
 def test_data_that_end_with_a_sigterm_are_no_failure(monkeypatch, tmp_path, caplog):
     """Workers get the signal as well: the run is to be started again."""
     run = Run(monkeypatch, tmp_path / 'run', end=5)
-    told, seen = run.failures.add, []
+    told, seen = FailureLog.add, []
 
-    def add(batch):
-        told(batch)
+    def add(log, batch):
+        told(log, batch)
         seen.append(batch)
         if len(seen) == 5:  # the last one that can be read
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(run.failures, 'add', add)
+    monkeypatch.setattr(FailureLog, 'add', add)
     with pytest.raises(Interrupted, match='step 5 of 12, which is saved'):
         run.fit(12)
     assert max(run.saves.saved) == 5 and 'record 5 cannot be read' in caplog.text
