@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from jepa_jax import cli
 from jepa_jax.errors import ZooError, nearest
-from jepa_jax.models import NEWER, SIZES, VERSIONS
+from jepa_jax.models import NEWER, SIZE_ALIASES, SIZES, VERSIONS
 from jepa_jax.weights import names
 
 if TYPE_CHECKING:
@@ -83,17 +83,20 @@ def _names() -> list[str]:
 
 def matching(pattern: str) -> list[str]:
     """The names that have a pattern in them, or that are what it stands for if it has *, ? or [;
-    also by the names of the original's torch.hub. Upper and lower case are alike.
+    also by the names of the original's torch.hub and the Hugging Face hub, and by other names of
+    sizes. Upper and lower case are alike.
 
     Raises:
       ZooError: there is none.
     """
     glob = pattern.lower() if set('*?[') & set(pattern) else f'*{pattern.lower()}*'
     every = _names()
-    also = {name for alias, name in names.ALIASES.items() if fnmatch.fnmatchcase(alias, glob)}
+    others = [*names.ALIASES.items(), *names.PUBLISHED.items()]
+    others += [(alias, f'{names.RANDOM}{size}') for alias, size in SIZE_ALIASES.items()]
+    also = {name for alias, name in others if fnmatch.fnmatchcase(alias.lower(), glob)}
     result = [name for name in every if name in also or fnmatch.fnmatchcase(name.lower(), glob)]
     if not result:
-        near = nearest(pattern, (*every, *names.ALIASES))
+        near = nearest(pattern, (*every, *(alias for alias, _ in others)))
         raise ZooError(f"no name has '{pattern}'{near}; without it all are listed")
     return result
 
@@ -108,9 +111,11 @@ def _row(name: str) -> Row:
     size = name.removeprefix(names.RANDOM)
     version = '2.1' if size.endswith(NEWER) else '2.0'
     does = 'features without meaning: nothing is trained', TRIAL
+    # the bundled model of a size's name is a smaller one
+    memory = '' if size in names.BUNDLED else names.MEMORY.get(size, '')
     return Row(
-        name, _size(*random_configs(size), 'encoder'), 256, 0, False, names.MEMORY.get(name, ''),
-        'none', f'random weights, {_family(version)}', does,
+        name, _size(*random_configs(size), 'encoder'), 256, 0, False, memory, 'none',
+        f'random weights, {_family(version)}', does,
     )  # fmt: skip
 
 

@@ -334,6 +334,9 @@ def fit(
         if n < total:
             feed.advance()
             if feed.error:
+                if received:
+                    log.warning('%s', feed.error)
+                    raise Interrupted(f'SIGTERM before step {n + 1} of {total}') from feed.error
                 raise feed.error
         else:
             log.info('nothing left to train: the run is at step %d of %d', n, total)

@@ -215,6 +215,8 @@ def _probe(
     weights = zoo.find(text + pin)
     if weights.probe is None:
         raise ZooError(f"probe '{text}' holds {', '.join(weights.nets)}, but no probe")
+    if weights.probe[0].mean:
+        raise ZooError(f"probe '{text}' was trained with an encoder of its own: load that alone")
     width = weights.probe[0].width
     if width != config.width:
         raise ZooError(

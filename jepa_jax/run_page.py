@@ -195,12 +195,13 @@ def _commands(
     steps: int,
 ) -> str:
     run = shlex.quote(str(workdir))
-    command = (report or {}).get('command') or (
-        f'jepa train --config={shlex.quote(manifest.get("config_file") or "NAME")} --workdir={run}'
-    )
+    part_of = manifest.get('part_of') or (report or {}).get('part_of')  # a study's workdir
+    place = shlex.quote(part_of) if part_of else run
+    file = shlex.quote(manifest.get('config_file') or 'NAME')
+    command = (report or {}).get('command') or f'jepa train --config={file} --workdir={place}'
     if steps < config.optim.steps:
         lines = ['# from where it is, with the flags that it was started with', command]
-    elif part_of := (report or {}).get('part_of'):
+    elif part_of:
         lines = [f'# all of {part_of}, of which this is a part; what is finished stays', command]
         lines += (line.format(run=run) for line in recipes.of(config).next)
     else:

@@ -104,7 +104,8 @@ def train(
                         frozen,
                         stream,
                         config,
-                        known={'config': asked, 'config_file': config_file},
+                        known={'config': asked, 'config_file': config_file}
+                        | ({'part_of': part_of} if part_of else {}),
                         mesh=mesh,
                         workdir=folder,
                         checkpoints=checkpoints,

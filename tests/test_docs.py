@@ -67,9 +67,8 @@ def test_memory_and_licences_of_the_readme_are_those_of_the_table():
     for line in table.splitlines():
         cells = [cell.strip() for cell in line.split('|')]
         for name in re.findall(r'`([\w-]+)`', cells[1]) if len(cells) > 5 else ():
-            random = names.RANDOM + name
-            if name in names.MEMORY or random in names.MEMORY:
-                assert names.MEMORY.get(name, names.MEMORY.get(random)) in cells[4], line
+            if name in names.MEMORY:
+                assert names.MEMORY[name] in cells[4], line
             if name in names.RELEASED:
                 assert names.LICENCES[names.RELEASED[name].version] in cells[5], line
 

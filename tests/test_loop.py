@@ -375,6 +375,16 @@ def test_data_that_end_with_a_sigterm_are_no_failure(monkeypatch, tmp_path, capl
     assert max(run.saves.saved) == 5 and 'record 5 cannot be read' in caplog.text
 
 
+def test_a_sigterm_before_the_first_batch_is_no_failure(monkeypatch, tmp_path, caplog):
+    run = Run(monkeypatch, tmp_path / 'run', end=0)
+    told = distributed.told
+    monkeypatch.setattr(distributed, 'told', lambda: True)
+    with pytest.raises(Interrupted, match='SIGTERM before step 1 of 12'):
+        run.fit(12)
+    assert not run.saves.saved and 'record 0 cannot be read' in caplog.text
+    monkeypatch.setattr(distributed, 'told', told)
+
+
 def test_nothing_is_saved_when_the_first_batch_fails(monkeypatch, tmp_path):
     run = Run(monkeypatch, tmp_path / 'run', end=0)
     with pytest.raises(DataError, match='record 0 cannot be read'):

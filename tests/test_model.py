@@ -344,6 +344,8 @@ def test_the_table_of_models(tmp_path, monkeypatch):
         ('EK100-*', ['ek100-vitl-256', 'ek100-vitg-384']),
         ('vjepa2_ac', ['ac-vitg']),  # of torch.hub
         ('tiny', ['tiny', 'random:tiny', 'random:tiny-21']),
+        ('facebook/vjepa2-vith*', ['vith']),  # of the Hugging Face hub
+        ('base', ['vitb-21', 'random:vitb']),  # another name of a size
         ('vit?', ['vitl', 'vith', 'vitg']),
     ],
 )

@@ -209,6 +209,11 @@ def test_what_to_type_next(tmp_path):
     )
     assert f'jepa embed --model {tmp_path} --input clip.mp4 --out features.npz' in lines
     assert lines[-1] == f'jepa report {tmp_path}'
+    # a part of a study, before and after its end: the study goes on, not this alone
+    part = {'part_of': 'runs/all', 'config_file': 'study.py'}
+    for done in (30, 40):
+        lines = run_page._commands(tmp_path, config, None, part, done).splitlines()
+        assert lines[1] == 'jepa train --config=study.py --workdir=runs/all'
 
 
 def test_rows_of_old_runs_are_enough():

@@ -32,15 +32,15 @@ def topology_of(text: str) -> tuple[int, str]:
     kind, _, sides = text.partition(':')
     numbers = [int(side) if side.isdecimal() else 0 for side in sides.split('x')]
     dimensions = SIDES.get(kind, 0)
-    if numbers[dimensions:] == [1]:
+    if dimensions == 2 and numbers[2:] == [1]:
         numbers.pop()  # v5e:2x2x1, as some write it
     # a host has 2x2 chips; some of v5e and v6e have one
     hosts = not any(side % 2 for side in numbers[:2]) or numbers == [1, 1]
-    if len(numbers) != dimensions or min(numbers) < 1 or not hosts:
+    if not dimensions or len(numbers) != dimensions or min(numbers) < 1 or not hosts:
         shapes = (f'{name}:{"x".join("ABC"[:count])}' for name, count in SIDES.items())
         raise ConfigError(
             f'--topology {text}: allowed are {", ".join(shapes)}; A and B are even, since a host '
-            'has 2x2 chips, or 1x1 for a single one'
+            'has 2x2 chips, or of v5e and v6e 1x1, a single one'
         )
     return math.prod(numbers), TPUS[kind]
 

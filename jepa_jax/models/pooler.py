@@ -40,8 +40,8 @@ class PoolerConfig:
     # as V-JEPA 1: the self-attention comes after, on what the queries have read
     cross_first: bool = False
     spare_projection: bool = False  # a layer that V-JEPA 1's files have and its forward never uses
-    # no attention: the mean over all tokens and a norm, as MAE and VideoMAE are fine-tuned (ViT's
-    # vit.ViTConfig.last_norm is off); heads and depth mean nothing then
+    # no attention: the mean over all tokens and a norm, as MAE and VideoMAE are fine-tuned (with
+    # vit.ViTConfig.last_norm off); heads and depth mean nothing then, and are 1
     mean: bool = False
     dtype: jnp.dtype = jnp.bfloat16  # of matmul inputs
     remat: str = 'full'  # a key of nets.REMAT

@@ -343,6 +343,17 @@ def write_config(
         (folder / name).write_text(json.dumps(value, indent=2) + '\n')
 
 
+def labels(values: dict[str, Any], count: int, notes: list[str]) -> dict[str, tuple[str, ...]]:
+    """Names of the probe's classes, where config.json has one for each."""
+    names = values.get('id2label')
+    if not names:
+        return {}
+    if not isinstance(names, dict) or {*names} != {*map(str, range(count))}:
+        notes.append(f'id2label does not name {count} classes, 0 to {count - 1}: it is left out')
+        return {}
+    return {'linear': tuple(str(names[str(i)]) for i in range(count))}
+
+
 def named(count: int, labels: Iterable[str]) -> dict[str, dict]:
     """Names of so many classes, as config.json has them; labels: if they are known."""
     names = list(labels) or [f'LABEL_{i}' for i in range(count)]

@@ -110,7 +110,9 @@ def read_config(folder: pathlib.Path, notes: list[str]) -> dict[str, Any]:
     return config
 
 
-def take_apart(folder: pathlib.Path, values: dict[str, Any]) -> dict[str, dict[str, Leaf]]:
+def take_apart(
+    folder: pathlib.Path, values: dict[str, Any], notes: list[str]
+) -> dict[str, dict[str, Leaf]]:
     """Net -> arrays by their names in files, read when needed; values: of `read_config`.
 
     Raises:
@@ -132,6 +134,9 @@ def take_apart(folder: pathlib.Path, values: dict[str, Any]) -> dict[str, dict[s
             raise ConvertError(f'{path}: {name} is there twice, under two names')
         net[short] = leaf
     mean, head = bool(values.get('use_mean_pooling')), nets.get('probe', {})
+    if head and not any(name.startswith('classifier.') for name in head):  # num_labels = 0
+        head = nets.pop('probe')
+        notes.append('fc_norm is dropped: it is of a classifier, which is not there')
     if head and not mean:
         raise ConvertError(
             f'{folder}: a classifier without use_mean_pooling reads the first token, which no net '
@@ -175,8 +180,8 @@ def probe(
     """Of any probe."""
     if values.get('model_type') not in DEFAULTS:
         return hf_files.probe(values, forms, beside)
-    classes = forms.get('classifier.weight', (0,))[0]
-    return PoolerConfig(beside.width, mean=True), {'linear': classes}
+    form = forms.get('classifier.weight', (0,))
+    return pixel_files.mean_probe(hf_files.CONFIG, form[0], beside.width)
 
 
 def decoder(values: dict[str, Any], forms: shapes.Shapes, beside: ViTConfig) -> PixelDecoderConfig:

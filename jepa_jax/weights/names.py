@@ -131,20 +131,20 @@ ALIASES = {
     'vjepa2_1_vit_gigantic_384': 'vitgigantic-21',
 }
 # all that the original's authors have on the Hugging Face hub
-PUBLISHED = (
-    'facebook/vjepa2-vitl-fpc64-256',
-    'facebook/vjepa2-vith-fpc64-256',
-    'facebook/vjepa2-vitg-fpc64-256',
-    'facebook/vjepa2-vitg-fpc64-384',
-    'facebook/vjepa2-vitl-fpc16-256-ssv2',
-    'facebook/vjepa2-vitg-fpc64-384-ssv2',
-    'facebook/vjepa2-vitl-fpc32-256-diving48',
-    'facebook/vjepa2-vitg-fpc32-384-diving48',
-    'facebook/ijepa_vith14_1k',
-    'facebook/ijepa_vith16_1k',
-    'facebook/ijepa_vith14_22k',
-    'facebook/ijepa_vitg16_22k',
-)
+PUBLISHED = {
+    'facebook/vjepa2-vitl-fpc64-256': 'vitl',
+    'facebook/vjepa2-vith-fpc64-256': 'vith',
+    'facebook/vjepa2-vitg-fpc64-256': 'vitg',
+    'facebook/vjepa2-vitg-fpc64-384': 'vitg-384',
+    'facebook/vjepa2-vitl-fpc16-256-ssv2': 'ssv2-vitl-16x2x3',
+    'facebook/vjepa2-vitg-fpc64-384-ssv2': 'ssv2-vitg-384-64x2x3',
+    'facebook/vjepa2-vitl-fpc32-256-diving48': 'diving48-vitl-256',
+    'facebook/vjepa2-vitg-fpc32-384-diving48': 'diving48-vitg-384-32x4x3',
+    'facebook/ijepa_vith14_1k': 'ijepa-vith14',
+    'facebook/ijepa_vith16_1k': 'ijepa-vith16-448',
+    'facebook/ijepa_vith14_22k': 'ijepa-vith14-22k',
+    'facebook/ijepa_vitg16_22k': 'ijepa-vitg16-22k',
+}
 # licence of the weights, by version, as their authors' repositories have it; V-JEPA 2's: see there
 LICENCES = {
     '2.0': "the release's",
@@ -156,13 +156,12 @@ LICENCES = {
 # resident on a CPU, float32, 16 frames of 256 pixels (tiny: 8 of 32): measured, or reckoned
 MEMORY = {
     'tiny': '0.32 GiB',
+    'vits': '0.71 GiB',
     'vitl': '1.61 GiB',
     'vith': 'about 3 GiB',
     'vitg': 'about 4.5 GiB',
     'vitg-384': 'about 4.5 GiB',
     'ac-vitg': 'about 6 GiB',
-    'random:vits': '0.71 GiB',
-    'random:vitl': '1.61 GiB',
 }
 # weights that come with the package: name -> what they are; see jepa_jax.weights.bundled
 BUNDLED = {'tiny': 'the main job, configs/tiny.py: 32 pixels, 8 frames'}
@@ -206,7 +205,8 @@ def unknown(text: str) -> ZooError:
     near = nearest(text, names)
     with contextlib.suppress(OSError, ValueError):  # no such folder, or a name that none can have
         folder, file = os.path.split(os.path.expanduser(text))
-        near = near or nearest(file, os.listdir(folder or '.'))
+        files = (os.path.join(folder, name) for name in os.listdir(folder or '.'))
+        near = near or nearest(os.path.join(folder, file), files)
     return ZooError(
         f"model '{text}': no such file or folder, and no name{near}{hub}; names "
         f'are {", ".join((*BUNDLED, *RELEASED))} and {RANDOM}SIZE'

@@ -46,6 +46,7 @@ KINDS = {
     'training': dict,
     'origin': str,
     'config_file': str,
+    'part_of': str,
     'version': str,
     'step': int,
     'fps': float,

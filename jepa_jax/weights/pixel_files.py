@@ -61,7 +61,7 @@ def _side(reader: shapes.Reader, name: str, tokens: int, patch: int) -> int:
 
 
 def _videomae(reader: shapes.Reader, name: str, forms: shapes.Shapes, prefix: str) -> ViTConfig:
-    """prefix: of its names; '' in fine-tuned files, whose encoder has no last norm."""
+    """prefix: of its names; '' in fine-tuned files."""
     array = f'{prefix}patch_embed.proj.weight'
     width, _, tubelet, _, patch = reader.shape(name, forms, array, 5)
     crop = reader.default('crop', CROP, 'shapes do not tell; as all that were released')
@@ -69,7 +69,8 @@ def _videomae(reader: shapes.Reader, name: str, forms: shapes.Shapes, prefix: st
     return ViTConfig(
         **_shape(reader, name, forms, width, f'{prefix}blocks'),
         patch=patch, tubelet=tubelet, position='sincos', axes='flat', image_size=crop,
-        frames=frames, key_bias=False, glorot=True, last_norm=bool(prefix),
+        frames=frames, key_bias=False, glorot=True,
+        last_norm=f'{prefix}norm.weight' in forms,
     )  # fmt: skip
 
 
@@ -137,8 +138,14 @@ def probe(
     """Of any probe."""
     if 'fc_norm.weight' not in forms:
         return shapes.probe(reader, name, forms, beside)
-    classes, width = reader.shape(name, forms, 'head.weight', 2)
-    return PoolerConfig(width, mean=True), {'linear': classes}
+    return mean_probe(reader.where, *reader.shape(name, forms, 'head.weight', 2))
+
+
+def mean_probe(where: str, classes: int, width: int) -> tuple[PoolerConfig, dict[str, int]]:
+    """Of a classifier of the mean; raises ConvertError if it has no class."""
+    if classes < 1:
+        raise ConvertError(f'{where}: probe: its head has no class')
+    return PoolerConfig(width, heads=1, depth=1, mean=True), {'linear': classes}
 
 
 # Arrays that files have and we compute: MAE's tables

@@ -23,7 +23,8 @@ def net_of(name: str, names: Iterable[str]) -> str | None:
     if {MAE, VIDEOMAE_TUNED} & names and name.startswith(CLASSIFIER):
         return 'probe'
     if VIDEOMAE_TUNED in names:
-        return 'online'
+        inner = name in KEYS or name.startswith('decoder.')
+        return 'pixel_decoder' if inner else 'online'
     if MAE in names:
         return 'pixel_decoder' if name.startswith(('decoder_', 'mask_token')) else 'online'
     return None

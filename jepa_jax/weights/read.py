@@ -348,7 +348,7 @@ def _read_hf(path: pathlib.Path, allow_missing, finite: bool) -> Weights:
     pixels = files.read_json(path / hf_files.CONFIG).get('model_type') in hf_pixels.DEFAULTS
     if pixels:
         values = hf_pixels.read_config(path, notes)
-        arrays = hf_pixels.take_apart(path, values)
+        arrays = hf_pixels.take_apart(path, values, notes)
     else:
         values = hf_files.read_config(path)
         arrays = hf_files.take_apart(path, values)
@@ -384,6 +384,5 @@ def _read_hf(path: pathlib.Path, allow_missing, finite: bool) -> Weights:
             'original: logits differ in the fifth digit'
         )
         reads = {} if pixels else {'frames': values['frames_per_clip']}
-        names = values.get('id2label') or {}
-        labels = {'linear': tuple(names[key] for key in sorted(names, key=int))}
+        labels = hf_files.labels(values, nets['probe'].config[1]['linear'], notes)
     return Weights(path, 'hf', nets, labels=labels, reads=reads, notes=tuple(notes))

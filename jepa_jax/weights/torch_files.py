@@ -29,6 +29,7 @@ INSTALL = "needs PyTorch: pip install 'jepa_jax[torch]'"
 # may also stand within them
 PREFIX = re.compile(r'^((module|backbone|model|net|_forward_module)\.)+')
 WITHIN = re.compile(r'\b(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.')
+NORM = re.compile(r'(encoder\.)?norm\.(weight|bias)')  # of MAE's and VideoMAE's encoders
 ACTION = 'action_encoder.weight'  # only the action-conditioned predictor has it
 OURS = 'jepa_jax'  # entry of files that we write, JSON: what the original's entries cannot say
 # entries of training checkpoints that are plain values (reference: vjepa2 §5.5)
@@ -301,7 +302,8 @@ def _bare(
     """A state dict with nothing around it: of a net, or of a module that has several."""
     short = [_short(name) for name in content]
     if pixel_tables.net_of('', short):  # MAE, VideoMAE
-        _check_tuned(path, short)
+        content = _tuned(path, content, notes)
+        short = [_short(name) for name in content]
         flat: dict[str, dict] = {}
         for name, tensor in content.items():
             flat.setdefault(pixel_tables.net_of(_short(name), short), {})[name] = tensor
@@ -343,22 +345,30 @@ def _bare(
     return {net: arrays}
 
 
-def _check_tuned(path: pathlib.Path, names: list[str]) -> None:
-    """Refuses MAE's and VideoMAE's files with a classifier of another kind than one of the mean."""
-    mean, norm = ('fc_norm.weight' in names), ('norm.weight' in names)
+def _tuned(path: pathlib.Path, content: Mapping, notes: list[str]) -> Mapping:
+    """What is read of MAE's and VideoMAE's files: one norm at most, before or behind the mean.
+
+    Raises:
+      ConvertError: a classifier of another kind than one of the mean, or both norms.
+    """
+    names = [_short(name) for name in content]
+    behind, before = 'fc_norm.weight' in names, any(NORM.fullmatch(n) for n in names)
     head = next((n for n in names if n.startswith('head.')), None)
-    if head and not mean:
+    if head and not behind:
         raise ConvertError(
             f'{path} has {_shown(head)}, but no fc_norm.weight: its classes are not told from the '
             "mean of the tokens, which no net here does; --ignore 'head.*' leaves them out"
         )
-    if mean and norm:
+    if behind and before:
         raise ConvertError(f'{path} has norm.weight and fc_norm.weight, must have one of them')
-    bare = pixel_tables.VIDEOMAE not in names and not any(n.startswith('norm.') for n in names)
-    if bare and not mean:
-        raise ConvertError(
-            f'{path}: norm.weight is missing, or fc_norm.weight, which fine-tuned files have'
-        )
+    if before and pixel_tables.VIDEOMAE_TUNED in names:  # as pretraining names them
+        return {f'encoder.{_short(name)}': tensor for name, tensor in content.items()}
+    if not before:
+        notes.append('the encoder has no last norm, as it is where fine-tuning left the mean to it')
+    if behind and not head:
+        notes.append('fc_norm is dropped: it is of a classifier, which is not there')
+        return {k: v for k, v in content.items() if not _short(k).startswith('fc_norm.')}
+    return content
 
 
 def _short(name: Any) -> str:

@@ -124,6 +124,8 @@ def add_probe(weights: Weights, probe: Weights) -> Weights:
     """
     if 'probe' not in probe.nets:
         raise ConvertError(f'{probe.source} holds {", ".join(probe.nets)}, but no probe')
+    if probe.probe[0].mean:
+        raise ConvertError(f'{probe.source}: its probe was trained with an encoder of its own')
     if weights.encoder is None or weights.encoder.width != probe.probe[0].width:
         raise ConvertError(
             f'{probe.source}: a probe of features of width {probe.probe[0].width}, '

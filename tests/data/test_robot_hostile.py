@@ -20,6 +20,8 @@ from test_robot import Arm
 
 from jepa_jax.config import RobotConfig
 from jepa_jax.data import robot, synthetic
+from jepa_jax.data.robot import metadata
+from jepa_jax.data.robot import rlds as rlds_kind
 from jepa_jax.errors import BadFile, ConfigError
 
 FRAMES, FPS = 12, 15
@@ -320,9 +322,12 @@ def test_records_of_rlds_are_bounded(rlds, monkeypatch):
         recordings.episode(0)
     monkeypatch.delenv('JEPA_JAX_LIMITS')
     other = dataclasses.replace(rlds, camera='gripper_position')
-    words = 'no_camera.*no image files; .* allowed are exterior_image_1_left$'
-    with pytest.raises(BadFile, match=words):
-        robot.open_recordings(other).episode(0)
+    words = "camera = 'gripper_position': allowed are exterior_image_1_left$"
+    with pytest.raises(ConfigError, match=words):  # before training
+        robot.open_recordings(other)
+    texts = {'a': [png()], 'said': [b'pick it up'], 'width': 3.0, 'none': []}
+    assert rlds_kind._cameras(texts) == ['a']
+    assert metadata.no_camera('x', []) == "robot.camera = 'x': there is none"
 
 
 @pytest.mark.parametrize(

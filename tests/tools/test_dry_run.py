@@ -195,7 +195,8 @@ def test_objections():
     assert len(objections(bad)) == 5
 
 
-NO_SLICES = 'v5p v3:2x2 v5e:2 v5e:2x2x v5p:4x4 v4:2x2 v5e:4x4x4 v6e:0x0 v5e:3x3 v5p:1x1x1 v5e:-2x2'
+NO_SLICES = 'v5p v3:2x2 v3:1 v7:1 v5e:2 v5e:2x2x v5p:4x4 v4:2x2 v4:2x2x1x1 v5e:4x4x4 v6e:0x0 '
+NO_SLICES += 'v5e:3x3 v5p:1x1x1 v5e:-2x2'
 
 
 @pytest.mark.parametrize('topology', NO_SLICES.split())

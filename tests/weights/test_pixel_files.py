@@ -17,7 +17,7 @@ from torch_fill import normal, tensor
 
 import jepa_jax
 from jepa_jax import convert
-from jepa_jax.errors import ConvertError
+from jepa_jax.errors import ConvertError, ZooError
 from jepa_jax.masks.random import from_noise, tubes
 from jepa_jax.models.pixel_decoder import PixelDecoderConfig
 from jepa_jax.models.tokens import MEAN, STD
@@ -26,6 +26,7 @@ from jepa_jax.pretrained import released_configs
 from jepa_jax.weights import download, tables, zoo
 from jepa_jax.weights.names import RELEASED
 from jepa_jax.weights.parts import net
+from jepa_jax.weights.write import add_probe
 
 transformers = pytest.importorskip('transformers')
 FILE = 'model.safetensors'
@@ -286,6 +287,40 @@ def test_a_folder_whose_encoder_has_no_last_norm(tmp_path):
         pixels = torch.from_numpy(np.moveaxis((clip / 255 - MEAN) / STD, -1, 2)).float()
         expected = model(pixels).last_hidden_state
     np.testing.assert_allclose(read.encoder(clip), expected, rtol=0, atol=2e-5)
+    weights = convert.read(tmp_path / 'theirs')
+    for to in ('torch', 'hf'):
+        convert.write(weights, tmp_path / to, to)
+        weights = convert.read(tmp_path / to)
+    back = strict(transformers.VideoMAEModel, tmp_path / 'hf').state_dict()
+    for name, array in model.state_dict().items():
+        assert torch.equal(back[name], array), name
+
+
+def test_pretraining_whose_encoder_has_no_last_norm(tmp_path):
+    """As VideoMAEForPreTraining has it by default: with its decoder, there and back."""
+    model = theirs('ForPreTraining', use_mean_pooling=True, decoder_num_hidden_layers=1,
+                   decoder_hidden_size=24, decoder_num_attention_heads=2,
+                   decoder_intermediate_size=96)  # fmt: skip
+    model.save_pretrained(tmp_path / 'theirs')
+    weights = convert.read(tmp_path / 'theirs')
+    for to in ('torch', 'jax', 'hf'):
+        convert.write(weights, tmp_path / to, to)
+        weights = convert.read(tmp_path / to)
+        assert set(weights.nets) == {'online', 'pixel_decoder'}
+    back = strict(transformers.VideoMAEForPreTraining, tmp_path / 'hf').state_dict()
+    for name, array in model.state_dict().items():
+        assert torch.equal(back[name], array), name
+
+
+def test_names_of_classes_that_do_not_fit_are_left_out(tmp_path):
+    model = theirs('ForVideoClassification', num_labels=3)
+    model.save_pretrained(tmp_path / 'theirs')
+    path = tmp_path / 'theirs/config.json'
+    config = json.loads(path.read_text())
+    for given in (['a', 'b', 'c'], {'0': 'a', 'x': 'b', '2': 'c'}, {'0': 'a', '1': 'b', '7': 'c'}):
+        path.write_text(json.dumps(config | {'id2label': given}))
+        weights = convert.read(tmp_path / 'theirs')
+        assert not weights.labels and 'id2label does not name 3 classes' in ' '.join(weights.notes)
 
 
 def test_a_classifier_of_the_first_token_is_refused(tmp_path):
@@ -346,22 +381,52 @@ def test_a_fine_tuned_file(tmp_path, kind):
             convert.write(weights, tmp_path / 'hf', 'hf')
 
 
-def test_files_that_are_fine_tuned_otherwise(tmp_path):
-    """A classifier of the class token; two norms; none."""
+@pytest.mark.parametrize('kind', list(BOTH))
+def test_files_that_are_fine_tuned_otherwise(tmp_path, kind):
+    """A classifier of the class token, two norms, none: what is said, and what is advised works."""
+    choices = {k: v for k, v in HEADS[kind].items() if k != 'predictor_heads'}
 
-    def read(**changed):
-        arrays = {n: a for n, a in {**tuned('mae'), **changed}.items() if a is not None}
+    def read(ignore=(), **changed):
+        arrays = {n: a for n, a in {**tuned(kind), **changed}.items() if a is not None}
         torch.save({'model': arrays}, tmp_path / 'a.pth')
-        return convert.read(tmp_path / 'a.pth', **HEADS['mae'])
+        return convert.read(tmp_path / 'a.pth', ignore=ignore, **choices)
 
     norm = {'norm.weight': torch.ones(48), 'norm.bias': torch.zeros(48)}
     gone = {'fc_norm.weight': None, 'fc_norm.bias': None}
     with pytest.raises(ConvertError, match="head.weight, but no fc_norm.weight: .*--ignore 'head"):
         read(**norm, **gone)
+    for weights in (
+        read(('head.*',), **norm, **gone),
+        read(('head.*', 'fc_norm.*'), **norm),
+    ):
+        assert set(weights.nets) == {'online'} and weights.encoder.last_norm
     with pytest.raises(ConvertError, match='norm.weight and fc_norm.weight, must have one'):
         read(**norm)
-    with pytest.raises(ConvertError, match='norm.weight is missing, or fc_norm.weight'):
-        read(**gone, **{'head.weight': None, 'head.bias': None})
+    for ignore, words in (
+        (('head.*',), 'fc_norm is dropped: it is of a classifier'),
+        (('head.*', 'fc_norm.*'), 'the encoder has no last norm'),
+    ):
+        weights = read(ignore)
+        assert set(weights.nets) == {'online'} and not weights.encoder.last_norm
+        assert any(words in note for note in weights.notes)
+        file = tmp_path / f'{len(ignore)}.pth'  # and is read again
+        convert.write(weights, file, 'torch')
+        back = convert.read(file).params('online')
+        jax.tree.map(np.testing.assert_array_equal, back, weights.params('online'))
+    with pytest.raises(ConvertError, match='its head has no class'):
+        read(**{'head.weight': torch.zeros(0, 48), 'head.bias': torch.zeros(0)})
+
+
+def test_a_classifier_reads_no_other_encoder(tmp_path):
+    torch.save({'model': tuned('mae')}, tmp_path / 'tuned.pth')
+    choices = {'heads': 4}
+    convert.write(convert.read(tmp_path / 'tuned.pth', **choices), tmp_path / 'tuned', 'jax')
+    other = convert.read(saved(tmp_path, 'mae'), **HEADS['mae'])
+    convert.write(other, tmp_path / 'other', 'jax')
+    with pytest.raises(ZooError, match='trained with an encoder of its own: load that alone'):
+        jepa_jax.load(tmp_path / 'other', probe=tmp_path / 'tuned')
+    with pytest.raises(ConvertError, match='trained with an encoder of its own'):
+        add_probe(other, convert.read(tmp_path / 'tuned'))
 
 
 def test_a_decoder_for_another_encoder_is_refused(tmp_path):

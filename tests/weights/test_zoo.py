@@ -568,6 +568,15 @@ def test_unknown_names(name):
         jepa_jax.load(name)
 
 
+def test_a_near_path_is_one_that_can_be_typed(tmp_path, monkeypatch):
+    (tmp_path / 'runs').mkdir()
+    (tmp_path / 'runs/text.pt').touch()
+    monkeypatch.chdir(tmp_path)
+    for given in ('runs/tixt.pt', f'{tmp_path}/runs/tixt.pt'):
+        with pytest.raises(ZooError, match=f'did you mean {given.replace("tixt", "text")}[?]'):
+            jepa_jax.load(given)
+
+
 def test_drawn_weights_are_not_looked_up():
     """Where weights must have been trained, as those that a projector belongs to."""
     with pytest.raises(ZooError, match="'random:tiny': drawn weights do not serve here"):

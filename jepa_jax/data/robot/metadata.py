@@ -63,7 +63,9 @@ def inside(path: Path, folder: Path, name: str) -> Path:
 def no_camera(camera: str, cameras: Iterable[str]) -> str:
     """Words on a camera that recordings do not have, and those that they have."""
     cameras = list(cameras)
-    words = f"robot.camera = '{camera}': {allowed(camera, cameras or ['(none)'])}"
+    if not cameras:
+        return f"robot.camera = '{camera}': there is none"
+    words = f"robot.camera = '{camera}': {allowed(camera, cameras)}"
     part = [name for name in cameras if camera.lower() in name.lower()]  # wrist: wrist_mp4_path
     if camera and len(part) == 1 and 'did you mean' not in words:
         words += f'; did you mean {part[0]}?'

@@ -16,6 +16,7 @@ from jepa_jax.data.robot.contract import as_contract
 from jepa_jax.data.robot.episodes import EncodedImages, Episode, state_of
 from jepa_jax.errors import BadFile, ConfigError, allowed
 
+MAGIC = b'\xff\xd8\xff', b'\x89PNG'  # JPEG, PNG: what tfds has pictures as
 LOOKED_AT = 16  # episodes, for one whose names can be read
 
 
@@ -50,7 +51,7 @@ class Rlds:
                 has = self._observation(index)
             except BadFile:
                 continue
-            if data.camera not in has:
+            if data.camera not in _cameras(has):
                 raise ConfigError(metadata.no_camera(data.camera, _cameras(has)))
             for name in self._columns:
                 if name not in has:
@@ -118,7 +119,9 @@ def _cameras(observation: dict[str, Any]) -> list[str]:
 
     def images(values: Any) -> bool:
         try:
-            return len(values) > 0 and all(isinstance(value, bytes) for value in values)
+            return len(values) > 0 and all(
+                isinstance(value, bytes) and value.startswith(MAGIC) for value in values
+            )
         except TypeError:  # a number
             return False
 
