@@ -412,7 +412,7 @@ def table(rows: dict[str, Any]) -> str:
             f'{p["mean"]:.3f} ({p["low"]:.3f} to {p["high"]:.3f})' + _each(row['seeds'], label)
             for label, p in row['probes'].items()
         ]
-        words = dict.fromkeys(row['verdicts'])  # once where all seeds have the same
+        words = row['verdicts'] if len({*row['verdicts']}) > 1 else row['verdicts'][:1]
         cells += [f'{row["rank"]:.1f}', f'{row["rank_of_clips"]:.1f}', ', '.join(words)]
         cells += [f'{row["steps"]:,.0f}', f'{row["seconds"]:,.0f}']
         lines.append(f'| {row["title"]} | ' + ' | '.join(cells) + ' |')

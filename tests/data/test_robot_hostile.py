@@ -325,7 +325,7 @@ def test_records_of_rlds_are_bounded(rlds, monkeypatch):
     words = "camera = 'gripper_position': allowed are exterior_image_1_left$"
     with pytest.raises(ConfigError, match=words):  # before training
         robot.open_recordings(other)
-    texts = {'a': [png()], 'said': [b'pick it up'], 'width': 3.0, 'none': []}
+    texts = {'a': [b'damaged', png()], 'said': [b'pick it up'], 'width': 3.0, 'none': []}
     assert rlds_kind._cameras(texts) == ['a']
     assert metadata.no_camera('x', []) == "robot.camera = 'x': there is none"
 
