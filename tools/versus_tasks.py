@@ -481,11 +481,14 @@ def _emptied(folder: pathlib.Path, side: str) -> pathlib.Path:
 
 
 def _content(path: pathlib.Path) -> dict[str, Any]:
-    """Of a Hugging Face folder: by name a sum of each array, weighed by place."""
+    """Of a Hugging Face folder of one file or several: by name a sum of each array, weighed by
+    place."""
     import numpy as np
     from safetensors.numpy import load_file
 
-    arrays = load_file(path / 'model.safetensors')
+    arrays: dict[str, Any] = {}
+    for file in path.glob('*.safetensors'):
+        arrays |= load_file(file)
     sums = [float((a.ravel().astype(np.float64) * np.cos(np.arange(a.size))).sum())
             for _, a in sorted(arrays.items())]  # fmt: skip
     return {'sums': np.array(sums), 'names': np.frombuffer(
