@@ -17,7 +17,7 @@ from jepa_jax.errors import ConvertError
 from jepa_jax.models.pooler import PoolerConfig
 from jepa_jax.models.predictor import PredictorConfig
 from jepa_jax.models.vit import ViTConfig, position_table
-from jepa_jax.weights import hf_ijepa, parts, shapes
+from jepa_jax.weights import hf_ijepa, parts, shapes, tables
 from jepa_jax.weights.tables import Leaf
 
 CONFIG, SINGLE, INDEX = 'config.json', 'model.safetensors', 'model.safetensors.index.json'
@@ -391,7 +391,7 @@ class Shards:
         self._total = sum(nbytes.values())
 
     def put(self, name: str, array: np.ndarray) -> None:
-        self._waiting[name] = np.ascontiguousarray(array)
+        self._waiting[name] = tables.contiguous(array)
         for file, names in self._files.items():
             if name in names and all(n in self._waiting for n in names):
                 arrays = {n: self._waiting.pop(n) for n in names}

@@ -17,6 +17,7 @@ import numpy as np
 
 from jepa_jax import scratch
 from jepa_jax.checkpoint import check_room
+from jepa_jax.weights import tables
 from jepa_jax.weights.torch_files import groups
 
 NAME = 'archive'  # of the folder in the archive, as PyTorch calls it where it has no other
@@ -41,7 +42,7 @@ class Writer:
 
     def put(self, array: np.ndarray) -> Stored:
         """Writes numbers, as float32; what it returns stands for them in the content."""
-        array = np.ascontiguousarray(array, '<f4').reshape(np.shape(array))
+        array = tables.contiguous(np.asarray(array, '<f4'))
         key = str(self._count)
         self._count += 1
         info = zipfile.ZipInfo(f'{NAME}/data/{key}')

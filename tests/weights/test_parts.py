@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -18,7 +19,7 @@ from jepa_jax.models.pooler import PoolerConfig
 from jepa_jax.models.predictor import PredictorConfig
 from jepa_jax.models.vit import ViT, ViTConfig
 from jepa_jax.nets import Net
-from jepa_jax.weights import parts
+from jepa_jax.weights import parts, tables
 
 VIT = ViTConfig(24, 1, 2, patch=8, image_size=16, frames=4, dtype=jnp.float32)
 CONFIGS = {
@@ -125,3 +126,15 @@ def test_tables_of_sincos_count():
     assert parts.differences(image, dataclasses.replace(image, **like)) == []
     (line,) = parts.differences(image, dataclasses.replace(image, axes='xy'))
     assert line == 'axes yx and xy'
+
+
+@pytest.mark.parametrize('shape', [(1, 1), (3, 50), (50, 3), (33, 16), (0, 4), (7,), (2, 3, 5), ()])
+def test_arrays_are_put_in_order(shape):
+    """A transposed matrix a few columns at a time: the same numbers, whatever its sides."""
+    rng = np.random.default_rng(0)
+    for dtype in (np.float32, ml_dtypes.bfloat16):
+        array = rng.normal(size=shape[::-1]).astype(dtype).T
+        found = tables.contiguous(array)
+        assert found.flags.c_contiguous and found.dtype == dtype
+        np.testing.assert_array_equal(found, np.ascontiguousarray(array).reshape(shape))
+        assert tables.contiguous(found) is found
