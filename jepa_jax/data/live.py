@@ -11,7 +11,8 @@ or so.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import select
+from collections.abc import Callable, Iterator
 
 import av
 import numpy as np
@@ -24,16 +25,26 @@ from jepa_jax.errors import BadFile
 CLOCKLESS = ('mjpeg', 'h264', 'hevc', 'm4v', 'mpegvideo', 'obu')  # rates that libav makes up
 PROBED = 2**19  # bytes from which libav finds out what a stream holds, and microseconds
 PIXELS = 2**25  # of a frame: 8,192 x 4,096
+PATIENCE = 1.0  # seconds without a byte after which it is asked whether to wait on
 
 
 class _Pipe:
-    """What libav reads from: no more than is there, and a signal ends it."""
+    """What libav reads from: no more than is there; it is at its end once it is stopped, though
+    nothing comes. An exception would not do: libav's caller may drop it and read on."""
 
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+    def __init__(self, descriptor: int, stopped: Callable[[], bool]) -> None:
+        self._descriptor, self._stopped = descriptor, stopped
 
     def read(self, count: int) -> bytes:
-        return os.read(self._descriptor, count)
+        try:
+            while not select.select([self._descriptor], [], [], PATIENCE)[0]:
+                if self._stopped():
+                    return b''
+            return os.read(self._descriptor, count)
+        except KeyboardInterrupt:
+            if self._stopped():
+                return b''
+            raise
 
 
 class Stream:
@@ -47,8 +58,15 @@ class Stream:
       BadFile: it holds no video that can be read.
     """
 
-    def __init__(self, descriptor: int, name: str, rate: float) -> None:
-        """rate: frames a second of streams that do not say it."""
+    def __init__(
+        self,
+        descriptor: int,
+        name: str,
+        rate: float,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """rate: frames a second of streams that do not say it; stopped: whether to wait no longer
+        for what does not come: the stream is at its end then."""
         self.name = name
         most = min(files.limits().pixels, PIXELS)
         options = {
@@ -60,7 +78,7 @@ class Stream:
             'analyzeduration': str(PROBED),
         }
         with files.reading(name, 'not_video'):
-            self._container = av.open(_Pipe(descriptor), options=options)
+            self._container = av.open(_Pipe(descriptor, stopped), options=options)
             streams = self._container.streams.video
             if not streams:
                 raise BadFile(name, 'no_video_stream')

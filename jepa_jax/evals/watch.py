@@ -141,7 +141,7 @@ def _way(place: str):
 def _stopped(judge: Judge) -> Iterator[None]:
     """SIGTERM is KeyboardInterrupt, as SIGINT is unless the shell that started this in the
     background ignores it. Where Python drops exceptions, in callbacks of the garbage collector, the
-    judge's next step ends it."""
+    judge's next step ends it, or a stream that stands still asks whether to wait on."""
 
     def stop(number, frame):
         judge.stopped = True
@@ -234,7 +234,7 @@ def _stream(judge: Judge, descriptor: int, name: str) -> None:
     """Judges each window as soon as its last frame is there."""
     data = judge.config.data
     judge.window(np.zeros((data.frames, judge.crop, judge.crop, 3), np.uint8))  # compiles
-    stream = Stream(descriptor, name, data.rate)
+    stream = Stream(descriptor, name, data.rate, lambda: judge.stopped)
     view = view_of(data.view, judge.crop)
     held: collections.deque = collections.deque(maxlen=data.frames)
     count = fresh = 0
@@ -258,3 +258,5 @@ def _stream(judge: Judge, descriptor: int, name: str) -> None:
                 scores = judge.window(np.stack([pixels for _, pixels in held]))
                 ends = held[-data.ahead][0], held[-1][0]
                 judge.verdict(scores, name, ends, time.monotonic() - arrived)
+    if judge.stopped:
+        raise KeyboardInterrupt

@@ -21,7 +21,7 @@ from sklearn.metrics import roc_auc_score
 
 from jepa_jax import evaluate
 from jepa_jax.config.anomaly import AnomalyConfig
-from jepa_jax.data import cameras, synthetic
+from jepa_jax.data import cameras, live, synthetic
 from jepa_jax.errors import BadFile, ConfigError, UsageError
 from jepa_jax.evals import anomaly, anomaly_page, normality, of, surprise, watch
 from jepa_jax.evals.normality import Detector, Shown
@@ -569,6 +569,21 @@ def test_a_signal_ends_a_stream_that_stands_still(finished, model, film, monkeyp
     os.close(writing)
     sys.stdin.close()
     assert len(lines_of(folder)) >= 3
+
+
+def test_a_stream_that_stands_still_ends_though_the_exception_was_dropped(film):
+    """As in a callback of the garbage collector: what is left of the signal is that it came."""
+    reading, writing = os.pipe()
+    threading.Thread(target=os.write, args=(writing, film.read_bytes())).start()
+    told = threading.Event()
+    stream = live.Stream(reading, 'a camera', 5.0, told.is_set)
+    frames = stream.frames()
+    next(frames)
+    threading.Timer(0.3, told.set).start()
+    assert len(list(frames)) > 10  # and then an end
+    stream.close()
+    os.close(reading)
+    os.close(writing)
 
 
 def test_a_camera_by_ffmpeg(finished, model, film, tmp_path, monkeypatch):
