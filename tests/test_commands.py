@@ -195,7 +195,7 @@ MISTAKES = [
      "--frames: 'many': must be a whole number"),
     (['plan', '--model=ac-vitgg', '--input=x.npz', '--out=x'], 1, 'did you mean ac-vitg?'),
     (['plan', '--model=tiny', '--input=x.npz', '--out=x', '--planner=cems'], 2, 'cem_adam'),
-    (['convert', 'clips/trian', 'out'], 1, 'did you mean train?'),
+    (['convert', 'clips/trian', 'out'], 1, 'did you mean clips/train?'),
     (['convert', 'clips', 'x.safetensors'], 1, 'DST x.safetensors: no .safetensors file'),
     (['evaluate', '--config=own', '--model=tiny', '--config.data.train=clips/trian'], 1,
      "data.train: 'clips/trian' cannot be read: No such file or directory; did you mean train?"),
