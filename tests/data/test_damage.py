@@ -1,6 +1,7 @@
 """Damaged, cut and joined videos: frame i is grey 16 + i, so every frame tells its number."""
 
 import functools
+import itertools
 import subprocess
 import sys
 
@@ -220,7 +221,10 @@ def test_cut_end(tmp_path, suffix, share):
             c.mux(stream.encode(av.VideoFrame.from_ndarray(plane, 'yuv420p')))
         c.mux(stream.encode())
     data = path.read_bytes()
-    path.write_bytes(data[: int(len(data) * share)])
+    end = int(len(data) * share)
+    if suffix == 'ts':  # within a frame: between two, what is left is a shorter video, and whole
+        end = next(k for k in range(end // 188 * 188, len(data), 188) if not data[k + 1] & 64) + 60
+    path.write_bytes(data[:end])
     whole = decode.damage(path)
     good = np.flatnonzero(whole.good)
     near(greys(decode.read_frames(path, lambda timing: good)), good)
@@ -237,6 +241,16 @@ def test_cut_end(tmp_path, suffix, share):
             for window in windows.windows(source, 8, 8, lambda frames: frames):
                 taken.append(greys(window.clip))
         near(np.concatenate(taken)[: 8 * (len(good) // 8)], np.arange(8 * (len(good) // 8)))
+
+
+def test_an_end_between_two_frames_of_a_stream(tmp_path):
+    """Where a packet would have begun the next frame, nothing of those before is missing."""
+    data = write(tmp_path / 'w.ts')
+    starts = (k for k in range(len(data) * 2 // 5 // 188 * 188, len(data), 188) if data[k + 1] & 64)
+    for k in itertools.islice(starts, 5):
+        path = tmp_path / f'{k}.ts'
+        path.write_bytes(data[: k + 60])
+        decode.check(path)
 
 
 def test_windows_before_the_damage(tmp_path, parts):
