@@ -193,25 +193,28 @@ def told() -> bool:
 
 @contextlib.contextmanager
 def first(context: contextlib.AbstractContextManager) -> Iterator[None]:
-    """Enters a context in process 0 on behalf of all; if that fails, all fail.
-
-    Raises:
-      ConfigError: in the other processes, when process 0 has an error of its own.
-    """
+    """Enters a context in process 0 on behalf of all, see `together`."""
     import jax
 
-    if jax.process_index():
-        if any_process(False):
-            raise ConfigError('process 0 cannot begin and says why')
+    with together(contextlib.nullcontext() if jax.process_index() else context):
         yield
-        return
+
+
+@contextlib.contextmanager
+def together(context: contextlib.AbstractContextManager) -> Iterator[None]:
+    """Enters a context of its own in every process; if that fails in one, all fail.
+
+    Raises:
+      ConfigError: another process has an error, which it tells itself.
+    """
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(context)
         except BaseException:
             any_process(True)
             raise
-        any_process(False)
+        if any_process(False):
+            raise ConfigError('another process cannot begin and says why')
         yield
 
 
@@ -251,10 +254,30 @@ def largest(value: int) -> int:
     return int(multihost_utils.process_allgather(np.asarray(value)).max())
 
 
-def on_one_machine() -> bool:
-    """Whether all processes see the same folders, as far as one can tell; all must ask."""
+def machines() -> list[int]:
+    """For each process the first one on its machine, where both see the same folders as far as one
+    can tell; all must ask."""
+    if _alone:
+        return [0]
+    import numpy as np
+    from jax.experimental import multihost_utils
+
     here = int(scratch.MARK.search(scratch.mark())[1], 16) >> 1  # within 31 bits
-    return largest(here) == -largest(-here)
+    places = multihost_utils.process_allgather(np.asarray(here)).tolist()
+    return [places.index(place) for place in places]
+
+
+def on_process_0(leaf):
+    """An array on the mesh as numpy in process 0; in the others, which all must call it, None."""
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    elsewhere = jax.process_index()
+    if leaf.is_fully_replicated:  # copied: on a CPU it would be the device's own memory
+        return None if elsewhere else np.array(leaf.addressable_data(0))
+    value = multihost_utils.process_allgather(leaf, tiled=True)
+    return None if elsewhere else value
 
 
 def whole(tree):

@@ -5,6 +5,10 @@ machine, as ever, and from there put into the bucket: with each checkpoint, ever
 small, and at the end. There is no rename in a bucket: a checkpoint's manifest goes last, and
 what has none is no checkpoint. A start takes from the bucket what a run needs to resume, wherever
 it ran before; the folder holds nothing that the bucket does not, and goes at the end.
+
+Of several machines each has such a folder, filled at the start. What a run writes, process 0
+writes, into that of its own machine: it gathers checkpoints. The others put there at the end what
+only they have, their traces.
 """
 
 from __future__ import annotations
@@ -24,9 +28,11 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import filterfalse
+
+import jax
 
 from jepa_jax import distributed, files, scratch
 from jepa_jax.bucket import Bucket, BucketError, is_url
@@ -52,10 +58,11 @@ class Home:
     Attributes:
       folder: a folder of a file system, which the run reads and writes.
       name: what a user calls it.
+      shared: whether all processes of the run see the same folder.
     """
 
-    def __init__(self, folder: pathlib.Path, name: str):
-        self.folder, self.name = folder, name
+    def __init__(self, folder: pathlib.Path, name: str, shared: bool = True):
+        self.folder, self.name, self.shared = folder, name, shared
 
     def publish(self) -> None:
         """After a checkpoint: makes what is in the folder survive this machine.
@@ -77,22 +84,21 @@ def of(workdir: str | os.PathLike) -> Iterator[Home]:
         with distributed.first(lock(path)):
             yield Home(path, str(path))
         return
-    if not distributed.on_one_machine():
-        raise ConfigError(
-            f'workdir {workdir}: the processes of this run are on several machines, which need a '
-            'folder that all of them see; mount the bucket (gcsfuse, mountpoint-s3)'
-        )
-    home = BucketHome(Bucket(str(workdir)))
-    with distributed.first(home.held()):
+    machines = distributed.machines()
+    home = BucketHome(Bucket(str(workdir)), shared=not any(machines))
+    process = jax.process_index()
+    another = process and machines[process] == process  # the first of a machine without process 0
+    copy = home.copied() if another else contextlib.nullcontext()
+    with distributed.first(home.held()), distributed.together(copy):
         yield home
 
 
 class BucketHome(Home):
     """A bucket and the folder here that is its copy."""
 
-    def __init__(self, bucket: Bucket):
+    def __init__(self, bucket: Bucket, shared: bool = True):
         digest = hashlib.sha256(bucket.url.encode()).hexdigest()[:16]
-        super().__init__(cache_root().absolute() / 'buckets' / digest, bucket.url)
+        super().__init__(cache_root().absolute() / 'buckets' / digest, bucket.url, shared)
         self._bucket, self._lease = bucket, _Lease(bucket)
         self._here: dict[str, tuple[int, int]] = {}  # object -> size and time of the file it is of
         self._turn = threading.Lock()
@@ -120,10 +126,24 @@ class BucketHome(Home):
                 beating.join()
                 self._leave(ended)
 
-    def _leave(self, ended: bool) -> None:
+    @contextlib.contextmanager
+    def copied(self) -> Iterator[None]:
+        """On a machine that a run has beside that of its process 0, which holds the bucket: fills
+        the folder; at the end puts there what its processes have written, and removes it."""
+        with self._alone():
+            self._empty()
+            self._fetch()
+            ended = False
+            try:
+                yield
+                ended = True
+            finally:
+                self._leave(ended, self._add)
+
+    def _leave(self, ended: bool, put: Callable[[], None] | None = None) -> None:
         """Puts what is left into the bucket; ended: there is no other error to be said."""
         try:
-            self.publish()
+            (put or self.publish)()
         except OSError as error:
             words = f'{error}; what is not there lies in {self.folder} until the next start'
             if ended:
@@ -131,7 +151,8 @@ class BucketHome(Home):
             log.error('%s', words)
         else:
             self._empty()
-            log.info('everything is in %s', self.name)
+            if not put:
+                log.info('everything is in %s', self.name)
 
     def publish(self) -> None:
         with self._turn:
@@ -232,6 +253,12 @@ class BucketHome(Home):
             list(pool.map(lambda n: self._put_one(n, now[n]), filterfalse(_rank, changed)))
         for name in filter(_rank, changed):
             self._put_one(name, now[name])
+
+    def _add(self) -> None:
+        """Puts what is new in the folder."""
+        for name, seen in self._files().items():
+            if self._here.get(name) != seen:
+                self._put_one(name, seen)
 
     def _put_one(self, name: str, seen: tuple[int, int]) -> None:
         try:

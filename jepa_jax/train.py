@@ -63,6 +63,7 @@ def train(
                 keep=config.checkpoints.keep,
                 keep_every=config.checkpoints.keep_every,
                 publish=place.publish,
+                shared=place.shared,
             ) as checkpoints,
             distributed.watch(),
         ):

@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from small_run import STEPS, assert_same_run, rows
+from small_run import ROOT, STEPS, assert_same_run, parents, rows
 
 from jepa_jax import home, recipes, start, train
 from jepa_jax.bucket import Bucket, BucketError
@@ -30,6 +31,7 @@ from jepa_jax.config import DataConfig, DataListConfig, MaskedVideoConfig, layou
 from jepa_jax.data import fetched
 from jepa_jax.data.sources import open_source
 from jepa_jax.errors import ConfigError
+from jepa_jax.metrics import read
 
 FROZEN = {'scale': np.arange(6, dtype=np.float32)}
 ELSEWHERE = {'pid': 7, 'host': 'other', 'since': 'today', 'mark': 'jepa_jax-00000000-7-7-'}
@@ -297,12 +299,6 @@ def test_no_address(address):
         Bucket(address)
 
 
-def test_processes_of_several_machines_are_refused(s3, monkeypatch):
-    monkeypatch.setattr(home.distributed, 'on_one_machine', lambda: False)
-    with pytest.raises(ConfigError, match='are on several machines'):
-        home.of(s3).__enter__()
-
-
 def png(value: int) -> bytes:
     file = io.BytesIO()
     Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(file, 'png')
@@ -399,3 +395,132 @@ def test_killed_and_resumed(runs, amazon, tmp_path, monkeypatch):
     assert f'--workdir={url}' in page and 'cache/buckets' not in page
     with contextlib.suppress(FileNotFoundError):
         assert not any(p.is_dir() for p in (runs.folder / 'cache/buckets').rglob('*'))
+
+
+MACHINE = """import os
+
+from jepa_jax import scratch
+
+if process := os.environ.get('JEPA_JAX_PROCESS'):  # as if it ran on a machine of its own
+    os.environ['JEPA_JAX_CACHE'] += f'/machine{process}'
+    scratch._place = lambda: f'{process}0000000'
+"""
+
+
+def together(runs, folder, url, flags=(), meanwhile=lambda launcher: None):
+    """Exit status and log of a run of two processes, neither of which sees the other's folder."""
+    (folder / 'site').mkdir(exist_ok=True)
+    (folder / 'site/sitecustomize.py').write_text(MACHINE)
+    environment = {
+        **runs.environment, 'PYTHON': sys.executable, 'DEVICES_PER_PROCESS': '4',
+        'PYTHONPATH': f'{folder / "site"}:{runs.environment["PYTHONPATH"]}',
+        'JEPA_JAX_CACHE': str(folder / 'cache'), 'GRACE': '5',
+    }  # fmt: skip
+    command = ['bash', ROOT / 'launch/local.sh', '2', '--no-compilation-cache', *flags]
+    command += runs.command(url, 'data.workers=0', 'mesh.fsdp=8')[3:]
+    with (folder / 'log').open('wb') as log:
+        launched = subprocess.Popen(
+            command, cwd=runs.folder, env=environment, stdout=log, stderr=log
+        )
+        try:
+            meanwhile(launched.pid)
+            status = launched.wait(600)
+        finally:
+            launched.terminate()
+    return status, (folder / 'log').read_text(errors='replace')
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists('/proc/self/stat'), reason='reads /proc')
+def test_a_run_of_two_machines(runs, amazon, tmp_path, monkeypatch):
+    """Killed, and resumed on other machines: every step as in one process of as many devices."""
+    for name, value in amazon.items():
+        monkeypatch.setitem(runs.environment, name, value)
+        monkeypatch.setenv(name, value)
+    url = Address('s3://runs/machines')
+    bucket = Bucket(url)
+
+    def kill(launcher):
+        end = time.monotonic() + 300
+        while 'checkpoints/8/manifest.json' not in bucket.names():
+            alive = [pid for pid, parent in parents().items() if parent == launcher]
+            assert alive and time.monotonic() < end, (tmp_path / 'log').read_text()
+            time.sleep(0.1)
+        # both: a collective of this version of Gloo may wait long for one that is gone
+        for pid in alive:
+            os.kill(pid, signal.SIGKILL)
+
+    status, log = together(runs, tmp_path, url, meanwhile=kill)
+    assert status == 75, log
+    assert 'report.json' not in bucket.names()
+    assert all(steps_of(contents(url)).values()) and 8 in steps_of(contents(url))
+    shutil.rmtree(tmp_path / 'cache')  # other machines
+    status, log = together(runs, tmp_path, url, flags=('--profile',))
+    assert status == 0, log
+    assert 'resumes from step' in log
+    for machine in range(2):  # nothing is left there
+        left = (tmp_path / f'cache/machine{machine}').rglob('buckets/**/*')
+        assert not [path for path in left if path.is_file() and path.name != '.lock']
+    held = contents(url)
+    assert all(steps_of(held).values()) and '.lock' not in held
+    assert [name for name in held if name.endswith('.xplane.pb')]
+
+    alone = runs.workdir()
+    done = subprocess.run(
+        runs.command(alone, 'data.workers=0', 'mesh.fsdp=8'), cwd=runs.folder, timeout=600,
+        env={**runs.environment, 'JAX_NUM_CPU_DEVICES': '8'}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for name, content in held.items():
+        path = tmp_path / 'copy' / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    ours, theirs = ({r['step']: r['loss'] for r in read(w)} for w in (tmp_path / 'copy', alone))
+    assert sorted(ours) == sorted(theirs) == list(range(1, STEPS + 1))
+    np.testing.assert_allclose([ours[n] for n in theirs], [*theirs.values()], rtol=1e-6)
+    for part in ('params/encoder', 'ema/encoder'):
+        one, other = (
+            read_on_host(w / f'checkpoints/{STEPS}', part) for w in (tmp_path / 'copy', alone)
+        )
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one, other)
+
+
+def test_another_machine_of_a_run_adds_what_only_it_has(s3, tmp_path, monkeypatch):
+    with home.of(s3) as place:
+        save(place, 10)
+        (place.folder / 'report.html').write_text('of process 0')
+        place.publish()
+        with monkeypatch.context() as there:
+            there.setenv('JEPA_JAX_CACHE', str(tmp_path / 'other'))
+            other = home.BucketHome(Bucket(s3), shared=False)
+            with other.copied():
+                assert other.folder != place.folder
+                assert (other.folder / 'report.html').read_text() == 'of process 0'
+                with Checkpoints(other.folder / 'checkpoints', keep=2, shared=False) as saves:
+                    assert saves.latest() == 10
+                (place.folder / 'report.html').write_text('newer')
+                place.publish()
+                (other.folder / 'profile').mkdir()
+                (other.folder / 'profile/its.trace').write_bytes(b'what it did')
+            assert not other.folder.exists()
+        held = contents(s3)
+        assert held['profile/its.trace'] == b'what it did' and held['report.html'] == b'newer'
+        assert '.lock' in held  # process 0's still
+    held = contents(s3)
+    assert 'profile/its.trace' in held and steps_of(held) == {10: True}
+
+
+def test_one_process_writes_what_others_do_not_see(tmp_path):
+    """As process 0 of several machines does it: what is read is what was to be saved."""
+    folder = tmp_path / 'checkpoints'
+    with Checkpoints(folder, keep=2, shared=False) as saves:
+        saves.keep_frozen({'teacher': FROZEN})
+        before = state(3)
+        assert saves.save(3, before, {'step': 3})
+        saves.wait()
+        assert not saves.failures, saves.last_error
+        saved, extra = saves.restore(3, jax.eval_shape(lambda: state(0)), only=('w', 'step'))
+    assert extra == {'step': 3}
+    jax.tree.map(np.testing.assert_array_equal, saved, before)
+    held = read_on_host(folder / '3', 'frozen/teacher')
+    np.testing.assert_array_equal(held['scale'], FROZEN['scale'])

@@ -29,6 +29,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as orbax
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
@@ -99,15 +100,36 @@ def _silence_late_writes() -> None:
     sys.unraisablehook = hook
 
 
+# zstd takes 8 % off float weights and 2.7 times as long, on cores that decode video meanwhile
+_COMPRESSED = False
+_FILE = 2**29  # bytes of a file: many to hash at once, not two
+
+
 def orbax_options(partial: bool = False) -> ocp.Context:
     logging.getLogger('absl').addFilter(_ORBAX)  # adding it again does nothing
     _silence_late_writes()
     context = ocp.Context()
-    # zstd takes 8 % off float weights and 2.7 times as long, on cores that decode video meanwhile
-    context.array.saving.use_compression = False
-    context.array.saving.ocdbt_target_data_file_size = 2**29  # many files to hash at once, not two
+    context.array.saving.use_compression = _COMPRESSED
+    context.array.saving.ocdbt_target_data_file_size = _FILE
     context.pytree.loading.partial_load = partial
     return context
+
+
+def save_alone(folder: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays as `ocp.save` does, in one of several processes. Through the v1 interface all
+    have a part in it, whatever its options say: they compare the name of the folder."""
+    orbax_options()
+    only = orbax.options.MultiprocessingOptions(
+        primary_host=jax.process_index(), active_processes={jax.process_index()},
+        barrier_sync_key_prefix=f'process_{jax.process_index()}',
+    )  # fmt: skip
+    tree = orbax.PyTreeCheckpointHandler(use_compression=_COMPRESSED, multiprocessing_options=only)
+    handler = orbax.CompositeCheckpointHandler(
+        composite_options=orbax.CompositeOptions(multiprocessing_options=only), pytree=tree
+    )
+    content = orbax.args.PyTreeSave(dict(arrays), ocdbt_target_data_file_size=_FILE)
+    with orbax.Checkpointer(handler, multiprocessing_options=only) as saves:
+        saves.save(folder, args=orbax.args.Composite(pytree=content))
 
 
 def named(tree: Any) -> dict[str, Any]:
@@ -412,6 +434,7 @@ def write(
     step: int,
     extra: dict[str, Any],
     progress: Callable[[int], Any] = lambda size: None,
+    shared: bool = True,
 ) -> None:
     """Writes one checkpoint, a few arrays at a time: for what would not fit into memory at once.
     Of several processes all call it, as Orbax wants, with the same arrays.
@@ -422,6 +445,7 @@ def write(
         np.asarray makes an array of, which happens when its turn comes.
       step, extra: for the manifest, as `Checkpoints.save` has them.
       progress: called with the number of bytes after each piece.
+      shared: all processes see the folder; else process 0 writes, all at once.
 
     Raises:
       CheckpointError: the folder exists, or the disk has too little room.
@@ -446,13 +470,16 @@ def write(
             pieces.append({})
         pieces[-1][name] = array
     try:
-        context = orbax_options()
-        context.memory.deepcopy_host_arrays = False  # nobody else has them
-        with context:
-            for piece in pieces:
-                ocp.partial.save(unfinished, {n: np.asarray(a) for n, a in piece.items()})
-                progress(sum(array.nbytes for array in piece.values()))
-            ocp.partial.finalize(unfinished)
+        if shared:
+            context = orbax_options()
+            context.memory.deepcopy_host_arrays = False  # nobody else has them
+            with context:
+                for piece in pieces:
+                    ocp.partial.save(unfinished, {n: np.asarray(a) for n, a in piece.items()})
+                    progress(sum(array.nbytes for array in piece.values()))
+                ocp.partial.finalize(unfinished)
+        elif jax.process_index() == 0:
+            save_alone(unfinished, {n: np.asarray(a) for n, a in arrays.items()})
         if jax.process_index() == 0:
             manifest = {**manifest, 'files': hash_all(unfinished)}
             content = {'manifest': manifest, 'sha256': digest_of(manifest)}

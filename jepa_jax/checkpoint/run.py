@@ -14,6 +14,7 @@ spoil what is then written under the same name.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import pathlib
@@ -26,7 +27,7 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from jepa_jax import workdir
+from jepa_jax import distributed, workdir
 from jepa_jax.bucket import COPY, is_url
 from jepa_jax.checkpoint.files import (
     FROZEN,
@@ -43,6 +44,7 @@ from jepa_jax.checkpoint.files import (
     orbax_options,
     problems,
     restore,
+    save_alone,
     write,
 )
 from jepa_jax.errors import CheckpointError
@@ -127,6 +129,7 @@ class Checkpoints:
         keep: int,
         keep_every: int = 0,
         publish: Callable[[], None] = lambda: None,
+        shared: bool = True,
     ):
         """Removes what a killed run left unfinished.
 
@@ -135,6 +138,8 @@ class Checkpoints:
           keep: how many of the newest to keep, at least 1.
           keep_every: keep multiples of this step besides; 0: none.
           publish: called in process 0 after a save, which fails with it: jepa_jax.home.
+          shared: all processes see the folder, and write their part of a save; else process 0
+            gathers all of it and writes alone.
 
         Raises:
           CheckpointError: the folder cannot be made or written.
@@ -143,7 +148,7 @@ class Checkpoints:
             raise ValueError(f'keep {keep}, keep_every {keep_every}: at least 1 and 0 are allowed')
         self.directory = pathlib.Path(directory).absolute()
         self.keep, self.keep_every = keep, keep_every
-        self._make_public = publish
+        self._make_public, self._shared = publish, shared
         self.frozen: dict[str, str] = {}  # net -> hash of its weights, which names its folder
         self.failures, self.last_error = 0, ''
         self._attempts = 0
@@ -203,7 +208,7 @@ class Checkpoints:
             if jax.process_index() == 0:
                 for left in folder.parent.glob(f'{UNFINISHED}{folder.name}-*'):  # by a killed run
                     shutil.rmtree(left)
-            write(folder, arrays, step=0, extra={})
+            write(folder, arrays, step=0, extra={}, shared=self._shared)
 
     def save(self, step: int, state: Any, extra: dict[str, Any]) -> bool:
         """Starts a save; returns when `state` is in host memory and may be donated or changed.
@@ -230,12 +235,18 @@ class Checkpoints:
             lack = lack_of_room(self.directory, sum(array.nbytes for array in arrays.values()))
             if not agree(not lack):
                 raise OSError(lack or 'another process has too little room')
-            with orbax_options():
-                response = ocp.save_async(folder, arrays)
+            if not self._shared:
+                arrays = {name: distributed.on_process_0(leaf) for name, leaf in arrays.items()}
+                if jax.process_index():
+                    return True
+                written = functools.partial(save_alone, folder, arrays)
+            else:
+                with orbax_options():
+                    written = ocp.save_async(folder, arrays).result
         except OSError as error:
             self._failed(step, error)
             return False
-        self._pending = self._pool.submit(self._finish, folder, manifest, response)
+        self._pending = self._pool.submit(self._finish, folder, manifest, written)
         return True
 
     def wait(self) -> None:
@@ -253,11 +264,12 @@ class Checkpoints:
             self.directory.rmdir()
 
     def _finish(
-        self, folder: pathlib.Path, manifest: dict[str, Any], response: ocp.AsyncResponse[None]
+        self, folder: pathlib.Path, manifest: dict[str, Any], written: Callable[[], None]
     ) -> None:
+        """written: returns when all arrays are in the folder."""
         step = manifest['step']
         try:
-            response.result()  # every process has written its part, and Orbax has committed
+            written()  # every process has written its part, and Orbax has committed
             if jax.process_index() == 0:
                 self._publish(folder, manifest)
         except Exception as error:  # of a full disk TensorStore makes a ValueError, others others
