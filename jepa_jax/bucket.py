@@ -19,7 +19,6 @@ ANSWER = 20.0  # seconds within which a bucket has to answer at the start
 _TRANSFER = 1800.0  # likewise for one object later
 # of one request that failed; later a store may be away for a while
 _RETRIES = {True: {'max_retries': 3, 'max_delay': '1s'}, False: {'max_retries': 8}}
-COPY = 'to read a run in a bucket copy it first: aws s3 cp --recursive, gcloud storage cp -r'
 
 
 def is_url(path: Any) -> bool:

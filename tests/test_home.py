@@ -24,14 +24,15 @@ import pytest
 from PIL import Image
 from small_run import ROOT, STEPS, assert_same_run, parents, rows
 
-from jepa_jax import home, recipes, start, train
+import jepa_jax
+from jepa_jax import fetched, home, recipes, start, train
 from jepa_jax.bucket import Bucket, BucketError
-from jepa_jax.checkpoint import Checkpoints, read_on_host
+from jepa_jax.checkpoint import Checkpoints, find, problems, read_on_host
 from jepa_jax.config import DataConfig, DataListConfig, MaskedVideoConfig, layouts
-from jepa_jax.data import fetched
 from jepa_jax.data.sources import open_source
-from jepa_jax.errors import ConfigError
+from jepa_jax.errors import CheckpointError, ConfigError, ZooError
 from jepa_jax.metrics import read
+from jepa_jax.weights import names
 
 FROZEN = {'scale': np.arange(6, dtype=np.float32)}
 ELSEWHERE = {'pid': 7, 'host': 'other', 'since': 'today', 'mark': 'jepa_jax-00000000-7-7-'}
@@ -342,6 +343,44 @@ def test_a_list_that_is_not_there_is_one_line(s3):
         assert '\n' not in str(said.value)
     assert not list(layouts.missing(_of('videos', s3), 'absent'))
     assert 'mount the bucket' in next(layouts.missing(_of('tfds', s3), 'absent'))
+
+
+def test_a_run_in_a_bucket_is_a_model(runs, s3, tmp_path, caplog):
+    """Its newest checkpoint is copied, or the one that is named."""
+    run, bucket = runs.finished(), Bucket(s3)
+    for path in run.rglob('*'):
+        if path.is_file() and not path.name.startswith('.'):
+            bucket.write(path.relative_to(run).as_posix(), path.read_bytes())
+    bucket.write('checkpoints/99/half', b'of a save under way')
+    steps = [path.name for path in (run / 'checkpoints').iterdir()]
+    assert str(STEPS) in steps and len(steps) > 1
+    clips = np.random.default_rng(0).integers(0, 256, (1, 4, 32, 32, 3), np.uint8)
+    ours, theirs = (jepa_jax.load(place).encode(clips) for place in (s3, str(run)))
+    np.testing.assert_array_equal(ours, theirs)
+    copied = list(tmp_path.glob('cache/buckets/data-*/files/checkpoints/*'))
+    assert [path.name for path in copied] == [str(STEPS)]
+    with caplog.at_level('INFO', 'jepa_jax'):
+        assert find(s3).name == str(STEPS)
+    assert 'copied' not in caplog.text  # all of it is there
+    earlier = min(steps, key=int)
+    for name in (earlier, str(STEPS)):
+        folder = find(f'{s3}/checkpoints/{name}')
+        assert folder.name == name and not problems(folder)
+    assert [p for p in bucket.names() if p.startswith('checkpoints/99')]  # nothing is removed there
+
+
+def test_a_model_that_is_not_there_is_one_line(s3):
+    for url, words in ((f'{s3}/x', 'nothing is there'), ('s3://absent/x', 'NoSuchBucket')):
+        with pytest.raises(ZooError, match=rf"^model '{url}': .*{words}") as said:
+            jepa_jax.load(url)
+        assert '\n' not in str(said.value)
+        with pytest.raises(CheckpointError, match=words):
+            find(url)
+    with pytest.raises(ZooError, match='must be gs://BUCKET/FOLDER'):
+        names.check('s3://B/x')
+    config = MaskedVideoConfig()
+    config.checkpoints.init_from = 's3://B/x'
+    assert 'init_from = s3://B/x: must be gs://' in next(layouts.missing(config, 'absent'))
 
 
 def _of(kind, path):

@@ -24,7 +24,7 @@ FLOORS = (
         'models',
     ),  # models/__init__.py is a table of sizes without JAX
     ('config', 'workdir', 'bucket', 'chips', 'poses'),
-    ('recipes', 'cli', 'sharding', 'weights', 'weights.names', 'distributed'),
+    ('recipes', 'cli', 'sharding', 'weights', 'weights.names', 'distributed', 'fetched'),
     ('nets', 'checkpoint', 'released', 'released_jepa'),
     ('models.*', 'masks'),
     ('data', 'flops', 'language', 'weights.parts'),

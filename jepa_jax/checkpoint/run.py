@@ -27,8 +27,8 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from jepa_jax import distributed, workdir
-from jepa_jax.bucket import COPY, is_url
+from jepa_jax import distributed, fetched, workdir
+from jepa_jax.bucket import BucketError, is_url
 from jepa_jax.checkpoint.files import (
     FROZEN,
     MANIFEST,
@@ -47,7 +47,7 @@ from jepa_jax.checkpoint.files import (
     save_alone,
     write,
 )
-from jepa_jax.errors import CheckpointError
+from jepa_jax.errors import CheckpointError, ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,10 @@ def find(path: str | os.PathLike) -> pathlib.Path:
       CheckpointError: nothing there, or nothing usable.
     """
     if is_url(path):
-        raise CheckpointError(f'{path}: must be a path of a file system; {COPY}')
+        try:
+            path = fetched.model(str(path))
+        except (ConfigError, BucketError) as error:
+            raise CheckpointError(str(error)) from error
     path = pathlib.Path(path).expanduser().absolute()
     allowed = 'need a workdir, its checkpoints folder, or one of them'
     if not path.is_dir():

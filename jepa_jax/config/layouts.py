@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from jepa_jax.bucket import COPY, is_url
+from jepa_jax.bucket import Bucket, is_url
 from jepa_jax.config import store
 from jepa_jax.config.check import types_and_ranges
 from jepa_jax.config.conversations import SELF_MADE, MixtureConfig
@@ -146,8 +146,16 @@ def _(part: LabelledListConfig, name: str) -> Iterator[str]:
 def _(part: CheckpointsConfig, name: str) -> Iterator[str]:
     for field, path in (('resume_from', part.resume_from), ('init_from', part.init_from)):
         if is_url(path):
-            yield f"{name}.{field} = '{path}': must be a path of a file system; {COPY}"
-        yield from _unless_empty(f'{name}.{field}', path)
+            yield from _no_address(f'{name}.{field}', path)
+        else:
+            yield from _unless_empty(f'{name}.{field}', path)
+
+
+def _no_address(field: str, url: str) -> Iterator[str]:
+    try:
+        Bucket(url)
+    except ConfigError as error:
+        yield f'{field} = {error}'
 
 
 def missing_sets(config: EvalConfig, workdir: str | os.PathLike) -> Iterator[str]:

@@ -19,10 +19,10 @@ from typing import Protocol
 
 import numpy as np
 
-from jepa_jax import bucket, files
+from jepa_jax import bucket, fetched, files
 from jepa_jax.config import WITHOUT_PATH, DataConfig, DataListConfig, cache_root
 from jepa_jax.config.layouts import FETCHED, SOURCES
-from jepa_jax.data import clips, decode, fetched, kinds, lists, npz, pictures, prepared
+from jepa_jax.data import clips, decode, kinds, lists, npz, pictures, prepared
 from jepa_jax.data.cache import ClipCache, checksum, read_stored
 from jepa_jax.data.kinds import PICTURES, VIDEOS
 from jepa_jax.data.names import NONE, SUFFIX, Mapped, Names

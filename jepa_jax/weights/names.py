@@ -8,8 +8,8 @@ import dataclasses
 import os
 import re
 
-from jepa_jax.bucket import COPY, is_url
-from jepa_jax.errors import ZooError, allowed, nearest
+from jepa_jax.bucket import Bucket, is_url
+from jepa_jax.errors import ConfigError, ZooError, allowed, nearest
 from jepa_jax.models import NEWER, SIZE_ALIASES, SIZES, VERSIONS
 
 HUB = 'hf:'  # before a name of the Hugging Face hub
@@ -181,6 +181,11 @@ def check(name_or_path: str | os.PathLike) -> None:
         if plain not in version.sizes and plain not in SIZE_ALIASES:
             behind = f', and with {NEWER} behind it any of these in V-JEPA 2.1'
             raise ZooError(f"model '{text}': {allowed(size, SIZES)}{behind}")
+    elif is_url(text):
+        try:
+            Bucket(text)
+        except ConfigError as error:
+            raise ZooError(f"model '{text}': {error}") from error
     elif text in RELEASED or text in BUNDLED or text in PUBLISHED or text.startswith(HUB):
         return
     elif not os.path.exists(os.path.expanduser(text)):
@@ -189,8 +194,6 @@ def check(name_or_path: str | os.PathLike) -> None:
 
 def unknown(text: str) -> ZooError:
     """The error for what is no name and no path."""
-    if is_url(text):
-        return ZooError(f"model '{text}': must be a name or a path of a file system; {COPY}")
     if (size := SIZE_ALIASES.get(text, text)) in SIZES:
         others = ', '.join(name for name in RELEASED if f'-{size}-' in f'-{name}-')
         return ZooError(

@@ -25,9 +25,10 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from jepa_jax import files, workdir
+from jepa_jax import fetched, files, workdir
+from jepa_jax.bucket import BucketError, is_url
 from jepa_jax.config import cache_root
-from jepa_jax.errors import ConvertError, ZooError
+from jepa_jax.errors import ConfigError, ConvertError, ZooError
 from jepa_jax.models import SIZES
 from jepa_jax.weights import bundled, download
 from jepa_jax.weights.contents import Weights
@@ -71,6 +72,11 @@ def find(name_or_path: str | os.PathLike, **options: Any) -> Weights:
     if text in BUNDLED:
         refuse_options(text, options | ({'sha256': pin} if pin else {}))
         return bundled.read(text)
+    if is_url(path):
+        try:
+            path = str(fetched.model(path))
+        except (ConfigError, BucketError) as error:
+            raise ZooError(f"model '{text}': {error}") from error
     if pin:
         check_file(path, pin)
     if not os.path.exists(path) and (text.startswith(HUB) or text in PUBLISHED):

@@ -1,4 +1,4 @@
-"""Lists, videos and shards that lie in a bucket: copied to this machine before they are read."""
+"""What lies in a bucket, copied here before it is read: lists, videos, shards and models."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import fcntl
 import hashlib
 import json
 import logging
+import re
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
 
@@ -19,27 +21,53 @@ from jepa_jax.workdir import write_json
 log = logging.getLogger(__name__)
 
 INDEX = 'index.json'
+_MANIFEST = re.compile(r'checkpoints/(\d+)/manifest\.json')
 _AT_ONCE = 8  # objects on their way; each is in memory
 
 
-def local(url: str) -> Path:
+def model(url: str) -> Path:
+    """The copy of a file or folder of weights; of a run's, what is read of it: the newest whole
+    checkpoint, or the one that the address ends with.
+
+    Raises: as `local`.
+    """
+    match = re.fullmatch(r'(.+)/checkpoints(/\d+)?', url.rstrip('/'))
+    run, step = (match[1], match[2] or '') if match else (url, '')
+
+    def needed(names: list[str]) -> list[str]:
+        whole = {int(found[1]) for name in names if (found := _MANIFEST.fullmatch(name))}
+        newest = step or (f'/{max(whole)}' if whole else '/none')
+        return [
+            name
+            for name in names
+            if name.startswith(f'checkpoints{newest}/')
+            or name.split('/')[0] not in ('checkpoints', 'profile')
+        ]
+
+    return local(run, needed, about=step) / f'checkpoints{step}' if match else local(run, needed)
+
+
+def local(
+    url: str, needed: Callable[[list[str]], list[str]] = lambda names: names, about: str = ''
+) -> Path:
     """The copy of an object, or of all objects below a prefix, in the cache folder; what is there
     already and has not changed is not read again. Processes of a machine share it.
+
+    needed: of the names below a prefix, those to copy; about: what tells such a choice from others.
 
     Raises:
       ConfigError: no such address, or nothing is there.
       OSError: the bucket cannot be read, or the copy not be written.
     """
     bucket = Bucket(url)
-    place = (
-        cache_root() / 'buckets' / f'data-{hashlib.sha256(bucket.url.encode()).hexdigest()[:16]}'
-    )
+    digest = hashlib.sha256(f'{bucket.url}{about}'.encode()).hexdigest()[:16]
+    place = cache_root() / 'buckets' / f'data-{digest}'
     folder = place / 'files'
     folder.mkdir(parents=True, exist_ok=True)
     with (place / '.lock').open('w') as held:
         fcntl.flock(held, fcntl.LOCK_EX)  # others wait, and then find it
         bucket.check()
-        names = bucket.names()
+        names = needed(bucket.names())
         single = '' if names else PurePath(bucket.url).name
         if single:
             bucket = Bucket(url, single=True)
