@@ -397,3 +397,40 @@ def test_a_horizon_beyond_what_was_trained_is_refused():
     with pytest.raises(ValueError, match='state_weight .*: the goal has no state'):
         blind, cost = Goal(goal.features), Cost(state_weight=1.0)
         jax.eval_shape(lambda: energies(model, context, blind, jnp.zeros((2, 2, 7)), cost))
+
+
+@pytest.mark.parametrize('planner', [CEM, MPPI])
+@pytest.mark.parametrize(
+    'closed, goal', [(0.0, 1.0), (0.0, 0.3), (0.43, 0.0), (0.43, 0.7), (1.0, 0.0)]
+)
+def test_a_gripper_that_opens_or_closes_whole(planner, closed, goal):
+    """Of the two things that it may do it does what ends nearer to the goal; brute force agrees."""
+    space = end_effector(whole_grips=True)
+
+    class Moved:
+        def rollout(self, context, actions):
+            states = context.states[-1] + jnp.cumsum(actions, 1)
+            return states[:, :, None], states
+
+    state = jnp.zeros(7).at[6].set(closed)
+    context = Context(state[None, None], state[None])
+    aim = Goal(jnp.zeros((1, 7)).at[0, 6].set(goal))
+    solve = planner(space, horizon=1, samples=64, iterations=4).solve
+    key = jax.random.key(0)
+    actions, _ = jax.jit(functools.partial(solve, Moved()))(context, aim, key)
+    choices = [0.0, 1 - closed if closed <= 0.2 else -closed]
+    best = min(choices, key=lambda change: abs(closed + change - goal))
+    np.testing.assert_allclose(actions[0, 6], best, atol=1e-6)
+
+    solve = planner(space, horizon=3, samples=64).solve
+    actions, _ = jax.jit(functools.partial(solve, Moved()))(context, aim, key)
+    place = closed
+    for change in np.asarray(actions[:, 6]):
+        assert min(abs(change), abs(change - ((1 - place) if place <= 0.2 else -place))) < 1e-6
+        place += change
+
+
+def test_a_whole_grip_wants_to_know_where_the_gripper_is():
+    space = end_effector(whole_grips=True)
+    with pytest.raises(ValueError, match='is shown no states'):
+        space.at(Context(jnp.zeros((1, 1, 7))))
