@@ -20,8 +20,8 @@ def get_config(arg: str = '') -> QuestionsStudyConfig:
     c = QuestionsStudyConfig(name='questions-tiny', seeds=3 if phase == 'three' else 1)
     small = 'smoke' in words
     c.words_steps, c.words_lr = 1500, 6e-3  # until it reads what is told almost without error
-    # 4,000 steps of captions, 2,700 of questions, of 800 clips; 200 and 900 were too few for these
-    c.align_times, c.ask_times = 40, 27
+    # 4,000 steps of captions, 8,100 of questions, of 800 clips; 200 and 900 were too few for these
+    c.align_times, c.ask_times = 40, 81
     c.pretrain = load(f'{shipped("configs") / "tiny.py"}{":smoke" if small else ""}')
     a = c.answer
     a.compute_dtype = 'float32'
