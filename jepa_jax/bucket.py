@@ -1,20 +1,25 @@
 """Objects of a bucket, `gs://BUCKET/PREFIX` or `s3://BUCKET/PREFIX`: listed, read and written
 whole, removed. Through TensorStore, which Orbax brings.
 
-Credentials of s3: AWS_ACCESS_KEY_ID and its like, AWS_PROFILE, or the machine's role; AWS_REGION
-and AWS_ENDPOINT_URL as in other programs. Of gs: GOOGLE_APPLICATION_CREDENTIALS, what `gcloud auth
-application-default login` left, or the machine's account; TENSORSTORE_GCS_HTTP_URL for an emulator.
+Credentials of s3: AWS_ACCESS_KEY_ID and its like, a profile of ~/.aws (AWS_PROFILE, or `default`),
+or the role of the machine or container; AWS_REGION and AWS_ENDPOINT_URL as in other programs. Of
+gs: GOOGLE_APPLICATION_CREDENTIALS, what `gcloud auth application-default login` left, or the
+machine's account; TENSORSTORE_GCS_HTTP_URL for an emulator.
 """
 
 from __future__ import annotations
 
+import configparser
+import contextlib
 import os
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from jepa_jax.errors import ConfigError
 
 DRIVERS = {'gs': 'gcs', 's3': 's3'}
+_KEYS = {'aws_access_key_id', 'role_arn', 'credential_process'}  # a profile has one of them
 ANSWER = 20.0  # seconds within which a bucket has to answer at the start
 _TRANSFER = 1800.0  # likewise for one object later
 # of one request that failed; later a store may be away for a while
@@ -104,18 +109,55 @@ class Bucket:
             raise BucketError(f'{self.url}: {_short(error)}') from error
 
 
-def _amazon(environment: Any) -> dict[str, Any]:
+def _amazon(environment: Mapping[str, str]) -> dict[str, Any]:
+    """What a TensorStore of S3 is told beside bucket and path: its own search for credentials finds
+    no profile that is not named, and says on the terminal what it looks for.
+
+    Raises ConfigError: the profile that is named is in neither file.
+    """
+    folder = os.path.expanduser('~/.aws')
+    places = {
+        'credentials_file': environment.get('AWS_SHARED_CREDENTIALS_FILE', f'{folder}/credentials'),
+        'config_file': environment.get('AWS_CONFIG_FILE', f'{folder}/config'),
+    }
+    there = {name: path for name, path in places.items() if os.path.exists(path)}
+    files = configparser.ConfigParser(interpolation=None, strict=False)
+    with contextlib.suppress(configparser.Error):  # whoever reads it next says what is wrong
+        files.read(there.values())
+    wanted = environment.get('AWS_PROFILE', 'default')
+    sections = [name for name in (wanted, f'profile {wanted}') if name in files]
+    own = 'AWS_ACCESS_KEY_ID' in environment
+    if 'AWS_PROFILE' in environment and not sections and not own:
+        known = ', '.join(name.removeprefix('profile ') for name in files.sections()) or 'none'
+        raise ConfigError(
+            f"AWS_PROFILE = '{wanted}': no such profile in {' and '.join(places.values())}; "
+            f'profiles there: {known}'
+        )
+    profile = {key: value for name in sections for key, value in files[name].items()}
     spec: dict[str, Any] = {}
     if endpoint := environment.get('AWS_ENDPOINT_URL_S3') or environment.get('AWS_ENDPOINT_URL'):
         spec = {'endpoint': endpoint, 'aws_region': 'us-east-1'}
-    if region := environment.get('AWS_REGION') or environment.get('AWS_DEFAULT_REGION'):
+    regions = environment.get('AWS_REGION'), environment.get('AWS_DEFAULT_REGION')
+    if region := regions[0] or regions[1] or profile.get('region'):
         spec['aws_region'] = region
-    if 'AWS_ACCESS_KEY_ID' in environment:  # else it also says on the terminal what it looks for
-        spec['aws_credentials'] = {'type': 'environment'}
-    return spec
+    absent = dict.fromkeys(places, os.devnull)
+    if own:
+        kind = {'type': 'environment'}
+    elif _KEYS & profile.keys():
+        kind = {'type': 'profile', 'profile': wanted} | absent | there
+    elif any(name.startswith('AWS_CONTAINER_CREDENTIALS_') for name in environment):
+        kind = {'type': 'ecs'}
+    elif 'AWS_WEB_IDENTITY_TOKEN_FILE' in environment:
+        kind = {'type': 'default', 'profile': wanted}
+    else:  # the machine's role
+        kind = {'type': 'imds'}
+    return spec | {'aws_credentials': kind}
 
 
 def _short(error: Exception) -> str:
     """What TensorStore says before it quotes the answer: `NOT_FOUND: NoSuchBucket: ...`."""
     text = re.sub(r'^Error opening .*?: (?=[A-Z_]+: )', '', ' '.join(str(error).split()))
-    return text.partition(' [')[0][:300] or type(error).__name__
+    text = text.partition(' [')[0][:300] or type(error).__name__
+    if 'credentials provider' in text or 'credentials from provider' in text:
+        text += '; for S3 set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE'
+    return text

@@ -21,12 +21,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorstore
 from PIL import Image
 from small_run import ROOT, STEPS, assert_same_run, parents, rows
 
 import jepa_jax
 from jepa_jax import fetched, home, recipes, start, train
-from jepa_jax.bucket import Bucket, BucketError
+from jepa_jax.bucket import Bucket, BucketError, _amazon
 from jepa_jax.checkpoint import Checkpoints, find, problems, read_on_host
 from jepa_jax.config import DataConfig, DataListConfig, MaskedVideoConfig, layouts
 from jepa_jax.data.sources import open_source
@@ -334,6 +335,43 @@ def test_a_list_in_a_bucket_is_copied_once(url):
     copy = fetched.local(f'{url}/list.txt')
     assert copy.name == 'list.txt' and copy.read_text().count('\n') == 2
     assert fetched.local(f'{url}/list.txt') == copy
+
+
+def test_what_aws_configure_left_is_used(s3, tmp_path, monkeypatch, capfd):
+    """Without a word on the terminal."""
+    (tmp_path / '.aws').mkdir()
+    credentials = tmp_path / '.aws/credentials'
+    credentials.write_text('[default]\naws_access_key_id = a\naws_secret_access_key = b\n')
+    monkeypatch.setenv('HOME', str(tmp_path))
+    for name in ('AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY', 'AWS_REGION'):
+        monkeypatch.delenv(name)
+    Bucket(s3).write('x', b'1')
+    assert Bucket(s3).names() == ['x']
+    assert capfd.readouterr().err == ''
+    monkeypatch.setenv('AWS_PROFILE', 'work')
+    with pytest.raises(ConfigError, match="'work': no such profile .*; profiles there: default$"):
+        Bucket(s3)
+    with credentials.open('a') as file:
+        file.write('[work]\naws_access_key_id = a\naws_secret_access_key = b\n')
+    (tmp_path / '.aws/config').write_text('[profile work]\nregion = eu-west-1\ns3 =\n  x = 1\n')
+    assert Bucket(s3).names() == ['x']
+    found = _amazon(dict(os.environ))
+    assert found['aws_region'] == 'eu-west-1' and found['aws_credentials']['profile'] == 'work'
+
+
+@pytest.mark.parametrize(
+    'environment, kind',
+    [
+        ({}, 'imds'),
+        ({'AWS_ACCESS_KEY_ID': 'a', 'AWS_PROFILE': 'none'}, 'environment'),
+        ({'AWS_CONTAINER_CREDENTIALS_RELATIVE_URI': '/x'}, 'ecs'),
+        ({'AWS_WEB_IDENTITY_TOKEN_FILE': '/x'}, 'default'),
+    ],
+)
+def test_where_credentials_are_looked_for(environment, kind, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert _amazon(environment)['aws_credentials']['type'] == kind
+    tensorstore.KvStore.Spec({'driver': 's3', 'bucket': 'runs', **_amazon(environment)})
 
 
 def test_a_list_that_is_not_there_is_one_line(s3):
