@@ -333,14 +333,16 @@ def fit(
 
         if n < total:
             feed.advance()
-            if feed.error:
-                if received:
+            lap('data')
+            if distributed.any_process(bool(received)):
+                if feed.error:
                     log.warning('%s', feed.error)
-                    raise Interrupted(f'SIGTERM before step {n + 1} of {total}') from feed.error
+                raise Interrupted(f'SIGTERM before step {n + 1} of {total}') from feed.error
+            if feed.error:
                 raise feed.error
+            lap('agree')
         else:
             log.info('nothing left to train: the run is at step %d of %d', n, total)
-        lap('data')
         while n < total:
             if n > first and n % config.checkpoints.every == 0:
                 save()
