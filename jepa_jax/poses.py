@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 
 LOCKED = 1e-6  # cosine of pitch below which roll and yaw turn about the same axis
-HELD = 0.2  # closedness above which a gripper is not open: closed, or on something
 
 
 def matrix(angles: jax.Array) -> jax.Array:

@@ -26,7 +26,6 @@ class CollectionConfig:
     max_step: float = 0.05  # metres along an axis
     vary: bool = False  # the same as scenes = 'moderate'
     scenes: str = 'standard'  # that episodes are recorded in, a key of jepa_jax.config.sim.SCENES
-    whole_grips: bool = False  # the gripper is told to open or to close, nothing between
 
 
 @dataclass

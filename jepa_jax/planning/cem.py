@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import optax
 
 from jepa_jax.planning.world_model import Context, Cost, Goal, WorldModel, energies
-from jepa_jax.poses import HELD
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +39,6 @@ class ActionSpace:
     # (least, most) that the steps of each planned number may add up to, None where there is no
     # bound; (): none at all. Numbers, or arrays, so that one program serves every place to start
     within: tuple[tuple[jax.typing.ArrayLike, jax.typing.ArrayLike] | None, ...] = ()
-    # the last planned number leaves the gripper as it is, or closes an open one and opens another
-    # one, whole; needs states, of samplers alone
-    whole_grips: bool = False
-    closed: jax.typing.ArrayLike | None = None  # how far it is at the start, see `at`
 
     def __post_init__(self):
         count = len(self.planned)
@@ -65,17 +60,7 @@ class ActionSpace:
         for i, walls in enumerate(self.within):
             if walls is not None:
                 planned = planned.at[..., i].set(_within(planned[..., i], *walls))
-        if self.closed is not None:
-            planned = planned.at[..., -1].set(_grips(planned[..., -1], self.closed))
         return planned
-
-    def at(self, context: Context) -> ActionSpace:
-        """Knowing where a plan begins."""
-        if not self.whole_grips:
-            return self
-        if context.states is None:
-            raise ValueError('whole_grips: the world model is shown no states')
-        return dataclasses.replace(self, closed=context.states[-1, -1])
 
     def _fix(self, planned: jax.Array) -> jax.Array:
         for index, value in self.fixed:
@@ -111,32 +96,17 @@ def _within(steps: jax.Array, least: float, most: float) -> jax.Array:
     return jnp.moveaxis(jax.lax.scan(walk, jnp.zeros_like(along[0]), along)[1], 0, -1)
 
 
-def _grips(asked: jax.Array, closed: jax.typing.ArrayLike) -> jax.Array:
-    """Numbers [..., H] to what is nearer of 0 and the whole way to the other end."""
-
-    def step(closed: jax.Array, asked: jax.Array) -> tuple[jax.Array, jax.Array]:
-        other = jnp.where(closed > HELD, -closed, 1 - closed)
-        change = jnp.where(jnp.abs(asked - other) < jnp.abs(asked), other, 0.0)
-        return closed + change, change
-
-    along = jnp.moveaxis(asked, -1, 0)
-    begin = jnp.broadcast_to(jnp.asarray(closed, asked.dtype), along[0].shape)
-    return jnp.moveaxis(jax.lax.scan(step, begin, along)[1], 0, -1)
-
-
 def end_effector(
     max_step: float = 0.05,
     *,
     workspace: Sequence[float] = (),
     start: Sequence[float] = (),
-    whole_grips: bool = False,
     **settings,
 ) -> ActionSpace:
     """The released planner's: x, y, z within +- max_step metres and the gripper; no rotation.
     (reference: vjepa2 §8.2)
 
     Args:
-      whole_grips: the gripper is told to open or to close, nothing between.
       workspace: x0, x1, y0, y1, z0, z1 in metres, a box that the plan does not leave: steps end at
         its walls. (): none.
       start: state or place from which plans begin, within the workspace.
@@ -161,10 +131,9 @@ def end_effector(
     return ActionSpace(
         width=7,
         planned=(0, 1, 2, 6),
-        bounds=(max_step,) * 3 + (1.0 if whole_grips else 0.75,),
+        bounds=(max_step,) * 3 + (0.75,),
         std=(max_step,) * 3 + (1.0,),
-        dead_zone=(0.0, 0.0, 0.0, 0.0 if whole_grips else 0.25),
-        whole_grips=whole_grips,
+        dead_zone=(0.0, 0.0, 0.0, 0.25),
         **settings,
     )
 
@@ -537,8 +506,7 @@ def _blend(new: jax.Array, old: jax.Array, momentum) -> jax.Array:
 
 def _search(planner, update, world_model, context, goal, key, noise, first):
     """Sample, judge, `update(mean, std, planned, costs) -> mean, std, diagnostics`, again."""
-    space = planner.space.at(context)
-    planner = dataclasses.replace(planner, space=space)
+    space = planner.space
     mean, std = space.start(planner.horizon)
     mean = mean if first is None else space.restrict(first)
     shape = planner.horizon, planner.samples, mean.shape[-1]
@@ -557,9 +525,7 @@ def _search(planner, update, world_model, context, goal, key, noise, first):
 
 
 def _finish(planner, world_model, context, goal, planned, diagnostics):
-    if (
-        planner.space.within or planner.space.whole_grips
-    ):  # a mean of plans that stay within does, up to rounding
+    if planner.space.within:  # a mean of plans that stay within does, up to rounding
         planned = planner.space.restrict(planned)
     actions = planner.space.finish(planned)
     (energy,) = energies(world_model, context, goal, actions[None], planner.cost)

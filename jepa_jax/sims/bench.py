@@ -159,7 +159,7 @@ class Bench:
         """Episodes of one task in scenes of one kind by the policies named."""
         settings, key = self._config.evaluation, jax.random.key(self._config.seed)
         own = self._own
-        space = end_effector(settings.max_step, whole_grips=self._config.collection.whole_grips)
+        space = end_effector(settings.max_step)
         planner = CEM(
             space,
             self._cost,

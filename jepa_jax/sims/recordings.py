@@ -28,7 +28,6 @@ from tqdm import tqdm
 from jepa_jax.config import CollectionConfig
 from jepa_jax.data import synthetic
 from jepa_jax.errors import SimError, allowed
-from jepa_jax.poses import HELD
 from jepa_jax.sims.panda import RATE, WORKSPACE, Panda
 from jepa_jax.sims.scene import CUBE_AREA
 from jepa_jax.sims.tasks import START, TASKS, grasp_poses, place_poses, script
@@ -109,7 +108,7 @@ def record(settings: CollectionConfig, index: int, panda: Panda) -> dict[str, np
         rng.uniform(*START), cube=rng.uniform(*CUBE_AREA), turn=float(rng.uniform(-0.3, 0.3))
     )
     limit = settings.max_step
-    actions = KINDS[kind](panda, rng, limit, settings.whole_grips)
+    actions = KINDS[kind](panda, rng, limit)
     strength = rng.uniform(0, settings.noise)
     rows: dict[str, list] = {'frames': [], 'states': [], 'cube': [], 'commands': []}
     for t in range(settings.frames):
@@ -124,9 +123,7 @@ def record(settings: CollectionConfig, index: int, panda: Panda) -> dict[str, np
     return {key: np.stack(value) for key, value in rows.items()}
 
 
-def _explore(
-    panda: Panda, rng: np.random.Generator, limit: float, whole: bool
-) -> Iterator[np.ndarray]:
+def _explore(panda: Panda, rng: np.random.Generator, limit: float) -> Iterator[np.ndarray]:
     """Velocity that forgets itself over about three actions (Ornstein-Uhlenbeck), pulled back to
     the middle near the border."""
     speed, middle = np.zeros(3), WORKSPACE.mean(0)
@@ -134,24 +131,20 @@ def _explore(
         speed = 0.7 * speed + rng.normal(0, limit / 2, 3)
         state = panda.state()
         pull = 0.08 * (middle - state[:3])
-        yield _action(speed + pull, _toggle(rng, state[6], 0.5, whole))
+        yield _action(speed + pull, _toggle(rng, state[6], 0.5))
 
 
-def _reach(
-    panda: Panda, rng: np.random.Generator, limit: float, whole: bool
-) -> Iterator[np.ndarray]:
+def _reach(panda: Panda, rng: np.random.Generator, limit: float) -> Iterator[np.ndarray]:
     while True:
         near = rng.random() < 0.5
         goal = panda.cube() + [0, 0, rng.uniform(0, 0.15)] if near else rng.uniform(*WORKSPACE)
         for _ in range(rng.integers(4, 9)):
             state = panda.state()
-            closing = _toggle(rng, state[6], 0.3, whole)
+            closing = _toggle(rng, state[6], 0.3)
             yield _action(script(state, np.array([*goal, np.pi, 0, 0, 0]), limit)[:3], closing)
 
 
-def _pick(
-    panda: Panda, rng: np.random.Generator, limit: float, whole: bool
-) -> Iterator[np.ndarray]:
+def _pick(panda: Panda, rng: np.random.Generator, limit: float) -> Iterator[np.ndarray]:
     counts = [count for _, count in TASKS['pick_and_place']]
     while True:
         poses = grasp_poses(panda) + place_poses(panda, rng.uniform(*CUBE_AREA))
@@ -161,7 +154,7 @@ def _pick(
                 action = script(state, pose, limit)
                 if np.abs(action[:3]).max() < 0.01 and abs(action[6]) < 0.05:
                     break
-                yield _action(action[:3], _toggle(rng, state[6], 0.15, whole) or action[6])
+                yield _action(action[:3], _toggle(rng, state[6], 0.15) or action[6])
 
 
 KINDS = {'explore': _explore, 'reach': _reach, 'pick': _pick}
@@ -171,11 +164,9 @@ def _action(moved: np.ndarray, closing: float) -> np.ndarray:
     return np.array([*moved, 0, 0, 0, closing])
 
 
-def _toggle(rng: np.random.Generator, closed: float, chance: float, whole: bool) -> float:
-    """Change of closedness: to somewhere else by chance, or to the other end; mostly none."""
-    if rng.random() >= chance:
-        return 0.0
-    return float((closed <= HELD if whole else rng.random()) - closed)
+def _toggle(rng: np.random.Generator, closed: float, chance: float) -> float:
+    """Change of closedness: to somewhere else by chance, mostly none."""
+    return float(rng.random() - closed) if rng.random() < chance else 0.0
 
 
 def _rng(settings: CollectionConfig, index: int, use: str) -> np.random.Generator:
@@ -195,7 +186,7 @@ def _claim(folder: Path, settings: CollectionConfig) -> None:
     path = folder / FILE
     own = {'version': VERSION, **dataclasses.asdict(settings)}
     if path.exists():
-        stored = dataclasses.asdict(CollectionConfig()) | json.loads(path.read_text())
+        stored = {'scenes': CollectionConfig.scenes} | json.loads(path.read_text())
         apart = [k for k in own if k != 'episodes' and stored.get(k) != own[k]]
         if apart:
             words = ', '.join(f'{k} {stored.get(k)} there, {own[k]} here' for k in apart)
