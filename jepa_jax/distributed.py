@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import pathlib
 import re
 import signal
 import sys
@@ -265,6 +266,21 @@ def machines() -> list[int]:
     here = int(scratch.MARK.search(scratch.mark())[1], 16) >> 1  # within 31 bits
     places = multihost_utils.process_allgather(np.asarray(here)).tolist()
     return [places.index(place) for place in places]
+
+
+def all_see(folder: pathlib.Path) -> bool:
+    """Whether what process 0 writes into a folder of that name is there for all; all must ask."""
+    import jax
+
+    here = not jax.process_index()
+    path = folder / f'.seen-{largest(os.getpid() if here else 0)}'
+    if here:
+        path.touch()
+    any_process(False)  # it is there
+    shared = not any_process(not path.exists())
+    if here:
+        path.unlink()
+    return shared
 
 
 def on_process_0(leaf):

@@ -6,9 +6,9 @@ small, and at the end. There is no rename in a bucket: a checkpoint's manifest g
 what has none is no checkpoint. A start takes from the bucket what a run needs to resume, wherever
 it ran before; the folder holds nothing that the bucket does not, and goes at the end.
 
-Of several machines each has such a folder, filled at the start. What a run writes, process 0
-writes, into that of its own machine: it gathers checkpoints. The others put there at the end what
-only they have, their traces.
+Of several machines each has such a folder, filled at the start, unless they see the same. What a
+run writes, process 0 writes, into that of its own machine: it gathers checkpoints. The others put
+into the bucket at the end what only they have, their traces.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class Home:
       shared: whether all processes of the run see the same folder.
     """
 
-    def __init__(self, folder: pathlib.Path, name: str, shared: bool = True):
-        self.folder, self.name, self.shared = folder, name, shared
+    def __init__(self, folder: pathlib.Path, name: str):
+        self.folder, self.name, self.shared = folder, name, True
 
     def publish(self) -> None:
         """After a checkpoint: makes what is in the folder survive this machine.
@@ -84,21 +84,23 @@ def of(workdir: str | os.PathLike) -> Iterator[Home]:
         with distributed.first(lock(path)):
             yield Home(path, str(path))
         return
-    machines = distributed.machines()
-    home = BucketHome(Bucket(str(workdir)), shared=not any(machines))
-    process = jax.process_index()
-    another = process and machines[process] == process  # the first of a machine without process 0
-    copy = home.copied() if another else contextlib.nullcontext()
-    with distributed.first(home.held()), distributed.together(copy):
-        yield home
+    home, machines = BucketHome(Bucket(str(workdir))), distributed.machines()
+    with distributed.first(home.held()):
+        copy = contextlib.nullcontext()
+        if any(machines) and not distributed.all_see(home.folder):  # the cache is no shared disk
+            home.shared, process = False, jax.process_index()
+            if process and machines[process] == process:  # the first of another machine
+                copy = home.copied()
+        with distributed.together(copy):
+            yield home
 
 
 class BucketHome(Home):
     """A bucket and the folder here that is its copy."""
 
-    def __init__(self, bucket: Bucket, shared: bool = True):
+    def __init__(self, bucket: Bucket):
         digest = hashlib.sha256(bucket.url.encode()).hexdigest()[:16]
-        super().__init__(cache_root().absolute() / 'buckets' / digest, bucket.url, shared)
+        super().__init__(cache_root().absolute() / 'buckets' / digest, bucket.url)
         self._bucket, self._lease = bucket, _Lease(bucket)
         self._here: dict[str, tuple[int, int]] = {}  # object -> size and time of the file it is of
         self._turn = threading.Lock()

@@ -479,19 +479,19 @@ MACHINE = """import os
 from jepa_jax import scratch
 
 if process := os.environ.get('JEPA_JAX_PROCESS'):  # as if it ran on a machine of its own
-    os.environ['JEPA_JAX_CACHE'] += f'/machine{process}'
+    os.environ['JEPA_JAX_CACHE'] = os.environ['JEPA_JAX_CACHE'].format(process)
     scratch._place = lambda: f'{process}0000000'
 """
 
 
-def together(runs, folder, url, flags=(), meanwhile=lambda launcher: None):
-    """Exit status and log of a run of two processes, neither of which sees the other's folder."""
+def together(runs, folder, url, *flags, cache='cache/machine{}', meanwhile=lambda launcher: None):
+    """Exit status and log of a run of two processes, each as if on a machine of its own."""
     (folder / 'site').mkdir(exist_ok=True)
     (folder / 'site/sitecustomize.py').write_text(MACHINE)
     environment = {
         **runs.environment, 'PYTHON': sys.executable, 'DEVICES_PER_PROCESS': '4',
         'PYTHONPATH': f'{folder / "site"}:{runs.environment["PYTHONPATH"]}',
-        'JEPA_JAX_CACHE': str(folder / 'cache'), 'GRACE': '5',
+        'JEPA_JAX_CACHE': str(folder / cache), 'GRACE': '5',
     }  # fmt: skip
     command = ['bash', ROOT / 'launch/local.sh', '2', '--no-compilation-cache', *flags]
     command += runs.command(url, 'data.workers=0', 'mesh.fsdp=8')[3:]
@@ -532,7 +532,7 @@ def test_a_run_of_two_machines(runs, amazon, tmp_path, monkeypatch):
     assert 'report.json' not in bucket.names()
     assert all(steps_of(contents(url)).values()) and 8 in steps_of(contents(url))
     shutil.rmtree(tmp_path / 'cache')  # other machines
-    status, log = together(runs, tmp_path, url, flags=('--profile',))
+    status, log = together(runs, tmp_path, url, '--profile')
     assert status == 0, log
     assert 'resumes from step' in log
     for machine in range(2):  # nothing is left there
@@ -562,6 +562,21 @@ def test_a_run_of_two_machines(runs, amazon, tmp_path, monkeypatch):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one, other)
 
 
+@pytest.mark.slow
+def test_two_machines_whose_cache_is_one_disk(runs, amazon, tmp_path, monkeypatch):
+    """They write their parts of a checkpoint there, as for any folder that both see."""
+    for name, value in amazon.items():
+        monkeypatch.setitem(runs.environment, name, value)
+        monkeypatch.setenv(name, value)
+    url = Address('s3://runs/disk')
+    status, log = together(runs, tmp_path, url, cache='cache')
+    assert status == 0, log
+    held = contents(url)
+    assert steps_of(held)[STEPS] and '.lock' not in held
+    parts = {name.split('/')[3] for name in held if '/ocdbt.process_' in name}
+    assert len(parts) == 2, parts
+
+
 def test_another_machine_of_a_run_adds_what_only_it_has(s3, tmp_path, monkeypatch):
     with home.of(s3) as place:
         save(place, 10)
@@ -569,7 +584,7 @@ def test_another_machine_of_a_run_adds_what_only_it_has(s3, tmp_path, monkeypatc
         place.publish()
         with monkeypatch.context() as there:
             there.setenv('JEPA_JAX_CACHE', str(tmp_path / 'other'))
-            other = home.BucketHome(Bucket(s3), shared=False)
+            other = home.BucketHome(Bucket(s3))
             with other.copied():
                 assert other.folder != place.folder
                 assert (other.folder / 'report.html').read_text() == 'of process 0'
