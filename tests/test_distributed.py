@@ -360,7 +360,7 @@ def test_two_processes_are_one_run(runs):
     assert not set(processes) & parents().keys()
 
     pair = Pair(runs, two)  # SIGTERM to one of them: both save the same step and end
-    pair.until(lambda: 'resumes from step' in pair.log() and lines(two) % 4 == 1)
+    pair.until(lambda: f'/{STEPS}  loss ' in pair.log() and lines(two) % 4 == 1)  # at its steps
     os.kill(pair.processes()[1], signal.SIGTERM)
     assert pair.end() == 75, pair.log()
     saved = checkpoint.complete_steps(two / 'checkpoints')[-1]
