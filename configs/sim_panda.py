@@ -25,7 +25,7 @@ place of the predictor). All of it is in-domain simulation: it says nothing abou
 - `:full` is all four tasks on 256 pixels, meant for 40 minutes of one H200. It has not been run.
 """
 
-from jepa_jax.config import MaskConfig, SimConfig
+from jepa_jax.config import DenseVideoConfig, MaskConfig, SimConfig
 from jepa_jax.errors import ConfigError, allowed
 
 
@@ -33,13 +33,16 @@ def get_config(arg: str = 'ci') -> SimConfig:
     if arg not in SIZES:
         raise ConfigError(f"config argument '{arg}': {allowed(arg, SIZES)}")
     c = SimConfig(name=f'sim-panda-{arg}')
+    if arg in DENSE:
+        c.pretrain = DenseVideoConfig()
     p, a = c.pretrain, c.posttrain
 
     p.compute_dtype = 'float32'
     p.encoder.size, p.encoder.patch = 'tiny', 16
     p.predictor.width, p.predictor.depth, p.predictor.heads = 48, 1, 2
-    # the larger of the released masks, blocks of one shape: one program to compile
-    p.masks = [MaskConfig(num_blocks=2, spatial_scale=(0.7, 0.7), aspect_ratio=(1.0, 1.0))]
+    if arg not in DENSE:
+        # the larger of the released masks, blocks of one shape: one program to compile
+        p.masks = [MaskConfig(num_blocks=2, spatial_scale=(0.7, 0.7), aspect_ratio=(1.0, 1.0))]
     p.mesh.remat = a.mesh.remat = 'none'
     p.data.frames, p.data.fps = 8, 4
     p.data.augment.scale, p.data.augment.ratio = (1.0, 1.0), (1.0, 1.0)
@@ -116,6 +119,7 @@ def _varied(c: SimConfig) -> None:
     p.encoder.depth = 4
     p.optim.steps, p.optim.warmup = 1500, 100
     p.checkpoints.every, p.logging.health_every = 500, 250
+    p.context_loss.begin, p.context_loss.full = 75, 150
     e.scenes, e.compared, e.untrained = 'unseen,unseen_relit', 0, 20
     e.random_encoder = e.pixel_encoder = True
     c.gates.reach = c.gates.grasp = 0.0
@@ -157,6 +161,7 @@ def _full(c: SimConfig) -> None:
     c.gates.reach, c.gates.grasp = 0.9, 0.5
 
 
+DENSE = ('varied',)  # sizes whose encoder learns by V-JEPA 2.1's objective
 SIZES = {
     'ci': _ci,
     'small': _small,

@@ -93,8 +93,10 @@ class Weights:
 
     @property
     def version(self) -> str:
-        """Of V-JEPA: '2.0', or '' where nothing here has one; see parts.version_of."""
-        versions = (parts.version_of(net.part, net.config) for net in self.nets.values())
+        """Of V-JEPA: '2.0', or '' where nothing here has one; see parts.version_of. The encoder's,
+        if there is one: a predictor of actions has the same form on each."""
+        nets = sorted(self.nets.values(), key=lambda net: net.part != 'encoder')
+        versions = (parts.version_of(net.part, net.config) for net in nets)
         return next(filter(None, versions), '')
 
     def pick(self, encoder: str = 'target') -> str:

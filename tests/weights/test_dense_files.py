@@ -19,7 +19,10 @@ from jepa_jax.config import DenseVideoConfig
 from jepa_jax.errors import ConvertError, InputError, ZooError
 from jepa_jax.model import Encoder, Fill, Future, Loaded, Model
 from jepa_jax.models import VERSIONS
+from jepa_jax.models.ac_predictor import ACPredictorConfig
+from jepa_jax.models.vit import ViTConfig
 from jepa_jax.weights import names, own, shapes, zoo
+from jepa_jax.weights.contents import StoredNet, Weights
 
 TINY = dict(crop=64, frames=4, heads=4, predictor_heads=2)
 # size -> width, depth, hidden width, heads, parameters of encoder and predictor, and the levels
@@ -270,3 +273,16 @@ def test_golden_forward_of_the_doctor():
 
     assert golden.problems('tiny-21', golden.forward('tiny-21')) == []
     assert jax.tree.leaves(golden.weights(golden.config_of('tiny-21')))[0].dtype == jnp.float32
+
+
+def test_a_model_of_actions_is_of_its_encoders_version():
+    encoder = ViTConfig(48, 4, 2, image_size=32, rope='paired', modalities=True, levels=(3,))
+    predictor = ACPredictorConfig(48, width=48, depth=1, heads=2, grid=(2, 2))
+    nets = {
+        'ac_predictor': StoredNet('ac_predictor', predictor, {}),
+        'target': StoredNet('encoder', encoder, {}),
+    }
+    assert Weights(None, 'jax', nets).version == '2.1'
+    plain = dataclasses.replace(encoder, rope='tiled', modalities=False, levels=())
+    nets['target'] = StoredNet('encoder', plain, {})
+    assert Weights(None, 'jax', nets).version == '2.0'
