@@ -20,8 +20,8 @@ place of the predictor). All of it is in-domain simulation: it says nothing abou
 - `:pick` is grasping and pick and place on the same recordings, with sub-goals that are given and
   from the final image alone.
 - `:varied` is reaching and grasping in scenes of other colours, textures, shapes and light than
-  any recording has, beside predictors on a random encoder and on pixels; `:varied_ci` is a small
-  one, reaching alone.
+  any recording has, with an encoder by V-JEPA 2.1's objective, beside predictors on a random
+  encoder and on pixels; `:varied_ci` is a small one, reaching alone, by V-JEPA 2's.
 - `:full` is all four tasks on 256 pixels, meant for 40 minutes of one H200. It has not been run.
 """
 

@@ -135,20 +135,23 @@ def test_goal_images_under_another_lamp(gl):
     there.close()
 
 
-def test_features_of_the_encoder_that_shows_pixels_are_standardised_patches(tmp_path):
-    config = cli.load('configs/sim_panda.py:varied_ci', ['study'])
+@pytest.mark.parametrize('size, pixel', [('varied_ci', 64), ('varied', 96)])
+def test_features_of_the_encoder_that_shows_pixels_are_standardised_patches(tmp_path, size, pixel):
+    config = cli.load(f'configs/sim_panda.py:{size}', ['study'])
     _, posttrain = closed_loop.trainings(config, tmp_path)
     shown = closed_loop._on_pixels(posttrain, tmp_path / 'encoder')
     pixels.save(shown, tmp_path / 'encoder')
     model = pretrained.load(str(tmp_path / 'encoder'))
-    frames = np.random.default_rng(0).integers(0, 256, (1, 2, 64, 64, 3), dtype=np.uint8)
+    frames = np.random.default_rng(0).integers(0, 256, (1, 2, pixel, pixel, 3), dtype=np.uint8)
     frames[:, 1] = frames[:, 0]
     features = np.asarray(model.encoder(frames))
-    patches = frames[0, 0].reshape(4, 16, 4, 16, 3).transpose(0, 2, 1, 3, 4).reshape(16, -1)
+    side = pixel // 16
+    patches = frames[0, 0].reshape(side, 16, side, 16, 3).transpose(0, 2, 1, 3, 4)
+    patches = patches.reshape(side**2, -1)
     mean, std = (np.tile(255 * np.array(v), 256) for v in (MEAN, STD))
     x = (patches - mean) / std
     x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
-    np.testing.assert_allclose(features.reshape(16, -1), x, atol=1e-4)
+    np.testing.assert_allclose(features.reshape(side**2, -1), x, atol=1e-4)
 
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
