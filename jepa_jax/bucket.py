@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import configparser
 import contextlib
+import http.client
 import os
 import re
 from collections.abc import Mapping
@@ -19,6 +20,9 @@ from typing import Any
 from jepa_jax.errors import ConfigError
 
 DRIVERS = {'gs': 'gcs', 's3': 's3'}
+ROLE, NOBODY = {'type': 'imds'}, {'type': 'anonymous'}  # credentials: the machine's own; none
+_ADVICE = '; asked without credentials: set AWS_ACCESS_KEY_ID and its like, or `aws configure`'
+_METADATA, _TOKEN = '169.254.169.254', 'X-aws-ec2-metadata-token-ttl-seconds'
 _KEYS = {'aws_access_key_id', 'role_arn', 'credential_process'}  # a profile has one of them
 ANSWER = 20.0  # seconds within which a bucket has to answer at the start
 _TRANSFER = 1800.0  # likewise for one object later
@@ -93,6 +97,8 @@ class Bucket:
     def _store(self, quick: bool) -> Any:
         import tensorstore as ts
 
+        if self._spec.get('aws_credentials') == ROLE and not self._stores and not _has_role():
+            self._spec['aws_credentials'] = NOBODY  # public buckets can be read all the same
         if quick not in self._stores:
             retries = ts.Context({f'{self._spec["driver"]}_request_retries': _RETRIES[quick]})
             self._stores[quick] = ts.KvStore.open(self._spec, context=retries).result(
@@ -106,7 +112,8 @@ class Bucket:
         except TimeoutError as error:
             raise BucketError(f'{self.url}: no answer within {seconds:.0f} s') from error
         except (ValueError, RuntimeError, OSError, NotImplementedError) as error:  # all of its own
-            raise BucketError(f'{self.url}: {_short(error)}') from error
+            more = _ADVICE if self._spec.get('aws_credentials') == NOBODY else ''
+            raise BucketError(f'{self.url}: {_short(error)}{more}') from error
 
 
 def _amazon(environment: Mapping[str, str]) -> dict[str, Any]:
@@ -149,15 +156,25 @@ def _amazon(environment: Mapping[str, str]) -> dict[str, Any]:
         kind = {'type': 'ecs'}
     elif 'AWS_WEB_IDENTITY_TOKEN_FILE' in environment:
         kind = {'type': 'default', 'profile': wanted}
-    else:  # the machine's role
-        kind = {'type': 'imds'}
+    else:
+        kind = ROLE
     return spec | {'aws_credentials': kind}
+
+
+def _has_role() -> bool:
+    """Whether a machine of Amazon's says who it is: asked first, as TensorStore tells the terminal
+    that it does not find out."""
+    asked = http.client.HTTPConnection(_METADATA, timeout=1)
+    try:
+        asked.request('PUT', '/latest/api/token', headers={_TOKEN: '60'})
+        return asked.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        asked.close()
 
 
 def _short(error: Exception) -> str:
     """What TensorStore says before it quotes the answer: `NOT_FOUND: NoSuchBucket: ...`."""
     text = re.sub(r'^Error opening .*?: (?=[A-Z_]+: )', '', ' '.join(str(error).split()))
-    text = text.partition(' [')[0][:300] or type(error).__name__
-    if 'credentials provider' in text or 'credentials from provider' in text:
-        text += '; for S3 set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE'
-    return text
+    return text.partition(' [')[0][:300] or type(error).__name__

@@ -4,6 +4,7 @@ both of which speak the stores' own language over HTTP."""
 import contextlib
 import dataclasses
 import hashlib
+import http.server
 import io
 import json
 import os
@@ -26,7 +27,7 @@ from PIL import Image
 from small_run import ROOT, STEPS, assert_same_run, parents, rows
 
 import jepa_jax
-from jepa_jax import fetched, home, recipes, start, train
+from jepa_jax import bucket, fetched, home, recipes, start, train
 from jepa_jax.bucket import Bucket, BucketError, _amazon
 from jepa_jax.checkpoint import Checkpoints, find, problems, read_on_host
 from jepa_jax.config import DataConfig, DataListConfig, MaskedVideoConfig, layouts
@@ -358,6 +359,38 @@ def test_what_aws_configure_left_is_used(s3, tmp_path, monkeypatch, capfd):
     assert Bucket(s3).names() == ['x']
     found = _amazon(dict(os.environ))
     assert found['aws_region'] == 'eu-west-1' and found['aws_credentials']['profile'] == 'work'
+
+
+def test_no_credentials_at_all(s3, tmp_path, monkeypatch, capfd):
+    """What is public can be read; else that is one line."""
+    Bucket(s3).write('x', b'1')
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.delenv('AWS_ACCESS_KEY_ID')
+    monkeypatch.setattr(bucket, '_METADATA', '127.0.0.1:9')
+    with pytest.raises(BucketError, match='DENIED.*; asked without credentials: set AWS_ACCESS'):
+        Bucket(s3).read('x')
+    address = f'{os.environ["AWS_ENDPOINT_URL"]}/{s3.removeprefix("s3://")}/open'
+    headers = {'x-amz-acl': 'public-read', 'Authorization': 'AWS a:b', 'Content-Type': 'text/plain'}
+    asked = urllib.request.Request(address, b'2', headers, method='PUT')
+    urllib.request.urlopen(asked).close()
+    assert Bucket(s3).read('open')[0] == b'2'
+    said = capfd.readouterr().err
+    assert not [line for line in said.splitlines() if not line.startswith('127.0.0.1 ')]
+
+    class Metadata(http.server.BaseHTTPRequestHandler):
+        def do_PUT(self):
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(('127.0.0.1', 0), Metadata) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        monkeypatch.setattr(bucket, '_METADATA', f'127.0.0.1:{server.server_port}')
+        assert bucket._has_role()
+        thread.join()
 
 
 @pytest.mark.parametrize(
