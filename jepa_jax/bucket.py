@@ -10,7 +10,6 @@ machine's account; TENSORSTORE_GCS_HTTP_URL for an emulator.
 from __future__ import annotations
 
 import configparser
-import contextlib
 import http.client
 import os
 import re
@@ -120,7 +119,8 @@ def _amazon(environment: Mapping[str, str]) -> dict[str, Any]:
     """What a TensorStore of S3 is told beside bucket and path: its own search for credentials finds
     no profile that is not named, and says on the terminal what it looks for.
 
-    Raises ConfigError: the profile that is named is in neither file.
+    Raises ConfigError: a file that cannot be understood, or the profile that is named in neither;
+      unless the environment has the keys themselves.
     """
     folder = os.path.expanduser('~/.aws')
     places = {
@@ -129,11 +129,14 @@ def _amazon(environment: Mapping[str, str]) -> dict[str, Any]:
     }
     there = {name: path for name, path in places.items() if os.path.exists(path)}
     files = configparser.ConfigParser(interpolation=None, strict=False)
-    with contextlib.suppress(configparser.Error):  # whoever reads it next says what is wrong
+    own = 'AWS_ACCESS_KEY_ID' in environment
+    try:
         files.read(there.values())
+    except (configparser.Error, UnicodeDecodeError) as error:
+        if not own:
+            raise ConfigError(f'credentials of S3: {" ".join(str(error).split())}') from error
     wanted = environment.get('AWS_PROFILE', 'default')
     sections = [name for name in (wanted, f'profile {wanted}') if name in files]
-    own = 'AWS_ACCESS_KEY_ID' in environment
     if 'AWS_PROFILE' in environment and not sections and not own:
         known = ', '.join(name.removeprefix('profile ') for name in files.sections()) or 'none'
         raise ConfigError(

@@ -123,6 +123,13 @@ def contents(url):
     return {name: bucket.read(name)[0] for name in bucket.names()}
 
 
+def copy(objects, folder):
+    for name, content in objects.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
 def test_a_run_goes_on_where_its_bucket_is(url, tmp_path, monkeypatch):
     """On another machine, that is without the first one's folder: the newest checkpoint alone is
     fetched, older ones are known and removed when their time comes."""
@@ -333,9 +340,9 @@ def test_a_list_in_a_bucket_is_copied_once(url):
     assert pixels()[0] == [10, 21]
 
     bucket.write('list.txt', ''.join(f'{path}\n' for path in [*times][:2]).encode())
-    copy = fetched.local(f'{url}/list.txt')
-    assert copy.name == 'list.txt' and copy.read_text().count('\n') == 2
-    assert fetched.local(f'{url}/list.txt') == copy
+    copied = fetched.local(f'{url}/list.txt')
+    assert copied.name == 'list.txt' and copied.read_text().count('\n') == 2
+    assert fetched.local(f'{url}/list.txt') == copied
 
 
 def test_what_aws_configure_left_is_used(s3, tmp_path, monkeypatch, capfd):
@@ -357,6 +364,11 @@ def test_what_aws_configure_left_is_used(s3, tmp_path, monkeypatch, capfd):
         file.write('[work]\naws_access_key_id = a\naws_secret_access_key = b\n')
     (tmp_path / '.aws/config').write_text('[profile work]\nregion = eu-west-1\ns3 =\n  x = 1\n')
     assert Bucket(s3).names() == ['x']
+    credentials.write_text('aws_access_key_id = a\n')
+    with pytest.raises(ConfigError, match='credentials of S3: File contains no section headers'):
+        Bucket(s3)
+    assert _amazon({'AWS_ACCESS_KEY_ID': 'a'})['aws_credentials'] == {'type': 'environment'}
+    credentials.write_text('[work]\naws_access_key_id = a\naws_secret_access_key = b\n')
     found = _amazon(dict(os.environ))
     assert found['aws_region'] == 'eu-west-1' and found['aws_credentials']['profile'] == 'work'
 
@@ -497,10 +509,7 @@ def test_killed_and_resumed(runs, amazon, tmp_path, monkeypatch):
     done = runs.run(url, 'data.workers=0')
     assert done.returncode == 0, done.stderr
     assert 'resumes from step' in done.stderr and f'report: {url}/report.json' in done.stderr
-    for name, content in contents(url).items():
-        path = tmp_path / 'copy' / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+    copy(contents(url), tmp_path / 'copy')
     assert len(rows(tmp_path / 'copy')) == STEPS
     assert_same_run(tmp_path / 'copy', runs.finished())
     page = (tmp_path / 'copy/report.html').read_text()
@@ -583,10 +592,7 @@ def test_a_run_of_two_machines(runs, amazon, tmp_path, monkeypatch):
         env={**runs.environment, 'JAX_NUM_CPU_DEVICES': '8'}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    for name, content in held.items():
-        path = tmp_path / 'copy' / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+    copy(held, tmp_path / 'copy')
     ours, theirs = ({r['step']: r['loss'] for r in read(w)} for w in (tmp_path / 'copy', alone))
     assert sorted(ours) == sorted(theirs) == list(range(1, STEPS + 1))
     np.testing.assert_allclose([ours[n] for n in theirs], [*theirs.values()], rtol=1e-6)
