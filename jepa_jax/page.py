@@ -68,12 +68,12 @@ def file(path: Path, words: str) -> str:
 
 
 def save_figure(figure: Figure, path: str | Path, dpi: int = 120) -> None:
-    """Writes a figure as PNG of at most 256 colours: a third of the bytes of all colours."""
+    """Writes a figure as PNG of at most 64 colours: a third of the bytes of all colours."""
     out = io.BytesIO()
     figure.savefig(out, dpi=dpi, format='png')  # without pyplot: no display, no global state
     drawn = Image.open(out).convert('RGB')
     # the method that keeps rare colours, such as those of a mark
-    few = drawn.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    few = drawn.quantize(64, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     few.save(path, 'PNG', optimize=True)
 
 

@@ -171,15 +171,20 @@ def _draw(result: dict[str, Any], path: pathlib.Path) -> None:
 
     from jepa_jax.page import save_figure
 
-    figure = Figure(figsize=(4 * len(result), 3.2), layout='constrained')
-    for axes, (name, row) in zip(figure.subplots(1, len(result), squeeze=False)[0], result.items()):
+    rows = 1 if len(result) < 4 else 2
+    columns = -(-len(result) // rows)
+    figure = Figure(figsize=(3.6 * columns, 2.9 * rows), layout='constrained')
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for axes, (name, row) in zip(panels, result.items()):
         x, y, model = zip(*row['points'])
         axes.loglog(x, y, 'o-', label=f'measured, {row["measured"]:.2f}')
         scaled = [value * y[0] / model[0] for value in model]
         axes.loglog(x, scaled, '--', label=f'modelled, {row["modelled"]:.2f}')
         axes.set(xlabel=name, ylabel='core seconds')
+        axes.set_xticks(x, [f'{value:,.0f}' for value in x], fontsize=7, rotation=30)
+        axes.tick_params('x', which='minor', bottom=False, labelbottom=False)
         axes.legend(title='exponent')
-    save_figure(figure, path, dpi=110)
+    save_figure(figure, path, dpi=90)
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
