@@ -16,6 +16,7 @@ FOLD, DEVIATIONS = 3.0, 6.0
 WORSE = 1.5  # times the error of a constant, of a predictor that does harm
 BAD = ('collapsed', 'partial collapse', 'ignores actions')
 ADVICE = 'what to try: a lower optim.lr, a longer optim.warmup, then data that changed'
+FELL = 'features that are predicted may have collapsed: see the next health check'
 
 
 class Watch:
@@ -64,12 +65,15 @@ class Watch:
         spread = 1.4826 * float(np.median(np.abs(np.array(known) - middle)))
         apart = math.log(value) - middle
         known.append(math.log(value))
+        fell = name == 'loss' and apart < 0
+        if fell and not any('health/target_rank' in row for row in self._health):
+            return ''  # of labels, words or pixels a loss cannot fall too far
         if not self._once(name, abs(apart) > max(math.log(FOLD), DEVIATIONS * spread)):
             return ''
         return (
             f'{name} is {value:.4g}, {math.exp(abs(apart)):.3g} times '
             f'{"above" if apart > 0 else "below"} the middle of the last {len(known) - 1} rows, '
-            f'{math.exp(middle):.4g}: {ADVICE}'
+            f'{math.exp(middle):.4g}: {FELL if fell else ADVICE}'
         )
 
     def _once(self, name: str, holds: bool) -> bool:

@@ -46,6 +46,15 @@ def test_what_leaves_its_range_is_named_once_each_time(name, factor, word):
     assert 'a lower optim.lr' in words
 
 
+def test_a_loss_that_falls_is_said_where_it_may_be_a_collapse_alone():
+    seen = rows(30)
+    fall = seen[-1] | {'loss': seen[-1]['loss'] / 20}
+    assert not Watch(healthy, seen).see(fall)  # of words or pixels: it has learnt
+    ranked = [*seen[:-1], seen[-1] | {'health/target_rank': 20.0}]
+    (words,) = Watch(healthy, ranked).see(fall)
+    assert 'collapsed' in words and 'optim.lr' not in words
+
+
 def test_rows_of_an_earlier_start_count():
     before = rows(30)
     jump = before[-1] | {'loss': 9.0}
