@@ -65,10 +65,11 @@ class Watch:
         spread = 1.4826 * float(np.median(np.abs(np.array(known) - middle)))
         apart = math.log(value) - middle
         known.append(math.log(value))
+        out = abs(apart) > max(math.log(FOLD), DEVIATIONS * spread)
         fell = name == 'loss' and apart < 0
-        if fell and not any('health/target_rank' in row for row in self._health):
-            return ''  # of labels, words or pixels a loss cannot fall too far
-        if not self._once(name, abs(apart) > max(math.log(FOLD), DEVIATIONS * spread)):
+        if fell:  # of labels, words or pixels a loss cannot fall too far
+            out = out and any('health/target_rank' in row for row in self._health)
+        if not self._once(name, out):
             return ''
         return (
             f'{name} is {value:.4g}, {math.exp(abs(apart)):.3g} times '
