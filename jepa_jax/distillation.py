@@ -4,7 +4,7 @@
 - `ema`, without one: from those of its own moving average; and `ema_slow`, of another momentum,
   since what suits a student of so few steps may be too fast for a target;
 - `salt`, from a teacher that was itself trained here, on pixels (`salt_teacher`);
-- `ema_long`, without one, for the steps of `salt` and of its teacher together: what the same steps
+- `ema_long`, without one, for the clips of `salt` and of its teacher together: what the same clips
   are worth where they are not spent on a teacher.
 
 Each is a run with a probe of its own, on the same clips; `report.json` and `report.md` have them
@@ -54,7 +54,9 @@ def stages(config: DistillationConfig, folder: Path) -> list[Stage]:
         changed = dataclasses.replace(student.optim, **optim)
         return dataclasses.replace(student, teacher='', optim=changed)
 
-    slow, both = config.slow_momentum, student.optim.steps + salt.optim.steps
+    slow = config.slow_momentum
+    clips = salt.optim.steps * salt.optim.batch
+    both = student.optim.steps + -(-clips // student.optim.batch)
     runs = {
         'distilled': student,
         'ema': alone(),
@@ -97,17 +99,22 @@ def report(config: DistillationConfig, folder: Path) -> None:
 
 def _of(run: MaskedVideoConfig) -> dict[str, Any]:
     own = 'pixels' if run.target == 'pixels' else 'its average'
-    return {'steps': run.optim.steps, 'predicts': Path(run.teacher).name or own}
+    return {
+        'steps': run.optim.steps,
+        'batch': run.optim.batch,
+        'predicts': Path(run.teacher).name or own,
+    }
 
 
 def table(rows: dict[str, dict[str, Any]]) -> list[str]:
     """Lines of Markdown, a row a run: accuracies of its probes with their intervals."""
     labels = [*next(iter(rows.values()))['probes']]
-    lines = [f'| | predicts | steps | {" | ".join(labels)} |', '|---' * (3 + len(labels)) + '|']
+    heads = ['', 'predicts', 'steps', 'clips a step', *labels]
+    lines = [f'| {" | ".join(heads)} |', '|---' * len(heads) + '|']
     for name, row in rows.items():
         cells = (_words(row['probes'][label]) for label in labels)
-        start = f'{name} | {row.get("predicts", "")} | {row.get("steps", "")}'
-        lines.append(f'| {start} | {" | ".join(cells)} |')
+        first = (name, *(str(row.get(key, '')) for key in ('predicts', 'steps', 'batch')))
+        lines.append(f'| {" | ".join((*first, *cells))} |')
     return lines
 
 
