@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -41,6 +42,7 @@ SLURM = {
 PLAIN = {
     'JEPA_JAX_COORDINATOR': 'a:1234', 'JEPA_JAX_PROCESSES': '2', 'JEPA_JAX_PROCESS': '1',
 }  # fmt: skip
+PLAIN_HOST = 'JEPA_JAX_COORDINATOR'
 GKE = {
     'TPU_WORKER_ID': '0', 'TPU_WORKER_HOSTNAMES': 'h0,h1',
     'MEGASCALE_NUM_SLICES': '1', 'MEGASCALE_SLICE_ID': '0',  # else asked of the machine
@@ -123,12 +125,60 @@ def test_what_a_process_waits_for_is_said(monkeypatch, caplog):
         with distributed.session():
             pass
     monkeypatch.delenv('JEPA_JAX_DISTRIBUTED')
-    for name, value in PLAIN.items():
+    for name, value in {**PLAIN, 'JEPA_JAX_COORDINATOR': 'localhost:1234'}.items():
         monkeypatch.setenv(name, value)
     with caplog.at_level('INFO', 'jepa_jax'), pytest.raises(ConfigError, match='no answer'):
         with distributed.session():
             pass
-    assert 'process 1 of 2 at a:1234: waits up to 300 s for the others' in caplog.text
+    assert 'process 1 of 2 at localhost:1234: waits up to 300 s for the others' in caplog.text
+
+
+def test_a_coordinator_that_cannot_be_is_one_line(monkeypatch):
+    """A name that nobody knows, within seconds; a port in use, where it is to be listened at."""
+    monkeypatch.setattr(distributed, 'RESOLVE', 0)
+    with pytest.raises(
+        ConfigError, match=r"COORDINATOR = 'no\.invalid:1234': no host of that name"
+    ):
+        distributed._check_coordinator(settings({**PLAIN, PLAIN_HOST: 'no.invalid:1234'}))
+    with socket.create_server(('', 0)) as taken:
+        where = f'localhost:{taken.getsockname()[1]}'
+        how = settings({**PLAIN, PLAIN_HOST: where, 'JEPA_JAX_PROCESS': '0'})
+        with pytest.raises(ConfigError, match=f"'{where}': process 0 cannot listen there: Address"):
+            distributed._check_coordinator(how)
+        distributed._check_coordinator({**how, 'process_id': 1})
+    distributed._check_coordinator(how)
+
+
+WAITS = """
+import os, signal, sys
+from jepa_jax import distributed
+distributed.CONNECT = int(sys.argv[1])
+signal.signal(signal.SIGTERM, lambda *_: None)
+with distributed.session():
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    ('patience', 'words'),
+    [
+        (2, 'interrupted: waited 2 s for the other processes, and nothing answers at JEPA_JAX_'),
+        (100, 'interrupted: SIGTERM while waiting for the other processes; start the same command'),
+    ],
+)
+def test_waiting_for_the_others_ends_in_one_line(patience, words):
+    """Not by JAX's abort with a trace, and at once when it is told to end."""
+    with socket.create_server(('', 0)) as free:
+        where = f'127.0.0.1:{free.getsockname()[1]}'
+    command = [sys.executable, '-c', WAITS, str(patience)]
+    environment = {**os.environ, **PLAIN, PLAIN_HOST: where, 'JAX_PLATFORMS': 'cpu'}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        if patience > 2:
+            time.sleep(5)
+            process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=60)[1].splitlines()
+    assert process.returncode == 75
+    assert said[-1].startswith(words) and not any('stack trace' in line for line in said)
 
 
 def test_jax_reads_the_clusters_of_our_launchers(monkeypatch):
