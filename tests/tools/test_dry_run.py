@@ -370,6 +370,8 @@ def test_a_recipe_of_the_users_own(tmp_path, capsys):
     assert result['full']['flops'] == result['full']['model_flops']
     status, _ = price(tmp_path, '--devices=2')
     assert status == 1 and 'goes with --what memory' in capsys.readouterr().err
+    status, _ = price(tmp_path, '--what=memory', '--decode=20')  # it would say nothing of hosts
+    assert status == 1 and '--decode 20: goes with --what step' in capsys.readouterr().err
 
 
 def test_what_hosts_decode_and_disks_hold(capsys):
