@@ -132,8 +132,8 @@ def test_a_goal_of_another_size_is_refused(tmp_path, capsys):
     [
         (
             ('--horizon', '8'),
-            'horizon 8 after 1 known frames: the predictor would see 8 frames, at most 7 were '
-            'trained',
+            'horizon 8: must be at most 7 for this model, whose predictor was trained on at most 7 '
+            'frames before the one it predicts',
         ),
         (('--horizon', '0'), 'horizon 0: must be at least 1'),
         (('--elites', '401'), 'elites 401: must be from 2 to samples = 400'),
