@@ -307,6 +307,8 @@ def test_recordings_are_read_as_in_training(tmp_path, capsys):
     frames, _ = plan.read_recording('random:tiny', given, 0, 0, -1)
     np.testing.assert_array_equal(frames, pixels[[0, 8]])
     options = ('--model', 'random:tiny', '--input', str(tmp_path), '--out', str(tmp_path / 'out'))
+    words = said(capsys, *options, '--kind', 'npz')
+    assert 'a.npz: bad_units: ' in words and words.endswith('millimetres? --metres=0.001')
     kind = (*options, '--kind', 'npz', '--metres', '0.001')
     assert '--episode 2: ' in said(capsys, *kind, '--episode', '2')
     for flags in (('--from', '3', '--to', '3'), ('--to', '5'), ('--from', '-1')):
