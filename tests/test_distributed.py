@@ -219,10 +219,21 @@ def test_launchers_start_any_command():
         ['bash', ROOT / 'launch/local.sh', '2', 'collect'], capture_output=True, text=True
     )
     assert done.returncode == 2 and done.stderr.startswith('collect runs as one process')
+    outside = {name: v for name, v in os.environ.items() if not name.startswith('SLURM')}
+    cloud = {'TPU': 'pod', 'ZONE': 'zone'}
+    for script, argument, words in (
+        ('slurm.sbatch', '--config=vitg', 'not within a job of SLURM: start it by sbatch'),
+        ('tpu_pod.sh', 'creat', 'creat: allowed are create, queue, queued, install, run, logs,'),
+    ):
+        done = subprocess.run(
+            ['bash', ROOT / 'launch' / script, argument], capture_output=True, text=True,
+            env={**outside, **cloud},
+        )  # fmt: skip
+        assert done.returncode == 2 and done.stderr.startswith(words)
+        assert len(done.stderr.splitlines()) == 1
     (words, _) = commands_of(launch('slurm.sbatch', '--dry-run', 'collect', '--out', 'x'))
     alone = ['--nodes=1', '--ntasks=1', 'python', '-m', 'jepa_jax']
     assert words[2:] == [*alone, 'collect', '--out', 'x']
-    cloud = {'TPU': 'pod', 'ZONE': 'zone'}
     run = '\n'.join(launch('tpu_pod.sh', '--dry-run', 'run', 'collect', '--out', 'x', **cloud))
     assert '--worker=0' in run
     assert 'JEPA_JAX_DISTRIBUTED=0 JAX_PLATFORMS=cpu ../venv/bin/python -m jepa_jax collect' in run
