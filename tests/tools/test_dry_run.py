@@ -457,3 +457,19 @@ def test_what_a_whole_run_costs(capsys):
             assert cost.main() == 1
         printed = capsys.readouterr()
         assert words in printed.err and not printed.out
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec('libtpu') is None,
+    reason="needs libtpu, of the extra [tpu]: pip install '.[tpu]'",
+)
+def test_slices_of_libtpu_without_its_noise():
+    """A single chip, too; in another process, since libtpu writes past Python's sys.stderr."""
+    script = """
+from tools import steps
+for topology in ('v5e:1x1', 'v6e:2x2', 'v5p:2x2x1'):
+    print(len(steps.slice_devices(topology)))
+"""
+    command = [sys.executable, '-c', script]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parent)
+    assert done.stdout.split() == ['1', '4', '4'] and not done.stderr
