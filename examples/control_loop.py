@@ -10,12 +10,14 @@ that was trained on the simulator, such as that of `configs/sim_panda.py:ci`.
 
 import argparse
 import statistics
+import sys
 import time
 
 import numpy as np
 from robot_client import Planner
 
 import jepa_jax
+from jepa_jax.errors import PlanError, ZooError
 from jepa_jax.sims.panda import WORKSPACE
 from jepa_jax.sims.tasks import NEAR, PandaEnv
 
@@ -72,4 +74,9 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    try:
+        main()
+    except ConnectionError as error:
+        sys.exit(f'error: no server answers: {error}; start one: jepa serve-robot')
+    except (PlanError, ZooError, RuntimeError) as error:  # of the model here, or of the server
+        sys.exit(f'error: {error}')

@@ -17,8 +17,12 @@ import logging
 import os
 import pathlib
 import re
+import select
 import signal
+import socket
 import sys
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -35,6 +39,7 @@ LAUNCHERS = {
     'Open MPI': ('OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_RANK'),
 }
 CONNECT = 300  # seconds to wait for the other processes at the start
+RESOLVE = 30  # seconds until the coordinator's name must be known: a cluster's may come late
 SILENCE = 60  # seconds without a sign of life after which a process counts as lost
 CLOSING = 3600  # seconds that the others wait while process 0 writes the report
 
@@ -99,7 +104,7 @@ def session() -> Iterator[None]:
     """Connects the processes of a run, before anything touches a device.
 
     Raises:
-      ConfigError: see `settings`; or the others did not come within CONNECT seconds.
+      ConfigError: see `settings`; the coordinator has no such name, or its port is in use.
     """
     global _alone, _broken
     import jax
@@ -109,6 +114,7 @@ def session() -> Iterator[None]:
         yield
         return
     if how:
+        _check_coordinator(how)
         log.info(
             'process %d of %d at %s: waits up to %d s for the others',
             how['process_id'], how['num_processes'], how['coordinator_address'], CONNECT,
@@ -116,12 +122,13 @@ def session() -> Iterator[None]:
     # its handler would swallow a SIGTERM that comes before the loop has its own
     jax.config.update('jax_enable_preemption_service', False)
     try:
-        jax.distributed.initialize(
-            **how,
-            initialization_timeout=CONNECT,
-            heartbeat_timeout_seconds=SILENCE,
-            shutdown_timeout_seconds=CLOSING,
-        )
+        with _patience(how):
+            jax.distributed.initialize(
+                **how,
+                initialization_timeout=2 * CONNECT,  # then it aborts with a trace of its stack
+                heartbeat_timeout_seconds=SILENCE,
+                shutdown_timeout_seconds=CLOSING,
+            )
     except (ValueError, RuntimeError) as error:
         _broken = True
         reason = _short(error)
@@ -138,6 +145,82 @@ def session() -> Iterator[None]:
     except BaseException:
         _broken = True
         raise
+
+
+def _place(how: dict[str, Any]) -> tuple[str, int]:
+    host, port = how['coordinator_address'].rsplit(':', 1)
+    return host.strip('[]'), int(port)
+
+
+def _check_coordinator(how: dict[str, Any]) -> None:
+    """Raises ConfigError for a name that is not known within RESOLVE seconds, or, in process 0,
+    which is to listen there, a port in use."""
+    host, port = _place(how)
+    told = f"{PLAIN[0]} = '{how['coordinator_address']}'"
+    until = time.monotonic() + RESOLVE
+    while True:
+        try:
+            socket.getaddrinfo(host, port)
+            break
+        except OSError as error:
+            if time.monotonic() > until:
+                raise ConfigError(f'{told}: no host of that name is known: {error}') from error
+            time.sleep(1)
+    if how['process_id']:
+        return
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    try:
+        socket.create_server(('', port), family=family, dualstack_ipv6=both).close()
+    except OSError as error:
+        words = f'{told}: process 0 cannot listen there: {os.strerror(error.errno)}'
+        raise ConfigError(words) from error
+
+
+@contextlib.contextmanager
+def _patience(how: dict[str, Any]) -> Iterator[None]:
+    """While JAX waits for the others no handler of Python runs, and at the end of its patience it
+    aborts. So a thread ends the process when CONNECT seconds are over or a signal comes for which
+    there is a handler."""
+    ours, signals = socket.socketpair()
+    signals.setblocking(False)
+
+    def watch() -> None:
+        ready = select.select([ours], [], [], CONNECT)[0]
+        received = ours.recv(1) if ready else b''
+        if ready and not received:
+            return  # connected
+        again = 'start the same command again to resume'
+        if received:
+            name = signal.Signals(received[0]).name
+            words = f'{name} while waiting for the other processes; {again}'
+        else:
+            words = f'waited {CONNECT} s for the other processes{_unanswered(how)}; {again}'
+        print(f'interrupted: {words}', file=sys.stderr, flush=True)
+        os._exit(130 if received == bytes([signal.SIGINT]) else QUEUE_AGAIN)
+
+    before = signal.set_wakeup_fd(signals.fileno())
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        signals.close()
+        thread.join()
+        ours.close()
+
+
+def _unanswered(how: dict[str, Any]) -> str:
+    """In words that follow, whether it is the coordinator who did not come."""
+    if not how:
+        return ', and not all came'
+    where = how['coordinator_address']
+    try:
+        socket.create_connection(_place(how), timeout=5).close()
+    except OSError as error:
+        return f', and nothing answers at {PLAIN[0]} = {where} ({error})'
+    return f', and not all {how["num_processes"]} came to {where}'
 
 
 @contextlib.contextmanager

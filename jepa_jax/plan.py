@@ -380,6 +380,7 @@ def read_recording(model: str, given: dict[str, Any], episode: int, first: int, 
     import numpy as np
 
     from jepa_jax.data import robot
+    from jepa_jax.data.robot.contract import as_flag
     from jepa_jax.planning.model import check_contract, recordings
 
     data = dataclasses.replace(recordings(model) or RobotConfig(), **given)
@@ -387,7 +388,15 @@ def read_recording(model: str, given: dict[str, Any], episode: int, first: int, 
     episodes = robot.open_recordings(data)
     if not 0 <= episode < len(episodes):
         raise InputError(f'--episode {episode}: {data.path} has 0 to {len(episodes) - 1}')
-    read = episodes.episode(episode)
+    try:
+        read = episodes.episode(episode)
+    except BadFile as error:
+        if error.reason != 'bad_units':
+            raise
+        unchecked = robot.open_recordings(dataclasses.replace(data, check_units=False))
+        states = unchecked.episode(episode).states  # said again, in flags of this command
+        words = '; '.join(robot.unit_problems(states, data, as_flag))
+        raise BadFile(episodes.name(episode), 'bad_units', words) from error
     frames: list = []
 
     def choose(timing) -> np.ndarray:

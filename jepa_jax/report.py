@@ -14,16 +14,22 @@ import json
 import sys
 from pathlib import Path
 
-from jepa_jax import cli
+from jepa_jax import bucket, cli
 from jepa_jax.errors import ConfigError
 
 
-def run(run: Path) -> None:
+def run(run: str | Path) -> None:
     """Writes the page, and says where.
 
     Raises:
       ConfigError: no training run is there.
     """
+    if bucket.is_url(run):
+        raise ConfigError(
+            f'{run}: must be a folder; the run put its page into the bucket, as report.html, and a '
+            'copy of all that is there is a run like any other'
+        )
+    run = Path(run)
     if not (run / 'config.json').is_file():
         raise ConfigError(f'{run}: no training run, which has a config.json and metrics.jsonl')
     from jepa_jax import ending, run_page
@@ -38,7 +44,7 @@ def run(run: Path) -> None:
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('run', type=Path, help='workdir of the run')
+    parser.add_argument('run', help='workdir of the run')
 
 
 def main() -> int:

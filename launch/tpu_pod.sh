@@ -15,8 +15,8 @@
 # COMMAND: of `jepa` (default: train). train and evaluate run on every host; any other on the CPU of
 # the first one.
 # TYPE counts cores for v4 and v5p (v5p-128 is 64 chips, 4x4x4), chips for v5e and v6e. The workdir
-# must be on a file system that all hosts mount (Filestore, Lustre). A run that ends with status 75
-# or is killed starts itself again, up to 100 times.
+# is on a file system that all hosts mount (Filestore, Lustre) or in a bucket, gs://BUCKET/runs/vitg.
+# A run that ends with status 75 or is killed starts itself again, up to 100 times.
 set -euo pipefail
 dry=''
 if [[ ${1:-} == --dry-run ]]; then dry=1 && shift; fi
@@ -96,5 +96,8 @@ done' > ../train.log 2>&1 < /dev/null &"
     ;;
   delete) do_ gcloud compute tpus tpu-vm delete "$TPU" "${place[@]}" --quiet ;;
   unqueue) do_ gcloud compute tpus queued-resources delete "$TPU" "${place[@]}" --force --quiet ;;
-  *) usage ;;
+  *)
+    echo "$action: allowed are create, queue, queued, install, run, logs, stop, delete, unqueue" >&2
+    exit 2
+    ;;
 esac

@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -41,6 +42,7 @@ SLURM = {
 PLAIN = {
     'JEPA_JAX_COORDINATOR': 'a:1234', 'JEPA_JAX_PROCESSES': '2', 'JEPA_JAX_PROCESS': '1',
 }  # fmt: skip
+PLAIN_HOST = 'JEPA_JAX_COORDINATOR'
 GKE = {
     'TPU_WORKER_ID': '0', 'TPU_WORKER_HOSTNAMES': 'h0,h1',
     'MEGASCALE_NUM_SLICES': '1', 'MEGASCALE_SLICE_ID': '0',  # else asked of the machine
@@ -123,12 +125,60 @@ def test_what_a_process_waits_for_is_said(monkeypatch, caplog):
         with distributed.session():
             pass
     monkeypatch.delenv('JEPA_JAX_DISTRIBUTED')
-    for name, value in PLAIN.items():
+    for name, value in {**PLAIN, 'JEPA_JAX_COORDINATOR': 'localhost:1234'}.items():
         monkeypatch.setenv(name, value)
     with caplog.at_level('INFO', 'jepa_jax'), pytest.raises(ConfigError, match='no answer'):
         with distributed.session():
             pass
-    assert 'process 1 of 2 at a:1234: waits up to 300 s for the others' in caplog.text
+    assert 'process 1 of 2 at localhost:1234: waits up to 300 s for the others' in caplog.text
+
+
+def test_a_coordinator_that_cannot_be_is_one_line(monkeypatch):
+    """A name that nobody knows, within seconds; a port in use, where it is to be listened at."""
+    monkeypatch.setattr(distributed, 'RESOLVE', 0)
+    with pytest.raises(
+        ConfigError, match=r"COORDINATOR = 'no\.invalid:1234': no host of that name"
+    ):
+        distributed._check_coordinator(settings({**PLAIN, PLAIN_HOST: 'no.invalid:1234'}))
+    with socket.create_server(('', 0)) as taken:
+        where = f'localhost:{taken.getsockname()[1]}'
+        how = settings({**PLAIN, PLAIN_HOST: where, 'JEPA_JAX_PROCESS': '0'})
+        with pytest.raises(ConfigError, match=f"'{where}': process 0 cannot listen there: Address"):
+            distributed._check_coordinator(how)
+        distributed._check_coordinator({**how, 'process_id': 1})
+    distributed._check_coordinator(how)
+
+
+WAITS = """
+import os, signal, sys
+from jepa_jax import distributed
+distributed.CONNECT = int(sys.argv[1])
+signal.signal(signal.SIGTERM, lambda *_: None)
+with distributed.session():
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    ('patience', 'words'),
+    [
+        (2, 'interrupted: waited 2 s for the other processes, and nothing answers at JEPA_JAX_'),
+        (100, 'interrupted: SIGTERM while waiting for the other processes; start the same command'),
+    ],
+)
+def test_waiting_for_the_others_ends_in_one_line(patience, words):
+    """Not by JAX's abort with a trace, and at once when it is told to end."""
+    with socket.create_server(('', 0)) as free:
+        where = f'127.0.0.1:{free.getsockname()[1]}'
+    command = [sys.executable, '-c', WAITS, str(patience)]
+    environment = {**os.environ, **PLAIN, PLAIN_HOST: where, 'JAX_PLATFORMS': 'cpu'}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        if patience > 2:
+            time.sleep(5)
+            process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=60)[1].splitlines()
+    assert process.returncode == 75
+    assert said[-1].startswith(words) and not any('stack trace' in line for line in said)
 
 
 def test_jax_reads_the_clusters_of_our_launchers(monkeypatch):
@@ -169,10 +219,21 @@ def test_launchers_start_any_command():
         ['bash', ROOT / 'launch/local.sh', '2', 'collect'], capture_output=True, text=True
     )
     assert done.returncode == 2 and done.stderr.startswith('collect runs as one process')
+    outside = {name: v for name, v in os.environ.items() if not name.startswith('SLURM')}
+    cloud = {'TPU': 'pod', 'ZONE': 'zone'}
+    for script, argument, words in (
+        ('slurm.sbatch', '--config=vitg', 'not within a job of SLURM: start it by sbatch'),
+        ('tpu_pod.sh', 'creat', 'creat: allowed are create, queue, queued, install, run, logs,'),
+    ):
+        done = subprocess.run(
+            ['bash', ROOT / 'launch' / script, argument], capture_output=True, text=True,
+            env={**outside, **cloud},
+        )  # fmt: skip
+        assert done.returncode == 2 and done.stderr.startswith(words)
+        assert len(done.stderr.splitlines()) == 1
     (words, _) = commands_of(launch('slurm.sbatch', '--dry-run', 'collect', '--out', 'x'))
     alone = ['--nodes=1', '--ntasks=1', 'python', '-m', 'jepa_jax']
     assert words[2:] == [*alone, 'collect', '--out', 'x']
-    cloud = {'TPU': 'pod', 'ZONE': 'zone'}
     run = '\n'.join(launch('tpu_pod.sh', '--dry-run', 'run', 'collect', '--out', 'x', **cloud))
     assert '--worker=0' in run
     assert 'JEPA_JAX_DISTRIBUTED=0 JAX_PLATFORMS=cpu ../venv/bin/python -m jepa_jax collect' in run

@@ -1,8 +1,11 @@
 """What README and docs name is there, and the examples do what they say."""
 
 import importlib.util
+import os
 import pathlib
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -149,3 +152,20 @@ def test_example_plan(capsys):
     assert np.abs(actions[:, :3]).max() <= 0.05 + 1e-6  # metres along an axis
     assert not actions[:, 3:6].any()  # rotations are not planned
     assert report['energies'].shape == (3,)
+
+
+@pytest.mark.parametrize(
+    ('model', 'words'),
+    [
+        ('http://127.0.0.1:9', 'error: no server answers: '),
+        ('runs/none', "error: model 'runs/none': no such file"),
+    ],
+)
+def test_the_closed_loop_says_what_is_lacking(model, words):
+    pytest.importorskip('mujoco')
+    done = subprocess.run(
+        [sys.executable, ROOT / 'examples/control_loop.py', '--model', model],
+        capture_output=True, text=True, timeout=120, env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith(words)
+    assert 'Traceback' not in done.stderr

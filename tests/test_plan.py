@@ -132,8 +132,8 @@ def test_a_goal_of_another_size_is_refused(tmp_path, capsys):
     [
         (
             ('--horizon', '8'),
-            'horizon 8 after 1 known frames: the predictor would see 8 frames, at most 7 were '
-            'trained',
+            'horizon 8: must be at most 7 for this model, whose predictor was trained on at most 7 '
+            'frames before the one it predicts',
         ),
         (('--horizon', '0'), 'horizon 0: must be at least 1'),
         (('--elites', '401'), 'elites 401: must be from 2 to samples = 400'),
@@ -307,6 +307,8 @@ def test_recordings_are_read_as_in_training(tmp_path, capsys):
     frames, _ = plan.read_recording('random:tiny', given, 0, 0, -1)
     np.testing.assert_array_equal(frames, pixels[[0, 8]])
     options = ('--model', 'random:tiny', '--input', str(tmp_path), '--out', str(tmp_path / 'out'))
+    words = said(capsys, *options, '--kind', 'npz')
+    assert 'a.npz: bad_units: ' in words and words.endswith('millimetres? --metres=0.001')
     kind = (*options, '--kind', 'npz', '--metres', '0.001')
     assert '--episode 2: ' in said(capsys, *kind, '--episode', '2')
     for flags in (('--from', '3', '--to', '3'), ('--to', '5'), ('--from', '-1')):

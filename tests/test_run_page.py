@@ -12,10 +12,11 @@ import pytest
 from scipy.stats import ortho_group
 from sklearn.decomposition import PCA
 
-from jepa_jax import commands, health, looks, run_page
+from jepa_jax import commands, health, looks, report, run_page
 from jepa_jax.config import MaskedVideoConfig
 from jepa_jax.data import Batch, Group
 from jepa_jax.data.trajectories import Trajectories
+from jepa_jax.errors import ConfigError
 from jepa_jax.masks import Mask
 from jepa_jax.models.ac_predictor import ACPredictorConfig
 from jepa_jax.models.predictor import PredictorConfig
@@ -28,6 +29,12 @@ from jepa_jax.state import TrainState
 
 ENCODER = ViTConfig(48, 1, 4, dtype=jnp.float32)
 RNG = np.random.default_rng(0)
+
+
+def test_the_page_of_a_run_in_a_bucket_is_there_already():
+    for place in ('s3://mine/runs/a', 'gs://mine/runs/a'):
+        with pytest.raises(ConfigError, match=f'^{place}: must be a folder; the run put its page'):
+            report.run(place)
 
 
 def test_moments_double():

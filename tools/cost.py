@@ -225,6 +225,8 @@ def run(
             f'--devices {devices}: must be at least 1, and goes with --what memory, in place of '
             '--topology, and with --what run'
         )
+    if decode and (what != 'step' or then):
+        raise ConfigError(f'--decode {decode:g}: goes with --what step, without --then')
     if what == 'run':
         if topology:
             raise ConfigError(

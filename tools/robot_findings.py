@@ -116,8 +116,10 @@ def report(
             f'{name:12}{low:9.3f}{middle:9.3f}{high:9.3f}   {np.median(size):20.4f}'
             f'{size.max():9.3f}'
         )
-    share = still(actions).mean() if len(actions) else 0.0
-    lines.append(f'{share:.0%} of the actions hardly move the robot')
+    if len(actions):
+        lines.append(f'{still(actions).mean():.0%} of the actions hardly move the robot')
+    else:
+        lines.append('no actions: no episode has two frames at that rate')
     seen = scene.Scene.of([*findings.sizes.elements()], findings.motions, crop)
     lines.append(
         f'{seen.moving:.1%} of the picture at {crop} x {crop} moves between two frames, about '

@@ -53,10 +53,11 @@ def slice_devices(topology: str) -> list:
       ConfigError: no such slice, or no libtpu to ask.
     """
     topology_of(topology)
-    # libtpu looks for the machine it is on, and wants to be alone on it; neither matters here
+    # libtpu looks for the machine it is on, and wants to be alone on it; neither matters here, but
+    # of a type that it does not know it complains on the terminal
     os.environ |= {
         'TPU_SKIP_MDS_QUERY': '1',
-        'TPU_ACCELERATOR_TYPE': 'none',
+        'TPU_ACCELERATOR_TYPE': 'v5p-8',
         'TPU_WORKER_HOSTNAMES': 'localhost',
         'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
         'TPU_STDERR_LOG_LEVEL': '3',
@@ -69,7 +70,8 @@ def slice_devices(topology: str) -> list:
 
     jax.config.update('jax_platforms', 'cpu')
     try:
-        slice_ = topologies.get_topology_desc(platform='tpu', topology_name=topology)
+        single = {'chips_per_host_bounds': [1, 1, 1]} if topology.endswith(':1x1') else {}
+        slice_ = topologies.get_topology_desc(platform='tpu', topology_name=topology, **single)
     except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(

@@ -57,7 +57,7 @@ class Scene:
     width: int
     crop: int  # pixels of the square that the model sees, which the extent is in
     episodes: int  # looked at
-    moving: float  # share of the picture that changes between two frames, the median
+    moving: float  # share of the picture that changes between two frames, the median; of single 0
     extent: float | None  # pixels, the longer side of where it changes, the median
     span: float | None  # metres that the picture's width shows where the gripper is
 
@@ -65,7 +65,9 @@ class Scene:
     def of(cls, sizes: list[tuple[int, int]], motions: list[Motion], crop: int) -> Scene:
         """From the pictures' heights and widths, and what moves in a piece of each episode."""
         height, width = max(set(sizes), key=sizes.count)
-        extents = np.concatenate([m.extents for m in motions])
+        extents, shares = (
+            np.concatenate([getattr(m, name) for m in motions]) for name in ('extents', 'shares')
+        )
         # Together, not each: the longer the way, the surer the scale. An arm that reaches into the
         # picture wanders most at its end, which is the gripper's
         wander = sum(m.wander for m in motions).max(0).sum()
@@ -76,7 +78,7 @@ class Scene:
             width,
             crop,
             len(motions),
-            float(np.median(np.concatenate([m.shares for m in motions]))),
+            float(np.median(shares)) if len(shares) else 0.0,
             float(np.median(extents)) if len(extents) else None,
             float(crop / np.sqrt(wander / travel)) if seen else None,
         )

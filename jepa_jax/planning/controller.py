@@ -103,8 +103,8 @@ class Robot:
                 raise PlanError(
                     f"{field} '{getattr(data, field)}': allowed are {', '.join(allowed)}"
                 )
-        if not 0 < data.metres < float('inf'):
-            raise PlanError(f'metres {data.metres:g}: must be more than 0')
+        if not isinstance(data.metres, int | float) or not 0 < data.metres < float('inf'):
+            raise PlanError(f'metres {data.metres}: must be a number above 0, as 0.001')
         agent = model.load(name, size=size, encoder=encoder, dtype=dtype, seed=seed)
         return cls(name, agent, data, data.fps, model.measured(name), model.verdict(name))
 
@@ -140,7 +140,12 @@ def _search(
     if max_age is not None and not max_age > 0:
         raise PlanError(f'max_age {max_age:g}: must be more than 0 seconds')
     cost = cost or Cost()
-    box = tuple(float(x) * robot.units.metres for x in workspace)
+    try:
+        box = tuple(float(x) * robot.units.metres for x in workspace)
+    except (TypeError, ValueError) as error:
+        raise PlanError(
+            f'workspace {workspace}: must be six numbers x0,x1,y0,y1,z0,z1, or () for none'
+        ) from error
     try:
         if box:
             check_box(box)
@@ -211,11 +216,20 @@ class Controller:
         self._horizon, self._key = horizon, jax.random.key(seed)
         self.reset(goal, goal_state)
         began = time.monotonic()
-        self._program = jax.jit(self._decide).lower(
-            robot.agent.world_model, robot.agent.encoder, *self._arguments(self._picture(goal),
-            np.zeros(7, np.float32)),
-        ).compile()  # fmt: skip
+        try:
+            self._program = jax.jit(self._decide).lower(
+                robot.agent.world_model, robot.agent.encoder,
+                *self._arguments(self._picture(goal), np.zeros(7, np.float32)),
+            ).compile()  # fmt: skip
+        except ValueError as error:  # a horizon that the model was not trained for
+            raise PlanError(str(error)) from error
         self.compile_seconds = time.monotonic() - began
+
+    def __repr__(self) -> str:
+        box = ','.join(f'{x / self.robot.units.metres:g}' for x in self._box)
+        within = f'within {box}' if box else 'without a workspace'
+        name = self.robot.name
+        return f"Controller of '{name}', {within}, {self._steps} steps towards this goal"
 
     def reset(self, goal: np.ndarray, goal_state: Sequence[float] | None = None) -> None:
         """Another goal, or the same from the beginning; what was compiled serves on.

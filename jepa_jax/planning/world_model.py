@@ -89,8 +89,9 @@ class ACWorldModel:
         seen = T if self.slide else T + H - 1
         if seen > self.frames:
             raise ValueError(
-                f'horizon {H} after {T} known frames: the predictor would see {seen} frames, at '
-                f'most {self.frames} were trained'
+                f'horizon {H}: must be at most {max(self.frames - T + 1, 0)} for this model, whose '
+                f'predictor was trained on at most {self.frames} frames before the one it predicts'
+                + (f', {T} of them known here' if T > 1 else '')
             )
         count = self.at_once
         if not count:

@@ -211,8 +211,8 @@ def unknown(text: str) -> ZooError:
         files = (os.path.join(folder, name) for name in os.listdir(folder or '.'))
         near = near or nearest(os.path.join(folder, file), files)
     return ZooError(
-        f"model '{text}': no such file or folder, and no name{near}{hub}; names "
-        f'are {", ".join((*BUNDLED, *RELEASED))} and {RANDOM}SIZE'
+        f"model '{text}': no such file or folder, and no name{near}{hub}; `jepa models` lists the "
+        f'{len(BUNDLED) + len(RELEASED)} names, and {RANDOM}SIZE has random weights'
     )
 
 

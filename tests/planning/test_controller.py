@@ -202,6 +202,8 @@ def test_poses_come_and_go_in_the_units_of_the_robot(units, recorded):
     'settings, words',
     [
         (dict(workspace=(0, 1, 0, 1)), 'workspace 0,1,0,1: must be x0,x1,y0,y1,z0,z1'),
+        (dict(workspace=None), r'workspace None: must be six numbers x0,x1,y0,y1,z0,z1, or \(\)'),
+        (dict(workspace=((0, 1), (0, 1), (0, 1))), 'must be six numbers x0,x1,y0,y1,z0,z1'),
         (dict(planner='best'), "planner 'best': allowed are cem, mppi, adam, cem_adam"),
         (dict(elites=100), 'elites 100: must be from 2 to samples = 64'),
         (dict(max_step=-1), 'max_step -1: must be finite'),
@@ -244,8 +246,14 @@ def test_a_model_without_weights_says_what_it_is():
     goal, image = rng.integers(0, 256, (2, 40, 56, 3), np.uint8)
     controller = loaded.controller(goal, workspace=BOX, samples=8, iterations=2, elites=2)
     assert controller.step(image, [0.5, 0.5, 0.5, 0, 0, 0, 0]).verdict == 'ignores actions'
+    assert repr(controller).startswith("Controller of 'random:tiny', within ")
     with pytest.raises(PlanError, match='meters: allowed are metres, angles, gripper'):
         jepa_jax.Robot.load('random:tiny', meters=1.0)
+    with pytest.raises(PlanError, match='metres mm: must be a number above 0, as 0.001'):
+        jepa_jax.Robot.load('random:tiny', metres='mm')
+    words = 'horizon 99: must be at most 7 for this model, whose predictor was trained on at most'
+    with pytest.raises(PlanError, match=words):
+        loaded.controller(goal, workspace=BOX, horizon=99, samples=8, iterations=2, elites=2)
     with pytest.raises(PlanError, match="angles 'rad': allowed are radians, degrees"):
         jepa_jax.Robot.load('random:tiny', angles='rad')
 

@@ -202,6 +202,14 @@ def test_pieces_longer_than_all_episodes(check, tmp_path):
     assert 'look: no episode' not in out
 
 
+def test_episodes_of_one_frame(check, tmp_path):
+    """Neither `nan`, nor NumPy's warnings, which are errors here."""
+    write(tmp_path, '0.npz', path()[:1])
+    _, out, _ = check(*asked(tmp_path))
+    assert 'no actions: no episode has two frames at that rate' in out
+    assert 'nan' not in out and 'look: no episode has the 8 frames' in out
+
+
 def test_a_gripper_in_other_units_that_stands_still(check, tmp_path):
     """Neither an option whose ends are the same, nor a guess at the sense of unknown units."""
     states = path()

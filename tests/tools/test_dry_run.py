@@ -370,6 +370,8 @@ def test_a_recipe_of_the_users_own(tmp_path, capsys):
     assert result['full']['flops'] == result['full']['model_flops']
     status, _ = price(tmp_path, '--devices=2')
     assert status == 1 and 'goes with --what memory' in capsys.readouterr().err
+    status, _ = price(tmp_path, '--what=memory', '--decode=20')  # it would say nothing of hosts
+    assert status == 1 and '--decode 20: goes with --what step' in capsys.readouterr().err
 
 
 def test_what_hosts_decode_and_disks_hold(capsys):
@@ -455,3 +457,19 @@ def test_what_a_whole_run_costs(capsys):
             assert cost.main() == 1
         printed = capsys.readouterr()
         assert words in printed.err and not printed.out
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec('libtpu') is None,
+    reason="needs libtpu, of the extra [tpu]: pip install '.[tpu]'",
+)
+def test_slices_of_libtpu_without_its_noise():
+    """A single chip, too; in another process, since libtpu writes past Python's sys.stderr."""
+    script = """
+from tools import steps
+for topology in ('v5e:1x1', 'v6e:2x2', 'v5p:2x2x1'):
+    print(len(steps.slice_devices(topology)))
+"""
+    command = [sys.executable, '-c', script]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parent)
+    assert done.stdout.split() == ['1', '4', '4'] and not done.stderr

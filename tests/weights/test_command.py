@@ -92,7 +92,11 @@ def assert_same(tree, expected) -> None:
     'arguments, status, words',
     [
         (['text.pt', 'out'], 1, 'text.pt is not a checkpoint'),
-        (['nothing.pt', 'out'], 1, "'nothing.pt': no such file or folder, and no name; names"),
+        (
+            ['nothing.pt', 'out'],
+            1,
+            "'nothing.pt': no such file or folder, and no name; `jepa models`",
+        ),
         (['tixt.pt', 'out'], 1, 'no such file or folder, and no name; did you mean text.pt?; '),
         (['vitll', 'out'], 1, "model 'vitll': no such file or folder, and no name; did you mean"),
         (['text.pt', 'out', '--probe=ssv2-vitl'], 1, "model 'ssv2-vitl': no such file or folder"),
