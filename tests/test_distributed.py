@@ -154,6 +154,7 @@ import os, signal, sys
 from jepa_jax import distributed
 distributed.CONNECT = int(sys.argv[1])
 signal.signal(signal.SIGTERM, lambda *_: None)
+print('ready', flush=True)
 with distributed.session():
     pass
 """
@@ -172,11 +173,17 @@ def test_waiting_for_the_others_ends_in_one_line(patience, words):
         where = f'127.0.0.1:{free.getsockname()[1]}'
     command = [sys.executable, '-c', WAITS, str(patience)]
     environment = {**os.environ, **PLAIN, PLAIN_HOST: where, 'JAX_PLATFORMS': 'cpu'}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
-        if patience > 2:
-            time.sleep(5)
-            process.send_signal(signal.SIGTERM)
-        said = process.communicate(timeout=60)[1].splitlines()
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout.readline() == 'ready\n'
+        until = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < until:
+            if patience > 2:  # again, if it did not listen yet
+                process.send_signal(signal.SIGTERM)
+            time.sleep(1)
+        process.kill()
+        said = process.stderr.read().splitlines()
     assert process.returncode == 75
     assert said[-1].startswith(words) and not any('stack trace' in line for line in said)
 

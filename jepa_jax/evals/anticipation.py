@@ -34,8 +34,10 @@ from jepa_jax.models.pooler import averaged_grid
 log = logging.getLogger(__name__)
 
 # action recall@5 in percent, protocol upstream, classes filtered: by the original's authors
+# action recall@5, in percent; those of others as the paper of V-JEPA 2 has them
 PUBLISHED = {'V-JEPA 2 L 256': 32.7, 'V-JEPA 2 g 384': 39.7, 'V-JEPA 2.1 g 384': 38.4,
-             'V-JEPA 2.1 G 384': 40.8}  # fmt: skip
+             'V-JEPA 2.1 G 384': 40.8, 'InAViT': 25.8, 'Video-LLaMA 7B': 26.0,
+             'PlausiVL 8B': 27.6}  # fmt: skip
 ABLATION = {'encoder': 39.1, 'predictor': 20.2, 'both': 39.7}  # of V-JEPA 2 g 384
 WORDS = {
     'upstream': "clips end 1 s before the action's end, as in the original's code: most of the "
