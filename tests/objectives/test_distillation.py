@@ -316,10 +316,13 @@ def test_the_study_holds_runs_of_one_student_against_each_other(tmp_path):
     shapes = {name: (run.encoder, run.data) for name, run in stages.items()}
     assert len({str(s) for n, s in shapes.items() if n != 'salt_teacher'}) == 1
     assert {n: (r.optim.steps, Path(r.teacher).name) for n, r in stages.items()} == {
-        'distilled': (300, 'tiny'), 'ema': (300, ''), 'ema_slow': (300, ''),
-        'salt_teacher': (1000, ''), 'salt': (300, 'salt_teacher'),
-        'ema_long': (550, ''),  # 32,000 clips of the teacher are 250 steps of 128
+        'distilled': (1300, 'tiny'), 'ema': (1300, ''), 'ema_slow': (1300, ''),
+        'salt_teacher': (1000, ''), 'salt': (1300, 'salt_teacher'), 'ema_long': (2300, ''),
     }  # fmt: skip
+    config.student.optim.batch = 128
+    (*_, long) = distillation.stages(config, tmp_path)
+    assert long.config.optim.steps == 1300 + 250  # the teacher's 32,000 clips, 128 a step
+    config.student.optim.batch = 32
     assert stages['ema_slow'].optim.momentum == 0.998 != stages['ema'].optim.momentum
     for number, name in enumerate(stages):
         middle = 0.5 + 0.1 * number
@@ -338,7 +341,7 @@ def test_the_study_holds_runs_of_one_student_against_each_other(tmp_path):
         'motion: salt 0.900 (0.860 to 0.940), ahead of ema_slow 0.700 (0.660 to 0.740)',
     ]
     page = (tmp_path / 'report.md').read_text()
-    assert '| salt | salt_teacher | 300 | 128 | 0.900 (0.860 to 0.940) |' in page
+    assert '| salt | salt_teacher | 1300 | 32 | 0.900 (0.860 to 0.940) |' in page
     config.student.teacher = ''
     with pytest.raises(ConfigError, match='student.teacher is empty'):
         distillation.check(config, tmp_path)
