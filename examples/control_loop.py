@@ -18,8 +18,12 @@ from robot_client import Planner
 
 import jepa_jax
 from jepa_jax.errors import PlanError, ZooError
-from jepa_jax.sims.panda import WORKSPACE
-from jepa_jax.sims.tasks import NEAR, PandaEnv
+
+try:
+    from jepa_jax.sims.panda import WORKSPACE
+    from jepa_jax.sims.tasks import NEAR, PandaEnv
+except ModuleNotFoundError as missing:
+    raise SystemExit(f'error: {missing}') from None
 
 
 class Local:

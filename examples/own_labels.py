@@ -26,8 +26,10 @@ def main(argv: list[str] | None = None) -> float:
     parser.add_argument('--fps', type=float, default=8.0, help='frames a second (%(default)s)')
     options = parser.parse_args(argv)
 
-    model = jepa_jax.load(options.model)
     files = sorted(path for path in options.clips.glob('*/*') if path.is_file())
+    if not files:
+        parser.error(f'{options.clips}: must be a folder with a folder of videos a class')
+    model = jepa_jax.load(options.model)
     labels = np.array([path.parent.name for path in files])
     # the mean over windows, of the tokens in their order: what a thing does and where
     pooled = [

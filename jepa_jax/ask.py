@@ -178,25 +178,38 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add('--choices', metavar='A|B|C', help='answers to compare (none)')
     add('--batch', metavar='FILE.jsonl', help='a question a line, not --question (none)')
     add('--out', metavar='FILE.jsonl', help='answers of --batch (none)')
-    add('--start', type=float, default=0.0, metavar='SECONDS', help='of the videos (0)')
+    add('--start', type=float, default=0.0, metavar='SECONDS', help='of the videos (%(default)g)')
     add('--end', type=float, default=0.0, metavar='SECONDS', help='of the videos (0: their end)')
     add('--backwards', action='store_true', help='show the last frame first')
     add('--system', default='', metavar='TEXT', help="what the system says first (the model's own)")
     add(
         '--tokens', type=int, default=128, metavar='N',
-        help='of an answer, at most; 0: the likeliest of the choices is the answer (128)',
+        help='of an answer, at most; 0: the likeliest of the choices is the answer (%(default)s)',
     )  # fmt: skip
     add(
         '--temperature', type=float, default=0.0, metavar='X',
-        help='above 0 the answer is drawn; 0: the likeliest (0)',
+        help='above 0 the answer is drawn; 0: the likeliest (%(default)g)',
     )  # fmt: skip
-    add('--top-p', type=float, default=1.0, metavar='X', help='draw among the likeliest share (1)')
-    add('--top-k', type=int, default=0, metavar='N', help='draw among so many; 0: all (0)')
-    add('--seed', type=int, default=0, metavar='N', help='of drawing (0)')
+    add(
+        '--top-p',
+        type=float,
+        default=1.0,
+        metavar='X',
+        help='draw among the likeliest share (%(default)g)',
+    )
+    add(
+        '--top-k', type=int, default=0, metavar='N', help='draw among so many; 0: all (%(default)s)'
+    )
+    add('--seed', type=int, default=0, metavar='N', help='of drawing (%(default)s)')
     add('--encoder-from', default='', metavar='NAME_OR_PATH', help='if RUN has no encoder (RUN)')
     add('--language', default='', metavar='PATH', help='if RUN has no language model (RUN)')
     add('--tokenizer', default='', metavar='PATH', help="tokenizer.json or its folder (RUN's own)")
-    add('--dtype', choices=('float32', 'bfloat16'), default='float32', help='computes in (float32)')
+    add(
+        '--dtype',
+        choices=('float32', 'bfloat16'),
+        default='float32',
+        help='computes in (%(default)s)',
+    )
 
 
 def main() -> int:

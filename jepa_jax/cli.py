@@ -22,6 +22,7 @@ import logging
 import math
 import os
 import re
+import select
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -74,6 +75,7 @@ KINDS_OF_CONFIG = {
     'evaluation': 'an evaluation (EvalConfig)',
 }
 KINDS = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'text'}
+BEST_KNOWN = ('tiny', 'vits', 'vitl', 'own', 'retrieval', 'ssv2')  # configs
 # modules that come with an extra -> its name
 EXTRAS = {
     'torch': 'torch',
@@ -96,7 +98,8 @@ class _Help(argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str:
         text, default = action.help or '', action.default
         silent = default is None or default in ('', (), [], argparse.SUPPRESS)
-        if action.nargs == 0 or action.required or silent or '(%(default)s)' in text:
+        told = re.search(r'\)$|\(%\(default\)', text)  # in words of its own, where they say more
+        if action.nargs == 0 or action.required or silent or told:
             return text
         return f'{text} (%(default)s)'.lstrip()
 
@@ -159,6 +162,7 @@ def run(
         logging.basicConfig(format='%(message)s')
         flags.FLAGS.mark_as_parsed()  # worker processes of grain read absl's flags
         main(**arguments)
+        sys.stdout.flush()
         return OK
     except Unusable as error:
         return _report(error, debug, UNUSABLE)
@@ -174,8 +178,20 @@ def run(
             return _report(error, True, FAILED)
         needs = f"needs {error.name}, which is not installed: pip install 'jepa_jax[{extra}]'"
         return _report(UsageError(needs), debug, FAILED)
+    except BrokenPipeError as error:
+        return FAILED if reader_left() else _report(error, debug, FAILED)
     except Exception as error:
         return _report(error, debug or not _is_message(error), FAILED)
+
+
+def reader_left() -> bool:
+    """Whether who read standard output has gone, as `head` does: then nothing more goes there."""
+    place = sys.stdout.fileno()
+    (looks := select.poll()).register(place, select.POLLOUT)
+    if not any(events & (select.POLLERR | select.POLLHUP) for _, events in looks.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), place)
+    return True
 
 
 def leave_libtpu_alone(devices: str = '/dev') -> None:
@@ -240,7 +256,7 @@ def _parser(doc: str, tables: Sequence[str], options) -> argparse.ArgumentParser
         parser.add_argument(
             '--config', metavar='NAME[:ARG,ARG]', required=True,
             help="a file, or the name of one of configs/, such as "
-            f'{", ".join(list(_shipped(tables))[:3])}',
+            f'{", ".join(_known_best(tables))}',
         )  # fmt: skip
         parser.add_argument('--workdir', metavar='DIR', help='folder of the run (runs/NAME)')
     if options:
@@ -257,8 +273,16 @@ def _parse(
     parser: argparse.ArgumentParser, tables: Sequence[str], argv: list[str]
 ) -> dict[str, Any]:
     if tables and not any(re.match(r'(--config(=.|$)|-h$|--help$)', a) for a in argv):
-        raise UsageError(f'--config is missing: --config=NAME{_offer("", tables)}')
-    known, rest = parser.parse_known_args([_respelt(argument, parser) for argument in argv])
+        shipped_ones, words = _shipped(tables), {a: a.partition(':')[0] for a in argv}
+        named = next((a for a, w in words.items() if w in shipped_ones or os.path.isfile(w)), None)
+        offer = f'; did you mean --config={named}?' if named else _offer('', tables)
+        raise UsageError(f'--config is missing: --config=NAME{offer}')
+    try:
+        known, rest = parser.parse_known_args([_respelt(argument, parser) for argument in argv])
+    except UsageError as error:
+        if 'are required' in str(error) and (strange := _strange(argv, parser)):
+            raise UsageError(_unknown(strange, parser)) from None
+        raise
     arguments = vars(known)
     del arguments['debug']
     if limits := arguments.pop('limits'):
@@ -386,6 +410,12 @@ def find(text: str, tables: Sequence[str] = ('objective',)) -> str:
     return str(path)
 
 
+def _known_best(tables: Sequence[str]) -> list[str]:
+    """Three configs to name in a help text."""
+    names = list(_shipped(tables))
+    return sorted(names, key=lambda name: BEST_KNOWN.index(name) if name in BEST_KNOWN else 99)[:3]
+
+
 def _stem(text: str) -> str:
     return text.removesuffix('.py').replace('-', '_')
 
@@ -409,6 +439,8 @@ def _group(place: str) -> str:
 
 def _override(config: Any, argv: list[str], parser: argparse.ArgumentParser) -> Any:
     """The config with every `--config.FIELD=VALUE`, or `--config.FIELD VALUE`, applied."""
+    for match in filter(None, map(OVERRIDE.match, argv)):
+        store.begin_list(config, match[1])
     kinds = {name: kind for name, kind, _ in store.fields(config)}
     argv = _whole_numbers([_renamed(flag, kinds) for flag in argv], kinds)
     for flag in argv:
@@ -496,6 +528,16 @@ def _respelt(argument: str, parser: argparse.ArgumentParser) -> str:
         return argument
     near = (flag for flag in flags if flag[2:].replace('_', '-') == name[2:].replace('_', '-'))
     return '='.join((next(near, name), *value))
+
+
+def _strange(argv: list[str], parser: argparse.ArgumentParser) -> str | None:
+    """The first flag that neither the command has nor a command within it."""
+    flags = set(parser._option_string_actions)
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            flags.update(*(inner._option_string_actions for inner in action.choices.values()))
+    words = (_respelt(word, parser) for word in argv if not OVERRIDE.match(word))
+    return next((w for w in words if w.startswith('--') and w.split('=')[0] not in flags), None)
 
 
 def _unknown(argument: str, parser: argparse.ArgumentParser) -> str:

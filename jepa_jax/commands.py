@@ -80,7 +80,12 @@ def main(argv: Sequence[str] | None = None, program: str = 'jepa') -> int:
     """Runs the row that the first argument names; without one, or with --help, lists them."""
     name, *rest = list(sys.argv[1:] if argv is None else argv) or ['--help']
     if name in ('-h', '--help', 'help'):
-        print(listing(program))
+        try:
+            print(listing(program), flush=True)
+        except BrokenPipeError:
+            from jepa_jax import cli
+
+            cli.reader_left()
         return OK
     if name == '--version':
         print(f'jepa_jax {__version__}')

@@ -80,7 +80,8 @@ def doctor(model: str | None, encoder: str) -> None:
     if model:
         _model(report, model, encoder)
     if report.failed:
-        raise DoctorError(f'{len(report.failed)} checks failed: {", ".join(report.failed)}')
+        checks = 'check' if len(report.failed) == 1 else 'checks'
+        raise DoctorError(f'{len(report.failed)} {checks} failed: {", ".join(report.failed)}')
     print('all checks passed')
 
 

@@ -23,6 +23,7 @@ from typing import Any
 
 from jepa_jax import cli, distributed
 from jepa_jax.config import EvalConfig, layouts
+from jepa_jax.config.store import differences
 from jepa_jax.errors import ConfigError
 from jepa_jax.weights import names
 
@@ -153,9 +154,12 @@ def _evaluate(config: EvalConfig, folder, model: str, encoder: str) -> tuple[dic
             # which reports of older programs lack
             ('other weights, or the files have changed since', report.keys() & kept.keys()),
         ):
-            if any(report.get(key) != (about | kept)[key] for key in facts):
+            found = {key: report.get(key) for key in facts}
+            if lines := differences(found, {key: (about | kept)[key] for key in facts}):
+                shown = '; '.join(line for line in lines if len(line) < 200)  # not hashes of nets
                 raise ConfigError(
-                    f'workdir {folder}: holds an evaluation of {words}; name another --workdir'
+                    f'workdir {folder}: holds an evaluation of {words}'
+                    f'{f" ({shown})" if facts is about and shown else ""}; name another --workdir'
                 )
         return report, loaded
     results = load(row.run)(loaded, config, folder)

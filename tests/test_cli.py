@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from jepa_jax import cli
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 ENTRY = '''"""Train a toy.
@@ -175,6 +177,9 @@ CONFIG = '--config=configs/toy.py'
         ([CONFIG, '--config.optim.step=3'], 2, ['no field optim.step', 'mean optim.steps?']),
         ([CONFIG, '--config.steps=3'], 2, ['no field steps', 'did you mean optim.steps?']),
         ([CONFIG, '--config.masks[9].max_keep=3'], 2, ['no field masks[9].max_keep']),
+        ([CONFIG, '--config.evals[1].every=2'], 2, ['no field evals[1].every']),
+        (['configs/toy.py', '--workdir=x'], 2, ['did you mean --config=configs/toy.py?']),
+        (['vits'], 2, ['--config is missing', 'did you mean --config=vits?']),
         ([CONFIG, '--config.optim.steps=many'], 2, ["optim.steps = 'many'", 'a whole number']),
         ([CONFIG, '--config.optim.steps=1.5'], 2, ["optim.steps = '1.5'", 'a whole number']),
         ([CONFIG, '--config.optim.lr=fast'], 2, ["optim.lr = 'fast'", 'must be a number']),
@@ -226,6 +231,36 @@ def test_a_command_without_config(folder):
     assert (done.returncode, done.stdout) == (2, '')
     assert done.stderr == 'error: unknown flag --oot; did you mean --out?\n'
     assert '--config' not in call(folder, '--help', script='plain.py').stdout
+
+
+def test_a_mistyped_flag_is_named_before_those_that_are_lacking(folder):
+    done = subprocess.run(
+        [sys.executable, '-m', 'jepa_jax', 'embed', '--model=tiny', '--inptu', 'x.mp4'],
+        cwd=ROOT, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.stderr == 'error: unknown flag --inptu; did you mean --input?\n'
+    assert done.returncode == 2
+
+
+def test_a_flag_begins_an_empty_list(folder):
+    """A run whose config has no evals gets one by `evals[0].every`."""
+    config = cli.load(str(folder / 'configs/toy.py'))
+    assert config.evals == []
+    parser = cli._parser('x', ('objective',), None)
+    config = cli._override(config, ['--config.evals[0].every=1e2'], parser)
+    assert [part.every for part in config.evals] == [100]
+
+
+@pytest.mark.parametrize('command', [[], ['models'], ['embed', '--help']])
+def test_a_reader_that_leaves_early_is_no_error(command):
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, '-m', 'jepa_jax', *command],
+        cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60,
+    )  # fmt: skip
+    os.close(write)
+    assert done.stderr == ''
 
 
 def test_warnings_are_lines_as_they_are(folder):

@@ -58,6 +58,7 @@ def test_every_flag_has_a_text_and_a_default(name, monkeypatch):
         if action.option_strings and action.nargs != 0 and not action.required:
             shown = cli._Help('x')._get_help_string(action)
             assert '(' in shown, f'{flag}: {shown!r} does not say its default'
+            assert ') (' not in shown[-60:], f'{flag}: {shown!r} says its default twice'
 
 
 @pytest.mark.parametrize('name', ['collect', 'check-robot', 'judge-energy'])

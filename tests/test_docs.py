@@ -146,6 +146,12 @@ def test_example_own_labels(levels, accuracies, tmp_path, capsys):
     assert accuracies[0] <= accuracy <= accuracies[1]
 
 
+def test_example_own_labels_without_clips(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        example('own_labels').main([str(tmp_path)])
+    assert 'must be a folder with a folder of videos a class' in capsys.readouterr().err
+
+
 def test_example_plan(capsys):
     actions, report = example('plan_with_random_weights').main([])
     assert actions.shape == (2, 7) and np.isfinite(actions).all()

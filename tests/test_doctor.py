@@ -65,7 +65,7 @@ def test_a_model_out_of_order(folder, name, words):
     done = doctor(folder, '--model', name)
     assert done.returncode == 1
     assert f'FAILED  files and arrays: {name}' in done.stdout and words in done.stdout
-    assert done.stderr.strip() == 'error: 1 checks failed: files and arrays'
+    assert done.stderr.strip() == 'error: 1 check failed: files and arrays'
 
 
 def test_rows_are_the_originals():

@@ -263,7 +263,7 @@ def test_an_empty_list(runs, listed):
         assert line.endswith(f'data.lists[0].path: {data}: empty: the file holds no bytes')
     data.write_text('# nothing yet\n')
     with refused(runs, runs.workdir(), data=data) as line:
-        assert 'data.lists[0].path' in line and f"'{data}' holds no videos records" in line
+        assert 'data.lists[0].path' in line and f"'{data}' holds nothing of kind videos" in line
 
 
 def test_a_workdir_that_is_a_file(runs):

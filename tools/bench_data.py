@@ -196,6 +196,7 @@ def run(config: MaskedVideoConfig, workers: list[int], steps: int, rounds: int) 
     ratios: dict[int, list[float]] = {n: [] for n in workers}
     stages: dict[str, float] = {}
     for number in range(rounds):
+        print(f'round {number + 1} of {rounds}', file=sys.stderr, flush=True)
         best = 0.0  # clips a core second of the fastest of theirs, in this round
         for (name, how), speed in plain.items():
             here = Speed('')

@@ -144,7 +144,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add('tasks', nargs='*', type=task, metavar='WHAT', help=f'{", ".join(FULL)} (all)')
     add('--small', action='store_true', help='tiny sizes, to see whether it works')
     add('--original', default='', metavar='DIR', help='a checkout of the original (none)')
-    add('--remat', choices=REMAT, default='none', help='of our step (none)')
+    add('--remat', choices=REMAT, default='none', help='of our step (%(default)s)')
     add('--patience', type=float, metavar='SECONDS',
         help='for a side of theirs to get ready, compiling included (any)')  # fmt: skip
     add('--sides', nargs='+', metavar='SIDE', help="theirs, such as 'torch, compiled' (all)")

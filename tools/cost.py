@@ -15,7 +15,8 @@ optim.accumulate of 0 are chosen by the memory of a device, as in training.
 step: compiles it (tools/compiled.py), with a line for each phase; what a host then has to decode at
 most, and what checkpoints take on disk. Exit status 1 if it does not fit below 85 % of a device's
 memory, stores scores of all pairs of tokens, or communicates what it should not.
-memory: an estimate by counting; docs/scale.md says how near it comes.
+memory: an estimate by counting; docs/scale.md says how near it comes. Without --topology no device
+is looked at, and a mesh.fsdp or optim.accumulate of 0 counts as 1.
 remat: what each policy of mesh.remat keeps and computes again, by tracing (tools/traced.py):
 seconds where compiling takes minutes.
 run: hours, chip hours and money of a whole run, and of its cooldown, by arithmetic: model FLOPs
@@ -30,6 +31,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import operator
 import statistics
 import sys
 import time
@@ -128,6 +130,8 @@ def memory(config: RunConfig, topology: str | None, devices: int) -> dict[str, A
     if topology:
         devices, kind = steps.topology_of(topology)
         capacity = steps.memory_of(kind)
+    choices = ('optim.accumulate', 'mesh.fsdp')[: min(devices, 2)]  # one device shares nothing
+    left = [name for name in choices if not operator.attrgetter(name)(config)]
     config = steps.settle(config, devices, capacity)
     fsdp, accumulate = config.mesh.fsdp, config.optim.accumulate
     clips = config.optim.batch // (devices * accumulate)
@@ -139,6 +143,11 @@ def memory(config: RunConfig, topology: str | None, devices: int) -> dict[str, A
         print(f'{size:8.2f}  {use}')
     if capacity:
         print(f'{capacity / GIB:8.2f}  of a device')
+    elif left:
+        print(
+            f'{" and ".join(left)} would be chosen by the memory of a device, which is not known '
+            f'here: 1 is taken; --topology names a slice, --config.{left[0]}=N a number'
+        )
     return disk(config) | {
         'gib': sizes,
         'fsdp': fsdp,

@@ -162,6 +162,19 @@ def fields(config: Any, prefix: str = '') -> Iterator[tuple[str, Any, Any]]:
             yield name, kind, value
 
 
+def begin_list(config: Any, name: str) -> None:
+    """Puts a first part into an empty list whose [0] is named, as `evals[0].every` does."""
+    path, found, _ = name.partition('[0].')
+    *parts, last = path.split('.')
+    for key in parts:
+        config = getattr(config, key, None)
+    if not found or not dataclasses.is_dataclass(config) or getattr(config, last, None) != []:
+        return
+    (part,) = typing.get_args(field_types(type(config))[last])
+    if dataclasses.is_dataclass(part):
+        getattr(config, last).append(part())
+
+
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = '') -> list[str]:
     """Lines `field: old -> new` for every leaf in which two config dicts (from JSON) differ."""
     lines = []

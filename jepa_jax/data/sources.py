@@ -342,7 +342,9 @@ def open_source(entry: DataListConfig, data: DataConfig, index: int = 0) -> Sour
     if not len(source):
         left_out = ', '.join(f'{n} {reason}' for reason, n in source.skipped.items())
         left_out = f' (left out: {left_out})' if left_out else ''
-        raise ConfigError(f'{field}.path: {entry.path!r} holds no {entry.kind} records{left_out}')
+        raise ConfigError(
+            f'{field}.path: {entry.path!r} holds nothing of kind {entry.kind}{left_out}'
+        )
     return source
 
 

@@ -357,7 +357,7 @@ class FailureLog:
                     'cannot read %s (%s: %s); replaced',
                     printable(failure.path)[:300],
                     failure.reason,
-                    printable(failure.detail),
+                    printable(failure.detail) or REASONS.get(failure.reason, 'no more is known'),
                 )
         failed = self._reasons.total()
         if self._tried >= LEAST_TRIED and failed > self._max_share * self._tried:

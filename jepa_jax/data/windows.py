@@ -25,6 +25,7 @@ from jepa_jax.data import decode, kinds, npz, pictures
 from jepa_jax.data.clips import Sampling, Timing, by_time
 from jepa_jax.data.kinds import PICTURES
 from jepa_jax.errors import BadFile, Unsuitable
+from jepa_jax.outputs import Described
 
 PIECE = 2**27  # bytes of raw frames decoded at a time
 
@@ -45,8 +46,8 @@ class Input:
     missing: BadFile | None = None  # what is wrong with the file, to be said after the last window
 
 
-@dataclasses.dataclass(frozen=True)
-class Window:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Window(Described):
     """One clip for the encoder."""
 
     source: str  # the input's path

@@ -280,7 +280,10 @@ def _hugging_face(name: str) -> str:
     try:
         return huggingface_hub.snapshot_download(name, allow_patterns=['*.json', '*.safetensors'])
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError, ValueError) as error:
+        first = error.__cause__ or error  # the hub's own words come after what went wrong
         raise ZooError(
             f"model '{name}' cannot be had from the Hugging Face hub "
-            f'({" ".join(str(error).split())[:200]})'
+            f'({" ".join(str(first).split())[:200] or type(first).__name__}): get its *.json and '
+            '*.safetensors elsewhere, put them into a folder and give that, --model FOLDER, or set '
+            'HF_ENDPOINT to a mirror of the hub'
         ) from error

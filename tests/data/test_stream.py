@@ -158,6 +158,12 @@ def host_with(reasons, tried):
     return HostBatch(batch=None, failures=failures, tried=tried, seconds={})
 
 
+def test_a_failure_without_details_is_told_by_its_reason(caplog):
+    gone = Failure('gone.mp4', 'missing', '', 0)
+    FailureLog(0.25).add(HostBatch(batch=None, failures=(gone,), tried=9, seconds={}))
+    assert caplog.messages == ['cannot read gone.mp4 (missing: there is no such file); replaced']
+
+
 def test_failures_are_counted_named_once_and_bounded(caplog):
     log = FailureLog(0.25)
     with caplog.at_level(logging.WARNING):

@@ -38,6 +38,7 @@ def test_video(video, stride, piece, monkeypatch):
     result = list(w.windows(source, 4, stride, same))
     expected = [range(s * 3, s * 3 + 12, 3) for s in w.starts(20, 4, stride)]
     assert [numbers(x.clip).tolist() for x in result] == [list(row) for row in expected]
+    assert 'clip=uint8 [4, ' in repr(result[0]) and len(repr(result[0])) < 300
     for x, row in zip(result, expected):
         np.testing.assert_array_equal(x.numbers, list(row))
         np.testing.assert_allclose(x.seconds, np.array(row) / 30)

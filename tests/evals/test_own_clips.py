@@ -294,6 +294,11 @@ def test_a_finished_report_is_that_of_the_same_files_and_weights(
     first = asked()
     monkeypatch.setattr(f'{__name__}.constant', lambda *_: pytest.fail('made again'))
     assert asked() == first
+    frames, c.data.frames = c.data.frames, c.data.frames + 2
+    words = rf'other settings \(config.data.frames: {frames} -> {frames + 2}\); name another'
+    with pytest.raises(ConfigError, match=words):
+        asked()
+    c.data.frames = frames
     last, moved = folder / 'red/11.png', folder / 'green/99.png'
     kept, times = last.read_bytes(), last.stat().st_mtime_ns
 

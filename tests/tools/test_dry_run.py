@@ -365,6 +365,10 @@ def test_a_recipe_of_the_users_own(tmp_path, capsys):
     assert result['gib']['frozen nets'] == weights / GIB
     assert result['gib']['parameters, moments, averages'] == 3 * weights / GIB
     assert result['gib']['kept for the backward pass'] == 4 * 8 * 24 / GIB
+    words = 'would be chosen by the memory of a device, which is not known here: 1 is taken'
+    assert f'optim.accumulate and mesh.fsdp {words}' in capsys.readouterr().out
+    price(tmp_path, '--what=memory', '--config.optim.accumulate=2')
+    assert words not in capsys.readouterr().out
     status, result = price(tmp_path, '--what=remat', '--config.mesh.fsdp=2')
     assert status == 0 and result.keys() == {'full', 'attention', 'dots', 'none'}
     assert result['full']['flops'] == result['full']['model_flops']

@@ -505,6 +505,21 @@ def test_a_hugging_face_name(files, tmp_path, monkeypatch):
         jepa_jax.load('hf:some/model')
 
 
+def test_a_hub_that_cannot_be_reached(monkeypatch):
+    """What went wrong, and what to do, in place of the hub's own advice."""
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def no_network(*_, **__):
+        advice = 'An error happened while trying to locate the files on the Hub and'
+        raise LocalEntryNotFoundError(advice) from OSError('Name or service not known')
+
+    monkeypatch.setattr(huggingface_hub, 'snapshot_download', no_network)
+    with pytest.raises(ZooError, match=r'\(Name or service not known\): get its .* FOLDER') as told:
+        jepa_jax.load('hf:some/model')
+    assert 'An error happened' not in str(told.value)
+
+
 def test_a_mistyped_path_never_reaches_a_hub(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # the command before this one may have left runs/ in the clone
 
