@@ -116,18 +116,6 @@ def covariance_term(z: jax.Array, *, mean: bool = False) -> jax.Array:
     return (off / (D * (D - 1) if mean else D)).mean()
 
 
-def two_views(x: jax.Array, y: jax.Array, variant: Vicreg) -> dict[str, jax.Array]:
-    """VICReg of two views [B, D] of the same samples: total, prediction, std, covariance. []
-
-    The first variant halves the sum of the two views' std terms, as its code does, not its paper.
-    """
-    prediction = jnp.square(x - y).mean()
-    std = (std_term(x) + std_term(y)) / (1 if variant.mean else 2)
-    covariance = sum(covariance_term(z, mean=variant.mean) for z in (x, y))
-    terms = {'std': std, 'covariance': covariance}
-    return {'total': variant.total(prediction, terms), 'prediction': prediction, **terms}
-
-
 def directions(key: jax.Array, width: int, count: int) -> jax.Array:
     """Unit vectors [D, S], one a column, spread evenly."""
     drawn = jax.random.normal(key, (width, count))
