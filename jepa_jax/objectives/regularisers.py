@@ -32,6 +32,10 @@ class Vicreg:
         std = (2 if self.mean else 1) * std_term(z)
         return {'std': std, 'covariance': 2 * covariance_term(z, mean=self.mean)}
 
+    def columns(self, width: int) -> int:
+        """Numbers that its terms look at together, of samples of `width` numbers."""
+        return width
+
     def total(self, prediction: jax.Array, terms: Mapping[str, jax.Array]) -> jax.Array:
         """The whole loss."""
         return (
@@ -62,6 +66,11 @@ class Sigreg:
     def of(self, z: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
         """The term of samples z [B, ..., D]; key: of the directions."""
         return {'sigreg': sigreg(z, directions(key, z.shape[-1], self.directions), self)}
+
+    def columns(self, width: int) -> int:
+        """Directions that samples are looked at from."""
+        del width
+        return self.directions
 
     def total(self, prediction: jax.Array, terms: Mapping[str, jax.Array]) -> jax.Array:
         """The whole loss."""
