@@ -6,7 +6,7 @@
 
 The lists are the original's, text files of `path label` lines in the working folder; see
 docs/recipes.md. `vith.py:smoke` and `vith.py:cooldown,smoke` are a minute on two cores, with
-self-made videos.
+self-made videos. `:paper`, or `:cooldown,paper`, takes the paper's mixture and final rate.
 
 Hardware of the original: 128 GPUs for `pretrain`, 256 for `cooldown`.
 """

@@ -6,7 +6,7 @@
 
 The lists are the original's, text files of `path label` lines in the working folder; see
 docs/recipes.md. `vitl.py:smoke` and `vitl.py:cooldown,smoke` are a minute on two cores, with
-self-made videos.
+self-made videos. `:paper`, or `:cooldown,paper`, takes the paper's mixture and final rate.
 
 Hardware of the original: 128 GPUs for `pretrain`, 256 for `cooldown`. The paper
 reports 73.7 % on SSv2 (attentive probe, after both phases).

@@ -113,8 +113,8 @@ def regulariser(against: AgainstCollapseConfig) -> Regulariser:
         'weight': c.sigreg_weight,
         'directions': c.directions,
     }
-    chosen = {key: value for key, value in chosen.items() if value and hasattr(terms, key)}
-    terms = dataclasses.replace(terms, **chosen)
+    own = {f.name for f in dataclasses.fields(terms)}  # the others are of another method
+    terms = dataclasses.replace(terms, **{k: v for k, v in chosen.items() if v and k in own})
     samples = ('clips', 'positions') if c.samples == 'both' else (c.samples,)
     expanded = c.space == 'expanded' and any(c.expander)
     return Regulariser(terms, samples, c.positions, c.stop_gradient, expanded)

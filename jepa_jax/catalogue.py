@@ -114,7 +114,7 @@ def _row(name: str) -> Row:
     # the bundled model of a size's name is a smaller one
     memory = '' if size in names.BUNDLED else names.MEMORY.get(size, '')
     return Row(
-        name, _size(*random_configs(size), 'encoder'), 256, 0, False, memory, 'none',
+        name, _size(*random_configs(size), 'encoder'), 256, 0, False, memory, names.licence(name),
         f'random weights, {_family(version)}', does,
     )  # fmt: skip
 
@@ -127,9 +127,10 @@ def _bundled(name: str) -> Row:
     weights = bundled.read(name)
     net = weights.nets[weights.pick('target')]
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(net.tree))
+    memory, licence = names.MEMORY.get(name, ''), names.licence(name)
     nbytes = (bundled.FOLDER / f'{name}.npz').stat().st_size
     return Row(
-        name, count, net.config.image_size, nbytes, True, names.MEMORY.get(name, ''), 'Apache-2.0',
+        name, count, net.config.image_size, nbytes, True, memory, licence,
         f'{_family(weights.version)}, from {names.BUNDLED[name]}', ('features', TRIAL),
     )  # fmt: skip
 
@@ -159,7 +160,7 @@ def _released(name: str, row: names.Released) -> Row:
     here = file.is_file() or converted.is_dir()
     family = _family(row.version) + (', probe' if row.probe_of else '')
     memory = names.MEMORY.get(row.probe_of or name, '')
-    licence = names.LICENCES[row.version]
+    licence = names.licence(name)
     return Row(name, encoder, row.crop, nbytes, here, memory, licence, family, does)
 
 

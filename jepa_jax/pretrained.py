@@ -374,19 +374,24 @@ def _leaves(params: dict) -> dict:
     return jax.tree.map(lambda a: Leaf(a.shape, np.dtype(a.dtype), lambda: np.asarray(a)), params)
 
 
+# of a run one does not know what it began with, nor what its owner thinks
+UNKNOWN = 'not known here: see the source; of a run that began with other weights, theirs, too'
+
+
 def card(model: Model, folder: str) -> str:
     """The model card of a folder, Markdown."""
     c, size = model.config, size_of(model.config)
     short = int(c.image_size * 256 / 224)
-    name = model.name or size
-    source, licence = f'`{name}`', 'see the source'
+    name = model.name
+    source = f'`{name}`' if name else f'made in Python, of size {size}'
+    licence = names.licence(name) or UNKNOWN
     if name in zoo.RELEASED:
         row = zoo.RELEASED[name]
         source += f', released as {download.address(row.file, row.folder)}'
     elif name in zoo.PUBLISHED or name.startswith(zoo.HUB):
         source += f', https://huggingface.co/{name.removeprefix(zoo.HUB)}'
     elif name.startswith(names.RANDOM):
-        licence = 'none: random numbers'
+        licence += ': random numbers'
     numbers = (', '.join(f'{x:g}' for x in values) for values in (MEAN, STD))
     mean, std = (f'({text})' for text in numbers)
     which = TITLES.get(model.which, f'{model.which or "one"} encoder')

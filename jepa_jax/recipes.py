@@ -39,6 +39,8 @@ class Recipe:
     smoke: str = 'jepa_jax.recipes:leave'  # shrinks a config to a trial, in place
     # config, objective, jepa_jax.origin.Origin -> jepa_jax.objectives.Prepared
     prepare: str = 'jepa_jax.objectives:nothing_to_prepare'
+    # config -> names and paths of the models that it begins with, '' and 'random' among them
+    models: str = 'jepa_jax.recipes:no_models'
     describe: str = 'jepa_jax.describe:run'  # config -> lines that say what its numbers mean
     # config -> jepa_jax.evals.entries.Entry of each evaluation beside training; raises ConfigError
     evals: str = 'jepa_jax.recipes:no_evals'
@@ -73,6 +75,7 @@ RECIPES: dict[str, Recipe] = {
         smoke='jepa_jax.config.trials:masked_video',
         build='jepa_jax.build:masked_video',
         prepare='jepa_jax.frozen:teacher',
+        models='jepa_jax.config.masked_video:models',
         stream='jepa_jax.data.videos:VideoStream',
         programs='jepa_jax.objectives.programs:masked_video',
         workload='jepa_jax.objectives.programs:masked_video_workload',
@@ -100,6 +103,7 @@ RECIPES: dict[str, Recipe] = {
         smoke='jepa_jax.config.trials:dense_video',
         build='jepa_jax.build:dense_video',
         prepare='jepa_jax.frozen:teacher',
+        models='jepa_jax.config.masked_video:models',
         stream='jepa_jax.data.videos:VideoStream',
         programs='jepa_jax.objectives.programs:masked_video',
         workload='jepa_jax.objectives.programs:masked_video_workload',
@@ -127,6 +131,7 @@ RECIPES: dict[str, Recipe] = {
         smoke='jepa_jax.config.trials:action_conditioned',
         build='jepa_jax.build:action_conditioned',
         prepare='jepa_jax.frozen:encoder_of_recordings',
+        models='jepa_jax.config.action_conditioned:models',
         stream='jepa_jax.data.trajectories:RobotStream',
         programs='jepa_jax.objectives.programs:action_conditioned',
         workload='jepa_jax.objectives.programs:action_conditioned_workload',
@@ -141,6 +146,7 @@ RECIPES: dict[str, Recipe] = {
         smoke='jepa_jax.config.trials:questions',
         build='jepa_jax.build:questions',
         prepare='jepa_jax.questions:prepare',
+        models='jepa_jax.config.questions:models',
         stream='jepa_jax.questions:stream',
         programs='jepa_jax.objectives.programs:questions',
         workload='jepa_jax.objectives.programs:questions_workload',
@@ -235,8 +241,7 @@ def _inputs(config: RunConfig, workdir: str | os.PathLike) -> None:
             )
     if (pathlib.Path(workdir) / 'frozen').exists():
         return  # a run keeps what it does not train
-    models = [getattr(config, name, '') for name in ('encoder_from', 'teacher')]
-    for model in (*models, getattr(getattr(config, 'language', None), 'path', '')):
+    for model in load(of(config).models)(config):
         if model not in ('', 'random'):
             names.check(model)
 
@@ -294,6 +299,12 @@ def no_complaints(config: RunConfig) -> Iterator[str]:
     """For recipes whose fields cannot contradict each other."""
     del config
     return iter(())
+
+
+def no_models(config: RunConfig) -> tuple[str, ...]:
+    """For recipes that begin with no model."""
+    del config
+    return ()
 
 
 def no_evals(config: RunConfig) -> list:

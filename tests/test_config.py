@@ -20,10 +20,12 @@ from jepa_jax.config import (
     OptimConfig,
     PeriodicEvalConfig,
     check,
+    layouts,
     parts,
     store,
 )
 from jepa_jax.errors import ConfigError
+from jepa_jax.evals import EVALS
 from jepa_jax.lookup import load
 from jepa_jax.recipes import RECIPES, validate
 
@@ -511,3 +513,33 @@ def test_a_part_may_narrow_a_rule_of_what_it_extends(monkeypatch):
     monkeypatch.setitem(check.RULES, Small, {'batch': narrow})
     assert check.rules_of(Small)['batch'] is narrow
     assert check.rules_of(OptimConfig)['batch'] is wide
+
+
+@pytest.mark.parametrize('name', EVALS)
+def test_evaluations_say_which_places_must_be_there(name, tmp_path):
+    """Every field of data that names files or folders, in whichever evaluation."""
+    config = load(EVALS[name].config)()
+    names = {f.name for f in dataclasses.fields(config.data)} & {'train', 'test', 'path', 'videos'}
+    assert {f'data.{key}' for key in names} == set(config.places)
+    assert not list(layouts.missing_sets(config, tmp_path))  # empty fields name nothing
+    for place in config.places:
+        put(config, place, str(tmp_path / 'nowhere'))
+        (complaint,) = layouts.missing_sets(config, tmp_path)
+        assert complaint.startswith(f'{place}: ') and 'No such file' in complaint
+        put(config, place, '')
+
+
+@pytest.mark.parametrize(
+    'name, field',
+    [
+        ('masked_video', 'teacher'),
+        ('dense_video', 'teacher'),
+        ('action_conditioned', 'encoder_from'),
+        ('questions', 'encoder_from'),
+        ('questions', 'language.path'),
+    ],
+)
+def test_recipes_say_which_models_they_begin_with(name, field):
+    config = load(RECIPES[name].config)()
+    put(config, field, 'vitx')
+    assert 'vitx' in load(RECIPES[name].models)(config)

@@ -12,7 +12,7 @@ from models.test_pooler import fill as fill_pooler
 from PIL import Image
 
 import jepa_jax
-from jepa_jax import catalogue, inputs
+from jepa_jax import catalogue, inputs, pretrained
 from jepa_jax.data import decode
 from jepa_jax.data.views import eval_view
 from jepa_jax.errors import BadFile, ConvertError, InputError
@@ -386,13 +386,42 @@ def test_saved_and_loaded_again(model, tmp_path):
     card = (tmp_path / 'saved/README.md').read_text()
     for words in (
         'https://dl.fbaipublicfiles.com/vjepa2/vitl.pt',
-        '| licence of the weights | see the source',
+        "| licence of the weights | the release's |",
         '| encoder | online encoder |', 'short side to 73 pixels', 'mean (0.485, 0.456, 0.406)',
         "jepa_jax.load('saved')",
     ):  # fmt: skip
         assert words in card, words
     with pytest.raises(ConvertError, match='exists'):
         whole.save_pretrained(tmp_path / 'saved')
+
+
+@pytest.mark.parametrize(
+    ('name', 'licence'),
+    [
+        ('mae-vitb', 'CC-BY-NC 4.0'),
+        ('ijepa-vith14', 'CC-BY-NC 4.0'),
+        ('facebook/ijepa_vith14_1k', 'CC-BY-NC 4.0'),
+        ('k400-vjepa1-vitl', 'CC-BY-NC 4.0'),
+        ('tiny', 'Apache-2.0'),
+        ('vitl-21', 'not stated'),
+        ('random:vitb', 'none: random numbers'),
+        ('hf:somebody/vit', 'not known here: see the source'),
+        ('runs/mine', 'not known here: see the source'),
+        ('', 'not known here: see the source'),  # whatever size it is of
+    ],
+)
+def test_a_card_has_the_licence_of_the_weights(model, name, licence, tmp_path, monkeypatch):
+    """Where a name says it; a folder of one's own may have a name of the hub."""
+    monkeypatch.chdir(tmp_path)
+
+    def line():
+        card = pretrained.card(Model(model.encoder, name=name), 'saved')
+        return next(x for x in card.splitlines() if 'licence' in x)
+
+    assert line().startswith(f'| licence of the weights | {licence}')
+    if '/' in name and ':' not in name:
+        (tmp_path / name).mkdir(parents=True)
+        assert 'not known here' in line()
 
 
 # Prediction

@@ -1,6 +1,7 @@
 """A new objective, kind of net, evaluation and study are one file of the user's: trained with the
 real command, killed and resumed, priced, converted and reported, without touching another."""
 
+import ast
 import json
 import os
 import pathlib
@@ -17,6 +18,85 @@ from jepa_jax import recipes
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TOY = pathlib.Path(__file__).parent / 'seams/toy.py'
+
+
+# What may be asked whether it has an attribute, because it is no config: reason -> (file, what)
+NO_CONFIGS = {
+    'modules, of which some have no file': {
+        ('jepa_jax/cli.py', "sys.modules['__main__']"),
+        ('jepa_jax/lookup.py', 'known'),
+        ('jepa_jax/data/pillow.py', '_module'),
+        ('jepa_jax/data/workers.py', 'module'),
+        ('jepa_jax/data/workers.py', 'spec'),
+    },
+    'systems and libraries, which have it or not': {
+        ('jepa_jax/memory.py', 'os'),
+        ('jepa_jax/data/confine.py', '_libc'),
+        ('jepa_jax/data/workers.py', '_LIBC'),
+        ('jepa_jax/data/workers.py', 'os'),
+        ('jepa_jax/weights/hf_files.py', 'ml_dtypes'),
+    },
+    'exceptions of any library': {
+        ('jepa_jax/metrics.py', 'error'),
+        ('jepa_jax/data/containers.py', 'error'),
+        ('jepa_jax/data/robot/droid.py', 'error'),
+        ('jepa_jax/data/robot/survey.py', 'error'),
+    },
+    'arrays, or what stands in their place': {
+        ('jepa_jax/encoder.py', 'clips'),
+        ('jepa_jax/inputs.py', 'video'),
+        ('jepa_jax/outputs.py', 'tree'),
+        ('jepa_jax/outputs.py', 'value'),
+        ('jepa_jax/serve_robot.py', 'v'),
+        ('jepa_jax/data/robot/lerobot.py', 'column'),
+        ('jepa_jax/weights/torch_files.py', 'value'),
+        ('tools/versus.py', 'array'),
+    },
+    'objects of other libraries, of several classes': {
+        ('jepa_jax/checkpoint/files.py', 'sharding'),
+        ('jepa_jax/data/pictures.py', 'image'),
+        ('jepa_jax/data/sources.py', 'feature'),
+    },
+    'models and features, loaded or made in Python': {
+        ('jepa_jax/embedded.py', 'one'),
+        ('jepa_jax/evaluate.py', 'loaded'),
+        ('jepa_jax/pretrained.py', 'model'),
+    },
+    'functions that a comparison runs, some of which say more': {('tools/versus.py', 'run')},
+    'annotations, text in some modules': {('jepa_jax/weights/parts.py', 'field.type')},
+    'whatever a get_config returned': {('jepa_jax/cli.py', 'built')},
+    'configs of old runs, whose fields have moved': {('jepa_jax/config/store.py', 'part')},
+}
+
+
+def sniffed(source: str) -> list[str]:
+    """What a file asks whether it has an attribute, or whether it is of a class of configs."""
+    result = []
+    for node in ast.walk(ast.parse(source)):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
+            continue
+        asks, name = len(node.args), node.func.id
+        if name == 'hasattr' or (name == 'getattr' and asks == 3):
+            result.append(ast.unparse(node.args[0]))
+        elif name == 'isinstance' and 'Config' in ast.unparse(node.args[1]):
+            result.append(ast.unparse(node))
+    return result
+
+
+def test_nobody_asks_a_config_which_one_it_is():
+    """Rows of tables, methods and functools.singledispatch tell objectives, nets and evaluations
+    apart: a new one is one file."""
+    assert sniffed("getattr(c, 'teacher', ''); getattr(c, 'seed')") == ['c']
+    assert sniffed("hasattr(c.data, 'lists') or isinstance(c, (int, AConfig))") == [
+        'c.data', 'isinstance(c, (int, AConfig))'
+    ]  # fmt: skip
+    files = [path for folder in ('jepa_jax', 'tools') for path in (ROOT / folder).rglob('*.py')]
+    asked = {
+        (str(path.relative_to(ROOT)), what) for path in files for what in sniffed(path.read_text())
+    }
+    allowed = set().union(*NO_CONFIGS.values())
+    assert not asked - allowed, 'a field with a default, a method or a row of a table says it'
+    assert not allowed - asked, 'these are asked no more'
 
 
 class Toys:

@@ -38,7 +38,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from jepa_jax import cli, scratch
-from jepa_jax.config import layouts
+from jepa_jax.config import DataConfig, frame_counts, layouts
 from jepa_jax.errors import REASONS, BadFile, ConfigError, printable
 
 SHOWN = 20  # bad files on the screen; all are in the manifest
@@ -234,19 +234,28 @@ def _span(seconds: float) -> str:
     return SPANS[bisect.bisect_right(EDGES, seconds)]
 
 
+@functools.singledispatch
+def _lists(data: object, name: str) -> DataConfig:
+    """The `data` of a config, if it reads lists of videos; name: of the config."""
+    raise ConfigError(f'--config={name}: reads no lists of videos')
+
+
+@_lists.register
+def _(data: DataConfig, name: str) -> DataConfig:
+    del name
+    return data
+
+
 class Fits:
     """How videos go with a config: what a run would pass over, and where it repeats frames."""
 
     def __init__(self, name: str) -> None:
         """Raises ConfigError for a config that reads no lists of videos."""
-        from jepa_jax.config import frame_counts
         from jepa_jax.data.clips import Sampling
 
-        config = cli.load(name)
-        if not hasattr(config.data, 'lists'):
-            raise ConfigError(f'--config={name}: reads no lists of videos')
-        self._name, self._sampling = name, Sampling.from_config(config.data)
-        self._frames = sorted(frame_counts(config.data))
+        data = _lists(cli.load(name).data, name)
+        self._name, self._sampling = name, Sampling.from_config(data)
+        self._frames = sorted(frame_counts(data))
         self._counts: collections.Counter[tuple[int, str]] = collections.Counter()
 
     def add(self, row: dict) -> None:

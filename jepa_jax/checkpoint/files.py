@@ -47,10 +47,7 @@ FROZEN = 'frozen'  # folder of a run's frozen nets, beside its folder of checkpo
 def _averages_and_frozen(manifest: dict[str, Any]) -> dict[str, Any]:
     """Format 1 had one tree, `target`: the encoder's average, or in runs on recordings of a robot,
     and what was converted of them, the frozen encoder."""
-    extra = manifest['extra']
-    on_recordings = store.objective_of(extra.get('config', {})) == 'action_conditioned'
-    on_recordings |= 'ac_predictor' in extra.get('model', {})
-    place = 'frozen/encoder/' if on_recordings else 'ema/encoder/'
+    place = 'frozen/encoder/' if store.on_recordings(manifest['extra']) else 'ema/encoder/'
     leaves = {
         place + name.removeprefix('target/') if name.startswith('target/') else name: row
         for name, row in manifest['leaves'].items()

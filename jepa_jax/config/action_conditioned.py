@@ -51,6 +51,11 @@ RULES[ActionConditionedConfig] = {
 }
 
 
+def models(config: ActionConditionedConfig) -> tuple[str, ...]:
+    """The frozen encoder."""
+    return (config.encoder_from,)
+
+
 def check(config: ActionConditionedConfig) -> Iterator[str]:
     """Complaints about what no single field is to blame for."""
     encoder, ac, robot = config.encoder, config.ac, config.robot

@@ -33,6 +33,8 @@ class CameraConfig:
 class AnomalyConfig(EvalConfig):
     """What a camera does not usually show: see jepa_jax.evals.anomaly."""
 
+    places = 'data.train', 'data.test', 'data.path'
+
     evaluation: str = 'anomaly'
     data: CameraConfig = field(default_factory=CameraConfig)
     held_out: float = 0.5  # of the normal video: half for places, half for the threshold

@@ -40,6 +40,8 @@ class HeadsConfig:
 class LabelledSetConfig(EvalConfig):
     """What evaluations of official sets have in common."""
 
+    places = 'data.path', 'data.videos'
+
     protocol: str = ''
     probe: str = ''  # name or path of a probe: nothing is trained
     data: BenchmarkDataConfig = field(default_factory=BenchmarkDataConfig)

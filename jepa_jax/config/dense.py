@@ -27,6 +27,8 @@ class PicturesConfig:
 class DenseConfig(EvalConfig):
     """Linear heads on frozen tokens: see jepa_jax.evals.dense."""
 
+    places = ('data.path',)
+
     data: PicturesConfig = field(default_factory=PicturesConfig)
     steps: int = 40_000
     batch: int = 16
@@ -79,6 +81,8 @@ class VideosConfig:
 class PropagationConfig(EvalConfig):
     """The first frame's labels, carried through the video: see jepa_jax.evals.propagation. Where
     several values differ, those best on training videos are taken."""
+
+    places = ('data.path',)
 
     evaluation: str = 'propagation'
     data: VideosConfig = field(default_factory=VideosConfig)

@@ -33,6 +33,8 @@ class ImageLinearConfig(EvalConfig):
     """See jepa_jax.evals.image_linear. Values are those of I-JEPA's paper; a value that stands
     twice counts once. (reference: family §1.10)"""
 
+    places = ('data.path',)
+
     evaluation: str = 'image_linear'
     # exact: the head chosen on training pictures that none learns from | upstream: on validation
     protocol: str = 'exact'

@@ -36,6 +36,8 @@ class AttentiveConfig:
 class OwnConfig(EvalConfig):
     """What features tell of own labelled clips: see jepa_jax.evals.own."""
 
+    places = 'data.train', 'data.test'
+
     evaluation: str = 'own'
     data: LabelledDataConfig = field(default_factory=LabelledDataConfig)
     attentive: AttentiveConfig = field(default_factory=AttentiveConfig)

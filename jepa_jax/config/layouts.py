@@ -4,6 +4,7 @@ is there, as far as that can be told at once."""
 from __future__ import annotations
 
 import functools
+import operator
 import os
 import pathlib
 from collections.abc import Callable, Iterator
@@ -161,9 +162,8 @@ def _no_address(field: str, url: str) -> Iterator[str]:
 def missing_sets(config: EvalConfig, workdir: str | os.PathLike) -> Iterator[str]:
     """Complaints about paths of an evaluation that lead nowhere; a finished one reads nothing."""
     if not (pathlib.Path(workdir) / 'report.json').exists():
-        for name in ('train', 'test', 'path', 'videos'):
-            if path := getattr(getattr(config, 'data', None), name, ''):
-                yield from absent(f'data.{name}', path)
+        for field in config.places:
+            yield from _unless_empty(field, operator.attrgetter(field)(config))
 
 
 def _elsewhere(field: str, path: str, reader: object) -> Iterator[str]:

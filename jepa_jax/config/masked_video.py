@@ -116,6 +116,11 @@ RULES[MaskedVideoConfig] = {
 }
 
 
+def models(config: MaskedVideoConfig) -> tuple[str, ...]:
+    """The teacher, if it has one."""
+    return (config.teacher,)
+
+
 def check(config: MaskedVideoConfig) -> Iterator[str]:
     """Complaints about what no single field is to blame for."""
     encoder, predictor, data = config.encoder, config.predictor, config.data

@@ -26,6 +26,8 @@ class PhysicsConfig(EvalConfig):
     """What surprises a model: see jepa_jax.evals.physics. What may be chosen is chosen on the
     calibration half; a value that stands twice counts once."""
 
+    places = 'data.path', 'data.videos'
+
     evaluation: str = 'physics'
     data: PairsConfig = field(default_factory=PairsConfig)
     # held_out: settings chosen on half of the groups, the other half reported | upstream: the best

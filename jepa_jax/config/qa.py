@@ -42,6 +42,8 @@ class QuestionSetConfig:
 class QAConfig(EvalConfig):
     """Answers about videos: see jepa_jax.evals.qa."""
 
+    places = 'data.path', 'data.videos'
+
     evaluation: str = 'qa'
     data: QuestionSetConfig = field(default_factory=QuestionSetConfig)
     tokens: int = 32  # of an answer, at most

@@ -121,15 +121,12 @@ class QuestionsConfig(RunConfig):
     answer_tokens: int = 24  # that health lets the model say, at most
 
 
+# that a config may set in place of its size's
+DIMENSIONS = 'vocabulary', 'width', 'hidden', 'depth', 'heads', 'kv_heads', 'head_dim'
+
 RULES[LanguageConfig] = {
     'size': OneOf(tuple(LANGUAGES)),
-    'vocabulary': NOT_NEGATIVE,
-    'width': NOT_NEGATIVE,
-    'hidden': NOT_NEGATIVE,
-    'depth': NOT_NEGATIVE,
-    'heads': NOT_NEGATIVE,
-    'kv_heads': NOT_NEGATIVE,
-    'head_dim': NOT_NEGATIVE,
+    **dict.fromkeys(DIMENSIONS, NOT_NEGATIVE),
     'trains': OneOf(TRAINS),
     'rank': POSITIVE,
     'alpha': POSITIVE,
@@ -162,7 +159,8 @@ def language_shape(language: LanguageConfig) -> LanguageSize:
     """Dimensions: those set, the others as the size says."""
     size = LANGUAGES[language.size]
     values = {f.name: getattr(size, f.name) for f in fields(LanguageSize)}
-    return LanguageSize(**{k: getattr(language, k, 0) or v for k, v in values.items()})
+    own = {name: value for name in DIMENSIONS if (value := getattr(language, name))}
+    return LanguageSize(**values | own)
 
 
 def clip_grid(config: QuestionsConfig) -> tuple[int, int, int]:
@@ -182,6 +180,11 @@ def visual_tokens(config: QuestionsConfig) -> int:
 def media_places(config: QuestionsConfig) -> int:
     """Videos and images of a sequence, at most."""
     return (config.data.visual or config.data.length) // visual_tokens(config)
+
+
+def models(config: QuestionsConfig) -> tuple[str, ...]:
+    """The encoder and the language model."""
+    return config.encoder_from, config.language.path
 
 
 def check(config: QuestionsConfig) -> Iterator[str]:

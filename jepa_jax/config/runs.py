@@ -47,6 +47,7 @@ class EvalConfig:
     """One run of `python -m jepa_jax.evaluate`."""
 
     table = 'evaluation'  # its row is in jepa_jax.evals.EVALS
+    places = ()  # fields that name files or folders, as 'data.path': what they name must be there
 
     evaluation: str = ''
     name: str = ''

@@ -97,6 +97,13 @@ def objective_of(values: dict[str, Any]) -> str:
     return values.get('objective', 'action_conditioned' if 'ac' in values else 'masked_video')
 
 
+def on_recordings(extra: dict[str, Any]) -> bool:
+    """Whether a checkpoint of format 1 is of a run on a robot's recordings, or converted of one."""
+    if objective_of(extra.get('config', {})) == 'action_conditioned':
+        return True
+    return 'ac_predictor' in extra.get('model', {})
+
+
 def _holder(values: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:
     """The dict that holds a field, and its key there."""
     *parents, key = name.split('.')

@@ -26,7 +26,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import ml_dtypes
 import numpy as np
 from tqdm import tqdm
@@ -37,7 +36,6 @@ from jepa_jax.data import npz, robot
 from jepa_jax.data.cache import checksum, signed, unsigned
 from jepa_jax.data.clips import Timing
 from jepa_jax.errors import BadFile
-from jepa_jax.sharding import path_name
 from jepa_jax.workdir import write_json
 
 VERSION = 2  # part of the hash: change it with anything that changes a feature
@@ -47,23 +45,13 @@ DTYPES = {'float16': np.float16, 'bfloat16': ml_dtypes.bfloat16}
 log = logging.getLogger(__name__)
 
 
-def hash_weights(params) -> str:
-    """A hash of names, shapes and values of parameters."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        array = np.asarray(jax.device_get(leaf))
-        digest.update(f'{path_name(path)} {array.dtype} {array.shape} '.encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
-
-
 class FeatureStore:
     """The features of a run's recordings.
 
     Args:
       config: a run with `features` set.
       encoder: all that shapes it, jepa_jax.models.vit.ViTConfig.
-      weights: hash of its parameters, see `hash_weights`.
+      weights: hash of its parameters, see `checkpoint.hash_arrays`.
     """
 
     def __init__(self, config: ActionConditionedConfig, encoder: Any, weights: str) -> None:

@@ -355,11 +355,6 @@ def scan(folder: str | Path, suffixes: frozenset[str]) -> tuple[list[str], dict[
     return sorted(paths), _most(skipped)
 
 
-def find_videos(folder: str | Path) -> list[str]:
-    """Paths of all videos below a folder, sorted; see `scan`."""
-    return scan(folder, VIDEOS)[0]
-
-
 def _is_folder(entry: os.DirEntry) -> bool:
     try:
         return entry.is_dir()

@@ -118,8 +118,13 @@ class VideoStream(Stream):
         return tuple(group.sampler.shapes(step) for group in self.groups)
 
     @property
+    def few_shapes(self) -> bool:
+        """Whether token counts come back: the original's sampler has new ones at many a step."""
+        return self.config.mask_sampler != 'reference'
+
+    @property
     def programs(self) -> list[tuple[tuple[tuple[int, int], ...], ...]]:
-        if getattr(self.config, 'mask_sampler', '') == 'reference':
+        if not self.few_shapes:
             return []
         # at most four, drawn with equal chance: 256 steps miss one with a chance of 1e-31
         return sorted({self.shapes(step) for step in range(256)})
@@ -176,6 +181,8 @@ def split_rows(config: MaskedVideoConfig, rows: int) -> dict[int, int]:
 
 class PixelStream(VideoStream):
     """Clips or single frames of `config.data.lists`, and the masks of MAE or VideoMAE."""
+
+    few_shapes = True  # as many tokens as the ratio says, at every step
 
     def sampler(self, frames: int, rows: int) -> MaskSampler:
         return pixel_sampler(self.config, frames)

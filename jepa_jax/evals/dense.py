@@ -201,10 +201,10 @@ class Encoder:
         return self.encode(pictures)
 
 
-def encoders(model, config: Any) -> dict[str, Encoder]:
+def encoders(model, config: DenseConfig) -> dict[str, Encoder]:
     """The model's, and those it is held against."""
     c = model.config
-    count = getattr(config.data, 'frames', 0) or c.tubelet_of(1)
+    count = config.data.frames or c.tubelet_of(1)
     if count % c.tubelet_of(count):
         raise ConfigError(f'data.frames = {count}: must be a multiple of {c.tubelet}, the tubelet')
 
@@ -214,7 +214,7 @@ def encoders(model, config: Any) -> dict[str, Encoder]:
         ).mean(1)
 
     patch = c.patch
-    if any(side % patch for side in getattr(config.data, 'crop', ())):
+    if any(side % patch for side in config.data.crop):
         raise ConfigError(
             f'data.crop = {config.data.crop}: must be multiples of {patch}, the patch'
         )

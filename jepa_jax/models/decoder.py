@@ -50,13 +50,6 @@ class DecoderConfig:
     stored: str = 'float32'  # type of the parameters; bfloat16 where they are frozen
     remat: str = 'full'  # a key of nets.REMAT
 
-    LARGEST = 2**24  # that a number of a stored config may be: vocabularies and bases are large
-
-    @property
-    def cache_bytes(self) -> int:
-        """Of a token's keys and values, all layers."""
-        return 2 * self.depth * self.kv_heads * self.head_dim * jnp.dtype(self.dtype).itemsize
-
 
 def frequencies(config: DecoderConfig) -> np.ndarray:
     """Rotary frequencies of a head's channel pairs [C / 2] float32, made in float64.

@@ -52,6 +52,11 @@ class PixelDecoderConfig:
     dtype: jnp.dtype = jnp.bfloat16  # of matmul inputs; the residual stream is float32
     remat: str = 'full'  # a key of nets.REMAT
 
+    @property
+    def home(self) -> tuple[int, int, int]:
+        """As ViTConfig's."""
+        return self.grid
+
 
 def sharding(config: PixelDecoderConfig) -> Rules:
     """Where the parameters of a PixelDecoder lie."""
@@ -71,7 +76,7 @@ class PixelDecoder(nnx.Module):
 
     def __init__(self, config: PixelDecoderConfig, *, rngs: nnx.Rngs):
         c = self.config = config
-        check_choices(c)
+        check_choices(c, 'position', 'axes')
         self.embed = Linear(c.encoder_width, c.width, dtype=c.dtype, rngs=rngs, bias=c.embed_bias)
         self.mask_token = nnx.Param(INIT_STD * jax.random.normal(rngs.params(), (1, 1, c.width)))
         self.blocks = stack(

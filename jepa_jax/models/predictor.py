@@ -60,6 +60,13 @@ class PredictorConfig:
     out_width: int = 0  # of what is predicted, all levels; 0: of what comes in
     predict_context: bool = False  # also what tokens in sight are to the target, by another head
 
+    class_token = False  # no field: none has one
+
+    @property
+    def home(self) -> tuple[int, int, int]:
+        """As ViTConfig's."""
+        return self.grid
+
     @property
     def in_width(self) -> int:
         return self.levels * self.encoder_width
@@ -89,7 +96,7 @@ class Predictor(nnx.Module):
 
     def __init__(self, config: PredictorConfig, *, rngs: nnx.Rngs):
         c = self.config = config
-        check_choices(c)
+        check_choices(c, 'position', 'axes')
         self.embed = Linear(c.encoder_width, c.width, dtype=c.dtype, rngs=rngs)
         if c.levels > 1:
             self.fuse = Linear(c.in_width, c.encoder_width, dtype=c.dtype, rngs=rngs)

@@ -92,10 +92,11 @@ CHOICES = {
 }
 
 
-def check_choices(config) -> None:
+def check_choices(config, *fields: str) -> None:
     """Raises ValueError for a word of an encoder's or predictor's config that is not a choice."""
-    for field, words in CHOICES.items():
-        if (value := getattr(config, field, words[0])) not in words:
+    for field in fields:
+        words = CHOICES[field]
+        if (value := getattr(config, field)) not in words:
             raise ValueError(f"{field} '{value}': allowed are {', '.join(words)}")
 
 
@@ -124,7 +125,7 @@ def position_table(config, grid: tuple[int, int, int]) -> np.ndarray:
     """The sin-cos table [N, D] of an encoder or predictor whose home grid is `grid`; with a row of
     zeros before it for a class token."""
     table = tokens.sincos_table(grid, config.width, config.uniform_power, config.axes)
-    if getattr(config, 'class_token', False):
+    if config.class_token:
         table = np.concatenate([np.zeros_like(table[:1]), table])
     return table
 
@@ -134,7 +135,7 @@ class ViT(nnx.Module):
 
     def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
         c = self.config = config
-        check_choices(c)
+        check_choices(c, *CHOICES)
         self.patch_embed = Linear(
             c.tubelet * c.patch * c.patch * 3, c.width, dtype=c.dtype, rngs=rngs
         )

@@ -86,7 +86,7 @@ def _worth(
     if against.terms:
         expander = build.expander(config)
         width = expander.width if expander else vit.width
-        columns = getattr(against.terms, 'directions', width)
+        columns = against.terms.columns(width)
         places = {'clips': 1, 'positions': against.positions}
         each = sum(places[kind] for kind in against.samples)
         samples = each * sum(group.clips for group in groups)

@@ -32,6 +32,10 @@ class Vicreg:
         std = (2 if self.mean else 1) * std_term(z)
         return {'std': std, 'covariance': 2 * covariance_term(z, mean=self.mean)}
 
+    def columns(self, width: int) -> int:
+        """Numbers that its terms look at together, of samples of `width` numbers."""
+        return width
+
     def total(self, prediction: jax.Array, terms: Mapping[str, jax.Array]) -> jax.Array:
         """The whole loss."""
         return (
@@ -62,6 +66,11 @@ class Sigreg:
     def of(self, z: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
         """The term of samples z [B, ..., D]; key: of the directions."""
         return {'sigreg': sigreg(z, directions(key, z.shape[-1], self.directions), self)}
+
+    def columns(self, width: int) -> int:
+        """Directions that samples are looked at from."""
+        del width
+        return self.directions
 
     def total(self, prediction: jax.Array, terms: Mapping[str, jax.Array]) -> jax.Array:
         """The whole loss."""
@@ -114,18 +123,6 @@ def covariance_term(z: jax.Array, *, mean: bool = False) -> jax.Array:
     covariance = jnp.einsum('b...i,b...j->...ij', z, z, out_sharding=whole) / (B - 1)
     off = jnp.square(covariance * (1 - jnp.eye(D))).sum((-2, -1))
     return (off / (D * (D - 1) if mean else D)).mean()
-
-
-def two_views(x: jax.Array, y: jax.Array, variant: Vicreg) -> dict[str, jax.Array]:
-    """VICReg of two views [B, D] of the same samples: total, prediction, std, covariance. []
-
-    The first variant halves the sum of the two views' std terms, as its code does, not its paper.
-    """
-    prediction = jnp.square(x - y).mean()
-    std = (std_term(x) + std_term(y)) / (1 if variant.mean else 2)
-    covariance = sum(covariance_term(z, mean=variant.mean) for z in (x, y))
-    terms = {'std': std, 'covariance': covariance}
-    return {'total': variant.total(prediction, terms), 'prediction': prediction, **terms}
 
 
 def directions(key: jax.Array, width: int, count: int) -> jax.Array:

@@ -165,6 +165,10 @@ class CEM:
         if not 2 <= self.elites <= self.samples:
             raise ValueError(f'elites {self.elites}: must be from 2 to samples = {self.samples}')
 
+    def within(self, space: ActionSpace) -> CEM:
+        """The same planner in another action space."""
+        return dataclasses.replace(self, space=space)
+
     def solve(
         self,
         world_model: WorldModel,
@@ -211,6 +215,10 @@ class MPPI:
         if self.temperature <= 0:
             raise ValueError(f'temperature {self.temperature}: must be more than 0')
 
+    def within(self, space: ActionSpace) -> MPPI:
+        """As CEM.within."""
+        return dataclasses.replace(self, space=space)
+
     def solve(
         self,
         world_model: WorldModel,
@@ -248,6 +256,10 @@ class Adam:
 
     def __post_init__(self):
         _check(self)
+
+    def within(self, space: ActionSpace) -> Adam:
+        """As CEM.within."""
+        return dataclasses.replace(self, space=space)
 
     def solve(
         self,
@@ -304,6 +316,10 @@ class CEMAdam:
     def space(self) -> ActionSpace:
         return self.cem.space
 
+    def within(self, space: ActionSpace) -> CEMAdam:
+        """As CEM.within."""
+        return CEMAdam(self.cem.within(space), self.adam.within(space))
+
     def solve(
         self,
         world_model: WorldModel,
@@ -349,6 +365,10 @@ class Collocation:
         _check(self)
         if not 0 < self.weights[0] <= self.weights[1]:
             raise ValueError(f'weights {self.weights}: must be more than 0 and ascend')
+
+    def within(self, space: ActionSpace) -> Collocation:
+        """As CEM.within."""
+        return dataclasses.replace(self, space=space)
 
     def solve(
         self,
@@ -460,13 +480,6 @@ def solver(
     return PLANNERS[name](
         elites, space=space, cost=cost, samples=samples, iterations=iterations, horizon=horizon
     )
-
-
-def confined(planner, space: ActionSpace):
-    """The same planner in another action space."""
-    if isinstance(planner, CEMAdam):
-        return CEMAdam(confined(planner.cem, space), confined(planner.adam, space))
-    return dataclasses.replace(planner, space=space)
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames='at_once')

@@ -27,7 +27,7 @@ from jepa_jax.data.robot import STATE, Measured, actions_between, unit_problems
 from jepa_jax.data.robot.contract import as_recorded, rescaled
 from jepa_jax.errors import BadFile, PlanError
 from jepa_jax.planning import model
-from jepa_jax.planning.cem import check_box, confined, end_effector, solver
+from jepa_jax.planning.cem import check_box, end_effector, solver
 from jepa_jax.planning.world_model import Context, Cost, Goal, energies
 
 # what a step may say -> what it means; the action is zero for all but the first
@@ -389,7 +389,7 @@ class Controller:
         if walls is not None:
             within = (*((low, high) for low, high in walls), None)
             space = end_effector(self._max_step)
-            planner = confined(planner, dataclasses.replace(space, within=within))
+            planner = planner.within(dataclasses.replace(space, within=within))
         actions, diagnostics = planner.solve(world_model, context, goal, key, first=first)
         space = planner.space
         # one number of one action at its bound, either way, and none

@@ -102,8 +102,8 @@ LENGTHS = {'cube_rgb': 3, 'table_rgb': 3, 'rgb': 3, 'lamp': 2}
 
 
 def _in_range(where: str, thing: Variation | Distractor) -> None:
-    for name, (low, high) in RANGES.items():
-        value = getattr(thing, name, None)
+    for name in (f.name for f in dataclasses.fields(thing) if f.name in RANGES):
+        (low, high), value = RANGES[name], getattr(thing, name)
         if value is None:
             continue
         length = LENGTHS.get(name)

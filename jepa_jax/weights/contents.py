@@ -83,6 +83,10 @@ class Weights:
         """PoolerConfig of the probe and the classes of each head, or None."""
         return self._first(('probe',))
 
+    def of_part(self, part: str) -> Any:
+        """Config of the first net of a row of PARTS, or None."""
+        return next((net.config for net in self.nets.values() if net.part == part), None)
+
     def _first(self, names: tuple[str, ...]) -> Any:
         return next((self.nets[name].config for name in names if name in self.nets), None)
 

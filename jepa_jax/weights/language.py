@@ -50,8 +50,8 @@ COMPANIONS = (
     'generation_config.json',
 )
 TOKENIZER = 'tokenizer'  # folder of a run, and of what is made of it, with its tokenizer
-LARGEST = DecoderConfig.LARGEST
 LANGUAGE = ('decoder', 'adapter')  # parts that a folder is made of
+LARGEST = parts.LARGEST_OF_DECODERS  # number of a foreign config
 
 
 # Reading

@@ -167,6 +167,20 @@ MEMORY = {
 BUNDLED = {'tiny': 'the main job, configs/tiny.py: 32 pixels, 8 frames'}
 
 
+def licence(name: str) -> str:
+    """Of the weights that a name stands for; '' of paths and names that are not ours, of which
+    nothing is known here."""
+    if name.startswith(RANDOM):
+        return 'none'
+    if name in BUNDLED:
+        return 'Apache-2.0'
+    published = name.removeprefix(HUB)
+    # what lies here under a name of the hub is meant first, and may be anything
+    if published in PUBLISHED and not os.path.exists(name):
+        name = PUBLISHED[published]
+    return LICENCES[RELEASED[name].version] if name in RELEASED else ''
+
+
 def check(name_or_path: str | os.PathLike) -> None:
     """Refuses what is neither a path that exists nor a name; whether it can be read is not tried.
 

@@ -43,6 +43,8 @@ class Part:
     version: str = f'{_HERE}:no_version'  # config -> of V-JEPA, as '2.0', or ''
     to_json: str = f'{_HERE}:to_json'  # config -> what JSON holds
     from_json: str = f'{_HERE}:from_json'  # class of configs, JSON -> config
+    # config -> fields and their numbers, none of which is more than the arrays of a file can have
+    counts: str = f'{_HERE}:no_counts'
     files: Mapping[str, Format] = dataclasses.field(default_factory=dict)  # torch, hf
 
 
@@ -57,6 +59,7 @@ PARTS: dict[str, Part] = {
         config='jepa_jax.models.vit:ViTConfig',
         module='jepa_jax.models.vit:ViT',
         sharding='jepa_jax.models.vit:sharding',
+        counts=f'{_HERE}:blocks',
         version=f'{_HERE}:version_of_encoder',
         files={
             'torch': Format(
@@ -75,6 +78,7 @@ PARTS: dict[str, Part] = {
         config='jepa_jax.models.predictor:PredictorConfig',
         module='jepa_jax.models.predictor:Predictor',
         sharding='jepa_jax.models.predictor:sharding',
+        counts=f'{_HERE}:blocks_and_tokens',
         version=f'{_HERE}:version_of_predictor',
         files={
             'torch': Format(
@@ -91,6 +95,7 @@ PARTS: dict[str, Part] = {
         config='jepa_jax.models.pixel_decoder:PixelDecoderConfig',
         module='jepa_jax.models.pixel_decoder:PixelDecoder',
         sharding='jepa_jax.models.pixel_decoder:sharding',
+        counts=f'{_HERE}:blocks',
         version=f'{_HERE}:version_of_pixel_decoder',
         files={
             'torch': Format(
@@ -110,6 +115,7 @@ PARTS: dict[str, Part] = {
         config='jepa_jax.models.ac_predictor:ACPredictorConfig',
         module='jepa_jax.models.ac_predictor:ACPredictor',
         sharding='jepa_jax.models.ac_predictor:sharding',
+        counts=f'{_HERE}:blocks',
         version=f'{_HERE}:version_of_rope',
         files={
             'torch': Format(
@@ -130,6 +136,7 @@ PARTS: dict[str, Part] = {
         config='jepa_jax.models.pooler:PoolerConfig',
         module='jepa_jax.models.pooler:classifier',
         sharding='jepa_jax.models.pooler:sharding',
+        counts=f'{_HERE}:counts_of_probe',
         to_json=f'{_HERE}:probe_to_json',
         from_json=f'{_HERE}:probe_from_json',
         files={
@@ -142,6 +149,8 @@ PARTS: dict[str, Part] = {
         config='jepa_jax.models.decoder:DecoderConfig',
         module='jepa_jax.models.decoder:Decoder',
         sharding='jepa_jax.models.decoder:sharding',
+        counts=f'{_HERE}:blocks',
+        from_json=f'{_HERE}:decoder_from_json',
         files={
             'hf': Format(
                 'jepa_jax.weights.language_tables:hf_decoder', 'jepa_jax.weights.language:decoder'
@@ -153,12 +162,14 @@ PARTS: dict[str, Part] = {
         config='jepa_jax.models.adapter:AdapterConfig',
         module='jepa_jax.models.adapter:Adapter',
         sharding='jepa_jax.models.adapter:sharding',
+        counts=f'{_HERE}:blocks',
     ),
     'projector': Part(
         title='projector of visual tokens',
         config='jepa_jax.models.projector:ProjectorConfig',
         module='jepa_jax.models.projector:Projector',
         sharding='jepa_jax.models.projector:sharding',
+        counts=f'{_HERE}:blocks_and_queries',
     ),
 }
 
@@ -166,6 +177,8 @@ IMAGES = 'I'  # the version of I-JEPA's nets
 MAE, VIDEOMAE = 'MAE', 'VideoMAE'  # and of others that are no V-JEPA
 TEACHER = 'teacher'  # the name of a frozen net that nobody needs once its run is over
 LARGEST = 2**16  # a width, depth, frame or pixel count that a file may claim
+# likewise of a language model, whose vocabulary and base of positions are large
+LARGEST_OF_DECODERS = 2**24
 
 
 def net(part: str, config: Any):
@@ -200,15 +213,40 @@ def abstract(where: str, part: str, config: Any, forms: Mapping[str, tuple[int, 
       ConvertError: no net has this config, or it would have more layers than there are arrays.
     """
     most = max([len(forms), *(size for form in forms.values() for size in form)], default=0)
-    for one in config if isinstance(config, tuple) else (config,):
-        for field in ('depth', 'mask_tokens', 'queries'):
-            if (count := getattr(one, field, 0)) > most:
-                raise ConvertError(f'{where}: {field} {count:,}, which its arrays do not have')
+    for field, count in load(row(PARTS, 'part', part).counts)(config).items():
+        if count > most:
+            raise ConvertError(f'{where}: {field} {count:,}, which its arrays do not have')
     try:
         return shared_net(part, config).abstract
     except (ValueError, TypeError, KeyError, ArithmeticError, AssertionError) as error:
         text = ' '.join(str(error).split())[:200] or type(error).__name__
         raise ConvertError(f'{where}: no {part} has this config ({text})') from error
+
+
+def no_counts(config: Any) -> dict[str, int]:
+    """Of parts that stack nothing."""
+    del config
+    return {}
+
+
+def blocks(config: Any) -> dict[str, int]:
+    """Of a stack of blocks."""
+    return {'depth': config.depth}
+
+
+def blocks_and_tokens(config: Any) -> dict[str, int]:
+    """Of a predictor of masked tokens."""
+    return {'depth': config.depth, 'mask_tokens': config.mask_tokens}
+
+
+def blocks_and_queries(config: Any) -> dict[str, int]:
+    """Of a pooler."""
+    return {'depth': config.depth, 'queries': config.queries}
+
+
+def counts_of_probe(probe: tuple[Any, dict[str, int]]) -> dict[str, int]:
+    """Of a probe's two settings."""
+    return blocks_and_queries(probe[0])
 
 
 def version_of(part: str, config: Any) -> str:
@@ -284,8 +322,8 @@ def to_json(config: Any) -> dict[str, Any]:
     return values | ({'dtype': jnp.dtype(config.dtype).name} if 'dtype' in values else {})
 
 
-def from_json(kind: type, values: dict[str, Any]) -> Any:
-    """The inverse of `to_json`.
+def from_json(kind: type, values: dict[str, Any], largest: int = LARGEST) -> Any:
+    """The inverse of `to_json`; largest: that a number may be.
 
     Raises:
       TypeError: not the fields of such a config, or a value that none can have.
@@ -299,9 +337,14 @@ def from_json(kind: type, values: dict[str, Any]) -> Any:
     for field in dataclasses.fields(config):
         named = getattr(field.type, '__name__', field.type)  # text in modules that postpone it
         value = getattr(config, field.name)
-        if value is not None and not _fits(named, value, getattr(kind, 'LARGEST', LARGEST)):
+        if value is not None and not _fits(named, value, largest):
             raise TypeError(f'{field.name} = {str(value)[:50]!r}: not what a config can have')
     return config
+
+
+def decoder_from_json(kind: type, values: dict[str, Any]) -> Any:
+    """Likewise, of a language model."""
+    return from_json(kind, values, LARGEST_OF_DECODERS)
 
 
 def _fits(kind: str, value: Any, largest: int = LARGEST) -> bool:

@@ -127,8 +127,9 @@ def _agree(weights: Weights, choices: shapes.Choices) -> None:
         said |= {'shorter': e.shorter}
     if weights.predictor:
         said['predictor_heads'] = weights.predictor.heads
-        said['extrinsics'] = getattr(weights.predictor, 'use_extrinsics', None)
-        said['raw_positions'] = not getattr(weights.predictor, 'interpolate', False)
+        masked, actions = weights.of_part('predictor'), weights.of_part('ac_predictor')
+        said['extrinsics'] = actions.use_extrinsics if actions else None
+        said['raw_positions'] = not (masked and masked.interpolate)
     if weights.probe:
         said['probe_heads'] = weights.probe[0].heads
     for option, value in said.items():
@@ -248,7 +249,7 @@ def _with_tables(
         name: _with_table(f'{where}: {name}', format, _part_of(name), configs[name], arrays, notes)
         for name, arrays in nets.items()
     }
-    stored = any(getattr(configs.get(name), 'stored_table', False) for name in ENCODERS)
+    stored = any(configs[name].stored_table for name in ENCODERS if name in configs)
     for name in ENCODERS:
         if name in configs and stored:
             configs[name] = dataclasses.replace(configs[name], stored_table=True)
@@ -257,18 +258,19 @@ def _with_tables(
 
 def _with_table(where, format, part, config, arrays, notes: list[str]) -> Any:
     """Likewise, of one net; of the ways to fill a table the nearest is taken."""
-    if getattr(config, 'position', 'rope') != 'sincos' or config.stored_table:
+    row = parts.PARTS[part].files.get(format)
+    if not (row and row.computed) or config.position != 'sincos' or config.stored_table:
         return config
     if config.axes == 'flat':
         return config  # VideoMAE's files have none
-    computed, nearest = load(parts.PARTS[part].files[format].computed), (LIKE, config)
+    computed, nearest = load(row.computed), (LIKE, config)
     name = next((name for name in arrays if name in TABLES), None)
     if name is None:
         raise ConvertError(
             f'{where}: a table of positions is missing, which sin-cos positions need'
         )
-    t, h, w = config.grid if isinstance(config.grid, tuple) else config.home
-    rows = max(t, 1) * h * w + getattr(config, 'class_token', False)
+    t, h, w = config.home
+    rows = max(t, 1) * h * w + config.class_token
     shape = (1, rows, config.width)
     if arrays[name].shape != shape:  # before it is computed
         raise ConvertError(

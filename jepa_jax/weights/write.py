@@ -150,11 +150,17 @@ def links_of(net: StoredNet, format: str) -> list[tables.Link]:
     return tables.bind(rules, parts.shared_net(net.part, net.config).abstract, sizes)
 
 
+def _of_another(weights: Weights) -> bool:
+    """Whether a predictor is there whose features are not the encoder's: a teacher's, or pixels."""
+    predictor = weights.of_part('predictor')
+    return predictor is not None and bool(predictor.out_width)
+
+
 def _write_torch(weights: Weights, dst: pathlib.Path, steps_per_epoch, progress) -> list[str]:
     nets = weights.nets
     entries = {net: entry for entry, net in tables.TORCH_NETS.items()}
     # of another model's features; the name is known of V-JEPA 2.1 alone
-    if getattr(weights.predictor, 'out_width', 0) and weights.version == '2.1':
+    if _of_another(weights) and weights.version == '2.1':
         entries['target'] = tables.DISTILLED
     entries |= {'ac_predictor': entries['predictor'], 'probe': tables.TORCH_PROBES}
     links = {name: links_of(net, 'torch') for name, net in nets.items()}
@@ -293,7 +299,7 @@ def _hf_nets(weights: Weights, encoder: str) -> dict[str, StoredNet]:
     if weights.encoder and hf_pixels.is_of_these(weights.encoder):
         names = names[0], *_beside(weights)
     nets = {name: weights.nets[name] for name in names if name in weights.nets}
-    if getattr(weights.predictor, 'out_width', 0):  # of features that are not the encoder's
+    if _of_another(weights):
         nets.pop('predictor', None)
     return nets
 

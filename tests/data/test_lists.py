@@ -141,7 +141,7 @@ def test_scan(tmp_path):
     for _ in range(30):
         deep = deep / ('d' * 50)
     os.makedirs(deep)
-    assert lists.find_videos(folder) == [source.name(i) for i in range(len(source))]
+    assert lists.scan(folder, lists.VIDEOS)[0] == [source.name(i) for i in range(len(source))]
 
 
 def test_kinds_in_one_list(tmp_path):

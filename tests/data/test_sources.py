@@ -15,7 +15,7 @@ from PIL import Image
 
 from jepa_jax.config import DataConfig, DataListConfig, LoaderConfig, RunConfig
 from jepa_jax.data import clips, decode, synthetic
-from jepa_jax.data.lists import find_videos, read_list
+from jepa_jax.data.lists import VIDEOS, read_list, scan
 from jepa_jax.data.sources import SOURCES, Names, open_source
 from jepa_jax.data.stream import Stream
 from jepa_jax.errors import BadFile, ConfigError
@@ -67,8 +67,8 @@ def test_read_list(tmp_path):
     ]
 
 
-def test_find_videos(videos):
-    names = [str(Path(path).relative_to(videos)) for path in find_videos(videos)]
+def test_videos_of_a_folder(videos):
+    names = [str(Path(path).relative_to(videos)) for path in scan(videos, VIDEOS)[0]]
     assert names == ['a b.mkv', 'b.mp4', 'deep/er/c.MP4']
 
 
@@ -84,7 +84,7 @@ def test_names_pickle_small():
 
 @pytest.mark.parametrize('write', ['list', 'array', 'folder', 'manifest'])
 def test_kinds_of_lists_of_videos(videos, tmp_path, write):
-    paths = find_videos(videos)
+    paths, _ = scan(videos, VIDEOS)
     if write == 'list':
         path = tmp_path / 'l.txt'
         path.write_text(''.join(f'{p} {i}\n' for i, p in enumerate(paths)))
@@ -329,7 +329,7 @@ def test_tfds_errors(prepared, path, words):
 
 @pytest.fixture
 def listed(videos, tmp_path):
-    paths = find_videos(videos)
+    paths, _ = scan(videos, VIDEOS)
     (tmp_path / 'broken.mp4').write_text('no video')
     lines = [f'{paths[0]} 4', f'{tmp_path}/broken.mp4 1', *paths[1:]]
     (tmp_path / 'l.txt').write_text('\n'.join(lines))

@@ -23,12 +23,12 @@ from jepa_jax.objectives.regularised_video import RegularisedVideo, Regulariser
 from jepa_jax.objectives.regularisers import (
     SIGREG,
     VICREG,
+    Vicreg,
     covariance_term,
     directions,
     epps_pulley,
     sigreg,
     std_term,
-    two_views,
 )
 from jepa_jax.recipes import validate
 from jepa_jax.sharding import make_mesh, put_batch, put_params
@@ -42,6 +42,18 @@ def near(ours, theirs):
 
 
 # --- Golden ---------------------------------------------------------------------------------------
+
+
+def two_views(x: jax.Array, y: jax.Array, variant: Vicreg) -> dict[str, jax.Array]:
+    """VICReg of two views [B, D] of the same samples: total, prediction, std, covariance. []
+
+    The first variant halves the sum of the two views' std terms, as its code does, not its paper.
+    """
+    prediction = jnp.square(x - y).mean()
+    std = (std_term(x) + std_term(y)) / (1 if variant.mean else 2)
+    covariance = sum(covariance_term(z, mean=variant.mean) for z in (x, y))
+    terms = {'std': std, 'covariance': covariance}
+    return {'total': variant.total(prediction, terms), 'prediction': prediction, **terms}
 
 
 def test_vicreg(golden_pixels):

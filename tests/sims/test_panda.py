@@ -272,6 +272,7 @@ def test_pictures_show_the_variation(gl):
 def test_goal_image_is_what_is_seen_there(gl):
     env = PandaEnv('reach', 32)
     obs, _ = env.reset(seed=3)
+    np.testing.assert_array_equal(env.render(), obs['image'])  # Gymnasium's wrappers ask for it
     apart = np.abs(obs['goal_image'].astype(int) - obs['image']).mean()
     for _ in range(env.steps):
         obs, *_ = env.step(oracle(env))

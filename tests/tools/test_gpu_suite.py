@@ -66,7 +66,10 @@ def test_wheels_that_are_needed(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.ci
 def test_every_part_on_a_cpu(tmp_path):
+    """In 90 seconds on two free cores; machines differ by two and CI runs two processes, hence the
+    bound, which a part that grew by a half would break."""
     out = tmp_path / 'gpu.json'
     done = subprocess.run(
         ['bash', str(ROOT / 'tools/on_gpu.sh'), '--tiny', '--out', str(out), '--seconds', '1500'],
@@ -74,8 +77,11 @@ def test_every_part_on_a_cpu(tmp_path):
         timeout=1600,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    parts = json.loads(out.read_text())['parts']
+    result = json.loads(out.read_text())
+    parts = result['parts']
     assert parts.keys() == gpu_suite.PARTS.keys()
+    took = {name: row['seconds'] for name, row in parts.items()}
+    assert result['seconds'] < 240, took
     figures = {name: row['figures'] for name, row in parts.items()}
     assert figures['attention']['ViT-g, all tokens, bfloat16']['chosen']
     assert figures['step_vitg']['programs'][0]['mfu'] > 0
