@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jepa_fill import filled, names
-from torch_fill import checksum, normal
+from torch_fill import assert_whole, checksum, normal
 
 from jepa_jax import build, flops, memory, optim
 from jepa_jax.config import EncoderConfig, MaskedPixelsConfig, OptimConfig
@@ -84,7 +84,7 @@ def check_norms(grads, golden, kind, row):
     order = golden[f'{kind}_grad_names']
     assert sorted(grads) == sorted(order)
     for name, norm in zip(order, golden[row]):
-        assert np.linalg.norm(grads[name]) == pytest.approx(norm, rel=1e-4, abs=1e-7), name
+        assert np.linalg.norm(grads[name]) == pytest.approx(norm, rel=CLOSE, abs=0), name
 
 
 # --- Tables and masks -----------------------------------------------------------------------------
@@ -162,6 +162,8 @@ def test_mae_forward(golden_pixels):
     latent, drawn, whole, loss, grads = forward(params, images(0))
     np.testing.assert_allclose(latent[:, ::3], golden_pixels['M1_latent'], rtol=0, atol=CLOSE)
     np.testing.assert_allclose(drawn[:, ::5, ::6], golden_pixels['M1_pred'], rtol=0, atol=CLOSE)
+    assert_whole(golden_pixels, 'M1_latent', latent)
+    assert_whole(golden_pixels, 'M1_pred', drawn)
     np.testing.assert_allclose(whole[:, 0], golden_pixels['M5_features_cls'], rtol=0, atol=CLOSE)
     assert float(loss) == pytest.approx(float(golden_pixels['M2_loss_pixels'][0]), abs=CLOSE)
     check_norms(by_name(grads, MAE, MAE_DECODER), golden_pixels, 'M', 'M2_grad_norms_pixels')
@@ -219,11 +221,14 @@ def test_mae_gradients_and_two_steps(golden_pixels):
     for name, (mean, absolute, total) in zip(order, golden_pixels['M4_after2_stats']):
         ours = after[name].mean(), np.abs(after[name]).mean()
         np.testing.assert_allclose(ours, (mean, absolute), rtol=0, atol=CLOSE, err_msg=name)
-        assert checksum(after[name]) == pytest.approx(total, abs=2e-4), name
+        assert checksum(after[name]) == pytest.approx(total, abs=CLOSE), name
     for name in ('cls_token', 'mask_token'):
         np.testing.assert_allclose(
             after[name], golden_pixels[f'M4_after2/{name}'], rtol=0, atol=CLOSE
         )
+    for name, every in (('blocks.0.attn.qkv.weight', 12), ('decoder_pred.bias', 1)):
+        expected = golden_pixels[f'M4_after2/{name}']
+        np.testing.assert_allclose(after[name][::every], expected, rtol=0, atol=CLOSE)
 
 
 def test_mae_schedule(golden_pixels):
@@ -239,18 +244,29 @@ def test_mae_schedule(golden_pixels):
 
 
 def test_layer_decay_of_mae(golden_pixels):
-    """Fine-tuning at .65: its table is trained, and two tensors of a head stand beside the norm."""
+    """Fine-tuning at .65: its table is trained, and two tensors of a head stand beside the norm.
+    How fast tensors learn and whether they decay, by how many there are of each kind. The class
+    token does here, as in MAE's pretraining: its fine-tuning, which is not offered, leaves it."""
     config = dataclasses.replace(MAE, stored_table=True)
     shapes = net('encoder', config).abstract
     factors = optim.layer_rates(shapes, 0.65)
-    whole = jax.tree.map(lambda f, a: np.broadcast_to(f, a.shape).copy(), factors, shapes)
-    counts = collections.Counter({1.0: 2})
-    for name, array in tables.to_file(names('encoder', config), whole):
-        assert np.ptp(array) == 0, name
-        counts[round(float(array.flat[0]), 6)] += 1
+    decays = optim.decay_mask({'encoder': shapes}, {'encoder/table'})['encoder']
+    assert decays['class_token']
+    decays['class_token'] = False
+
+    def by_tensor(tree):
+        whole = jax.tree.map(lambda f, a: np.broadcast_to(f, a.shape).copy(), tree, shapes)
+        return dict(tables.to_file(names('encoder', config), whole))
+
+    scales, decays = by_tensor(factors), by_tensor(jax.tree.map(float, decays))
+    assert all(np.ptp(array) == 0 for array in (*scales.values(), *decays.values()))
+    # of the head, its weight decays and its bias does not
+    counts = collections.Counter({(1.0, 0.05): 1, (1.0, 0.0): 1})
+    for name, scale in scales.items():
+        counts[round(float(scale.flat[0]), 6), 0.05 * float(decays[name].flat[0])] += 1
     expected = collections.Counter()
-    for scale, _, tensors in golden_pixels['M6_layer_decay']:
-        expected[round(float(scale), 6)] += int(tensors)
+    for scale, decay, tensors in golden_pixels['M6_layer_decay']:
+        expected[round(float(scale), 6), round(float(decay), 6)] += int(tensors)
     assert counts == expected
 
 
@@ -278,6 +294,8 @@ def test_videomae(golden_pixels):
     np.testing.assert_allclose(
         drawn[:, ::16][:, ::2, ::8], golden_pixels['N2_pred_every_16th'], **near
     )
+    assert_whole(golden_pixels, 'N2_latent', latent)
+    assert_whole(golden_pixels, 'N2_pred', drawn)
     assert float(loss) == pytest.approx(float(golden_pixels['N3_loss_normalised'][0]), abs=CLOSE)
     assert float(plain) == pytest.approx(float(golden_pixels['N3_loss_pixels'][0]), abs=CLOSE)
     for i, target in enumerate(('normalised', 'pixels')):

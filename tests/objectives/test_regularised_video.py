@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from torch_fill import mask_pair, normal, tensor
+from flax import nnx
+from torch_fill import assert_whole, mask_pair, normal, tensor
 
 from jepa_jax import build, describe, flops, optim
 from jepa_jax.config import AgainstCollapseConfig, MaskedVideoConfig, OptimConfig
 from jepa_jax.data import Batch, Group
 from jepa_jax.errors import ConfigError
 from jepa_jax.masks import Mask
-from jepa_jax.models.expander import ExpanderConfig
+from jepa_jax.models.expander import EPS, BatchNorm, ExpanderConfig
 from jepa_jax.models.layers import standardise
 from jepa_jax.models.predictor import PredictorConfig
 from jepa_jax.models.vit import ViTConfig
@@ -53,6 +54,7 @@ def test_vicreg(golden_pixels):
     grads = jax.grad(lambda x, y: two_views(x, y, VICREG['vicreg'])['total'], (0, 1))(x, y)
     for grad, name in zip(grads, 'xy'):
         near(grad[::4], golden_pixels[f'R1_grad_{name}'])
+        assert_whole(golden_pixels, f'R1_grad_{name}', grad)
     terms = two_views(x, y, VICREG['eb_jepa'])
     near(np.array([terms[n] for n in names]), golden_pixels['R5_eb_vicreg_loss_inv_var_cov'])
     same = two_views(x, x, VICREG['vicreg'])
@@ -110,9 +112,16 @@ def test_expander(golden_pixels):
     assert len(jax.tree.leaves(params)) == 9  # the last one has no bias
     out = made(params, normal(34, 16, 48))
     np.testing.assert_allclose(out[::4], golden_pixels['R2_expander_out'], rtol=0, atol=1e-5)
-    # torch's running averages after one batch say what it took for mean and variance of that batch
+    assert_whole(golden_pixels, 'R2_expander_out', out)
+    # torch's running averages after one batch say what it took for mean and variance of that batch;
+    # ours keeps none, so what it took is told from two rows that went in and came out
     first = normal(34, 16, 48) @ params['layers']['0']['kernel'] + params['layers']['0']['bias']
-    averages = 0.1 * first.mean(0), 0.9 + 0.1 * first.var(0, ddof=1)
+    first, normed = map(np.float64, (first, nnx.jit(BatchNorm(64))(jnp.asarray(first))))
+    rows = normed.argmin(0)[None], normed.argmax(0)[None]  # far apart, so that little is lost
+    (x0, x1), (y0, y1) = ([np.take_along_axis(a, r, 0)[0] for r in rows] for a in (first, normed))
+    deviation = (x1 - x0) / (y1 - y0)
+    mean, variance = x0 - deviation * y0, np.square(deviation) - EPS
+    averages = 0.1 * mean, 0.9 + 0.1 * variance * 16 / 15
     for ours, name in zip(averages, ('mean', 'var')):
         theirs = golden_pixels[f'R2_bn1_running_{name}']
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
@@ -169,6 +178,7 @@ def test_sigreg_along_the_packages_directions(golden_pixels):
     values, grads = zip(*(term(z, golden_pixels[f'S2_directions_step{i}']) for i in range(2)))
     near(np.array(values), golden_pixels['S2_sliced_loss_steps01'])
     near(grads[0][::8], golden_pixels['S2_grad_step0'])
+    assert_whole(golden_pixels, 'S2_grad_step0', grads[0])
 
 
 def test_sigreg_of_whole_losses(golden_pixels):
@@ -185,6 +195,7 @@ def test_sigreg_of_whole_losses(golden_pixels):
     (total, parts), grad = jax.value_and_grad(minimal, has_aux=True)(views)
     near(np.array([total, *parts]), golden_pixels['S3_lejepa_total_inv_sigreg'])
     near(grad[:, ::8], golden_pixels['S3_grad'])
+    assert_whole(golden_pixels, 'S3_grad', grad)
 
     one = jnp.asarray(normal(45, 32, 24))
     two = jnp.asarray(normal(45, 32, 24) * 0.8 + 0.3 * normal(46, 32, 24), jnp.float32)
@@ -197,6 +208,7 @@ def test_sigreg_of_whole_losses(golden_pixels):
     (total, parts), grad = jax.value_and_grad(bcs, has_aux=True)(one)
     near(np.array([total, *parts]), golden_pixels['S4_bcs_loss_bcs_inv'])
     near(grad[::4], golden_pixels['S4_grad_z1'])
+    assert_whole(golden_pixels, 'S4_grad_z1', grad)
 
 
 # --- The objective --------------------------------------------------------------------------------
