@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from flax import nnx
 from jepa_fill import filled, names
+from PIL import Image
 from torch_fill import assert_whole, checksum, normal
 
-from jepa_jax import build, flops, memory, optim
+from jepa_jax import build, drawings, flops, memory, optim
 from jepa_jax.config import EncoderConfig, MaskedPixelsConfig, OptimConfig
 from jepa_jax.data import Batch, Group
 from jepa_jax.errors import ConfigError
@@ -24,6 +25,7 @@ from jepa_jax.models.tokens import MEAN, STD, sincos_table
 from jepa_jax.models.vit import ViT, ViTConfig, position_table
 from jepa_jax.nets import ONCE, Net
 from jepa_jax.objectives.masked_pixels import MaskedPixels
+from jepa_jax.objectives.pixels import TARGETS, UNDONE
 from jepa_jax.objectives.programs import masked_pixels as programs
 from jepa_jax.recipes import validate
 from jepa_jax.sharding import make_mesh, put_batch, put_params
@@ -333,6 +335,53 @@ def test_bytes_are_the_pixels_they_stand_for():
     cubes = cubes.reshape(1, 4, -1, 3)
     np.testing.assert_allclose(cubes.mean(2), 0, atol=1e-5)
     np.testing.assert_allclose(cubes.var(2, ddof=1), 1, atol=1e-4)
+
+
+@pytest.mark.parametrize('target', TARGETS)
+def test_what_is_drawn_becomes_pixels_again(target):
+    """With mean and deviation of the patch, or of each colour of it, as the originals' demos."""
+    rng = np.random.default_rng(1)
+    values = rng.integers(0, 256, (1, 5, 2 * 8 * 8 * 3), np.uint8)
+    drawn = TARGETS[target](jnp.asarray(values))
+    pixels = UNDONE[target](drawn, jnp.asarray(values))
+    np.testing.assert_allclose(pixels, values / 255, rtol=0, atol=1e-5)
+    flat = UNDONE[target](0 * drawn, jnp.asarray(values))
+    if target == 'cubes':
+        means = values.reshape(1, 5, -1, 3).mean(2, keepdims=True) / 255
+        expected = np.broadcast_to(means, (1, 5, 128, 3)).reshape(values.shape)
+        np.testing.assert_allclose(flat, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize('kind', ['mae', 'videomae'])
+def test_a_run_shows_what_it_draws(kind, tmp_path, monkeypatch):
+    """A perfect drawing is the clip; what is in sight is as it is; over all devices."""
+    c = config(kind)
+    c.data.crop, c.data.frames = (48, 1) if kind == 'mae' else (32, 16)
+    c.encoder.patch = 8
+    vit = MAE if kind == 'mae' else VIDEO
+    one = MaskedPixels(vit, MAE_DECODER if kind == 'mae' else VIDEO_DECODER, target=c.target)
+    shape = vit.frames, c.data.crop, c.data.crop, 3
+    clips = np.random.default_rng(0).integers(0, 256, (2, *shape), np.uint8)
+    (tmp_path / 'pictures').mkdir()
+    np.savez(tmp_path / 'pictures/clips.npz', **{'000': np.frombuffer(clips.tobytes(), np.uint8)})
+
+    def perfect(params, group, mask):
+        ids = mask.target[..., None]
+        return None, jnp.take_along_axis(one.targets(group.clips), ids, axis=1)
+
+    monkeypatch.setattr(one, 'seen', perfect)
+    state = TrainState(jnp.int32(0), {}, {}, ())
+    with jax.set_mesh(make_mesh(2)):
+        _, (words,) = drawings.of_run(c, one, state, {}, None, tmp_path)
+    assert words.startswith('reconstructions.png') and 'deviation of the original' in words
+    picture = np.asarray(Image.open(tmp_path / 'reconstructions.png'))
+    rows = picture.reshape(6, -1, *picture.shape[1:])
+    for first in (0, 3):
+        original, seen, whole = rows[first : first + 3].astype(int)
+        assert np.abs(original - whole).max() <= 1
+        assert np.abs(original - seen).max() > 50
+    c.logging.pictures = 0
+    assert drawings.of_run(c, one, state, {}, None, tmp_path) == ({}, [])
 
 
 def test_weights_start_as_mae_says():
