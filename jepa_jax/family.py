@@ -105,7 +105,7 @@ def _videomae(videos: str) -> RunConfig:
 
 def _vjepa1(videos: str) -> RunConfig:
     c = _predicts(MaskedVideoConfig(), videos)
-    c.encoder.position, c.encoder.shorter = 'sincos', 'resized'
+    c.encoder.position, c.encoder.shorter, c.encoder.rescale = 'sincos', 'resized', False
     c.predictor.heads = c.encoder.heads
     c.predictor.tokens_of, c.predictor.mask_tokens = 'masks', 2
     c.optim.weight_decay, c.optim.final_weight_decay = 0.04, 0.4
@@ -141,6 +141,12 @@ def _averaged(c: Any, final: float = 0.0) -> None:
 _to_one = functools.partial(_averaged, final=1.0)  # as I-JEPA's and V-JEPA 1's
 
 
+def _clipped(c: Any) -> None:
+    """Gradients are clipped from the same share of the run on as released."""
+    _to_one(c)
+    c.optim.clip_from = c.optim.steps * 41 // 300
+
+
 def _dense(c: Any) -> None:
     """The context's loss comes in at the same share of the run as released."""
     _averaged(c)
@@ -156,7 +162,7 @@ MEMBERS: dict[str, tuple[str, Callable[[str], RunConfig], Callable[[Any], None]]
     'ijepa': ('I-JEPA (frames)', _ijepa, _to_one),
     'mae': ('MAE (frames)', _mae, _nothing),
     'videomae': ('VideoMAE', _videomae, _nothing),
-    'vjepa1': ('V-JEPA 1', _vjepa1, _to_one),
+    'vjepa1': ('V-JEPA 1', _vjepa1, _clipped),
     'vjepa2': ('V-JEPA 2', _vjepa2, _averaged),
     'vjepa21': ('V-JEPA 2.1', _vjepa21, _dense),
     'sigreg': ('V-JEPA 2, SIGReg', _sigreg, _averaged),

@@ -22,6 +22,7 @@ PEAK = 4  # the most that a rank may be below the run's best, as a factor
 SHARE, PLACE = 0.85, 0.9
 CONSTANT, CONSTANT_RANK = 0.02, 2.0  # features that are nearly the same everywhere
 TINY = 1e-12  # for quotients whose denominator a collapse makes 0
+RANKME = 1e-7  # added to shares of singular values, as RankMe does
 
 
 def positions(count: int, clips: int) -> np.ndarray:
@@ -51,12 +52,12 @@ def sample(a: jax.Array) -> np.ndarray:
 
 def effective_rank(x: np.ndarray) -> float:
     """exp of the entropy of the normalised singular values of x [n, D]: RankMe (Garrido et al.,
-    2023). 1 if all rows are alike."""
+    2023). 1 if all rows are alike, or little more: its constant counts every direction a bit."""
     gram = x @ x.T if len(x) < x.shape[1] else x.T @ x  # far cheaper than the SVD of x
     squares = np.linalg.eigvalsh(gram)
     rounding = squares[-1] * len(squares) * np.finfo(squares.dtype).eps
     values = np.sqrt(np.where(squares > rounding, squares, 0))
-    p = values / max(values.sum(), TINY) + TINY
+    p = values / max(values.sum(), TINY) + RANKME
     return float(np.exp(-(p * np.log(p)).sum()))
 
 

@@ -101,7 +101,7 @@ class Looks:
                 samples = [thinned(sample) for sample in samples]
                 write_samples(self._folder / 'samples.npz', samples)
                 for i, sample in enumerate(samples):
-                    metrics.picture(step, f'samples/{i}', _stacked(draw(sample)))
+                    metrics.picture(step, f'samples/{i}', stacked(draw(sample)))
             if parts:
                 _write(self._folder / f'features_{step:08d}.npz', parts)
                 for name in features:
@@ -163,6 +163,16 @@ def features_of(workdir: Path) -> list[tuple[int, Path]]:
         if match := re.fullmatch(r'features_(\d+)', path.stem):
             found.append((int(match[1]), path))
     return sorted(found)
+
+
+def clips_of(workdir: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The clips uint8 [n, *shape] that a run's features are of; None: there are no such."""
+    path = workdir / FOLDER / 'clips.npz'
+    if not path.exists():
+        return None
+    with np.load(path) as stored:
+        flat = next(iter(stored.values()))
+    return flat.reshape(-1, *shape) if len(flat) and len(flat) % np.prod(shape) == 0 else None
 
 
 def thinned(sample: Sample) -> Sample:
@@ -249,7 +259,8 @@ def _row(images: np.ndarray) -> np.ndarray:
     return np.concatenate(list(framed), axis=1)
 
 
-def _stacked(rows: dict[str, np.ndarray]) -> np.ndarray:
+def stacked(rows: dict[str, np.ndarray]) -> np.ndarray:
+    """Rows of `draw`, one below the other."""
     return np.concatenate(
         [np.pad(r, ((0, GAP), (0, 0), (0, 0)), constant_values=255) for r in rows.values()]
     )

@@ -122,6 +122,7 @@ RECIPES: dict[str, Recipe] = {
         workload='jepa_jax.objectives.programs:masked_pixels_workload',
         activations='jepa_jax.memory:masked_pixels',
         describe='jepa_jax.describe:masked_pixels',
+        at_end='jepa_jax.drawings:of_run',
         evals='jepa_jax.evals.entries:masked_video',
         next=FEATURES,
     ),

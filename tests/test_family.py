@@ -9,6 +9,7 @@ from jepa_jax import family, recipes
 from jepa_jax.config.family import FamilyConfig
 from jepa_jax.errors import ConfigError
 from jepa_jax.family import MEMBERS, member, members, step_flops
+from jepa_jax.released_jepa import first_recipe
 
 
 def test_members_cost_the_same():
@@ -24,6 +25,19 @@ def test_members_cost_the_same():
     assert runs['vjepa2'].optim.steps == 200
     methods = [runs[n].against_collapse.method for n in ('vjepa2', 'sigreg', 'vicreg', 'none')]
     assert methods == ['ema', 'sigreg', 'vicreg', 'none']
+
+
+def test_vjepa1_is_set_as_its_recipe():
+    """What docs/family.md lists as its own; clipping begins at the recipe's share of the run."""
+    ours, theirs = member(FamilyConfig(), 'vjepa1', 0), first_recipe('vjepa1_vitl', '')
+    for name in ('position', 'shorter', 'rescale'):
+        assert getattr(ours.encoder, name) == getattr(theirs.encoder, name), name
+    for name in ('mask_tokens', 'tokens_of'):
+        assert getattr(ours.predictor, name) == getattr(theirs.predictor, name), name
+    assert ours.optim.clip == theirs.optim.clip == 10
+    share = [run.optim.clip_from / run.optim.steps for run in (ours, theirs)]
+    assert share[0] == pytest.approx(share[1], abs=1 / ours.optim.steps)
+    assert ours.optim.final_momentum == theirs.optim.final_momentum == 1
 
 
 def test_flags_set_fields_of_the_study():

@@ -13,6 +13,7 @@ from scipy.spatial.distance import pdist
 from scipy.stats import entropy, ortho_group
 from sklearn.decomposition import PCA
 from sklearn.dummy import DummyRegressor
+from torch_fill import normal
 
 from jepa_jax import build, health, optim
 from jepa_jax.config import MaskedVideoConfig
@@ -32,16 +33,34 @@ def with_singular_values(values, n: int = 40, seed: int = 0) -> np.ndarray:
     return left[:, : len(values)] * np.asarray(values) @ right
 
 
+def test_golden_row(golden_pixels):
+    """E1: normal features; ones with little noise; of rank 8; with an offset that all share. Its
+    third column, the participation ratio, is not measured: it counts directions as the effective
+    rank does, and no verdict goes by it."""
+    plain = normal(47, 256, 64)
+    low = normal(48, 256, 8) @ normal(49, 8, 64) / np.sqrt(8)
+    rows = plain, 1 + 1e-3 * plain, low, plain + 3 * normal(50, 1, 64)
+    for x, (rank, centred, _, std) in zip(rows, golden_pixels['E1_ranks']):
+        x = x.astype(np.float64)
+        about = x - x.mean(0)
+        near = functools.partial(pytest.approx, rel=1e-5)
+        assert health.effective_rank(x) == near(rank)
+        assert health.effective_rank(about) == near(centred)
+        assert health.spread(x)['std'] * np.sqrt(256 / 255) == near(std)  # theirs: over n - 1
+
+
 @pytest.mark.parametrize('values', [[1] * 9, [5, 0, 0], [2, 1, 1], [9, 3, 1, 0.3, 0.1, 1e-5]])
 def test_effective_rank_of_a_known_spectrum(values):
     expected = np.exp(entropy(values))  # scipy normalises, and takes 0 log 0 as 0
-    assert health.effective_rank(with_singular_values(values)) == pytest.approx(expected, rel=1e-6)
+    assert health.effective_rank(with_singular_values(values)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_effective_rank_between_its_bounds():
     rng = np.random.default_rng(1)
-    assert health.effective_rank(np.ones((50, 1)) * rng.normal(size=8)) == pytest.approx(1)
-    assert health.effective_rank(np.zeros((50, 8))) == pytest.approx(1)
+    assert health.effective_rank(np.ones((50, 1)) * rng.normal(size=8)) == pytest.approx(
+        1, rel=1e-4
+    )
+    assert health.effective_rank(np.zeros((50, 8))) == pytest.approx(1, rel=1e-4)
     white = health.effective_rank(rng.normal(size=(20_000, 12)))  # covariance: identity
     assert 11.9 < white <= 12
     assert 18 < health.effective_rank(rng.normal(size=(20, 2000))) <= 20  # min(n, D)
@@ -66,7 +85,8 @@ def test_spread_is_brute_force():
 def test_constant_features_and_dead_dimensions_give_numbers():
     row = np.random.default_rng(3).normal(size=6).astype(np.float32)
     result = health.spread(np.repeat(row[None], 100, 0).astype(np.float64))
-    assert result['cosine'] == pytest.approx(1) and result['rank'] == pytest.approx(1)
+    assert result['cosine'] == pytest.approx(1)
+    assert result['rank'] == pytest.approx(1, rel=1e-4)
     assert abs(result['std_share']) < 1e-12 and result['covariance'] == 0
     x = np.random.default_rng(4).normal(size=(1000, 6))
     x[:, 3] = 0.1 + 1e-8 * x[:, 0]  # rounding, all of it that of another dimension

@@ -51,7 +51,7 @@ FLOORS = (
         'catalogue',
         'objectives.image_programs',
     ),
-    ('looks', 'run_page', 'ending', 'studies'),
+    ('looks', 'drawings', 'run_page', 'ending', 'studies'),
     ('sims', 'contrib', 'distillation', 'family', 'video_questions'),
     (
         'train',

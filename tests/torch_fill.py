@@ -95,6 +95,18 @@ def checksum(a: np.ndarray) -> float:
     return float((flat * np.cos(0.001 * np.arange(flat.size))).sum())
 
 
+def assert_whole(golden: dict, name: str, ours, atol: float = 1e-5) -> None:
+    """Mean, mean of absolutes and checksum of all numbers of an array that is stored in samples.
+    The checksum is a sum of as many errors as there are numbers: root of n times the tolerance."""
+    flat = np.asarray(ours, np.float64).ravel()
+    mean, size, total = golden[f'{name}/whole']
+    np.testing.assert_allclose(
+        (flat.mean(), np.abs(flat).mean()), (mean, size), rtol=0, atol=atol, err_msg=name
+    )
+    far = atol * np.sqrt(flat.size)
+    np.testing.assert_allclose(checksum(flat), total, rtol=0, atol=far, err_msg=name)
+
+
 STRIDE = 13  # of large golden arrays every 13th number is stored, and the means of all
 
 

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 REACH, STEP, FAR = 8, 2, 4  # pixels: of the picture, between its points, of `basin`
 PIXELS = 'masked_pixels'
+WIDE = 2000  # pixels of the picture at most
 
 
 def energy(runs: list[str], out: str, clips: int, kind: str, seed: int, demo: bool) -> None:
@@ -245,7 +246,7 @@ def draw(rows: dict[str, dict[str, Any]], path: Path) -> None:
     figure.colorbar(image, ax=axes, label='energy over that of another clip', shrink=0.6)
     figure.supxlabel('moved right, pixels', size=8)
     figure.supylabel('moved down, pixels', size=8)
-    save_figure(figure, path, dpi=130)
+    save_figure(figure, path, dpi=min(130, WIDE // figure.get_size_inches()[0]))
 
 
 # --- One dimension --------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from jepa_jax.models.vit import ViTConfig
 from jepa_jax.nets import Net
 from jepa_jax.objectives.masked_clips import MaskedClips
 from jepa_jax.objectives.masked_video import looked_at
-from jepa_jax.objectives.pixels import TARGETS
+from jepa_jax.objectives.pixels import TARGETS, UNDONE
 from jepa_jax.weights.parts import net
 
 
@@ -33,7 +33,7 @@ class MaskedPixels(MaskedClips):
             'encoder': net('encoder', encoder),
             'pixel_decoder': net('pixel_decoder', decoder),
         }
-        self.config, self.target = encoder, TARGETS[target]
+        self.config, self.target, self.undone = encoder, TARGETS[target], UNDONE[target]
         tables = {'encoder': encoder.stored_table, 'pixel_decoder': decoder.stored_table}
         self.unused = frozenset(f'{name}/table' for name, stored in tables.items() if stored)
 
@@ -53,6 +53,12 @@ class MaskedPixels(MaskedClips):
             return x, self.nets['pixel_decoder'](
                 params['pixel_decoder'], x, mask.context, mask.target
             )
+
+    def pictured(self, params: dict, group: Group, mask: Mask) -> jax.Array:
+        """What is drawn of masked tokens as pixels from 0 to 1, [B, M, P]."""
+        values = tokens.cut(group.clips, self.config.tubelet, self.config.patch)
+        own = jnp.take_along_axis(values, mask.target[..., None], axis=1)
+        return self.undone(self.seen(params, group, mask)[1], own)
 
     def loss(
         self, params: dict, ema: dict, frozen: dict, batch: Batch, step: jax.Array

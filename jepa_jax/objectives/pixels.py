@@ -43,3 +43,25 @@ TARGETS = {
     'cubes': cubes,
     'unit_pixels': unit,
 }
+
+
+def _undo_patches(drawn: jax.Array, own: jax.Array) -> jax.Array:
+    x = tokens.normalise(own)
+    deviation = jnp.sqrt(x.var(-1, ddof=1, keepdims=True) + EPS)
+    return unit(drawn * deviation + x.mean(-1, keepdims=True))
+
+
+def _undo_cubes(drawn: jax.Array, own: jax.Array) -> jax.Array:
+    x, said = (jnp.reshape(a, (*own.shape[:2], -1, 3)) for a in (unit(own), drawn))
+    deviation = jnp.sqrt(x.var(2, ddof=1, keepdims=True)) + EPS
+    return jnp.reshape(said * deviation + x.mean(2, keepdims=True), own.shape)
+
+
+# what is drawn of tokens [B, M, P], and their own values -> pixels from 0 to 1. What is normalised
+# knows neither mean nor deviation: it gets those of its own values back, as in the originals' demos
+UNDONE = {
+    'patches': _undo_patches,
+    'pixels': lambda drawn, own: unit(drawn),
+    'cubes': _undo_cubes,
+    'unit_pixels': lambda drawn, own: drawn,
+}

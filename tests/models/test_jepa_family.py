@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jepa_fill import filled, some
-from torch_fill import mask_pair, normal
+from torch_fill import assert_whole, mask_pair, normal
 
 from jepa_jax.models.pooler import AttentivePooler, PoolerConfig
 from jepa_jax.models.predictor import Predictor, PredictorConfig
@@ -67,13 +67,17 @@ CASES = {
 
 @pytest.mark.parametrize('case', CASES)
 def test_forward(case, golden_jepa):
-    np.testing.assert_allclose(some(CASES[case]()), golden_jepa[case], rtol=0, atol=CLOSE)
+    result = CASES[case]()
+    np.testing.assert_allclose(some(result), golden_jepa[case], rtol=0, atol=CLOSE)
+    assert_whole(golden_jepa, case, result, CLOSE)
 
 
 def test_tables_put_x_first(golden_jepa):
     """Without it outputs are off by 2.0; the table is the original's, bit for bit."""
     expected = golden_jepa['I0_pos_embed_4x4_w32']
-    np.testing.assert_array_equal(some(sincos_table((0, 4, 4), 32, True, 'xy')), expected)
+    whole = sincos_table((0, 4, 4), 32, True, 'xy')
+    np.testing.assert_array_equal(some(whole), expected)
+    assert_whole(golden_jepa, 'I0_pos_embed_4x4_w32', whole, 1e-7)
     table = sincos_table((0, 3, 5), 8, True, 'xy')
     other = sincos_table((0, 3, 5), 8, True, 'yx')
     np.testing.assert_array_equal(table, np.roll(other, 4, axis=1))
@@ -142,6 +146,7 @@ def test_predictor_takes_the_token_of_its_mask(golden_jepa):
     result = run('predictor', OF_VIDEOS, normal(3, 2, 20, 96), context, target, 1)
     wanted = golden_jepa['V4_predictor_index_1']
     np.testing.assert_allclose(some(result), wanted, rtol=0, atol=CLOSE)
+    assert_whole(golden_jepa, 'V4_predictor_index_1', result, CLOSE)
 
 
 def test_probe_of_two_blocks_reads_first(golden_jepa):

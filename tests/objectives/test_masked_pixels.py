@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from flax import nnx
 from jepa_fill import filled, names
-from torch_fill import checksum, normal
+from PIL import Image
+from torch_fill import assert_whole, checksum, normal
 
-from jepa_jax import build, flops, memory, optim
+from jepa_jax import build, drawings, flops, memory, optim
 from jepa_jax.config import EncoderConfig, MaskedPixelsConfig, OptimConfig
 from jepa_jax.data import Batch, Group
 from jepa_jax.errors import ConfigError
@@ -24,6 +25,7 @@ from jepa_jax.models.tokens import MEAN, STD, sincos_table
 from jepa_jax.models.vit import ViT, ViTConfig, position_table
 from jepa_jax.nets import ONCE, Net
 from jepa_jax.objectives.masked_pixels import MaskedPixels
+from jepa_jax.objectives.pixels import TARGETS, UNDONE
 from jepa_jax.objectives.programs import masked_pixels as programs
 from jepa_jax.recipes import validate
 from jepa_jax.sharding import make_mesh, put_batch, put_params
@@ -84,7 +86,7 @@ def check_norms(grads, golden, kind, row):
     order = golden[f'{kind}_grad_names']
     assert sorted(grads) == sorted(order)
     for name, norm in zip(order, golden[row]):
-        assert np.linalg.norm(grads[name]) == pytest.approx(norm, rel=1e-4, abs=1e-7), name
+        assert np.linalg.norm(grads[name]) == pytest.approx(norm, rel=CLOSE, abs=0), name
 
 
 # --- Tables and masks -----------------------------------------------------------------------------
@@ -162,6 +164,8 @@ def test_mae_forward(golden_pixels):
     latent, drawn, whole, loss, grads = forward(params, images(0))
     np.testing.assert_allclose(latent[:, ::3], golden_pixels['M1_latent'], rtol=0, atol=CLOSE)
     np.testing.assert_allclose(drawn[:, ::5, ::6], golden_pixels['M1_pred'], rtol=0, atol=CLOSE)
+    assert_whole(golden_pixels, 'M1_latent', latent)
+    assert_whole(golden_pixels, 'M1_pred', drawn)
     np.testing.assert_allclose(whole[:, 0], golden_pixels['M5_features_cls'], rtol=0, atol=CLOSE)
     assert float(loss) == pytest.approx(float(golden_pixels['M2_loss_pixels'][0]), abs=CLOSE)
     check_norms(by_name(grads, MAE, MAE_DECODER), golden_pixels, 'M', 'M2_grad_norms_pixels')
@@ -219,11 +223,14 @@ def test_mae_gradients_and_two_steps(golden_pixels):
     for name, (mean, absolute, total) in zip(order, golden_pixels['M4_after2_stats']):
         ours = after[name].mean(), np.abs(after[name]).mean()
         np.testing.assert_allclose(ours, (mean, absolute), rtol=0, atol=CLOSE, err_msg=name)
-        assert checksum(after[name]) == pytest.approx(total, abs=2e-4), name
+        assert checksum(after[name]) == pytest.approx(total, abs=CLOSE), name
     for name in ('cls_token', 'mask_token'):
         np.testing.assert_allclose(
             after[name], golden_pixels[f'M4_after2/{name}'], rtol=0, atol=CLOSE
         )
+    for name, every in (('blocks.0.attn.qkv.weight', 12), ('decoder_pred.bias', 1)):
+        expected = golden_pixels[f'M4_after2/{name}']
+        np.testing.assert_allclose(after[name][::every], expected, rtol=0, atol=CLOSE)
 
 
 def test_mae_schedule(golden_pixels):
@@ -239,18 +246,29 @@ def test_mae_schedule(golden_pixels):
 
 
 def test_layer_decay_of_mae(golden_pixels):
-    """Fine-tuning at .65: its table is trained, and two tensors of a head stand beside the norm."""
+    """Fine-tuning at .65: its table is trained, and two tensors of a head stand beside the norm.
+    How fast tensors learn and whether they decay, by how many there are of each kind. The class
+    token does here, as in MAE's pretraining: its fine-tuning, which is not offered, leaves it."""
     config = dataclasses.replace(MAE, stored_table=True)
     shapes = net('encoder', config).abstract
     factors = optim.layer_rates(shapes, 0.65)
-    whole = jax.tree.map(lambda f, a: np.broadcast_to(f, a.shape).copy(), factors, shapes)
-    counts = collections.Counter({1.0: 2})
-    for name, array in tables.to_file(names('encoder', config), whole):
-        assert np.ptp(array) == 0, name
-        counts[round(float(array.flat[0]), 6)] += 1
+    decays = optim.decay_mask({'encoder': shapes}, {'encoder/table'})['encoder']
+    assert decays['class_token']
+    decays['class_token'] = False
+
+    def by_tensor(tree):
+        whole = jax.tree.map(lambda f, a: np.broadcast_to(f, a.shape).copy(), tree, shapes)
+        return dict(tables.to_file(names('encoder', config), whole))
+
+    scales, decays = by_tensor(factors), by_tensor(jax.tree.map(float, decays))
+    assert all(np.ptp(array) == 0 for array in (*scales.values(), *decays.values()))
+    # of the head, its weight decays and its bias does not
+    counts = collections.Counter({(1.0, 0.05): 1, (1.0, 0.0): 1})
+    for name, scale in scales.items():
+        counts[round(float(scale.flat[0]), 6), 0.05 * float(decays[name].flat[0])] += 1
     expected = collections.Counter()
-    for scale, _, tensors in golden_pixels['M6_layer_decay']:
-        expected[round(float(scale), 6)] += int(tensors)
+    for scale, decay, tensors in golden_pixels['M6_layer_decay']:
+        expected[round(float(scale), 6), round(float(decay), 6)] += int(tensors)
     assert counts == expected
 
 
@@ -278,6 +296,8 @@ def test_videomae(golden_pixels):
     np.testing.assert_allclose(
         drawn[:, ::16][:, ::2, ::8], golden_pixels['N2_pred_every_16th'], **near
     )
+    assert_whole(golden_pixels, 'N2_latent', latent)
+    assert_whole(golden_pixels, 'N2_pred', drawn)
     assert float(loss) == pytest.approx(float(golden_pixels['N3_loss_normalised'][0]), abs=CLOSE)
     assert float(plain) == pytest.approx(float(golden_pixels['N3_loss_pixels'][0]), abs=CLOSE)
     for i, target in enumerate(('normalised', 'pixels')):
@@ -315,6 +335,53 @@ def test_bytes_are_the_pixels_they_stand_for():
     cubes = cubes.reshape(1, 4, -1, 3)
     np.testing.assert_allclose(cubes.mean(2), 0, atol=1e-5)
     np.testing.assert_allclose(cubes.var(2, ddof=1), 1, atol=1e-4)
+
+
+@pytest.mark.parametrize('target', TARGETS)
+def test_what_is_drawn_becomes_pixels_again(target):
+    """With mean and deviation of the patch, or of each colour of it, as the originals' demos."""
+    rng = np.random.default_rng(1)
+    values = rng.integers(0, 256, (1, 5, 2 * 8 * 8 * 3), np.uint8)
+    drawn = TARGETS[target](jnp.asarray(values))
+    pixels = UNDONE[target](drawn, jnp.asarray(values))
+    np.testing.assert_allclose(pixels, values / 255, rtol=0, atol=1e-5)
+    flat = UNDONE[target](0 * drawn, jnp.asarray(values))
+    if target == 'cubes':
+        means = values.reshape(1, 5, -1, 3).mean(2, keepdims=True) / 255
+        expected = np.broadcast_to(means, (1, 5, 128, 3)).reshape(values.shape)
+        np.testing.assert_allclose(flat, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize('kind', ['mae', 'videomae'])
+def test_a_run_shows_what_it_draws(kind, tmp_path, monkeypatch):
+    """A perfect drawing is the clip; what is in sight is as it is; over all devices."""
+    c = config(kind)
+    c.data.crop, c.data.frames = (48, 1) if kind == 'mae' else (32, 16)
+    c.encoder.patch = 8
+    vit = MAE if kind == 'mae' else VIDEO
+    one = MaskedPixels(vit, MAE_DECODER if kind == 'mae' else VIDEO_DECODER, target=c.target)
+    shape = vit.frames, c.data.crop, c.data.crop, 3
+    clips = np.random.default_rng(0).integers(0, 256, (2, *shape), np.uint8)
+    (tmp_path / 'pictures').mkdir()
+    np.savez(tmp_path / 'pictures/clips.npz', **{'000': np.frombuffer(clips.tobytes(), np.uint8)})
+
+    def perfect(params, group, mask):
+        ids = mask.target[..., None]
+        return None, jnp.take_along_axis(one.targets(group.clips), ids, axis=1)
+
+    monkeypatch.setattr(one, 'seen', perfect)
+    state = TrainState(jnp.int32(0), {}, {}, ())
+    with jax.set_mesh(make_mesh(2)):
+        _, (words,) = drawings.of_run(c, one, state, {}, None, tmp_path)
+    assert words.startswith('reconstructions.png') and 'deviation of the original' in words
+    picture = np.asarray(Image.open(tmp_path / 'reconstructions.png'))
+    rows = picture.reshape(6, -1, *picture.shape[1:])
+    for first in (0, 3):
+        original, seen, whole = rows[first : first + 3].astype(int)
+        assert np.abs(original - whole).max() <= 1
+        assert np.abs(original - seen).max() > 50
+    c.logging.pictures = 0
+    assert drawings.of_run(c, one, state, {}, None, tmp_path) == ({}, [])
 
 
 def test_weights_start_as_mae_says():

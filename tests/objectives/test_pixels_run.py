@@ -42,6 +42,9 @@ def test_it_learns_and_is_read_again(runs, tmp_path):
     assert rows[-1]['health/target_rank'] > 1 and 'momentum' not in rows[-1]
     report = json.loads((workdir / 'report.json').read_text())
     assert report['steps'] == 4 and report['verdict']
+    (words,) = (line for line in report['sentences'] if line.startswith('reconstructions.png'))
+    assert words.endswith('each patch has the mean and deviation of the original')
+    assert 'At the end: reconstructions' in (workdir / 'report.html').read_text()
 
     weights = convert.read(workdir, weights_only=True)
     assert set(weights.nets) == {'online', 'pixel_decoder'} and weights.version == 'MAE'

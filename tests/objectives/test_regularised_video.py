@@ -7,14 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from torch_fill import mask_pair, normal, tensor
+from flax import nnx
+from jax.flatten_util import ravel_pytree
+from torch_fill import assert_whole, mask_pair, normal, tensor
 
 from jepa_jax import build, describe, flops, optim
 from jepa_jax.config import AgainstCollapseConfig, MaskedVideoConfig, OptimConfig
 from jepa_jax.data import Batch, Group
 from jepa_jax.errors import ConfigError
 from jepa_jax.masks import Mask
-from jepa_jax.models.expander import ExpanderConfig
+from jepa_jax.models.expander import EPS, BatchNorm, ExpanderConfig
 from jepa_jax.models.layers import standardise
 from jepa_jax.models.predictor import PredictorConfig
 from jepa_jax.models.vit import ViTConfig
@@ -65,6 +67,7 @@ def test_vicreg(golden_pixels):
     grads = jax.grad(lambda x, y: two_views(x, y, VICREG['vicreg'])['total'], (0, 1))(x, y)
     for grad, name in zip(grads, 'xy'):
         near(grad[::4], golden_pixels[f'R1_grad_{name}'])
+        assert_whole(golden_pixels, f'R1_grad_{name}', grad)
     terms = two_views(x, y, VICREG['eb_jepa'])
     near(np.array([terms[n] for n in names]), golden_pixels['R5_eb_vicreg_loss_inv_var_cov'])
     same = two_views(x, x, VICREG['vicreg'])
@@ -122,9 +125,16 @@ def test_expander(golden_pixels):
     assert len(jax.tree.leaves(params)) == 9  # the last one has no bias
     out = made(params, normal(34, 16, 48))
     np.testing.assert_allclose(out[::4], golden_pixels['R2_expander_out'], rtol=0, atol=1e-5)
-    # torch's running averages after one batch say what it took for mean and variance of that batch
+    assert_whole(golden_pixels, 'R2_expander_out', out)
+    # torch's running averages after one batch say what it took for mean and variance of that batch;
+    # ours keeps none, so what it took is told from two rows that went in and came out
     first = normal(34, 16, 48) @ params['layers']['0']['kernel'] + params['layers']['0']['bias']
-    averages = 0.1 * first.mean(0), 0.9 + 0.1 * first.var(0, ddof=1)
+    first, normed = map(np.float64, (first, nnx.jit(BatchNorm(64))(jnp.asarray(first))))
+    rows = normed.argmin(0)[None], normed.argmax(0)[None]  # far apart, so that little is lost
+    (x0, x1), (y0, y1) = ([np.take_along_axis(a, r, 0)[0] for r in rows] for a in (first, normed))
+    deviation = (x1 - x0) / (y1 - y0)
+    mean, variance = x0 - deviation * y0, np.square(deviation) - EPS
+    averages = 0.1 * mean, 0.9 + 0.1 * variance * 16 / 15
     for ours, name in zip(averages, ('mean', 'var')):
         theirs = golden_pixels[f'R2_bn1_running_{name}']
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
@@ -181,6 +191,7 @@ def test_sigreg_along_the_packages_directions(golden_pixels):
     values, grads = zip(*(term(z, golden_pixels[f'S2_directions_step{i}']) for i in range(2)))
     near(np.array(values), golden_pixels['S2_sliced_loss_steps01'])
     near(grads[0][::8], golden_pixels['S2_grad_step0'])
+    assert_whole(golden_pixels, 'S2_grad_step0', grads[0])
 
 
 def test_sigreg_of_whole_losses(golden_pixels):
@@ -197,6 +208,7 @@ def test_sigreg_of_whole_losses(golden_pixels):
     (total, parts), grad = jax.value_and_grad(minimal, has_aux=True)(views)
     near(np.array([total, *parts]), golden_pixels['S3_lejepa_total_inv_sigreg'])
     near(grad[:, ::8], golden_pixels['S3_grad'])
+    assert_whole(golden_pixels, 'S3_grad', grad)
 
     one = jnp.asarray(normal(45, 32, 24))
     two = jnp.asarray(normal(45, 32, 24) * 0.8 + 0.3 * normal(46, 32, 24), jnp.float32)
@@ -209,6 +221,7 @@ def test_sigreg_of_whole_losses(golden_pixels):
     (total, parts), grad = jax.value_and_grad(bcs, has_aux=True)(one)
     near(np.array([total, *parts]), golden_pixels['S4_bcs_loss_bcs_inv'])
     near(grad[::4], golden_pixels['S4_grad_z1'])
+    assert_whole(golden_pixels, 'S4_grad_z1', grad)
 
 
 # --- The objective --------------------------------------------------------------------------------
@@ -242,7 +255,7 @@ def params():
 
 
 def test_eight_devices_see_the_whole_batch(params):
-    """Values and gradients of both kinds of terms, expander included; the objective traces."""
+    """Values and gradients of both kinds of terms, expander included."""
     terms = VICREG['vicreg'], dataclasses.replace(SIGREG['minimal'], directions=8)
     both = [objective(t) for t in terms]
     features = jnp.asarray(normal(5, 16, 8, 24))
@@ -261,14 +274,33 @@ def test_eight_devices_see_the_whole_batch(params):
         assert jax.device_count() == 8
         there = put_params(params, both[0].specs, mesh)
         spread = grad({'expander': there['expander']}, put_batch(features, mesh))
-        for one in both:
-            step = jax.value_and_grad(lambda p, b: one.loss(p, {}, {}, b, 0)[0])  # noqa: B023
-            jax.eval_shape(step, there, put_batch(batch(), mesh))
     assert float(spread[0]) == pytest.approx(float(alone[0]), rel=1e-6)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5),
         *map(jax.device_get, (spread[1], alone[1])),
     )
+
+
+def test_losses_of_eight_devices_are_those_of_one(params):
+    """Whole losses with VICReg and with SIGReg, executed: values, and gradients of all nets."""
+    terms = VICREG['vicreg'], dataclasses.replace(SIGREG['minimal'], directions=8)
+    both = [objective(t) for t in terms]
+
+    @jax.jit
+    def grad(params, batch):
+        return [jax.value_and_grad(o.loss, has_aux=True)(params, {}, {}, batch, 3) for o in both]
+
+    alone, mesh = jax.device_get(grad(params, batch())), make_mesh(2)
+    with jax.set_mesh(mesh):
+        assert jax.device_count() == 8
+        there = put_params(params, both[0].specs, mesh)
+        spread = jax.device_get(grad(there, put_batch(batch(), mesh)))
+    for ((one, _), ours), ((many, _), theirs) in zip(alone, spread):
+        assert float(many) == pytest.approx(float(one), rel=1e-5)
+        for name in ours:  # biases before a batch norm have none but rounding
+            a, b = (ravel_pytree(tree[name])[0] for tree in (ours, theirs))
+            np.testing.assert_allclose(b, a, rtol=0, atol=1e-5 * np.abs(a).max(), err_msg=name)
+            assert np.abs(a).max() > 1e-4
 
 
 def test_gradients_pass_through_targets_unless_stopped(monkeypatch):

@@ -164,6 +164,33 @@ def test_file_of_vjepa1(tmp_path):
     assert told.encoder.shorter == 'first'
 
 
+def test_a_drifted_table_of_vjepa1(tmp_path):
+    """As after many rounded averages: announced, used, and back bit for bit."""
+    content = video_file()
+    key = 'module.backbone.pos_embed'
+    drift = torch.linspace(0, 1, D)  # one alike in all dimensions is gone after the first norm
+    content['target_encoder'][key] = content['target_encoder'][key] + drift
+    weights = there_and_back(tmp_path, content, *NETS, heads=4)
+    assert any('pos_embed is not what the formula gives' in note for note in weights.notes)
+    usual, moved = (weights.params(name)['table'] for name in ('online', 'target'))
+    np.testing.assert_allclose(moved - usual, [drift] * len(moved), rtol=0, atol=1e-6)
+    clip = np.random.default_rng(0).integers(0, 256, (1, 4, 32, 32, 3), np.uint8)
+    features = [
+        jepa_jax.load(tmp_path / 'ours', encoder=name, dtype='float32').encoder(clip)
+        for name in ('target', 'online')
+    ]
+    assert np.abs(features[0] - features[1]).max() > 1e-3
+
+
+def test_doctor_on_vjepa1(tmp_path, capsys):
+    weights = convert.read(saved(tmp_path, video_file()), heads=4)
+    convert.write(weights, tmp_path / 'ours', 'jax')
+    report = doctor._Report()
+    doctor._model(report, str(tmp_path / 'ours'), 'target')
+    said = capsys.readouterr().out
+    assert not report.failed and 'ok      own forward: features of noise are finite' in said
+
+
 @pytest.mark.parametrize('depth', [1, 2])
 def test_probe_of_vjepa1(tmp_path, depth):
     """With the layer that it does not use; with two blocks, the cross-attention comes first."""

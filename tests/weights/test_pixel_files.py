@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch_fill import normal, tensor
 
 import jepa_jax
-from jepa_jax import convert
+from jepa_jax import convert, doctor
 from jepa_jax.errors import ConvertError, ZooError
 from jepa_jax.masks.random import from_noise, tubes
 from jepa_jax.models.pixel_decoder import PixelDecoderConfig
@@ -175,6 +175,31 @@ def test_an_encoder_alone(through, tmp_path):
     assert tokens.shape == (1, 2 * 16 if kind == 'mae' else 16, 48)
     if kind == 'mae':  # each frame by itself
         np.testing.assert_allclose(tokens[:, :16], model.encoder(clip[:, :1]), atol=1e-5)
+
+
+def test_doctor(through, capsys):
+    """On a folder of `transformers`, which both kinds may be."""
+    kind, folder, _ = through
+    report = doctor._Report()
+    doctor._model(report, str(folder / 'hf'), 'target')
+    said = capsys.readouterr().out
+    assert not report.failed and 'ok      own forward: features of noise are finite' in said, kind
+
+
+def test_another_size_is_resized_as_transformers_does(tmp_path):
+    """MAE's table, to a grid that is not square."""
+    convert.write(convert.read(saved(tmp_path, 'mae'), **HEADS['mae']), tmp_path / 'hf', 'hf')
+    theirs = strict(transformers.ViTMAEForPreTraining, tmp_path / 'hf').vit
+    theirs.config.mask_ratio = 0.0
+    images = normal(0, 1, 3, 64, 40).clip(-2, 2)
+    everything = torch.arange(40)[None].float()
+    with torch.no_grad():
+        expected = theirs(
+            torch.from_numpy(images), noise=everything, interpolate_pos_encoding=True
+        ).last_hidden_state
+    model = jepa_jax.load(tmp_path / 'hf', dtype='float32')
+    found = model.encoder(np.moveaxis(images, 1, -1)[:, None])
+    np.testing.assert_allclose(found, expected[:, 1:], rtol=0, atol=1e-5)
 
 
 def test_a_table_that_differs_is_announced_and_used(tmp_path):
