@@ -22,7 +22,6 @@ import logging
 import math
 import os
 import re
-import select
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -45,6 +44,7 @@ from jepa_jax.errors import (
     allowed,
     nearest,
     printable,
+    reader_left,
 )
 from jepa_jax.lookup import import_file, shipped
 from jepa_jax.models import SIZE_ALIASES
@@ -182,16 +182,6 @@ def run(
         return FAILED if reader_left() else _report(error, debug, FAILED)
     except Exception as error:
         return _report(error, debug or not _is_message(error), FAILED)
-
-
-def reader_left() -> bool:
-    """Whether who read standard output has gone, as `head` does: then nothing more goes there."""
-    place = sys.stdout.fileno()
-    (looks := select.poll()).register(place, select.POLLOUT)
-    if not any(events & (select.POLLERR | select.POLLHUP) for _, events in looks.poll(0)):
-        return False
-    os.dup2(os.open(os.devnull, os.O_WRONLY), place)
-    return True
 
 
 def leave_libtpu_alone(devices: str = '/dev') -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from jepa_jax import __version__
-from jepa_jax.errors import OK, USAGE, allowed
+from jepa_jax.errors import OK, USAGE, allowed, reader_left
 from jepa_jax.lookup import shipped
 
 
@@ -83,9 +83,7 @@ def main(argv: Sequence[str] | None = None, program: str = 'jepa') -> int:
         try:
             print(listing(program), flush=True)
         except BrokenPipeError:
-            from jepa_jax import cli
-
-            cli.reader_left()
+            reader_left()
         return OK
     if name == '--version':
         print(f'jepa_jax {__version__}')

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jepa_jax import inputs
+from jepa_jax.described import Described
 from jepa_jax.errors import InputError
 from jepa_jax.models.pooler import PoolerConfig
 from jepa_jax.models.vit import ViT, ViTConfig
 from jepa_jax.nets import Net
-from jepa_jax.outputs import Described
 
 FRAMES = 16  # of a window, unless asked otherwise
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import difflib
 import os
+import select
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -156,3 +158,13 @@ def nearest(given: str, words: Iterable[str]) -> str:
     """`; did you mean X?` for a word near to the one given, else nothing."""
     near = difflib.get_close_matches(given, list(words), n=1)
     return f'; did you mean {near[0]}?' if near else ''
+
+
+def reader_left() -> bool:
+    """Whether who read standard output has gone, as `head` does: then nothing more goes there."""
+    place = sys.stdout.fileno()
+    (looks := select.poll()).register(place, select.POLLOUT)
+    if not any(events & (select.POLLERR | select.POLLHUP) for _, events in looks.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), place)
+    return True

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from jepa_jax.outputs import Described
+from jepa_jax.described import Described
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -18,6 +18,7 @@ FLOORS = (
     (
         'lookup',
         'files',
+        'described',
         'scratch',
         'commands',
         'page',

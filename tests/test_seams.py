@@ -45,8 +45,8 @@ NO_CONFIGS = {
     'arrays, or what stands in their place': {
         ('jepa_jax/encoder.py', 'clips'),
         ('jepa_jax/inputs.py', 'video'),
-        ('jepa_jax/outputs.py', 'tree'),
-        ('jepa_jax/outputs.py', 'value'),
+        ('jepa_jax/described.py', 'tree'),
+        ('jepa_jax/described.py', 'value'),
         ('jepa_jax/serve_robot.py', 'v'),
         ('jepa_jax/data/robot/lerobot.py', 'column'),
         ('jepa_jax/weights/torch_files.py', 'value'),
@@ -65,6 +65,7 @@ NO_CONFIGS = {
     'functions that a comparison runs, some of which say more': {('tools/versus.py', 'run')},
     'annotations, text in some modules': {('jepa_jax/weights/parts.py', 'field.type')},
     'whatever a get_config returned': {('jepa_jax/cli.py', 'built')},
+    'names that a user typed, which may be no fields': {('jepa_jax/config/store.py', 'config')},
     'configs of old runs, whose fields have moved': {('jepa_jax/config/store.py', 'part')},
 }
 

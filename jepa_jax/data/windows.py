@@ -24,8 +24,8 @@ from jepa_jax import files
 from jepa_jax.data import decode, kinds, npz, pictures
 from jepa_jax.data.clips import Sampling, Timing, by_time
 from jepa_jax.data.kinds import PICTURES
+from jepa_jax.described import Described
 from jepa_jax.errors import BadFile, Unsuitable
-from jepa_jax.outputs import Described
 
 PIECE = 2**27  # bytes of raw frames decoded at a time
 
