@@ -4,8 +4,8 @@
         --config.checkpoints.resume_from=runs/vitg-pretrain
 
 The lists are the original's, text files of `path label` lines in the working folder; see
-docs/recipes.md. `vitg_384.py:smoke` is a minute on two cores, with self-made videos; `:paper` takes the
-paper's mixture and final rate.
+docs/recipes.md. `vitg_384.py:smoke` is a minute on two cores, with self-made videos; `:paper`
+takes the mixture and final rate of the paper.
 
 Hardware of the original: 512 GPUs. The paper reports 77.3 % on SSv2 (attentive probe).
 """
