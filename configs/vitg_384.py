@@ -5,7 +5,7 @@
 
 The lists are the original's, text files of `path label` lines in the working folder; see
 docs/recipes.md. `vitg_384.py:smoke` is a minute on two cores, with self-made videos; `:paper`
-takes the paper's mixture and final rate.
+takes the mixture and final rate of the paper.
 
 Hardware of the original: 512 GPUs. The paper reports 77.3 % on SSv2 (attentive probe).
 """

@@ -5,7 +5,7 @@
 
 The lists are the original's, text files of `path label` lines in the working folder; see
 docs/recipes.md. `vitg_512.py:smoke` is a minute on two cores, with self-made videos; `:paper`
-takes the paper's mixture and final rate.
+takes the mixture and final rate of the paper.
 
 The public files have no such run: the values are those at 384 pixels. It has not been run.
 """

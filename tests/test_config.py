@@ -321,6 +321,7 @@ def test_json_round_trip_and_differences():
 def test_classes_are_known_under_their_old_names():
     assert C.TrainConfig is MaskedVideoConfig and C.RobotTrainConfig is ActionConditionedConfig
     assert C.DataList is DataListConfig and C.MaskBlocks is C.MaskConfig
+    assert C.DecoderConfig is C.MaskedDecoderConfig
     assert C.smoke is recipes.smoke
     with pytest.raises(AttributeError, match="no attribute 'TrainConfiguration'"):
         C.TrainConfiguration  # noqa: B018

@@ -31,7 +31,7 @@ from jepa_jax.config.parts import REMAT
 from . import versus
 
 PACKAGE = __spec__.name.rpartition('.')[0]  # tools, or where it is installed
-TASKS = {
+COMPARISONS = {
     'step': f'{PACKAGE}.versus_tasks:STEP',
     'features': f'{PACKAGE}.bench_embed:FEATURES',
     'plan': f'{PACKAGE}.bench_plan:PLAN',
@@ -91,7 +91,7 @@ def bench(
             else:
                 given = {**options, 'dtype': dtype, 'original': original, 'remat': remat}
                 rows.append(versus.measure(
-                    TASKS[name], given, peers=sides, rounds=rounds, threads=threads,
+                    COMPARISONS[name], given, peers=sides, rounds=rounds, threads=threads,
                     platform=platform, patience=patience,
                 ))  # fmt: skip
             if json_file:

@@ -25,7 +25,7 @@ from jepa_jax import cli
 from jepa_jax.errors import ConfigError
 
 # evaluation -> its figures, and what is paired
-TASKS = {
+FIGURES = {
     'segmentation': ({'mIoU': ''}, 'IoU of a picture'),
     'propagation': ({'J&F': '', 'J': ', J', 'F': ', F'}, 'J&F of an object'),
 }
@@ -44,7 +44,7 @@ def make(models: list[str], out: str, arg: str) -> None:
 
     reports = [_probes(model) for model in models]
     folder, rows = Path(out), {}
-    for task, (figures, paired) in TASKS.items():
+    for task, (figures, paired) in FIGURES.items():
         config = cli.load(f'{task}:{arg}' if arg else task, ('evaluation',))
         evaluate(config, str(folder / task), '', models, 'target', '')
         report = json.loads((folder / task / 'report.json').read_text())

@@ -29,7 +29,7 @@ from jepa_jax.config.labelled import RetrievalConfig as RetrievalConfig
 from jepa_jax.config.labelled_sets import labelled_set as labelled_set
 from jepa_jax.config.masked_image import ImageMaskConfig as ImageMaskConfig
 from jepa_jax.config.masked_image import MaskedImageConfig as MaskedImageConfig
-from jepa_jax.config.masked_pixels import DecoderConfig as DecoderConfig
+from jepa_jax.config.masked_pixels import MaskedDecoderConfig as MaskedDecoderConfig
 from jepa_jax.config.masked_pixels import MaskedPixelsConfig as MaskedPixelsConfig
 from jepa_jax.config.masked_video import MaskedVideoConfig as MaskedVideoConfig
 from jepa_jax.config.parts import SELF_MADE as SELF_MADE
@@ -73,6 +73,7 @@ from jepa_jax.errors import ConfigError as ConfigError
 
 # What users' own config files may still call things.
 _OLD_NAMES = {
+    'DecoderConfig': 'jepa_jax.config:MaskedDecoderConfig',
     'DataList': 'jepa_jax.config:DataListConfig',
     'MaskBlocks': 'jepa_jax.config:MaskConfig',
     'TrainConfig': 'jepa_jax.config:MaskedVideoConfig',

@@ -17,7 +17,7 @@ from jepa_jax.config.runs import RunConfig
 
 
 @dataclass
-class DecoderConfig:
+class MaskedDecoderConfig:
     """The narrow transformer that draws pixels."""
 
     width: int = 512
@@ -41,7 +41,7 @@ class MaskedPixelsConfig(RunConfig):
     encoder: EncoderConfig = field(
         default_factory=lambda: EncoderConfig(tubelet=1, position='sincos', axes='xy')
     )
-    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    decoder: MaskedDecoderConfig = field(default_factory=MaskedDecoderConfig)
     data: DataConfig = field(default_factory=lambda: DataConfig(frames=1))
     optim: OptimConfig = field(default_factory=OptimConfig)
     # as MaskedVideoConfig's
@@ -56,7 +56,7 @@ RULES[MaskedPixelsConfig] = {
     'mask_ratio': Rule(lambda v: 0 < v < 1, 'above 0 and below 1'),
     'target': OneOf(tuple(target for targets, _ in KINDS.values() for target in targets)),
 }
-RULES[DecoderConfig] = {
+RULES[MaskedDecoderConfig] = {
     'width': POSITIVE,
     'depth': AT_LEAST_ONE,
     'heads': POSITIVE,

@@ -191,7 +191,7 @@ def view(
 
 
 @dataclasses.dataclass(frozen=True)
-class Encoder:
+class PictureEncoder:
     """Pictures uint8 [B, H, W, 3] -> features float32 [B, h, w, D] of their patches."""
 
     encode: Callable[[np.ndarray], np.ndarray]
@@ -201,7 +201,7 @@ class Encoder:
         return self.encode(pictures)
 
 
-def encoders(model, config: DenseConfig) -> dict[str, Encoder]:
+def encoders(model, config: DenseConfig) -> dict[str, PictureEncoder]:
     """The model's, and those it is held against."""
     c = model.config
     count = config.data.frames or c.tubelet_of(1)
@@ -218,11 +218,11 @@ def encoders(model, config: DenseConfig) -> dict[str, Encoder]:
         raise ConfigError(
             f'data.crop = {config.data.crop}: must be multiples of {patch}, the patch'
         )
-    result = {'model': Encoder(still(clip_encoder(model)), patch)}
+    result = {'model': PictureEncoder(still(clip_encoder(model)), patch)}
     if config.pixels_baseline:
-        result['pixels'] = Encoder(lambda x: pixel_tokens(x[:, None], patch)[:, 0], patch)
+        result['pixels'] = PictureEncoder(lambda x: pixel_tokens(x[:, None], patch)[:, 0], patch)
     if config.random_baseline:
-        result['random'] = Encoder(
+        result['random'] = PictureEncoder(
             still(clip_encoder(own.untrained(model, config.seed + 1))), patch
         )
     return result
@@ -346,7 +346,7 @@ def _advance(task: Task, steps: int, warmup: int, dropout: float):
 
 
 def train(
-    encoder: Encoder,
+    encoder: PictureEncoder,
     samples: Sequence[Sample],
     task: Task,
     settings: Sequence[Setting],
@@ -416,7 +416,7 @@ def answers(heads: Heads, task: Task, x: np.ndarray) -> np.ndarray:
 
 
 def predict(
-    encoder: Encoder, heads: Heads, task: Task, picture: np.ndarray, c: PicturesConfig
+    encoder: PictureEncoder, heads: Heads, task: Task, picture: np.ndarray, c: PicturesConfig
 ) -> np.ndarray:
     """What the first head says of a picture uint8 [H, W, 3], on a grid of its own: [h, w, C]."""
     size = short_side(*picture.shape[:2], c.short)
@@ -443,7 +443,7 @@ def predict(
 
 
 def fit(
-    encoder: Encoder, samples: Sequence[Sample], task: Task, config: DenseConfig, title: str
+    encoder: PictureEncoder, samples: Sequence[Sample], task: Task, config: DenseConfig, title: str
 ) -> tuple[Heads, str]:
     """The head that does best on a part of the training sources, trained on all of them.
 
@@ -479,7 +479,7 @@ def fit(
 
 
 def judge(
-    encoder: Encoder,
+    encoder: PictureEncoder,
     heads: Heads,
     task: Task,
     samples: Sequence[Sample],

@@ -56,7 +56,7 @@ class Setting:
 
 
 @dataclasses.dataclass(frozen=True)
-class Encoder:
+class FrameEncoder:
     """How frames become tokens."""
 
     encode: Encode
@@ -73,13 +73,13 @@ def run(model, config: PropagationConfig, workdir: Path) -> Results:
     """
     c = model.config
     shape = c.tubelet, c.patch, c.tubelet_of(1)  # one where the model has a way for images
-    encoders = {'model': Encoder(dense.clip_encoder(model), *shape)}
+    encoders = {'model': FrameEncoder(dense.clip_encoder(model), *shape)}
     if config.pixels_baseline:
         pixels = functools.partial(dense.pixel_tokens, patch=c.patch)
-        encoders['pixels'] = Encoder(pixels, 1, c.patch)
+        encoders['pixels'] = FrameEncoder(pixels, 1, c.patch)
     if config.random_baseline:
         fresh = own.untrained(model, config.seed + 1)
-        encoders['random'] = Encoder(dense.clip_encoder(fresh), *shape)
+        encoders['random'] = FrameEncoder(dense.clip_encoder(fresh), *shape)
     checked = dense.load('propagation', config, 0)
     train, test = checked.samples['train'], checked.samples['validation']
     values: dict[str, list[np.ndarray]] = {}
@@ -155,7 +155,7 @@ def clips_of(frames: np.ndarray, times: Sequence[int], past: int, tubelet: int) 
     return frames[np.stack(index)]
 
 
-def tokens_of(encoder: Encoder, frames: np.ndarray, past: int, batch: int) -> np.ndarray:
+def tokens_of(encoder: FrameEncoder, frames: np.ndarray, past: int, batch: int) -> np.ndarray:
     """Unit features of every frame, [T, h, w, D], from it and those before it alone."""
     tubelet = encoder.still or encoder.tubelet if past == 1 else encoder.tubelet
     parts = []
@@ -266,7 +266,7 @@ def stretched(soft: np.ndarray) -> np.ndarray:
 
 
 def follow(
-    encoder: Encoder,
+    encoder: FrameEncoder,
     frames: np.ndarray,
     first: np.ndarray,
     setting: Setting,
@@ -296,7 +296,7 @@ def follow(
 
 
 def features_of(
-    encoder: Encoder, frames: np.ndarray, past: int, config: PropagationConfig
+    encoder: FrameEncoder, frames: np.ndarray, past: int, config: PropagationConfig
 ) -> np.ndarray:
     """Unit features [T, h, w, D] of frames of any size."""
     seen = seen_size(*frames.shape[1:3], config.data.short, encoder.patch)
@@ -315,7 +315,7 @@ def judge(said: np.ndarray, true: np.ndarray) -> np.ndarray:
 
 
 def choose(
-    encoder: Encoder, train: Sequence[Sample], config: PropagationConfig
+    encoder: FrameEncoder, train: Sequence[Sample], config: PropagationConfig
 ) -> tuple[Setting, str]:
     """The setting with the best mean J over objects of training videos, and how it was chosen."""
     grid = [

@@ -192,7 +192,7 @@ def outcome(possible: np.ndarray, impossible: np.ndarray) -> tuple[int, int]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Metrics:
+class PairScores:
     """Of one row of contexts; shares in 0..1. (reference: evaluations, `surprise_metrics`)"""
 
     pairs_mean: float  # pair accuracy by the mean over windows
@@ -207,7 +207,7 @@ class Metrics:
     auroc_max: float
 
 
-def metrics(losses: np.ndarray, labels: np.ndarray) -> Metrics:
+def metrics(losses: np.ndarray, labels: np.ndarray) -> PairScores:
     """Figures of videos whose members of a pair follow each other.
 
     Args:
@@ -235,7 +235,7 @@ def metrics(losses: np.ndarray, labels: np.ndarray) -> Metrics:
         precision, recall, _ = precision_recall_curve(labels, -score)
         area[f'auprc_{name}'] = float(auc(recall, precision))
         area[f'auroc_{name}'] = float(roc_auc_score(labels, -score))
-    return Metrics(*won, share(at), at, best[0], -best[1], **area)
+    return PairScores(*won, share(at), at, best[0], -best[1], **area)
 
 
 def quadruplet(videos: Sequence[np.ndarray]) -> tuple[list[tuple[int, int]], np.ndarray]:

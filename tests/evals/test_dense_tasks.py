@@ -15,14 +15,14 @@ from jepa_jax.config.dense import DepthConfig, PropagationConfig, SegmentationCo
 from jepa_jax.data.labelled.dense import IGNORE, Sample
 from jepa_jax.errors import ConfigError
 from jepa_jax.evals import dense, depth, of, propagation, segmentation
-from jepa_jax.evals.dense import Encoder, Heads
+from jepa_jax.evals.dense import Heads, PictureEncoder
 from jepa_jax.evals.probes import Setting
 from jepa_jax.model import Loaded, Model
 from jepa_jax.models.vit import ViTConfig
 from jepa_jax.weights.parts import net
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-PIXELS = Encoder(lambda x: dense.pixel_tokens(x[:, None], 8)[:, 0], 8)
+PIXELS = PictureEncoder(lambda x: dense.pixel_tokens(x[:, None], 8)[:, 0], 8)
 
 
 def small(kind=SegmentationConfig, **options):
@@ -255,7 +255,7 @@ def test_pictures_of_2_1_go_in_as_images():
     options.data.crop, options.data.frames = (16, 24), 0
     ours = dense.encoders(image, options)['model'](pictures)
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
-    encode = propagation.Encoder(dense.clip_encoder(image), 2, 8, config.tubelet_of(1))
+    encode = propagation.FrameEncoder(dense.clip_encoder(image), 2, 8, config.tubelet_of(1))
     tokens = propagation.tokens_of(encode, pictures, 1, 2)
     unit = expected / np.linalg.norm(expected, axis=-1, keepdims=True)
     np.testing.assert_allclose(tokens, unit, rtol=0, atol=1e-5)

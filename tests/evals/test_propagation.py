@@ -10,7 +10,7 @@ from jepa_jax.config.dense import PropagationConfig
 from jepa_jax.data.labelled.dense import IGNORE, Sample
 from jepa_jax.errors import ConfigError
 from jepa_jax.evals import dense, propagation
-from jepa_jax.evals.propagation import Encoder, Setting
+from jepa_jax.evals.propagation import FrameEncoder, Setting
 from jepa_jax.model import Loaded, Model
 from jepa_jax.models.vit import ViTConfig
 from jepa_jax.weights.parts import net
@@ -101,10 +101,10 @@ def test_clips_end_with_the_frame():
 
 
 @pytest.fixture(scope='module')
-def encoder() -> Encoder:
+def encoder() -> FrameEncoder:
     config = ViTConfig(24, 1, 2, patch=8, image_size=16, dtype=np.dtype('float32'), remat='none')
     params = jax.jit(net('encoder', config).init)(jax.random.key(0))
-    return Encoder(dense.clip_encoder(Model(Loaded(config, params))), 2, 8)
+    return FrameEncoder(dense.clip_encoder(Model(Loaded(config, params))), 2, 8)
 
 
 def moving(T: int = 6, side: int = 32) -> tuple[np.ndarray, np.ndarray]:
@@ -140,7 +140,7 @@ def test_later_frames_change_nothing(encoder, past):
 
 def test_an_object_is_followed_by_its_pixels():
     frames, labels = moving()
-    pixels = Encoder(lambda x: dense.pixel_tokens(x, 4), 1, 4)
+    pixels = FrameEncoder(lambda x: dense.pixel_tokens(x, 4), 1, 4)
     config = dataclasses.replace(SMALL, radii=(1, 3, 3), temperatures=(0.1,) * 3, past=(1, 4))
     said = propagation.follow(pixels, frames, labels[0], Setting(1, 3, 0.1), config)
     values = propagation.judge(said, labels)
@@ -160,7 +160,7 @@ def test_void_is_nobodys():
     labels = labels.copy()
     labels[0, :8] = IGNORE
     labels[2:4, 8:16] = IGNORE
-    pixels = Encoder(lambda x: dense.pixel_tokens(x, 4), 1, 4)
+    pixels = FrameEncoder(lambda x: dense.pixel_tokens(x, 4), 1, 4)
     said = propagation.follow(pixels, frames, labels[0], Setting(1, 3, 0.1), SMALL)
     assert set(np.unique(said)) == {0, 1}
     assert propagation.judge(said, labels).shape == (2, 1, 4)

@@ -20,7 +20,7 @@ def test_each_figure_is_where_it_belongs(tmp_path, monkeypatch, capsys):
     def evaluated(config, workdir, config_file, names, encoder, watch):
         asked.append((config.evaluation, encoder))
         assert names == models
-        figures, paired = dense_table.TASKS[config.evaluation]
+        figures, paired = dense_table.FIGURES[config.evaluation]
         results, baselines = {}, {}
         for m, model in enumerate(models):
             for k, (name, suffix) in enumerate(figures.items()):
