@@ -1,6 +1,10 @@
 """The study of the family: equal FLOPs, and its table of what was measured."""
 
 import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -75,3 +79,45 @@ def test_table_and_plot(tmp_path):
     assert lines[3].startswith('| untrained | 0.500 | 0.000 |')
     family.plot(rows, tmp_path / 'family.png')
     assert (tmp_path / 'family.png').read_bytes().startswith(b'\x89PNG')
+
+
+@pytest.mark.slow
+def test_a_study_again_and_its_energies(runs):
+    """Two members, a few steps each; started again nothing is trained or judged twice; then what
+    they know apart."""
+    workdir = runs.workdir()
+    root = pathlib.Path(family.__file__).parent.parent
+
+    def run(module, *arguments):
+        done = subprocess.run(
+            [sys.executable, '-m', module, *arguments], cwd=root, env=runs.environment,
+            capture_output=True, text=True, timeout=900,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    start = 'jepa_jax.train', '--config=configs/family_tiny.py:smoke', f'--workdir={workdir}'
+    said = run(*start, '--config.members=vjepa2,mae')
+    assert '| MAE (frames) |' in said and '| untrained |' in said
+    kept = [
+        p for p in workdir.rglob('*') if p.suffix in ('.json', '.jsonl') and p.parent != workdir
+    ]
+    kept = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in [*kept, workdir / 'baselines.json']}
+    assert len([p for p in kept if p.name == family.LAST]) == 2
+    rows = json.loads((workdir / 'report.json').read_text())
+    again = run(*start, '--config.members=vjepa2,mae')
+    assert again.count('is finished: ') == 2 and 'probes: ' not in again
+    assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in kept} == kept
+    assert json.loads((workdir / 'report.json').read_text()) == rows
+
+    out = workdir / 'energy'
+    members = (str(workdir / f'seed0/{name}') for name in ('vjepa2', 'mae'))
+    few = '--clips=4', '--kind=synthetic_few', f'--out={out}'
+    said = run('tools.energy', *members, *few)
+    assert 'vjepa2, predictive: own ' in said and 'mae, generative: own ' in said
+    energies = json.loads((out / 'energy.json').read_text())
+    assert {name: list(one) for name, one in energies.items()} == {
+        'vjepa2': ['predictive', 'joint'], 'mae': ['generative', 'joint'],
+    }  # fmt: skip
+    assert all(one['other'] > 0 for each in energies.values() for one in each.values())
+    assert (out / 'energy.png').read_bytes().startswith(b'\x89PNG')

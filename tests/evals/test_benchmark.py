@@ -262,6 +262,21 @@ def test_levels_of_pictures_and_folders(tmp_path):
     assert benchmark.run(tiny, pictures, tmp_path).results['accuracy'].n == 6
 
 
+def test_pictures_and_an_encoder_of_images(tmp_path):
+    """One frame a picture; asked to repeat it in time, such an encoder is refused in one line."""
+    vit = ViTConfig(
+        24, 1, 2, patch=16, tubelet=1, frames=1, position='sincos', axes='xy', image_size=32,
+        dtype=F32, remat='none',
+    )  # fmt: skip
+    tiny = Model(Loaded(vit, weights('encoder', vit)), name='tiny')
+    c = config('in1k', made.imagenet(tmp_path / 'i', each=4))
+    with pytest.raises(ConfigError, match='data.frames = 2: must be 1, this is a model of images'):
+        benchmark.run(tiny, c, tmp_path)
+    c.data.frames = c.data.step = 1
+    accuracy = benchmark.run(tiny, c, tmp_path).results['accuracy']
+    assert accuracy.n == 12 and accuracy.value > 0.9  # classes are colours
+
+
 def test_clips_are_joined_by_view(golden_benchmark):
     """To the golden rows: tokens of the clips of a view follow one another."""
     x = wave((2, 3, 2, 3, 4, 4, 4), 0.5).astype(np.float32)  # clip, view, B, C, F, H, W

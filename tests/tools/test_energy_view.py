@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from tools.energy import demonstrate, distances, figures, table_of_demo
+from tools.energy import demonstrate, distances, draw, figures, table_of_demo
 
 
 def known(flat: bool):
@@ -39,6 +40,13 @@ def test_a_flat_landscape():
     one = figures(videos, f)
     assert (one['gap'], one['first'], one['auc'], one['basin']) == (0, 0, 0.5, 0)
     assert np.ptp(one['landscape']) == 0 and one['other'] == 0.5
+
+
+def test_many_runs_have_room_in_a_picture_that_is_not_too_wide(tmp_path):
+    one = {'other': 1.0, 'gap': 0.5, 'landscape': np.ones((9, 9)).tolist()}
+    for count, least in ((1, 300), (9, 1900)):
+        draw({f'run {i}': {'joint': one} for i in range(count)}, tmp_path / 'energy.png')
+        assert least < Image.open(tmp_path / 'energy.png').width <= 2000
 
 
 @pytest.mark.parametrize('squared', [False, True])
