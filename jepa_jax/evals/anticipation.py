@@ -33,8 +33,8 @@ from jepa_jax.models.pooler import averaged_grid
 
 log = logging.getLogger(__name__)
 
-# action recall@5 in percent, protocol upstream, classes filtered: by the original's authors
-# action recall@5, in percent; those of others as the paper of V-JEPA 2 has them
+# action recall@5 in percent, protocol upstream, classes filtered: by the original's authors;
+# those of others as the paper of V-JEPA 2 has them
 PUBLISHED = {'V-JEPA 2 L 256': 32.7, 'V-JEPA 2 g 384': 39.7, 'V-JEPA 2.1 g 384': 38.4,
              'V-JEPA 2.1 G 384': 40.8, 'InAViT': 25.8, 'Video-LLaMA 7B': 26.0,
              'PlausiVL 8B': 27.6}  # fmt: skip
