@@ -90,12 +90,12 @@ def judge(model, path):
     true = whole.tokens[0][result.ids]
     seen = result.context[0]
     last = np.resize(seen[-np.prod(whole.grid[1:]) :], true.shape)  # again and again
-    guesses = {
+    baselines = {
         'the predictor': result.tokens[0],
         'nothing changes': last,
         'the mean': seen.mean(0),
     }
-    return {name: float(np.abs(true - guess).mean()) for name, guess in guesses.items()}
+    return {name: float(np.abs(true - frame).mean()) for name, frame in baselines.items()}
 
 
 predicting = model if model.predictor else jepa_jax.load('random:tiny')

@@ -39,13 +39,13 @@ def main(argv: list[str] | None = None) -> tuple[np.ndarray, dict]:
         horizon=2,
     )
     solve = jax.jit(planner.solve)  # compiled once, for every plan of these shapes
-    actions, found = solve(
+    actions, diagnostics = solve(
         model.world_model, Context(features[:1], state), Goal(features[1], None), jax.random.key(0)
     )
-    actions, found = np.asarray(actions), jax.device_get(found)
-    print(f'energies of the search: {found["energies"]}')
+    actions, diagnostics = np.asarray(actions), jax.device_get(diagnostics)
+    print(f'energies of the search: {diagnostics["energies"]}')
     print(f'actions, x y z roll pitch yaw gripper:\n{actions.round(4)}')
-    return actions, found
+    return actions, diagnostics
 
 
 if __name__ == '__main__':

@@ -77,12 +77,12 @@ class Answerer:
         encoder, projector, decoder = (
             nets[name].config for name in ('encoder', 'projector', 'decoder')
         )
-        for what, found, width in (
+        for what, size, width in (
             ('an encoder', encoder.width, projector.encoder_width),
             ('a language model', decoder.width, projector.width),
         ):
-            if found != width:
-                raise ConvertError(f'{what} of width {found}: the projector is for {width}')
+            if size != width:
+                raise ConvertError(f'{what} of width {size}: the projector is for {width}')
         tokenizer.check(decoder.vocabulary, language)
         grid = encoder.grid(clips.frames, clips.crop, clips.crop)
         if grid != tuple(projector.grid):

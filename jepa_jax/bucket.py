@@ -135,12 +135,12 @@ def _amazon(environment: Mapping[str, str]) -> dict[str, Any]:
     except (configparser.Error, UnicodeDecodeError) as error:
         if not own:
             raise ConfigError(f'credentials of S3: {" ".join(str(error).split())}') from error
-    wanted = environment.get('AWS_PROFILE', 'default')
-    sections = [name for name in (wanted, f'profile {wanted}') if name in files]
+    named = environment.get('AWS_PROFILE', 'default')
+    sections = [name for name in (named, f'profile {named}') if name in files]
     if 'AWS_PROFILE' in environment and not sections and not own:
         known = ', '.join(name.removeprefix('profile ') for name in files.sections()) or 'none'
         raise ConfigError(
-            f"AWS_PROFILE = '{wanted}': no such profile in {' and '.join(places.values())}; "
+            f"AWS_PROFILE = '{named}': no such profile in {' and '.join(places.values())}; "
             f'profiles there: {known}'
         )
     profile = {key: value for name in sections for key, value in files[name].items()}
@@ -154,11 +154,11 @@ def _amazon(environment: Mapping[str, str]) -> dict[str, Any]:
     if own:
         kind = {'type': 'environment'}
     elif _KEYS & profile.keys():
-        kind = {'type': 'profile', 'profile': wanted} | absent | there
+        kind = {'type': 'profile', 'profile': named} | absent | there
     elif any(name.startswith('AWS_CONTAINER_CREDENTIALS_') for name in environment):
         kind = {'type': 'ecs'}
     elif 'AWS_WEB_IDENTITY_TOKEN_FILE' in environment:
-        kind = {'type': 'default', 'profile': wanted}
+        kind = {'type': 'default', 'profile': named}
     else:
         kind = ROLE
     return spec | {'aws_credentials': kind}

@@ -84,7 +84,7 @@ def report(config: DistillationConfig, folder: Path) -> None:
             if not rows:
                 for name, word in BASELINES.items():
                     rows[word] = {'probes': {k: v[name] for k, v in told['probes'].items()}}
-            probes = {label: found['target'] for label, found in told['probes'].items()}
+            probes = {label: probe['target'] for label, probe in told['probes'].items()}
             rows[stage.name] = _of(stage.config) | {'probes': probes, 'verdict': told['verdict']}
         sentences = [
             _sentence(name, label, rows) for name in TAUGHT for label in rows[name]['probes']
@@ -118,8 +118,8 @@ def table(rows: dict[str, dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _words(found: dict[str, float]) -> str:
-    return f'{found["mean"]:.3f} ({found["low"]:.3f} to {found["high"]:.3f})'
+def _words(figure: dict[str, float]) -> str:
+    return f'{figure["mean"]:.3f} ({figure["low"]:.3f} to {figure["high"]:.3f})'
 
 
 def _sentence(name: str, label: str, rows: dict[str, dict[str, Any]]) -> str:

@@ -148,15 +148,15 @@ def printable(text: object) -> str:
     return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def allowed(given: Any, words: Iterable[str]) -> str:
+def allowed(word: Any, words: Iterable[str]) -> str:
     """`allowed are A, B; did you mean B?` for a word that is none of a few."""
     words = list(words)
-    return f'allowed are {", ".join(words)}{nearest(str(given), words)}'
+    return f'allowed are {", ".join(words)}{nearest(str(word), words)}'
 
 
-def nearest(given: str, words: Iterable[str]) -> str:
+def nearest(word: str, words: Iterable[str]) -> str:
     """`; did you mean X?` for a word near to the one given, else nothing."""
-    near = difflib.get_close_matches(given, list(words), n=1)
+    near = difflib.get_close_matches(word, list(words), n=1)
     return f'; did you mean {near[0]}?' if near else ''
 
 

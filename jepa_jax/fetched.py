@@ -35,7 +35,7 @@ def model(url: str) -> Path:
     run, step = (match[1], match[2] or '') if match else (url, '')
 
     def needed(names: list[str]) -> list[str]:
-        whole = {int(found[1]) for name in names if (found := _MANIFEST.fullmatch(name))}
+        whole = {int(numbered[1]) for name in names if (numbered := _MANIFEST.fullmatch(name))}
         newest = step or (f'/{max(whole)}' if whole else '/none')
         return [
             name

@@ -272,15 +272,15 @@ class BucketHome(Home):
 
     def _files(self) -> dict[str, tuple[int, int]]:
         """Every finished file of the folder, and which state of it that is."""
-        found = {}
+        seen = {}
         for path in sorted(self.folder.rglob('*')):
             name = path.relative_to(self.folder).as_posix()
             if any(part.startswith(('.', UNFINISHED)) for part in name.split('/')):
                 continue
             with contextlib.suppress(FileNotFoundError):
                 if stat.S_ISREG(path.lstat().st_mode):
-                    found[name] = _seen(path)
-        return found
+                    seen[name] = _seen(path)
+        return seen
 
     def _beat(self, done: threading.Event) -> None:
         for count in itertools.count(1):

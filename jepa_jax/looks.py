@@ -158,11 +158,11 @@ def components(features: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def features_of(workdir: Path) -> list[tuple[int, Path]]:
     """Steps of which features were written, ascending, and their files."""
-    found = []
+    saves = []
     for path in (workdir / FOLDER).glob('features_*.npz'):
         if match := re.fullmatch(r'features_(\d+)', path.stem):
-            found.append((int(match[1]), path))
-    return sorted(found)
+            saves.append((int(match[1]), path))
+    return sorted(saves)
 
 
 def clips_of(workdir: Path, shape: tuple[int, ...]) -> np.ndarray | None:

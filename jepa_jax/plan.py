@@ -364,11 +364,11 @@ def read_episode(path: str, units: RobotConfig):
     return observations, np.float32(states), [opening] if opening else []
 
 
-def read_recording(model: str, given: dict[str, Any], episode: int, first: int, last: int):
+def read_recording(model: str, fields: dict[str, Any], episode: int, first: int, last: int):
     """observations uint8 [2, H, W, 3], frames `first` and `last` of an episode, and states float32
     [T, 7] from the one to the other.
 
-    given: fields of RobotConfig; the others are those of the model's own recordings.
+    fields: fields of RobotConfig; the others are those of the model's own recordings.
 
     Raises:
       ConfigError: they are of another robot than the model's, or cannot be read so.
@@ -383,7 +383,7 @@ def read_recording(model: str, given: dict[str, Any], episode: int, first: int, 
     from jepa_jax.data.robot.contract import as_flag
     from jepa_jax.planning.model import check_contract, recordings
 
-    data = dataclasses.replace(recordings(model) or RobotConfig(), **given)
+    data = dataclasses.replace(recordings(model) or RobotConfig(), **fields)
     check_contract(model, data)
     episodes = robot.open_recordings(data)
     if not 0 <= episode < len(episodes):

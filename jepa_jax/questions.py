@@ -156,24 +156,24 @@ def _params(config: QuestionsConfig, objective: Questions, origin: Origin, name:
             return None
         key = jax.random.fold_in(jax.random.key(config.seed), 1 + (name == 'decoder'))
         return jax.device_get(jax.jit(net.init, compiler_options=ONCE)(key))
-    found = zoo.find(path)
+    weights = zoo.find(path)
     if name == 'encoder':
-        if found.encoder is None:
+        if weights.encoder is None:
             raise ConfigError(f'encoder_from = {path!r}: holds no encoder')
-        if other := parts.differences(found.encoder, net.config):
+        if other := parts.differences(weights.encoder, net.config):
             raise ConfigError(
                 f'encoder_from = {path!r}: another encoder than config.encoder describes: '
                 f'{"; ".join(other)}'
             )
-        return _as_stored(path, net, found.nets[found.pick('target')].tree)
-    if not (key := name_of(found)):
+        return _as_stored(path, net, weights.nets[weights.pick('target')].tree)
+    if not (key := name_of(weights)):
         raise ConfigError(f'language.path = {path!r}: holds no language model')
-    if other := differences(found.nets[key].config, net.config):
+    if other := differences(weights.nets[key].config, net.config):
         raise ConfigError(
             f'language.path = {path!r}: another model than config.language describes: '
             f'{"; ".join(other)}'
         )
-    return _as_stored(path, net, found.nets[key].tree)
+    return _as_stored(path, net, weights.nets[key].tree)
 
 
 def differences(a: Any, b: Any) -> list[str]:
@@ -216,7 +216,7 @@ def _fill(store: StoredClips, look: Clips, config: QuestionsConfig, net: Net, pa
         return net(params, clips, apart=apart if tiled else None)
 
     files = [*(m.path for m in config.data.mixture), config.heldout]
-    wanted = [media for path in files if path for media in _shown(config, path)]
+    shown = [media for path in files if path for media in _shown(config, path)]
     with jax.set_mesh(local):
         whole = jax.device_put(jax.tree.map(np.asarray, params), jax.NamedSharding(local, jax.P()))
 
@@ -225,7 +225,7 @@ def _fill(store: StoredClips, look: Clips, config: QuestionsConfig, net: Net, pa
             return np.asarray(encode(whole, *split))
 
         place = dict(process=jax.process_index(), processes=jax.process_count())
-        store.fill(wanted, look, features, CLIPS * local.size, **place)
+        store.fill(shown, look, features, CLIPS * local.size, **place)
     distributed.any_process(False)  # each reads what the others computed, so waits for them
 
 

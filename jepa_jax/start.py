@@ -114,15 +114,15 @@ def initial_state(
         return (restart(state) if config.checkpoints.restart_schedule else state), {}
     state = jax.jit(make, compiler_options=ONCE)(jax.random.key(config.seed))
     stored = leaves(folder) if folder else {}
-    given = {n: tree for n, tree in initial.items() if not _holds(stored, f'params/{n}')}
-    for name, tree in given.items():
+    own = {n: tree for n, tree in initial.items() if not _holds(stored, f'params/{n}')}
+    for name, tree in own.items():
         if tree is not None:
             log.info('%s starts with the weights given to it', name)
             ours = _replaced(state.params[name], tree, objective.specs[name], mesh)
             state = dataclasses.replace(state, params={**state.params, name: ours})
     if not folder:
         return state, {}
-    nets = {'params': {n: a for n, a in abstract.params.items() if n not in given}}
+    nets = {'params': {n: a for n, a in abstract.params.items() if n not in own}}
     nets['ema'] = dict(abstract.ema)
     # converted from a source with one encoder, a checkpoint has no average of it
     for name in [name for name in abstract.ema if not _holds(stored, f'ema/{name}')]:
@@ -134,7 +134,7 @@ def initial_state(
         if name not in weights['ema']:
             log.info('the average of %s starts as a copy of it', name)
             weights['ema'][name] = jax.tree.map(jnp.copy, weights['params'][name])
-    params = {**{n: state.params[n] for n in given}, **weights['params']}
+    params = {**{n: state.params[n] for n in own}, **weights['params']}
     return dataclasses.replace(state, params=params, ema=weights['ema']), {}
 
 

@@ -242,10 +242,10 @@ def _report(config: QuestionsStudyConfig, folder: Path) -> None:
         for condition, each in said.items():
             answers = {key: Answer('', values) for key, values in each.items()}
             scored = qa_scores.score(items, answers)
-            found = qa_scores.figures(scored, 'pairs', config.bootstrap, config.seed)
+            figures = qa_scores.figures(scored, 'pairs', config.bootstrap, config.seed)
             row[condition] = {
                 label: dataclasses.asdict(figure)
-                for label, figure in found.items()
+                for label, figure in figures.items()
                 if label.startswith(qa_scores.CHOICE)
             }
         row['said'] = {item.id: said[SEEN][item.id] for item in _shown(items, said[SEEN])}
@@ -286,8 +286,8 @@ def _pairs(row: dict[str, Any], condition: str, kind: str = 'motion_letter') -> 
 
 def _cells(row: dict[str, Any]) -> list[str]:
     """Pairs of letters about motion under every condition, and questions of other kinds."""
-    found = [_pairs(row, name) for name in (SEEN, *CONDITIONS[1:])]
-    return [_figure(f) for f in (*found, *(row[SEEN][f'choice, {kind}'] for kind in SINGLE))]
+    both = [_pairs(row, name) for name in (SEEN, *CONDITIONS[1:])]
+    return [_figure(f) for f in (*both, *(row[SEEN][f'choice, {kind}'] for kind in SINGLE))]
 
 
 def _words(row: dict[str, Any]) -> str:

@@ -272,3 +272,36 @@ def test_tables_need_no_jax():
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == '[]'
+
+
+# identifiers that say nothing of what they hold: `result` or the thing's own name, `expected`,
+# `baseline` say more
+VAGUE = {'wanted', 'given', 'found', 'guess', 'guesses'}
+
+
+def vague(source: str) -> list[str]:
+    """Variables, arguments, fields, functions and classes of a file with such a word."""
+    names = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.append((node.lineno, node.name))
+        elif isinstance(node, ast.arg):
+            names.append((node.lineno, node.arg))
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.append((node.lineno, node.id))
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            names.append((node.lineno, node.attr))
+    return [f'{line}: {name}' for line, name in names if VAGUE & {*name.lower().split('_')}]
+
+
+def test_names_say_what_they_hold():
+    seen = vague('def f(given): self._found = wanted_now = 1')
+    assert sorted(seen) == ['1: _found', '1: given', '1: wanted_now']
+    folders = (PACKAGE, *(ROOT / name for name in ('tools', 'configs', 'examples', 'docs')))
+    lines = [
+        f'{path.relative_to(ROOT)}:{line}'
+        for folder in folders
+        for path in sorted(folder.rglob('*.py'))
+        for line in vague(path.read_text())
+    ]
+    assert not lines, '\n'.join(lines)

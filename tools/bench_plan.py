@@ -174,7 +174,7 @@ def _ours(folder: pathlib.Path, **o: Any):
     from jepa_jax.planning.world_model import ACWorldModel, Context, Goal
 
     platform_is(o['platform'])
-    b, given = chosen(o), _inputs(folder, 'inputs')
+    b, inputs = chosen(o), _inputs(folder, 'inputs')
     net = _predictor(b, o['dtype'])
     params = jax.tree.map(jnp.asarray, from_torch(net, _inputs(folder, 'weights')))
     model = ACWorldModel(params, net, net.config, b.horizon, at_once=o['at_once'] or 0)
@@ -182,8 +182,8 @@ def _ours(folder: pathlib.Path, **o: Any):
         end_effector(b.max_step), horizon=b.horizon, samples=b.samples, iterations=b.iterations,
         elites=b.elites,
     )  # fmt: skip
-    context = Context(jnp.asarray(given['frame'])[None], jnp.asarray(given['state'])[None])
-    goal, noise = Goal(jnp.asarray(given['goal'])), jnp.asarray(given['noise'])
+    context = Context(jnp.asarray(inputs['frame'])[None], jnp.asarray(inputs['state'])[None])
+    goal, noise = Goal(jnp.asarray(inputs['goal'])), jnp.asarray(inputs['noise'])
     key = jax.random.key(0)
     mark = time.perf_counter()
     solve = jax.jit(planner.solve).lower(model, context, goal, key, noise=noise).compile()
@@ -202,15 +202,15 @@ def _theirs(folder: pathlib.Path, theirs: bool = False, **o: Any):
 
     from . import plan_with_torch
 
-    b, given, weights = chosen(o), _inputs(folder, 'inputs'), _inputs(folder, 'weights')
+    b, inputs, weights = chosen(o), _inputs(folder, 'inputs'), _inputs(folder, 'weights')
     device = device_of(o['platform'], o['threads'])
     if theirs:
-        return plan_with_torch.original(o['original'], b, weights, given)
+        return plan_with_torch.original(o['original'], b, weights, inputs)
     numbers = candidates(b, o['platform']) if o['at_once'] is None else [o['at_once']]
     dtype, tried = getattr(torch, o['dtype']), {}
     for number in numbers:
         run = synchronised(
-            plan_with_torch.plain(b, weights, given, number, device, dtype), o['platform']
+            plan_with_torch.plain(b, weights, inputs, number, device, dtype), o['platform']
         )
         if len(numbers) > 1:
             run()

@@ -89,9 +89,9 @@ def bench(
             if name == DATA:
                 rows.append(bench_data.bench(**options, rounds=rounds))
             else:
-                given = {**options, 'dtype': dtype, 'original': original, 'remat': remat}
+                settings = {**options, 'dtype': dtype, 'original': original, 'remat': remat}
                 rows.append(versus.measure(
-                    COMPARISONS[name], given, peers=sides, rounds=rounds, threads=threads,
+                    COMPARISONS[name], settings, peers=sides, rounds=rounds, threads=threads,
                     platform=platform, patience=patience,
                 ))  # fmt: skip
             if json_file:

@@ -57,8 +57,8 @@ def make(models: list[str], out: str, arg: str) -> None:
             row = {}
             for model, probes in zip(models, reports):
                 for name, word in {'target': '', **BASELINES}.items():
-                    found = probes[label][name]
-                    row[_key(model, word)] = {**found, 'value': found['mean']}
+                    probe = probes[label][name]
+                    row[_key(model, word)] = {**probe, 'value': probe['mean']}
             rows[label] = row
     write_json(folder / 'table.json', rows)
     draw(models, folder / 'features.png')

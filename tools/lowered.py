@@ -77,13 +77,13 @@ def read(text: str, state: Any, tokens: frozenset[int]) -> dict[str, Any]:
     products: collections.Counter = collections.Counter()
     exact: collections.Counter = collections.Counter()
     for line in text.splitlines():
-        found = re.search(
+        match = re.search(
             r'stablehlo\.dot_general .*: \(tensor<([^>]*)>, tensor<([^>]*)>\) -> tensor<([^>]*)>'
             r' loc\((#loc\d+)\)',
             line,
         )
-        if found:
-            *types, where = found.groups()
+        if match:
+            *types, where = match.groups()
             kinds = tuple(shape.rpartition('x')[2] for shape in types)
             products[' x '.join(kinds[:2]) + ' -> ' + kinds[2]] += 1
             if 'f32' in kinds[:2]:

@@ -71,7 +71,7 @@ def advance(pose: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
 def plain(
     b,
     weights: dict[str, np.ndarray],
-    given: dict[str, np.ndarray],
+    inputs: dict[str, np.ndarray],
     at_once: int,
     device: torch.device,
     dtype: torch.dtype,
@@ -83,7 +83,7 @@ def plain(
     predictor = fill(Predictor(b), weights).eval().to(device, dtype)
     predictor.tables = [tuple(t.to(device, dtype) for t in pair) for pair in predictor.tables]
     predictor.mask = predictor.mask.to(device)
-    frame, goal, state, noise = (torch.from_numpy(given[k]).to(device) for k in given)
+    frame, goal, state, noise = (torch.from_numpy(inputs[k]).to(device) for k in inputs)
     frame, state = frame.to(dtype), state.to(dtype)
     bounds = torch.tensor([b.max_step] * 3 + [0.75], device=device)
 
@@ -127,7 +127,7 @@ def plain(
 
 
 def original(
-    checkout: str, b, weights: dict[str, np.ndarray], given: dict[str, np.ndarray]
+    checkout: str, b, weights: dict[str, np.ndarray], inputs: dict[str, np.ndarray]
 ) -> Callable[[], dict[str, torch.Tensor]]:
     """The same with the original's predictor, world model and planner (facebookresearch/vjepa2)."""
     torch_nets.original(checkout)
@@ -139,7 +139,7 @@ def original(
         img_size=(16 * b.side, 16 * b.side), num_frames=2 * b.horizon, embed_dim=b.encoder_width,
         predictor_embed_dim=b.width, depth=b.depth, num_heads=b.heads,
     )  # fmt: skip
-    frame, goal, state, noise = (torch.from_numpy(given[k]) for k in given)
+    frame, goal, state, noise = (torch.from_numpy(inputs[k]) for k in inputs)
     mpc = {
         'rollout': b.horizon, 'samples': b.samples, 'topk': b.elites, 'cem_steps': b.iterations,
         'momentum_mean': 0.15, 'momentum_std': 0.15, 'maxnorm': b.max_step,

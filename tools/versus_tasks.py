@@ -372,12 +372,12 @@ def _probe_ours(folder: pathlib.Path, **o: Any):
     from jepa_jax.evals import probes
 
     platform_is(o['platform'])
-    given, probe = _npz(folder, 'features'), _probe(o)
+    inputs, probe = _npz(folder, 'features'), _probe(o)
     settings = [probes.Setting(*each) for each in _settings(o)]
 
     def run():
         trained = probes.train(
-            probe, probes.cross_entropy, given['x'].__getitem__, {'linear': given['labels']},
+            probe, probes.cross_entropy, inputs['x'].__getitem__, {'linear': inputs['labels']},
             settings, steps=o['steps'], batch=o['batch'],
         )  # fmt: skip
         return {'losses': np.asarray(trained.losses)}
@@ -394,8 +394,8 @@ def _probe_torch(folder: pathlib.Path, compiled: bool = False, theirs: bool = Fa
     from . import torch_nets
 
     device = device_of(o['platform'], o['threads'])
-    given, weights = _npz(folder, 'features'), _npz(folder, 'weights')
-    x, labels = (torch.from_numpy(given[k]).to(device) for k in ('x', 'labels'))
+    inputs, weights = _npz(folder, 'features'), _npz(folder, 'weights')
+    x, labels = (torch.from_numpy(inputs[k]).to(device) for k in ('x', 'labels'))
     labels, heads = labels.long(), []
     for _ in _settings(o):
         if theirs:
@@ -419,7 +419,7 @@ def _probe_torch(folder: pathlib.Path, compiled: bool = False, theirs: bool = Fa
                 head.parameters(), lr=lr, weight_decay=decay, fused=not theirs
             ))  # fmt: skip
         losses = torch.zeros(len(heads), o['steps'])
-        for k, rows in enumerate(given['order']):
+        for k, rows in enumerate(inputs['order']):
             rows = torch.from_numpy(rows).to(device)
             batch, truth = x[rows], labels[rows]
             rate = 0.5 * (1 + math.cos(math.pi * k / o['steps']))

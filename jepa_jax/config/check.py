@@ -56,8 +56,8 @@ class SomeOf:
         return self._wrong(value) is None
 
     def _wrong(self, value: str) -> str | None:
-        given = value.split(',') if value else []
-        return next((w for w in given if w not in self.words or given.count(w) > 1), None)
+        entries = value.split(',') if value else []
+        return next((w for w in entries if w not in self.words or entries.count(w) > 1), None)
 
     def complaint(self, value: str) -> str:
         return allowed(self._wrong(value), self.words)

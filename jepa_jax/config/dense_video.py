@@ -77,8 +77,8 @@ def check(config: DenseVideoConfig) -> Iterator[str]:
     if config.variance_weight:
         yield f'variance_weight = {config.variance_weight}: must be 0 in V-JEPA 2.1'
     if config.predictor.tokens_of != 'frames':
-        found = config.predictor.tokens_of
-        yield f"predictor.tokens_of = '{found}': must be 'frames' in V-JEPA 2.1"
+        tokens_of = config.predictor.tokens_of
+        yield f"predictor.tokens_of = '{tokens_of}': must be 'frames' in V-JEPA 2.1"
     if config.encoder.position != 'rope':
         yield f"encoder.position = '{config.encoder.position}': must be 'rope' in V-JEPA 2.1"
     if config.target != 'features':

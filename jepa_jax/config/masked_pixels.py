@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from jepa_jax.config.check import AT_LEAST_ONE, POSITIVE, RULES, OneOf, Rule, crop_fits, transformer
 from jepa_jax.config.derived import encoder_shape, frame_counts
-from jepa_jax.config.masked_video import paths_given, sampling_rate
+from jepa_jax.config.masked_video import paths_named, sampling_rate
 from jepa_jax.config.parts import (
     DataConfig,
     EncoderConfig,
@@ -91,7 +91,7 @@ def check(config: MaskedPixelsConfig) -> Iterator[str]:
         yield f"data.frames = {frames}: must be 1 with kind 'mae'"
     if frames % encoder.tubelet:
         yield f'data.frames = {frames}: must be a multiple of encoder.tubelet = {encoder.tubelet}'
-    yield from paths_given(data)
+    yield from paths_named(data)
     yield from sampling_rate(data)
     cells = (data.crop // encoder.patch) ** 2
     hidden = round(cells * config.mask_ratio)

@@ -137,7 +137,7 @@ def check(config: MaskedVideoConfig) -> Iterator[str]:
         if frames % encoder.tubelet and not config.is_image(frames):
             name = f'data.lists[{i}].frames' if item.frames else 'data.frames'
             yield f'{name} = {frames}: must be a multiple of encoder.tubelet = {encoder.tubelet}'
-    yield from paths_given(data)
+    yield from paths_named(data)
     yield from sampling_rate(data)
     if encoder.version != config.version:
         yield (
@@ -204,7 +204,7 @@ def _against_collapse(config: MaskedVideoConfig) -> Iterator[str]:
         yield f"optim.batch = 1: must be at least 2 with {field}.method '{c.method}'"
 
 
-def paths_given(data: DataConfig) -> Iterator[str]:
+def paths_named(data: DataConfig) -> Iterator[str]:
     """Complaints about lists that name nothing."""
     for i, item in enumerate(data.lists):
         if not item.path and item.kind not in WITHOUT_PATH:

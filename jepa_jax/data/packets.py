@@ -250,7 +250,7 @@ def gather(video: Video, packets: Iterable[av.Packet], first: int = 0) -> Packet
     """What a run of packets tells. Raises BadFile."""
     shows = _SHOWS.get(video.codec, lambda packet: True)
     times, keys, pieces, leading, held, damaged, stamps = [], [], [0], [], [], [], []
-    total, given = 0, []  # given: times of all packets that have one
+    total, known = 0, []  # known: times of all packets that have one
     # AVI has no presentation times: those that libav makes up are wrong where frames are reordered.
     timed = video.kind != 'avi' or not video.stream.codec_context.has_b_frames
     clocked, gap = video.kind in CLOCKED, GAP / (video.tick or 1.0)
@@ -264,7 +264,7 @@ def gather(video: Video, packets: Iterable[av.Packet], first: int = 0) -> Packet
         if time is None:
             timed, time = False, place
         else:
-            given.append(time)
+            known.append(time)
         if head is None and key:
             head = time
         if packet.is_discard or not shows(packet):
@@ -300,8 +300,8 @@ def gather(video: Video, packets: Iterable[av.Packet], first: int = 0) -> Packet
         timed = all(len(set(part)) == len(part) for part in parts)
     rate = 0.0
     if not timed:
-        if video.kind not in (*CLOCKED, 'avi') and pieces == [0] and len(given) > len(times) // 2:
-            rate = (len(given) - 1) / max(max(given, default=0) - min(given, default=0), 1)
+        if video.kind not in (*CLOCKED, 'avi') and pieces == [0] and len(known) > len(times) // 2:
+            rate = (len(known) - 1) / max(max(known, default=0) - min(known, default=0), 1)
         pieces, leading = [0], []
     kept = held if total <= KEEP else None
     result = Packets(first, times, keys, pieces, kept, timed, leading, damaged, stamps, rate=rate)

@@ -213,7 +213,7 @@ def released(
 ) -> tuple[np.ndarray, dict[str, np.ndarray], dict[int, str]]:
     """Logits of a whole set by the model's own probe.
 
-    What is done is kept in a file, so that a start after an interruption goes on from there.
+    What is done is kept in a file, so that an interrupted one resumes from there.
 
     Args:
       read: example -> clips uint8 [views * segments, T, H, W, 3], those of a view together.

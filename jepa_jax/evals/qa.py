@@ -198,7 +198,7 @@ def shuffled(frames: np.ndarray, media: Media, seed: int) -> np.ndarray:
 def conditions(config: QAConfig) -> list[str]:
     """The ways in which each question is asked."""
     also = {BLIND: config.blind, SHUFFLED: config.shuffled, ONE: config.one_frame}
-    return [SEEN, *(name for name, wanted in also.items() if wanted)]
+    return [SEEN, *(name for name, asked in also.items() if asked)]
 
 
 def ask(
@@ -328,27 +328,27 @@ def report(
       ConfigError: not a single question was answered.
     """
     bench = qa_sets.SETS[config.data.set]
-    wanted = [name for name in conditions(config) if name == SEEN or answers.get(name)]
+    complete = [name for name in conditions(config) if name == SEEN or answers.get(name)]
     # a pair of which one video cannot be read says nothing
     asked = [
         item
         for group in qa_scores.members(items).values()
-        if all(each.id in answers.get(name, {}) for each in group for name in wanted)
+        if all(each.id in answers.get(name, {}) for each in group for name in complete)
         for item in group
     ]
     if not asked:
         first = next(iter(bad.values()), 'no answers')
         raise ConfigError(f'none of {len(items)} questions could be asked: {first}')
-    scored = {name: qa_scores.score(asked, answers[name]) for name in wanted}
-    found = {
+    scored = {name: qa_scores.score(asked, answers[name]) for name in complete}
+    by_condition = {
         name: qa_scores.figures(each, bench.together, config.bootstrap, config.seed)
         for name, each in scored.items()
     }
-    results = found[SEEN]
+    results = by_condition[SEEN]
     main = [n for c in scored[SEEN].columns for n in (f'{c}, {bench.together}', c) if n in results]
     baselines: dict[str, Figure] = {
         f'{name}: {each}': figures[name]
-        for each, figures in found.items()
+        for each, figures in by_condition.items()
         if each != SEEN
         for name in main
         if name in figures

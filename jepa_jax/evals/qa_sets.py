@@ -109,11 +109,11 @@ def _perceptiontest(data: QuestionSetConfig) -> Read:
                 raise ValueError(f'metadata.frame_rate is {rate!r:.80}: where is the cut?')
             end = number(cuts, place, 2**31) / rate
         media = Media('video', video(videos, f'{place}.mp4'), end=end)
-        found = []
+        items = []
         for each in asked:
             options, question = texts(each, 'options', 3, 3), text(each, 'question')
             hidden = each.get('answer_id') is None
-            found.append(
+            items.append(
                 Item(
                     id=f'{place} {text(each, "id")}',
                     media=media,
@@ -126,7 +126,7 @@ def _perceptiontest(data: QuestionSetConfig) -> Read:
                     rule='perceptiontest',
                 )
             )
-        return found
+        return items
 
     result.take(file, known.items(), make)
     return result
@@ -205,7 +205,7 @@ def _tempcompass(data: QuestionSetConfig) -> Read:
     )
 
     def make(place: str, row: dict) -> list[Item]:
-        media, found = Media('video', video(videos, f'{place}.mp4')), []
+        media, items = Media('video', video(videos, f'{place}.mp4')), []
         for aspect, asked in row.items():
             if not isinstance(asked, list):
                 raise ValueError(f'{aspect}: no list of questions')
@@ -214,7 +214,7 @@ def _tempcompass(data: QuestionSetConfig) -> Read:
                     raise ValueError(f'{aspect} {index}: no object')
                 question, answer = text(each, 'question'), text(each, 'answer')
                 choices, options = _lines(task, question)
-                found.append(
+                items.append(
                     Item(
                         id=f'{place} {aspect} {index}',
                         media=media,
@@ -226,7 +226,7 @@ def _tempcompass(data: QuestionSetConfig) -> Read:
                         rule=rule,
                     )
                 )
-        return found
+        return items
 
     result = Read()
     result.take(file, json_of(file, dict).items(), make)
@@ -410,7 +410,7 @@ def _causalvqa(data: QuestionSetConfig) -> Read:
     columns = ('qid', 'type', 'question', 'choices1', 'choices2', 'difficulty', 'renamed_video')
 
     def make(place: str, row: dict) -> list[Item]:
-        found, kinds = [], (text(row, 'type'), text(row, 'difficulty'))
+        items, kinds = [], (text(row, 'type'), text(row, 'difficulty'))
         for half in '12':
             parts = [part.strip() for part in text(row, f'choices{half}').split('|')]
             digits, options = [p[:1] for p in parts], tuple(p[3:].strip() for p in parts)
@@ -420,7 +420,7 @@ def _causalvqa(data: QuestionSetConfig) -> Read:
                 )
             correct = (row.get(f'correct{half}') or '').strip().removesuffix('.0')
             answer = among(digits, correct, f'correct{half}') if correct else HIDDEN
-            found.append(
+            items.append(
                 Item(
                     id=f'{text(row, "qid")} {half}',
                     media=Media('video', video(videos, text(row, 'renamed_video'))),
@@ -436,7 +436,7 @@ def _causalvqa(data: QuestionSetConfig) -> Read:
                     rule='causalvqa',
                 )
             )
-        return found
+        return items
 
     result = Read()
     rows = enumerate(table(file, columns), 2)

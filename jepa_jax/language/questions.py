@@ -209,14 +209,14 @@ def items(
     """Questions with choices about the middle window of each clip: of `PAIRED` kinds about it and
     its reverse, which are a group.
     """
-    found = []
+    rows = []
     for kind in kinds:
         for clip in range(clips):
             forwards = View(split, clip, (FRAMES - WINDOW) // 2)
             pair = (forwards, dataclasses.replace(forwards, backwards=True))
             for view in pair if kind in PAIRED else pair[:1]:
                 question = ask(kind, view)
-                found.append(
+                rows.append(
                     Item(
                         id=f'{kind} {split} {clip}{" backwards" * view.backwards}',
                         media=view.media(Path(folder)),
@@ -227,7 +227,7 @@ def items(
                         group=f'{kind} {clip}' if kind in PAIRED else '',
                     )
                 )
-    return found
+    return rows
 
 
 @functools.cache

@@ -56,8 +56,8 @@ def perceptiontest(item: Item, text: str) -> Verdict:
 
 def mvp(item: Item, text: str) -> Verdict:
     """Of all words that end in a or b the second, if there is one; lmms-eval."""
-    found = re.findall(r'(?:answer|assistant)?:?\s*([ab])\b', text.lower())
-    return _letter(item, found[:2][-1]) if found else NONE
+    letters = re.findall(r'(?:answer|assistant)?:?\s*([ab])\b', text.lower())
+    return _letter(item, letters[:2][-1]) if letters else NONE
 
 
 def _stripped(text: str) -> str:
@@ -186,8 +186,8 @@ def tvbench(item: Item, text: str) -> Verdict:
 
 def causalvqa(item: Item, text: str) -> Verdict:
     """The last letter A to E that stands alone, in any case."""
-    found = re.findall(r'\b([a-e])\b', _plain(text))
-    return _letter(item, found[-1]) if found else NONE
+    letters = re.findall(r'\b([a-e])\b', _plain(text))
+    return _letter(item, letters[-1]) if letters else NONE
 
 
 def intphys2_yes_no(item: Item, text: str) -> Verdict:

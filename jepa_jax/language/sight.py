@@ -215,7 +215,7 @@ class StoredClips:
         return stored[0:1]
 
     def fill(
-        self, wanted: Iterable[Media], look: Clips,
+        self, shown: Iterable[Media], look: Clips,
         encode: Callable[[np.ndarray, np.ndarray], np.ndarray],
         batch: int, process: int = 0, processes: int = 1,
     ) -> None:  # fmt: skip
@@ -229,7 +229,7 @@ class StoredClips:
         """
         scratch.sweep(self.folder)
         left, lost, total = {}, 0, 0
-        for media in dict.fromkeys(wanted):
+        for media in dict.fromkeys(shown):
             total += 1
             try:
                 path = self.file(media)

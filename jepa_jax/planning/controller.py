@@ -120,8 +120,8 @@ class Robot:
     def check(self, settings: Mapping[str, Any]) -> None:
         """Raises PlanError: settings of `controller` that cannot be; before there is a goal."""
         usual = {n: p.default for n, p in inspect.signature(Controller).parameters.items()}
-        given = {**usual, **settings, 'robot': self}
-        _search(**{name: given[name] for name in inspect.signature(_search).parameters})
+        all_settings = {**usual, **settings, 'robot': self}
+        _search(**{name: all_settings[name] for name in inspect.signature(_search).parameters})
 
 
 def _search(

@@ -55,13 +55,13 @@ def others_of(settings: SimEvaluationConfig) -> dict[str, tuple[str, int, int]]:
     """
     others = {}
     for words in filter(None, (word.strip() for word in settings.planners.split(','))):
-        found = re.fullmatch(r'(\w+):([1-9]\d{0,6})x([1-9]\d{0,6})', words)
-        if not found or found[1] not in PLANNERS:
+        match = re.fullmatch(r'(\w+):([1-9]\d{0,6})x([1-9]\d{0,6})', words)
+        if not match or match[1] not in PLANNERS:
             raise SimError(
                 f"evaluation.planners '{words}': must be NAME:SAMPLESxITERATIONS, NAME one of "
                 f'{", ".join(PLANNERS)}'
             )
-        others[words] = found[1], int(found[2]), int(found[3])
+        others[words] = match[1], int(match[2]), int(match[3])
     return others
 
 

@@ -212,15 +212,15 @@ def measure(
         log.info('%s', line)
     if not judged:
         before = 'cost' in report and _cost_words(report['cost'], report['dynamics']['planner'])
-        found = bench.judge(folder)
-        far = found.pop('horizon', {})
+        benchmark = bench.judge(folder)
+        far = benchmark.pop('horizon', {})
         for task, row in far.items():
             where = f'new scenes, the script at {task}'
             old = report.get('horizon', {}).get(task)
             words = horizon.words_of(where, row)
             _say(report, words, horizon.words_of(where, old) if old else None)
         report['horizon'] = report.get('horizon', {}) | far
-        report |= found
+        report |= benchmark
         _say(report, _cost_words(report['cost'], report['dynamics']['planner']), before or None)
         write_json(path, report)
     for task, names in left.items():

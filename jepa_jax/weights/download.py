@@ -94,7 +94,7 @@ def download(url: str, path: pathlib.Path) -> None:
         except urllib.error.HTTPError as error:
             raise _by_hand(url, path, f'the server says {error.code} {error.reason}') from error
         except _Refused as refused:
-            if not _tag(part).exists():  # nobody can go on from it
+            if not _tag(part).exists():  # nobody can resume from it
                 _drop(part)
             raise _by_hand(url, path, str(refused)) from refused
         os.replace(part, path)

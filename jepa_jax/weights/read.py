@@ -277,14 +277,14 @@ def _with_table(where, format, part, config, arrays, notes: list[str]) -> Any:
             f'{where}: {name} has shape {list(arrays[name].shape)}, crop and frames ask for '
             f'{list(shape)}: say them'
         )
-    found = np.asarray(arrays[name])
+    table = np.asarray(arrays[name])
     ways = WAYS_OF_IMAGES if t == 0 else WAYS
     for change in ways if format == 'torch' else ({},):
         tried = dataclasses.replace(config, **change)
         formula = computed(tried)[name]
-        if found.tobytes() == formula.tobytes():
+        if table.tobytes() == formula.tobytes():
             return tried
-        off = float(np.nan_to_num(np.abs(found - formula), nan=np.inf).max())
+        off = float(np.nan_to_num(np.abs(table - formula), nan=np.inf).max())
         nearest = min(nearest, (off, tried), key=lambda pair: pair[0])
     off, config = nearest
     far = f'by up to {off:.2g}' if off < LIKE else 'far from it'

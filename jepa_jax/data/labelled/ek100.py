@@ -127,19 +127,19 @@ class Parts:
 
 def parts_of(folder: Path) -> Parts:
     """From the official files, as far as they are there. Raises BadFile."""
-    found: list[frozenset | None] = []
+    parts: list[frozenset | None] = []
     notes = []
     for name, column in PARTS:
         try:
             path = official(folder, [name], BELOW)
         except ConfigError:
-            found.append(None)
+            parts.append(None)
             notes.append(f'{name} is not there: no figures of that part')
             continue
         cells = [(line, row[column].strip()) for line, row in columns_of(path, [column])]
         number = column != 'participant_id'
-        found.append(frozenset(whole(path, n, c, column) if number else c for n, c in cells))
-    return Parts(*found, tuple(notes))
+        parts.append(frozenset(whole(path, n, c, column) if number else c for n, c in cells))
+    return Parts(*parts, tuple(notes))
 
 
 def place_of(video: str, videos: Path) -> str | None:

@@ -25,7 +25,7 @@ class Arrays:
 
     def __init__(self, path: Path, file) -> None:
         self._path = path
-        self._size, self._found = files.size(path), {'': file}
+        self._size, self._nodes = files.size(path), {'': file}
 
     def read(self, name: str) -> np.ndarray | None:
         """Numbers of one axis or two; None: there is nothing of that name.
@@ -72,8 +72,8 @@ class Arrays:
         there."""
         import h5py
 
-        if place in self._found:
-            return self._found[place]
+        if place in self._nodes:
+            return self._nodes[place]
         parent, _, step = place.rpartition('/')
         group, node = self._find(parent, links), None
         link = group.get(step, getlink=True) if isinstance(group, h5py.Group) else None
@@ -86,7 +86,7 @@ class Arrays:
             node = self._find('/'.join(part for part in target.split('/') if part), links + 1)
         elif link is not None:
             node = group[step]
-        self._found[place] = node
+        self._nodes[place] = node
         return node
 
 
