@@ -154,8 +154,8 @@ def _evaluate(config: EvalConfig, folder, model: str, encoder: str) -> tuple[dic
             # which reports of older programs lack
             ('other weights, or the files have changed since', report.keys() & kept.keys()),
         ):
-            found = {key: report.get(key) for key in facts}
-            if lines := differences(found, {key: (about | kept)[key] for key in facts}):
+            reported = {key: report.get(key) for key in facts}
+            if lines := differences(reported, {key: (about | kept)[key] for key in facts}):
                 shown = '; '.join(line for line in lines if len(line) < 200)  # not hashes of nets
                 raise ConfigError(
                     f'workdir {folder}: holds an evaluation of {words}'

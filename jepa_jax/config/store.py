@@ -171,11 +171,11 @@ def fields(config: Any, prefix: str = '') -> Iterator[tuple[str, Any, Any]]:
 
 def begin_list(config: Any, name: str) -> None:
     """Puts a first part into an empty list whose [0] is named, as `evals[0].every` does."""
-    path, found, _ = name.partition('[0].')
+    path, first, _ = name.partition('[0].')
     *parts, last = path.split('.')
     for key in parts:
         config = getattr(config, key, None)
-    if not found or not dataclasses.is_dataclass(config) or getattr(config, last, None) != []:
+    if not first or not dataclasses.is_dataclass(config) or getattr(config, last, None) != []:
         return
     (part,) = typing.get_args(field_types(type(config))[last])
     if dataclasses.is_dataclass(part):

@@ -384,7 +384,8 @@ class Collocation:
         predictions miss them; the plan is the one whose rollout has the least energy.
 
         Raises:
-          ValueError: a world model whose predictions are no frames from which it could predict the next.
+          ValueError: a world model whose predictions are no frames from which it could predict
+            the next.
         """
         space, bounds = self.space, jnp.asarray(self.space.bounds)
         starts = _starts(self, key, noise, first)
