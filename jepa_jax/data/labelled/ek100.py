@@ -26,10 +26,8 @@ PARTS = (
     ('EPIC_100_unseen_participant_ids_validation.csv', 'participant_id'),
 )
 BELOW = ['annotations', 'labels', 'epic-kitchens-100-annotations']
-ACTIONS, ORDER = (
-    3568,
-    4003278415,
-)  # of training; CRC-32 of their order (evaluations.md §1.7)
+ACTIONS = 3568  # pairs of verb and noun that training has
+ORDER = 4003278415  # CRC-32 of their order in released heads (evaluations.md §1.7)
 
 
 @dataclasses.dataclass(frozen=True)
