@@ -8,8 +8,9 @@ group, split, start, end, time), or a list with `path label` lines. Labels are c
 several at once (`a|b`). A part of the sources is kept for testing, or name `data.test`. With
 --config.data.ahead=1.0 the clip ends a second before the label's `time` or `start`.
 
-`:full` trains the original's probe: 4 blocks, 16 heads, all tokens; it takes hours, which are
-printed first. `:smoke` takes few steps.
+`:full` trains the original's probe: 4 blocks of 16 heads on all tokens, at each of its 20 settings.
+It takes hours, which are printed first, as they are of any with --config.estimate=true. `:smoke`
+takes few steps.
 """
 
 from jepa_jax.config import OwnConfig, parse_words
@@ -22,7 +23,8 @@ def get_config(arg: str = '') -> OwnConfig:
         c.name = 'own-full'
         c.data.tokens = 0
         c.attentive.depth, c.attentive.heads = 4, 16
-        c.attentive.rates, c.attentive.decays = (1e-3, 3e-4, 1e-4), (0.01, 0.4)
+        c.attentive.rates, c.attentive.decays = '5e-3,3e-3,1e-3,3e-4,1e-4', '0.01,0.1,0.4,0.8'
+        c.estimate = True
     if 'smoke' in words:
         c.attentive.epochs, c.attentive.least_steps, c.bootstrap = 1, 20, 100
     return c

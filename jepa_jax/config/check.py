@@ -68,6 +68,15 @@ def _range(low: float, high: float, what: str) -> Rule:
     return Rule(lambda v: low < v[0] <= v[1] <= high, f'a pair LOW, HIGH, {what}, LOW <= HIGH')
 
 
+def _numbers(text: str) -> list[float]:
+    """Those that commas separate; one that nothing allows where a word is none that is finite."""
+    try:
+        numbers = [float(word) for word in text.split(',')]
+    except ValueError:
+        return [-math.inf]
+    return numbers if all(map(math.isfinite, numbers)) else [-math.inf]
+
+
 POSITIVE = Rule(lambda v: v > 0, 'more than 0')
 NOT_NEGATIVE = Rule(lambda v: v >= 0, 'at least 0')
 AT_LEAST_ONE = Rule(lambda v: v >= 1, 'at least 1')
@@ -204,8 +213,8 @@ RULES: dict[type, dict[str, Rule | OneOf]] = {
         'tokens': NOT_NEGATIVE,
     },
     labelled.AttentiveConfig: {
-        'rates': Rule(lambda v: all(x > 0 for x in v), '3 numbers above 0'),
-        'decays': Rule(lambda v: all(x >= 0 for x in v), '2 numbers, none below 0'),
+        'rates': Rule(lambda v: min(_numbers(v)) > 0, 'numbers above 0, as 1e-3,3e-4'),
+        'decays': Rule(lambda v: min(_numbers(v)) >= 0, 'numbers, none below 0, as 0.01,0.4'),
         'depth': POSITIVE,
         'heads': NOT_NEGATIVE,
         'epochs': POSITIVE,

@@ -23,8 +23,8 @@ class LabelledDataConfig(LabelledListConfig):
 class AttentiveConfig:
     """A grid of attentive heads; the one that does best on part of the training clips is taken."""
 
-    rates: tuple[float, float, float] = (3e-3, 1e-3, 3e-4)  # peak learning rates
-    decays: tuple[float, float] = (0.01, 0.4)  # weight decays
+    rates: str = '3e-3,1e-3,3e-4'  # peak learning rates; a head for each of them and each decay
+    decays: str = '0.01,0.4'  # weight decays
     depth: int = 1  # blocks, the last of them with the query; the original has 4
     heads: int = 0  # 0: one for 64 channels; the original has 16
     epochs: int = 20
@@ -42,6 +42,7 @@ class OwnConfig(EvalConfig):
     data: LabelledDataConfig = field(default_factory=LabelledDataConfig)
     attentive: AttentiveConfig = field(default_factory=AttentiveConfig)
     random_baseline: bool = True  # an untrained encoder of the same shape: encodes all clips again
+    estimate: bool = False  # first time a batch and a few steps of the heads, and say the hours
     batch: int = 1  # clips that go through the encoder together, on each device
 
 

@@ -18,6 +18,7 @@ import hashlib
 import json
 import logging
 import shutil
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -110,28 +111,10 @@ def compute(
     Raises:
       ConfigError: the disk has not enough room, or no example can be read.
     """
-    config: ViTConfig = model.config
-    grid = config.grid(*clip)
-    kept = sum(int(np.prod(averaged_grid(part, tokens))) for part in grids(grid, reads))
-    row = np.dtype([
-        ('state', np.uint8),
-        ('crc', np.uint32),
-        ('mean', np.float32, (config.width,)),
-        ('tokens', np.float16, (segments * kept, config.width)),
-        ('pixels', np.uint8, (segments * clip[0], min(SIDE, clip[1]), min(SIDE, clip[2]), 3)),
-    ])  # fmt: skip
-    facts = {
-        'version': VERSION,
-        'weights': hash_arrays(model.encoder.params),
-        'encoder': {k: str(v) for k, v in dataclasses.asdict(config).items()},
-        'clip': list(clip), 'segments': segments, 'tokens': tokens, 'count': count, **about,
-    }  # fmt: skip
-    if reads != 'last':
-        facts['reads'] = reads if reads == 'future' else list(reads)
-    if reads == 'future':
-        facts['predictor'] = hash_arrays(model.need_predictor(reads).params)
-    name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-    place = folder / name
+    grid = model.config.grid(*clip)
+    row = row_of(model.config, clip, segments, tokens, reads)
+    facts = _facts(model, count, about, clip, segments, tokens, reads)
+    place = folder / _name(facts)
     with distributed.first(_shared(place, row, count, facts)):
         rows = np.load(place / ROWS, mmap_mode='r+', allow_pickle=False)
     left = [i for i in range(count) if rows['state'][i] != READ or rows['crc'][i] != _crc(rows[i])]
@@ -151,6 +134,97 @@ def compute(
         first = next(iter(problems.values()), 'the list is empty')
         raise ConfigError(f'{title}: none of {count} clips can be read; the first: {first}')
     return Table(place, rows, problems)
+
+
+def row_of(
+    config: ViTConfig,
+    clip: tuple[int, int, int],
+    segments: int,
+    tokens: int,
+    reads: str | tuple[int, ...] = 'last',
+) -> np.dtype:
+    """What is kept of an example."""
+    parts = grids(config.grid(*clip), reads)
+    kept = sum(int(np.prod(averaged_grid(part, tokens))) for part in parts)
+    return np.dtype([
+        ('state', np.uint8),
+        ('crc', np.uint32),
+        ('mean', np.float32, (config.width,)),
+        ('tokens', np.float16, (segments * kept, config.width)),
+        ('pixels', np.uint8, (segments * clip[0], min(SIDE, clip[1]), min(SIDE, clip[2]), 3)),
+    ])  # fmt: skip
+
+
+def _facts(
+    model, count: int, about: dict[str, Any], clip: tuple[int, int, int], segments: int,
+    tokens: int, reads: str | tuple[int, ...],
+) -> dict[str, Any]:  # fmt: skip
+    """What features depend on."""
+    facts = {
+        'version': VERSION,
+        'weights': hash_arrays(model.encoder.params),
+        'encoder': {k: str(v) for k, v in dataclasses.asdict(model.config).items()},
+        'clip': list(clip), 'segments': segments, 'tokens': tokens, 'count': count, **about,
+    }  # fmt: skip
+    if reads != 'last':
+        facts['reads'] = reads if reads == 'future' else list(reads)
+    if reads == 'future':
+        facts['predictor'] = hash_arrays(model.need_predictor(reads).params)
+    return facts
+
+
+def _name(facts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def left(
+    model,
+    count: int,
+    folder: Path,
+    *,
+    about: dict[str, Any],
+    clip: tuple[int, int, int],
+    segments: int = 1,
+    tokens: int = 128,
+) -> int:
+    """How many of the examples `compute` has not read yet."""
+    place = folder / _name(_facts(model, count, about, clip, segments, tokens, 'last')) / ROWS
+    try:
+        rows = np.load(place, mmap_mode='r', allow_pickle=False)
+    except (ValueError, OSError, EOFError):  # not there, or made again
+        return count
+    known = rows.dtype == row_of(model.config, clip, segments, tokens) and rows.shape == (count,)
+    return int((rows['state'] != READ).sum()) if known else count
+
+
+def seconds_each(
+    model,
+    count: int,
+    read: Callable[[int], np.ndarray],
+    *,
+    clip: tuple[int, int, int],
+    segments: int = 1,
+    tokens: int = 128,
+    batch: int = 1,
+) -> float:
+    """Seconds that `compute` takes for an example, by one batch of them. What compiling takes is
+    not counted; the slower of reading and encoding is, since one goes on beside the other."""
+    encode, devices = reduced_encoder(model, model.config.grid(*clip), tokens)
+    batch *= devices
+    begin, clips = time.perf_counter(), []
+    for i in range(count):
+        with contextlib.suppress(BadFile):  # `compute` says so
+            clips.append(read(i))
+        if len(clips) == batch:
+            break
+    if not clips:
+        return 0.0
+    reading = (time.perf_counter() - begin) / len(clips)
+    full = np.concatenate(clips + clips[-1:] * (batch - len(clips)))
+    encode(full)
+    begin = time.perf_counter()
+    encode(full)
+    return max(reading, (time.perf_counter() - begin) / batch)
 
 
 @contextlib.contextmanager

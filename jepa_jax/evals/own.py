@@ -11,13 +11,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
-from jepa_jax.config import OwnConfig
+from jepa_jax.config import AttentiveConfig, OwnConfig
 from jepa_jax.data.views import eval_view
 from jepa_jax.data.windows import open_input, spread
 from jepa_jax.errors import BadFile, ConfigError
@@ -79,6 +81,8 @@ def run(model, config: OwnConfig, workdir: Path) -> Results:
     """
     listed = examples.listed(config.data)
     kind = examples.kind_of([e.label for e in listed], config.data.target)
+    if config.estimate:
+        log.info('%s', hours(model, listed, kind, config, workdir))
     table = clip_features(model, listed, config, workdir, 'features')
     rows = np.flatnonzero(table.read)
     kept = [listed[i] for i in rows]
@@ -192,27 +196,77 @@ def clip_features(
     model, listed: Sequence[Example], config: OwnConfig, workdir: Path, title: str
 ) -> features.Table:
     """Features of all examples, from the cache as far as they are there."""
+    crop = _crop(model, config)
+    return features.compute(
+        model,
+        len(listed),
+        lambda i: clip(listed[i], config, crop),
+        _cache(config, workdir),
+        **_seen(model, listed, config),
+        batch=config.batch,
+        title=title,
+    )
+
+
+def _cache(config: OwnConfig, workdir: Path) -> Path:
+    return Path(config.data.cache).expanduser() if config.data.cache else workdir / 'features'
+
+
+def _seen(model, listed: Sequence[Example], config: OwnConfig) -> dict[str, Any]:
+    """What features depend on but for the weights, as `features.compute` is told it."""
     data, crop = config.data, _crop(model, config)
     if data.frames % model.config.tubelet:
         raise ConfigError(
             f'data.frames = {data.frames}: must be a multiple of {model.config.tubelet}, the '
             'tubelet'
         )
-    return features.compute(
-        model,
-        len(listed),
-        lambda i: clip(listed[i], config, crop),
-        Path(data.cache).expanduser() if data.cache else workdir / 'features',
-        about={
+    return {
+        'about': {
             'list': examples.digest(listed),
             'view': {k: getattr(data, k) for k in ('frames', 'fps', 'segments', 'ahead')},
         },
-        clip=(data.frames, crop, crop),
-        segments=data.segments,
-        tokens=data.tokens,
-        batch=config.batch,
-        title=title,
+        'clip': (data.frames, crop, crop),
+        'segments': data.segments,
+        'tokens': data.tokens,
+    }
+
+
+def hours(model, listed: Sequence[Example], kind: str, config: OwnConfig, workdir: Path) -> str:
+    """How long features and attentive heads will take, by one batch and a few steps of all heads.
+    What compiling takes, and the other readers, are minutes."""
+    seen, crop, count = _seen(model, listed, config), _crop(model, config), len(listed)
+    asked = [model, untrained(model, config.seed + 1)] if config.random_baseline else [model]
+    left = sum(features.left(m, count, _cache(config, workdir), **seen) for m in asked)
+    encoding = 0.0
+    if left:
+        shape = {k: v for k, v in seen.items() if k != 'about'}
+        each = features.seconds_each(
+            model, count, lambda i: clip(listed[i], config, crop), **shape, batch=config.batch
+        )
+        encoding = each * left / jax.process_count()
+    targets, names = examples.targets(listed, kind)
+    test, _ = examples.split(listed, config.data, config.seed, kind)
+    task = Task(list(listed), kind, targets, names, test, config.seed, config.bootstrap)
+    c, learn = config.attentive, int((~test).sum())
+    row = features.row_of(model.config, seen['clip'], seen['segments'], seen['tokens'])
+    loss, values = _aim(task)
+    steps = _steps(c, learn)
+    a_step = probes.seconds_a_step(
+        _probe(c, model.config.width, len(names)), loss, row['tokens'].shape, {'label': values},
+        settings_of(c), steps=steps, batch=c.batch, warmup=steps // 10,
+    )  # fmt: skip
+    heads = a_step * steps * (2 if _folds(task) else 1)  # to choose, and on all training clips
+    return (
+        f'about {_told(encoding + heads)}: features of {left} clips {_told(encoding)}, '
+        f'{len(settings_of(c))} attentive heads {_told(heads)}'
     )
+
+
+def _told(seconds: float) -> str:
+    if seconds < 60:
+        return f'{math.ceil(seconds)} s'
+    minutes = math.ceil(seconds / 60)
+    return f'{minutes // 60} h {minutes % 60} min' if minutes >= 60 else f'{minutes} min'
 
 
 def untrained(model, seed: int):
@@ -268,14 +322,19 @@ def complaints(task: Task, means: np.ndarray) -> list[str]:
 
 
 def _read(task: Task, reader: Callable, train: np.ndarray, test: np.ndarray):
-    learnt = ~task.test
-    classes = None if task.classes is None else task.classes[learnt]
-    parts = linear.folds(task.sources[learnt], classes, task.seed)
+    learnt, parts = ~task.test, _folds(task)
     targets = task.targets[learnt]
     answers = reader(
         train, targets, test, parts, lambda scores, rows: task.score(scores, targets[rows])
     )
     return answers.scores, answers.setting
+
+
+def _folds(task: Task) -> list[np.ndarray]:
+    """Parts of the training clips that settings are chosen on; none where there is one source."""
+    learnt = ~task.test
+    classes = None if task.classes is None else task.classes[learnt]
+    return linear.folds(task.sources[learnt], classes, task.seed)
 
 
 def ask(task: Task, means: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -297,24 +356,16 @@ def attend(task: Task, table: features.Table, rows: np.ndarray, config: OwnConfi
     Returns:
       (probe, its parameters), scores [m, C], setting.
     """
-    c, width = config.attentive, table.tokens.shape[-1]
-    heads = c.heads or max(1, width // 64)
-    if width % heads:
-        raise ConfigError(f'attentive.heads = {heads}: must divide {width}, the width')
-    pooler = PoolerConfig(width, heads, c.depth, dtype=jax.numpy.dtype('float32'), remat='none')
-    probe = probes.Probe(pooler, (('label', len(task.names)),))
-    loss, values = {
-        'class': (probes.cross_entropy, task.targets.argmax(1).astype(np.int32)),
-        'labels': (probes.binary_cross_entropy, task.targets),
-        'number': (probes.squared_error, task.targets),
-    }[task.kind]
+    c = config.attentive
+    probe = _probe(c, table.tokens.shape[-1], len(task.names))
+    loss, values = _aim(task)
     train, test = np.flatnonzero(~task.test), np.flatnonzero(task.test)
     shift, scale = 0.0, 1.0
     if task.kind == 'number':
         shift, scale = float(values[train].mean()), float(values[train].std()) or 1.0
         values = (values - shift) / scale
-    grid = [probes.Setting(lr, decay) for decay in c.decays for lr in c.rates]
-    steps = max(c.least_steps, c.epochs * len(train) // c.batch)
+    grid = settings_of(c)
+    steps = _steps(c, len(train))
 
     def read(asked: np.ndarray) -> np.ndarray:
         return table.tokens[rows[asked]]
@@ -325,8 +376,7 @@ def attend(task: Task, table: features.Table, rows: np.ndarray, config: OwnConfi
             warmup=steps // 10, seed=task.seed, rows=learn, title=title,
         )  # fmt: skip
 
-    classes = None if task.classes is None else task.classes[train]
-    parts = linear.folds(task.sources[train], classes, task.seed)
+    parts = _folds(task)
     best, judged = 0, 'the first of'
     if parts:
         trained = fit(train[~parts[0]], 'attentive probes, choosing')
@@ -350,6 +400,36 @@ def attend(task: Task, table: features.Table, rows: np.ndarray, config: OwnConfi
         scores = 1 / (1 + np.exp(-scores))
     setting = f'{judged} rate {grid[best].lr:g}, decay {grid[best].weight_decay:g}'
     return (probe, params), scores, setting
+
+
+def _probe(config: AttentiveConfig, width: int, names: int) -> probes.Probe:
+    heads = config.heads or max(1, width // 64)
+    if width % heads:
+        raise ConfigError(f'attentive.heads = {heads}: must divide {width}, the width')
+    pooler = PoolerConfig(
+        width, heads, config.depth, dtype=jax.numpy.dtype('float32'), remat='none'
+    )  # fmt: skip
+    return probes.Probe(pooler, (('label', names),))
+
+
+def _aim(task: Task) -> tuple[probes.Loss, np.ndarray]:
+    """What heads are trained by, and the targets as it takes them."""
+    return {
+        'class': (probes.cross_entropy, task.targets.argmax(1).astype(np.int32)),
+        'labels': (probes.binary_cross_entropy, task.targets),
+        'number': (probes.squared_error, task.targets),
+    }[task.kind]
+
+
+def settings_of(config: AttentiveConfig) -> list[probes.Setting]:
+    """The grid, in the order of heads.GRIDS."""
+    rates, decays = ([float(x) for x in v.split(',')] for v in (config.rates, config.decays))
+    return [probes.Setting(lr, decay) for decay in decays for lr in rates]
+
+
+def _steps(config: AttentiveConfig, count: int) -> int:
+    """Of one training on so many clips."""
+    return max(config.least_steps, config.epochs * count // config.batch)
 
 
 def baselines(task: Task, pixels: np.ndarray) -> dict[str, np.ndarray]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,6 +35,7 @@ from jepa_jax.weights.tables import Leaf
 from jepa_jax.weights.write import write
 
 CHUNK = 2**28  # bytes of features that go to the device together
+FEW = 3  # steps that are timed for an estimate
 Read = Callable[[np.ndarray], np.ndarray]  # rows [k] -> features [k, N, D]
 # head -> logits [B, C], head -> targets [B, ...] -> the mean loss
 Loss = Callable[[dict[str, jax.Array], dict[str, jax.Array]], jax.Array]
@@ -132,7 +134,7 @@ def train(
     width = np.shape(read(plan[0, :1]))
     size = max(1, min(steps, CHUNK // (4 * batch * int(np.prod(width[1:])))))
     own, mesh = _share(len(settings))
-    heads, every = (jax.NamedSharding(mesh, jax.P(*axes)) for axes in (('heads',), ()))
+    every = jax.NamedSharding(mesh, jax.P())
     init, advance = _programs(probe, loss, steps, warmup)
 
     def chunk(start: int):
@@ -146,12 +148,7 @@ def train(
         ThreadPoolExecutor(1) as pool,
         tqdm(total=steps, desc=title, disable=None) as bar,
     ):
-        lr, decay = (
-            jax.device_put(np.asarray([getattr(settings[i], k) for i in own], np.float32), heads)
-            for k in ('lr', 'weight_decay')
-        )
-        params = jax.device_put(init(jax.random.key(seed), lr), heads)
-        state = jax.vmap(optax.scale_by_adam().init)(params)
+        params, state, lr, decay = _begun(init, [settings[i] for i in own], mesh, seed)
         waiting = pool.submit(chunk, 0)
         for start in range(0, steps, size):
             features, labels = waiting.result()
@@ -167,6 +164,48 @@ def train(
         lambda a: a[place], distributed.whole((jax.device_get(params), np.concatenate(losses).T))
     )
     return Trained(params, losses)
+
+
+def seconds_a_step(
+    probe: Probe,
+    loss: Loss,
+    shape: tuple[int, int],
+    targets: dict[str, np.ndarray],
+    settings: Sequence[Setting],
+    *,
+    steps: int,
+    batch: int,
+    warmup: int = 0,
+) -> float:
+    """Seconds that a step of `train` takes, by FEW of them on zeros; not what compiling takes.
+
+    shape: [N, D] of a clip's features. targets: head -> of some row, [n, ...].
+    """
+    own, mesh = _share(len(settings))
+    every = jax.NamedSharding(mesh, jax.P())
+    init, advance = _programs(probe, loss, steps, warmup)
+    features = np.zeros((FEW, batch, *shape), np.float32)
+    labels = {
+        head: np.broadcast_to(y[0], (FEW, batch, *y.shape[1:])) for head, y in targets.items()
+    }
+    with jax.set_mesh(mesh):
+        params, state, lr, decay = _begun(init, [settings[i] for i in own], mesh, 0)
+        for _ in range(2):  # the first compiles
+            begin = time.perf_counter()
+            rows = jax.device_put((np.arange(FEW), features, labels), every)
+            jax.block_until_ready(advance(params, state, *rows, lr, decay))
+    return (time.perf_counter() - begin) / FEW
+
+
+def _begun(init, settings: Sequence[Setting], mesh: jax.sharding.Mesh, seed: int):
+    """Parameters and state of Adam before the first step, rates, decays: a row a setting."""
+    heads = jax.NamedSharding(mesh, jax.P('heads'))
+    lr, decay = (
+        jax.device_put(np.asarray([getattr(s, k) for s in settings], np.float32), heads)
+        for k in ('lr', 'weight_decay')
+    )
+    params = jax.device_put(init(jax.random.key(seed), lr), heads)
+    return params, jax.vmap(optax.scale_by_adam().init)(params), lr, decay
 
 
 def _share(count: int) -> tuple[np.ndarray, jax.sharding.Mesh]:

@@ -18,10 +18,22 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix, f1_score, r2_score
 
 import jepa_jax
-from jepa_jax import evaluate
+from jepa_jax import cli, evaluate
 from jepa_jax.config import LabelledDataConfig, OwnConfig
+from jepa_jax.config.check import types_and_ranges
 from jepa_jax.errors import BadFile, ConfigError, ZooError
-from jepa_jax.evals import EVALS, Figure, Results, examples, linear, own, own_page
+from jepa_jax.evals import (
+    EVALS,
+    Figure,
+    Results,
+    examples,
+    features,
+    heads,
+    linear,
+    own,
+    own_page,
+    probes,
+)
 from jepa_jax.evals.examples import Example
 from jepa_jax.model import Loaded, Model, ProbeHead
 from jepa_jax.models.pooler import PoolerConfig
@@ -118,6 +130,46 @@ def test_started_again_it_reads_no_clip(finished, model, clips, monkeypatch):
     assert again.results == results.results
     (folder / 'probe').rename(folder / 'again')
     (folder / 'before').rename(folder / 'probe')
+
+
+@pytest.mark.parametrize('arg, grid', [('full', heads.GRIDS['video']), ('', None)])
+def test_the_grid_of_heads(arg, grid):
+    """`:full` has the original's, setting by setting; any other is typed as a list."""
+    c = cli.load(f'{ROOT}/configs/eval/own.py:{arg}', ('evaluation',))
+    ours = [(s.lr, s.weight_decay) for s in own.settings_of(c.attentive)]
+    assert ours == list(grid) if grid else len(ours) == 6
+    assert c.estimate == bool(grid)
+    c.attentive.rates, c.attentive.decays = '1e-4, 3e-4', '0'
+    types_and_ranges(c)
+    assert own.settings_of(c.attentive) == [probes.Setting(1e-4, 0.0), probes.Setting(3e-4, 0.0)]
+    for wrong in ('', '1e-4,', '0', 'nan', 'high', '1e-4;1e-3'):
+        c.attentive.rates = wrong
+        with pytest.raises(ConfigError, match='attentive.rates = .*: must be numbers above 0'):
+            types_and_ranges(c)
+
+
+def test_hours_are_said_before_the_work(finished, model, clips, tmp_path, monkeypatch, caplog):
+    c = small_config(clips)
+    c.estimate, c.attentive.rates = True, '1e-3'
+
+    def stop(*_, **__):
+        raise ConfigError('the work begins')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(features, 'compute', stop)
+        with caplog.at_level('INFO'), pytest.raises(ConfigError, match='the work begins'):
+            own.run(model, c, tmp_path)
+    (line,) = [x for x in caplog.messages if x.startswith('about ')]
+    assert ': features of 72 clips ' in line and ', 2 attentive heads ' in line
+    listed = examples.listed(c.data)
+    with monkeypatch.context() as patch:  # 60 steps to choose, 60 on all training clips
+        patch.setattr(features, 'seconds_each', lambda *_, **__: 50.0)
+        patch.setattr(probes, 'seconds_a_step', lambda *_, **__: 0.25)
+        words = 'about 1 h 1 min: features of 72 clips 1 h 0 min, 2 attentive heads 30 s'
+        assert own.hours(model, listed, 'class', c, tmp_path) == words
+        # those of model and untrained encoder are there
+        words = 'about 30 s: features of 0 clips 0 s, 2 attentive heads 30 s'
+        assert own.hours(model, listed, 'class', c, finished[1]) == words
 
 
 @pytest.mark.slow
