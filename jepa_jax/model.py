@@ -514,17 +514,28 @@ class Model:
         kept = [average_tokens(x, g, self.probe.tokens) for x, g in zip(parts, grids)]
         return jnp.concatenate(kept, axis=1)
 
-    def later(self, x: jax.Array, grid: tuple[int, int, int], predictor: dict) -> jax.Array:
+    def later(
+        self, x: jax.Array, grid: tuple[int, int, int], predictor: dict, steps: int = 1
+    ) -> jax.Array:
         """What `seen` takes of clips, [B, t h w, L D] -> what the predictor, with these weights,
         expects of the tubelet one second after them at 8 frames a second: [B, h w, D], of several
         levels the last. (reference: vjepa2 §9.4; vjepa2_1 §11: so wide as the encoder is, also of a
         teacher that is wider)
+
+        steps: with more than one, what each expects goes in behind the context, whose first tubelet
+          goes, and the next is asked for the same place again: [B, steps h w, D], as the original's
+          num_steps. Its released settings have 1, and so has every evaluation here.
         """
         t, h, w = grid
         first = (t + int(8 / self.config.tubelet)) * h * w
         none = jnp.zeros_like(x[..., 0], jnp.int32)  # lies on the devices that x lies on
         ids, asked = none + jnp.arange(t * h * w), none[:, : h * w] + first + jnp.arange(h * w)
-        return self.fill_in(grid)(predictor, x, ids, asked, mask_index=1)[..., -self.config.width :]
+        predict, said = self.fill_in(grid), []
+        for _ in range(steps):
+            said.append(predict(predictor, x, ids, asked, mask_index=1))
+            if len(said) < steps:
+                x = jnp.concatenate([x[:, h * w :], said[-1]], axis=1)
+        return jnp.concatenate(said, axis=1)[..., -self.config.width :]
 
     def need_predictor(self, why: str) -> Loaded:
         """Raises InputError where there is none."""

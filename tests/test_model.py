@@ -486,6 +486,17 @@ def test_future_is_the_originals(model, golden, any_pixels):
         assert result.coords[0, 0] == pytest.approx((8 + int(skip * 4) * 2 + 0.5) / 8)
 
 
+def test_a_second_step_is_the_originals(model, golden, any_pixels):
+    """Row 0 of K2, one second ahead, where the first prediction is seen by the second."""
+    clip = np.moveaxis(torch_fill.normal(0, 2, 3, 8, 64, 64), 1, -1)[:1]
+    _, context = model.seen(lambda levels: model.encode(jnp.asarray(clip), levels))
+    two = model.later(context, (4, 4, 4), model.predictor.params, steps=2)
+    first = golden['K1_anticip_wrapper'][:1, 64:]
+    expected = np.concatenate([first, golden['K2_second_step'][:1]], axis=1)
+    assert abs(expected[:, :16] - expected[:, 16:]).max() > 100 * WHOLE
+    np.testing.assert_allclose(two, expected, rtol=0, atol=WHOLE)
+
+
 def test_anticipation_is_the_originals(model, golden, any_pixels):
     """Row 0 of K3, one second ahead, through the sigmoid that the focal loss stands for."""
     clip = np.moveaxis(torch_fill.normal(0, 2, 3, 8, 64, 64), 1, -1)[0]

@@ -11,6 +11,7 @@ import torch
 from torch_fill import assert_golden, mask_pair, normal
 
 from jepa_jax import convert
+from jepa_jax.evals import metrics
 from jepa_jax.models.ac_predictor import ACPredictor
 from jepa_jax.models.pooler import AttentiveClassifier
 from jepa_jax.models.predictor import Predictor
@@ -91,3 +92,5 @@ def test_anticipation_probe(tmp_path):
     out = net(weights.params('probe'), jnp.asarray(golden['K1_anticip_wrapper']))
     for head in classes:
         np.testing.assert_allclose(out[head], golden[f'K3_{head}'], rtol=0, atol=PART)
+    loss = metrics.focal_loss(out['action'], jnp.array([1, 4]))
+    np.testing.assert_allclose([loss.sum(), loss.mean()], [1.0449054, 0.10449054], atol=PART)
