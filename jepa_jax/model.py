@@ -43,6 +43,7 @@ from jepa_jax.outputs import Features as Features
 from jepa_jax.predictions import Fill as Fill
 from jepa_jax.predictions import Future as Future
 from jepa_jax.predictions import Prediction as Prediction
+from jepa_jax.sharding import batch_spec
 from jepa_jax.weights.shapes import size_of
 
 POOLS = ('none', 'mean', 'attentive')
@@ -472,8 +473,9 @@ class Model:
         """What the probe says of examples uint8 [B, segments, T, H, W, 3]: head -> [B, classes]."""
         params = self._need_probe('logits').params
         x = self._probe_reads(jnp.asarray(clips.reshape(-1, *clips.shape[2:])))
-        # the segments' tokens, one after the other
-        return self._classifier(params, x.reshape(len(clips), -1, x.shape[-1]))
+        # the segments' tokens, one after the other; on the devices that the examples are on
+        joined = jnp.reshape(x, (len(clips), -1, x.shape[-1]), out_sharding=batch_spec(x))
+        return self._classifier(params, joined)
 
     def _probe_clips(self, path: str, probe: ProbeHead) -> np.ndarray:
         """[segments, T, crop, crop, 3]"""

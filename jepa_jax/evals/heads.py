@@ -7,6 +7,7 @@ the best of many and no fair one.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -16,9 +17,11 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from jepa_jax import sharding
 from jepa_jax.config import HeadsConfig, LabelledSetConfig
 from jepa_jax.data.labelled import LabelledSet
 from jepa_jax.data.windows import ahead
+from jepa_jax.encoder import Encoder
 from jepa_jax.errors import BadFile, ConfigError, allowed
 from jepa_jax.evals import linear, probes
 from jepa_jax.models.pooler import PoolerConfig
@@ -211,7 +214,7 @@ def released(
     views: int,
     place: Path,
 ) -> tuple[np.ndarray, dict[str, np.ndarray], dict[int, str]]:
-    """Logits of a whole set by the model's own probe.
+    """Logits of a whole set by the model's own probe, on all devices of this process.
 
     What is done is kept in a file, so that an interrupted one resumes from there.
 
@@ -250,19 +253,30 @@ def released(
             except BadFile as error:
                 yield i, error
 
+    ask, devices = probe_on_all(model)
+    size = config.batch * devices
+    waiting: list[tuple[int, int, np.ndarray]] = []  # row, view, clips of it
+
+    def flush() -> None:
+        part = [waiting.pop(0) for _ in range(min(size, len(waiting)))]
+        asked = [clips for *_, clips in part]
+        logits = ask(np.stack(asked + asked[-1:] * (size - len(asked))))
+        for row, view, *answers in zip(*list(zip(*part))[:2], *(logits[head] for head in own)):
+            kept[row, view] = np.concatenate(answers)
+
     with tqdm(total=len(left), unit='clip', desc='answers of the probe', disable=None) as bar:
         for i, one in ahead(clips()):
             if isinstance(one, BadFile):
                 problems[i] = str(one)
                 log.warning('left out: %s', one)
             else:
-                one = one.reshape(views, -1, *one.shape[1:])
-                for v in range(0, views, config.batch):
-                    logits = model.logits(one[v : v + config.batch])
-                    kept[i, v : v + config.batch] = np.concatenate(
-                        [np.asarray(logits[head]) for head in own], axis=1
-                    )
+                each = one.reshape(views, -1, *one.shape[1:])
+                waiting += [(i, v, clips_of_view) for v, clips_of_view in enumerate(each)]
+            while len(waiting) >= size:
+                flush()
             bar.update()
+        while waiting:
+            flush()
     kept.flush()
     rows = np.setdiff1d(np.arange(count), list(problems))
     if not len(rows):
@@ -270,6 +284,33 @@ def released(
     ends = np.cumsum([0, *own.values()])
     logits = {h: kept[rows, :, a:b] for h, a, b in zip(own, ends, ends[1:])}
     return rows, logits, problems
+
+
+def probe_on_all(model) -> tuple[Callable[[np.ndarray], dict[str, np.ndarray]], int]:
+    """A function from examples uint8 [B, segments, T, H, W, 3] to what the model's probe says of
+    them, head -> [B, classes], and the number of this process's devices, which share B evenly."""
+    local = sharding.make_mesh(1, jax.local_devices())
+    placed = copy.copy(model)
+    with jax.set_mesh(local):
+        encoder, predictor, probe = jax.device_put(
+            (
+                model.encoder.params,
+                model.predictor and model.predictor.params,
+                model.probe.params,
+            ),
+            jax.NamedSharding(local, jax.P()),
+        )
+    placed.encoder = Encoder(model.config, encoder)
+    if model.predictor:
+        placed.predictor = dataclasses.replace(model.predictor, params=predictor)
+    placed.probe = dataclasses.replace(model.probe, params=probe)
+
+    def ask(clips: np.ndarray) -> dict[str, np.ndarray]:
+        with jax.set_mesh(local):
+            split = jax.device_put(clips, jax.NamedSharding(local, sharding.BATCH))
+            return jax.tree.map(np.asarray, placed.logits(split))
+
+    return ask, local.size
 
 
 def sentences_of_classes(

@@ -240,6 +240,34 @@ def test_a_kept_head_sees_pictures_and_folders_as_it_was_trained(tmp_path):
         np.testing.assert_array_equal(clips, np.broadcast_to(seen, clips.shape))
 
 
+@pytest.mark.parametrize('reads, batch', [('future', 1), ('last', 2)])
+def test_a_released_probe_is_asked_on_all_devices(tmp_path, monkeypatch, reads, batch):
+    """And says what it says on one; what cannot be read leaves no hole in others."""
+    tiny, rng = model(probe({'label': 3}, reads=reads, segments=2)), np.random.default_rng(0)
+    clips = rng.integers(0, 255, (11, 2 * 2, 2, 32, 32, 3)).astype(np.uint8)  # views, segments
+    places, plain = [], Model.logits
+
+    def spy(self, asked):
+        places.append(len(asked.sharding.device_set))
+        return plain(self, asked)
+
+    def read(row: int) -> np.ndarray:
+        if row == 4:
+            raise BadFile('e.mp4', 'short', 'no frame')
+        return clips[row]
+
+    monkeypatch.setattr(Model, 'logits', spy)
+    c = config('ssv2', tmp_path, batch=batch)
+    rows, logits, problems = heads.released(
+        tiny, c, 11, read, {'label': 3}, 2, tmp_path / 'logits.npy'
+    )
+    assert places == [jax.device_count()] * -(-20 // (batch * jax.device_count()))
+    assert list(problems) == [4] and rows.tolist() == [0, 1, 2, 3, *range(5, 11)]
+    for i, row in enumerate(rows):
+        alone = plain(tiny, clips[row].reshape(2, 2, *clips.shape[2:]))['label']
+        np.testing.assert_allclose(logits['label'][i], alone, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_levels_of_pictures_and_folders(tmp_path):
     """Blocks one after the other, to the encoder's own; pictures repeated; folders of frames."""
