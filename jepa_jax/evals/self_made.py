@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from jepa_jax.config import SELF_MADE, DataConfig, SelfMadeConfig
+from jepa_jax.data import synthetic
 from jepa_jax.errors import ConfigError
 from jepa_jax.evals import Figure, Results, entries, pictures, video
 from jepa_jax.weights.parts import net
@@ -20,14 +21,19 @@ log = logging.getLogger(__name__)
 
 
 def labelled(data: DataConfig) -> tuple[video.LabelledClips, video.LabelledClips]:
-    """Training and test clips of the first self-made list, with their labels.
+    """Training and test clips of the first self-made list, with their labels; it is made where no
+    run has made it.
 
     Raises:
-      ConfigError: there is no such list.
+      ConfigError: there is no such list, or its folder holds something else.
     """
     entry = next((entry for entry in data.lists if entry.kind in SELF_MADE), None)
     if entry is None:
         raise ConfigError(f'data.lists: none is self-made (kind {" or ".join(SELF_MADE)})')
+    try:
+        synthetic.ensure(entry.kind, entry.path)
+    except ValueError as error:
+        raise ConfigError(f'data.lists: {error}') from error
     listed = entries.made(entry)
     clips = video.read_clips(listed.paths, data)
     train, test = (
