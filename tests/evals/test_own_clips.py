@@ -19,7 +19,7 @@ from sklearn.metrics import confusion_matrix, f1_score, r2_score
 
 import jepa_jax
 from jepa_jax import cli, evaluate
-from jepa_jax.config import LabelledDataConfig, OwnConfig
+from jepa_jax.config import LabelledDataConfig, OwnConfig, RetrievalConfig
 from jepa_jax.config.check import types_and_ranges
 from jepa_jax.errors import BadFile, ConfigError, ZooError
 from jepa_jax.evals import (
@@ -33,6 +33,7 @@ from jepa_jax.evals import (
     own,
     own_page,
     probes,
+    retrieval,
 )
 from jepa_jax.evals.examples import Example
 from jepa_jax.model import Loaded, Model, ProbeHead
@@ -420,6 +421,46 @@ def test_two_models_are_compared_clip_by_clip(tmp_path):
     np.savez(folders[1] / evaluate.OUTCOMES, sources=np.arange(1, 61).astype(str), knn=two)
     with pytest.raises(ConfigError, match='B was tested on other clips than A'):
         evaluate._together(reports, folders, OwnConfig())
+
+
+def test_retrieval_of_the_same_clips(model, clips, tmp_path):
+    """R@1 by hand from the encoder's own features; untrained nets and pixels beside it."""
+    c = RetrievalConfig(name='retrieval', bootstrap=50, data=small_config(clips).data)
+    results = retrieval.run(model, c, tmp_path)
+    listed = examples.read(c.data.train, c.data)
+    seen = np.concatenate([own.clip(e, c, 32) for e in listed])
+    means = np.asarray(model.encode(seen)).mean(1)
+    unit = means / np.linalg.norm(means, axis=1, keepdims=True)
+    near = unit @ unit.T - 9 * np.eye(len(unit))
+    labels = np.array([e.label for e in listed])
+    figure = results.results['R@1']
+    assert figure.value == pytest.approx((labels[near.argmax(1)] == labels).mean())
+    assert figure.n == 36 and figure.low <= figure.value <= figure.high
+    assert {*results.results} == {*retrieval.NAMES}
+    assert {*results.baselines} == {
+        f'{k}, {b}' for k in retrieval.NAMES for b in ('random', 'pixels')
+    }
+    assert results.baselines['mAP, pixels'].value > 0.8  # colours are what pixels tell
+
+
+def test_the_command_compares_two_models(model, clips, tmp_path):
+    other = Model(Loaded(model.config, jax.tree.map(lambda a: -a, model.encoder.params)))
+    for name, each in (('a', model), ('b', other)):
+        save(each, tmp_path / name)
+    c = small_config(clips)
+    c.random_baseline, c.attentive.least_steps = False, 5
+    names = [str(tmp_path / 'a'), str(tmp_path / 'b')]
+    evaluate.evaluate(c, str(tmp_path / 'w'), '', names, 'target', '')
+    both, *each = (
+        json.loads((tmp_path / 'w' / part / 'report.json').read_text())
+        for part in ('.', 'model1', 'model2')
+    )
+    first, second = (report['results']['ridge']['value'] for report in each)
+    gain = both['results'][f'{names[1]} over {names[0]}: ridge']
+    assert gain['value'] == pytest.approx(second - first) and gain['n'] == 9
+    assert gain['low'] <= gain['value'] <= gain['high']
+    page = (tmp_path / 'w/report.html').read_text()
+    assert 'model1/report.html' in page and 'model2/report.html' in page
 
 
 @pytest.mark.slow
