@@ -3,10 +3,10 @@
     python -m jepa_jax.train --config=configs/physics_tiny.py --workdir=runs/physics
     python -m jepa_jax.evaluate --config=configs/eval/physics.py --model runs/physics
 
-Makes its videos the first time and trains on two CPU cores in under twenty minutes. Half of the
-masks hide what is to come: all tokens of the first half of a clip but a few are context, the second
-half is to be predicted, which is what an evaluation of surprise asks for. `physics_tiny.py:smoke`
-is a minute.
+Makes its videos the first time and trains on two CPU cores in under ten minutes (three minutes of
+processor time). Half of the masks hide what is to come: all tokens of the first half of a clip but
+a few are context, the second half is to be predicted, which is what an evaluation of surprise asks
+for. `physics_tiny.py:smoke` is a minute.
 """
 
 from jepa_jax.config import DataListConfig, MaskConfig, MaskedVideoConfig, cache_root, parse_arg
