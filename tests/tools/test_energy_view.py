@@ -46,7 +46,8 @@ def test_many_runs_have_room_in_a_picture_that_is_not_too_wide(tmp_path):
     one = {'other': 1.0, 'gap': 0.5, 'landscape': np.ones((9, 9)).tolist()}
     for count, least in ((1, 300), (9, 1900)):
         draw({f'run {i}': {'joint': one} for i in range(count)}, tmp_path / 'energy.png')
-        assert least < Image.open(tmp_path / 'energy.png').width <= 2000
+        with Image.open(tmp_path / 'energy.png') as drawn:
+            assert least < drawn.width <= 2000
 
 
 @pytest.mark.parametrize('squared', [False, True])
