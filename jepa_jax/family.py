@@ -464,4 +464,4 @@ def plot(rows: dict[str, Any], path: Path) -> None:
     )
     axes[-1].barh(heights, [row['rank'] for row in named.values()], height=0.6)
     axes[-1].set(title='effective rank of 96', xlim=(0, 96))
-    save_figure(figure, path)
+    save_figure(figure, path, colours=64)

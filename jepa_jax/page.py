@@ -67,13 +67,14 @@ def file(path: Path, words: str) -> str:
     return f'<p>{_image(path.read_bytes(), "png", words)}</p>' if path.exists() else ''
 
 
-def save_figure(figure: Figure, path: str | Path, dpi: int = 120) -> None:
-    """Writes a figure as PNG of at most 64 colours: a third of the bytes of all colours."""
+def save_figure(figure: Figure, path: str | Path, dpi: int = 120, colours: int = 256) -> None:
+    """Writes a figure as PNG of few colours: a third of the bytes of all; lines and areas alone are
+    as well with 64."""
     out = io.BytesIO()
     figure.savefig(out, dpi=dpi, format='png')  # without pyplot: no display, no global state
     drawn = Image.open(out).convert('RGB')
     # the method that keeps rare colours, such as those of a mark
-    few = drawn.quantize(64, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    few = drawn.quantize(colours, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     few.save(path, 'PNG', optimize=True)
 
 

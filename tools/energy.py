@@ -246,7 +246,8 @@ def draw(rows: dict[str, dict[str, Any]], path: Path) -> None:
     figure.colorbar(image, ax=axes, label='energy over that of another clip', shrink=0.6)
     figure.supxlabel('moved right, pixels', size=8)
     figure.supylabel('moved down, pixels', size=8)
-    save_figure(figure, path, dpi=min(130, WIDE // figure.get_size_inches()[0]))
+    dpi = min(130, WIDE // figure.get_size_inches()[0])
+    save_figure(figure, path, dpi=dpi, colours=64)
 
 
 # --- One dimension --------------------------------------------------------------------------------

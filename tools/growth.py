@@ -184,7 +184,7 @@ def _draw(result: dict[str, Any], path: pathlib.Path) -> None:
         axes.set_xticks(x, [f'{value:,.0f}' for value in x], fontsize=7, rotation=30)
         axes.tick_params('x', which='minor', bottom=False, labelbottom=False)
         axes.legend(title='exponent')
-    save_figure(figure, path, dpi=90)
+    save_figure(figure, path, dpi=90, colours=64)
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
