@@ -261,8 +261,8 @@ def released(
         part = [waiting.pop(0) for _ in range(min(size, len(waiting)))]
         asked = [clips for *_, clips in part]
         logits = ask(np.stack(asked + asked[-1:] * (size - len(asked))))
-        for row, view, *answers in zip(*list(zip(*part))[:2], *(logits[head] for head in own)):
-            kept[row, view] = np.concatenate(answers)
+        for at, (row, view, _) in enumerate(part):
+            kept[row, view] = np.concatenate([logits[head][at] for head in own])
 
     with tqdm(total=len(left), unit='clip', desc='answers of the probe', disable=None) as bar:
         for i, one in ahead(clips()):

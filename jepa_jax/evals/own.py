@@ -11,13 +11,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from jepa_jax.config import AttentiveConfig, OwnConfig
 from jepa_jax.data.views import eval_view
@@ -256,17 +256,11 @@ def hours(model, listed: Sequence[Example], kind: str, config: OwnConfig, workdi
         settings_of(c), steps=steps, batch=c.batch, warmup=steps // 10,
     )  # fmt: skip
     heads = a_step * steps * (2 if _folds(task) else 1)  # to choose, and on all training clips
+    whole, clips, probing = map(tqdm.format_interval, (encoding + heads, encoding, heads))
     return (
-        f'about {_told(encoding + heads)}: features of {left} clips {_told(encoding)}, '
-        f'{len(settings_of(c))} attentive heads {_told(heads)}'
+        f'about {whole}: features of {left} clips {clips}, {len(settings_of(c))} attentive heads '
+        f'{probing}'
     )
-
-
-def _told(seconds: float) -> str:
-    if seconds < 60:
-        return f'{math.ceil(seconds)} s'
-    minutes = math.ceil(seconds / 60)
-    return f'{minutes // 60} h {minutes % 60} min' if minutes >= 60 else f'{minutes} min'
 
 
 def untrained(model, seed: int):

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -145,8 +146,16 @@ def check_box(workspace: Sequence[float]) -> None:
         raise ValueError(f'workspace {words}: must be x0,x1,y0,y1,z0,z1, each pair ascending')
 
 
+class _Planner:
+    """What planners that search one action space have in common."""
+
+    def within(self, space: ActionSpace) -> Self:
+        """The same planner in another action space."""
+        return dataclasses.replace(self, space=space)
+
+
 @dataclasses.dataclass(frozen=True)
-class CEM:
+class CEM(_Planner):
     """The cross-entropy method: sample, keep the best, sample around them. (reference: vjepa2
     §8.2)"""
 
@@ -164,10 +173,6 @@ class CEM:
         _check(self)
         if not 2 <= self.elites <= self.samples:
             raise ValueError(f'elites {self.elites}: must be from 2 to samples = {self.samples}')
-
-    def within(self, space: ActionSpace) -> CEM:
-        """The same planner in another action space."""
-        return dataclasses.replace(self, space=space)
 
     def solve(
         self,
@@ -199,7 +204,7 @@ class CEM:
 
 
 @dataclasses.dataclass(frozen=True)
-class MPPI:
+class MPPI(_Planner):
     """Model predictive path integral: like CEM, but samples weigh exp(-energy / temperature)."""
 
     space: ActionSpace
@@ -214,10 +219,6 @@ class MPPI:
         _check(self)
         if self.temperature <= 0:
             raise ValueError(f'temperature {self.temperature}: must be more than 0')
-
-    def within(self, space: ActionSpace) -> MPPI:
-        """As CEM.within."""
-        return dataclasses.replace(self, space=space)
 
     def solve(
         self,
@@ -244,7 +245,7 @@ class MPPI:
 
 
 @dataclasses.dataclass(frozen=True)
-class Adam:
+class Adam(_Planner):
     """Descends the gradient of the energy with Adam from several starts, and takes the best."""
 
     space: ActionSpace
@@ -256,10 +257,6 @@ class Adam:
 
     def __post_init__(self):
         _check(self)
-
-    def within(self, space: ActionSpace) -> Adam:
-        """As CEM.within."""
-        return dataclasses.replace(self, space=space)
 
     def solve(
         self,
@@ -317,7 +314,7 @@ class CEMAdam:
         return self.cem.space
 
     def within(self, space: ActionSpace) -> CEMAdam:
-        """As CEM.within."""
+        """As that of its parts."""
         return CEMAdam(self.cem.within(space), self.adam.within(space))
 
     def solve(
@@ -342,7 +339,7 @@ class CEMAdam:
 
 
 @dataclasses.dataclass(frozen=True)
-class Collocation:
+class Collocation(_Planner):
     """Descends the gradient over plans and the frames between together: each frame is to be what is
     predicted from the one before, by a weight that grows, and the cost is that of the frames. No
     gradient passes through more than one prediction, and those of a plan are made side by side.
@@ -365,10 +362,6 @@ class Collocation:
         _check(self)
         if not 0 < self.weights[0] <= self.weights[1]:
             raise ValueError(f'weights {self.weights}: must be more than 0 and ascend')
-
-    def within(self, space: ActionSpace) -> Collocation:
-        """As CEM.within."""
-        return dataclasses.replace(self, space=space)
 
     def solve(
         self,

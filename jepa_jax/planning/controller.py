@@ -216,13 +216,10 @@ class Controller:
         self._horizon, self._key = horizon, jax.random.key(seed)
         self.reset(goal, goal_state)
         began = time.monotonic()
-        try:
-            self._program = jax.jit(self._decide).lower(
-                robot.agent.world_model, robot.agent.encoder,
-                *self._arguments(self._picture(goal), np.zeros(7, np.float32)),
-            ).compile()  # fmt: skip
-        except ValueError as error:  # a horizon that the model was not trained for
-            raise PlanError(str(error)) from error
+        self._program = jax.jit(self._decide).lower(
+            robot.agent.world_model, robot.agent.encoder,
+            *self._arguments(self._picture(goal), np.zeros(7, np.float32)),
+        ).compile()  # fmt: skip
         self.compile_seconds = time.monotonic() - began
 
     def __repr__(self) -> str:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jepa_jax import poses
+from jepa_jax.errors import PlanError
 from jepa_jax.models.ac_predictor import ACPredictorConfig
 from jepa_jax.models.layers import standardise
 from jepa_jax.nets import Net
@@ -80,15 +81,15 @@ class ACWorldModel:
         """See WorldModel.
 
         Raises:
-          ValueError: context and horizon are longer than the model was trained for; at_once is
-            negative.
+          PlanError: context and horizon are longer than the model was trained for.
+          ValueError: at_once is negative.
         """
         if self.at_once < 0:
             raise ValueError(f'at_once {self.at_once}: must be at least 0')
         T, (S, H, _) = len(context.features), actions.shape
         seen = T if self.slide else T + H - 1
         if seen > self.frames:
-            raise ValueError(
+            raise PlanError(
                 f'horizon {H}: must be at most {max(self.frames - T + 1, 0)} for this model, whose '
                 f'predictor was trained on at most {self.frames} frames before the one it predicts'
                 + (f', {T} of them known here' if T > 1 else '')

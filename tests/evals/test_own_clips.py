@@ -166,10 +166,10 @@ def test_hours_are_said_before_the_work(finished, model, clips, tmp_path, monkey
     with monkeypatch.context() as patch:  # 60 steps to choose, 60 on all training clips
         patch.setattr(features, 'seconds_each', lambda *_, **__: 50.0)
         patch.setattr(probes, 'seconds_a_step', lambda *_, **__: 0.25)
-        words = 'about 1 h 1 min: features of 72 clips 1 h 0 min, 2 attentive heads 30 s'
+        words = 'about 1:00:30: features of 72 clips 1:00:00, 2 attentive heads 00:30'
         assert own.hours(model, listed, 'class', c, tmp_path) == words
         # those of model and untrained encoder are there
-        words = 'about 30 s: features of 0 clips 0 s, 2 attentive heads 30 s'
+        words = 'about 00:30: features of 0 clips 00:00, 2 attentive heads 00:30'
         assert own.hours(model, listed, 'class', c, finished[1]) == words
 
 
