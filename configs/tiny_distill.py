@@ -9,9 +9,10 @@
 The student is narrower than its teacher and has fewer blocks; the teacher is a run of
 configs/tiny.py, or the one that comes with the package, `tiny`. `:21` learns from a run of
 configs/tiny_21.py, also where tokens are in sight, in 300 steps; `--config.teacher=` is the same
-without a teacher. `:salt` trains a teacher on masked pixels (SALT). `:study` trains the student with teachers and without, six runs and
-half an hour on two cores, and says what came of it: docs/training.md; there a teacher is
-`--config.student.teacher=runs/tiny`. `tiny_distill.py:smoke` is a minute, `:study,smoke` six.
+without a teacher. `:salt` trains a teacher on masked pixels (SALT). `:study` trains the student
+with teachers and without, six runs and half an hour on two cores, and says what came of it:
+docs/training.md; there a teacher is `--config.student.teacher=runs/tiny`.
+`tiny_distill.py:smoke` is a minute, `:study,smoke` six.
 """
 
 import dataclasses

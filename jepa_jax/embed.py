@@ -175,6 +175,7 @@ def _classify(model, listed, top: int, failed: dict[str, Exception]) -> None:
 
 def _embed(model, listed, output, pictures, options, failed, partly) -> None:
     """Windows of all inputs in one stream, so that batches reach over short files."""
+    from jepa_jax import embedded
     from jepa_jax.data.windows import ahead
     from jepa_jax.errors import BadFile
 
@@ -221,9 +222,10 @@ def _embed(model, listed, output, pictures, options, failed, partly) -> None:
                     _draw(model, window, values, pictures)
                 if output:
                     grid = model.config.grid(*window.clip.shape[:3])
+                    layout = embedded.Layout(grid, len(window.clip))
                     coords = model.coords(grid, window.spacing, len(window.clip))
                     try:
-                        _say(output.begin(waiting[current], grid, coords, window.spacing))
+                        _say(output.begin(waiting[current], layout, coords, window.spacing))
                     except BadFile as error:
                         _left_out(current, error, failed)
             if output and current not in failed:

@@ -120,6 +120,17 @@ class Output:
         }
 
 
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What inputs whose windows stand in one array have in common."""
+
+    grid: tuple[int, int, int]  # of tokens
+    frames: int
+
+    def __str__(self) -> str:
+        return f'token grid {self.grid} of {self.frames} frame{"s" * (self.frames != 1)}'
+
+
 class OneFile(Output):
     """All inputs in one .npz."""
 
@@ -128,7 +139,7 @@ class OneFile(Output):
         self._sources: list[Source] = []
         self._files: list[str] = []
         self._rows: Rows | None = None
-        self._grid = self._coords = self._spacing = None  # of the first input that is whole
+        self._layout = self._coords = self._spacing = None  # of the first input that is whole
 
     def left(self, inputs: list[Named]) -> tuple[list[Named], dict[str, str]]:
         """All of them, or none if the file is there, of just these inputs as they are now."""
@@ -143,15 +154,15 @@ class OneFile(Output):
             return inputs, {}
         return [], {one.path: source.damage for one, source in zip(inputs, then) if source.damage}
 
-    def begin(self, one: Named, grid: tuple[int, int, int], coords, spacing: float) -> str:
+    def begin(self, one: Named, layout: Layout, coords, spacing: float) -> str:
         """Rows of another input follow; returns what there is to say of it."""
         self._rows = self._rows or Rows(self.target)
         self._now, self._path, self._first = state(one.path), one.path, self._rows.count
         if not self._files:
-            self._grid, self._coords, self._spacing = grid, coords, spacing
-        elif grid != self._grid:
-            grids = f'token grid {grid}, inputs before it have {self._grid}'
-            raise BadFile(one.path, 'unfit', f'{grids}: make --out a folder, for a file an input')
+            self._layout, self._coords, self._spacing = layout, coords, spacing
+        elif layout != self._layout:  # an image and two frames can have one grid
+            both = f'{layout}, inputs before it have {self._layout}'
+            raise BadFile(one.path, 'unfit', f'{both}: make --out a folder, for a file an input')
         elif spacing != self._spacing:
             return (
                 f'{one.path}: a frame every {spacing:.4g} s, in {self._files[0]} every '
@@ -182,7 +193,7 @@ class OneFile(Output):
             return ''
         forms = self._rows.npz(
             files=np.array(self._files),
-            grid=np.array(self._grid),
+            grid=np.array(self._layout.grid),
             coords=self._coords,
             settings=np.array(json.dumps(about(self))),
         )
@@ -212,10 +223,10 @@ class Folder(Output):
             return None
         return next(iter(sources_of(stored)), None) if stored.get('key') == self.key else None
 
-    def begin(self, one: Named, grid: tuple[int, int, int], coords, spacing: float) -> str:
+    def begin(self, one: Named, layout: Layout, coords, spacing: float) -> str:
         store = np.dtype(self._store).name
         self._one = OneFile(str(self._file(one)), self.settings, self.key, store)
-        return self._one.begin(one, grid, coords, spacing)
+        return self._one.begin(one, layout, coords, spacing)
 
     def add(self, window: Window, values: dict[str, np.ndarray]) -> None:
         self._one.add(window, values)
@@ -234,7 +245,7 @@ class Folder(Output):
 
 
 class Shards(Output):
-    """Many inputs a shard, of any token grid; see above.
+    """Many inputs a shard, of one layout; see above.
 
     Args:
       form: npy or parquet.
@@ -252,7 +263,7 @@ class Shards(Output):
         if form == 'parquet':
             _parquet()
         self._form, self._inputs = form, inputs
-        self._open: dict[tuple[int, int, int], _Shard] = {}  # one a token grid
+        self._open: dict[Layout, _Shard] = {}
         self._current: _Shard | None = None
         self.target.mkdir(parents=True, exist_ok=True)
         for path in shards(self.target):
@@ -264,11 +275,11 @@ class Shards(Output):
                 )
             self._done |= {source.path: source for source in sources_of(stored)}
 
-    def begin(self, one: Named, grid: tuple[int, int, int], coords, spacing: float) -> str:
-        if grid not in self._open:
-            self._open[grid] = _Shard(self, grid, coords)
-        self._current = self._open[grid]
-        self._current.one.begin(one, grid, coords, 1.0)  # the spacing is told by row
+    def begin(self, one: Named, layout: Layout, coords, spacing: float) -> str:
+        if layout not in self._open:
+            self._open[layout] = _Shard(self, layout, coords)
+        self._current = self._open[layout]
+        self._current.one.begin(one, layout, coords, 1.0)  # the spacing is told by row
         return ''
 
     def add(self, window: Window, values: dict[str, np.ndarray]) -> None:
@@ -278,7 +289,7 @@ class Shards(Output):
         shard, self._current = self._current, None
         shard.one.end(damage, dropped)
         if shard.is_full(self._inputs):
-            del self._open[shard.grid]
+            del self._open[shard.layout]
             return shard.write(self._form)
         return ''
 
@@ -297,8 +308,8 @@ class Shards(Output):
 class _Shard:
     """A shard under way."""
 
-    def __init__(self, output: Shards, grid: tuple[int, int, int], coords: np.ndarray):
-        self._folder, self.grid, self._coords = output.target, grid, coords
+    def __init__(self, output: Shards, layout: Layout, coords: np.ndarray):
+        self._folder, self.layout, self._coords = output.target, layout, coords
         store = np.dtype(output._store).name
         self.one = OneFile(str(output.target / 'next'), output.settings, output.key, store)
         self._began = time.monotonic()
@@ -316,7 +327,7 @@ class _Shard:
             one.drop()
             return ''
         described = about(one) | {
-            'grid': list(self.grid),
+            'grid': list(self.layout.grid),
             'shapes': {name: list(c.shape[1:]) for name, c in rows.columns().items()},
         }
         if form == 'parquet':

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -188,6 +189,12 @@ def check_video(video: str | os.PathLike | np.ndarray, preprocess: str, normalis
     if normalised and preprocess != 'none':
         raise InputError("normalised pixels go with preprocess 'none'")
     check_pixels(video, normalised)
+
+
+def check_rate(fps: float) -> None:
+    """Raises InputError: no rate of frames."""
+    if not 0 < fps < math.inf:
+        raise InputError(f'fps {fps}: must be a number above 0')
 
 
 def check_pixels(pixels: np.ndarray, normalised: bool, decoded: bool = False) -> None:

@@ -45,6 +45,7 @@ USES = {
     'health': 'measuring health, pictures and logging',
     'evals': 'evaluating beside training',
 }
+ANOTHER = 'another process cannot read its data and says why'
 SAVE, FAIL, STOP = 1, 2, 3  # what is due in any process after a step, the largest in all of them
 REST = ('put', 'save', 'agree', 'health')  # what a step costs beside itself
 
@@ -182,10 +183,14 @@ def _lag(params: dict, ema: dict) -> dict[str, jax.Array]:
 
 def _health(objective: Objective, parts: int):
     """objective.health of one of the parts in which a step takes its batch: what fits there fits
-    here."""
+    here. Of parts of one row two are taken, which fit without gradients: rows are compared."""
+
+    def of(rows: jax.Array) -> jax.Array:
+        alone = len(rows) == parts
+        return rows[:2] if alone else rows.reshape(-1, parts, *rows.shape[1:])[:, 0]
 
     def health(state: TrainState, frozen: dict, batch) -> dict:
-        part = jax.tree.map(lambda a: a.reshape(-1, parts, *a.shape[1:])[:, 0], batch)
+        part = jax.tree.map(of, batch)
         return objective.health(state.params, state.ema, frozen, part)
 
     return health
@@ -201,11 +206,15 @@ def _explain(
 ) -> str:
     """Stores the batch of a step that is not finite and says which tensor went first."""
     named = jax.tree_util.tree_leaves_with_path(host)
-    np.savez(path, **{jax.tree_util.keystr(p).strip('.'): np.asarray(a) for p, a in named})
+    try:
+        np.savez(path, **{jax.tree_util.keystr(p).strip('.'): np.asarray(a) for p, a in named})
+        kept = f'its batch as {path}'
+    except OSError as error:  # a full disk: the step is what this is about
+        kept = f'its batch could not be ({error})'
     return (
         f'step {n + 1} is not finite; first tensor that is not: '
         f'{first_nonfinite(objective, state, frozen, batch)}. The state before it is saved as step '
-        f'{n}, its batch as {path}'
+        f'{n}, {kept}'
     )
 
 
@@ -334,12 +343,13 @@ def fit(
         if n < total:
             feed.advance()
             lap('data')
-            if distributed.any_process(bool(received)):
+            what = distributed.largest(STOP if received else FAIL if feed.error else 0)
+            if what == STOP:
                 if feed.error:
                     log.warning('%s', feed.error)
                 raise Interrupted(f'SIGTERM before step {n + 1} of {total}') from feed.error
-            if feed.error:
-                raise feed.error
+            if what == FAIL:
+                raise feed.error or DataError(ANOTHER)
             lap('agree')
         else:
             log.info('nothing left to train: the run is at step %d of %d', n, total)
@@ -370,7 +380,9 @@ def fit(
             mark = max(handed, ended)
             if not values.pop('finite'):
                 save_last()
-                path = workdir / f'nonfinite_step_{n + 1}.npz'
+                # each process has rows of its own, and all may share the folder
+                own = f'_process{jax.process_index()}' if jax.process_count() > 1 else ''
+                path = workdir / f'nonfinite_step_{n + 1}{own}.npz'
                 raise TrainingError(_explain(objective, state, frozen, batch, host.batch, n, path))
             n += 1
             if values.get('skipped', 0) >= config.optim.guard.most:
@@ -379,12 +391,11 @@ def fit(
                     f'{values["skipped"]:.0f} updates were left out up to step {n}, for losses far '
                     'above those before (optim.guard), which is as many as optim.guard.most allows'
                 )
-            trouble, counted = feed.error, failures.state()
+            trouble = feed.error
             try:
                 failures.add(host)
             except DataError as error:
                 trouble = error
-                failures.restore(counted)  # or a start with mended data would end here again
             measured = every.health_every and (n % every.health_every == 0 or n == total)
             due, row = evals.due(n), None
             if n % every.every == 0 or measured or due or n == total:
@@ -412,7 +423,7 @@ def fit(
             if what:
                 save_last()  # ends the run if that fails
             if what == FAIL:
-                raise trouble or DataError('another process cannot read its data and says why')
+                raise trouble or DataError(ANOTHER)
             if what == STOP:
                 if trouble:
                     log.warning('step %d: %s', n, trouble)

@@ -143,6 +143,7 @@ class Model:
             same |= dict(layers=layers, stride=stride, batch=batch, normalised=normalised)
             return [self.embed(one, **same) for one in video]
         inputs.check_video(video, preprocess, normalised)
+        inputs.check_rate(fps)
         if isinstance(video, np.ndarray) and video.ndim == 5:
             self._check_frames(video.shape[1])
             self._warn(video.shape[1], video.shape[2:4], crop, preprocess, fps)
@@ -184,8 +185,7 @@ class Model:
           BadFile, InputError: as `embed`; when the first window is asked for.
         """
         c = self.config
-        if not fps > 0:
-            raise InputError(f'fps {fps}: must be above 0')
+        inputs.check_rate(fps)
         source = video if isinstance(video, Input) else open_input(video, fps)
         source = inputs.from_second(source, start)
         self._check_frames(frames)
@@ -251,7 +251,9 @@ class Model:
             inputs.check_pixels(clips, normalised, decoded=True)
             shape = clips.shape[1:]
             # a last, smaller batch is filled up: compiling takes longer than a few rows
-            size = self._sizes[shape] = max(len(clips), self._sizes.get(shape, 0))
+            known = self._sizes.get(shape, 0)
+            size = max(len(clips), min(batch, known))
+            self._sizes[shape] = max(size, known)
             clips = np.concatenate([clips, np.repeat(clips[-1:], size - len(clips), axis=0)])
             if pool == 'attentive':
                 reads = self._probe_reads(jnp.asarray(clips))
@@ -359,6 +361,7 @@ class Model:
                 raise InputError(f'{named}: for a path; an array is taken as it is')
             clips = context[None] if context.ndim == 4 else context
             inputs.check_pixels(clips, normalised)
+            inputs.check_rate(fps)
             self._warn(clips.shape[1], clips.shape[2:4], None, 'none', fps)
         else:
             window = next(self.windows(context, fps=fps, start=start, **viewing))

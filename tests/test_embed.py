@@ -125,6 +125,24 @@ def test_each_kind_into_a_folder(folder):
                 assert picture.size[0] > 300 and len(np.unique(np.asarray(picture))) > 20
 
 
+def test_an_image_and_a_short_video_of_one_grid(folder):
+    """Of V-JEPA 2.1 both are a grid of one in time: in one file the second is left out and the rest
+    written, in shards each has its own."""
+    np.save(folder / 'two.npy', noise(2, 48, 80, 3))
+    how = ('--model', 'random:tiny-21', '--frames', '2', '--crop', '32')
+    done = embed(folder, *how, '--input', 'p.png', 'two.npy', '--out', 'mixed.npz')
+    assert done.returncode == 1 and 'Traceback' not in done.stderr
+    both = (
+        'token grid (1, 2, 2) of 2 frames, inputs before it have token grid (1, 2, 2) of 1 frame:'
+    )
+    assert f'left out: two.npy: unfit: {both}' in done.stderr
+    assert np.load(folder / 'mixed.npz')['numbers'].shape == (1, 1)
+    done = embed(folder, *how, '--input', 'p.png', 'two.npy', '--out', 'mixed', '--format', 'npy')
+    assert done.returncode == 0, done.stderr
+    shapes = {np.load(p).shape for p in (folder / 'mixed').glob('*/numbers.npy')}
+    assert shapes == {(1, 1), (1, 2)}
+
+
 def test_frames_as_they_are(folder):
     """Not square, positions on the real grid, against the bare net with the same seed."""
     done = embed(

@@ -275,7 +275,8 @@ def test_search_finds_what_scipy_finds(typed, tmp_path):
         output = embedded.Shards(str(tmp_path / form), ABOUT, 'k', 'float32', form, 2)
         row = 0
         for i, count in enumerate(counts):
-            output.begin(embedded.Named(f'{i}.mp4', f'{i}.mp4'), (1, 1, 1), np.zeros((1, 3)), 1.0)
+            one, layout = embedded.Named(f'{i}.mp4', f'{i}.mp4'), embedded.Layout((1, 1, 1), 1)
+            output.begin(one, layout, np.zeros((1, 3)), 1.0)
             for _ in range(count):
                 output.add(window(row), {'pooled': x[row]})
                 row += 1

@@ -419,6 +419,14 @@ def test_another_process_that_fails_ends_this_one_too(monkeypatch, tmp_path):
     assert list(run.saves.saved) == [1]
 
 
+def test_another_process_that_fails_before_the_first_step_ends_this_one_too(monkeypatch, tmp_path):
+    run = Run(monkeypatch, tmp_path / 'run')
+    monkeypatch.setattr(loop.distributed, 'largest', lambda value: max(value, loop.FAIL))
+    with pytest.raises(DataError, match='another process cannot read its data'):
+        run.fit(12)
+    assert not run.saves.saved
+
+
 def test_another_process_that_is_stopped_stops_this_one_too(monkeypatch, tmp_path):
     run = Run(monkeypatch, tmp_path / 'run')
     monkeypatch.setattr(loop.distributed, 'largest', later(loop.STOP))

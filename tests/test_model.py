@@ -1,6 +1,7 @@
 """The ready model: its features against the bare net, its tasks against the original's numbers."""
 
 import dataclasses
+import itertools
 import sys
 
 import jax
@@ -95,6 +96,27 @@ def test_batches_change_nothing(model):
     np.testing.assert_allclose(one.pooled, three.pooled, rtol=0, atol=1e-5)
     tokens = model.embed(video, frames=4, preprocess='none').tokens
     np.testing.assert_allclose(one.pooled, tokens.mean(1), rtol=0, atol=1e-5)
+
+
+def test_a_batch_is_filled_up_to_what_was_asked_for_and_no_further(model, monkeypatch):
+    video, sizes = noise(18, 32, 32, 3), []
+    encode = model.encode
+    monkeypatch.setattr(model, 'encode', lambda x, *a: sizes.append(len(x)) or encode(x, *a))
+    for batch in (4, 1, 3):
+        model.embed(video, frames=4, preprocess='none', batch=batch)
+    assert sizes == [4, 4, *[1] * 5, 3, 3]
+
+
+def test_a_rate_that_is_none_is_refused(model):
+    video = noise(8, 32, 32, 3)
+    calls = (
+        lambda fps: model.embed(video, fps=fps, **NONE),
+        lambda fps: model.embed(video[None], fps=fps, **NONE),
+        lambda fps: model.predict(video, Future(1.0), fps=fps),
+    )
+    for fps, call in itertools.product((0, -1, float('nan'), float('inf')), calls):
+        with pytest.raises(InputError, match=f'fps {fps}: must be a number above 0'):
+            call(fps)
 
 
 def test_clips_and_normalised_floats(model):

@@ -219,6 +219,11 @@ def test_not_finite(runs):
     again = runs.run(workdir, *more)  # restores that state and meets the same
     assert again.returncode == 1 and f'resumes from step {step}' in again.stderr
     assert again.stderr.splitlines()[-1] == line
+    path.unlink()
+    path.mkdir()  # what cannot be written hides nothing of what happened
+    again = runs.run(workdir, *more)
+    last = again.stderr.splitlines()[-1]
+    assert last.startswith(line.partition(', its batch as')[0]) and 'could not be ([Errno' in last
 
 
 # Bad input

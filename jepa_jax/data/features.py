@@ -176,7 +176,7 @@ def kept_frames(
         return chosen[-1]
 
     frames = episode.read(choose)
-    return robot.view(frames, (config.data.crop, config.data.crop)), chosen[0]
+    return robot.view(frames, (config.data.crop, config.data.crop)), chosen[-1]
 
 
 @dataclasses.dataclass(frozen=True)

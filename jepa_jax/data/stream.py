@@ -345,27 +345,31 @@ class FailureLog:
         self._read = 0  # records of this start
 
     def add(self, host: HostBatch) -> None:
-        """Counts a batch's failures. Raises DataError."""
-        self._tried += host.tried
+        """Counts a batch's failures. Raises DataError, and has not counted them then: a start with
+        mended data resumes from what was there before."""
         self._read += host.tried
         self._seconds.update(host.seconds)
+        tried, reasons = self._tried + host.tried, self._reasons.copy()
+        fresh = set()
         for failure in host.failures:
-            self._reasons[failure.reason] += 1
-            if failure.path not in self._named:
-                self._named.add(failure.path)
+            reasons[failure.reason] += 1
+            if failure.path not in self._named and failure.path not in fresh:
+                fresh.add(failure.path)
                 logging.warning(
                     'cannot read %s (%s: %s); replaced',
                     printable(failure.path)[:300],
                     failure.reason,
                     printable(failure.detail) or REASONS.get(failure.reason, 'no more is known'),
                 )
-        failed = self._reasons.total()
-        if self._tried >= LEAST_TRIED and failed > self._max_share * self._tried:
-            reasons = ', '.join(f'{n} {reason}' for reason, n in self._reasons.most_common())
+        failed = reasons.total()
+        if tried >= LEAST_TRIED and failed > self._max_share * tried:
+            words = ', '.join(f'{n} {reason}' for reason, n in reasons.most_common())
             raise DataError(
-                f'{failed} of {self._tried} records could not be read ({reasons}): more than '
+                f'{failed} of {tried} records could not be read ({words}): more than '
                 f'data.max_failure_share {self._max_share:g} allows'
             )
+        self._tried, self._reasons = tried, reasons
+        self._named |= fresh
 
     def counts(self) -> dict[str, int]:
         """Metrics: `data/tried`, and `data/failed/REASON` for every reason met so far."""

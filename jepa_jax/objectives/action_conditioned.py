@@ -169,7 +169,7 @@ class ActionConditioned(Objective):
 
     def health(self, params: dict, ema: dict, frozen: dict, batch: Trajectories) -> dict:
         """Teacher-forced errors as scalars: `true`; `shuffled`, with the actions of the clip
-        before in the batch; `copy`, of taking each frame for the next.
+        before in the batch, if it has two; `copy`, of taking each frame for the next.
 
         A model that ignores actions has shuffled = true.
         """
@@ -181,17 +181,15 @@ class ActionConditioned(Objective):
                 self.predict(params['predictor'], h[:, :-1], *conditions)[0], h[:, 1:]
             )
 
+        errors = {'true': error(batch), 'copy': self.error(h[:, :-1], h[:, 1:])}
+        if len(batch.actions) == 1:
+            return errors
         others, spec = batch.actions, batch_spec(batch.actions)
         if spec is not None:  # a mesh does not shift rows from one device to the next
             others = jax.reshard(others, jax.P())
         others = jnp.roll(others, 1, axis=0)
         others = others if spec is None else jax.reshard(others, spec)
-        others = dataclasses.replace(batch, actions=others)
-        return {
-            'true': error(batch),
-            'shuffled': error(others),
-            'copy': self.error(h[:, :-1], h[:, 1:]),
-        }
+        return errors | {'shuffled': error(dataclasses.replace(batch, actions=others))}
 
     def ahead(
         self, params: dict, frozen: dict, batch: Trajectories, known: int
@@ -227,21 +225,26 @@ class ActionConditioned(Objective):
 
     def measure(self, health: dict) -> dict[str, float]:
         """Health metrics from `health`: how much worse the prediction is with another clip's
-        actions (1: actions are ignored), and its error over that of copying the frame (1: nothing
-        is predicted)."""
-        true, shuffled, copy = (float(health[key]) for key in ('true', 'shuffled', 'copy'))
-        return {
-            'health/shuffled_actions': shuffled / max(true, 1e-12),
-            'health/error_over_copy': true / max(copy, 1e-12),
-        }
+        actions (1: actions are ignored), where there is another, and its error over that of
+        copying the frame (1: nothing is predicted)."""
+        true = float(health['true'])
+        values = {'health/error_over_copy': true / max(float(health['copy']), 1e-12)}
+        if 'shuffled' in health:
+            values['health/shuffled_actions'] = float(health['shuffled']) / max(true, 1e-12)
+        return values
 
     def verdict(self, records: Sequence[Mapping[str, float]]) -> tuple[str, str]:
         """One word and one sentence on a run: unknown, undertrained, ignores actions, healthy."""
-        lines = [r for r in records if 'health/shuffled_actions' in r]
+        lines = [r for r in records if 'health/error_over_copy' in r]
         if not lines:
             return 'unknown', 'health was not measured'
         last = lines[-1]
-        actions, copy = last['health/shuffled_actions'], last['health/error_over_copy']
+        copy = last['health/error_over_copy']
+        if (actions := last.get('health/shuffled_actions')) is None:
+            return 'unknown', (
+                f"error {copy:.2f} of copying the frame's; with optim.batch = 1 there is no other "
+                "clip's actions to compare with"
+            )
         facts = (
             f"error {copy:.2f} of copying the frame's, and {actions:.2f} times as large with "
             "another clip's actions"

@@ -243,6 +243,8 @@ class Controller:
         self._goal = Goal(features, state if self._cost.state_weight else None)
         self._size = size
         self._first = jnp.zeros((self._horizon, len(end_effector().planned)))
+        # the picture before, and the pose with which it first came: one that stands still while the
+        # robot creeps is as stale as while it leaps
         self._last: tuple[np.ndarray, np.ndarray] | None = None
         self._held = self._steps = 0
 
@@ -267,7 +269,8 @@ class Controller:
                 f'{self._size[0]}: both must be from the same camera'
             )
         why = self._stale(picture, pose, age)
-        self._last = picture, pose
+        if self._last is None or not np.array_equal(self._last[0], picture):
+            self._last = picture, pose
         nothing = np.zeros(7, np.float32)
         if why:
             return Step('stale', why, nothing, np.array(state, float), None, None, None,

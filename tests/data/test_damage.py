@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from jepa_jax.data import clips, decode, windows
+from jepa_jax.data import clips, decode, robot, windows
 from jepa_jax.errors import BadFile
 
 RATE, SIZE = 25, (96, 64)
@@ -112,6 +112,27 @@ def test_program_streams_joined(tmp_path):
     path.write_bytes(b''.join(pieces))
     near(everything(path), opencv(path))
     assert len(opencv(path)) == decode.probe(path).frames == 200
+
+
+def test_a_piece_of_a_damaged_recording_has_its_own_states(tmp_path):
+    """The first choice meets the damage, the second does not: states are those of the second."""
+    path = tmp_path / 'v.mp4'
+    write(path)
+    with av.open(str(path)) as container:
+        packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+    data = bytearray(path.read_bytes())
+    for pos, size in packets[50:53]:
+        data[pos + 5 : pos + size] = bytes(size - 5)
+    path.write_bytes(data)
+    states = np.zeros((100, 7))
+    states[:, 0] = np.arange(100) / 1000
+    draws = [45, 5]
+    piece = robot.cut(
+        robot.Episode('v', states, str(path), fps=RATE), 8, RATE, lambda n: draws.pop(0)
+    )
+    assert not draws and piece.numbers.tolist() == list(range(5, 13))
+    np.testing.assert_allclose(piece.states[:, 0], piece.numbers / 1000)
+    near(greys(piece.frames), piece.numbers)
 
 
 @pytest.mark.parametrize('cut', [1, 2])

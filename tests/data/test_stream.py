@@ -180,6 +180,7 @@ def test_failures_are_counted_named_once_and_bounded(caplog):
     again.add(host_with(['empty'] * 12, LEAST_TRIED - 44))  # 16 of 64 is the bound itself
     with pytest.raises(DataError, match=r'17 of 65 .*14 empty, 3 corrupt.*max_failure_share 0.25'):
         again.add(host_with(['empty'], 1))
+    assert again.counts()['data/tried'] == 64  # a start with mended data goes on from there
 
 
 # --- processes -----------------------------------------------------------------------------------

@@ -3,6 +3,7 @@ keys."""
 
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from scipy.spatial.transform import Rotation
 from torch_fill import fill, normal
 
 from jepa_jax.data.trajectories import Trajectories
+from jepa_jax.loop import _health
 from jepa_jax.models.ac_predictor import ACPredictorConfig
 from jepa_jax.models.vit import ViTConfig
 from jepa_jax.objectives.action_conditioned import ACLoss, ActionConditioned
@@ -142,6 +144,27 @@ def test_on_a_mesh_the_loss_is_the_same():
         health = jit(objective.health)(*inputs)
     assert abs(float(spread) - alone) < 1e-6
     assert 0 < float(health['true']) != float(health['shuffled'])
+
+
+def test_actions_of_another_clip_are_tried_where_there_is_one():
+    """Parts of one clip each are taken two by two; a lone clip says nothing of ignored actions."""
+    objective, params = make(prefix='random')
+    two = batch()  # of two clips
+
+    def health(parts: int, batch: Trajectories) -> dict[str, float]:
+        def of(params, batch):
+            state = types.SimpleNamespace(params=params, ema={})
+            return _health(objective, parts)(state, {}, batch)
+
+        return objective.measure(jit(of)(params, batch))
+
+    pairs = health(2, two)
+    assert pairs == objective.measure(jit(objective.health)(params, {}, {}, two))
+    assert pairs['health/shuffled_actions'] != 1
+    alone = health(1, jax.tree.map(lambda a: a[:1], two))
+    assert alone.keys() == {'health/error_over_copy'}
+    word, sentence = objective.verdict([alone | {'health/error_over_copy': 0.5}])
+    assert word == 'unknown' and 'optim.batch = 1' in sentence
 
 
 def test_bad_settings():

@@ -127,11 +127,22 @@ def test_an_old_picture_and_one_that_stands_still_move_nothing():
     frozen = controller.step(image, pose((0.3, 0.5, 0.5)))
     assert frozen.verdict == 'stale' and 'moved by 0.1' in frozen.why and not frozen.action.any()
     np.testing.assert_array_equal(frozen.target, pose((0.3, 0.5, 0.5)))
+    # nor later, while the robot stays where the dead picture found it
+    assert controller.step(image, pose((0.3, 0.5, 0.5))).verdict == 'stale'
     for age in (0.3, float('nan')):
         old = controller.step(picture((0.3, 0.5, 0.5)), pose((0.3, 0.5, 0.5)), age=age)
         assert old.verdict == 'stale' and 'may be 0.25' in old.why
     ahead = controller.step(picture((0.3, 0.5, 0.5)), pose((0.3, 0.5, 0.5)), age=-3600.0)
     assert ahead.verdict == 'stale' and 'two clocks differ' in ahead.why and not ahead.action.any()
+
+
+def test_a_dead_picture_stops_a_robot_that_creeps():
+    controller = robot().controller(picture((0.9, 0.5, 0.5)), workspace=BOX, **SETTINGS)
+    image, verdicts = picture((0.2, 0.5, 0.5)), []
+    for x in np.arange(0.2, 0.212, 0.002):
+        verdicts.append(controller.step(image, pose((x, 0.5, 0.5))).verdict)
+    assert verdicts == ['move'] * 3 + ['stale'] * 3  # from 5 mm on
+    assert controller.step(picture((0.21, 0.5, 0.5)), pose((0.21, 0.5, 0.5))).verdict == 'move'
 
 
 def test_a_picture_of_another_size_than_the_goal_is_refused():

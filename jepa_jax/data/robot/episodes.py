@@ -342,13 +342,14 @@ def cut(episode: Episode, frames: int, fps: float, draw: Callable[[int], int]) -
         return chosen[-1]
 
     pixels = episode.read(choose)
-    states = episode.states[chosen[0]]
-    extrinsics = None if episode.extrinsics is None else episode.extrinsics[chosen[0]]
+    numbers = chosen[-1]  # of a damaged video `choose` is asked twice, and draws anew
+    states = episode.states[numbers]
+    extrinsics = None if episode.extrinsics is None else episode.extrinsics[numbers]
     return Piece(
         pixels,
         states.astype(np.float32),
-        episode.actions(chosen[0]).astype(np.float32),
-        chosen[0],
+        episode.actions(numbers).astype(np.float32),
+        numbers,
         None if extrinsics is None else extrinsics.astype(np.float32),
     )
 
