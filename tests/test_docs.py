@@ -16,7 +16,11 @@ from jepa_jax.weights import names
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text()
-PAGES = [ROOT / 'README.md', ROOT / 'CHANGELOG.md', *sorted((ROOT / 'docs').glob('*.md'))]
+PAGES = [
+    *(ROOT / name for name in ('README.md', 'CHANGELOG.md', 'SECURITY.md', 'launch/README.md')),
+    *sorted((ROOT / 'docs').glob('*.md')),
+    *sorted((ROOT / 'jepa_jax').rglob('*.md')),
+]
 
 
 def example(name: str):
