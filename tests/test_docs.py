@@ -44,6 +44,18 @@ def test_links_lead_somewhere(page):
         assert (page.parent / link).exists(), link
 
 
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_tests_and_modules_that_are_named_are_there(page):
+    text = page.read_text()
+    for place, name in re.findall(r'((?:\w+/)*test_\w+\.py)(?:::(\w+))?', text):
+        files = [*ROOT.glob(f'tests/**/{place.removeprefix("tests/")}')]
+        assert files, place
+        assert not name or any(f'def {name}(' in file.read_text() for file in files), name
+    if page.name != 'CHANGELOG.md':  # which names what is gone
+        for package, name in re.findall(r'python -m (tools|jepa_jax)\.(\w+)', text):
+            assert name == 'NAME' or [*(ROOT / package).glob(f'{name}*')], name
+
+
 def test_the_commands_of_the_readme_exist():
     told = re.findall(r'`(?:jepa|python -m jepa_jax)[ .](?!jax|NAME)([^`]+)`', README)
     assert len(told) > 15
