@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from jepa_jax.errors import ConfigError
+from jepa_jax.errors import BucketError, ConfigError
 
 DRIVERS = {'gs': 'gcs', 's3': 's3'}
 ROLE, NOBODY = {'type': 'imds'}, {'type': 'anonymous'}  # credentials: the machine's own; none
@@ -32,10 +32,6 @@ _RETRIES = {True: {'max_retries': 3, 'max_delay': '1s'}, False: {'max_retries': 
 def is_url(path: Any) -> bool:
     """Whether a path is of a bucket."""
     return str(path).partition('://')[0] in DRIVERS and '://' in str(path)
-
-
-class BucketError(OSError):
-    """A bucket did not do as asked: one line with its address and its own words."""
 
 
 class Bucket:

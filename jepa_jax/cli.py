@@ -449,7 +449,7 @@ def _override(config: Any, argv: list[str], parser: argparse.ArgumentParser) -> 
         )
         left = values(['', *argv])[1:]
     except flags.Error as error:
-        raise UsageError(_flag_error(error, argv, kinds)) from error
+        raise UsageError(_flag_error(error, kinds)) from error
     if left:
         raise UsageError(f"'{left[0]}' follows no flag")
     return holder.value
@@ -495,7 +495,7 @@ def _renamed(flag: str, kinds: dict[str, Any]) -> str:
     return flag[: match.start(1)] + name + flag[match.end(1) :]
 
 
-def _flag_error(error: Exception, argv: list[str], kinds: dict[str, Any]) -> str:
+def _flag_error(error: Exception, kinds: dict[str, Any]) -> str:
     match = re.match(r'flag --config\.([^=]+)=(.*?): ', str(error), flags=re.S)
     if not match:
         return str(error)

@@ -47,7 +47,7 @@ COMMANDS: dict[str, Command] = {
     'judge-energy': Command('tools.judge_energy', 'does the energy tell actions apart', False),
     'energy': Command('tools.energy', 'which clips belong together, as a run sees it', False),
     'score-answers': Command('tools.score_answers', 'figures of kept answers to questions', False),
-    'two-rooms': Command('tools.two_rooms', 'planning round a wall, measured', False),
+    'two-rooms': Command('jepa_jax.contrib.measure', 'planning round a wall, measured', False),
     'dense-table': Command('tools.dense_table', 'dense features of two runs compared', False),
     'score-sta': Command('tools.score_sta', "Ego4D's short-term anticipation", False),
     'measure-masks': Command('tools.measure_masks', "masks against the original's", False),

@@ -27,7 +27,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jepa_jax import scratch
-from jepa_jax.errors import QUEUE_AGAIN, ConfigError, Interrupted
+from jepa_jax.errors import QUEUE_AGAIN, STOPPED, ConfigError, Interrupted
 
 log = logging.getLogger(__name__)
 
@@ -197,7 +197,7 @@ def _patience(how: dict[str, Any]) -> Iterator[None]:
         else:
             words = f'waited {CONNECT} s for the other processes{_unanswered(how)}; {again}'
         print(f'interrupted: {words}', file=sys.stderr, flush=True)
-        os._exit(130 if received == bytes([signal.SIGINT]) else QUEUE_AGAIN)
+        os._exit(STOPPED if received == bytes([signal.SIGINT]) else QUEUE_AGAIN)
 
     before = signal.set_wakeup_fd(signals.fileno())
     thread = threading.Thread(target=watch, daemon=True)

@@ -75,6 +75,10 @@ class GateError(ValueError):
     """A finished run that reached less than its config asks for."""
 
 
+class NoLabels(ConfigError):
+    """No labelled clips that an evaluation could read."""
+
+
 class DataError(RuntimeError):
     """Data that cannot be had: names the list, file or worker."""
 
@@ -117,6 +121,14 @@ class Damaged(CheckpointError):
     """Files are not what was written."""
 
 
+class BucketError(OSError):
+    """A bucket did not do as asked: one line with its address and its own words."""
+
+
+class TakenOver(BucketError):
+    """Another run has the bucket's folder."""
+
+
 class ConvertError(ValueError):
     """Weights that cannot be converted: names the file, what was found and what is allowed."""
 
@@ -139,6 +151,14 @@ class SimError(ValueError):
 
 class DoctorError(ValueError):
     """Checks that failed."""
+
+
+class CostError(RuntimeError):
+    """The step would not run well: says why, one reason after the other."""
+
+
+class BenchError(RuntimeError):
+    """A side of a comparison failed, or the sides disagree."""
 
 
 def printable(text: object) -> str:

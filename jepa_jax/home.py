@@ -35,11 +35,11 @@ from itertools import filterfalse
 import jax
 
 from jepa_jax import distributed, files, scratch
-from jepa_jax.bucket import Bucket, BucketError, is_url
+from jepa_jax.bucket import Bucket, is_url
 from jepa_jax.checkpoint import problems, read_manifest
 from jepa_jax.checkpoint.files import FROZEN, MANIFEST, UNFINISHED, lack_of_room
 from jepa_jax.config import cache_root
-from jepa_jax.errors import CheckpointError, ConfigError
+from jepa_jax.errors import BucketError, CheckpointError, ConfigError, TakenOver
 from jepa_jax.workdir import LOCK, lock
 
 log = logging.getLogger(__name__)
@@ -316,10 +316,6 @@ def _rank(name: str) -> int:
     if not name.endswith(f'/{MANIFEST}'):
         return 0
     return {FROZEN: 1, CHECKPOINTS: 2}.get(name.partition('/')[0], 0)
-
-
-class TakenOver(BucketError):
-    """Another run has the bucket's folder."""
 
 
 class _Lease:

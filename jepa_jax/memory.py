@@ -148,11 +148,13 @@ def choose(config: RunConfig, devices: int, memory: float) -> RunConfig:
     (unknown) nothing is cut.
 
     Raises:
-      ConfigError: nothing fits, or the batch does not split over the devices.
+      ConfigError: nothing fits, or what the split with the fewest parts and shards is refused for,
+        where all are: a field that has nothing to do with it, too.
     """
     fsdp, accumulate = config.mesh.fsdp, config.optim.accumulate
     if fsdp and accumulate:
         return config
+    recipes.validate(config)
     batch = config.optim.batch
     rows_at_a_time(batch, devices, accumulate or 1)
     objective = load(recipes.of(config).build)(config)
@@ -160,14 +162,15 @@ def choose(config: RunConfig, devices: int, memory: float) -> RunConfig:
     shards = [fsdp] if fsdp else shards
     parts = [1] if objective.whole_batch else _divisors(batch // devices)
     parts = [accumulate] if accumulate else parts
-    weights, least = Weights.of(objective), None
+    weights, least, refused = Weights.of(objective), None, []
     for a in parts:
         for n in shards:
             tried = _split(config, n, a)
             try:
                 recipes.validate(tried)
                 needed = estimate(tried, devices, weights)['total'] * GIB
-            except ConfigError:  # a width that fsdp does not divide, a list that gets no row
+            except ConfigError as error:  # a width that n does not divide, a list without a row
+                refused.append(error)
                 continue
             if needed <= FILLED * memory or not memory:
                 log.info(
@@ -179,10 +182,7 @@ def choose(config: RunConfig, devices: int, memory: float) -> RunConfig:
             if least is None or needed < least[0]:
                 least = needed, n, a
     if least is None:
-        raise ConfigError(
-            f'optim.batch = {batch} on {devices} devices: no split of it works with mesh.fsdp '
-            f'{fsdp or "1 to " + str(MAX_FSDP)}; set mesh.fsdp and optim.accumulate'
-        )
+        raise refused[0]
     needed, n, a = least
     raise ConfigError(
         f'{config.name or "this run"} needs at least {needed / GIB:.3g} GiB a device (estimated, '

@@ -73,7 +73,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar='FILE',
         help='image of the goal, as large as the frames (the last)',
     )
-    add('--planner', default='cem', choices=PLANNERS, help='see docs/options.md')
+    add('--planner', default='cem', choices=PLANNERS, help='docs/simulator.md compares them')
     add('--samples', type=int, default=400, help='action sequences tried in an iteration')
     add('--iterations', type=int, default=10, help='of the search')
     add('--horizon', type=int, default=2, help='actions in a plan')

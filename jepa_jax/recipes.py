@@ -16,10 +16,10 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from jepa_jax.bucket import Bucket, BucketError, is_url
+from jepa_jax.bucket import Bucket, is_url
 from jepa_jax.config import check, layouts, store, trials
 from jepa_jax.config.runs import RunConfig, StudyConfig
-from jepa_jax.errors import ConfigError
+from jepa_jax.errors import BucketError, ConfigError
 from jepa_jax.lookup import import_file, load, row
 from jepa_jax.weights import names
 

@@ -171,7 +171,7 @@ def test_a_batch_counts_what_cannot_be_read(answerer, video, tmp_path):
     with pytest.raises(InputsFailed, match='1 of 2 questions could not be put'):
         command._batch(answerer, rows, out, shown, {'most': 2})
     first, second = map(json.loads, out.read_text().splitlines())
-    assert first['answer'] is not None and 'error' not in first
+    assert isinstance(first['answer'], str) and 'error' not in first
     assert 'missing' in second['error'] and 'answer' not in second
     (tmp_path / 'q.jsonl').write_text('{"question": "x"}\n{"question": ""}\n')
     with pytest.raises(BadFile, match='line 2: no `question`'):

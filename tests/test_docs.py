@@ -16,7 +16,11 @@ from jepa_jax.weights import names
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text()
-PAGES = [ROOT / 'README.md', ROOT / 'CHANGELOG.md', *sorted((ROOT / 'docs').glob('*.md'))]
+PAGES = [
+    *(ROOT / name for name in ('README.md', 'CHANGELOG.md', 'SECURITY.md', 'launch/README.md')),
+    *sorted((ROOT / 'docs').glob('*.md')),
+    *sorted((ROOT / 'jepa_jax').rglob('*.md')),
+]
 
 
 def example(name: str):
@@ -38,6 +42,18 @@ def test_links_lead_somewhere(page):
     text = re.sub(r'```.*?```', '', page.read_text(), flags=re.S)
     for link in re.findall(r'\]\(([^)#:]+)(?:#[^)]*)?\)', text):
         assert (page.parent / link).exists(), link
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_tests_and_modules_that_are_named_are_there(page):
+    text = page.read_text()
+    for place, name in re.findall(r'((?:\w+/)*test_\w+\.py)(?:::(\w+))?', text):
+        files = [*ROOT.glob(f'tests/**/{place.removeprefix("tests/")}')]
+        assert files, place
+        assert not name or any(f'def {name}(' in file.read_text() for file in files), name
+    if page.name != 'CHANGELOG.md':  # which names what is gone
+        for package, name in re.findall(r'python -m (tools|jepa_jax)\.(\w+)', text):
+            assert name == 'NAME' or [*(ROOT / package).glob(f'{name}*')], name
 
 
 def test_the_commands_of_the_readme_exist():

@@ -65,8 +65,8 @@ def typed(model, videos, tmp_path, monkeypatch, capsys):
     return run
 
 
-def embed(typed, *more, given='videos'):
-    return typed(*READ, '--input', given, *more)
+def embed(typed, *more, source='videos'):
+    return typed(*READ, '--input', source, *more)
 
 
 def test_a_folder_of_videos(typed, tmp_path):
@@ -100,13 +100,13 @@ def test_a_folder_of_videos(typed, tmp_path):
 
 def test_one_file_is_done_once(typed, tmp_path):
     good = ('--input', 'videos/b.mp4', '--out', 'all.npz')
-    assert embed(typed, *good, given='videos/a.mp4')[0] == 0
+    assert embed(typed, *good, source='videos/a.mp4')[0] == 0
     assert np.load('all.npz')['files'].tolist() == ['videos/a.mp4', 'videos/b.mp4']
     before = (tmp_path / 'all.npz').stat().st_mtime_ns
-    status, out, _ = embed(typed, *good, given='videos/a.mp4')
+    status, out, _ = embed(typed, *good, source='videos/a.mp4')
     assert status == 0 and '2 of 2 inputs are done already in all.npz' in out
     assert (tmp_path / 'all.npz').stat().st_mtime_ns == before
-    embed(typed, '--out', 'all.npz', given='videos/a.mp4')
+    embed(typed, '--out', 'all.npz', source='videos/a.mp4')
     assert np.load('all.npz')['files'].tolist() == ['videos/a.mp4']
 
 
@@ -176,9 +176,9 @@ def test_stopped_between(typed, model, tmp_path, monkeypatch):
 
 def test_a_changed_input_counts_once(typed, tmp_path):
     settings = ('--out', 'out', '--format', 'npy', '--pool', 'mean')
-    embed(typed, *settings, given='videos/a.mp4')
+    embed(typed, *settings, source='videos/a.mp4')
     shutil.copy('videos/b.mp4', 'videos/a.mp4')
-    embed(typed, *settings, given='videos/a.mp4')
+    embed(typed, *settings, source='videos/a.mp4')
     new, old = embedded.blocks('out')
     assert new.kept.tolist() == [True] * 3 and old.kept.tolist() == [False]
 
@@ -234,7 +234,7 @@ def test_parquet_without_its_library(typed, monkeypatch):
 
 
 def test_damaged_shards_are_named(typed, tmp_path):
-    embed(typed, '--out', 'out', '--format', 'npy', '--pool', 'mean', given='videos/a.mp4')
+    embed(typed, '--out', 'out', '--format', 'npy', '--pool', 'mean', source='videos/a.mp4')
     about = tmp_path / 'out/00000/about.json'
     stored = json.loads(about.read_text())
     for bad in ([], {'key': 'x', 'inputs': [[1]]}, stored | {'inputs': []}):
@@ -335,7 +335,7 @@ def test_search_as_typed(typed, tmp_path):
 
 
 def test_nothing_that_could_be_used(typed, tmp_path):
-    status, _, err = embed(typed, '--out', 'out', given='videos/bad.mp4')
+    status, _, err = embed(typed, '--out', 'out', source='videos/bad.mp4')
     assert status == 1 and err.endswith('1 of 1 inputs could not be used: videos/bad.mp4\n')
 
 

@@ -176,9 +176,9 @@ def test_a_rollout_is_what_its_program_multiplies(conditioning):
 
     poses = 3 * 5 * 2 * 27  # a product of two rotations after each action
     for known in (1, 2):
-        given = [(known, 6, 40), (known, 7), (5, 3, 7), (known - 1, 7)]
-        given = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in given]
-        counted = traced(rollout, model, *given) - poses
+        inputs = [(known, 6, 40), (known, 7), (5, 3, 7), (known - 1, 7)]
+        inputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in inputs]
+        counted = traced(rollout, model, *inputs) - poses
         if known == 2:  # the frame that all samples share, once
             frame = [jax.ShapeDtypeStruct((1, *s), jnp.float32) for s in ((6, 40), (1, 7), (1, 7))]
             counted -= traced(net, net.abstract, *frame)

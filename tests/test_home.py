@@ -28,11 +28,11 @@ from small_run import ROOT, STEPS, assert_same_run, parents, rows
 
 import jepa_jax
 from jepa_jax import bucket, fetched, home, recipes, start, train
-from jepa_jax.bucket import Bucket, BucketError, _amazon
+from jepa_jax.bucket import Bucket, _amazon
 from jepa_jax.checkpoint import Checkpoints, find, problems, read_on_host
 from jepa_jax.config import DataConfig, DataListConfig, MaskedVideoConfig, layouts
 from jepa_jax.data.sources import open_source
-from jepa_jax.errors import CheckpointError, ConfigError, ZooError
+from jepa_jax.errors import BucketError, CheckpointError, ConfigError, ZooError
 from jepa_jax.metrics import read
 from jepa_jax.weights import names
 
@@ -369,8 +369,8 @@ def test_what_aws_configure_left_is_used(s3, tmp_path, monkeypatch, capfd):
         Bucket(s3)
     assert _amazon({'AWS_ACCESS_KEY_ID': 'a'})['aws_credentials'] == {'type': 'environment'}
     credentials.write_text('[work]\naws_access_key_id = a\naws_secret_access_key = b\n')
-    found = _amazon(dict(os.environ))
-    assert found['aws_region'] == 'eu-west-1' and found['aws_credentials']['profile'] == 'work'
+    spec = _amazon(dict(os.environ))
+    assert spec['aws_region'] == 'eu-west-1' and spec['aws_credentials']['profile'] == 'work'
 
 
 def test_no_credentials_at_all(s3, tmp_path, monkeypatch, capfd):

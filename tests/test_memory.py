@@ -206,6 +206,22 @@ def test_nothing_fits():
         choose(config, 4, 1e15)
 
 
+def test_what_no_split_mends_is_said():
+    """In the words of the field at fault, and before anything is built; the rows of a list as they
+    are with the fewest parts."""
+    config = free()
+    config.checkpoints.restart_schedule = True  # as recipes with `:cooldown`
+    with pytest.raises(ConfigError, match='^checkpoints.resume_from is empty'):
+        choose(config, 4, 1e15)
+    config = free(width=100, depth=4, heads=3)
+    with pytest.raises(ConfigError, match='^encoder.width = 100: must be a multiple'):
+        choose(config, 4, 1e15)
+    config = free(batch=4)
+    config.data.lists.append(DataListConfig(kind='synthetic', frames=8))
+    with pytest.raises(ConfigError, match='^data.lists: clips of 8 frames .* no row of the 1 '):
+        choose(config, 4, 1e15)
+
+
 def test_every_list_keeps_a_row():
     """Lists of other frame counts need a row each of what a device takes at a time."""
     config = free(batch=16)

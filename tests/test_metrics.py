@@ -42,9 +42,9 @@ def test_values_are_exact(tmp_path):
 
 
 def test_not_finite_is_text(tmp_path):
-    given = {'a': math.nan, 'b': math.inf, 'c': -math.inf, 'd': np.float32('nan')}
+    values = {'a': math.nan, 'b': math.inf, 'c': -math.inf, 'd': np.float32('nan')}
     with Metrics(tmp_path, start_step=0, total_steps=9, terminal=False) as writer:
-        writer.write(1, given)
+        writer.write(1, values)
 
     def refuse(name):
         raise AssertionError(f'{name} is not JSON')

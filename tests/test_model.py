@@ -123,8 +123,8 @@ def test_clips_and_normalised_floats(model):
     clips = noise(2, 8, 32, 32, 3)
     raw = model.embed(clips, preprocess='none').tokens
     floats = (clips.astype(np.float32) / 255 - MEAN) / STD
-    given = model.embed(floats, preprocess='none', normalised=True).tokens
-    np.testing.assert_allclose(raw, given, rtol=0, atol=2e-5)
+    normalised = model.embed(floats, preprocess='none', normalised=True).tokens
+    np.testing.assert_allclose(raw, normalised, rtol=0, atol=2e-5)
 
 
 def test_arrays_of_others_and_lists(model):

@@ -99,8 +99,8 @@ def said(capsys, *arguments: str) -> str:
 )
 def test_bad_input_gets_one_line(changes, message, tmp_path, capsys):
     path = str(trajectory(tmp_path / 'a.npz', **changes))
-    found = said(capsys, '--model', 'random:tiny', '--input', path, '--out', str(tmp_path))
-    assert found.startswith(path) and message in found
+    line = said(capsys, '--model', 'random:tiny', '--input', path, '--out', str(tmp_path))
+    assert line.startswith(path) and message in line
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_any_work(tmp_path, capsys, monkeypatch):
@@ -239,8 +239,8 @@ def zeros(model: pathlib.Path, **widths) -> pathlib.Path:
 def test_a_model_of_other_widths_gets_one_line(widths, message, tmp_path, capsys):
     model = zeros(tmp_path / 'model', **widths)
     options = '--model', str(model), '--input', str(trajectory(tmp_path / 'a.npz'))
-    found = said(capsys, *options, '--out', str(tmp_path), '--state-weight', '1')
-    assert found == message.format(model)
+    line = said(capsys, *options, '--out', str(tmp_path), '--state-weight', '1')
+    assert line == message.format(model)
 
 
 def test_a_predictor_that_ignores_actions_is_not_usable(tmp_path, capsys):
@@ -299,12 +299,12 @@ def test_recordings_are_read_as_in_training(tmp_path, capsys):
     for name in ('a', 'b'):
         np.savez(tmp_path / f'{name}.npz', states=states, observations=pixels, fps=8)
         states, pixels = states[::-1], pixels[::-1]
-    given = dict(kind='npz', path=str(tmp_path), metres=0.001)
-    frames, poses = plan.read_recording('random:tiny', given, 1, 1, 3)
+    where = dict(kind='npz', path=str(tmp_path), metres=0.001)
+    frames, poses = plan.read_recording('random:tiny', where, 1, 1, 3)
     np.testing.assert_array_equal(frames, pixels[::-1][[2, 6]])
     expected = states[::-1][[2, 4, 6]] * ([0.001] * 3 + [1] * 4)
     np.testing.assert_allclose(poses, expected, rtol=1e-6)
-    frames, _ = plan.read_recording('random:tiny', given, 0, 0, -1)
+    frames, _ = plan.read_recording('random:tiny', where, 0, 0, -1)
     np.testing.assert_array_equal(frames, pixels[[0, 8]])
     options = ('--model', 'random:tiny', '--input', str(tmp_path), '--out', str(tmp_path / 'out'))
     words = said(capsys, *options, '--kind', 'npz')

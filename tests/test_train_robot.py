@@ -88,16 +88,16 @@ def test_the_smoke_config_trains_once(tmp_path):
 @pytest.mark.slow
 @pytest.mark.ci
 def test_a_model_that_is_shown_no_states_is_trained_and_planned_with(tmp_path):
-    run, given = tmp_path / 'run', tmp_path / 'now.npz'
+    run, now = tmp_path / 'run', tmp_path / 'now.npz'
     done = train(
         tmp_path, f'--workdir={run}', '--config.ac.use_states=false', '--config.optim.steps=1',
         '--config.optim.warmup=0', '--config.optim.anneal=0', '--config.logging.health_every=0',
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     states = np.zeros((1, 2, 7), np.float32)
-    np.savez(given, observations=np.zeros((1, 2, 64, 64, 3), np.uint8), states=states)
+    np.savez(now, observations=np.zeros((1, 2, 64, 64, 3), np.uint8), states=states)
     planned = subprocess.run(
-        [sys.executable, '-m', 'jepa_jax.plan', f'--model={run}', f'--input={given}',
+        [sys.executable, '-m', 'jepa_jax.plan', f'--model={run}', f'--input={now}',
          f'--out={tmp_path}', '--samples=8', '--iterations=2', '--elites=4'],
         cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=900,
     )  # fmt: skip

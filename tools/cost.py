@@ -41,12 +41,8 @@ from typing import Any
 from jepa_jax import cli
 from jepa_jax.chips import CHIPS, GPUS, TPUS
 from jepa_jax.config import RunConfig
-from jepa_jax.errors import ConfigError
+from jepa_jax.errors import ConfigError, CostError
 from jepa_jax.workdir import room_for
-
-
-class CostError(RuntimeError):
-    """The step would not run well: says why, one reason after the other."""
 
 
 def step(

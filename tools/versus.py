@@ -23,12 +23,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from jepa_jax.errors import BenchError
+
 GIB = 2**30
 OURS = 'jepa_jax'
-
-
-class BenchError(RuntimeError):
-    """A side failed, or the sides disagree."""
 
 
 Outputs = Mapping[str, Any]  # name -> array; scalars are kept of every run, arrays of the last

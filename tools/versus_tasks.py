@@ -11,8 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 from jepa_jax import cli
+from jepa_jax.errors import BenchError
 
-from .versus import GIB, BenchError, Task
+from .versus import GIB, Task
 
 STEPS = 1000  # whose rates are handed over
 # bfloat16 rounds at other places on either side

@@ -28,7 +28,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from jepa_jax import distributed, fetched, workdir
-from jepa_jax.bucket import BucketError, is_url
+from jepa_jax.bucket import is_url
 from jepa_jax.checkpoint.files import (
     FROZEN,
     MANIFEST,
@@ -47,7 +47,7 @@ from jepa_jax.checkpoint.files import (
     save_alone,
     write,
 )
-from jepa_jax.errors import CheckpointError, ConfigError
+from jepa_jax.errors import BucketError, CheckpointError, ConfigError
 
 log = logging.getLogger(__name__)
 

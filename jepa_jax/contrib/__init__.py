@@ -1,4 +1,4 @@
-"""What serves a page of docs and nobody's run.
+"""What serves a page of docs and nobody's run, with the page and the command that measures it.
 
-The rest of the package does not import it; tools/two_rooms.py and tests do.
+Nothing else imports it: a row of jepa_jax.commands names its command, `jepa two-rooms`.
 """

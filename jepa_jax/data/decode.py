@@ -39,7 +39,6 @@ class VideoInfo(Timing):
     height: int = 0
     rotation: int = 0  # degrees clockwise from the stored to the upright frame: 0, 90, 180, 270
     codec: str = ''
-    pixel_format: str = ''
     stream: int = 0  # index within the container
     missing: str = ''  # what of the file is missing, as far as its packets tell, and why
     reason: str = ''  # then a key of errors.REASONS
@@ -76,7 +75,6 @@ def probe(path: str | os.PathLike) -> VideoInfo:
             height=height,
             rotation=DEGREES[turn],
             codec=video.codec,
-            pixel_format=frame.format.name,
             stream=video.stream.index,
             missing=known.missing,
             reason=known.reason if known.missing else '',

@@ -356,8 +356,8 @@ def _drop_undecodable(video: Video, packets: Packets) -> None:
         if place not in shown:
             packets.times[place] = None
     # of those shown, what precedes the first keyframe may be anything
-    guessed = [p for p in suspects if p in shown and p < first < end and video.codec not in STRICT]
-    packets.leading = guessed + [place for place in packets.leading if place >= end]
+    doubtful = [p for p in suspects if p in shown and p < first < end and video.codec not in STRICT]
+    packets.leading = doubtful + [place for place in packets.leading if place >= end]
     packets.number()
 
 

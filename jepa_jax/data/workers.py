@@ -34,7 +34,7 @@ from absl import flags
 from jepa_jax import scratch
 from jepa_jax.config import LoaderConfig
 from jepa_jax.data.confine import confine, missing
-from jepa_jax.errors import DataError
+from jepa_jax.errors import FAILED, DataError
 
 STEPS = 2**40  # as many as anyone asks for
 GRACE = 30  # seconds that a worker lives on after SIGTERM
@@ -363,7 +363,7 @@ def _start_worker(
     def watch() -> None:
         while os.getppid() == parent.pid and parent.is_alive():
             parent.join(1.0)
-        os._exit(1)
+        os._exit(FAILED)
 
     threading.Thread(target=watch, name='parent-watch', daemon=True).start()
     for name, path in files.items():

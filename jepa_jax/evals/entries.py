@@ -23,7 +23,7 @@ from jepa_jax.config import (
     PeriodicEvalConfig,
     encoder_shape,
 )
-from jepa_jax.errors import ConfigError
+from jepa_jax.errors import ConfigError, NoLabels
 from jepa_jax.evals import PERIODIC, Periodic, examples
 from jepa_jax.lookup import load, row
 
@@ -34,10 +34,6 @@ NEEDS = (
 HELD = 4 * 2**30  # bytes of labelled clips that a process holds
 
 log = logging.getLogger(__name__)
-
-
-class NoLabels(ConfigError):
-    """No labelled clips that an evaluation could read."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,6 @@ from jepa_jax.data.labelled.records import columns_of, json_of, text_of
 from jepa_jax.errors import BadFile, ConfigError, printable
 from jepa_jax.language.items import LETTERS, Item
 
-SUFFIXES = ('.jsonl', '.json', '.csv', '.parquet')
 LONGEST = 2**14  # characters of a list that is written as text
 
 

@@ -68,7 +68,7 @@ def _question(
         picture = page.strip(frames[even])
     except BadFile as error:
         picture = html.escape(str(error))
-    rows = [(name, known[item.id].text, *_shares(item, known[item.id])) for name, known in
+    rows = [(name, known[item.id].text, *_shares(known[item.id])) for name, known in
             answers.items() if item.id in known]  # fmt: skip
     names: Sequence[str] = item.choices if any(len(row) > 2 for row in rows) else ()
     right = item.options[item.answer] if item.options else item.choices[item.answer]
@@ -79,7 +79,7 @@ def _question(
     )
 
 
-def _shares(item: Item, answer: Answer) -> list[str]:
+def _shares(answer: Answer) -> list[str]:
     """Of each choice, by its likelihood."""
     if not answer.likelihoods:
         return []

@@ -91,7 +91,7 @@ def figures(scored: Scored, together: str, resamples: int, seed: int = 0) -> dic
 
 
 def chance(items: Sequence[Item], together: str) -> dict[str, Figure]:
-    """Of a guess among the choices, each as likely, and items guessed one by one."""
+    """The baseline: one of the choices, each as likely, drawn for every item by itself."""
     known = [item for item in items if item.answer != HIDDEN]
     each = {item.id: 1 / len(item.choices) for item in known}
     subsets = collections.defaultdict(list)

@@ -30,22 +30,23 @@ from jepa_jax.planning import model
 from jepa_jax.planning.cem import check_box, end_effector, solver
 from jepa_jax.planning.world_model import Context, Cost, Goal, energies
 
-# what a step may say -> what it means; the action is zero for all but the first
-VERDICTS = {
-    'move': 'go to the target',
-    'hold': 'no action is predicted to come nearer than doing nothing',
-    'arrived': 'held several times in a row, which ends an episode',
-    'stale': 'the picture is too old, or has not changed although the robot moved',
-    'ignores actions': 'the predicted energy hardly depends on the actions',
-}
 MOVED = 0.005  # metres, radians or closedness by which a robot that moved must change its picture
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """What to do now, and why."""
+    """What to do now, and why. The action is zero with every verdict but `move`.
 
-    verdict: str  # a key of VERDICTS
+    | verdict | what it means |
+    |---|---|
+    | `move` | go to the target |
+    | `hold` | no action is predicted to come nearer than doing nothing |
+    | `arrived` | held several times in a row, which ends an episode |
+    | `stale` | the picture is too old, or has not changed although the robot moved |
+    | `ignores actions` | the predicted energy hardly depends on the actions |
+    """
+
+    verdict: str
     why: str  # in a sentence
     action: np.ndarray  # [7] change of pose, metres, radians, closedness; see jepa_jax.poses
     target: np.ndarray  # [7] the pose to go to, in the robot's units

@@ -26,9 +26,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from jepa_jax import fetched, files, workdir
-from jepa_jax.bucket import BucketError, is_url
+from jepa_jax.bucket import is_url
 from jepa_jax.config import cache_root
-from jepa_jax.errors import ConfigError, ConvertError, ZooError
+from jepa_jax.errors import BucketError, ConfigError, ConvertError, ZooError
 from jepa_jax.models import SIZES
 from jepa_jax.weights import bundled, download
 from jepa_jax.weights.contents import Weights

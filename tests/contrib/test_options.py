@@ -39,7 +39,7 @@ def test_every_option_fits_together(name):
 @pytest.mark.slow
 def test_the_command(tmp_path):
     done = subprocess.run(
-        [sys.executable, '-m', 'tools.two_rooms', 'options', '--only', 'plain,adaln',
+        [sys.executable, '-m', 'jepa_jax.contrib.measure', 'options', '--only', 'plain,adaln',
          '--steps', '3', '--recordings', '64', '--episodes', '2',
          '--table', str(tmp_path / 'table.md')],
         cwd=ROOT, env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': QUICK},

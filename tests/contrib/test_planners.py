@@ -5,9 +5,8 @@ import dataclasses
 import jax
 import pytest
 
-from jepa_jax.contrib import options, planners
+from jepa_jax.contrib import measure, options, planners
 from jepa_jax.contrib.planners import Row
-from tools import two_rooms
 
 CEM = Row('cem', 64, 4, 40, 50, 0.010)
 ROWS = [
@@ -59,9 +58,9 @@ def test_every_planner_fits_together(name):
 
 def test_tables_of_one_page_do_not_overwrite_each_other(tmp_path):
     page = tmp_path / 'options.md'
-    two_rooms.put(page, '', 'options\n')
-    two_rooms.put(page, two_rooms.PLANNERS, '\nplanners\n')
+    measure.put(page, '', 'options\n')
+    measure.put(page, measure.PLANNERS, '\nplanners\n')
     assert page.read_text() == 'options\n\n## Planners\n\nplanners\n'
-    two_rooms.put(page, two_rooms.PLANNERS, '\nothers\n')
-    two_rooms.put(page, '', 'anew\n')
+    measure.put(page, measure.PLANNERS, '\nothers\n')
+    measure.put(page, '', 'anew\n')
     assert page.read_text() == 'anew\n\n## Planners\n\nothers\n'

@@ -66,8 +66,8 @@ def test_good_files_hold_what_was_written(packed, count, group, nbytes, tmp_path
 )  # fmt: skip
 def test_claims_are_refused_by_their_headers(plain, tmp_path, at, what, reason):
     if isinstance(at, tuple):
-        assert (found := plain.find(at[0])) > 0
-        at = found + at[1]
+        assert (start := plain.find(at[0])) > 0
+        at = start + at[1]
     (tmp_path / 'a').write_bytes(plain[:at] + what + plain[at + len(what) :])
     with pytest.raises(BadFile) as error:
         array_record.look(tmp_path / 'a')

@@ -221,14 +221,6 @@ def test_corrupt_clips_are_named(tmp_path):
         frames_of(str(tmp_path / 'empty'), lambda timing: np.zeros(1, int), 12.0)
 
 
-def test_a_list_is_written(tmp_path):
-    records = [Record('/a/108961.webm', (166,)), Record('/a/163614.webm', (47,))]
-    labelled.write_list(records, tmp_path / 'list.csv')
-    assert (tmp_path / 'list.csv').read_text() == '/a/108961.webm 166\n/a/163614.webm 47\n'
-    with pytest.raises(ConfigError, match='spaces'):
-        labelled.write_list([Record('/a b/c.mp4', (1,))], tmp_path / 'list.csv')
-
-
 def test_an_unknown_set_and_a_missing_folder(tmp_path):
     assert 'did you mean ssv2?' in refused('ssv3', tmp_path)
     assert 'no such folder' in refused('ssv2', tmp_path / 'none')

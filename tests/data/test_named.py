@@ -52,11 +52,11 @@ CASES = {
 @pytest.mark.parametrize('case', CASES)
 def test_what_names_stand_for(folder, case):
     names, expected = CASES[case]
-    found, _ = named.find(names)
-    assert [one.name for one in found] == expected
-    assert named.paths(*names) == [one.path for one in found]
+    result, _ = named.find(names)
+    assert [one.name for one in result] == expected
+    assert named.paths(*names) == [one.path for one in result]
     missing = {'none.mp4', '/elsewhere/d.mp4'}
-    assert all(os.path.exists(one.path) or one.path in missing for one in found)
+    assert all(os.path.exists(one.path) or one.path in missing for one in result)
 
 
 def test_what_is_passed_over_is_counted(folder):

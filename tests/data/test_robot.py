@@ -350,9 +350,9 @@ def test_cameras_of_droid_are_named_before_training(tmp_path):
     robot.open_recordings(dataclasses.replace(data, camera='wrist_mp4_path'))
     shutil.rmtree(tmp_path / 'a')
     words = 'allowed are left_mp4_path, wrist_mp4_path; did you mean {}_mp4_path[?] .*metadata_x'
-    for given, meant in (('wrist', 'wrist'), ('left_mp4', 'left')):
-        with pytest.raises(ConfigError, match=f"robot.camera = '{given}': {words.format(meant)}"):
-            robot.open_recordings(dataclasses.replace(data, camera=given))
+    for typed, meant in (('wrist', 'wrist'), ('left_mp4', 'left')):
+        with pytest.raises(ConfigError, match=f"robot.camera = '{typed}': {words.format(meant)}"):
+            robot.open_recordings(dataclasses.replace(data, camera=typed))
 
 
 def test_lerobot_names_what_it_has(tmp_path):

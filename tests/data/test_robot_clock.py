@@ -116,13 +116,13 @@ def test_rows_and_pictures_that_were_lost(tmp_path):
     """Rows 14 to 19 were never recorded: no piece goes across, and each is 0.27 s apart."""
     rows = np.concatenate([np.arange(14), np.arange(20, 40)])
     episode = write(tmp_path, rows, rows, 60, frame_received=stamps(rows))
-    found = pieces(episode)
+    result = pieces(episode)
     assert '6 pictures were lost, by the clock of the recording' in episode.notes
-    steps = np.diff(found, axis=1)
+    steps = np.diff(result, axis=1)
     assert ((steps >= 3) & (steps <= 5)).all()  # a third off at most, where that one was lost
-    assert [r.tolist() for r in found[:6]] == [[i, i + 4, i + 8] for i in range(6)]
-    assert [r.tolist() for r in found[-1:]] == [[31, 35, 39]]
-    assert not any(r[0] < 14 < r[-1] and r[0] < 5 for r in found)
+    assert [r.tolist() for r in result[:6]] == [[i, i + 4, i + 8] for i in range(6)]
+    assert [r.tolist() for r in result[-1:]] == [[31, 35, 39]]
+    assert not any(r[0] < 14 < r[-1] and r[0] < 5 for r in result)
 
 
 def test_one_lost_picture_does_not_shift_the_others(tmp_path):
@@ -132,11 +132,11 @@ def test_one_lost_picture_does_not_shift_the_others(tmp_path):
     received[[9, 21]] = received[[8, 20]]
     greys = np.delete(rows, [9, 21])
     episode = write(tmp_path, rows, greys, 60, frame_received=received)
-    found = pieces(episode)
-    assert not {9, 21} & set(np.ravel(found))
+    result = pieces(episode)
+    assert not {9, 21} & set(np.ravel(result))
     assert '2 rows have no picture of their own' in episode.notes
     # a picture next to a lost one serves, 0.2 or 0.33 s away
-    assert [1, 5, 10] in [r.tolist() for r in found] or [1, 5, 8] in [r.tolist() for r in found]
+    assert [1, 5, 10] in [r.tolist() for r in result] or [1, 5, 8] in [r.tolist() for r in result]
 
 
 def test_a_doubled_picture_is_not_taken_for_a_later_one(tmp_path):
@@ -158,8 +158,8 @@ def test_a_video_of_another_rate_is_matched_by_time(tmp_path):
     assert twice.notes == ['40 states for 80 frames of video: matched by time']
     there = np.concatenate([np.arange(10), np.arange(16, 40)])
     gap = write(tmp_path / 'gap', rows, there, 15, times=there / 15, frame_received=stamps(rows))
-    found = pieces(gap)
-    assert not set(range(10, 16)) & set(np.ravel(found)) and [16, 20, 24] in map(list, found)
+    result = pieces(gap)
+    assert not set(range(10, 16)) & set(np.ravel(result)) and [16, 20, 24] in map(list, result)
 
 
 def test_pictures_with_times_of_their_own(tmp_path):
@@ -209,8 +209,8 @@ def test_the_check_shows_the_clock(tmp_path):
     write(tmp_path, rows, rows, 60, frame_received=stamps(rows))
     data = RobotConfig(path=str(tmp_path))
     recordings = robot.open_recordings(data)
-    found = robot_findings.measure(recordings, data, 32, 10)
-    said = '\n'.join(robot_findings.report(found, data, 32))
+    findings = robot_findings.measure(recordings, data, 32, 10)
+    said = '\n'.join(robot_findings.report(findings, data, 32))
     for words in ('recorded at 15 frames a second', 'the model sees 3.75 frames a second, one in 4',
                   '1 of 1 episodes: 6 pictures were lost', '1 of 1 episodes: the video says 60',
                   'as recorded: positions in 1 m, angles in radians, gripper 1 is'):  # fmt: skip

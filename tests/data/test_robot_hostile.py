@@ -153,7 +153,7 @@ def fuzz(data: RobotConfig, seeds: range) -> dict[str, int]:
     """Damages a file of a set for every seed, reads, and puts it back; reasons -> counts."""
     files = [p for p in sorted(pathlib.Path(data.path).rglob('*')) if p.suffix not in ('', '.mp4')]
     files = [path for path in files if path.is_file()]
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for seed in seeds:
         rng = random.Random(seed)
         path = rng.choice(files)
@@ -169,8 +169,8 @@ def fuzz(data: RobotConfig, seeds: range) -> dict[str, int]:
             raise
         finally:
             path.write_bytes(whole)
-        found[reason] = found.get(reason, 0) + 1
-    return found
+        counts[reason] = counts.get(reason, 0) + 1
+    return counts
 
 
 @pytest.mark.parametrize('kind', WRITERS)

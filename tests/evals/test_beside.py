@@ -208,10 +208,10 @@ def test_self_made_labels(tmp_path, monkeypatch):
         f'videos/{split}_{i:04}.mp4': synthetic.labels(i)
         for split, count in (('train', 80), ('test', 40)) for i in range(count)
     })  # fmt: skip
-    found = entries.made(DataListConfig(kind='synthetic', path=str(tmp_path)))
-    assert len(found) == 120 and found.test.sum() == 40 and not found.test[:80].any()
-    assert set(found.labels) == {'digit', 'motion', 'side'}
-    assert found.labels['digit'].words[:12].tolist() == [str(i % 10) for i in range(12)]
+    made = entries.made(DataListConfig(kind='synthetic', path=str(tmp_path)))
+    assert len(made) == 120 and made.test.sum() == 40 and not made.test[:80].any()
+    assert set(made.labels) == {'digit', 'motion', 'side'}
+    assert made.labels['digit'].words[:12].tolist() == [str(i % 10) for i in range(12)]
 
 
 @pytest.mark.slow

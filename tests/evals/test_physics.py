@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from whole_series import series
 
 from jepa_jax.config.physics import PhysicsConfig
 from jepa_jax.data import Batch, Group, synthetic, violations
@@ -244,7 +245,7 @@ def test_series_begin_with_shorter_contexts(tmp_path, config):
     for C in (2, 4, 6):
         for member, path in enumerate((a, b)):
             frames = physics.frames_of(path, view, 1, 0, 0)
-            (expected,) = surprise.series(STEADY, frames, 8, (C,), warm_up=True)
+            (expected,) = series(STEADY, frames, 8, (C,), warm_up=True)
             ours = result.over_time[1, 8, C, 0][0][member]
             np.testing.assert_allclose(ours[np.isfinite(ours)], expected, atol=1e-6)
 

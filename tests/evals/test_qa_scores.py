@@ -21,23 +21,24 @@ def figures(items, said, together, likelihoods=None):
         i.id: Answer(text, likelihoods[n] if likelihoods else ())
         for n, (i, text) in enumerate(zip(items, said))
     }
-    found = qa_scores.figures(qa_scores.score(items, answers), together, 50)
-    return {name: figure.value for name, figure in found.items()}
+    result = qa_scores.figures(qa_scores.score(items, answers), together, 50)
+    return {name: figure.value for name, figure in result.items()}
 
 
 def test_pairs_as_mvp_counts_them():
     """Ratings (1,1), (1,0), (0,0): single 50.0, pair 33.33."""
     items = [item(n, 'AB'[n % 2], f'p{n // 2}', subset='t') for n in range(6)]
-    found = figures(items, ['A', 'B', 'A', 'A', 'B', 'B? no: A'], 'pairs')
-    assert found['official'] == 0.5 and found['official, pairs'] == pytest.approx(1 / 3)
-    assert found['official, pairs answered alike'] == pytest.approx(1 / 3)
-    assert found['official, no rule matched'] == 0
+    result = figures(items, ['A', 'B', 'A', 'A', 'B', 'B? no: A'], 'pairs')
+    assert result['official'] == 0.5 and result['official, pairs'] == pytest.approx(1 / 3)
+    assert result['official, pairs answered alike'] == pytest.approx(1 / 3)
+    assert result['official, no rule matched'] == 0
     # a constant answer has half of the items and no pair
-    found = figures(items, ['A'] * 6, 'pairs')
-    assert found['official'] == 0.5 and found['official, pairs'] == 0
-    assert found['official, pairs answered alike'] == 1
-    found = figures(items, ['?'] * 6, 'pairs')  # no choice at all
-    assert found['official, pairs answered alike'] == 0 and found['official, no rule matched'] == 1
+    result = figures(items, ['A'] * 6, 'pairs')
+    assert result['official'] == 0.5 and result['official, pairs'] == 0
+    assert result['official, pairs answered alike'] == 1
+    result = figures(items, ['?'] * 6, 'pairs')  # no choice at all
+    assert result['official, pairs answered alike'] == 0
+    assert result['official, no rule matched'] == 1
 
 
 def test_videos_as_temporalbench_counts_them():
@@ -47,9 +48,9 @@ def test_videos_as_temporalbench_counts_them():
         ('v3', 'A', 'Answer: A'), ('v3', 'A', 'a cat'), ('v4', 'B', 'B'),
     ]  # fmt: skip
     items = [item(n, g, v, v, 'temporalbench') for n, (v, g, _) in enumerate(rows)]
-    found = figures(items, [text for *_, text in rows], 'videos')
-    assert found['official'] == pytest.approx(6 / 7) and found['official, videos'] == 0.75
-    assert found['official, no rule matched'] == pytest.approx(1 / 7)
+    result = figures(items, [text for *_, text in rows], 'videos')
+    assert result['official'] == pytest.approx(6 / 7) and result['official, videos'] == 0.75
+    assert result['official, no rule matched'] == pytest.approx(1 / 7)
 
 
 def test_questions_as_causalvqa_counts_them():
@@ -60,10 +61,10 @@ def test_questions_as_causalvqa_counts_them():
     ]
     said = ['A', 'A', 'A', 'B', 'B', 'C', 'A', 'A']
     flat = [item(n, 'A', f'q{n // 2}', 'v', 'causalvqa', letters) for n in range(8)]
-    found = figures(flat, said, 'pairs')
-    assert found['official'] == 0.625 and found['official, pairs'] == 0.5
-    found = figures(items, said, 'pairs')  # a: 3 of 6 and 1 of 3, b: 2 of 2 and 1 of 1
-    assert found['official'] == 0.75 and found['official, pairs'] == pytest.approx(2 / 3)
+    result = figures(flat, said, 'pairs')
+    assert result['official'] == 0.625 and result['official, pairs'] == 0.5
+    result = figures(items, said, 'pairs')  # a: 3 of 6 and 1 of 3, b: 2 of 2 and 1 of 1
+    assert result['official'] == 0.75 and result['official, pairs'] == pytest.approx(2 / 3)
 
 
 def test_both_columns_and_what_is_left_out():
@@ -73,11 +74,11 @@ def test_both_columns_and_what_is_left_out():
     ]  # fmt: skip
     hidden = Item('h', Media('video', 'h'), 'q', ('A', 'B'), HIDDEN, rule='mvbench')
     scores = [(-1.0, -2.0), (-2.0, -1.0), (-1.0, -2.0), (-1.0, -1.0), (-1.0, -2.0)]
-    found = figures([*items, hidden], ['A', 'B', '', 'dunno', 'A'], '', scores)
-    assert found['official'] == pytest.approx(2 / 3)  # the empty one is out of the denominator
-    assert found['notebook'] == 0.75 and found['choice'] == 0.5
-    assert found['official, x'] == found['official, y'] == 1 and found['choice, y'] == 0.5
-    assert found['choice, no rule matched'] == 0.25
+    result = figures([*items, hidden], ['A', 'B', '', 'dunno', 'A'], '', scores)
+    assert result['official'] == pytest.approx(2 / 3)  # the empty one is out of the denominator
+    assert result['notebook'] == 0.75 and result['choice'] == 0.5
+    assert result['official, x'] == result['official, y'] == 1 and result['choice, y'] == 0.5
+    assert result['choice, no rule matched'] == 0.25
     without = figures(items, ['A'] * 4, '', [(-1.0, -2.0)] * 3 + [()])
     assert 'choice' not in without  # not in silence a column of some of the items
     assert not qa_scores.figures(qa_scores.score([hidden], {'h': Answer('A')}), '', 50)
@@ -85,8 +86,8 @@ def test_both_columns_and_what_is_left_out():
 
 def test_chance_is_that_of_the_choices():
     pairs = [item(n, 'A', f'p{n // 2}') for n in range(4)]
-    found = {k: v.value for k, v in qa_scores.chance(pairs, 'pairs').items()}
-    assert found == {'chance': 0.5, 'chance, pairs': 0.25}
+    result = {k: v.value for k, v in qa_scores.chance(pairs, 'pairs').items()}
+    assert result == {'chance': 0.5, 'chance, pairs': 0.25}
     more = [item(0, 'A', subset='a'), item(1, 'A', choices=('A', 'B', 'C', 'D'), subset='b')]
     assert qa_scores.chance([*more, more[0]], '')['chance'].value == pytest.approx(0.375)
 

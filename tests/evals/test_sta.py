@@ -16,16 +16,16 @@ GOLDEN = np.load(pathlib.Path(__file__).parent.parent / 'golden/evaluations_sta.
 
 def rows(table, scored: bool) -> dict[str, list[dict]]:
     """Image -> objects, as the files have them."""
-    found: dict[str, list[dict]] = {}
+    images: dict[str, list[dict]] = {}
     for image, *box, noun, verb, seconds in table[:, :8].tolist():
         row = dict(zip(('noun_category_id', 'verb_category_id'), (int(noun), int(verb))))
         row |= {'box': box, 'time_to_contact': seconds}
-        found.setdefault(f'frame_{int(image)}', []).append(row)
+        images.setdefault(f'frame_{int(image)}', []).append(row)
     if scored:
-        flat = [row for objects in found.values() for row in objects]
+        flat = [row for objects in images.values() for row in objects]
         for row, value in zip(flat, table[:, 8].tolist(), strict=True):
             row['score'] = value
-    return found
+    return images
 
 
 @pytest.fixture

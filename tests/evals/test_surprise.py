@@ -5,6 +5,7 @@ import pathlib
 
 import numpy as np
 import pytest
+from whole_series import series
 
 from jepa_jax.evals import surprise
 from jepa_jax.evals.surprise import Expects
@@ -64,7 +65,7 @@ def test_pairs_of_a_quadruplet_are_told_by_pixels(golden, four):
 )
 def test_windows_are_the_originals(golden, four, row, normalise):
     for expected, i in zip(golden[row], (0, 2, 1, 3)):
-        result = surprise.series(TOY, four[i], 8, (2, 4, 6), normalise=normalise)
+        result = series(TOY, four[i], 8, (2, 4, 6), normalise=normalise)
         np.testing.assert_allclose(np.stack(result), expected, rtol=0, atol=1e-6)
 
 
@@ -80,7 +81,7 @@ def test_windows_with_a_warm_up_are_the_originals(golden, row, options):
     """The original fills shorter series up with zeros; ours end."""
     videos = [wave((3, 22, 16, 16), 0.2), wave((3, 20, 16, 16), 1.2)]
     for video, expected in zip(videos, golden[f'windows_ip2_{row}']):
-        for ours, theirs in zip(surprise.series(TOY, last(video), 8, (4, 6), **options), expected):
+        for ours, theirs in zip(series(TOY, last(video), 8, (4, 6), **options), expected):
             np.testing.assert_allclose(ours, theirs[: len(ours)], rtol=0, atol=1e-6)
             assert not theirs[len(ours) :].any()
 

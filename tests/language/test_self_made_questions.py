@@ -16,15 +16,15 @@ from jepa_jax.questions import read_tokenizer
 
 
 def test_a_pair_differs_in_nothing_but_the_answer(tmp_path):
-    found = questions.items('test', tmp_path, 20, questions.PAIRED)
+    items = questions.items('test', tmp_path, 20, questions.PAIRED)
     groups = collections.defaultdict(list)
-    for item in found:
+    for item in items:
         groups[item.group].append(item)
     assert len(groups) == 60 and {len(pair) for pair in groups.values()} == {2}
     for a, b in groups.values():
         assert (a.question, a.choices) == (b.question, b.choices) and a.answer != b.answer
         assert a.media.path == b.media.path and a.media.backwards != b.media.backwards
-    by_kind = collections.Counter((i.kinds[0], i.choices[i.answer]) for i in found)
+    by_kind = collections.Counter((i.kinds[0], i.choices[i.answer]) for i in items)
     assert by_kind['motion', 'clockwise'] == by_kind['motion', 'counterclockwise'] == 20
     assert by_kind['motion_letter', 'A'] == 20  # of options too: a constant answer has no pair
     clip = synthetic.labels(10)

@@ -115,8 +115,8 @@ def test_deep_blocks_start_smaller_or_do_not(rescale):
     config = dataclasses.replace(IMAGE, rescale=rescale)
     blocks = jax.jit(net('encoder', config).init)(jax.random.key(0))['blocks']
     for name, layer in (('attn', 'proj'), ('mlp', 'fc2')):
-        found = blocks[name][layer]['kernel'].std((1, 2))
-        np.testing.assert_allclose(found, expected, rtol=0.05)
+        deviations = blocks[name][layer]['kernel'].std((1, 2))
+        np.testing.assert_allclose(deviations, expected, rtol=0.05)
 
 
 @pytest.mark.parametrize(
@@ -132,20 +132,20 @@ def test_epsilon_of_every_norm(make, eps):
     """Outputs hardly tell 1e-6 from 1e-5: norms of a row of small numbers do."""
     row = np.float32([1e-3, -1e-3, 2e-3, 0] * 12)
     expected = (row - row.mean()) / np.sqrt(row.var() + eps)
-    found = 0
+    norms = 0
     for _, module in nnx.iter_modules(nnx.eval_shape(lambda: make(nnx.Rngs(0)))):
         if isinstance(module, nnx.LayerNorm):
             norm = nnx.LayerNorm(48, epsilon=module.epsilon, rngs=nnx.Rngs(0))
             np.testing.assert_allclose(norm(row), expected, rtol=1e-4)
-            found += 1
-    assert found
+            norms += 1
+    assert norms
 
 
 def test_predictor_takes_the_token_of_its_mask(golden_jepa):
     context, target = mask_pair(1, 2, 64, 20, 30)
     result = run('predictor', OF_VIDEOS, normal(3, 2, 20, 96), context, target, 1)
-    wanted = golden_jepa['V4_predictor_index_1']
-    np.testing.assert_allclose(some(result), wanted, rtol=0, atol=CLOSE)
+    expected = golden_jepa['V4_predictor_index_1']
+    np.testing.assert_allclose(some(result), expected, rtol=0, atol=CLOSE)
     assert_whole(golden_jepa, 'V4_predictor_index_1', result, CLOSE)
 
 
@@ -154,5 +154,5 @@ def test_probe_of_two_blocks_reads_first(golden_jepa):
     pooler = PoolerConfig(96, 4, 2, cross_first=True, spare_projection=True, dtype=jnp.float32)
     config = pooler, {'linear': 7}
     logits = net('probe', config)(filled('probe', config), jnp.asarray(normal(8, 2, 30, 96)))
-    wanted = golden_jepa['V5_classifier_depth_2']
-    np.testing.assert_allclose(logits['linear'].ravel(), wanted, rtol=0, atol=CLOSE)
+    expected = golden_jepa['V5_classifier_depth_2']
+    np.testing.assert_allclose(logits['linear'].ravel(), expected, rtol=0, atol=CLOSE)

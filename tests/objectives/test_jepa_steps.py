@@ -88,8 +88,8 @@ def two_steps(objective, configs, batches, config=OPTIM):
 
 def check_norms(gradients, golden, case):
     for name, expected in zip(golden[f'{case}_grad_names'], golden[f'{case}_grad_norms']):
-        found = float(np.linalg.norm(gradients[str(name)].astype(np.float64)))
-        np.testing.assert_allclose(found, expected, rtol=CLOSE, err_msg=str(name))
+        norm = float(np.linalg.norm(gradients[str(name)].astype(np.float64)))
+        np.testing.assert_allclose(norm, expected, rtol=CLOSE, err_msg=str(name))
 
 
 def test_steps_of_ijepa(golden_jepa):
@@ -105,8 +105,8 @@ def test_steps_of_ijepa(golden_jepa):
     np.testing.assert_allclose(rows, golden_jepa['I5_lr_wd_m'], rtol=0, atol=1e-6)
     check_norms(gradients, golden_jepa, 'I5')
     expected = golden_jepa['I5_after2']
-    found = np.concatenate([some(after[str(name)], 8) for name in golden_jepa['I5_after2_names']])
-    np.testing.assert_allclose(found, expected, rtol=0, atol=CLOSE)
+    result = np.concatenate([some(after[str(name)], 8) for name in golden_jepa['I5_after2_names']])
+    np.testing.assert_allclose(result, expected, rtol=0, atol=CLOSE)
 
 
 def test_features_that_ijepas_loss_compares(golden_jepa):
@@ -123,10 +123,10 @@ def test_features_that_ijepas_loss_compares(golden_jepa):
 
     z, h = map(np.asarray, both(params))
     h = np.take_along_axis(h, mask.target.reshape(3, -1, 1), axis=1)
-    for name, found in (('I5_z_it1', z), ('I5_h_it1', h)):
-        found = found.reshape(3, 4, 12, 32).swapaxes(0, 1)
-        np.testing.assert_allclose(some(found), golden_jepa[name], rtol=0, atol=CLOSE)
-        assert_whole(golden_jepa, name, found, CLOSE)
+    for name, features in (('I5_z_it1', z), ('I5_h_it1', h)):
+        features = features.reshape(3, 4, 12, 32).swapaxes(0, 1)
+        np.testing.assert_allclose(some(features), golden_jepa[name], rtol=0, atol=CLOSE)
+        assert_whole(golden_jepa, name, features, CLOSE)
 
 
 # V6 has no regulariser; what it would be is told: with a weight that moves nothing
@@ -149,17 +149,17 @@ def test_steps_of_vjepa1(case, exponent, weight, clip, golden_jepa):
         if weight:
             np.testing.assert_allclose(row['loss/variance'], spread, rtol=0, atol=CLOSE)
         if clip:
-            found = [row['grad_norm/encoder'], row['grad_norm/predictor']]
-            np.testing.assert_allclose(found, norms, rtol=CLOSE)
+            result = [row['grad_norm/encoder'], row['grad_norm/predictor']]
+            np.testing.assert_allclose(result, norms, rtol=CLOSE)
     check_norms(gradients, golden_jepa, case)
     stats = golden_jepa[f'{case}_after2_stats']
     for name, (mean, size, total) in zip(golden_jepa[f'{case}_after2_names'], stats):
         a = after[str(name)]
-        found = a.mean(dtype=np.float64), np.abs(a).mean(dtype=np.float64), checksum(a)
-        np.testing.assert_allclose(found, (mean, size, total), rtol=0, atol=CLOSE, err_msg=name)
+        result = a.mean(dtype=np.float64), np.abs(a).mean(dtype=np.float64), checksum(a)
+        np.testing.assert_allclose(result, (mean, size, total), rtol=0, atol=CLOSE, err_msg=name)
     for row in (row for row in golden_jepa if row.startswith(f'{case}_after2/')):
-        found = after[row.split('/', 1)[1]].reshape(golden_jepa[row].shape)
-        np.testing.assert_allclose(found, golden_jepa[row], rtol=0, atol=CLOSE, err_msg=row)
+        result = after[row.split('/', 1)[1]].reshape(golden_jepa[row].shape)
+        np.testing.assert_allclose(result, golden_jepa[row], rtol=0, atol=CLOSE, err_msg=row)
 
 
 def test_a_stored_table_neither_moves_nor_decays():

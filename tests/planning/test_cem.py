@@ -204,12 +204,12 @@ def test_collocation_solves_linear_dynamics():
     space = ActionSpace(2, (0, 1), (50.0, 50.0), (1.0, 1.0))
     planner = Collocation(space, Cost(2), H, samples=2, iterations=400, rate=0.002)
     context = Context(jnp.asarray(now)[None])
-    solved, found = jax.jit(planner.solve)(
+    solved, facts = jax.jit(planner.solve)(
         Linear(jnp.asarray(A), jnp.asarray(B)), context, Goal(jnp.asarray(goal)), jax.random.key(0)
     )
     assert np.square(rest).mean() > 0.1
-    assert float(found['energy']) < least + 0.01 * np.square(rest).mean()
-    assert float(found['misses'][-1]) < 1e-3  # the frames are those that the plan leads to
+    assert float(facts['energy']) < least + 0.01 * np.square(rest).mean()
+    assert float(facts['misses'][-1]) < 1e-3  # the frames are those that the plan leads to
 
 
 def test_collocation_refuses_predictions_seen_through_a_view():

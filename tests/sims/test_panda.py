@@ -209,11 +209,11 @@ def test_goals_change_when_their_actions_are_used_up():
 
 
 def test_from_one_image_the_last_goal_is_shown_from_the_start():
-    given, flat = (PandaEnv(f'grasp{end}', pictures=False) for end in ('', '_from_one_image'))
-    (first, _), (last, _) = given.reset(seed=4), flat.reset(seed=4)
-    assert given.steps == flat.steps
+    staged, flat = (PandaEnv(f'grasp{end}', pictures=False) for end in ('', '_from_one_image'))
+    (first, _), (last, _) = staged.reset(seed=4), flat.reset(seed=4)
+    assert staged.steps == flat.steps
     np.testing.assert_array_equal(first['state'], last['state'])
-    np.testing.assert_array_equal(last['goal_state'], np.float32(given.goals[-1].state))
+    np.testing.assert_array_equal(last['goal_state'], np.float32(staged.goals[-1].state))
     assert first['goal_state'][6] < 0.1 < last['goal_state'][6]  # open above it; closed on it
     assert play(flat, oracle, 4)[1]['success']  # the script knows the way
 

@@ -10,9 +10,9 @@ import sys
 import numpy as np
 import pytest
 
+from jepa_jax.errors import BenchError
 from jepa_jax.weights import hf_files
 from tools import bench_vs_torch, torch_nets, versus, versus_tasks
-from tools.versus import BenchError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -20,7 +20,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 TOY = """
 import time
 import numpy as np
-from tools.versus import BenchError, Task
+from jepa_jax.errors import BenchError
+from tools.versus import Task
 
 def write(folder, **o):
     return {'words': 'a toy'}
@@ -61,7 +62,7 @@ def test_sides_take_turns_and_an_absent_one_is_named(toy, tmp_path, capsys):
     result = versus.measure(toy, told, peers=['near', 'absent'], rounds=3, threads=1)
     # each once to get ready, then in turns
     assert (tmp_path / 'turns.txt').read_text().split() == ['ours', 'near'] * 4
-    assert result['not_run'] == {'absent': 'absent: exit status 1: tools.versus.BenchError: '
+    assert result['not_run'] == {'absent': 'absent: exit status 1: jepa_jax.errors.BenchError: '
                                            'no such library'}  # fmt: skip
     assert result['best'] == 'near' and 0.3 < result['time_ratio'] < 0.8  # 20 ms against 40
     assert result['losses'] == {'jepa_jax': [1.0] * 4, 'near': pytest.approx([1.00001] * 4)}

@@ -448,7 +448,7 @@ def test_what_a_whole_run_costs(capsys):
         'hours': pytest.approx(chip_hours / 4), 'money': pytest.approx(3 * chip_hours),
     }  # fmt: skip
     assert 'on 4 h100 of 989 TFLOP/s at MFU 25%' in capsys.readouterr().out
-    for given, words in (
+    for flags, words in (
         (('--chip=h100',), '--mfu 0: must be above 0 and at most 1'),
         (('--mfu=0.4',), 'needs --chip, one of a100, h100'),
         (('--chip=h100', '--mfu=1.5'), '--mfu 1.5: must be above 0 and at most 1'),
@@ -456,7 +456,7 @@ def test_what_a_whole_run_costs(capsys):
         (('--chip=v4', '--mfu=0.4', '--json=/no/where/a.json'), '--json /no/where/a.json: No such'),
         (('--chip=v4', '--mfu=0.4', '--hlo=/'), '--hlo /: a folder is in its place'),
     ):
-        argv = ['cost', '--what=run', f'--config={HERE.parent / "configs/tiny.py"}', *given]
+        argv = ['cost', '--what=run', f'--config={HERE.parent / "configs/tiny.py"}', *flags]
         with mock.patch.object(sys, 'argv', argv):
             assert cost.main() == 1
         printed = capsys.readouterr()

@@ -188,9 +188,9 @@ def test_what_the_file_says_comes_back(tmp_path):
     convert.write(convert.read(tmp_path / 'a.pt', **TINY), tmp_path / 'ours', 'jax')
     convert.write(convert.read(tmp_path / 'ours'), tmp_path / 'b.pt', 'torch')
     result = torch.load(tmp_path / 'b.pt', weights_only=True)
-    state, wanted = result['opt']['state'], content['opt']['state']
-    assert state.keys() == wanted.keys()
-    for index, row in wanted.items():
+    state, expected = result['opt']['state'], content['opt']['state']
+    assert state.keys() == expected.keys()
+    for index, row in expected.items():
         assert state[index].keys() == row.keys()
         for key, value in row.items():
             assert torch.equal(state[index][key], value) and state[index][key].dtype == value.dtype
@@ -240,8 +240,8 @@ def test_action_conditioned_training(tmp_path):
     convert.write(convert.read(tmp_path / 'ours'), tmp_path / 'b.pt', 'torch')
     result = torch.load(tmp_path / 'b.pt', weights_only=True)
     assert list(result['predictor']) == list(content['predictor'])
-    state, wanted = result['opt']['state'], content['opt']['state']
-    assert state.keys() == wanted.keys() and len(wanted) == len(states['predictor']) - 2
-    for index, row in wanted.items():
+    state, expected = result['opt']['state'], content['opt']['state']
+    assert state.keys() == expected.keys() and len(expected) == len(states['predictor']) - 2
+    for index, row in expected.items():
         assert all(torch.equal(state[index][key], value) for key, value in row.items())
     assert result['opt']['param_groups'] == content['opt']['param_groups']

@@ -134,7 +134,7 @@ def test_arrays_are_put_in_order(shape):
     rng = np.random.default_rng(0)
     for dtype in (np.float32, ml_dtypes.bfloat16):
         array = rng.normal(size=shape[::-1]).astype(dtype).T
-        found = tables.contiguous(array)
-        assert found.flags.c_contiguous and found.dtype == dtype
-        np.testing.assert_array_equal(found, np.ascontiguousarray(array).reshape(shape))
-        assert tables.contiguous(found) is found
+        result = tables.contiguous(array)
+        assert result.flags.c_contiguous and result.dtype == dtype
+        np.testing.assert_array_equal(result, np.ascontiguousarray(array).reshape(shape))
+        assert tables.contiguous(result) is result

@@ -198,8 +198,8 @@ def test_another_size_is_resized_as_transformers_does(tmp_path):
             torch.from_numpy(images), noise=everything, interpolate_pos_encoding=True
         ).last_hidden_state
     model = jepa_jax.load(tmp_path / 'hf', dtype='float32')
-    found = model.encoder(np.moveaxis(images, 1, -1)[:, None])
-    np.testing.assert_allclose(found, expected[:, 1:], rtol=0, atol=1e-5)
+    features = model.encoder(np.moveaxis(images, 1, -1)[:, None])
+    np.testing.assert_allclose(features, expected[:, 1:], rtol=0, atol=1e-5)
 
 
 def test_a_table_that_differs_is_announced_and_used(tmp_path):
@@ -342,8 +342,8 @@ def test_names_of_classes_that_do_not_fit_are_left_out(tmp_path):
     model.save_pretrained(tmp_path / 'theirs')
     path = tmp_path / 'theirs/config.json'
     config = json.loads(path.read_text())
-    for given in (['a', 'b', 'c'], {'0': 'a', 'x': 'b', '2': 'c'}, {'0': 'a', '1': 'b', '7': 'c'}):
-        path.write_text(json.dumps(config | {'id2label': given}))
+    for labels in (['a', 'b', 'c'], {'0': 'a', 'x': 'b', '2': 'c'}, {'0': 'a', '1': 'b', '7': 'c'}):
+        path.write_text(json.dumps(config | {'id2label': labels}))
         weights = convert.read(tmp_path / 'theirs')
         assert not weights.labels and 'id2label does not name 3 classes' in ' '.join(weights.notes)
 
@@ -399,8 +399,8 @@ def test_a_fine_tuned_file(tmp_path, kind):
     normed = (tokens - tokens.mean()) / np.sqrt(tokens.var() + 1e-6)
     normed = normed * first['fc_norm.weight'].numpy() + first['fc_norm.bias'].numpy()
     logits = normed @ first['head.weight'].numpy().T + first['head.bias'].numpy()
-    found = model.logits(clip[None, None])['linear'][0]
-    np.testing.assert_allclose(found, logits, rtol=0, atol=1e-5)
+    result = model.logits(clip[None, None])['linear'][0]
+    np.testing.assert_allclose(result, logits, rtol=0, atol=1e-5)
     if kind == 'mae':
         with pytest.raises(ConvertError, match='which transformers has no class for'):
             convert.write(weights, tmp_path / 'hf', 'hf')

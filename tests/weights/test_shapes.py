@@ -83,10 +83,10 @@ def test_released_probes(width, parameters):
     assert count(forms) == parameters
     pooler, classes = shapes.probe(reader(), 'probe', forms, None)
     assert (pooler.heads, pooler.depth, classes) == (16, 4, {'linear': 174})
-    wanted = tables.expected(
+    expected = tables.expected(
         tables.bind(tables.PROBE, net('probe', (pooler, classes)).abstract, {})
     )
-    assert wanted == forms
+    assert expected == forms
 
 
 def test_heads_of_a_custom_model():

@@ -31,10 +31,10 @@ def numbers(tensor: torch.Tensor) -> np.ndarray:
 
 
 def assert_equal(ours: torch_zip.Tensor, theirs: torch.Tensor) -> None:
-    found, expected = ours.read(), numbers(theirs)
-    found = found.astype(expected.dtype) if found.dtype.kind == 'V' or ours.dtype in (
-        'bfloat16', 'float8_e4m3fn') else found  # fmt: skip
-    np.testing.assert_array_equal(found, expected, strict=True)
+    result, expected = ours.read(), numbers(theirs)
+    result = result.astype(expected.dtype) if result.dtype.kind == 'V' or ours.dtype in (
+        'bfloat16', 'float8_e4m3fn') else result  # fmt: skip
+    np.testing.assert_array_equal(result, expected, strict=True)
 
 
 @pytest.mark.parametrize('dtype', DTYPES, ids=str)

@@ -521,12 +521,14 @@ def test_a_hub_that_cannot_be_reached(monkeypatch):
 
 
 def test_a_mistyped_path_never_reaches_a_hub(monkeypatch, tmp_path):
+    import huggingface_hub
+
     monkeypatch.chdir(tmp_path)  # the command before this one may have left runs/ in the clone
 
-    def called(name):
+    def called(name, **_):
         raise AssertionError(f'{name} was looked up')
 
-    monkeypatch.setattr(zoo, '_hugging_face', called)
+    monkeypatch.setattr(huggingface_hub, 'snapshot_download', called)
     for path in ('runs/mien', 'facebook/vjepa2-vitl-fpc64-265', 'meta/vjepa2-vitl-fpc64-256'):
         with pytest.raises(ZooError, match=f"no such file.*is written 'hf:{path}'"):
             jepa_jax.load(path)
@@ -536,14 +538,17 @@ def test_a_mistyped_path_never_reaches_a_hub(monkeypatch, tmp_path):
         assert 'no such file or folder' in str(caught.value) and 'hf:' not in str(caught.value)
 
 
-def test_names_of_the_hub_and_of_torch_hub(monkeypatch):
+def test_names_of_the_hub_and_of_torch_hub(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    monkeypatch.setenv('JEPA_JAX_CACHE', str(tmp_path))
     asked = []
 
-    def called(name):
+    def called(name, *_, **__):
         asked.append(name)
         raise ZooError('asked')
 
-    monkeypatch.setattr(zoo, '_hugging_face', called)
+    monkeypatch.setattr(huggingface_hub, 'snapshot_download', called)
     for name in ('facebook/vjepa2-vitg-fpc64-384', 'hf:some/other'):
         with pytest.raises(ZooError, match='asked'):
             jepa_jax.load(name)
@@ -554,12 +559,12 @@ def test_names_of_the_hub_and_of_torch_hub(monkeypatch):
         for name, row in zoo.RELEASED.items()
         if not row.probe_of and row.version in ('2.0', '2.1')
     }
-    released = []
-    monkeypatch.setattr(zoo, '_released', lambda name, pin: released.append(name) or called(name))
+    asked.clear()
+    monkeypatch.setattr(download, 'download', called)
     for alias in ('vjepa2_vit_giant_384', 'vjepa2_ac_vit_giant'):
         with pytest.raises(ZooError, match='asked'):
             jepa_jax.load(alias)
-    assert released == ['vitg-384', 'ac-vitg']
+    assert [url.rpartition('/')[2] for url in asked] == ['vitg-384.pt', 'vjepa2-ac-vitg.pt']
 
 
 def test_sizes_by_their_old_names():
@@ -587,9 +592,9 @@ def test_a_near_path_is_one_that_can_be_typed(tmp_path, monkeypatch):
     (tmp_path / 'runs').mkdir()
     (tmp_path / 'runs/text.pt').touch()
     monkeypatch.chdir(tmp_path)
-    for given in ('runs/tixt.pt', f'{tmp_path}/runs/tixt.pt'):
-        with pytest.raises(ZooError, match=f'did you mean {given.replace("tixt", "text")}[?]'):
-            jepa_jax.load(given)
+    for typed in ('runs/tixt.pt', f'{tmp_path}/runs/tixt.pt'):
+        with pytest.raises(ZooError, match=f'did you mean {typed.replace("tixt", "text")}[?]'):
+            jepa_jax.load(typed)
 
 
 def test_drawn_weights_are_not_looked_up():

@@ -18,7 +18,7 @@ from jepa_jax.data.labelled import coin, diving48, ek100, in1k, jester, k400, ss
 from jepa_jax.data.labelled.records import LabelledSet, Record
 from jepa_jax.errors import BadFile, ConfigError, allowed
 
-__all__ = ('READERS', 'LabelledSet', 'Reader', 'Record', 'read', 'write_list')
+__all__ = ('READERS', 'LabelledSet', 'Reader', 'Record', 'read')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,17 +112,3 @@ def other_counts(name: str, row: Reader, data: LabelledSet) -> list[str]:
                 f'{row.unit} for {split}, the official file {about}{count:,}'
             )
     return lines
-
-
-def write_list(records: list[Record], path: str | Path) -> None:
-    """Writes `PATH LABEL` lines, the original's list format.
-
-    Raises:
-      ConfigError: a path with white space, which that format cannot hold.
-    """
-    lines = []
-    for record in records:
-        if record.path.split() != [record.path]:
-            raise ConfigError(f'{record.path!r}: a path with spaces has no place in such a list')
-        lines.append(f'{record.path} {record.label[0]}\n')
-    Path(path).write_text(''.join(lines))

@@ -1,24 +1,24 @@
 """How far planners get in Two Rooms: a dot in a box that a wall with one door divides.
 
-    python -m tools.two_rooms measure [--rows NAME,NAME] [--planner cem|mppi] [--episodes N]
-    python -m tools.two_rooms options [--only NAME,NAME] [--steps N] [--table docs/options.md]
-    python -m tools.two_rooms loop [--row NAME] [--episodes N]
-    python -m tools.two_rooms planners [--only NAME,NAME] [--option NAME] [--episodes N]
+    jepa two-rooms measure [--rows NAME,NAME] [--planner cem|mppi] [--episodes N]
+    jepa two-rooms options [--only NAME,NAME] [--steps N] [--table options.md]
+    jepa two-rooms loop [--row NAME] [--episodes N]
+    jepa two-rooms planners [--only NAME,NAME] [--option NAME] [--episodes N]
 
 Nothing but JAX is needed. Pictures are seen through a simple frozen encoder: dot and walls blurred,
 at a few places, one token a frame. Success has its 95 % interval (Wilson's) over the episodes.
 
 measure: start and goal in different rooms, with the rules themselves or a learned model, towards
-what looks like the goal or along a learned distance that knows the way round (docs/two_rooms.md).
-The task is that of reference: world_models §2.2: 200 moves, a new plan after every action, a
-horizon of 90 moves that ends with the episode, the squared distance summed over its steps as the
-cost, and the last position counts, within 4.5 pixels of the goal. Walls and doors lie elsewhere in
-every episode. An action is --hold equal moves, so the horizon has so many fewer actions. What the
-rows are: jepa_jax/contrib/other_room.py.
+what looks like the goal or along a learned distance that knows the way round. The task is that of
+reference: world_models §2.2: 200 moves, a new plan after every action, a horizon of 90 moves that
+ends with the episode, the squared distance summed over its steps as the cost, and the last position
+counts, within 4.5 pixels of the goal. Walls and doors lie elsewhere in every episode. An action is
+--hold equal moves, so the horizon has so many fewer actions. What the rows are:
+jepa_jax/contrib/other_room.py; what they reached: jepa_jax/contrib/two_rooms.md.
 
 options: every option of the action-conditioned predictor, trained and planned with once on a small
-scale (docs/options.md); the goal is --apart pixels away in the same room. Two rows are for
-comparison: the rules themselves in place of a predictor, and one that is not trained. The table
+scale (jepa_jax/contrib/options.md); the goal is --apart pixels away in the same room. Two rows are
+for comparison: the rules themselves in place of a predictor, and one that is not trained. The table
 says that every option works and what it costs. Each option is trained once: which is best, runs
 this short and few do not say.
 
@@ -202,7 +202,7 @@ def try_options(o: argparse.Namespace) -> None:
         f'width {o.width}, {o.steps} steps of {options.BATCH} pieces, each option trained '
         f'{trainings}. Success: within {two_rooms.CLOSE} pixels at the end of the episode, with '
         f"its 95 % interval over the {of}. Errors are of each option's own kind, those of "
-        f'`l2` squares. `python -m tools.two_rooms options {settings}`\n'
+        f'`l2` squares. `jepa two-rooms options {settings}`\n'
     )
     print('\n' + text)
     if o.table:
@@ -249,7 +249,7 @@ def try_planners(o: argparse.Namespace) -> None:
         f'Two Rooms, goals up to {o.apart:g} pixels away in the same room; option `{name}`, '
         f'{o.depth} blocks of width {o.width}, {o.steps} steps, trained once (error '
         f'{health["health/error_over_copy"]:.2f} of copying); horizon {o.horizon}, {options.STEPS} '
-        f'plans an episode. `python -m tools.two_rooms planners --option {name} --steps {o.steps} '
+        f'plans an episode. `jepa two-rooms planners --option {name} --steps {o.steps} '
         f'--episodes {o.episodes} --horizon {o.horizon} --apart {o.apart:g} --seed {o.seed}`\n\n'
         f'{planners.tables(rows)}\n'
     )
@@ -391,7 +391,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
         seed=(0, 'of training and episodes'),
         seeds=(1, 'trainings of each option, as one program'),
     )
-    add('--only', default='', metavar='NAME,NAME', help='of the names in docs/options.md (all)')
+    add('--only', default='', metavar='NAME,NAME', help='which options (all)')
     add('--table', metavar='FILE.md', help='write the table (no file)')
     add = command(
         'planners',
