@@ -28,7 +28,7 @@ FREE = {
     'data.confine': 'what workers may do, not what they read',
     'data.cache': 'holds what decoding gives',
     'data.cache_gib': 'holds what decoding gives',
-    'optim.accumulate': 'the same update to rounding',
+    'optim.accumulate': 'the same update to rounding; streams compare the rows of a mixture',
     'mesh.*': 'checkpoints restore onto any mesh; the same values to rounding',
     'checkpoints.*': 'when to save, and where a run without a checkpoint starts',
     'logging.*': 'what is written down',

@@ -73,6 +73,8 @@ def train(
                 state, extra = start.initial_state(
                     objective, optimizer, config, mesh, origin, prepared.initial
                 )
+                if origin.same_run:
+                    stream.check_resumed(extra)
                 frozen = start.on_mesh(objective.frozen, prepared.frozen, mesh)
                 checkpoints.keep_frozen(prepared.frozen | prepared.kept)
                 failures = FailureLog(config.data.max_failure_share)

@@ -28,7 +28,7 @@ import dataclasses
 import functools
 import logging
 import time
-from collections.abc import Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
 import grain
@@ -179,6 +179,12 @@ class Stream:
     def facts(self) -> dict[str, dict]:
         """What checkpoints say of the data, beside the config."""
         return {}
+
+    def check_resumed(self, stored: Mapping[str, Any]) -> None:
+        """Raises ConfigError: a run whose checkpoints say that has other batches than these.
+
+        stored: the manifest of the run's checkpoint, with the `facts` of then.
+        """
 
     def describe(self) -> list[str]:
         """Lines for the start of a run's log."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -75,6 +77,26 @@ class VideoStream(Stream):
             orders.append(self.order(own, rows, [lists[i].weight for i in own]))
         self.groups = tuple(groups)
         return tuple(orders)
+
+    @property
+    def facts(self) -> dict[str, dict]:
+        return {'rows': {str(group.frames): group.rows for group in self.groups}}
+
+    def check_resumed(self, stored: Mapping[str, Any]) -> None:
+        """Where clips of several frame counts are mixed, their rows are whole in every part of a
+        device: other devices or parts may make another mixture."""
+        before, now = stored.get('rows'), self.facts['rows']
+        if before in (None, now):
+            return
+        words = [
+            ' and '.join(f'{n} of {frames} frames' for frames, n in rows.items())
+            for rows in (before, now)
+        ]
+        raise ConfigError(
+            f'the clips of a step were {words[0]}, in {self.parts} parts (devices x '
+            f'optim.accumulate) they would be {words[1]}: another mixture is another run; choose '
+            'devices and optim.accumulate that give the first'
+        )
 
     def sampler(self, frames: int, rows: int) -> MaskSampler:
         """What draws the masks of clips of `frames` frames, `rows` of them in a global batch."""

@@ -245,6 +245,19 @@ def test_describe(videos):
     assert 'group 0: 4 frames from list 0, 2: 3 rows a device and part, 3 a step' in text
 
 
+def test_another_mixture_is_another_run(videos):
+    """Weights 7 to 3 of 8 rows: 6 and 2 in one part, 4 and 4 in four parts of two rows."""
+    path = str(videos / 'a.txt')
+    config = small(DataListConfig(path, weight=0.7), DataListConfig(path, weight=0.3, frames=8))
+    config.optim.batch = 8
+    with VideoStream(config) as one, VideoStream(config, devices=4) as four:
+        assert one.facts == {'rows': {'4': 6, '8': 2}}
+        for stored in ({}, one.facts, {**one.facts, 'failures': {}}):
+            one.check_resumed(stored)
+        with pytest.raises(ConfigError, match='were 6 of 4 frames and 2 of 8 frames, in 4 parts'):
+            four.check_resumed(one.facts)
+
+
 # --- failures ------------------------------------------------------------------------------------
 
 
