@@ -248,6 +248,13 @@ def test_units_and_the_sense_of_the_gripper_are_brought_to_the_contract(tmp_path
     np.testing.assert_allclose(robot.open_recordings(data).episode(0).states, path, atol=1e-12)
 
 
+def test_a_path_from_home(tmp_path, monkeypatch):
+    np.savez(tmp_path / 'a.npz', states=states(0, 12), observations=pixels(12), fps=FPS)
+    monkeypatch.setenv('HOME', str(tmp_path.parent))
+    recordings = robot.open_recordings(RobotConfig('npz', f'~/{tmp_path.name}'))
+    assert len(recordings) == 1 and recordings.episode(0).states.shape == (12, 7)
+
+
 def test_pieces_start_anywhere_that_fits(tmp_path):
     np.savez(tmp_path / 'a.npz', states=states(0, 12), observations=pixels(12), fps=FPS)
     episode = robot.open_recordings(RobotConfig('npz', str(tmp_path))).episode(0)

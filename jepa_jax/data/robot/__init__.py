@@ -12,6 +12,9 @@ kept in the checkpoint, and weights trained under another are refused.
 
 from __future__ import annotations
 
+import dataclasses
+import os
+
 from jepa_jax import lookup
 from jepa_jax.config import RobotConfig
 from jepa_jax.config.layouts import READERS as READERS
@@ -46,4 +49,5 @@ def open_recordings(data: RobotConfig) -> Recordings:
     """
     if data.action and data.kind != 'lerobot':
         raise ConfigError(f"robot.action = '{data.action}': only recordings of LeRobot name one")
+    data = dataclasses.replace(data, path=os.path.expanduser(data.path))
     return lookup.load(lookup.row(READERS, 'robot.kind', data.kind))(data)

@@ -33,7 +33,7 @@ class Rlds:
         folder, _, split = data.path.partition(':')
         self._data, self._split = data, split or 'train'
         try:
-            self._folder = prepared.folder_of(os.path.expanduser(folder))
+            self._folder = prepared.folder_of(folder)
             self._packed = prepared.packed(self._folder)
             self._length = len(self._records)
         except ConfigError as error:
