@@ -6,7 +6,7 @@
 
 `data.train` is video of the camera in which nothing happens. `:ped2`, `:avenue` and `:shanghaitech`
 read these sets, --config.data.path=DIR. `:self_made` makes videos of a camera of its own, for
-models of configs/physics_tiny.py; `smoke` makes few.
+models of configs/physics_tiny.py; `smoke` makes few, and of an official set tries short windows.
 """
 
 from jepa_jax.config import parse_words
@@ -26,9 +26,10 @@ def get_config(arg: str = '') -> AnomalyConfig:
     elif kind == 'shanghaitech':  # 13 cameras: what is usual at a place of one is not of another
         c.data.rate, c.data.fps, c.by_place = 24.0, 12.0, False
     if kind == 'self_made' or 'smoke' in words:
+        c.data.frames, c.batch = 12, 32
+    if kind == 'self_made' or kind == 'own' and 'smoke' in words:
         c.data.kind = 'self_made_few' if 'smoke' in words else 'self_made'
-        c.data.frames, c.data.fps, c.data.crop = 12, 8.0, 32
-        c.batch = 32
+        c.data.fps, c.data.crop = 8.0, 32
     if 'smoke' in words:
         c.name += '-smoke'
         c.bootstrap = 100

@@ -7,7 +7,8 @@
 `:self_made` (default) asks a model of configs/physics_tiny.py about pairs that are made the first
 time. The others are `:intphys1`, `:intphys2`, `:grasp`, `:inflevel` (data.path: the csv of pairs,
 data.videos: the folder inflevel_lab), and `:pairs`, a csv with the columns possible, impossible and
-if you like kind, group, variant, event. `smoke` takes few self-made pairs.
+if you like kind, group, variant, event. `smoke` takes few self-made pairs; of other sets it tries
+short windows of every frame.
 """
 
 from jepa_jax.config import parse_words
@@ -28,11 +29,11 @@ def get_config(arg: str = '') -> PhysicsConfig:
         c.steps, c.frames, c.warm_up = (10, 10, 10), (16, 48), True
         c.contexts = (4, 6, 8, 10, 12, 14)
     if kind == 'self_made' or 'smoke' in words:
-        c.data.kind = 'self_made_few' if 'smoke' in words else 'self_made'
         c.steps, c.frames, c.contexts = (1, 1, 1), (12, 12), (3, 6, 8, 11, 11, 11)
         c.mask_tokens = (0, 0)  # training with one frame count knows no other
         c.batch = 14
     if 'smoke' in words:
         c.name += '-smoke'
+        c.data.kind = 'self_made_few' if kind == 'self_made' else kind
         c.random_seeds, c.bootstrap = 1, 100
     return c

@@ -17,7 +17,8 @@ def wilson(wins: float, count: float) -> tuple[float, float]:
     share, spread = wins / count, Z**2 / count
     middle = (share + spread / 2) / (1 + spread)
     half = (spread * (share * (1 - share) + spread / 4)) ** 0.5 / (1 + spread)
-    return float(max(0.0, middle - half)), float(min(1.0, middle + half))
+    # rounding may leave the share of all, or of none, a hair outside
+    return float(max(0.0, min(share, middle - half))), float(min(1.0, max(share, middle + half)))
 
 
 def bootstrap(

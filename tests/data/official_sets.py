@@ -64,47 +64,58 @@ def ssv2(root: Path, train: int = 2, validation: int = 2, old: bool = False) -> 
     return root
 
 
-def kinetics(root: Path, tree: str = 'flat') -> Path:
-    """Two classes of one clip a split; tree: flat | classes | short, whose names lack the times."""
+def kinetics(root: Path, tree: str = 'flat', each: int = 1) -> Path:
+    """Two classes of so many clips a split; tree: flat | classes | short, whose names lack the
+    times."""
     for split, word in (('train', 'train'), ('val', 'val')):
         rows = [['label', 'youtube_id', 'time_start', 'time_end', 'split']]
         for label, name in enumerate(('zumba', 'air drumming')):
-            clip = f'-a_{split}{label}_b'
-            rows.append([name, clip, 10, 20, word])
-            file = clip if tree == 'short' else f'{clip}_000010_000020'
-            below = '' if tree == 'flat' else name.replace(' ', '_')
-            video(root / split / below / f'{file}.mp4', label, label)
+            for i in range(each):
+                clip = f'-a_{split}{label}_b{i or ""}'
+                rows.append([name, clip, 10, 20, word])
+                file = clip if tree == 'short' else f'{clip}_000010_000020'
+                below = '' if tree == 'flat' else name.replace(' ', '_')
+                video(root / split / below / f'{file}.mp4', label, label + 2 * i)
         write_csv(root / f'annotations/{split}.csv', rows)
     return root
 
 
-def coin(root: Path, word: str = 'testing') -> Path:
+def _video_or_none(path: Path, label: int, seed: int, each: int) -> None:
+    if each:
+        return video(path, label, seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b'x')
+
+
+def coin(root: Path, word: str = 'testing', each: int = 0) -> Path:
+    """each: clips of a class and split that can be decoded; 0: one that is no video."""
     database = {}
     for i, (kind, name) in enumerate(((2, 'WrapGiftBox'), (0, 'ChangeCarTire'))):
         for subset in ('training', word):
-            clip = f'-x_{i}{subset[:2]}'
-            database[clip] = {
-                'duration': 131.0, 'class': name, 'recipe_type': kind, 'start': 1.0, 'end': 9.0,
-                'subset': subset, 'annotation': [{'id': '1', 'segment': [1, 2], 'label': 'x'}],
-            }  # fmt: skip
-            place = f'{kind}/{clip}.mkv' if i else f'{clip}.mp4'
-            (root / 'videos' / place).parent.mkdir(parents=True, exist_ok=True)
-            (root / 'videos' / place).write_bytes(b'x')
+            for number in range(max(1, each)):
+                clip = f'-x_{i}{subset[:2]}{number or ""}'
+                database[clip] = {
+                    'duration': 131.0, 'class': name, 'recipe_type': kind, 'start': 1.0, 'end': 9.0,
+                    'subset': subset, 'annotation': [{'id': '1', 'segment': [1, 2], 'label': 'x'}],
+                }  # fmt: skip
+                place = root / 'videos' / (f'{kind}/{clip}.mkv' if i else f'{clip}.mp4')
+                _video_or_none(place, kind, number, each)
     write_json(root / 'COIN.json', {'database': database})
     return root
 
 
-def diving(root: Path, vocabulary: bool = True) -> Path:
+def diving(root: Path, vocabulary: bool = True, each: int = 0) -> Path:
+    """each: as of `coin`."""
     words = [['Back', '15som', '05Twis', 'FREE'], ['Forward', '45som', 'NoTwis', 'TUCK']]
     if vocabulary:
         write_json(root / 'Diving48_vocab.json', words)
     for split in ('train', 'test'):
         rows = []
         for label in range(2):
-            clip = f'_8Vy{split}_0000{label}'
-            rows.append({'vid_name': clip, 'label': label, 'start_frame': 0, 'end_frame': 76})
-            (root / 'rgb').mkdir(parents=True, exist_ok=True)
-            (root / f'rgb/{clip}.mp4').write_bytes(b'x')
+            for i in range(max(1, each)):
+                clip = f'_8Vy{split}{i or ""}_0000{label}'
+                rows.append({'vid_name': clip, 'label': label, 'start_frame': 0, 'end_frame': 76})
+                _video_or_none(root / f'rgb/{clip}.mp4', label, i, each)
         write_json(root / f'Diving48_V2_{split}.json', rows)
     return root
 

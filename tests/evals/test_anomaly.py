@@ -619,6 +619,17 @@ def test_what_cannot_be_watched(finished, model, tmp_path, monkeypatch):
         watch.run(model, config, tmp_path, str(tmp_path))
 
 
+@pytest.mark.parametrize('kind', ['ped2', 'avenue', 'shanghaitech'])
+def test_a_trial_reads_the_set_that_is_named(kind):
+    """`:ped2,smoke` made videos of its own, and its report was called anomaly-ped2-smoke."""
+    whole, trial = get_config(kind), get_config(f'{kind},smoke')
+    assert trial.data.kind == kind and trial.data.crop == whole.data.crop
+    assert (trial.data.fps, trial.data.rate) == (whole.data.fps, whole.data.rate)
+    assert trial.data.frames < whole.data.frames
+    for arg in ('smoke', 'self_made,smoke'):
+        assert get_config(arg).data.kind == 'self_made_few'
+
+
 def test_the_command_refuses_what_cannot_watch(tmp_path):
     from jepa_jax.config import RetrievalConfig
 

@@ -273,6 +273,15 @@ def test_configs(arg):
     of(config)
 
 
+@pytest.mark.parametrize('kind', ['intphys1', 'intphys2', 'grasp', 'inflevel', 'pairs'])
+def test_a_trial_reads_the_set_that_is_named(kind):
+    """`:intphys2,smoke` made pairs of its own, and its report was called physics-intphys2-smoke."""
+    config = get_config(f'{kind},smoke')
+    assert (config.data.kind, config.name) == (kind, f'physics-{kind}-smoke')
+    assert config.frames == (12, 12)
+    assert get_config('smoke').data.kind == 'self_made_few'
+
+
 @pytest.fixture(scope='module')
 def small():
     """A model for the self-made pairs, never trained."""
