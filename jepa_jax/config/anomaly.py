@@ -81,6 +81,11 @@ def check(config: AnomalyConfig) -> Iterator[str]:
         yield 'data.train is empty: no normal video to learn from, --config.data.train=PATH'
     if data.kind == 'own' and data.labels and not data.test:
         yield f'data.labels = {data.labels!r}: labels of what? data.test is empty'
+    for name in ('train', 'test', 'labels') if data.kind != 'own' else ():
+        if path := getattr(data, name):
+            yield (
+                f"data.{name} = {path!r}: goes with data.kind 'own', '{data.kind}' has its videos"
+            )
     if data.kind in SETS[3:] and not data.path:
         yield f"data.path is empty: kind '{data.kind}' needs its folder, --config.data.path=DIR"
     if data.ahead >= data.frames:

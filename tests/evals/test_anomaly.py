@@ -392,7 +392,8 @@ def test_settings_that_cannot_work(model, videos):
     for data, words in (
         ({'train': ''}, 'data.train is empty: no normal video'),
         ({'ahead': 4}, 'data.ahead = 4: must be below data.frames = 4'),
-        ({'kind': 'ped2'}, "data.path is empty: kind 'ped2'"),
+        ({'kind': 'ped2', 'train': '', 'test': ''}, "data.path is empty: kind 'ped2'"),
+        ({'kind': 'self_made_few', 'test': ''}, "data.train = '.*': goes with data.kind 'own'"),
         ({'test': '', 'labels': 'x.csv'}, 'labels of what'),
     ):
         with pytest.raises(ConfigError, match=words):
@@ -407,7 +408,7 @@ def test_settings_that_cannot_work(model, videos):
 )
 def test_configs(arg):
     config = get_config(arg)
-    config.data.path, config.data.train = 'x', 'y'
+    config.data.path, config.data.train = 'x', 'y' if config.data.kind == 'own' else ''
     of(config)
 
 
