@@ -36,7 +36,7 @@ def ask(
     start: float,
     end: float,
     backwards: bool,
-    system: str,
+    system: str | None,
     tokens: int,
     temperature: float,
     top_p: float,
@@ -181,7 +181,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add('--start', type=float, default=0.0, metavar='SECONDS', help='of the videos (%(default)g)')
     add('--end', type=float, default=0.0, metavar='SECONDS', help='of the videos (0: their end)')
     add('--backwards', action='store_true', help='show the last frame first')
-    add('--system', default='', metavar='TEXT', help="what the system says first (the model's own)")
+    add('--system', metavar='TEXT', help="what the system says first (the model's own)")
     add(
         '--tokens', type=int, default=128, metavar='N',
         help='of an answer, at most; 0: the likeliest of the choices is the answer (%(default)s)',

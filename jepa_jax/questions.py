@@ -23,7 +23,7 @@ from jepa_jax.data import synthetic
 from jepa_jax.errors import BadFile, ConfigError
 from jepa_jax.language import packing
 from jepa_jax.language import questions as self_made
-from jepa_jax.language.chat import Media, encode
+from jepa_jax.language.chat import Media, encode, told
 from jepa_jax.language.conversations import Conversations
 from jepa_jax.language.sight import Always, Clips, StoredClips
 from jepa_jax.language.stream import ConversationStream, Sight
@@ -273,7 +273,8 @@ def _held(config: QuestionsConfig, sight: Sight) -> HeldOut:
     """The first held-out conversations that fit and can be read."""
     single = dataclasses.replace(config.data, mixture=[], packed=False)
     rows, prompts, expected, places = [], [], [], media_places(config)
-    for turns in _talks(config, config.heldout):
+    for said in _talks(config, config.heldout):
+        turns = told(said, single.system)
         whole = encode(turns, sight.tokenizer, sight.rows).cut(single.length)
         if whole is None or len(whole.media) > places:
             continue

@@ -24,6 +24,7 @@ from jepa_jax.models.projector import ProjectorConfig
 from jepa_jax.models.vit import ViTConfig
 from jepa_jax.weights import parts
 from jepa_jax.weights.contents import StoredNet, Weights
+from jepa_jax.weights.own import _reads
 from jepa_jax.weights.tables import Leaf
 
 pytest.importorskip('tokenizers')
@@ -123,6 +124,21 @@ def test_a_placeholder_may_say_where(answerer, video):
     same = answerer.ask(clip, '<video>What?', choices=('a', 'b'), most=1)
     later = answerer.ask(clip, 'What?<video>', choices=('a', 'b'), most=1)
     assert first.shares == same.shares != later.shares
+
+
+def test_it_is_told_what_it_was_told_in_training(answerer, tmp_path):
+    def tokens(model, system=None):
+        return model._asked([], 'What?', (), system)[0]['tokens'].tolist()
+
+    config = {'clips': dataclasses.asdict(CLIPS), 'data': {'system': 'Be brief.'}}
+    questions.tokenizer().save(tmp_path)
+    made = nets()
+    made['target'] = made.pop('encoder')
+    own = Answerer.of(
+        Weights(tmp_path, 'jax', made, reads=_reads({'config': config})), tokenizer=str(tmp_path)
+    )
+    assert tokens(own) == tokens(answerer, 'Be brief.') == tokens(own, 'Be brief.')
+    assert tokens(own, '') == tokens(answerer) != tokens(own)
 
 
 @pytest.mark.parametrize(

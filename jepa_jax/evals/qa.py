@@ -66,6 +66,8 @@ class Asked:
         self._model, self._tokens = model.answerer(), tokens
         self.frames = self._model.look.config.frames
         nets = {name: hash_arrays(net.tree) for name, net in model.weights.nets.items()}
+        if self._model.system:
+            nets['system'] = self._model.system
         self.hash = examples.hash_of(nets)
 
     def answer(self, video: np.ndarray | None, question: str, choices: Sequence[str]) -> Answer:

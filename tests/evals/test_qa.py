@@ -29,6 +29,7 @@ class Brightness:
     config = types.SimpleNamespace(frames=FRAMES, image_size=32)
     encoder = types.SimpleNamespace(params={'kernel': np.zeros(2)})
     about = predictor = ac_predictor = probe = ()
+    system = ''
     look = types.SimpleNamespace(config=types.SimpleNamespace(frames=FRAMES))
 
     def __init__(self, mark=0):

@@ -191,7 +191,15 @@ def test_held_out_conversations_that_cannot_be_read_are_left_out(made, tmp_path,
     rows = [talk('<video>?', f'It is {i}.', video=f'{i}.mp4') for i in (9, 1, 2)]
     c = QuestionsConfig(heldout=str(lines(tmp_path / 'held.jsonl', *rows)), heldout_rows=2)
     c.data.length, c.data.visual, c.clips.frames, c.clips.crop = 160, 2, 2, 16  # two places
+    c.data.system = 'Be brief.'
     held = _held(c, sight)
+    whole = ConversationStream(config(tmp_path, ('held.jsonl', 1.0), system='Be brief.'), sight)
+    learnt = whole._encoded(whole.talks[0][1]).tokens
+    asked = held.prompts['tokens'][0][: held.prompts['lengths'][0]]
+    # told the same as in training, up to the answer
+    assert 'Be brief.' in sight.tokenizer._tokenizer.decode(asked.tolist())
+    assert (learnt[: len(asked)] == asked).all()
+    assert (held.batch['tokens'][0][: len(learnt)] == learnt).all()
     assert held.expected == ('It is 1.', 'It is 2.')
     assert held.batch['table'][..., 0].tolist() == [[1, 1], [2, 2]]
     assert 'heldout: left out: ' in caplog.text and '9.mp4' in caplog.text
