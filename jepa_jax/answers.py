@@ -20,7 +20,7 @@ from jepa_jax.data.kinds import PICTURES
 from jepa_jax.errors import ConfigError, ConvertError, InputError
 from jepa_jax.language import packing
 from jepa_jax.language.chat import Media, Turn, encode, told
-from jepa_jax.language.conversations import PLACEHOLDER
+from jepa_jax.language.conversations import stretches
 from jepa_jax.language.sight import Always, Clips, Looked, moments
 from jepa_jax.language.tokenizer import Tokenizer
 from jepa_jax.models.generation import Sampling, Speaker, choose, embeddings
@@ -339,16 +339,16 @@ def media_of(video: Video, number: int = 0) -> Media:
 
 def _parts(text: str, media: list[Media]) -> tuple[str | Media, ...]:
     """Text and videos: those first, or where placeholders stand."""
-    stretches = PLACEHOLDER.split(text)
-    if len(stretches) == 1:
+    texts = stretches(text)
+    if len(texts) == 1:
         return (*media, text)
-    if len(stretches) - 1 != len(media):
+    if len(texts) - 1 != len(media):
         raise InputError(
-            f'{len(stretches) - 1} placeholders <video> or <image> for {len(media)} videos and '
+            f'{len(texts) - 1} placeholders <video> or <image> for {len(media)} videos and '
             'images: must be as many, or none'
         )
     parts: list[str | Media] = []
-    for i, stretch in enumerate(stretches):
+    for i, stretch in enumerate(texts):
         parts += [media[i - 1]] if i else []
         parts += [stretch] if stretch else []
     return tuple(parts)

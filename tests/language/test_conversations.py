@@ -6,12 +6,13 @@ import pickle
 import numpy as np
 import pytest
 
+from jepa_jax.answers import _parts
 from jepa_jax.config import QuestionsConfig, RunConfig
 from jepa_jax.config.conversations import ConversationsConfig, MixtureConfig
 from jepa_jax.errors import BadFile, ConfigError
 from jepa_jax.language import questions
 from jepa_jax.language.chat import Media, Turn
-from jepa_jax.language.conversations import Conversations
+from jepa_jax.language.conversations import Conversations, turns_of
 from jepa_jax.language.stream import ConversationStream, Sight
 from jepa_jax.questions import _held
 
@@ -37,7 +38,7 @@ def test_both_forms_are_read(tmp_path):
     clip = Media('video', str(tmp_path / 'videos/a.mp4'))
     pictures = Media('image', str(tmp_path / 'videos/a.png')), Media('image', '/b/c.png')
     assert read[0] == [
-        Turn('user', (clip, '\nWhat?')), Turn('assistant', ('A ball.',)),
+        Turn('user', (clip, 'What?')), Turn('assistant', ('A ball.',)),
         Turn('user', ('Which way?',)), Turn('assistant', ('Left.',)),
     ]  # fmt: skip
     assert read[1][0] == Turn('user', ('Compare ', pictures[0], ' and ', pictures[1]))
@@ -58,6 +59,27 @@ def test_both_forms_are_read(tmp_path):
     ]  # fmt: skip
     assert first[1][0].parts[1] == 'What?'
     assert pickle.loads(pickle.dumps(read))[0] == read[0]
+
+
+@pytest.mark.parametrize(
+    'text, parts',
+    [
+        ('<video>\nWhat?', (0, 'What?')),
+        ('What?\n<video>', ('What?', 0)),
+        ('<video>\n<image>\n\nWhat?', (0, 1, '\nWhat?')),
+        ('First\n<video>\nthen\n<image>', ('First\n', 0, 'then', 1)),
+        ('<video> what?', (0, ' what?')),
+    ],
+    ids=repr,
+)
+def test_the_newline_at_a_placeholder_is_no_text(text, parts):
+    """A question is asked with the tokens that it was trained with, wherever its pixels stand."""
+    media = [Media('video', f'/{i}') for i in range(text.count('<'))]
+    expected = tuple(media[p] if isinstance(p, int) else p for p in parts)
+    row = talk(text, 'A.', video=[m.path for m in media])
+    assert turns_of(row, '/')[0].parts == expected == _parts(text, media)
+    words = ''.join(p for p in parts if isinstance(p, str))
+    assert turns_of(row, '/', first=True)[0].parts == (*media, words)
 
 
 @pytest.mark.parametrize(
