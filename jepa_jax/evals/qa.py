@@ -386,6 +386,7 @@ def report(
         'read': len(asked),
         'hash': digest(items),
         'videos': len({item.media.path for item in asked}),
+        'files': list(result.files),
         'left_out': dict(bad),
         'problems': list(result.problems),
         'published': bench.published,

@@ -108,6 +108,7 @@ def test_a_model_that_sees_and_its_baselines(folder, tmp_path):
     assert value['official, pairs answered alike'] == value['official, no rule matched'] == 0
     assert got.results['official, pairs'].n == 3  # of four pairs, over two subsets
     # the damaged video is counted, its question is not asked, its pair does not count
+    assert got.data['files'] == ['intuitive_physics_mini.jsonl', 'temporal_reasoning_mini.jsonl']
     assert got.data['expected'] == 8 and got.data['read'] == 6
     assert list(got.data['left_out']) == [str(folder / 'videos/2_1.mp4')]
     said = ' '.join(got.sentences)
