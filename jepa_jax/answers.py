@@ -201,7 +201,8 @@ class Answerer:
 
         Raises:
           InputError: placeholders that are not as many as the videos, an empty question, choices
-            that are empty or equal, more than fits, nothing asked for. BadFile: a video that
+            that are empty or equal, seconds that no video has, more than fits, nothing asked for.
+            BadFile: a video that
             cannot be read.
         """
         videos = [] if video is None else video if isinstance(video, list | tuple) else [video]
@@ -226,6 +227,8 @@ class Answerer:
         if not all(text.strip() for _, text in turns):
             raise InputError('an empty answer among the earlier turns')
         media = [media_of(each, i) for i, each in enumerate(videos)]
+        for each in media:
+            check_seconds(each.start, each.end)
         written = []
         for number, (asked, answered) in enumerate(said):
             own = media if not number else []
@@ -314,6 +317,15 @@ def check_choices(choices: Sequence[str]) -> None:
     twice = [c for i, c in enumerate(choices) if c.strip() in [d.strip() for d in choices[:i]]]
     if twice:
         raise InputError(f'choices that are equal: {twice[0]!r}')
+
+
+def check_seconds(start: float, end: float) -> None:
+    """Raises InputError: nothing can lie between them; an end of 0 is that of the video."""
+    for name, value in (('start', start), ('end', end)):
+        if not 0 <= value < 1e9:
+            raise InputError(f'{name} {value:g}: must be seconds of the video, from 0')
+    if end and end <= start:
+        raise InputError(f'end {end:g}: must be after the start, {start:g}, or 0: to the end')
 
 
 def _onto_device(leaf: Any, like: jax.ShapeDtypeStruct) -> jax.Array:

@@ -52,6 +52,12 @@ def ask(
         raise UsageError('one of --question TEXT and --batch FILE.jsonl is needed')
     if batch and not out:
         raise UsageError('--batch needs --out FILE.jsonl')
+    alone = {
+        '--video': videos, '--choices': choices, '--start': start, '--end': end,
+        '--backwards': backwards,
+    }  # fmt: skip
+    if batch and (unread := [flag for flag, value in alone.items() if value]):
+        raise UsageError(f'{unread[0]} goes with --question: a line of --batch has its own')
     if tokens < 0:
         raise UsageError(f'--tokens {tokens}: must be at least 0')
     if not tokens and not batch and not choices:
@@ -72,6 +78,7 @@ def ask(
         raise UsageError(str(error)) from error
     offered = choices.split('|') if choices else []
     answers.check_choices(offered)
+    answers.check_seconds(start, end)
     rows = _rows(Path(batch)) if batch else []
     ready = answers.Answerer.of(
         zoo.find(model), encoder_from=encoder_from, language=language, tokenizer=tokenizer,

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -194,6 +195,27 @@ def test_a_batch_counts_what_cannot_be_read(answerer, video, tmp_path):
         command._rows(tmp_path / 'q.jsonl')
 
 
+@pytest.mark.parametrize(
+    'flags, words',
+    [
+        ('--batch q --out o --choices a|b', '--choices goes with --question: a line of --batch'),
+        ('--batch q --out o --video a.mp4', '--video goes with'),
+        ('--batch q --out o --start 1', '--start goes with'),
+        ('--batch q --out o --end 1', '--end goes with'),
+        ('--question x --start -1', 'start -1: must be seconds of the video, from 0'),
+        ('--question x --end inf', 'end inf: must be seconds'),
+        ('--question x --start nan', 'start nan: must be seconds'),
+        ('--question x --start 2 --end 1', 'end 1: must be after the start, 2, or 0'),
+        ('--batch q --out o --backwards', '--backwards goes with'),
+    ],
+)
+def test_flags_are_judged_before_a_model_is_loaded(monkeypatch, capsys, flags, words):
+    monkeypatch.setattr(sys, 'argv', ['ask', '--model', 'random:tiny', *flags.split()])
+    assert command.main() == 1
+    said = capsys.readouterr().err
+    assert words in said and said.count('\n') == 1
+
+
 def test_moments():
     """Evenly over all of it, whatever its length; what is shorter comes twice."""
     clips = ClipsConfig(frames=4)
@@ -214,6 +236,12 @@ def test_an_image_fills_all_frames(tmp_path):
     clip, looked = Clips(CLIPS).read(Media('image', str(tmp_path / 'a.png')))
     assert (clip == pixels).all() and clip.shape == (4, 16, 16, 3)
     assert looked.words() == 'an image'
+
+
+@pytest.mark.parametrize('when', [(-1.0, 0.0), (0.0, float('inf')), (float('nan'), 0.0)])
+def test_seconds_that_no_video_has(answerer, video, when):
+    with pytest.raises(InputError, match='must be seconds of the video'):
+        answerer.ask(Media('video', video, *when), 'What?')
 
 
 @pytest.mark.parametrize(
