@@ -146,14 +146,18 @@ def drawn(items: Sequence[Item], most: int, seed: int) -> list[Item]:
 # --- Frames ---------------------------------------------------------------------------------------
 
 
-def segments(frames: int, fps: float, start: float, end: float, count: int) -> np.ndarray:
-    """Numbers of `count` frames, from the middles of as many equal stretches between start and end
-    (seconds; end 0: the last frame), as MVBench takes them. (reference: video_qa.md §2.4)
+def segments(
+    frames: int, fps: float, start: float, end: float, count: int, lowest: int = 0
+) -> np.ndarray:
+    """Numbers from 0 of `count` frames, from the middles of as many equal stretches between start
+    and end (seconds; end 0: the last frame), as MVBench takes them. (reference: video_qa.md §2.4)
+
+    lowest: number of the frame of second 0: it counts files of a folder from 1.
 
     Raises InputError: the video ends before the start.
     """
-    first = max(0, round(start * fps))
-    last = min(round(end * fps), frames - 1) if end else frames - 1
+    first = max(0, round(start * fps) - lowest)
+    last = min(max(0, round(end * fps) - lowest), frames - 1) if end else frames - 1
     if first > last:
         raise InputError(f'begins at {start:g} s, the video ends at {frames / fps:.2f} s')
     if end and round((end - start) * fps) == count:
@@ -169,9 +173,10 @@ def look(media: Media, count: int) -> np.ndarray:
       BadFile: they cannot be read.
     """
 
-    def choose(timing: Timing) -> np.ndarray:
+    def choose(timing: Timing, lowest: int = 0) -> np.ndarray:
+        when = media.start, media.end, count, lowest
         try:
-            numbers = segments(timing.frames, timing.fps, media.start, media.end, count)
+            numbers = segments(timing.frames, timing.fps, *when)
         except InputError as error:
             raise BadFile(media.path, 'short', str(error)) from error
         return by_time(numbers, timing)
@@ -179,7 +184,7 @@ def look(media: Media, count: int) -> np.ndarray:
     if os.path.isdir(media.path):
         opened = open_input(media.path, FOLDER_FPS)
         n = len(opened.numbers)
-        frames = opened.read(opened.numbers[choose(Timing(n, FOLDER_FPS, n / FOLDER_FPS))])
+        frames = opened.read(opened.numbers[choose(Timing(n, FOLDER_FPS, n / FOLDER_FPS), 1)])
     else:
         frames = decode.read_frames(media.path, choose)
     return frames[::-1] if media.backwards else frames

@@ -210,7 +210,16 @@ def test_a_part_of_a_video_and_a_folder_of_frames(folder, tmp_path):
         qa.look(Media('video', path, 7.0), 4)
     import PIL.Image
 
-    for number in range(1, 10):
-        PIL.Image.new('RGB', (32, 32), (20 * number,) * 3).save(tmp_path / f'{number:05}.png')
-    pictures = qa.look(Media('video', str(tmp_path), 1.0, 2.0), 3)[:, 0, 0, 0]
-    assert pictures.tolist() == [80, 100, 120]  # three a second, the first is 00001
+    for number in range(1, 41):
+        PIL.Image.new('RGB', (32, 32), (6 * number,) * 3).save(tmp_path / f'{number:05}.png')
+
+    def files(count, *when):
+        return (qa.look(Media('video', str(tmp_path), *when), count)[:, 0, 0, 0] // 6).tolist()
+
+    # MVBench's get_index with first_idx = 1, three a second: from file max(1, round(3 start)) to
+    # min(round(3 end), 40), int(first + seg / 2 + round(seg i)). 6 to 30: seg 6; 1 to 6: seg 1.25
+    assert files(4, 2.0, 10.0) == [9, 15, 21, 27]
+    assert files(4, 0.0, 2.0) == [1, 2, 3, 5]
+    assert files(3, 1.0, 2.0) == [3, 4, 5]
+    assert files(4, 12.0, 99.0) == [36, 37, 38, 39]  # to the last: seg 1
+    assert files(4) == [5, 15, 25, 34]  # all: from 1 to 40, seg 9.75
