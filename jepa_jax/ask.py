@@ -116,8 +116,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        with files.reading(path, 'not_text'):
-            row = json.loads(line)
+        row = files.json_line(path, number, line)
         if complaint := _complaint(row):
             raise BadFile(path, 'not_text', f'line {number}: {complaint}')
         rows.append(row)

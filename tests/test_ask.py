@@ -193,6 +193,9 @@ def test_a_batch_counts_what_cannot_be_read(answerer, video, tmp_path):
     (tmp_path / 'q.jsonl').write_text('{"question": "x"}\n{"question": ""}\n')
     with pytest.raises(BadFile, match='line 2: no `question`'):
         command._rows(tmp_path / 'q.jsonl')
+    (tmp_path / 'q.jsonl').write_text('{"question": "x"}\n{"question"\n')
+    with pytest.raises(BadFile, match='line 2: Expecting .:. delimiter: column 12'):
+        command._rows(tmp_path / 'q.jsonl')
 
 
 @pytest.mark.parametrize(

@@ -312,8 +312,7 @@ def _lines(path: Path) -> Iterator[tuple[int, dict]]:
         for number, line in enumerate(file, 1):
             if not line.endswith(b'\n'):
                 return
-            with files.reading(path, 'not_text'):
-                row = json.loads(line)
+            row = files.json_line(path, number, line)
             if not isinstance(row, dict):
                 raise BadFile(path, 'not_text', f'line {number}: no object')
             yield number, row

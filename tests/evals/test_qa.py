@@ -162,6 +162,9 @@ def test_answers_are_kept_and_not_asked_for_again(folder, tmp_path, monkeypatch,
     (tmp_path / qa.FILE).write_text(lines[0].decode() + '{"id": 1}\n')
     with pytest.raises(BadFile, match='line 2: no text and likelihoods'):
         qa.load(tmp_path / qa.FILE)
+    (tmp_path / qa.FILE).write_text(lines[0].decode() + '{"id"\n')
+    with pytest.raises(BadFile, match='line 2: Expecting .:. delimiter: column 6'):
+        qa.load(tmp_path / qa.FILE)
 
 
 def test_a_report_is_of_the_same_projector(folder, tmp_path, monkeypatch):

@@ -306,6 +306,15 @@ def test_files_that_are_not_there_or_hold_nothing(tmp_path):
     put(tmp_path / 'x.json', '{"a"')
     with pytest.raises(BadFile, match='x.json: not_text'):
         qa_files.rows_of(tmp_path / 'x.json')
+    # ends of lines of other kinds within a text are none of the file's
+    path = tmp_path / 'x.jsonl'
+    path.write_bytes('{"a": "x\u2028y\u0085z"}\r\n\n{"a": 2}\n'.encode())
+    assert qa_files.rows_of(path) == [
+        ('line 1', {'a': 'x\u2028y\u0085z'}), ('line 3', {'a': 2}),
+    ]  # fmt: skip
+    path.write_text('{"a": 1}\n\n{"a":\n')
+    with pytest.raises(BadFile, match='x.jsonl: not_text: line 3: Expecting value: column 6'):
+        qa_files.rows_of(path)
 
 
 def get_config(name, arg=''):
