@@ -85,16 +85,17 @@ def run(model, config: QAConfig, workdir: Path) -> Results:
     answerer = Asked(model, config.tokens)
     result = qa_sets.read(config.data)
     items = drawn(result.items, config.data.most, config.seed)
-    count = config.data.frames or answerer.frames
+    count, path = config.data.frames or answerer.frames, workdir / FILE
+    # by paths within the folder; answers of before say those that were typed
+    own, older = digest(items, result.videos), digest(items)
     about = {
         'model': answerer.hash,
-        'items': digest(items),
+        'items': older if _begun(path) and _items(path) == older else own,
         'frames': count,
         'tokens': config.tokens,
         'likelihoods': config.likelihoods,
         'seed': config.seed,
     }
-    path = workdir / FILE
     answers, bad = ask(answerer, items, config, count, path, about)
     for line in (*result.problems, *bad.values()):
         log.warning('%s', line)
@@ -116,8 +117,7 @@ def scored_again(config: QAConfig, path: Path) -> Results:
     answers = load(path)
     result = qa_sets.read(config.data)
     items = drawn(result.items, config.data.most, config.seed)
-    known = json.loads(path.read_text().split('\n', 1)[0])['about']['items']
-    if known != digest(items):
+    if _items(path) not in (digest(items, result.videos), digest(items)):
         raise ConfigError(f'{path}: answers to other questions than those of {config.data.path}')
     return report(items, answers, config, result, {})[0]
 
@@ -129,8 +129,13 @@ def contents(config: QAConfig) -> str:
     return examples.hash_of([digest(items), *([p, examples.state_of(p)] for p in paths)])
 
 
-def digest(items: Sequence[Item]) -> str:
-    return examples.hash_of([dataclasses.asdict(item) for item in items])
+def digest(items: Sequence[Item], videos: str = '') -> str:
+    """A hash of questions; videos: the folder that paths are relative to, however it is called;
+    '': paths are hashed as they are."""
+    rows = [dataclasses.asdict(item) for item in items]
+    for row in rows if videos else ():
+        row['media']['path'] = os.path.relpath(row['media']['path'], videos)
+    return examples.hash_of(rows)
 
 
 def drawn(items: Sequence[Item], most: int, seed: int) -> list[Item]:
@@ -230,7 +235,7 @@ def ask(
     """
     answers = {name: {} for name in conditions(config)}
     bad: dict[str, str] = {}
-    if path.exists():
+    if _begun(path):
         for name, known in load(path, about).items():
             answers.get(name, {}).update(known)
         os.truncate(path, path.read_bytes().rfind(b'\n') + 1)  # a line that was not finished
@@ -303,6 +308,17 @@ def load(path: Path, about: dict | None = None) -> dict[str, dict[str, Answer]]:
     if known is None:
         raise BadFile(path, 'not_text', 'no line in it is finished')
     return answers
+
+
+def _begun(path: Path) -> bool:
+    """Whether there is a file that has a whole line; one that was killed before has none."""
+    return path.exists() and b'\n' in path.read_bytes()
+
+
+def _items(path: Path) -> object:
+    """The digest of the questions that a file answers."""
+    about = next((row.get('about') for _, row in _lines(path)), None)
+    return about.get('items') if isinstance(about, dict) else None
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict]]:
@@ -388,7 +404,7 @@ def report(
     data = {
         'expected': len(items) + len(result.problems),
         'read': len(asked),
-        'hash': digest(items),
+        'hash': digest(items, result.videos),
         'videos': len({item.media.path for item in asked}),
         'files': list(result.files),
         'left_out': dict(bad),

@@ -28,6 +28,7 @@ class Read:
     )  # what cannot be used, a line each
     notes: list[str] = dataclasses.field(default_factory=list)  # sentences for the report
     files: list[str] = dataclasses.field(default_factory=list)  # that were read
+    videos: str = ''  # the folder that those of the items lie in
 
     def take(
         self, path: Path, rows: Iterable[tuple[str, Any]], make: Callable[[str, Any], list[Item]]

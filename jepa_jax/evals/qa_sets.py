@@ -96,7 +96,7 @@ def _perceptiontest(data: QuestionSetConfig) -> Read:
     `cut_frame_mapping_valid.json` says before which frame a video is to be cut."""
     path, videos = _places(data, 'videos')
     file = one(path, [f'mc_question_{data.part}.json', f'all_{data.part}.json'], 'questions')
-    known, result, cuts = json_of(file, dict), Read(), {}
+    known, result, cuts = json_of(file, dict), Read(videos=str(videos)), {}
     mapping = file.with_name(f'cut_frame_mapping_{data.part}.json')
     if mapping.is_file():
         cuts = json_of(mapping, dict)
@@ -155,7 +155,7 @@ def _mvp(data: QuestionSetConfig) -> Read:
     file or all pieces of it, `SUBSET/full-00000-of-00002.parquet`; videos lie as their publishers
     name them, a folder a source."""
     path, videos = _places(data, 'videos')
-    result = Read()
+    result = Read(videos=str(videos))
     for subset in MVP:
         patterns = [
             f'{subset}{between}{data.part}*{suffix}'
@@ -238,7 +238,7 @@ def _tempcompass(data: QuestionSetConfig) -> Read:
                 )
         return items
 
-    result = Read()
+    result = Read(videos=str(videos))
     result.take(file, json_of(file, dict).items(), make)
     return result
 
@@ -289,7 +289,7 @@ def _temporalbench(data: QuestionSetConfig) -> Read:
             )
         ]
 
-    result = Read()
+    result = Read(videos=str(videos))
     result.take(file, rows_of(file), make)
     return result
 
@@ -302,7 +302,7 @@ TOMATO = ('count', 'direction', 'rotation', 'shape&trend', 'velocity&frequency',
 def _tomato(data: QuestionSetConfig) -> Read:
     """`data/TYPE.json`: id -> question, options, index of the answer; `videos/KIND/KEY.mp4`."""
     path, videos = _places(data, 'videos')
-    result = Read()
+    result = Read(videos=str(videos))
     for kind in TOMATO:
         file = one(path, [f'data/{kind}.json', f'{kind}.json'], 'questions')
 
@@ -365,7 +365,7 @@ def _tasks(data: QuestionSetConfig, folders: dict[str, str], name: str) -> Read:
     """`json/TASK.json`, a list of video, question, candidates, answer, and of some start and end;
     `video/FOLDER/NAME`."""
     path, videos = _places(data, 'video')
-    result = Read()
+    result = Read(videos=str(videos))
     for task, folder in folders.items():
         try:
             file = one(path, [f'json/{task}.json', f'{task}.json'], 'questions of the task')
@@ -448,7 +448,7 @@ def _causalvqa(data: QuestionSetConfig) -> Read:
             )
         return items
 
-    result = Read()
+    result = Read(videos=str(videos))
     for file in parts:
         rows = enumerate(table(file, columns), 2)
         result.take(file, ((f'line {n}', row) for n, row in rows), make)
@@ -509,7 +509,7 @@ def _intphys2(data: QuestionSetConfig) -> Read:
             )
         ]
 
-    result = Read()
+    result = Read(videos=str(folder))
     result.take(file, ((f'line {n}', row) for n, row in enumerate(rows, 2)), make)
     return result
 
@@ -525,7 +525,7 @@ def _self_made(data: QuestionSetConfig) -> Read:
     except ValueError as error:  # a folder that holds something else
         raise ConfigError(f'data.path: {error}') from error
     clips = synthetic.COUNTS[kind]['test']
-    return Read(questions.items('test', folder, clips))
+    return Read(questions.items('test', folder, clips), videos=str(folder))
 
 
 VJEPA = 'V-JEPA 2 g-384 with Llama-3.1-8B'

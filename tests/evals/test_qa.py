@@ -14,7 +14,7 @@ from jepa_jax import evaluate
 from jepa_jax.config.qa import QAConfig, QuestionSetConfig
 from jepa_jax.data import synthetic
 from jepa_jax.errors import BadFile, ConfigError, InputError
-from jepa_jax.evals import qa
+from jepa_jax.evals import qa, qa_sets
 from jepa_jax.language.chat import Media
 from tools import score_answers
 
@@ -165,6 +165,38 @@ def test_answers_are_kept_and_not_asked_for_again(folder, tmp_path, monkeypatch,
     (tmp_path / qa.FILE).write_text(lines[0].decode() + '{"id"\n')
     with pytest.raises(BadFile, match='line 2: Expecting .:. delimiter: column 6'):
         qa.load(tmp_path / qa.FILE)
+
+
+def test_answers_are_to_the_same_questions_wherever_the_folder_is(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    first, again = Brightness(), Brightness()
+    qa.run(first, config(folder.name), tmp_path)
+    qa.run(again, config(folder), tmp_path)
+    assert len(first.asked) == 28 and not again.asked
+    qa.scored_again(config(folder), tmp_path / qa.FILE)
+    # as they were named once: by paths as typed
+    items = qa_sets.read(config(folder).data).items
+    path = tmp_path / qa.FILE
+    about, rest = path.read_text().split('\n', 1)
+    about = json.loads(about)
+    about['about']['items'] = qa.digest(items)
+    path.write_text(f'{json.dumps(about)}\n{rest}')
+    qa.run(again, config(folder), tmp_path)
+    qa.scored_again(config(folder), path)
+    assert not again.asked
+    about['about']['items'] = 'x'
+    path.write_text(f'{json.dumps(about)}\n{rest}')
+    with pytest.raises(ConfigError, match='answers with another items'):
+        qa.run(again, config(folder), tmp_path)
+
+
+@pytest.mark.parametrize('left', ['', '{"about": {"mo'])
+def test_a_start_killed_before_its_first_line_begins_anew(folder, tmp_path, left):
+    (tmp_path / qa.FILE).write_text(left)
+    model = Brightness()
+    few = config(folder, likelihoods=False, blind=False, shuffled=False, one_frame=False)
+    qa.run(model, few, tmp_path)
+    assert len(model.asked) == 7 and len(qa.load(tmp_path / qa.FILE)['video']) == 7
 
 
 def test_a_report_is_of_the_same_projector(folder, tmp_path, monkeypatch):
