@@ -97,7 +97,11 @@ def resolved(config: QuestionsConfig) -> QuestionsConfig:
     data = config.data
     mixture = [dataclasses.replace(item, path=made(item.path, 'train')) for item in data.mixture]
     data = dataclasses.replace(data, mixture=mixture)
-    return dataclasses.replace(config, data=data, heldout=made(config.heldout, 'test'))
+    config = dataclasses.replace(config, data=data)
+    if config.heldout != SELF_MADE:
+        return config
+    heldout = _made('test')  # which has its videos beside it
+    return dataclasses.replace(config, heldout=str(heldout), heldout_folder=str(heldout.parent))
 
 
 def _made(split: str) -> pathlib.Path:
@@ -265,7 +269,8 @@ def _shown(config: QuestionsConfig, path: str) -> Iterator[Media]:
 
 
 def _talks(config: QuestionsConfig, path: str) -> Conversations:
-    folder = next((m.folder for m in config.data.mixture if m.path == path), '')
+    held = config.heldout_folder or next((m.folder for m in config.data.mixture), '')
+    folder = next((m.folder for m in config.data.mixture if m.path == path), held)
     return Conversations(path, folder, config.data.placeholder)
 
 

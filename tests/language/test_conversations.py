@@ -14,7 +14,7 @@ from jepa_jax.language import questions
 from jepa_jax.language.chat import Media, Turn
 from jepa_jax.language.conversations import Conversations, turns_of
 from jepa_jax.language.stream import ConversationStream, Sight
-from jepa_jax.questions import _held
+from jepa_jax.questions import _held, _shown, resolved
 
 
 def lines(path, *rows):
@@ -206,6 +206,21 @@ def test_a_video_that_cannot_be_read_takes_its_sequence_out(made):
         small = config(folder, ('a.jsonl', 1.0))
         small.data.length = 8
         ConversationStream(small, sight)
+
+
+def test_paths_of_what_is_held_out_are_relative_to_a_folder(made, tmp_path):
+    folder, _ = made
+    held = str(lines(tmp_path / 'held.jsonl', talk('<video>?', 'A.', video='1.mp4')))
+    c = QuestionsConfig(heldout=held)
+
+    def shown():
+        return next(_shown(resolved(c), c.heldout)).path
+
+    assert shown() == str(tmp_path / '1.mp4')
+    c.data.mixture = [MixtureConfig(str(folder / 'a.jsonl'), '/train'), MixtureConfig('b', '/b')]
+    assert shown() == '/train/1.mp4'
+    c.heldout_folder = '/held'
+    assert shown() == '/held/1.mp4'
 
 
 def test_held_out_conversations_that_cannot_be_read_are_left_out(made, tmp_path, caplog):
