@@ -19,8 +19,8 @@ from jepa_jax.data.clips import Timing
 from jepa_jax.data.kinds import PICTURES
 from jepa_jax.errors import ConfigError, ConvertError, InputError
 from jepa_jax.language import packing
-from jepa_jax.language.chat import Media, Turn, encode
-from jepa_jax.language.conversations import PLACEHOLDER
+from jepa_jax.language.chat import Media, Turn, encode, told
+from jepa_jax.language.conversations import stretches
 from jepa_jax.language.sight import Always, Clips, Looked, moments
 from jepa_jax.language.tokenizer import Tokenizer
 from jepa_jax.models.generation import Sampling, Speaker, choose, embeddings
@@ -65,10 +65,10 @@ class Answerer:
 
     def __init__(
         self, nets: dict[str, StoredNet], tokenizer: Tokenizer, clips: ClipsConfig, dtype: str,
-        language: Path | None = None,
+        language: Path | None = None, system: str = '',
     ):  # fmt: skip
         """nets: encoder, projector, decoder and, if there is one, adapter; language: folder that
-        the language model came from.
+        the language model came from; system: what the system says first, if nothing else is said.
 
         Raises:
           ConvertError: nets that do not fit each other.
@@ -97,6 +97,7 @@ class Answerer:
                     'the adapter is for a language model of width, hidden and depth '
                     f'{(config.width, config.hidden, config.depth)}, this one has {same}'
                 )
+        self.system = system
         self.tokenizer, self.look = tokenizer, Clips(clips, encoder.tubelet)
         made = {}
         self._params = {}
@@ -168,7 +169,9 @@ class Answerer:
         source = whose['decoder'].source
         folder = tokenizer or tokenizer_of(weights.source) or source
         own = tokenizer_of(source) or source
-        return cls(nets, Tokenizer.read(folder), clips_of(weights), dtype, own)
+        if not isinstance(system := weights.reads.get('system', ''), str):
+            raise ConvertError(f'{weights.source}: what the system says first is no text')
+        return cls(nets, Tokenizer.read(folder), clips_of(weights), dtype, own, system)
 
     def ask(
         self,
@@ -177,7 +180,7 @@ class Answerer:
         *,
         choices: Sequence[str] = (),
         turns: Sequence[tuple[str, str]] = (),
-        system: str = '',
+        system: str | None = None,
         most: int = 128,
         sampling: Sampling = GREEDY,
         seed: int = 0,
@@ -192,12 +195,14 @@ class Answerer:
           choices: of which the likelihoods as whole answers are compared; generated text comes
             beside them.
           turns: earlier questions and what was answered; videos belong to the first.
+          system: what the system says first; None: as in training; '': as the family's template.
           most: tokens of the answer; 0, with choices: nothing is generated.
           on_text: is given the answer piece by piece, as it is made.
 
         Raises:
           InputError: placeholders that are not as many as the videos, an empty question, choices
-            that are empty or equal, more than fits, nothing asked for. BadFile: a video that
+            that are empty or equal, seconds that no video has, more than fits, nothing asked for.
+            BadFile: a video that
             cannot be read.
         """
         videos = [] if video is None else video if isinstance(video, list | tuple) else [video]
@@ -222,12 +227,15 @@ class Answerer:
         if not all(text.strip() for _, text in turns):
             raise InputError('an empty answer among the earlier turns')
         media = [media_of(each, i) for i, each in enumerate(videos)]
-        written = [Turn('system', (system,))] if system else []
+        for each in media:
+            check_seconds(each.start, each.end)
+        written = []
         for number, (asked, answered) in enumerate(said):
             own = media if not number else []
             written.append(Turn('user', _parts(asked, own)))
             if number < len(said) - 1:
                 written.append(Turn('assistant', (answered,)))
+        written = told(written, self.system if system is None else system)
         encoded = encode(written, self.tokenizer, self._rows, answer=True)
         length = _shortest(LENGTHS, len(encoded.tokens), 'the question')
         pad = (0, length - len(encoded.tokens))
@@ -311,6 +319,15 @@ def check_choices(choices: Sequence[str]) -> None:
         raise InputError(f'choices that are equal: {twice[0]!r}')
 
 
+def check_seconds(start: float, end: float) -> None:
+    """Raises InputError: nothing can lie between them; an end of 0 is that of the video."""
+    for name, value in (('start', start), ('end', end)):
+        if not 0 <= value < 1e9:
+            raise InputError(f'{name} {value:g}: must be seconds of the video, from 0')
+    if end and end <= start:
+        raise InputError(f'end {end:g}: must be after the start, {start:g}, or 0: to the end')
+
+
 def _onto_device(leaf: Any, like: jax.ShapeDtypeStruct) -> jax.Array:
     return jax.device_put(np.asarray(leaf, like.dtype))
 
@@ -334,16 +351,16 @@ def media_of(video: Video, number: int = 0) -> Media:
 
 def _parts(text: str, media: list[Media]) -> tuple[str | Media, ...]:
     """Text and videos: those first, or where placeholders stand."""
-    stretches = PLACEHOLDER.split(text)
-    if len(stretches) == 1:
+    texts = stretches(text)
+    if len(texts) == 1:
         return (*media, text)
-    if len(stretches) - 1 != len(media):
+    if len(texts) - 1 != len(media):
         raise InputError(
-            f'{len(stretches) - 1} placeholders <video> or <image> for {len(media)} videos and '
+            f'{len(texts) - 1} placeholders <video> or <image> for {len(media)} videos and '
             'images: must be as many, or none'
         )
     parts: list[str | Media] = []
-    for i, stretch in enumerate(stretches):
+    for i, stretch in enumerate(texts):
         parts += [media[i - 1]] if i else []
         parts += [stretch] if stretch else []
     return tuple(parts)

@@ -36,7 +36,7 @@ def ask(
     start: float,
     end: float,
     backwards: bool,
-    system: str,
+    system: str | None,
     tokens: int,
     temperature: float,
     top_p: float,
@@ -52,6 +52,12 @@ def ask(
         raise UsageError('one of --question TEXT and --batch FILE.jsonl is needed')
     if batch and not out:
         raise UsageError('--batch needs --out FILE.jsonl')
+    alone = {
+        '--video': videos, '--choices': choices, '--start': start, '--end': end,
+        '--backwards': backwards,
+    }  # fmt: skip
+    if batch and (unread := [flag for flag, value in alone.items() if value]):
+        raise UsageError(f'{unread[0]} goes with --question: a line of --batch has its own')
     if tokens < 0:
         raise UsageError(f'--tokens {tokens}: must be at least 0')
     if not tokens and not batch and not choices:
@@ -72,6 +78,7 @@ def ask(
         raise UsageError(str(error)) from error
     offered = choices.split('|') if choices else []
     answers.check_choices(offered)
+    answers.check_seconds(start, end)
     rows = _rows(Path(batch)) if batch else []
     ready = answers.Answerer.of(
         zoo.find(model), encoder_from=encoder_from, language=language, tokenizer=tokenizer,
@@ -109,8 +116,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        with files.reading(path, 'not_text'):
-            row = json.loads(line)
+        row = files.json_line(path, number, line)
         if complaint := _complaint(row):
             raise BadFile(path, 'not_text', f'line {number}: {complaint}')
         rows.append(row)
@@ -181,7 +187,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add('--start', type=float, default=0.0, metavar='SECONDS', help='of the videos (%(default)g)')
     add('--end', type=float, default=0.0, metavar='SECONDS', help='of the videos (0: their end)')
     add('--backwards', action='store_true', help='show the last frame first')
-    add('--system', default='', metavar='TEXT', help="what the system says first (the model's own)")
+    add('--system', metavar='TEXT', help="what the system says first (the model's own)")
     add(
         '--tokens', type=int, default=128, metavar='N',
         help='of an answer, at most; 0: the likeliest of the choices is the answer (%(default)s)',

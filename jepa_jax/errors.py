@@ -79,6 +79,10 @@ class NoLabels(ConfigError):
     """No labelled clips that an evaluation could read."""
 
 
+class NoFile(ConfigError):
+    """None of the files that a set may have in its folder."""
+
+
 class DataError(RuntimeError):
     """Data that cannot be had: names the list, file or worker."""
 

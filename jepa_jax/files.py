@@ -21,6 +21,7 @@ import pathlib
 import stat
 import time
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from jepa_jax.errors import BadFile, UsageError, allowed, printable
 
@@ -260,6 +261,18 @@ def reading(
         if isinstance(error, MemoryError):
             raise BadFile(path, 'decoded', 'more than the memory left to this process') from error
         raise BadFile(path, reason, one_line(error)) from error
+
+
+def json_line(path: str | os.PathLike, number: int, line: str | bytes) -> Any:
+    """The value of a line of a .jsonl. Raises BadFile, which says which line."""
+    try:
+        with reading(path, 'not_text'):
+            return json.loads(line.rstrip())
+    except BadFile as error:
+        detail = error.detail
+        if isinstance(cause := error.__cause__, json.JSONDecodeError):
+            detail = f'{cause.msg}: column {cause.colno}'
+        raise BadFile(path, error.reason, f'line {number}: {detail}') from error
 
 
 def one_line(error: BaseException, most: int = 200) -> str:

@@ -23,7 +23,7 @@ from jepa_jax.data import synthetic
 from jepa_jax.errors import BadFile, ConfigError
 from jepa_jax.language import packing
 from jepa_jax.language import questions as self_made
-from jepa_jax.language.chat import Media, encode
+from jepa_jax.language.chat import Media, encode, told
 from jepa_jax.language.conversations import Conversations
 from jepa_jax.language.sight import Always, Clips, StoredClips
 from jepa_jax.language.stream import ConversationStream, Sight
@@ -97,7 +97,11 @@ def resolved(config: QuestionsConfig) -> QuestionsConfig:
     data = config.data
     mixture = [dataclasses.replace(item, path=made(item.path, 'train')) for item in data.mixture]
     data = dataclasses.replace(data, mixture=mixture)
-    return dataclasses.replace(config, data=data, heldout=made(config.heldout, 'test'))
+    config = dataclasses.replace(config, data=data)
+    if config.heldout != SELF_MADE:
+        return config
+    heldout = _made('test')  # which has its videos beside it
+    return dataclasses.replace(config, heldout=str(heldout), heldout_folder=str(heldout.parent))
 
 
 def _made(split: str) -> pathlib.Path:
@@ -265,7 +269,8 @@ def _shown(config: QuestionsConfig, path: str) -> Iterator[Media]:
 
 
 def _talks(config: QuestionsConfig, path: str) -> Conversations:
-    folder = next((m.folder for m in config.data.mixture if m.path == path), '')
+    held = config.heldout_folder or next((m.folder for m in config.data.mixture), '')
+    folder = next((m.folder for m in config.data.mixture if m.path == path), held)
     return Conversations(path, folder, config.data.placeholder)
 
 
@@ -273,7 +278,8 @@ def _held(config: QuestionsConfig, sight: Sight) -> HeldOut:
     """The first held-out conversations that fit and can be read."""
     single = dataclasses.replace(config.data, mixture=[], packed=False)
     rows, prompts, expected, places = [], [], [], media_places(config)
-    for turns in _talks(config, config.heldout):
+    for said in _talks(config, config.heldout):
+        turns = told(said, single.system)
         whole = encode(turns, sight.tokenizer, sight.rows).cut(single.length)
         if whole is None or len(whole.media) > places:
             continue

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from jepa_jax.models.projector import ProjectorConfig
 from jepa_jax.models.vit import ViTConfig
 from jepa_jax.weights import parts
 from jepa_jax.weights.contents import StoredNet, Weights
+from jepa_jax.weights.own import _reads
 from jepa_jax.weights.tables import Leaf
 
 pytest.importorskip('tokenizers')
@@ -125,6 +127,21 @@ def test_a_placeholder_may_say_where(answerer, video):
     assert first.shares == same.shares != later.shares
 
 
+def test_it_is_told_what_it_was_told_in_training(answerer, tmp_path):
+    def tokens(model, system=None):
+        return model._asked([], 'What?', (), system)[0]['tokens'].tolist()
+
+    config = {'clips': dataclasses.asdict(CLIPS), 'data': {'system': 'Be brief.'}}
+    questions.tokenizer().save(tmp_path)
+    made = nets()
+    made['target'] = made.pop('encoder')
+    own = Answerer.of(
+        Weights(tmp_path, 'jax', made, reads=_reads({'config': config})), tokenizer=str(tmp_path)
+    )
+    assert tokens(own) == tokens(answerer, 'Be brief.') == tokens(own, 'Be brief.')
+    assert tokens(own, '') == tokens(answerer) != tokens(own)
+
+
 @pytest.mark.parametrize(
     ('question', 'more', 'words'),
     [
@@ -176,6 +193,30 @@ def test_a_batch_counts_what_cannot_be_read(answerer, video, tmp_path):
     (tmp_path / 'q.jsonl').write_text('{"question": "x"}\n{"question": ""}\n')
     with pytest.raises(BadFile, match='line 2: no `question`'):
         command._rows(tmp_path / 'q.jsonl')
+    (tmp_path / 'q.jsonl').write_text('{"question": "x"}\n{"question"\n')
+    with pytest.raises(BadFile, match='line 2: Expecting .:. delimiter: column 12'):
+        command._rows(tmp_path / 'q.jsonl')
+
+
+@pytest.mark.parametrize(
+    'flags, words',
+    [
+        ('--batch q --out o --choices a|b', '--choices goes with --question: a line of --batch'),
+        ('--batch q --out o --video a.mp4', '--video goes with'),
+        ('--batch q --out o --start 1', '--start goes with'),
+        ('--batch q --out o --end 1', '--end goes with'),
+        ('--question x --start -1', 'start -1: must be seconds of the video, from 0'),
+        ('--question x --end inf', 'end inf: must be seconds'),
+        ('--question x --start nan', 'start nan: must be seconds'),
+        ('--question x --start 2 --end 1', 'end 1: must be after the start, 2, or 0'),
+        ('--batch q --out o --backwards', '--backwards goes with'),
+    ],
+)
+def test_flags_are_judged_before_a_model_is_loaded(monkeypatch, capsys, flags, words):
+    monkeypatch.setattr(sys, 'argv', ['ask', '--model', 'random:tiny', *flags.split()])
+    assert command.main() == 1
+    said = capsys.readouterr().err
+    assert words in said and said.count('\n') == 1
 
 
 def test_moments():
@@ -198,6 +239,12 @@ def test_an_image_fills_all_frames(tmp_path):
     clip, looked = Clips(CLIPS).read(Media('image', str(tmp_path / 'a.png')))
     assert (clip == pixels).all() and clip.shape == (4, 16, 16, 3)
     assert looked.words() == 'an image'
+
+
+@pytest.mark.parametrize('when', [(-1.0, 0.0), (0.0, float('inf')), (float('nan'), 0.0)])
+def test_seconds_that_no_video_has(answerer, video, when):
+    with pytest.raises(InputError, match='must be seconds of the video'):
+        answerer.ask(Media('video', video, *when), 'What?')
 
 
 @pytest.mark.parametrize(

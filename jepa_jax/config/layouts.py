@@ -128,6 +128,7 @@ def _(part: MixtureConfig, name: str) -> Iterator[str]:
 def _(part: QuestionsConfig, name: str) -> Iterator[str]:
     if part.heldout != SELF_MADE:
         yield from _unless_empty('heldout', part.heldout)
+    yield from _unless_empty('heldout_folder', part.heldout_folder)
 
 
 @_nowhere.register

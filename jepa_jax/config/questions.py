@@ -117,6 +117,7 @@ class QuestionsConfig(RunConfig):
     language: LanguageConfig = field(default_factory=LanguageConfig)
     projector: VisualProjectorConfig = field(default_factory=VisualProjectorConfig)
     heldout: str = ''  # conversations that health is measured on, as data.mixture[i].path
+    heldout_folder: str = ''  # that paths in it are relative to; empty: as of data.mixture[0]
     heldout_rows: int = 8  # of them
     answer_tokens: int = 24  # that health lets the model say, at most
 

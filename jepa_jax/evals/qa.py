@@ -66,6 +66,8 @@ class Asked:
         self._model, self._tokens = model.answerer(), tokens
         self.frames = self._model.look.config.frames
         nets = {name: hash_arrays(net.tree) for name, net in model.weights.nets.items()}
+        if self._model.system:
+            nets['system'] = self._model.system
         self.hash = examples.hash_of(nets)
 
     def answer(self, video: np.ndarray | None, question: str, choices: Sequence[str]) -> Answer:
@@ -83,16 +85,17 @@ def run(model, config: QAConfig, workdir: Path) -> Results:
     answerer = Asked(model, config.tokens)
     result = qa_sets.read(config.data)
     items = drawn(result.items, config.data.most, config.seed)
-    count = config.data.frames or answerer.frames
+    count, path = config.data.frames or answerer.frames, workdir / FILE
+    # by paths within the folder; answers of before say those that were typed
+    own, older = digest(items, result.videos), digest(items)
     about = {
         'model': answerer.hash,
-        'items': digest(items),
+        'items': older if _begun(path) and _items(path) == older else own,
         'frames': count,
         'tokens': config.tokens,
         'likelihoods': config.likelihoods,
         'seed': config.seed,
     }
-    path = workdir / FILE
     answers, bad = ask(answerer, items, config, count, path, about)
     for line in (*result.problems, *bad.values()):
         log.warning('%s', line)
@@ -114,8 +117,7 @@ def scored_again(config: QAConfig, path: Path) -> Results:
     answers = load(path)
     result = qa_sets.read(config.data)
     items = drawn(result.items, config.data.most, config.seed)
-    known = json.loads(path.read_text().split('\n', 1)[0])['about']['items']
-    if known != digest(items):
+    if _items(path) not in (digest(items, result.videos), digest(items)):
         raise ConfigError(f'{path}: answers to other questions than those of {config.data.path}')
     return report(items, answers, config, result, {})[0]
 
@@ -127,8 +129,13 @@ def contents(config: QAConfig) -> str:
     return examples.hash_of([digest(items), *([p, examples.state_of(p)] for p in paths)])
 
 
-def digest(items: Sequence[Item]) -> str:
-    return examples.hash_of([dataclasses.asdict(item) for item in items])
+def digest(items: Sequence[Item], videos: str = '') -> str:
+    """A hash of questions; videos: the folder that paths are relative to, however it is called;
+    '': paths are hashed as they are."""
+    rows = [dataclasses.asdict(item) for item in items]
+    for row in rows if videos else ():
+        row['media']['path'] = os.path.relpath(row['media']['path'], videos)
+    return examples.hash_of(rows)
 
 
 def drawn(items: Sequence[Item], most: int, seed: int) -> list[Item]:
@@ -144,14 +151,18 @@ def drawn(items: Sequence[Item], most: int, seed: int) -> list[Item]:
 # --- Frames ---------------------------------------------------------------------------------------
 
 
-def segments(frames: int, fps: float, start: float, end: float, count: int) -> np.ndarray:
-    """Numbers of `count` frames, from the middles of as many equal stretches between start and end
-    (seconds; end 0: the last frame), as MVBench takes them. (reference: video_qa.md §2.4)
+def segments(
+    frames: int, fps: float, start: float, end: float, count: int, lowest: int = 0
+) -> np.ndarray:
+    """Numbers from 0 of `count` frames, from the middles of as many equal stretches between start
+    and end (seconds; end 0: the last frame), as MVBench takes them. (reference: video_qa.md §2.4)
+
+    lowest: number of the frame of second 0: it counts files of a folder from 1.
 
     Raises InputError: the video ends before the start.
     """
-    first = max(0, round(start * fps))
-    last = min(round(end * fps), frames - 1) if end else frames - 1
+    first = max(0, round(start * fps) - lowest)
+    last = min(max(0, round(end * fps) - lowest), frames - 1) if end else frames - 1
     if first > last:
         raise InputError(f'begins at {start:g} s, the video ends at {frames / fps:.2f} s')
     if end and round((end - start) * fps) == count:
@@ -167,9 +178,10 @@ def look(media: Media, count: int) -> np.ndarray:
       BadFile: they cannot be read.
     """
 
-    def choose(timing: Timing) -> np.ndarray:
+    def choose(timing: Timing, lowest: int = 0) -> np.ndarray:
+        when = media.start, media.end, count, lowest
         try:
-            numbers = segments(timing.frames, timing.fps, media.start, media.end, count)
+            numbers = segments(timing.frames, timing.fps, *when)
         except InputError as error:
             raise BadFile(media.path, 'short', str(error)) from error
         return by_time(numbers, timing)
@@ -177,7 +189,7 @@ def look(media: Media, count: int) -> np.ndarray:
     if os.path.isdir(media.path):
         opened = open_input(media.path, FOLDER_FPS)
         n = len(opened.numbers)
-        frames = opened.read(opened.numbers[choose(Timing(n, FOLDER_FPS, n / FOLDER_FPS))])
+        frames = opened.read(opened.numbers[choose(Timing(n, FOLDER_FPS, n / FOLDER_FPS), 1)])
     else:
         frames = decode.read_frames(media.path, choose)
     return frames[::-1] if media.backwards else frames
@@ -223,7 +235,7 @@ def ask(
     """
     answers = {name: {} for name in conditions(config)}
     bad: dict[str, str] = {}
-    if path.exists():
+    if _begun(path):
         for name, known in load(path, about).items():
             answers.get(name, {}).update(known)
         os.truncate(path, path.read_bytes().rfind(b'\n') + 1)  # a line that was not finished
@@ -298,6 +310,17 @@ def load(path: Path, about: dict | None = None) -> dict[str, dict[str, Answer]]:
     return answers
 
 
+def _begun(path: Path) -> bool:
+    """Whether there is a file that has a whole line; one that was killed before has none."""
+    return path.exists() and b'\n' in path.read_bytes()
+
+
+def _items(path: Path) -> object:
+    """The digest of the questions that a file answers."""
+    about = next((row.get('about') for _, row in _lines(path)), None)
+    return about.get('items') if isinstance(about, dict) else None
+
+
 def _lines(path: Path) -> Iterator[tuple[int, dict]]:
     """Numbers and rows."""
     files.size(path)
@@ -305,8 +328,7 @@ def _lines(path: Path) -> Iterator[tuple[int, dict]]:
         for number, line in enumerate(file, 1):
             if not line.endswith(b'\n'):
                 return
-            with files.reading(path, 'not_text'):
-                row = json.loads(line)
+            row = files.json_line(path, number, line)
             if not isinstance(row, dict):
                 raise BadFile(path, 'not_text', f'line {number}: no object')
             yield number, row
@@ -382,8 +404,9 @@ def report(
     data = {
         'expected': len(items) + len(result.problems),
         'read': len(asked),
-        'hash': digest(items),
+        'hash': digest(items, result.videos),
         'videos': len({item.media.path for item in asked}),
+        'files': list(result.files),
         'left_out': dict(bad),
         'problems': list(result.problems),
         'published': bench.published,

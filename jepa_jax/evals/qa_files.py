@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from jepa_jax import files
 from jepa_jax.data.labelled.records import columns_of, json_of, text_of
-from jepa_jax.errors import BadFile, ConfigError, printable
+from jepa_jax.errors import BadFile, ConfigError, NoFile, printable
 from jepa_jax.language.items import LETTERS, Item
 
+PIECE = re.compile(r'(?P<name>.*?)[-_.]?(?P<number>\d{1,9})-of-(?P<count>\d{1,6})')
 LONGEST = 2**14  # characters of a list that is written as text
 
 
@@ -26,6 +27,8 @@ class Read:
         default_factory=list
     )  # what cannot be used, a line each
     notes: list[str] = dataclasses.field(default_factory=list)  # sentences for the report
+    files: list[str] = dataclasses.field(default_factory=list)  # that were read
+    videos: str = ''  # the folder that those of the items lie in
 
     def take(
         self, path: Path, rows: Iterable[tuple[str, Any]], make: Callable[[str, Any], list[Item]]
@@ -37,6 +40,7 @@ class Read:
           rows: where they stand, and what they are.
           make: place and row -> items; raises ValueError.
         """
+        self.files.append(str(path))
         for place, row in rows:
             try:
                 if not isinstance(row, dict):
@@ -70,10 +74,9 @@ def rows_of(path: Path) -> list[tuple[str, Any]]:
     if kind == '.parquet':
         return _parquet(path)
     rows = []
-    for number, line in enumerate(text_of(path).splitlines(), 1):
+    for number, line in enumerate(text_of(path).split('\n'), 1):  # a string may hold U+2028
         if line.strip():
-            with files.reading(path, 'not_text'):
-                rows.append((f'line {number}', json.loads(line)))
+            rows.append((f'line {number}', files.json_line(path, number, line)))
     return rows
 
 
@@ -96,16 +99,44 @@ def _parquet(path: Path) -> list[tuple[str, Any]]:
 
 
 def one(folder: Path, names: Sequence[str], what: str) -> Path:
-    """The first file that is in a folder, by patterns; or the folder itself, if it is a file.
+    """The first of the names that is in a folder; or the folder itself, if it is a file.
 
-    Raises ConfigError.
+    Raises NoFile.
+    """
+    return pieces(folder, names, what)[0]
+
+
+def pieces(folder: Path, patterns: Sequence[str], what: str) -> list[Path]:
+    """The file in a folder by the first pattern that there is one of, or all pieces of it, such as
+    `full-00000-of-00002.parquet`; or the folder itself, if it is a file.
+
+    Raises:
+      NoFile: there is none.
+      ConfigError: there are several, or not all the pieces of one.
     """
     if folder.is_file():
-        return folder
-    for name in names:
-        if there := sorted(p for p in folder.glob(name) if p.is_file()):
-            return there[0]
-    raise ConfigError(f'data.path = {str(folder)!r}: has no {" or ".join(names)}: {what}')
+        return [folder]
+    for pattern in patterns:
+        if there := sorted(p for p in folder.glob(pattern) if p.is_file()):
+            break
+    else:
+        raise NoFile(f'data.path = {str(folder)!r}: has no {" or ".join(patterns)}: {what}')
+    parts = [part for p in there if (part := PIECE.fullmatch(p.stem))]
+    wholes = {(part['name'], int(part['count'])) for part in parts}
+    if len(there) > 1 and (len(parts) < len(there) or len(wholes) > 1):
+        names = ', '.join(str(p.relative_to(folder)) for p in there)
+        raise ConfigError(
+            f'data.path = {str(folder)!r}: has {names}, one is read: leave one there, or name one, '
+            '--config.data.path=FILE'
+        )
+    for _, count in wholes:
+        numbers = sorted(int(part['number']) for part in parts)
+        if numbers not in ([*range(count)], [*range(1, count + 1)]):
+            raise ConfigError(
+                f'data.path = {str(folder)!r}: has {len(parts)} of {count} pieces of '
+                f'{there[0].relative_to(folder)}'
+            )
+    return there
 
 
 def text(row: dict, name: str) -> str:

@@ -7,6 +7,7 @@ whose instructions are long, TOMATO and CausalVQA, the wording is ours, and so i
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from jepa_jax.config.qa import SETS as PARTS
 from jepa_jax.config.qa import QuestionSetConfig
 from jepa_jax.data import synthetic
 from jepa_jax.data.labelled.records import json_of
-from jepa_jax.errors import ConfigError
+from jepa_jax.errors import ConfigError, NoFile
 from jepa_jax.evals.physics_sets import TYPE, table
 from jepa_jax.evals.qa_files import (
     Read,
@@ -24,6 +25,7 @@ from jepa_jax.evals.qa_files import (
     listed,
     number,
     one,
+    pieces,
     rows_of,
     seconds,
     text,
@@ -62,6 +64,9 @@ def read(data: QuestionSetConfig) -> Read:
     if not result.items:
         first = f': {result.problems[0]}' if result.problems else ''
         raise ConfigError(f'data.path = {data.path!r}: no question of {data.set} in it{first}')
+    path = Path(data.path).expanduser()
+    folder = path.parent if path.is_file() else path
+    result.files = [os.path.relpath(file, folder) for file in result.files]
     return result
 
 
@@ -91,10 +96,11 @@ def _perceptiontest(data: QuestionSetConfig) -> Read:
     `cut_frame_mapping_valid.json` says before which frame a video is to be cut."""
     path, videos = _places(data, 'videos')
     file = one(path, [f'mc_question_{data.part}.json', f'all_{data.part}.json'], 'questions')
-    known, result, cuts = json_of(file, dict), Read(), {}
+    known, result, cuts = json_of(file, dict), Read(videos=str(videos)), {}
     mapping = file.with_name(f'cut_frame_mapping_{data.part}.json')
     if mapping.is_file():
         cuts = json_of(mapping, dict)
+        result.files.append(str(mapping))
     elif data.part != 'test':
         result.notes.append(f'videos are not cut: there is no {mapping.name} beside the questions')
 
@@ -145,10 +151,11 @@ SOURCES = (
 
 
 def _mvp(data: QuestionSetConfig) -> Read:
-    """Rows of the four subsets, `SUBSET/mini*.parquet` or `SUBSET_mini.jsonl` and the like; videos
-    lie as their publishers name them, a folder a source."""
+    """Rows of the four subsets, `SUBSET/mini*.parquet` or `SUBSET_mini.jsonl` and the like, in one
+    file or all pieces of it, `SUBSET/full-00000-of-00002.parquet`; videos lie as their publishers
+    name them, a folder a source."""
     path, videos = _places(data, 'videos')
-    result = Read()
+    result = Read(videos=str(videos))
     for subset in MVP:
         patterns = [
             f'{subset}{between}{data.part}*{suffix}'
@@ -156,8 +163,10 @@ def _mvp(data: QuestionSetConfig) -> Read:
             for between in ('/', '_', '-')
         ]
         try:
-            file = one(path, patterns, 'rows of the subset')
-        except ConfigError as error:
+            if path.is_file() and subset not in f'{path.parent.name}/{path.name}':
+                raise NoFile(f'data.path = {data.path!r} is the file of another')
+            parts = pieces(path, patterns, 'rows of the subset')
+        except NoFile as error:
             result.notes.append(f'{subset} is not in the figures: {error}')
             continue
 
@@ -183,7 +192,8 @@ def _mvp(data: QuestionSetConfig) -> Read:
                 )
             ]
 
-        result.take(file, rows_of(file), make)
+        for file in parts:
+            result.take(file, rows_of(file), make)
     return result
 
 
@@ -228,7 +238,7 @@ def _tempcompass(data: QuestionSetConfig) -> Read:
                 )
         return items
 
-    result = Read()
+    result = Read(videos=str(videos))
     result.take(file, json_of(file, dict).items(), make)
     return result
 
@@ -279,7 +289,7 @@ def _temporalbench(data: QuestionSetConfig) -> Read:
             )
         ]
 
-    result = Read()
+    result = Read(videos=str(videos))
     result.take(file, rows_of(file), make)
     return result
 
@@ -292,7 +302,7 @@ TOMATO = ('count', 'direction', 'rotation', 'shape&trend', 'velocity&frequency',
 def _tomato(data: QuestionSetConfig) -> Read:
     """`data/TYPE.json`: id -> question, options, index of the answer; `videos/KIND/KEY.mp4`."""
     path, videos = _places(data, 'videos')
-    result = Read()
+    result = Read(videos=str(videos))
     for kind in TOMATO:
         file = one(path, [f'data/{kind}.json', f'{kind}.json'], 'questions')
 
@@ -355,11 +365,11 @@ def _tasks(data: QuestionSetConfig, folders: dict[str, str], name: str) -> Read:
     """`json/TASK.json`, a list of video, question, candidates, answer, and of some start and end;
     `video/FOLDER/NAME`."""
     path, videos = _places(data, 'video')
-    result = Read()
+    result = Read(videos=str(videos))
     for task, folder in folders.items():
         try:
             file = one(path, [f'json/{task}.json', f'{task}.json'], 'questions of the task')
-        except ConfigError as error:
+        except NoFile as error:
             result.notes.append(f'{task} is not in the figures: {error}')
             continue
 
@@ -406,7 +416,7 @@ def _causalvqa(data: QuestionSetConfig) -> Read:
     """A csv; every row is two items with the same video and question, and two lists of options
     `N. text|N. text`, of which `correct` names the digit."""
     path, videos = _places(data, 'videos')
-    file = one(path, ['*.csv'], 'the table of questions')
+    parts = pieces(path, ['*.csv'], 'the table of questions')
     columns = ('qid', 'type', 'question', 'choices1', 'choices2', 'difficulty', 'renamed_video')
 
     def make(place: str, row: dict) -> list[Item]:
@@ -438,9 +448,10 @@ def _causalvqa(data: QuestionSetConfig) -> Read:
             )
         return items
 
-    result = Read()
-    rows = enumerate(table(file, columns), 2)
-    result.take(file, ((f'line {n}', row) for n, row in rows), make)
+    result = Read(videos=str(videos))
+    for file in parts:
+        rows = enumerate(table(file, columns), 2)
+        result.take(file, ((f'line {n}', row) for n, row in rows), make)
     return result
 
 
@@ -498,7 +509,7 @@ def _intphys2(data: QuestionSetConfig) -> Read:
             )
         ]
 
-    result = Read()
+    result = Read(videos=str(folder))
     result.take(file, ((f'line {n}', row) for n, row in enumerate(rows, 2)), make)
     return result
 
@@ -514,7 +525,7 @@ def _self_made(data: QuestionSetConfig) -> Read:
     except ValueError as error:  # a folder that holds something else
         raise ConfigError(f'data.path: {error}') from error
     clips = synthetic.COUNTS[kind]['test']
-    return Read(questions.items('test', folder, clips))
+    return Read(questions.items('test', folder, clips), videos=str(folder))
 
 
 VJEPA = 'V-JEPA 2 g-384 with Llama-3.1-8B'

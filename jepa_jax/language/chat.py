@@ -106,6 +106,12 @@ class Piece:
     learnt: bool = False  # the assistant's
 
 
+def told(turns: Sequence[Turn], system: str) -> list[Turn]:
+    """The turns, and before them what the system says where it says nothing; '': as they are."""
+    told_already = bool(turns) and turns[0].role == 'system'
+    return [*turns] if told_already or not system else [Turn('system', (system,)), *turns]
+
+
 def write(turns: Sequence[Turn], family: str, answer: bool = False) -> list[Piece]:
     """The pieces of a conversation, texts that follow each other joined unless one is learnt.
 

@@ -2,10 +2,10 @@
 
 LLaVA's: a JSON list, or a line each, `{"video": "a.mp4", "conversations": [{"from": "human",
 "value": "<image>\\nWhat moves?"}, {"from": "gpt", "value": "A ball."}]}`: `<image>` or `<video>`
-stands where the pixels do. PLM's: lines, the second speaker is the `assistant`, and without a
-placeholder the pixels come first. `image` and `video` are a path or a list of them; `start`, `end`
-(seconds) and `backwards` (true) may say which part of the video is meant and which way it runs. A
-row without either is text alone.
+stands where the pixels do, and the newline that parts it from the text is no text. PLM's: lines,
+the second speaker is the `assistant`, and without a placeholder the pixels come first. `image` and
+`video` are a path or a list of them; `start`, `end` (seconds) and `backwards` (true) may say which
+part of the video is meant and which way it runs. A row without either is text alone.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from jepa_jax.errors import BadFile, allowed, printable
 from jepa_jax.language.chat import Media, Turn
 
 PLACEHOLDER = re.compile('<(?:image|video)>')
+_PARTED = re.compile(rf'\n?{PLACEHOLDER.pattern}\Z|{PLACEHOLDER.pattern}\n?')
 KINDS = ('video', 'image')
 SPEAKERS = {
     'human': 'user', 'user': 'user', 'gpt': 'assistant', 'assistant': 'assistant',
@@ -128,16 +129,21 @@ def turns_of(row: Any, folder: Path, first: bool = False) -> list[Turn]:
     for speaker, text in zip(speakers, texts):
         role, parts = SPEAKERS[speaker], []
         if first:
-            text = re.sub(rf'{PLACEHOLDER.pattern}\n?', '', text)
+            text = ''.join(stretches(text))
             if role == 'user':
                 parts, rest = rest, []
             parts = [*parts, text] if text else parts
         else:
-            for i, stretch in enumerate(PLACEHOLDER.split(text)):
+            for i, stretch in enumerate(stretches(text)):
                 parts += [rest.pop(0)] if i else []
                 parts += [stretch] if stretch else []
         turns.append(Turn(role, tuple(parts)))
     return turns
+
+
+def stretches(text: str) -> list[str]:
+    """A text at its placeholders, without the newline after one, or before one that ends it."""
+    return _PARTED.split(text)
 
 
 def _said(each: Any, number: int) -> tuple[str, str]:

@@ -16,7 +16,7 @@ from jepa_jax.config import RunConfig
 from jepa_jax.data.stream import Order, Row, Stream
 from jepa_jax.errors import ConfigError
 from jepa_jax.language import packing
-from jepa_jax.language.chat import Encoded, Media, Turn, encode
+from jepa_jax.language.chat import Encoded, Media, Turn, encode, told
 from jepa_jax.language.conversations import Conversations
 from jepa_jax.language.tokenizer import Tokenizer
 
@@ -94,8 +94,7 @@ class ConversationStream(Stream):
 
     def _encoded(self, turns: Sequence[Turn]) -> Encoded | None:
         """What fits of a conversation."""
-        if self.data.system and turns[0].role != 'system':
-            turns = [Turn('system', (self.data.system,)), *turns]
+        turns = told(turns, self.data.system)
         return encode(turns, self.sight.tokenizer, self.sight.rows).cut(self.data.length)
 
     def plan(self) -> tuple[Order, ...]:

@@ -92,9 +92,14 @@ def read(path: pathlib.Path, weights_only: bool = False, finite: bool = True) ->
 
 
 def _reads(extra: dict[str, Any]) -> dict[str, Any]:
-    """As written, and of a run on questions how it shows videos."""
-    clips = extra.get('config', {}).get('clips')
-    return extra.get('reads', {}) | ({'clips': clips} if isinstance(clips, dict) else {})
+    """As written, and of a run on questions how it shows videos and what the system says first."""
+    config, reads = extra.get('config', {}), extra.get('reads', {})
+    if isinstance(clips := config.get('clips'), dict):
+        reads = reads | {'clips': clips}
+        data = config.get('data')
+        if isinstance(data, dict) and isinstance(system := data.get('system'), str) and system:
+            reads['system'] = system
+    return reads
 
 
 def rate(extra: dict[str, Any]) -> float:

@@ -14,7 +14,7 @@ from jepa_jax import evaluate
 from jepa_jax.config.qa import QAConfig, QuestionSetConfig
 from jepa_jax.data import synthetic
 from jepa_jax.errors import BadFile, ConfigError, InputError
-from jepa_jax.evals import qa
+from jepa_jax.evals import qa, qa_sets
 from jepa_jax.language.chat import Media
 from tools import score_answers
 
@@ -29,6 +29,7 @@ class Brightness:
     config = types.SimpleNamespace(frames=FRAMES, image_size=32)
     encoder = types.SimpleNamespace(params={'kernel': np.zeros(2)})
     about = predictor = ac_predictor = probe = ()
+    system = ''
     look = types.SimpleNamespace(config=types.SimpleNamespace(frames=FRAMES))
 
     def __init__(self, mark=0):
@@ -107,6 +108,7 @@ def test_a_model_that_sees_and_its_baselines(folder, tmp_path):
     assert value['official, pairs answered alike'] == value['official, no rule matched'] == 0
     assert got.results['official, pairs'].n == 3  # of four pairs, over two subsets
     # the damaged video is counted, its question is not asked, its pair does not count
+    assert got.data['files'] == ['intuitive_physics_mini.jsonl', 'temporal_reasoning_mini.jsonl']
     assert got.data['expected'] == 8 and got.data['read'] == 6
     assert list(got.data['left_out']) == [str(folder / 'videos/2_1.mp4')]
     said = ' '.join(got.sentences)
@@ -160,6 +162,41 @@ def test_answers_are_kept_and_not_asked_for_again(folder, tmp_path, monkeypatch,
     (tmp_path / qa.FILE).write_text(lines[0].decode() + '{"id": 1}\n')
     with pytest.raises(BadFile, match='line 2: no text and likelihoods'):
         qa.load(tmp_path / qa.FILE)
+    (tmp_path / qa.FILE).write_text(lines[0].decode() + '{"id"\n')
+    with pytest.raises(BadFile, match='line 2: Expecting .:. delimiter: column 6'):
+        qa.load(tmp_path / qa.FILE)
+
+
+def test_answers_are_to_the_same_questions_wherever_the_folder_is(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    first, again = Brightness(), Brightness()
+    qa.run(first, config(folder.name), tmp_path)
+    qa.run(again, config(folder), tmp_path)
+    assert len(first.asked) == 28 and not again.asked
+    qa.scored_again(config(folder), tmp_path / qa.FILE)
+    # as they were named once: by paths as typed
+    items = qa_sets.read(config(folder).data).items
+    path = tmp_path / qa.FILE
+    about, rest = path.read_text().split('\n', 1)
+    about = json.loads(about)
+    about['about']['items'] = qa.digest(items)
+    path.write_text(f'{json.dumps(about)}\n{rest}')
+    qa.run(again, config(folder), tmp_path)
+    qa.scored_again(config(folder), path)
+    assert not again.asked
+    about['about']['items'] = 'x'
+    path.write_text(f'{json.dumps(about)}\n{rest}')
+    with pytest.raises(ConfigError, match='answers with another items'):
+        qa.run(again, config(folder), tmp_path)
+
+
+@pytest.mark.parametrize('left', ['', '{"about": {"mo'])
+def test_a_start_killed_before_its_first_line_begins_anew(folder, tmp_path, left):
+    (tmp_path / qa.FILE).write_text(left)
+    model = Brightness()
+    few = config(folder, likelihoods=False, blind=False, shuffled=False, one_frame=False)
+    qa.run(model, few, tmp_path)
+    assert len(model.asked) == 7 and len(qa.load(tmp_path / qa.FILE)['video']) == 7
 
 
 def test_a_report_is_of_the_same_projector(folder, tmp_path, monkeypatch):
@@ -208,7 +245,16 @@ def test_a_part_of_a_video_and_a_folder_of_frames(folder, tmp_path):
         qa.look(Media('video', path, 7.0), 4)
     import PIL.Image
 
-    for number in range(1, 10):
-        PIL.Image.new('RGB', (32, 32), (20 * number,) * 3).save(tmp_path / f'{number:05}.png')
-    pictures = qa.look(Media('video', str(tmp_path), 1.0, 2.0), 3)[:, 0, 0, 0]
-    assert pictures.tolist() == [80, 100, 120]  # three a second, the first is 00001
+    for number in range(1, 41):
+        PIL.Image.new('RGB', (32, 32), (6 * number,) * 3).save(tmp_path / f'{number:05}.png')
+
+    def files(count, *when):
+        return (qa.look(Media('video', str(tmp_path), *when), count)[:, 0, 0, 0] // 6).tolist()
+
+    # MVBench's get_index with first_idx = 1, three a second: from file max(1, round(3 start)) to
+    # min(round(3 end), 40), int(first + seg / 2 + round(seg i)). 6 to 30: seg 6; 1 to 6: seg 1.25
+    assert files(4, 2.0, 10.0) == [9, 15, 21, 27]
+    assert files(4, 0.0, 2.0) == [1, 2, 3, 5]
+    assert files(3, 1.0, 2.0) == [3, 4, 5]
+    assert files(4, 12.0, 99.0) == [36, 37, 38, 39]  # to the last: seg 1
+    assert files(4) == [5, 15, 25, 34]  # all: from 1 to 40, seg 9.75

@@ -132,6 +132,32 @@ def test_mvp(tmp_path):
         read('mvp', tmp_path)
 
 
+def test_all_pieces_of_a_file_are_read_and_of_several_files_none(tmp_path):
+    def row(number):
+        return {'video_id': f'p{number // 2}_{number % 2}', 'video_path': f'{number}.mp4',
+                'question': 'Where?', 'candidates': ['left', 'right'],
+                'answer': ('left', 'right')[number % 2]}  # fmt: skip
+
+    def rows(*numbers):
+        return ''.join(json.dumps(row(n)) + '\n' for n in numbers)
+
+    folder = tmp_path / 'temporal_reasoning'
+    put(folder / 'full-00000-of-00002.jsonl', rows(0, 1, 2))
+    with pytest.raises(ConfigError, match='has 1 of 2 pieces of temporal_reasoning/full-00000-of'):
+        read('mvp', tmp_path, part='full')
+    put(folder / 'full-00001-of-00002.jsonl', rows(3))
+    result = qa_sets.read(QuestionSetConfig('mvp', 'full', str(tmp_path)))
+    assert [item.media.path[-5:] for item in result.items] == ['0.mp4', '1.mp4', '2.mp4', '3.mp4']
+    assert result.files == [f'temporal_reasoning/full-0000{i}-of-00002.jsonl' for i in (0, 1)]
+    put(folder / 'full-extra.jsonl', rows(4, 5))
+    with pytest.raises(ConfigError, match='has temporal.*, temporal.*, temporal.*extra.jsonl, one'):
+        read('mvp', tmp_path, part='full')
+    # one that is named is the file of one subset alone
+    items, _, notes = read('mvp', folder / 'full-extra.jsonl', part='full')
+    assert list(items) == ['temporal_reasoning p2_0', 'temporal_reasoning p2_1']
+    assert len(notes) == 3
+
+
 def test_tempcompass(tmp_path):
     question = 'What is the man doing?\nA. dunking\nB. dribbling'
     bad = [{'question': 'What?', 'answer': 'A. x'}, {'question': question, 'answer': 'C. no'}]
@@ -243,6 +269,11 @@ def test_causalvqa(tmp_path):
     assert items['q1 2'].options == ('it stays', 'it falls', 'it flies')
     assert items['q1 1'].group == 'q1' and items['q1 1'].subset == 'planning easy'
     assert "correct1 is '7': none of the 3" in problems[0] and 'line 5: choices1' in problems[1]
+    table(tmp_path / 'main.csv', header, ('q5', *row[1:]))
+    with pytest.raises(ConfigError, match='has debug.csv, main.csv, one is read: .* name one, --c'):
+        read('causalvqa', tmp_path)
+    assert list(read('causalvqa', tmp_path / 'main.csv')[0]) == ['q5 1', 'q5 2']
+    (tmp_path / 'main.csv').unlink()
     table(tmp_path / 'debug.csv', header[1:], row[1:])
     with pytest.raises(BadFile, match='no column qid'):
         read('causalvqa', tmp_path)
@@ -275,6 +306,15 @@ def test_files_that_are_not_there_or_hold_nothing(tmp_path):
     put(tmp_path / 'x.json', '{"a"')
     with pytest.raises(BadFile, match='x.json: not_text'):
         qa_files.rows_of(tmp_path / 'x.json')
+    # ends of lines of other kinds within a text are none of the file's
+    path = tmp_path / 'x.jsonl'
+    path.write_bytes('{"a": "x\u2028y\u0085z"}\r\n\n{"a": 2}\n'.encode())
+    assert qa_files.rows_of(path) == [
+        ('line 1', {'a': 'x\u2028y\u0085z'}), ('line 3', {'a': 2}),
+    ]  # fmt: skip
+    path.write_text('{"a": 1}\n\n{"a":\n')
+    with pytest.raises(BadFile, match='x.jsonl: not_text: line 3: Expecting value: column 6'):
+        qa_files.rows_of(path)
 
 
 def get_config(name, arg=''):

@@ -6,14 +6,15 @@ import pickle
 import numpy as np
 import pytest
 
+from jepa_jax.answers import _parts
 from jepa_jax.config import QuestionsConfig, RunConfig
 from jepa_jax.config.conversations import ConversationsConfig, MixtureConfig
 from jepa_jax.errors import BadFile, ConfigError
 from jepa_jax.language import questions
 from jepa_jax.language.chat import Media, Turn
-from jepa_jax.language.conversations import Conversations
+from jepa_jax.language.conversations import Conversations, turns_of
 from jepa_jax.language.stream import ConversationStream, Sight
-from jepa_jax.questions import _held
+from jepa_jax.questions import _held, _shown, resolved
 
 
 def lines(path, *rows):
@@ -37,7 +38,7 @@ def test_both_forms_are_read(tmp_path):
     clip = Media('video', str(tmp_path / 'videos/a.mp4'))
     pictures = Media('image', str(tmp_path / 'videos/a.png')), Media('image', '/b/c.png')
     assert read[0] == [
-        Turn('user', (clip, '\nWhat?')), Turn('assistant', ('A ball.',)),
+        Turn('user', (clip, 'What?')), Turn('assistant', ('A ball.',)),
         Turn('user', ('Which way?',)), Turn('assistant', ('Left.',)),
     ]  # fmt: skip
     assert read[1][0] == Turn('user', ('Compare ', pictures[0], ' and ', pictures[1]))
@@ -58,6 +59,27 @@ def test_both_forms_are_read(tmp_path):
     ]  # fmt: skip
     assert first[1][0].parts[1] == 'What?'
     assert pickle.loads(pickle.dumps(read))[0] == read[0]
+
+
+@pytest.mark.parametrize(
+    'text, parts',
+    [
+        ('<video>\nWhat?', (0, 'What?')),
+        ('What?\n<video>', ('What?', 0)),
+        ('<video>\n<image>\n\nWhat?', (0, 1, '\nWhat?')),
+        ('First\n<video>\nthen\n<image>', ('First\n', 0, 'then', 1)),
+        ('<video> what?', (0, ' what?')),
+    ],
+    ids=repr,
+)
+def test_the_newline_at_a_placeholder_is_no_text(text, parts):
+    """A question is asked with the tokens that it was trained with, wherever its pixels stand."""
+    media = [Media('video', f'/{i}') for i in range(text.count('<'))]
+    expected = tuple(media[p] if isinstance(p, int) else p for p in parts)
+    row = talk(text, 'A.', video=[m.path for m in media])
+    assert turns_of(row, '/')[0].parts == expected == _parts(text, media)
+    words = ''.join(p for p in parts if isinstance(p, str))
+    assert turns_of(row, '/', first=True)[0].parts == (*media, words)
 
 
 @pytest.mark.parametrize(
@@ -186,12 +208,35 @@ def test_a_video_that_cannot_be_read_takes_its_sequence_out(made):
         ConversationStream(small, sight)
 
 
+def test_paths_of_what_is_held_out_are_relative_to_a_folder(made, tmp_path):
+    folder, _ = made
+    held = str(lines(tmp_path / 'held.jsonl', talk('<video>?', 'A.', video='1.mp4')))
+    c = QuestionsConfig(heldout=held)
+
+    def shown():
+        return next(_shown(resolved(c), c.heldout)).path
+
+    assert shown() == str(tmp_path / '1.mp4')
+    c.data.mixture = [MixtureConfig(str(folder / 'a.jsonl'), '/train'), MixtureConfig('b', '/b')]
+    assert shown() == '/train/1.mp4'
+    c.heldout_folder = '/held'
+    assert shown() == '/held/1.mp4'
+
+
 def test_held_out_conversations_that_cannot_be_read_are_left_out(made, tmp_path, caplog):
     _, sight = made
     rows = [talk('<video>?', f'It is {i}.', video=f'{i}.mp4') for i in (9, 1, 2)]
     c = QuestionsConfig(heldout=str(lines(tmp_path / 'held.jsonl', *rows)), heldout_rows=2)
     c.data.length, c.data.visual, c.clips.frames, c.clips.crop = 160, 2, 2, 16  # two places
+    c.data.system = 'Be brief.'
     held = _held(c, sight)
+    whole = ConversationStream(config(tmp_path, ('held.jsonl', 1.0), system='Be brief.'), sight)
+    learnt = whole._encoded(whole.talks[0][1]).tokens
+    asked = held.prompts['tokens'][0][: held.prompts['lengths'][0]]
+    # told the same as in training, up to the answer
+    assert 'Be brief.' in sight.tokenizer._tokenizer.decode(asked.tolist())
+    assert (learnt[: len(asked)] == asked).all()
+    assert (held.batch['tokens'][0][: len(learnt)] == learnt).all()
     assert held.expected == ('It is 1.', 'It is 2.')
     assert held.batch['table'][..., 0].tolist() == [[1, 1], [2, 2]]
     assert 'heldout: left out: ' in caplog.text and '9.mp4' in caplog.text
