@@ -219,7 +219,8 @@ class StoredClips:
         encode: Callable[[np.ndarray, np.ndarray], np.ndarray],
         batch: int, process: int = 0, processes: int = 1,
     ) -> None:  # fmt: skip
-        """Computes what is not there yet; what cannot be read is said and left out.
+        """Computes what is not there yet; what cannot be read is said and left out. Of several
+        processes each takes its share of all, whatever the others have stored when it looks.
 
         encode: clips [batch, T, crop, crop, 3] uint8, and which of them are tiles [batch] bool ->
           features [batch, N, D].
@@ -229,15 +230,14 @@ class StoredClips:
         """
         scratch.sweep(self.folder)
         left, lost, total = {}, 0, 0
-        for media in dict.fromkeys(shown):
-            total += 1
+        for total, media in enumerate(dict.fromkeys(shown), 1):
             try:
                 path = self.file(media)
             except BadFile as error:
                 log.warning('features: %s', error)
                 lost += 1
                 continue
-            if not features.is_whole(path):
+            if total % processes == process and not features.is_whole(path):
                 left[media] = path
         log.info(
             'features: %d of %d videos and images to encode, in %s', len(left), total, self.folder
@@ -253,8 +253,8 @@ class StoredClips:
                 features.save(path, each[None], np.zeros(1, int))
             pending.clear()
 
-        mine = list(left.items())[process::processes]
-        for media, path in tqdm(mine, 'features', unit='clip', disable=None if mine else True):
+        bar = tqdm(left.items(), 'features', unit='clip', disable=None if left else True)
+        for media, path in bar:
             try:
                 pending.append((path, look(media)[0], look.apart(media)))
             except BadFile as error:
