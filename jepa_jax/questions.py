@@ -224,8 +224,10 @@ def _fill(store: StoredClips, look: Clips, config: QuestionsConfig, net: Net, pa
             split = jax.device_put(clips, jax.NamedSharding(local, sharding.BATCH))
             return np.asarray(encode(whole, *split))
 
-        place = dict(process=jax.process_index(), processes=jax.process_count())
-        store.fill(shown, look, features, CLIPS * local.size, **place)
+        store.fill(
+            shown, look, features, CLIPS * local.size, jax.process_index(), jax.process_count(),
+            threads=max(1, config.data.workers),
+        )  # fmt: skip
     distributed.any_process(False)  # each reads what the others computed, so waits for them
 
 

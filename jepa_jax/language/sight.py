@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
 import os
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from jepa_jax.data import features, pictures
 from jepa_jax.data.clips import Timing, by_time
 from jepa_jax.data.decode import read_frames
 from jepa_jax.data.views import eval_view, resize
+from jepa_jax.data.windows import ahead
 from jepa_jax.errors import BadFile, DataError
 from jepa_jax.language.chat import Media
 from jepa_jax.workdir import write_json
@@ -217,13 +220,14 @@ class StoredClips:
     def fill(
         self, shown: Iterable[Media], look: Clips,
         encode: Callable[[np.ndarray, np.ndarray], np.ndarray],
-        batch: int, process: int = 0, processes: int = 1,
+        batch: int, process: int = 0, processes: int = 1, threads: int = 1,
     ) -> None:  # fmt: skip
         """Computes what is not there yet; what cannot be read is said and left out. Of several
         processes each takes its share of all, whatever the others have stored when it looks.
 
         encode: clips [batch, T, crop, crop, 3] uint8, and which of them are tiles [batch] bool ->
           features [batch, N, D].
+        threads: that read the next clips meanwhile.
 
         Raises:
           DataError: nothing of all can be read.
@@ -253,16 +257,27 @@ class StoredClips:
                 features.save(path, each[None], np.zeros(1, int))
             pending.clear()
 
-        bar = tqdm(left.items(), 'features', unit='clip', disable=None if left else True)
-        for media, path in bar:
+        def read(media: Media) -> np.ndarray | BadFile:
             try:
-                pending.append((path, look(media)[0], look.apart(media)))
+                return look(media)[0]
             except BadFile as error:
-                log.warning('features: %s', error)
-                lost += 1
-                continue
-            if len(pending) == batch:
-                flush()
+                return error
+
+        order = list(left)
+        bar = tqdm(left.items(), 'features', unit='clip', disable=None if left else True)
+        with ThreadPoolExecutor(threads) as pool:
+            groups = (
+                list(pool.map(read, order[first : first + batch]))
+                for first in range(0, len(order), batch)
+            )
+            for (media, path), clip in zip(bar, itertools.chain.from_iterable(ahead(groups, 2))):
+                if isinstance(clip, BadFile):
+                    log.warning('features: %s', clip)
+                    lost += 1
+                    continue
+                pending.append((path, clip, look.apart(media)))
+                if len(pending) == batch:
+                    flush()
         if pending:
             flush()
         if total and lost == total:
