@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from jepa_jax import ask as command
-from jepa_jax.answers import Answerer, Sampling
+from jepa_jax.answers import Answerer, Fixed, Sampling
 from jepa_jax.config import ClipsConfig
 from jepa_jax.data import synthetic
 from jepa_jax.data.clips import Timing
@@ -115,6 +116,46 @@ def test_answers(answerer, video):
     # choices alone: the same, and nothing is generated
     silent = answerer.ask(video, 'Which way?', choices=choices, most=0)
     assert (silent.text, silent.shares, silent.choice) == ('', said.shares, said.choice)
+
+
+def counted(monkeypatch, answerer: Answerer, *names: str) -> dict[str, int]:
+    """Calls of its programs, by name."""
+    calls = dict.fromkeys(names, 0)
+
+    def counting(name, program, *arguments, **more):
+        calls[name] += 1
+        return program(*arguments, **more)
+
+    for name in names:
+        program = functools.partial(counting, name, getattr(answerer, f'_{name}'))
+        monkeypatch.setattr(answerer, f'_{name}', program)
+    return calls
+
+
+def test_what_was_seen_is_kept_as_long_as_it_is_the_same(answerer, video, tmp_path, monkeypatch):
+    """A file until it changes; frames that a caller may write to never, those of a handle always;
+    a question with choices is read once."""
+    calls = counted(monkeypatch, answerer, 'see', 'begin')
+    shutil.copy(video, path := str(tmp_path / 'camera.mp4'))
+    rows = [{'video': path, 'question': f'What {i}?', 'choices': ['a', 'b']} for i in range(4)]
+    shown = lambda paths, *when: [Media('video', p, *when) for p in paths]  # noqa: E731
+    command._batch(answerer, rows, tmp_path / 'out.jsonl', shown, {'most': 1})
+    assert calls == {'see': 1, 'begin': 4}
+
+    def shares(of):
+        return answerer.ask(of, 'What?', choices=('a', 'b'), most=0).shares
+
+    frames = np.zeros((4, 16, 16, 3), np.uint8)
+    before = shares(frames)
+    frames[:] = np.random.default_rng(3).integers(0, 256, frames.shape)
+    assert shares(frames) == shares(frames.copy()) != before
+    calls['see'], fixed = 0, Fixed(frames)
+    assert shares(fixed) == shares(fixed) == shares(frames)
+    assert calls['see'] == 2
+    before = shares(path)
+    synthetic.write(tmp_path / 'camera.mp4', np.full((24, 32, 40, 3), 7, np.uint8))
+    assert shares(path) == shares(Media('video', path)) != before
+    assert len(answerer._known) <= 4
 
 
 def test_a_placeholder_may_say_where(answerer, video):

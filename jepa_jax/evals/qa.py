@@ -21,6 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jepa_jax import files
+from jepa_jax.answers import Fixed
 from jepa_jax.checkpoint import hash_arrays
 from jepa_jax.config.qa import QAConfig
 from jepa_jax.data import decode
@@ -67,9 +68,13 @@ class Asked:
         self.frames = self._model.look.config.frames
         nets = {name: hash_arrays(net.tree) for name, net in model.weights.nets.items()}
         self.hash = examples.hash_of(nets)
+        self._last: Fixed | None = None
 
     def answer(self, video: np.ndarray | None, question: str, choices: Sequence[str]) -> Answer:
-        said = self._model.ask(video, question, choices=choices, most=self._tokens)
+        if video is not None and (self._last is None or self._last.frames is not video):
+            self._last = Fixed(video)
+        shown = None if video is None else self._last
+        said = self._model.ask(shown, question, choices=choices, most=self._tokens)
         return Answer(said.text, said.likelihoods)
 
 

@@ -40,6 +40,7 @@ class Brightness:
         return self
 
     def ask(self, video, question, *, choices, most):
+        video = None if video is None else video.frames
         self.asked.append((None if video is None else video[:, 0, 0, 0].tolist(), question))
         if 'refuse' in question:
             raise InputError('1 placeholders')
