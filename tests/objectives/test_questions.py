@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from jepa_jax.models.decoder import DecoderConfig
 from jepa_jax.models.projector import ProjectorConfig
 from jepa_jax.models.vit import ViTConfig
 from jepa_jax.objectives.questions import HeldOut, Questions
-from jepa_jax.sharding import make_mesh, put_batch, put_params
+from jepa_jax.sharding import make_mesh, put_batch, put_params, put_rows
 from jepa_jax.weights import parts
 
 VIT = ViTConfig(24, 1, 2, patch=8, image_size=16, frames=4, dtype=jnp.float32)
@@ -208,7 +209,8 @@ def test_health_says_what_is_said():
         'lengths': np.array([5, 6, 6], np.int32),
     }  # fmt: skip
     objective.held = HeldOut(rows, prompts, ('a', 'b', 'a'), (), 3)
-    health = jax.jit(objective.health)(params, {}, {'decoder': frozen['decoder']}, None)
+    asked = params, {}, {'decoder': frozen['decoder']}, objective.examined
+    health = jax.jit(objective.health)(*asked)
     measured = objective.measure(health)
     expected = np.exp(losses()[3]({**batch(), **{'labels': _first(batch())}}, 0)[1]['loss/tokens'])
     np.testing.assert_allclose(measured['health/perplexity'], expected, rtol=1e-4)
@@ -219,10 +221,38 @@ def test_health_says_what_is_said():
     # whatever is said first ends the answer: nothing is said
     first = tuple(np.asarray(health['tokens'])[:3, 0].tolist())
     objective.held = dataclasses.replace(objective.held, stop=first)
-    health = jax.jit(objective.health)(params, {}, {'decoder': frozen['decoder']}, None)
+    health = jax.jit(objective.health)(*asked)
     measured = objective.measure(health)
     assert measured['health/empty_answers'] == 1
     assert objective.verdict([measured])[0] == 'silent'
+
+
+def test_held_out_rows_are_no_part_of_the_health_program():
+    """On a mesh, whose devices they are spread over: they are features, gigabytes in large runs."""
+    objective, params, frozen = make(features=True)[0], *losses()[1:3]
+    rows = {k: v[:3] for k, v in batch().items()}
+    rows['table'] = np.random.default_rng(1).standard_normal((3, M, 8, 24)).astype(np.float16)
+    prompts = {
+        'tokens': rows['tokens'][:, :6], 'visual': rows['visual'][:, :6],
+        'lengths': np.array([5, 6, 6], np.int32),
+    }  # fmt: skip
+    objective.held = HeldOut(rows, prompts, ('a', 'b', 'a'), (1,), 2)
+    alone = jax.jit(objective.health)(params, {}, {'decoder': frozen['decoder']}, (rows, prompts))
+    mesh = make_mesh(2, jax.devices()[:4])
+    with jax.set_mesh(mesh):
+        decoder = {'decoder': objective.frozen['decoder'].specs}
+        on = [put_params(params, objective.specs, mesh), {}]
+        on.append(put_params({'decoder': frozen['decoder']}, decoder, mesh))
+        on.append(put_rows(objective.examined, mesh))
+        table = on[-1][0]['table']
+        assert table.shape[0] == 4 and table.addressable_shards[0].data.shape[0] == 1
+        lowered = jax.jit(objective.health).lower(*on)
+        spread = lowered.compile()(*on)
+    largest = max(map(len, re.findall(r'dense<(.*?)>', lowered.as_text())))
+    assert largest < rows['table'].nbytes
+    for name, values in alone.items():
+        np.testing.assert_allclose(spread[name][:3], values, atol=1e-5)
+    assert (np.asarray(spread['lost'])[3] == np.asarray(spread['lost'])[0]).all()
 
 
 def _first(data: dict) -> np.ndarray:
