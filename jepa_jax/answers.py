@@ -16,13 +16,12 @@ import numpy as np
 
 from jepa_jax.config import ClipsConfig
 from jepa_jax.config.check import types_and_ranges
-from jepa_jax.data.clips import Timing
-from jepa_jax.data.kinds import PICTURES
+from jepa_jax.data import kinds
 from jepa_jax.errors import ConfigError, ConvertError, InputError
 from jepa_jax.language import packing
 from jepa_jax.language.chat import Media, Turn, encode
 from jepa_jax.language.conversations import PLACEHOLDER
-from jepa_jax.language.sight import Always, Clips, Looked, moments
+from jepa_jax.language.sight import Always, Clips, Looked, moments, paced
 from jepa_jax.language.tokenizer import Tokenizer
 from jepa_jax.models.generation import Sampling, Speaker, choose, embeddings
 from jepa_jax.weights import parts, zoo
@@ -274,10 +273,9 @@ class Answerer:
     def _array(self, frames: np.ndarray) -> tuple[np.ndarray, Looked]:
         if frames.ndim != 4 or frames.dtype != np.uint8 or frames.shape[3] != 3 or not len(frames):
             raise InputError(f'frames {frames.dtype} {list(frames.shape)}: uint8 [T, H, W, 3]')
-        fps = self.look.config.fps or 1.0
-        timing = Timing(len(frames), fps, len(frames) / fps)
+        timing = paced(len(frames), self.look.config)
         numbers = moments(timing, self.look.config)
-        looked = Looked(tuple(numbers / fps), timing.seconds, len(set(numbers.tolist())))
+        looked = Looked(tuple(numbers / timing.fps), timing.seconds, len(set(numbers.tolist())))
         return self.look.view(frames[numbers]), looked
 
     def _embedded(self, params, arrays, visual) -> jax.Array:
@@ -339,13 +337,13 @@ def _shortest(lengths: Sequence[int], tokens: int, what: str) -> int:
 
 
 def media_of(video: Video, number: int = 0) -> Media:
-    """What a path, or frames, are."""
+    """What a path, by its content, or frames are. Raises BadFile: no file that can be read."""
     if isinstance(video, Media):
         return video
     if isinstance(video, np.ndarray | Fixed):
         return Media('video', f'array {number}')
     path = os.fspath(video)
-    return Media('image' if os.path.splitext(path)[1].lower() in PICTURES else 'video', path)
+    return Media('image' if kinds.kind_of(path) == 'image' else 'video', path)
 
 
 def _same(video: Video, media: Media) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jepa_jax import ask as command
-from jepa_jax.answers import Answerer, Fixed, Sampling
+from jepa_jax.answers import Answerer, Fixed, Sampling, media_of
 from jepa_jax.config import ClipsConfig
 from jepa_jax.data import synthetic
 from jepa_jax.data.clips import Timing
@@ -239,6 +239,32 @@ def test_an_image_fills_all_frames(tmp_path):
     clip, looked = Clips(CLIPS).read(Media('image', str(tmp_path / 'a.png')))
     assert (clip == pixels).all() and clip.shape == (4, 16, 16, 3)
     assert looked.words() == 'an image'
+
+
+@pytest.mark.parametrize('name', ['a.gif', 'a.webp', 'a.png', 'a.tif', 'a.npy', 'a.jpg'])
+def test_a_file_is_what_it_holds(name, tmp_path):
+    """Of ten frames in a picture's file, all that is shown; whatever the name says."""
+    from PIL import Image
+
+    frames = np.arange(0, 250, 25, dtype=np.uint8)[:, None, None, None].repeat(16, 1).repeat(16, 2)
+    frames = frames.repeat(3, 3)
+    first, *others = map(Image.fromarray, frames)
+    path = tmp_path / name
+    if name == 'a.npy':
+        np.save(path, frames)
+    elif name == 'a.jpg':
+        first.save(path, format='png')
+    else:
+        first.save(path, save_all=True, append_images=others, duration=100, lossless=True)
+    media = media_of(path)
+    clip, looked = Clips(CLIPS).read(media)
+    if name == 'a.jpg':
+        assert media.kind == 'image'
+    else:
+        assert clip[:, 0, 0, 0].tolist() == [0, 75, 150, 225]
+        assert looked.length == pytest.approx(1 if name in ('a.gif', 'a.webp', 'a.png') else 10)
+    with pytest.raises(BadFile, match='missing'):
+        media_of(tmp_path / 'no.gif')
 
 
 @pytest.mark.parametrize(

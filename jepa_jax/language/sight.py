@@ -22,9 +22,8 @@ from tqdm import tqdm
 
 from jepa_jax import scratch
 from jepa_jax.config.questions import ClipsConfig
-from jepa_jax.data import features, pictures
+from jepa_jax.data import decode, features, kinds, npz, pictures
 from jepa_jax.data.clips import Timing, by_time
-from jepa_jax.data.decode import read_frames
 from jepa_jax.data.views import eval_view, resize
 from jepa_jax.data.windows import ahead
 from jepa_jax.errors import BadFile, DataError
@@ -84,6 +83,12 @@ def moments(timing: Timing, clips: ClipsConfig, start: float = 0.0, end: float =
         candidates = candidates[(np.arange(0, len(candidates) - 1e-6, step)).astype(int)]
     even = np.round(np.linspace(0, len(candidates) - 1, clips.frames)).astype(int)
     return by_time(candidates[even], timing)
+
+
+def paced(frames: int, clips: ClipsConfig) -> Timing:
+    """Of frames without a clock: as many a second as are shown, or one."""
+    fps = clips.fps or 1.0
+    return Timing(frames, fps, frames / fps)
 
 
 def tiling(height: int, width: int, crop: int, most: int) -> tuple[int, int]:
@@ -150,6 +155,7 @@ class Clips:
         said = []
 
         def choose(timing: Timing) -> np.ndarray:
+            timing = timing if timing.fps else paced(timing.frames, self.config)
             try:
                 numbers = moments(timing, self.config, media.start, media.end)
             except ValueError as error:
@@ -159,7 +165,13 @@ class Clips:
             said[:] = [Looked(tuple(map(float, times)), timing.seconds, distinct)]
             return numbers
 
-        frames = read_frames(media.path, choose)
+        kind = kinds.kind_of(media.path)
+        if kind == 'array':
+            array = npz.load_frames(media.path)
+            frames = array[choose(Timing(len(array), 0.0, 0.0))]
+        else:
+            read = pictures.read_frames if kind == 'stack' else decode.read_frames
+            frames = read(media.path, choose)
         return frames, said[0]
 
     def view(self, frames: np.ndarray) -> np.ndarray:
