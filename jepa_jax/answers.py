@@ -77,8 +77,8 @@ class Answerer:
         self, nets: dict[str, StoredNet], tokenizer: Tokenizer, clips: ClipsConfig, dtype: str,
         language: Path | None = None,
     ):  # fmt: skip
-        """nets: encoder, projector, decoder and, if there is one, adapter; language: folder that
-        the language model came from.
+        """nets: encoder, projector, decoder and, if there is one, adapter; dtype: of matmul inputs;
+        language: folder that the language model came from.
 
         Raises:
           ConvertError: nets that do not fit each other.
@@ -113,8 +113,11 @@ class Answerer:
         for name, net in nets.items():
             config = net.config
             if name != 'adapter':
-                stored = {'stored': dtype} if name == 'decoder' else {}
-                config = dataclasses.replace(config, dtype=jnp.dtype(dtype), **stored)
+                config = dataclasses.replace(config, dtype=jnp.dtype(dtype))
+            if name == 'decoder':  # of its own type, or a smaller one
+                types = config.stored, dtype
+                stored = min(types, key=lambda name: jnp.dtype(name).itemsize)
+                config = dataclasses.replace(config, stored=stored)
             made[name] = parts.net(net.part, config)
             self._params[name] = jax.tree.map(_onto_device, net.tree, made[name].abstract)
         scale = nets['adapter'].config.scale if 'adapter' in nets else 1.0

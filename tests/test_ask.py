@@ -202,6 +202,22 @@ def test_nets_that_do_not_fit(tmp_path):
         Answerer.of(weights)
 
 
+@pytest.mark.parametrize(
+    ('stored', 'dtype', 'kept'),
+    [
+        ('bfloat16', 'float32', 'bfloat16'),  # as large as its files
+        ('float16', 'bfloat16', 'float16'),
+        ('float32', 'bfloat16', 'bfloat16'),
+        ('float32', 'float32', 'float32'),
+    ],
+)
+def test_a_language_model_keeps_its_type(stored, dtype, kept):
+    decoder = dataclasses.replace(CONFIGS['decoder'], stored=stored)
+    one = Answerer(nets(decoder=decoder), questions.tokenizer(), CLIPS, dtype)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(one._params['decoder'])} == {kept}
+    assert one._nets['decoder'].config.dtype == dtype
+
+
 def test_a_batch_counts_what_cannot_be_read(answerer, video, tmp_path):
     rows = [
         {'video': video, 'question': 'What?'},

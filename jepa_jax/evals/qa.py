@@ -35,6 +35,7 @@ from jepa_jax.language.items import Answer, Item
 log = logging.getLogger(__name__)
 
 FILE = 'answers.jsonl'
+EARLIER = {'compute_dtype': 'float32'}  # what first lines did not say before it could be another
 SEEN, BLIND, SHUFFLED, ONE = 'video', 'blind', 'shuffled frames', 'one frame'
 FOLDER_FPS = 3.0  # of folders of frames (MVBench's episodic reasoning)
 
@@ -94,6 +95,7 @@ def run(model, config: QAConfig, workdir: Path) -> Results:
         'items': digest(items),
         'frames': count,
         'tokens': config.tokens,
+        'compute_dtype': config.compute_dtype,
         'likelihoods': config.likelihoods,
         'seed': config.seed,
     }
@@ -288,7 +290,7 @@ def load(path: Path, about: dict | None = None) -> dict[str, dict[str, Answer]]:
             known = row.get('about')
             if not isinstance(known, dict):
                 raise BadFile(path, 'not_text', 'line 1 does not say what the answers are of')
-            if other := [key for key in about or {} if known.get(key) != about[key]]:
+            if other := [key for key in about or {} if (EARLIER | known).get(key) != about[key]]:
                 raise ConfigError(
                     f'{path}: answers with another {" and ".join(other)}: name another --workdir'
                 )
