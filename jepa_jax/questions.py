@@ -235,21 +235,29 @@ def _standardised(objective: Questions, store: StoredClips, config: QuestionsCon
     """A drawn projector whose first layer reads each channel less its mean, over its deviation:
     of channels that lie far from 0 or hardly vary it would else learn late, or never."""
     net = objective.net('projector')
-    media = dict.fromkeys(m for item in config.data.mixture for m in _shown(config, item.path))
-    seen: list[np.ndarray] = []
-    for each in media:
+    media = list(
+        dict.fromkeys(m for item in config.data.mixture for m in _shown(config, item.path))
+    )
+    order = np.random.default_rng(config.seed).permutation(len(media))
+    seen, tokens, mean, squares = 0, 0, np.zeros(()), np.zeros(())  # squares: off the mean, summed
+    for place in order:
         try:
-            seen.append(np.asarray(store(each), np.float32))
+            own = np.asarray(store(media[place]), np.float64)
         except BadFile:  # said when features were made
             continue
-        if len(seen) == MEASURED:
+        # Chan, Golub and LeVeque: sums about means, so that large ones do not hide small spreads
+        count, about = own.shape[0] * own.shape[1], own.mean((0, 1))
+        apart, both = about - mean, tokens + count
+        squares = squares + np.square(own - about).sum((0, 1))
+        squares += np.square(apart) * (tokens * count / both)
+        seen, tokens, mean = seen + 1, both, mean + apart * (count / both)
+        if seen == MEASURED:
             break
     key = jax.random.fold_in(jax.random.key(config.seed), 3)
     params = jax.device_get(jax.jit(net.init, compiler_options=ONCE)(key))
     if not seen:
         return params
-    tokens = np.concatenate(seen).astype(np.float64)
-    mean, deviation = tokens.mean((0, 1)), tokens.std((0, 1)) + 1e-6
+    deviation = np.sqrt(squares / tokens) + 1e-6
     kernel, bias = params['fc1']['kernel'], params['fc1']['bias']
     times = len(kernel) // len(mean)
     mean, deviation = np.tile(mean, times)[:, None], np.tile(deviation, times)[:, None]

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import re
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +59,32 @@ def test_a_projector_starts_on_standardised_channels(joined, tmp_path):
     expected = one.net('projector')(drawn, standard.astype(np.float32))
     ours = one.net('projector')(params, seen.astype(np.float32))
     np.testing.assert_allclose(ours, expected, rtol=0, atol=2e-3 * np.abs(expected).max())
+    deviation = seen.std((0, 1)) + 1e-6
+    kernel = np.asarray(drawn['fc1']['kernel']) / np.tile(deviation, 1 + joined)[:, None]
+    np.testing.assert_allclose(params['fc1']['kernel'], kernel, rtol=1e-6)
+
+
+def test_channels_are_measured_on_drawn_media_one_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepared, 'MEASURED', 4)
+    talk = [{'from': 'human', 'value': '<video>What?'}, {'from': 'gpt', 'value': 'noise'}]
+    rows = [{'video': f'{i}.mp4', 'conversations': talk} for i in range(40)]
+    path = tmp_path / 'talks.jsonl'
+    path.write_text('\n'.join(map(json.dumps, rows)))
+    one, looked, alive = Questions(VIT, PROJECTOR, LLM, features=True), [], []
+
+    def store(media):
+        looked.append(media.path)
+        alive[:] = [each for each in alive if each() is not None]
+        assert len(alive) < 2
+        alive.append(weakref.ref(features := np.full((1, 8, 24), len(looked), np.float32)))
+        return features
+
+    for seed in (1, 2):
+        config = QuestionsConfig(seed=seed)
+        config.data.mixture = [MixtureConfig(str(path))]
+        prepared._standardised(one, store, config)
+    first = [str(tmp_path / f'{i}.mp4') for i in range(4)]
+    assert len(looked) == 8 and looked[:4] != looked[4:] != first != looked[:4]
 
 
 @pytest.mark.parametrize('pool', [1, 2])
