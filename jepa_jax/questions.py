@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import logging
 import pathlib
 from collections.abc import Iterator
@@ -14,13 +15,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jepa_jax import distributed, scratch, sharding
+from jepa_jax import distributed, recipes, scratch, sharding
 from jepa_jax.checkpoint import hash_arrays, leaves, read_on_host
 from jepa_jax.config import QuestionsConfig
 from jepa_jax.config.conversations import SELF_MADE
-from jepa_jax.config.questions import media_places, visual_tokens
+from jepa_jax.config.questions import (
+    READ,
+    LanguageConfig,
+    as_read,
+    language_shape,
+    media_places,
+    visual_tokens,
+)
 from jepa_jax.data import synthetic
-from jepa_jax.errors import BadFile, ConfigError
+from jepa_jax.errors import BadFile, ConfigError, ZooError
 from jepa_jax.language import packing
 from jepa_jax.language import questions as self_made
 from jepa_jax.language.chat import Media, encode
@@ -85,6 +93,34 @@ def prepare(config: QuestionsConfig, objective: Questions, origin: Origin) -> Pr
     if config.heldout:
         objective.held = _held(config, sight)
     return Prepared(frozen, kept, sight, initial, {TOKENIZER: tokenizer.save})
+
+
+def settle(config: QuestionsConfig, workdir: pathlib.Path) -> QuestionsConfig:
+    """The config with what the language model's files say of it; a run that goes on has it in its
+    own config. Files that are not there are missed where they are needed.
+
+    Raises:
+      ConvertError, CheckpointError: files that cannot be used.
+    """
+    path, language = workdir / 'config.json', config.language
+    before = recipes.read_config(json.loads(path.read_text())) if path.is_file() else None
+    if before and before.objective == config.objective and _same(before.language, language):
+        says = dataclasses.asdict(language_shape(before.language))
+    elif language.path == 'random':
+        return config
+    else:
+        try:
+            weights = zoo.find(language.path)
+        except ZooError:
+            return config
+        if not (key := name_of(weights)):
+            return config
+        says = {name: getattr(weights.nets[key].config, name) for name in READ}
+    return dataclasses.replace(config, language=as_read(language, says))
+
+
+def _same(a: LanguageConfig, b: LanguageConfig) -> bool:
+    return (a.path, a.size) == (b.path, b.size)
 
 
 def resolved(config: QuestionsConfig) -> QuestionsConfig:
