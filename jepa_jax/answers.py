@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,12 @@ import numpy as np
 
 from jepa_jax.config import ClipsConfig
 from jepa_jax.config.check import types_and_ranges
-from jepa_jax.data.clips import Timing
-from jepa_jax.data.kinds import PICTURES
+from jepa_jax.data import kinds
 from jepa_jax.errors import ConfigError, ConvertError, InputError
 from jepa_jax.language import packing
 from jepa_jax.language.chat import Media, Turn, encode, told
 from jepa_jax.language.conversations import stretches
-from jepa_jax.language.sight import Always, Clips, Looked, moments
+from jepa_jax.language.sight import Always, Clips, Looked, moments, paced
 from jepa_jax.language.tokenizer import Tokenizer
 from jepa_jax.models.generation import Sampling, Speaker, choose, embeddings
 from jepa_jax.weights import parts, zoo
@@ -33,7 +33,17 @@ LENGTHS = tuple(64 * 2**i for i in range(12))
 GREEDY = Sampling()
 CHOICES = (4, 16, 64, 256)  # tokens of a choice, likewise
 
-Video = str | os.PathLike | np.ndarray | Media
+KEPT = 4  # videos whose tokens are kept, in case they are asked about again
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Fixed:
+    """Frames that nobody writes to: asked about the same object again, they are known."""
+
+    frames: np.ndarray  # uint8 [T, H, W, 3]
+
+
+Video = str | os.PathLike | np.ndarray | Fixed | Media
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +77,9 @@ class Answerer:
         self, nets: dict[str, StoredNet], tokenizer: Tokenizer, clips: ClipsConfig, dtype: str,
         language: Path | None = None, system: str = '',
     ):  # fmt: skip
-        """nets: encoder, projector, decoder and, if there is one, adapter; language: folder that
-        the language model came from; system: what the system says first, if nothing else is said.
+        """nets: encoder, projector, decoder and, if there is one, adapter; dtype: of matmul inputs;
+        language: folder that the language model came from; system: what the system says first, if
+        nothing else is said.
 
         Raises:
           ConvertError: nets that do not fit each other.
@@ -104,14 +115,17 @@ class Answerer:
         for name, net in nets.items():
             config = net.config
             if name != 'adapter':
-                stored = {'stored': dtype} if name == 'decoder' else {}
-                config = dataclasses.replace(config, dtype=jnp.dtype(dtype), **stored)
+                config = dataclasses.replace(config, dtype=jnp.dtype(dtype))
+            if name == 'decoder':  # of its own type, or a smaller one
+                types = config.stored, dtype
+                stored = min(types, key=lambda name: jnp.dtype(name).itemsize)
+                config = dataclasses.replace(config, stored=stored)
             made[name] = parts.net(net.part, config)
             self._params[name] = jax.tree.map(_onto_device, net.tree, made[name].abstract)
         scale = nets['adapter'].config.scale if 'adapter' in nets else 1.0
         self._nets, self._speaker = made, Speaker(made['decoder'], scale)
         self._rows = Always(projector.tokens)
-        self._known: tuple[Any, jax.Array, Looked] | None = None  # the last video
+        self._known: dict[Any, tuple[jax.Array, Looked]] = {}  # the last videos
 
         @jax.jit
         def see(params, clips, apart):
@@ -132,10 +146,11 @@ class Answerer:
             )
 
         @jax.jit
-        def likelihoods(params, arrays, visual, choices):
-            x = self._embedded(params, arrays, visual)
-            how = params['decoder'], params.get('adapter'), x, arrays['lengths'][0], choices
-            return self._speaker.likelihoods(*how)
+        def likelihoods(params, arrays, logits, cache, choices):
+            read = arrays['tokens'].shape[1]
+            cache = jax.tree.map(lambda a: a[:, :, :read], cache)  # without the room behind it
+            how = params['decoder'], params.get('adapter'), logits, arrays['lengths'][0], cache
+            return self._speaker.likelihoods(*how, choices)
 
         self._see, self._begin, self._follow = see, begin, follow
         self._likelihoods = likelihoods
@@ -191,7 +206,8 @@ class Answerer:
         Args:
           video: path of a video or image, frames uint8 [T, H, W, 3], or several; a Media says which
             seconds. None: the question alone. They come first, or where <video> stands in the first
-            question.
+            question. Of the last files, as long as they do not change, and of `Fixed` frames, what
+            the encoder said is kept.
           choices: of which the likelihoods as whole answers are compared; generated text comes
             beside them.
           turns: earlier questions and what was answered; videos belong to the first.
@@ -215,10 +231,10 @@ class Answerer:
         seen = [self._seen(each, which) for each, which in zip(videos, media)]
         visual = jnp.concatenate([tokens for tokens, _ in seen] or [self._nothing()], axis=1)
         looked = tuple(what for _, what in seen)
-        text = self._generated(arrays, visual, most, sampling, seed, on_text) if most else ''
-        if not choices:
-            return Said(text, looked)
-        return Said(text, looked, tuple(choices), self._likely(arrays, visual, choices))
+        logits, cache = self._begin(self._params, arrays, visual, room=most)
+        likely = self._likely(arrays, logits, cache, choices) if choices else ()
+        text = self._generated(arrays, logits, cache, most, sampling, seed, on_text)
+        return Said(text, looked, tuple(choices), likely)
 
     def _asked(self, videos, question, turns, system) -> tuple[dict, list[Media]]:
         said = [(q, a) for q, a in turns] + [(question, '')]
@@ -250,33 +266,35 @@ class Answerer:
         return jnp.zeros((1, 1, projector.width), projector.dtype)
 
     def _seen(self, video: Video, media: Media) -> tuple[jax.Array, Looked]:
-        """Visual tokens [1, V, D] of a video, and what was looked at. The last one is kept."""
-        if self._known and self._known[0] is video:
-            return self._known[1:]
-        if isinstance(video, np.ndarray):
-            clip, looked = self._array(video)
+        """Visual tokens [1, V, D] of a video, and what was looked at."""
+        key = _same(video, media)
+        if known := self._known.get(key):
+            return known
+        if isinstance(video, np.ndarray | Fixed):
+            clip, looked = self._array(video.frames if isinstance(video, Fixed) else video)
         else:
             clip, looked = self.look.read(media)
         apart = jnp.ones(1, bool) if self.look.apart(media) else None
         tokens = self._see(self._params, jnp.asarray(clip[None]), apart)
-        self._known = video, tokens, looked
+        if key is not None:
+            self._known[key] = tokens, looked
+            if len(self._known) > KEPT:
+                del self._known[next(iter(self._known))]
         return tokens, looked
 
     def _array(self, frames: np.ndarray) -> tuple[np.ndarray, Looked]:
         if frames.ndim != 4 or frames.dtype != np.uint8 or frames.shape[3] != 3 or not len(frames):
             raise InputError(f'frames {frames.dtype} {list(frames.shape)}: uint8 [T, H, W, 3]')
-        fps = self.look.config.fps or 1.0
-        timing = Timing(len(frames), fps, len(frames) / fps)
+        timing = paced(len(frames), self.look.config)
         numbers = moments(timing, self.look.config)
-        looked = Looked(tuple(numbers / fps), timing.seconds, len(set(numbers.tolist())))
+        looked = Looked(tuple(numbers / timing.fps), timing.seconds, len(set(numbers.tolist())))
         return self.look.view(frames[numbers]), looked
 
     def _embedded(self, params, arrays, visual) -> jax.Array:
         decoder = self._nets['decoder'].bind(params['decoder'])
         return embeddings(decoder, arrays['tokens'], visual, arrays['visual'])
 
-    def _generated(self, arrays, visual, most, sampling, seed, on_text) -> str:
-        logits, cache = self._begin(self._params, arrays, visual, room=most)
+    def _generated(self, arrays, logits, cache, most, sampling, seed, on_text) -> str:
         ids: list[int] = []
         lengths, said, key = arrays['lengths'], '', jax.random.key(seed)
         for step in range(most):
@@ -297,14 +315,14 @@ class Answerer:
             on_text(text[len(said) :])
         return text
 
-    def _likely(self, arrays, visual, choices) -> tuple[float, ...]:
+    def _likely(self, arrays, logits, cache, choices) -> tuple[float, ...]:
         end = self.tokenizer.stops[0]
         ids = [[*self.tokenizer.encode(choice), end] for choice in choices]
         length = _shortest(CHOICES, max(map(len, ids)), 'a choice')
         rows = np.full((len(ids), length), -1, np.int32)
         for row, each in zip(rows, ids):
             row[: len(each)] = each
-        values = self._likelihoods(self._params, arrays, visual, rows)
+        values = self._likelihoods(self._params, arrays, logits, cache, rows)
         return tuple(map(float, values))
 
 
@@ -340,13 +358,26 @@ def _shortest(lengths: Sequence[int], tokens: int, what: str) -> int:
 
 
 def media_of(video: Video, number: int = 0) -> Media:
-    """What a path, or frames, are."""
+    """What a path, by its content, or frames are. Raises BadFile: no file that can be read."""
     if isinstance(video, Media):
         return video
-    if isinstance(video, np.ndarray):
+    if isinstance(video, np.ndarray | Fixed):
         return Media('video', f'array {number}')
     path = os.fspath(video)
-    return Media('image' if os.path.splitext(path)[1].lower() in PICTURES else 'video', path)
+    return Media('image' if kinds.kind_of(path) == 'image' else 'video', path)
+
+
+def _same(video: Video, media: Media) -> Any:
+    """What two videos have in common that show the same; None: nobody knows."""
+    if isinstance(video, np.ndarray):
+        return None
+    if isinstance(video, Fixed):
+        return weakref.ref(video)  # equal to another one of the same object alone
+    try:
+        state = os.stat(media.path)
+    except OSError:  # for the reader to say
+        return None
+    return media, state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
 
 
 def _parts(text: str, media: list[Media]) -> tuple[str | Media, ...]:

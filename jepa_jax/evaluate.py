@@ -119,7 +119,7 @@ def _evaluate(config: EvalConfig, folder, model: str, encoder: str) -> tuple[dic
     from jepa_jax.workdir import write_json
 
     row, began = evals.of(config), time.monotonic()
-    loaded = jepa_jax.load(model, encoder=encoder)
+    loaded = jepa_jax.load(model, encoder=encoder, dtype=config.compute_dtype)
     for line in () if jax.process_index() else loaded.about:
         print(line)
     about = {

@@ -24,7 +24,7 @@ from jepa_jax.errors import DataError, Interrupted, TrainingError
 from jepa_jax.metrics import Metrics, Workload, speed
 from jepa_jax.objectives import Objective
 from jepa_jax.optim import Optimizer
-from jepa_jax.sharding import put_batch
+from jepa_jax.sharding import put_batch, put_rows
 from jepa_jax.state import TrainState
 from jepa_jax.step import first_nonfinite, make_step
 from jepa_jax.watch import Watch
@@ -183,14 +183,15 @@ def _lag(params: dict, ema: dict) -> dict[str, jax.Array]:
 
 def _health(objective: Objective, parts: int):
     """objective.health of one of the parts in which a step takes its batch: what fits there fits
-    here. Of parts of one row two are taken, which fit without gradients: rows are compared."""
+    here. Of parts of one row two are taken, which fit without gradients: rows are compared. Of an
+    objective that says what is examined, all of that."""
 
     def of(rows: jax.Array) -> jax.Array:
         alone = len(rows) == parts
         return rows[:2] if alone else rows.reshape(-1, parts, *rows.shape[1:])[:, 0]
 
     def health(state: TrainState, frozen: dict, batch) -> dict:
-        part = jax.tree.map(of, batch)
+        part = jax.tree.map(of, batch) if objective.examined is None else batch
         return objective.health(state.params, state.ema, frozen, part)
 
     return health
@@ -311,7 +312,9 @@ def fit(
         seconds = config.optim.batch / rates['clips_per_s']
         row |= speed([workload(i) for i in range(logged, n)], seconds)
         if measured:
-            row |= objective.measure(health(state, frozen, batch))
+            examined = objective.examined
+            rows = batch if examined is None else put_rows(examined, mesh)
+            row |= objective.measure(health(state, frozen, rows))
             for name, gap in jax.device_get(lag(state.params, state.ema)).items():
                 key = 'health/ema_lag' if len(state.ema) == 1 else f'health/ema_lag/{name}'
                 row[key] = float(gap)

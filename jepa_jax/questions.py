@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import logging
 import pathlib
 from collections.abc import Iterator
@@ -14,13 +15,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jepa_jax import distributed, scratch, sharding
+from jepa_jax import distributed, recipes, scratch, sharding
 from jepa_jax.checkpoint import hash_arrays, leaves, read_on_host
 from jepa_jax.config import QuestionsConfig
 from jepa_jax.config.conversations import SELF_MADE
-from jepa_jax.config.questions import media_places, visual_tokens
+from jepa_jax.config.questions import (
+    READ,
+    LanguageConfig,
+    as_read,
+    language_shape,
+    media_places,
+    visual_tokens,
+)
 from jepa_jax.data import synthetic
-from jepa_jax.errors import BadFile, ConfigError
+from jepa_jax.errors import BadFile, ConfigError, ZooError
 from jepa_jax.language import packing
 from jepa_jax.language import questions as self_made
 from jepa_jax.language.chat import Media, encode, told
@@ -85,6 +93,34 @@ def prepare(config: QuestionsConfig, objective: Questions, origin: Origin) -> Pr
     if config.heldout:
         objective.held = _held(config, sight)
     return Prepared(frozen, kept, sight, initial, {TOKENIZER: tokenizer.save})
+
+
+def settle(config: QuestionsConfig, workdir: pathlib.Path) -> QuestionsConfig:
+    """The config with what the language model's files say of it; a run that goes on has it in its
+    own config. Files that are not there are missed where they are needed.
+
+    Raises:
+      ConvertError, CheckpointError: files that cannot be used.
+    """
+    path, language = workdir / 'config.json', config.language
+    before = recipes.read_config(json.loads(path.read_text())) if path.is_file() else None
+    if before and before.objective == config.objective and _same(before.language, language):
+        says = dataclasses.asdict(language_shape(before.language))
+    elif language.path == 'random':
+        return config
+    else:
+        try:
+            weights = zoo.find(language.path)
+        except ZooError:
+            return config
+        if not (key := name_of(weights)):
+            return config
+        says = {name: getattr(weights.nets[key].config, name) for name in READ}
+    return dataclasses.replace(config, language=as_read(language, says))
+
+
+def _same(a: LanguageConfig, b: LanguageConfig) -> bool:
+    return (a.path, a.size) == (b.path, b.size)
 
 
 def resolved(config: QuestionsConfig) -> QuestionsConfig:
@@ -228,8 +264,10 @@ def _fill(store: StoredClips, look: Clips, config: QuestionsConfig, net: Net, pa
             split = jax.device_put(clips, jax.NamedSharding(local, sharding.BATCH))
             return np.asarray(encode(whole, *split))
 
-        place = dict(process=jax.process_index(), processes=jax.process_count())
-        store.fill(shown, look, features, CLIPS * local.size, **place)
+        store.fill(
+            shown, look, features, CLIPS * local.size, jax.process_index(), jax.process_count(),
+            threads=max(1, config.data.workers),
+        )  # fmt: skip
     distributed.any_process(False)  # each reads what the others computed, so waits for them
 
 
@@ -237,21 +275,29 @@ def _standardised(objective: Questions, store: StoredClips, config: QuestionsCon
     """A drawn projector whose first layer reads each channel less its mean, over its deviation:
     of channels that lie far from 0 or hardly vary it would else learn late, or never."""
     net = objective.net('projector')
-    media = dict.fromkeys(m for item in config.data.mixture for m in _shown(config, item.path))
-    seen: list[np.ndarray] = []
-    for each in media:
+    media = list(
+        dict.fromkeys(m for item in config.data.mixture for m in _shown(config, item.path))
+    )
+    order = np.random.default_rng(config.seed).permutation(len(media))
+    seen, tokens, mean, squares = 0, 0, np.zeros(()), np.zeros(())  # squares: off the mean, summed
+    for place in order:
         try:
-            seen.append(np.asarray(store(each), np.float32))
+            own = np.asarray(store(media[place]), np.float64)
         except BadFile:  # said when features were made
             continue
-        if len(seen) == MEASURED:
+        # Chan, Golub and LeVeque: sums about means, so that large ones do not hide small spreads
+        count, about = own.shape[0] * own.shape[1], own.mean((0, 1))
+        apart, both = about - mean, tokens + count
+        squares = squares + np.square(own - about).sum((0, 1))
+        squares += np.square(apart) * (tokens * count / both)
+        seen, tokens, mean = seen + 1, both, mean + apart * (count / both)
+        if seen == MEASURED:
             break
     key = jax.random.fold_in(jax.random.key(config.seed), 3)
     params = jax.device_get(jax.jit(net.init, compiler_options=ONCE)(key))
     if not seen:
         return params
-    tokens = np.concatenate(seen).astype(np.float64)
-    mean, deviation = tokens.mean((0, 1)), tokens.std((0, 1)) + 1e-6
+    deviation = np.sqrt(squares / tokens) + 1e-6
     kernel, bias = params['fc1']['kernel'], params['fc1']['bias']
     times = len(kernel) // len(mean)
     mean, deviation = np.tile(mean, times)[:, None], np.tile(deviation, times)[:, None]

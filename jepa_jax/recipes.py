@@ -37,6 +37,8 @@ class Recipe:
     activations: str  # config, rows -> jepa_jax.memory.Activations of so many rows at a time
     check: str = 'jepa_jax.recipes:no_complaints'  # config -> complaints
     smoke: str = 'jepa_jax.recipes:leave'  # shrinks a config to a trial, in place
+    # config, workdir -> the config with what only files can say, before anything is made of it
+    settle: str = 'jepa_jax.recipes:as_it_is'
     # config, objective, jepa_jax.origin.Origin -> jepa_jax.objectives.Prepared
     prepare: str = 'jepa_jax.objectives:nothing_to_prepare'
     # config -> names and paths of the models that it begins with, '' and 'random' among them
@@ -146,6 +148,7 @@ RECIPES: dict[str, Recipe] = {
         check='jepa_jax.config.questions:check',
         smoke='jepa_jax.config.trials:questions',
         build='jepa_jax.build:questions',
+        settle='jepa_jax.questions:settle',
         prepare='jepa_jax.questions:prepare',
         models='jepa_jax.config.questions:models',
         stream='jepa_jax.questions:stream',
@@ -326,6 +329,12 @@ def nothing_more(*run: Any) -> tuple[dict[str, Any], list[str]]:
     """For recipes that measure nothing at the end."""
     del run
     return {}, []
+
+
+def as_it_is(config: RunConfig, workdir: pathlib.Path) -> RunConfig:
+    """For recipes whose configs say all."""
+    del workdir
+    return config
 
 
 def leave(config: RunConfig) -> None:

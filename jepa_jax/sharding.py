@@ -152,3 +152,16 @@ def put_batch(batch, mesh: jax.sharding.Mesh):
     return jax.tree.map(
         lambda a: jax.make_array_from_process_local_data(sharding, np.asarray(a)), batch
     )
+
+
+def put_rows(rows, mesh: jax.sharding.Mesh):
+    """Rows (numpy) that every process has whole -> global arrays with them over both axes; the
+    first ones come again, so that the devices have as many each."""
+    sharding = jax.NamedSharding(mesh, BATCH)
+
+    def one(a: np.ndarray) -> jax.Array:
+        count = -(-len(a) // mesh.size) * mesh.size
+        of = lambda at: a[np.arange(count)[at[0]] % len(a)]  # noqa: E731
+        return jax.make_array_from_callback((count, *a.shape[1:]), sharding, of)
+
+    return jax.tree.map(one, rows)

@@ -48,10 +48,11 @@ def train(
     start.compilation_cache(compilation_cache)
     begun = time.monotonic()
     with distributed.session(), home.of(workdir) as place:
-        folder = place.folder
+        folder, recipe = place.folder, recipes.of(config)
+        config = load(recipe.settle)(config, folder)
         if ending.finished(folder, config, place.name):
             return
-        recipe, asked = recipes.of(config), dataclasses.asdict(config)
+        asked = dataclasses.asdict(config)
         config = memory.choose(config, jax.device_count(), start.smallest_memory())
         objective = load(recipe.build)(config)
         optimizer = optim.build(config.optim, objective)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import shutil
 import sys
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from jepa_jax import ask as command
-from jepa_jax.answers import Answerer, Sampling
+from jepa_jax.answers import Answerer, Fixed, Sampling, media_of
 from jepa_jax.config import ClipsConfig
 from jepa_jax.data import synthetic
 from jepa_jax.data.clips import Timing
@@ -119,6 +120,46 @@ def test_answers(answerer, video):
     assert (silent.text, silent.shares, silent.choice) == ('', said.shares, said.choice)
 
 
+def counted(monkeypatch, answerer: Answerer, *names: str) -> dict[str, int]:
+    """Calls of its programs, by name."""
+    calls = dict.fromkeys(names, 0)
+
+    def counting(name, program, *arguments, **more):
+        calls[name] += 1
+        return program(*arguments, **more)
+
+    for name in names:
+        program = functools.partial(counting, name, getattr(answerer, f'_{name}'))
+        monkeypatch.setattr(answerer, f'_{name}', program)
+    return calls
+
+
+def test_what_was_seen_is_kept_as_long_as_it_is_the_same(answerer, video, tmp_path, monkeypatch):
+    """A file until it changes; frames that a caller may write to never, those of a handle always;
+    a question with choices is read once."""
+    calls = counted(monkeypatch, answerer, 'see', 'begin')
+    shutil.copy(video, path := str(tmp_path / 'camera.mp4'))
+    rows = [{'video': path, 'question': f'What {i}?', 'choices': ['a', 'b']} for i in range(4)]
+    shown = lambda paths, *when: [Media('video', p, *when) for p in paths]  # noqa: E731
+    command._batch(answerer, rows, tmp_path / 'out.jsonl', shown, {'most': 1})
+    assert calls == {'see': 1, 'begin': 4}
+
+    def shares(of):
+        return answerer.ask(of, 'What?', choices=('a', 'b'), most=0).shares
+
+    frames = np.zeros((4, 16, 16, 3), np.uint8)
+    before = shares(frames)
+    frames[:] = np.random.default_rng(3).integers(0, 256, frames.shape)
+    assert shares(frames) == shares(frames.copy()) != before
+    calls['see'], fixed = 0, Fixed(frames)
+    assert shares(fixed) == shares(fixed) == shares(frames)
+    assert calls['see'] == 2
+    before = shares(path)
+    synthetic.write(tmp_path / 'camera.mp4', np.full((24, 32, 40, 3), 7, np.uint8))
+    assert shares(path) == shares(Media('video', path)) != before
+    assert len(answerer._known) <= 4
+
+
 def test_a_placeholder_may_say_where(answerer, video):
     clip = answerer.look(Media('video', video))[0]
     first = answerer.ask(clip, 'What?', choices=('a', 'b'), most=1)
@@ -176,6 +217,22 @@ def test_nets_that_do_not_fit(tmp_path):
     weights = Weights(None, 'jax', {'encoder': nets()['encoder']})
     with pytest.raises(ConvertError, match='no projector: it answers nothing'):
         Answerer.of(weights)
+
+
+@pytest.mark.parametrize(
+    ('stored', 'dtype', 'kept'),
+    [
+        ('bfloat16', 'float32', 'bfloat16'),  # as large as its files
+        ('float16', 'bfloat16', 'float16'),
+        ('float32', 'bfloat16', 'bfloat16'),
+        ('float32', 'float32', 'float32'),
+    ],
+)
+def test_a_language_model_keeps_its_type(stored, dtype, kept):
+    decoder = dataclasses.replace(CONFIGS['decoder'], stored=stored)
+    one = Answerer(nets(decoder=decoder), questions.tokenizer(), CLIPS, dtype)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(one._params['decoder'])} == {kept}
+    assert one._nets['decoder'].config.dtype == dtype
 
 
 def test_a_batch_counts_what_cannot_be_read(answerer, video, tmp_path):
@@ -245,6 +302,32 @@ def test_an_image_fills_all_frames(tmp_path):
 def test_seconds_that_no_video_has(answerer, video, when):
     with pytest.raises(InputError, match='must be seconds of the video'):
         answerer.ask(Media('video', video, *when), 'What?')
+
+
+@pytest.mark.parametrize('name', ['a.gif', 'a.webp', 'a.png', 'a.tif', 'a.npy', 'a.jpg'])
+def test_a_file_is_what_it_holds(name, tmp_path):
+    """Of ten frames in a picture's file, all that is shown; whatever the name says."""
+    from PIL import Image
+
+    frames = np.arange(0, 250, 25, dtype=np.uint8)[:, None, None, None].repeat(16, 1).repeat(16, 2)
+    frames = frames.repeat(3, 3)
+    first, *others = map(Image.fromarray, frames)
+    path = tmp_path / name
+    if name == 'a.npy':
+        np.save(path, frames)
+    elif name == 'a.jpg':
+        first.save(path, format='png')
+    else:
+        first.save(path, save_all=True, append_images=others, duration=100, lossless=True)
+    media = media_of(path)
+    clip, looked = Clips(CLIPS).read(media)
+    if name == 'a.jpg':
+        assert media.kind == 'image'
+    else:
+        assert clip[:, 0, 0, 0].tolist() == [0, 75, 150, 225]
+        assert looked.length == pytest.approx(1 if name in ('a.gif', 'a.webp', 'a.png') else 10)
+    with pytest.raises(BadFile, match='missing'):
+        media_of(tmp_path / 'no.gif')
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,8 @@ class QAConfig(EvalConfig):
     places = 'data.path', 'data.videos'
 
     evaluation: str = 'qa'
+    # of matmul inputs: float32 | bfloat16; frozen language models keep the type they are stored in
+    compute_dtype: str = 'float32'
     data: QuestionSetConfig = field(default_factory=QuestionSetConfig)
     tokens: int = 32  # of an answer, at most
     likelihoods: bool = True  # of the choices, beside generated text
@@ -53,7 +55,7 @@ class QAConfig(EvalConfig):
     one_frame: bool = True  # with the middle one alone, repeated
 
 
-RULES[QAConfig] = {'tokens': POSITIVE}
+RULES[QAConfig] = {'tokens': POSITIVE, 'compute_dtype': OneOf(('float32', 'bfloat16'))}
 RULES[QuestionSetConfig] = {
     'set': OneOf(tuple(SETS)),
     'frames': NOT_NEGATIVE,

@@ -1,7 +1,8 @@
 """A run on questions about videos: an encoder, a projector and a language model that answers."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from jepa_jax.config.check import (
     AT_LEAST_ONE,
@@ -67,6 +68,13 @@ class LanguageConfig:
     heads: int = 0
     kv_heads: int = 0
     head_dim: int = 0
+    # what is read from the folder where it is not set here, and is as the size says without one
+    eps: float = 0.0  # of its norms; 0: as the folder says; so below
+    theta: float = 0.0  # base of the rotary frequencies
+    # of the rotary frequencies: factor, low, high, positions trained on before; NOT_SCALED: none
+    scaling: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    bias: str = ''  # of queries, keys and values: yes | no; '': as the folder says; so below
+    tied: str = ''  # whether the embedding also makes the logits
     trains: str = 'nothing'  # nothing | adapter (LoRA) | all
     rank: int = 16  # of the adapter
     alpha: float = 32.0  # its products count alpha / rank
@@ -125,9 +133,21 @@ class QuestionsConfig(RunConfig):
 # that a config may set in place of its size's
 DIMENSIONS = 'vocabulary', 'width', 'hidden', 'depth', 'heads', 'kv_heads', 'head_dim'
 
+# that a folder says itself
+READ = 'eps', 'theta', 'scaling', 'bias', 'tied'
+NOT_SCALED = (1.0, 0.0, 0.0, 0.0)
+UNSET = (0.0, 0.0, 0.0, 0.0)
+
 RULES[LanguageConfig] = {
     'size': OneOf(tuple(LANGUAGES)),
-    **dict.fromkeys(DIMENSIONS, NOT_NEGATIVE),
+    **dict.fromkeys((*DIMENSIONS, 'eps', 'theta'), NOT_NEGATIVE),
+    'scaling': Rule(
+        lambda v: v in (UNSET, NOT_SCALED) or min(v) > 0 and v[1] < v[2],
+        'factor, low < high, positions, all above 0; (1, 0, 0, 0): none; (0, 0, 0, 0): as the '
+        'folder says',
+    ),
+    'bias': OneOf(('', 'yes', 'no')),
+    'tied': OneOf(('', 'yes', 'no')),
     'trains': OneOf(TRAINS),
     'rank': POSITIVE,
     'alpha': POSITIVE,
@@ -160,8 +180,25 @@ def language_shape(language: LanguageConfig) -> LanguageSize:
     """Dimensions: those set, the others as the size says."""
     size = LANGUAGES[language.size]
     values = {f.name: getattr(size, f.name) for f in fields(LanguageSize)}
-    own = {name: value for name in DIMENSIONS if (value := getattr(language, name))}
+    names = *DIMENSIONS, 'eps', 'theta'
+    own = {name: value for name in names if (value := getattr(language, name))}
+    if language.scaling != UNSET:
+        own['scaling'] = () if language.scaling == NOT_SCALED else language.scaling
+    own |= {name: value == 'yes' for name in ('bias', 'tied') if (value := getattr(language, name))}
     return LanguageSize(**values | own)
+
+
+def as_read(language: LanguageConfig, says: dict[str, Any]) -> LanguageConfig:
+    """The config with what files say, by the names of READ, where it is not set and is not as the
+    size says."""
+    now, added = language_shape(language), {}
+    for name in READ:
+        value, unset = says[name], getattr(LanguageConfig, name)
+        if getattr(language, name) == unset and value != getattr(now, name):
+            added[name] = (value or NOT_SCALED) if name == 'scaling' else value
+            if name in ('bias', 'tied'):
+                added[name] = 'yes' if value else 'no'
+    return replace(language, **added)
 
 
 def clip_grid(config: QuestionsConfig) -> tuple[int, int, int]:

@@ -48,6 +48,7 @@ class EvalConfig:
 
     table = 'evaluation'  # its row is in jepa_jax.evals.EVALS
     places = ()  # fields that name files or folders, as 'data.path': what they name must be there
+    compute_dtype = 'float32'  # of matmul inputs of the model: a field where it may be another
 
     evaluation: str = ''
     name: str = ''

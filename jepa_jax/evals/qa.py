@@ -21,6 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jepa_jax import files
+from jepa_jax.answers import Fixed
 from jepa_jax.checkpoint import hash_arrays
 from jepa_jax.config.qa import QAConfig
 from jepa_jax.data import decode
@@ -34,6 +35,7 @@ from jepa_jax.language.items import Answer, Item
 log = logging.getLogger(__name__)
 
 FILE = 'answers.jsonl'
+EARLIER = {'compute_dtype': 'float32'}  # what first lines did not say before it could be another
 SEEN, BLIND, SHUFFLED, ONE = 'video', 'blind', 'shuffled frames', 'one frame'
 FOLDER_FPS = 3.0  # of folders of frames (MVBench's episodic reasoning)
 
@@ -69,9 +71,13 @@ class Asked:
         if self._model.system:
             nets['system'] = self._model.system
         self.hash = examples.hash_of(nets)
+        self._last: Fixed | None = None
 
     def answer(self, video: np.ndarray | None, question: str, choices: Sequence[str]) -> Answer:
-        said = self._model.ask(video, question, choices=choices, most=self._tokens)
+        if video is not None and (self._last is None or self._last.frames is not video):
+            self._last = Fixed(video)
+        shown = None if video is None else self._last
+        said = self._model.ask(shown, question, choices=choices, most=self._tokens)
         return Answer(said.text, said.likelihoods)
 
 
@@ -93,6 +99,7 @@ def run(model, config: QAConfig, workdir: Path) -> Results:
         'items': older if _begun(path) and _items(path) == older else own,
         'frames': count,
         'tokens': config.tokens,
+        'compute_dtype': config.compute_dtype,
         'likelihoods': config.likelihoods,
         'seed': config.seed,
     }
@@ -295,7 +302,7 @@ def load(path: Path, about: dict | None = None) -> dict[str, dict[str, Answer]]:
             known = row.get('about')
             if not isinstance(known, dict):
                 raise BadFile(path, 'not_text', 'line 1 does not say what the answers are of')
-            if other := [key for key in about or {} if known.get(key) != about[key]]:
+            if other := [key for key in about or {} if (EARLIER | known).get(key) != about[key]]:
                 raise ConfigError(
                     f'{path}: answers with another {" and ".join(other)}: name another --workdir'
                 )

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
 import os
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,10 @@ from tqdm import tqdm
 
 from jepa_jax import scratch
 from jepa_jax.config.questions import ClipsConfig
-from jepa_jax.data import features, pictures
+from jepa_jax.data import decode, features, kinds, npz, pictures
 from jepa_jax.data.clips import Timing, by_time
-from jepa_jax.data.decode import read_frames
 from jepa_jax.data.views import eval_view, resize
+from jepa_jax.data.windows import ahead
 from jepa_jax.errors import BadFile, DataError
 from jepa_jax.language.chat import Media
 from jepa_jax.workdir import write_json
@@ -81,6 +83,12 @@ def moments(timing: Timing, clips: ClipsConfig, start: float = 0.0, end: float =
         candidates = candidates[(np.arange(0, len(candidates) - 1e-6, step)).astype(int)]
     even = np.round(np.linspace(0, len(candidates) - 1, clips.frames)).astype(int)
     return by_time(candidates[even], timing)
+
+
+def paced(frames: int, clips: ClipsConfig) -> Timing:
+    """Of frames without a clock: as many a second as are shown, or one."""
+    fps = clips.fps or 1.0
+    return Timing(frames, fps, frames / fps)
 
 
 def tiling(height: int, width: int, crop: int, most: int) -> tuple[int, int]:
@@ -147,6 +155,7 @@ class Clips:
         said = []
 
         def choose(timing: Timing) -> np.ndarray:
+            timing = timing if timing.fps else paced(timing.frames, self.config)
             try:
                 numbers = moments(timing, self.config, media.start, media.end)
             except ValueError as error:
@@ -156,7 +165,13 @@ class Clips:
             said[:] = [Looked(tuple(map(float, times)), timing.seconds, distinct)]
             return numbers
 
-        frames = read_frames(media.path, choose)
+        kind = kinds.kind_of(media.path)
+        if kind == 'array':
+            array = npz.load_frames(media.path)
+            frames = array[choose(Timing(len(array), 0.0, 0.0))]
+        else:
+            read = pictures.read_frames if kind == 'stack' else decode.read_frames
+            frames = read(media.path, choose)
         return frames, said[0]
 
     def view(self, frames: np.ndarray) -> np.ndarray:
@@ -217,27 +232,28 @@ class StoredClips:
     def fill(
         self, shown: Iterable[Media], look: Clips,
         encode: Callable[[np.ndarray, np.ndarray], np.ndarray],
-        batch: int, process: int = 0, processes: int = 1,
+        batch: int, process: int = 0, processes: int = 1, threads: int = 1,
     ) -> None:  # fmt: skip
-        """Computes what is not there yet; what cannot be read is said and left out.
+        """Computes what is not there yet; what cannot be read is said and left out. Of several
+        processes each takes its share of all, whatever the others have stored when it looks.
 
         encode: clips [batch, T, crop, crop, 3] uint8, and which of them are tiles [batch] bool ->
           features [batch, N, D].
+        threads: that read the next clips meanwhile.
 
         Raises:
           DataError: nothing of all can be read.
         """
         scratch.sweep(self.folder)
         left, lost, total = {}, 0, 0
-        for media in dict.fromkeys(shown):
-            total += 1
+        for total, media in enumerate(dict.fromkeys(shown), 1):
             try:
                 path = self.file(media)
             except BadFile as error:
                 log.warning('features: %s', error)
                 lost += 1
                 continue
-            if not features.is_whole(path):
+            if total % processes == process and not features.is_whole(path):
                 left[media] = path
         log.info(
             'features: %d of %d videos and images to encode, in %s', len(left), total, self.folder
@@ -253,16 +269,27 @@ class StoredClips:
                 features.save(path, each[None], np.zeros(1, int))
             pending.clear()
 
-        mine = list(left.items())[process::processes]
-        for media, path in tqdm(mine, 'features', unit='clip', disable=None if mine else True):
+        def read(media: Media) -> np.ndarray | BadFile:
             try:
-                pending.append((path, look(media)[0], look.apart(media)))
+                return look(media)[0]
             except BadFile as error:
-                log.warning('features: %s', error)
-                lost += 1
-                continue
-            if len(pending) == batch:
-                flush()
+                return error
+
+        order = list(left)
+        bar = tqdm(left.items(), 'features', unit='clip', disable=None if left else True)
+        with ThreadPoolExecutor(threads) as pool:
+            groups = (
+                list(pool.map(read, order[first : first + batch]))
+                for first in range(0, len(order), batch)
+            )
+            for (media, path), clip in zip(bar, itertools.chain.from_iterable(ahead(groups, 2))):
+                if isinstance(clip, BadFile):
+                    log.warning('features: %s', clip)
+                    lost += 1
+                    continue
+                pending.append((path, clip, look.apart(media)))
+                if len(pending) == batch:
+                    flush()
         if pending:
             flush()
         if total and lost == total:

@@ -125,29 +125,27 @@ class Speaker:
         self,
         params: dict,
         adapter: Mapping | None,
-        x: jax.Array,
+        logits: jax.Array,
         length: jax.Array,
+        cache: Cache,
         choices: jax.Array,
     ) -> jax.Array:
         """Logarithm of how likely each of several continuations of one row is, a sum over its
         tokens [n] float32.
 
-        x [1, P, D], of which `length` [] counts; choices [n, C] int32, filled up with -1. The row
-        is read once.
+        logits [1, V] and cache: what `begin` says of the row, of which `length` [] counts; choices
+        [n, C] int32, filled up with -1.
         """
-        decoder, (n, C), P = self.net.bind(params), choices.shape, x.shape[1]
+        decoder, (n, C), P = self.net.bind(params), choices.shape, cache[0].shape[2]
         how = dict(adapter=adapter, scale=self.scale)
-        places = _places(x)
-        x, cache = decoder(x, places, keep=True, **how)
-        last = jnp.where((places == length - 1)[..., None], x, 0).sum(1)
         cache = jax.tree.map(lambda a: jnp.repeat(a, n, axis=1), cache)
-        tokens = jnp.maximum(choices, 0)
         beyond = jnp.arange(P) >= length  # filled up: no choice sees it
         segments = jnp.concatenate([jnp.repeat(beyond[None], n, 0), choices < 0], axis=1)
         at = length + jnp.broadcast_to(jnp.arange(C), (n, C))
-        after = decoder(decoder.embed(tokens), at, segments.astype(jnp.int32), cache=cache, **how)
-        before = jnp.concatenate([jnp.repeat(last[:, None], n, 0), after[:, :-1]], axis=1)
-        return -decoder.loss(before, choices).sum(1)
+        tokens = decoder.embed(jnp.maximum(choices, 0))
+        after = decoder(tokens, at, segments.astype(jnp.int32), cache=cache, **how)
+        first = jax.nn.log_softmax(logits[0])[choices[:, 0]]
+        return first - decoder.loss(after[:, :-1], choices[:, 1:]).sum(1)
 
 
 def _places(x: jax.Array) -> jax.Array:

@@ -50,6 +50,8 @@ class Objective:
     rates: dict[str, float] = {}  # net -> factor on its learning rate
     unused: frozenset[str] = frozenset()  # `net/path` of parameters without gradient or decay
     whole_batch: bool = False  # the loss is no mean over clips: a batch cannot be cut into parts
+    # what `health` is given in place of a part of a batch: rows that every process holds, on hosts
+    examined: Any = None
     loss_words: str = 'loss'  # what the loss is, for the axis of a plot
 
     def init(self, key: jax.Array) -> dict:
@@ -86,7 +88,8 @@ class Objective:
         return {}
 
     def health(self, params: dict, ema: dict, frozen: dict, batch: Any) -> dict:
-        """Arrays for `measure`, of one part of a batch; traced."""
+        """Arrays for `measure`, of one part of a batch, or of what is `examined`, whose rows then
+        come again until they are a multiple of the devices; traced."""
         return {}
 
     def measure(self, health: Mapping[str, jax.Array]) -> dict[str, float]:

@@ -21,7 +21,7 @@ from jepa_jax.models.projector import ProjectorConfig
 from jepa_jax.models.vit import ViTConfig
 from jepa_jax.nets import Net
 from jepa_jax.objectives import Objective
-from jepa_jax.sharding import BATCH, batch_spec
+from jepa_jax.sharding import batch_spec
 from jepa_jax.weights.parts import net
 
 
@@ -34,12 +34,6 @@ class HeldOut:
     expected: tuple[str, ...]  # the first answers
     stop: tuple[int, ...]  # tokens that end an answer
     most: int  # tokens of an answer
-
-    def on_devices(self, count: int) -> tuple[dict, dict]:
-        """Batch and prompts with as many rows as `count` divides: the first ones again."""
-        rows = len(self.expected)
-        which = np.arange(-(-rows // count) * count) % rows
-        return jax.tree.map(lambda a: a[which], (self.batch, self.prompts))
 
 
 class Questions(Objective):
@@ -74,6 +68,11 @@ class Questions(Objective):
         self.rates = {k: v for k, v in (rates or {}).items() if k in self.nets and v != 1}
         self.features = features
         self.held: HeldOut | None = None  # what health is measured on
+
+    @property
+    def examined(self) -> tuple[dict, dict] | None:
+        """Held-out rows, and prompts that they begin with."""
+        return self.held and (self.held.batch, self.held.prompts)
 
     @property
     def speaker(self) -> Speaker:
@@ -146,16 +145,11 @@ class Questions(Objective):
         seen = self.visual(params, frozen, batch['table'], batch.get('tiles'))
         return {'visual tokens': seen, 'hidden states': hidden}
 
-    def health(self, params: dict, ema: dict, frozen: dict, batch: Mapping[str, Any]) -> dict:
+    def health(self, params: dict, ema: dict, frozen: dict, batch: Any) -> dict:
         """Of held-out rows: what their answers cost, and what the model says itself, greedily."""
         if self.held is None:
             return {}
-        mesh = jax.sharding.get_abstract_mesh()
-        rows, prompts = jax.tree.map(
-            jnp.asarray, self.held.on_devices(1 if mesh.empty else mesh.size)
-        )
-        if not mesh.empty:
-            rows, prompts = jax.tree.map(lambda a: jax.reshard(a, BATCH), (rows, prompts))
+        rows, prompts = batch
         lost, known = self.lost(params, frozen, rows), rows['labels'] >= 0
         weights = {**frozen, **params}
         decoder = self.net('decoder').bind(weights['decoder'])
@@ -166,7 +160,8 @@ class Questions(Objective):
             most=self.held.most, stop=self.held.stop,
         )  # fmt: skip
         out = {'lost': lost.sum(1), 'known': known.sum(1), 'tokens': tokens, 'counts': counts}
-        return out if mesh.empty else jax.tree.map(lambda a: jax.reshard(a, jax.P()), out)
+        alone = jax.sharding.get_abstract_mesh().empty
+        return out if alone else jax.tree.map(lambda a: jax.reshard(a, jax.P()), out)
 
     def measure(self, health: Mapping[str, jax.Array]) -> dict[str, float]:
         """Perplexity of held-out answers; share of rows that the model answers with nothing; share

@@ -41,6 +41,7 @@ class Brightness:
         return self
 
     def ask(self, video, question, *, choices, most):
+        video = None if video is None else video.frames
         self.asked.append((None if video is None else video[:, 0, 0, 0].tolist(), question))
         if 'refuse' in question:
             raise InputError('1 placeholders')
@@ -200,8 +201,13 @@ def test_a_start_killed_before_its_first_line_begins_anew(folder, tmp_path, left
 
 
 def test_a_report_is_of_the_same_projector(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(jepa_jax, 'load', lambda name, encoder: Brightness(int(name)))
-    again = []
+    dtypes, again = [], []
+
+    def load(name, encoder, dtype):
+        dtypes.append(dtype)
+        return Brightness(int(name))
+
+    monkeypatch.setattr(jepa_jax, 'load', load)
     for name in '00':
         report, model = evaluate._evaluate(config(folder), tmp_path, name, 'target')
         again.append(len(model.asked))
@@ -213,6 +219,19 @@ def test_a_report_is_of_the_same_projector(folder, tmp_path, monkeypatch):
             (tmp_path / 'report.json').read_text().replace('"name": "0"', '"name": "1"')
         )
         evaluate._evaluate(config(folder), tmp_path, '1', 'target')
+    half = config(folder, compute_dtype='bfloat16')
+    with pytest.raises(ConfigError, match='compute_dtype: float32 -> bfloat16'):
+        evaluate._evaluate(half, tmp_path, '0', 'target')
+    assert dtypes == ['float32'] * 3 + ['bfloat16']
+    # answers in one type are not taken for those in another; of before there were two, for float32
+    path = tmp_path / qa.FILE
+    with pytest.raises(ConfigError, match='answers with another compute_dtype'):
+        qa.run(Brightness(), half, tmp_path)
+    path.write_text(path.read_text().replace('"compute_dtype": "float32", ', '', 1))
+    qa.run(model := Brightness(), config(folder), tmp_path)
+    assert not model.asked
+    with pytest.raises(ConfigError, match='answers with another compute_dtype'):
+        qa.run(Brightness(), half, tmp_path)
 
 
 def test_what_may_be_left_out(folder, tmp_path):

@@ -162,8 +162,14 @@ def test_likelihoods_are_those_of_whole_rows(golden):
     decoder, choices = net.bind(params), jnp.array([[5, 9, 77], [40, -1, -1]])
     x = decoder.embed(jnp.asarray(IDS[:1]))
     padded = jnp.pad(x, ((0, 0), (0, 4), (0, 0)), constant_values=3.0)
-    likelihoods = jax.jit(Speaker(net).likelihoods)
-    ours = likelihoods(params, None, padded, jnp.int32(20), choices)
+    speaker = Speaker(net)
+
+    @jax.jit
+    def likelihoods(params, x, length, choices):
+        logits, cache = speaker.begin(params, None, x, length[None], 2)
+        return speaker.likelihoods(params, None, logits, length, cache, choices)
+
+    ours = likelihoods(params, padded, jnp.int32(20), choices)
     whole = jnp.concatenate([jnp.repeat(jnp.asarray(IDS[:1]), 2, 0), jnp.maximum(choices, 0)], 1)
     logits = jax.jit(lambda p: net.bind(p).logits(net(p, net.bind(p).embed(whole), positions(23))))
     chances = np.asarray(jax.nn.log_softmax(logits(params)))

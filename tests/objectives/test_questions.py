@@ -3,23 +3,27 @@
 import dataclasses
 import functools
 import json
+import re
+import weakref
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jepa_jax import flops
+from jepa_jax import build, flops, recipes
 from jepa_jax import questions as prepared
 from jepa_jax.config import MixtureConfig, QuestionsConfig
-from jepa_jax.errors import BadFile
+from jepa_jax.config.questions import LanguageConfig
+from jepa_jax.errors import BadFile, ZooError
 from jepa_jax.models.adapter import AdapterConfig
 from jepa_jax.models.decoder import DecoderConfig
 from jepa_jax.models.projector import ProjectorConfig
 from jepa_jax.models.vit import ViTConfig
 from jepa_jax.objectives.questions import HeldOut, Questions
-from jepa_jax.sharding import make_mesh, put_batch, put_params
-from jepa_jax.weights import parts
+from jepa_jax.sharding import make_mesh, put_batch, put_params, put_rows
+from jepa_jax.weights import language, parts
+from jepa_jax.weights.contents import StoredNet, Weights
 
 VIT = ViTConfig(24, 1, 2, patch=8, image_size=16, frames=4, dtype=jnp.float32)
 LLM = DecoderConfig(32, 16, 24, 2, 4, 2, 4, dtype=jnp.float32, tied=True)
@@ -57,6 +61,32 @@ def test_a_projector_starts_on_standardised_channels(joined, tmp_path):
     expected = one.net('projector')(drawn, standard.astype(np.float32))
     ours = one.net('projector')(params, seen.astype(np.float32))
     np.testing.assert_allclose(ours, expected, rtol=0, atol=2e-3 * np.abs(expected).max())
+    deviation = seen.std((0, 1)) + 1e-6
+    kernel = np.asarray(drawn['fc1']['kernel']) / np.tile(deviation, 1 + joined)[:, None]
+    np.testing.assert_allclose(params['fc1']['kernel'], kernel, rtol=1e-6)
+
+
+def test_channels_are_measured_on_drawn_media_one_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepared, 'MEASURED', 4)
+    talk = [{'from': 'human', 'value': '<video>What?'}, {'from': 'gpt', 'value': 'noise'}]
+    rows = [{'video': f'{i}.mp4', 'conversations': talk} for i in range(40)]
+    path = tmp_path / 'talks.jsonl'
+    path.write_text('\n'.join(map(json.dumps, rows)))
+    one, looked, alive = Questions(VIT, PROJECTOR, LLM, features=True), [], []
+
+    def store(media):
+        looked.append(media.path)
+        alive[:] = [each for each in alive if each() is not None]
+        assert len(alive) < 2
+        alive.append(weakref.ref(features := np.full((1, 8, 24), len(looked), np.float32)))
+        return features
+
+    for seed in (1, 2):
+        config = QuestionsConfig(seed=seed)
+        config.data.mixture = [MixtureConfig(str(path))]
+        prepared._standardised(one, store, config)
+    first = [str(tmp_path / f'{i}.mp4') for i in range(4)]
+    assert len(looked) == 8 and looked[:4] != looked[4:] != first != looked[:4]
 
 
 @pytest.mark.parametrize('pool', [1, 2])
@@ -75,6 +105,65 @@ def test_times_joined(pool):
     np.testing.assert_allclose(projector(params, x), expected, rtol=0, atol=1e-5)
     spread = 1 / np.sqrt(12)  # of the first layer, which reads twelve numbers
     assert 0.7 * spread < np.std(params['fc1']['kernel']) < 1.3 * spread
+
+
+# config.json of Meta-Llama-3-8B-Instruct and of Qwen2.5-14B, and sizes that they are near
+PUBLISHED = [
+    (
+        'llama31-8b', {},
+        dict(model_type='llama', vocab_size=128256, hidden_size=4096, intermediate_size=14336,
+             num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
+             rms_norm_eps=1e-5, rope_theta=500000.0, rope_scaling=None, tie_word_embeddings=False),
+        {'scaling': (1.0, 0.0, 0.0, 0.0)},
+    ),
+    (
+        'qwen2-7b', dict(width=5120, hidden=13824, depth=48, heads=40, kv_heads=8),
+        dict(model_type='qwen2', vocab_size=152064, hidden_size=5120, intermediate_size=13824,
+             num_hidden_layers=48, num_attention_heads=40, num_key_value_heads=8,
+             rms_norm_eps=1e-5, rope_theta=1000000.0, tie_word_embeddings=False),
+        {'eps': 1e-5},
+    ),
+    (
+        'qwen25-0.5b', {},
+        dict(model_type='llama', vocab_size=151936, hidden_size=896, intermediate_size=4864,
+             num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2,
+             rms_norm_eps=1e-6, rope_theta=1e5, tie_word_embeddings=False,
+             rope_scaling=dict(rope_type='llama3', factor=8.0, low_freq_factor=1.0,
+                               high_freq_factor=4.0, original_max_position_embeddings=8192)),
+        dict(theta=1e5, scaling=(8.0, 1.0, 4.0, 8192.0), bias='no', tied='no'),
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(('size', 'own', 'values', 'added'), PUBLISHED, ids=lambda v: str(v)[:12])
+def test_what_a_folder_says_of_its_model_needs_no_field(
+    size, own, values, added, tmp_path, monkeypatch
+):
+    """It is in the run's config then, by which the run goes on without the folder."""
+    config = QuestionsConfig(encoder_from='random')
+    config.language = LanguageConfig('folder', size=size, **own)
+    config.data.mixture = [MixtureConfig('talks.jsonl')]
+    model = language.decoder({**values, 'where': 'folder', 'stored': 'bfloat16'}, {}, None)
+    weights = Weights(None, 'hf', {'language': StoredNet('decoder', model, {})})
+    monkeypatch.setattr(prepared.zoo, 'find', lambda path: weights)
+    assert prepared.differences(model, build.decoder(config))  # refused, were nothing read
+    settled = prepared.settle(config, tmp_path)
+    assert not prepared.differences(model, build.decoder(settled))
+    assert settled.language == dataclasses.replace(config.language, **added)
+    recipes.validate(settled)
+
+    def gone(path):
+        raise ZooError(path)
+
+    monkeypatch.setattr(prepared.zoo, 'find', gone)
+    assert prepared.settle(config, tmp_path) == config  # to be missed where it is needed
+    (tmp_path / 'config.json').write_text(json.dumps(dataclasses.asdict(settled)))
+    assert prepared.settle(config, tmp_path) == settled
+    monkeypatch.setattr(prepared.zoo, 'find', lambda path: weights)
+    other = dataclasses.replace(config.language, theta=7.0)  # what is set is held against the files
+    settled = prepared.settle(dataclasses.replace(config, language=other), tmp_path / 'other')
+    lines = prepared.differences(model, build.decoder(settled))
+    assert lines == [f'theta {values["rope_theta"]} and 7.0']
 
 
 def make(**settings) -> tuple[Questions, dict, dict]:
@@ -208,7 +297,8 @@ def test_health_says_what_is_said():
         'lengths': np.array([5, 6, 6], np.int32),
     }  # fmt: skip
     objective.held = HeldOut(rows, prompts, ('a', 'b', 'a'), (), 3)
-    health = jax.jit(objective.health)(params, {}, {'decoder': frozen['decoder']}, None)
+    asked = params, {}, {'decoder': frozen['decoder']}, objective.examined
+    health = jax.jit(objective.health)(*asked)
     measured = objective.measure(health)
     expected = np.exp(losses()[3]({**batch(), **{'labels': _first(batch())}}, 0)[1]['loss/tokens'])
     np.testing.assert_allclose(measured['health/perplexity'], expected, rtol=1e-4)
@@ -219,10 +309,38 @@ def test_health_says_what_is_said():
     # whatever is said first ends the answer: nothing is said
     first = tuple(np.asarray(health['tokens'])[:3, 0].tolist())
     objective.held = dataclasses.replace(objective.held, stop=first)
-    health = jax.jit(objective.health)(params, {}, {'decoder': frozen['decoder']}, None)
+    health = jax.jit(objective.health)(*asked)
     measured = objective.measure(health)
     assert measured['health/empty_answers'] == 1
     assert objective.verdict([measured])[0] == 'silent'
+
+
+def test_held_out_rows_are_no_part_of_the_health_program():
+    """On a mesh, whose devices they are spread over: they are features, gigabytes in large runs."""
+    objective, params, frozen = make(features=True)[0], *losses()[1:3]
+    rows = {k: v[:3] for k, v in batch().items()}
+    rows['table'] = np.random.default_rng(1).standard_normal((3, M, 8, 24)).astype(np.float16)
+    prompts = {
+        'tokens': rows['tokens'][:, :6], 'visual': rows['visual'][:, :6],
+        'lengths': np.array([5, 6, 6], np.int32),
+    }  # fmt: skip
+    objective.held = HeldOut(rows, prompts, ('a', 'b', 'a'), (1,), 2)
+    alone = jax.jit(objective.health)(params, {}, {'decoder': frozen['decoder']}, (rows, prompts))
+    mesh = make_mesh(2, jax.devices()[:4])
+    with jax.set_mesh(mesh):
+        decoder = {'decoder': objective.frozen['decoder'].specs}
+        on = [put_params(params, objective.specs, mesh), {}]
+        on.append(put_params({'decoder': frozen['decoder']}, decoder, mesh))
+        on.append(put_rows(objective.examined, mesh))
+        table = on[-1][0]['table']
+        assert table.shape[0] == 4 and table.addressable_shards[0].data.shape[0] == 1
+        lowered = jax.jit(objective.health).lower(*on)
+        spread = lowered.compile()(*on)
+    largest = max(map(len, re.findall(r'dense<(.*?)>', lowered.as_text())))
+    assert largest < rows['table'].nbytes
+    for name, values in alone.items():
+        np.testing.assert_allclose(spread[name][:3], values, atol=1e-5)
+    assert (np.asarray(spread['lost'])[3] == np.asarray(spread['lost'])[0]).all()
 
 
 def _first(data: dict) -> np.ndarray:
