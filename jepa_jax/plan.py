@@ -153,7 +153,7 @@ def run(
     from jepa_jax import poses, start
     from jepa_jax.planning import energy
     from jepa_jax.planning.cem import end_effector, solver
-    from jepa_jax.planning.model import DEPENDS, load, measured, verdict
+    from jepa_jax.planning.model import DEPENDS, load
     from jepa_jax.planning.world_model import Context, Cost, Goal, energies
     from jepa_jax.workdir import room_for, write_json
 
@@ -169,8 +169,8 @@ def run(
     )
     room_for('--out', out, folder=True)
     agent = load(model, size=images.shape[1:3], encoder=encoder, dtype=dtype, seed=seed)
-    known, ended = measured(model), verdict(model)
-    looks += known.beyond(states) if known else []
+    measured, ended = agent.known.measured, agent.known.ended
+    looks += measured.beyond(states) if measured else []
     for line in (*agent.about, *(f'look: {text}' for text in looks)):
         print(line)
     print(within_reach(states[0], horizon, max_step, workspace))
@@ -381,10 +381,11 @@ def read_recording(model: str, fields: dict[str, Any], episode: int, first: int,
 
     from jepa_jax.data import robot
     from jepa_jax.data.robot.contract import as_flag
-    from jepa_jax.planning.model import check_contract, recordings
+    from jepa_jax.planning.model import known
 
-    data = dataclasses.replace(recordings(model) or RobotConfig(), **fields)
-    check_contract(model, data)
+    trained = known(model)
+    data = dataclasses.replace(trained.recordings or RobotConfig(), **fields)
+    trained.check(data)
     episodes = robot.open_recordings(data)
     if not 0 <= episode < len(episodes):
         raise InputError(f'--episode {episode}: {data.path} has 0 to {len(episodes) - 1}')

@@ -91,13 +91,12 @@ class Robot:
           PlanError: the model predicts no actions' effects; units that are none.
           ZooError, ConvertError, CheckpointError: as jepa_jax.load.
         """
-        known = model.recordings(name)
         fields = {f.name for f in dataclasses.fields(RobotConfig)}
         if wrong := sorted(
             units.keys() - (fields & {'metres', 'angles', 'gripper', 'gripper_range'})
         ):
             raise PlanError(f'{wrong[0]}: allowed are metres, angles, gripper, gripper_range')
-        data = dataclasses.replace(known or RobotConfig(), **units)
+        data = RobotConfig(**units)
         for field, allowed in (('angles', ('radians', 'degrees')), ('gripper', ('closed', 'open'))):
             if getattr(data, field) not in allowed:
                 raise PlanError(
@@ -106,7 +105,9 @@ class Robot:
         if not isinstance(data.metres, int | float) or not 0 < data.metres < float('inf'):
             raise PlanError(f'metres {data.metres}: must be a number above 0, as 0.001')
         agent = model.load(name, size=size, encoder=encoder, dtype=dtype, seed=seed)
-        return cls(name, agent, data, data.fps, model.measured(name), model.verdict(name))
+        known = agent.known
+        data = dataclasses.replace(known.recordings or RobotConfig(), **units)
+        return cls(name, agent, data, data.fps, known.measured, known.ended)
 
     def __repr__(self) -> str:
         lines = [*self.agent.about, f'{self.rate:g} actions a second']
