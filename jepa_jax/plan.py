@@ -9,7 +9,9 @@ state are where the robot is, the last frame is the goal, unless --goal names an
 
 With --kind, --input is recordings in a layout that training reads. What else is needed to read them
 (camera, columns, units) is as in the recordings that RUN was trained on, unless a flag says
-otherwise. --from and --to count frames at --fps a second.
+otherwise. --from and --to count frames at --fps a second. Of a run with robot.frame = 'camera'
+poses, actions and --workspace are in the frame of the camera, and the input must be such
+recordings.
 
 DIR gets plan.json (actions, energies, seconds per action) and pictures: plan.png, and
 landscape.png, the energy of one action over two of its axes.
@@ -153,10 +155,15 @@ def run(
     from jepa_jax import poses, start
     from jepa_jax.planning import energy
     from jepa_jax.planning.cem import end_effector, solver
-    from jepa_jax.planning.model import DEPENDS, load
+    from jepa_jax.planning.model import DEPENDS, known, load
     from jepa_jax.planning.world_model import Context, Cost, Goal, energies
     from jepa_jax.workdir import room_for, write_json
 
+    if kind == 'file' and known(model).by_camera:
+        raise InputError(
+            f"{input}: '{model}' was trained with robot.frame = 'camera', and a file does not say "
+            'where the camera was: recordings with extrinsics are planned on with --kind'
+        )
     pair = read_axes(axes)
     space = end_effector(max_step, workspace=workspace, start=states[0, :3].tolist())
     measure = Cost(COSTS[cost], cost_steps, state_weight)
@@ -173,6 +180,8 @@ def run(
     looks += measured.beyond(states) if measured else []
     for line in (*agent.about, *(f'look: {text}' for text in looks)):
         print(line)
+    if agent.known.by_camera:
+        print("poses, actions and --workspace are in the camera's frame, as in training")
     print(within_reach(states[0], horizon, max_step, workspace))
     world_model = dataclasses.replace(agent.world_model, at_once=at_once)
 

@@ -378,3 +378,10 @@ def test_another_robots_recordings_are_no_input(tmp_path, capsys):
         '--robot', 'yours', '--out', str(tmp_path / 'out'),
     )  # fmt: skip
     assert words == "the weights are for another robot: robot: 'mine' in the weights, 'yours' here"
+
+
+def test_a_run_on_poses_of_the_camera_takes_no_file(tmp_path, capsys):
+    told = {'recordings': dataclasses.asdict(RobotConfig(frame='camera'))}
+    model, path = str(zeros(tmp_path / 'model', robot=told)), str(trajectory(tmp_path / 'a.npz'))
+    words = said(capsys, '--model', model, '--input', path, '--out', str(tmp_path / 'out'))
+    assert words.startswith(f"{path}: '{model}' was trained with robot.frame = 'camera'")

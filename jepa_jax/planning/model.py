@@ -60,6 +60,11 @@ class Known:
         """How many the model was shown at once in training: the run's own, else the released."""
         return self.recordings.frames - 1 if self.recordings else FRAMES
 
+    @property
+    def by_camera(self) -> bool:
+        """Whether poses were shown to it as the camera sees them."""
+        return self.recordings is not None and self.recordings.frame == 'camera'
+
     def check(self, data: RobotConfig) -> None:
         """Refuses recordings of another robot; where none is known, none.
 
