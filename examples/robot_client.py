@@ -24,8 +24,10 @@ class Planner:
             urllib.parse.urlsplit(address).netloc, timeout=timeout
         )
 
-    def goal(self, image, state=None) -> dict:
-        return self._post('/goal', image=image, **({} if state is None else {'state': state}))
+    def goal(self, image, state=None, extrinsics=None) -> dict:
+        more = {'state': state, 'extrinsics': extrinsics}
+        more = {name: value for name, value in more.items() if value is not None}
+        return self._post('/goal', image=image, **more)
 
     def step(self, image, state, age: float = 0.0) -> dict:
         return self._post('/step', image=image, state=state, age=age)

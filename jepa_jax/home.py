@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import hashlib
-import itertools
 import json
 import logging
 import os
@@ -117,15 +116,16 @@ class BucketHome(Home):
             self._empty()
             self._fetch()
             done = threading.Event()
-            beating = threading.Thread(target=self._beat, args=(done,), daemon=True)
-            beating.start()
+            putting = threading.Thread(target=self._put_small, args=(done,), daemon=True)
+            putting.start()
             ended = False
             try:
                 yield
                 ended = True
             finally:
+                self._lease.leaving = True
                 done.set()
-                beating.join()
+                putting.join()
                 self._leave(ended)
 
     @contextlib.contextmanager
@@ -267,6 +267,7 @@ class BucketHome(Home):
             content = (self.folder / name).read_bytes()
         except FileNotFoundError:  # replaced or removed since
             return
+        self._lease.check()
         self._bucket.write(name, content)
         self._here[name] = seen
 
@@ -282,23 +283,18 @@ class BucketHome(Home):
                     seen[name] = _seen(path)
         return seen
 
-    def _beat(self, done: threading.Event) -> None:
-        for count in itertools.count(1):
-            if done.wait(BEAT):
-                return
+    def _put_small(self, done: threading.Event) -> None:
+        while not done.wait(BEAT * SMALL):
+            if not self._turn.acquire(blocking=False):  # a checkpoint is on its way
+                continue
             try:
-                self._lease.renew()  # also while a checkpoint is on its way
-                if count % SMALL == 0 and self._turn.acquire(blocking=False):
-                    try:
-                        self._put(small=True)
-                    finally:
-                        self._turn.release()
-            except TakenOver as error:
-                log.error('%s: this one ends', error)
-                os.kill(os.getpid(), signal.SIGTERM)  # as a scheduler does; its save will fail
+                self._put(small=True)
+            except TakenOver:  # the lease says so
                 return
             except OSError as error:
                 log.warning('%s; it is tried again', error)
+            finally:
+                self._turn.release()
 
 
 def _seen(path: pathlib.Path) -> tuple[int, int]:
@@ -324,21 +320,50 @@ class _Lease:
 
     def __init__(self, bucket: Bucket):
         self._bucket, self._state, self._turn = bucket, b'', threading.Lock()
+        self._lost: TakenOver | None = None
+        self.leaving = False  # the run has ended, and what it left is on its way
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Raises ConfigError: another run has it, and lives."""
+        """Keeps saying that this run lives, whatever else is on its way to the bucket or from it.
+
+        Raises:
+          ConfigError: another run has it, and lives.
+        """
         try:
             self._take()
         except BucketError as error:
             raise ConfigError(f'workdir {error}') from error
+        done = threading.Event()
+        beating = threading.Thread(target=self._beat, args=(done,), daemon=True)
+        beating.start()
         try:
             yield
         finally:
+            done.set()
+            beating.join()
             try:
                 self._bucket.write(LOCK, None, over=self._state)
             except OSError as error:
                 log.warning('its lock stays for %.0f s: %s', LOST, error)
+
+    def check(self) -> None:
+        """Raises TakenOver: it was noticed that another run has it."""
+        if self._lost:
+            raise self._lost
+
+    def _beat(self, done: threading.Event) -> None:
+        while not done.wait(BEAT):
+            try:
+                self.renew()
+            except TakenOver as error:
+                self._lost = error
+                log.error('%s: this one ends', error)
+                if not self.leaving:  # as a scheduler does; its save will fail
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return
+            except OSError as error:
+                log.warning('%s; it is tried again', error)
 
     def renew(self) -> None:
         """Raises TakenOver: another run has it now."""

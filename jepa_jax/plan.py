@@ -9,7 +9,9 @@ state are where the robot is, the last frame is the goal, unless --goal names an
 
 With --kind, --input is recordings in a layout that training reads. What else is needed to read them
 (camera, columns, units) is as in the recordings that RUN was trained on, unless a flag says
-otherwise. --from and --to count frames at --fps a second.
+otherwise. --from and --to count frames at --fps a second. Of a run with robot.frame = 'camera'
+poses, actions and --workspace are in the frame of the camera, and the input must be such
+recordings.
 
 DIR gets plan.json (actions, energies, seconds per action) and pictures: plan.png, and
 landscape.png, the energy of one action over two of its axes.
@@ -153,10 +155,15 @@ def run(
     from jepa_jax import poses, start
     from jepa_jax.planning import energy
     from jepa_jax.planning.cem import end_effector, solver
-    from jepa_jax.planning.model import DEPENDS, load, measured, verdict
+    from jepa_jax.planning.model import DEPENDS, known, load
     from jepa_jax.planning.world_model import Context, Cost, Goal, energies
     from jepa_jax.workdir import room_for, write_json
 
+    if kind == 'file' and known(model).by_camera:
+        raise InputError(
+            f"{input}: '{model}' was trained with robot.frame = 'camera', and a file does not say "
+            'where the camera was: recordings with extrinsics are planned on with --kind'
+        )
     pair = read_axes(axes)
     space = end_effector(max_step, workspace=workspace, start=states[0, :3].tolist())
     measure = Cost(COSTS[cost], cost_steps, state_weight)
@@ -169,10 +176,12 @@ def run(
     )
     room_for('--out', out, folder=True)
     agent = load(model, size=images.shape[1:3], encoder=encoder, dtype=dtype, seed=seed)
-    known, ended = measured(model), verdict(model)
-    looks += known.beyond(states) if known else []
+    measured, ended = agent.known.measured, agent.known.ended
+    looks += measured.beyond(states) if measured else []
     for line in (*agent.about, *(f'look: {text}' for text in looks)):
         print(line)
+    if agent.known.by_camera:
+        print("poses, actions and --workspace are in the camera's frame, as in training")
     print(within_reach(states[0], horizon, max_step, workspace))
     world_model = dataclasses.replace(agent.world_model, at_once=at_once)
 
@@ -381,10 +390,11 @@ def read_recording(model: str, fields: dict[str, Any], episode: int, first: int,
 
     from jepa_jax.data import robot
     from jepa_jax.data.robot.contract import as_flag
-    from jepa_jax.planning.model import check_contract, recordings
+    from jepa_jax.planning.model import known
 
-    data = dataclasses.replace(recordings(model) or RobotConfig(), **fields)
-    check_contract(model, data)
+    trained = known(model)
+    data = dataclasses.replace(trained.recordings or RobotConfig(), **fields)
+    trained.check(data)
     episodes = robot.open_recordings(data)
     if not 0 <= episode < len(episodes):
         raise InputError(f'--episode {episode}: {data.path} has 0 to {len(episodes) - 1}')

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 LOCKED = 1e-6  # cosine of pitch below which roll and yaw turn about the same axis
+_EXACT = jax.lax.Precision.HIGHEST
 
 
 def matrix(angles: jax.Array) -> jax.Array:
@@ -48,7 +49,7 @@ def euler(rotation: jax.Array) -> jax.Array:
 
 def _product(a: jax.Array, b: jax.Array) -> jax.Array:
     """Matrices [..., 3, 3], multiplied in float32 on every device."""
-    return jnp.einsum('...ij,...jk->...ik', a, b, precision=jax.lax.Precision.HIGHEST)
+    return jnp.einsum('...ij,...jk->...ik', a, b, precision=_EXACT)
 
 
 def apply(pose: jax.Array, action: jax.Array) -> jax.Array:
@@ -64,3 +65,12 @@ def difference(start: jax.Array, end: jax.Array) -> jax.Array:
     turn = _product(matrix(end[..., 3:6]), jnp.swapaxes(matrix(start[..., 3:6]), -1, -2))
     parts = [end[..., :3] - start[..., :3], euler(turn), end[..., 6:] - start[..., 6:]]
     return jnp.concatenate(parts, axis=-1)
+
+
+def seen(pose: jax.Array, camera: jax.Array) -> jax.Array:
+    """A pose [..., 7] in the base's frame, in that of a camera at [6], x, y, z and Euler angles in
+    the base's frame; the gripper as it is. As recordings with robot.frame = 'camera' are turned."""
+    back = jnp.swapaxes(matrix(camera[3:]), -1, -2)
+    places = jnp.einsum('ij,...j->...i', back, pose[..., :3] - camera[:3], precision=_EXACT)
+    turned = euler(_product(back, matrix(pose[..., 3:6])))
+    return jnp.concatenate([places, turned, pose[..., 6:]], axis=-1)

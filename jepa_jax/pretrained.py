@@ -72,6 +72,7 @@ class Model(model.Model):
 
     weights: Weights | None = None  # of one that was trained on questions: all that is stored
     _answerer: Any = None
+    robot: dict[str, Any] | None = None  # see jepa_jax.weights.robot
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Writes one of our checkpoints, which `load` reads again bit for bit, and a model card.
@@ -174,6 +175,7 @@ def _model(text: str, weights: Weights, encoder: str, probe, dtype: str) -> Mode
         which=which,
         trained=Trained(config.frames, config.image_size, weights.fps),
     )
+    made.robot = weights.robot
     if 'projector' in weights.nets:
         made.weights = weights
     return made
@@ -360,6 +362,7 @@ def save(model: Model, folder: str | os.PathLike) -> None:
     weights = Weights(
         source, 'jax', nets, labels=labels, reads=reads, origin=next(iter(model.about), ''),
         fps=model.trained.fps if model.trained else Weights.fps,
+        robot=getattr(model, 'robot', None) or {},
     )  # fmt: skip
     write(weights, folder, to='jax')
     (folder / CARD).write_text(card(model, folder.name))

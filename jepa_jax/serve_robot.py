@@ -2,7 +2,8 @@
 
     python -m jepa_jax.serve_robot --model runs/ac-vitg --workspace 0.3,0.7,-0.3,0.3,0.02,0.4
 
-    POST /goal  body: an .npz with `image` uint8 [H, W, 3], and `state` [7] with --state-weight
+    POST /goal  body: an .npz with `image` uint8 [H, W, 3], `state` [7] with --state-weight, and
+                `extrinsics` [6], the camera's pose, for a run with robot.frame = 'camera'
     POST /step  body: an .npz with `image`, `state` [7] and, if it is not 0, `age` in seconds
     GET  /      what is served
 
@@ -29,7 +30,7 @@ from jepa_jax.errors import BadFile, ConvertError, PlanError, UsageError
 from jepa_jax.plan import COSTS, PLANNERS
 from jepa_jax.weights import names
 
-ARRAYS = ('image', 'state', 'age')  # of a request
+ARRAYS = ('image', 'state', 'age', 'extrinsics')  # of a request
 LARGEST = 2**26  # bytes of a request: two pictures of 3,300 x 3,300
 
 
@@ -118,11 +119,13 @@ def serve(robot, settings: dict[str, Any], host: str, port: int) -> ThreadingHTT
     controllers: list = []
 
     def goal(arrays: dict[str, Any]) -> dict[str, Any]:
+        state, camera = arrays.get('state'), arrays.get('extrinsics')
         if controllers:
-            controllers[0].reset(arrays['image'], arrays.get('state'))
+            controllers[0].reset(arrays['image'], state, camera)
             return {'compile_seconds': 0.0}
-        state = arrays.get('state')
-        controllers.append(robot.controller(arrays['image'], goal_state=state, **settings))
+        controllers.append(
+            robot.controller(arrays['image'], goal_state=state, extrinsics=camera, **settings)
+        )
         return {'compile_seconds': controllers[0].compile_seconds}
 
     def step(arrays: dict[str, Any]) -> dict[str, Any]:
@@ -130,6 +133,8 @@ def serve(robot, settings: dict[str, Any], host: str, port: int) -> ThreadingHTT
             raise PlanError('no goal: POST /goal first')
         if 'state' not in arrays:
             raise PlanError('no array state')
+        if 'extrinsics' in arrays:
+            raise PlanError('array extrinsics: goes with POST /goal, the camera stands still')
         age = arrays.get('age', np.float64(0))
         if age.shape or age.dtype.kind not in 'fiu':
             raise PlanError(f'age: {age.dtype} {list(age.shape)}, must be one number')

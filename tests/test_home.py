@@ -301,6 +301,81 @@ def test_what_cannot_be_reached_is_one_line(s3, monkeypatch):
             assert time.monotonic() - began < 30 and '\n' not in str(said.value)
 
 
+class Slow:
+    """A bucket in memory whose answers take a while, but for the lock's."""
+
+    url, wait = 's3://slow/run', 0.0
+
+    def __init__(self):
+        self.objects, self.signs = {'there': b'x'}, []
+
+    def check(self):
+        pass
+
+    def names(self):
+        return sorted(self.objects)
+
+    def read(self, name, unlike=b''):
+        if name != '.lock':
+            time.sleep(self.wait)
+        content = self.objects.get(name)
+        return content, str(hash(content)).encode() if content else b''
+
+    def write(self, name, content, over=None):
+        if name != '.lock':
+            time.sleep(self.wait)
+        elif over and over != self.read(name)[1]:
+            return b''
+        else:
+            self.signs.append(time.monotonic())
+        if content is None:
+            self.objects.pop(name, None)
+        else:
+            self.objects[name] = content
+        return self.read('.lock')[1]
+
+
+def test_a_run_gives_signs_of_life_whatever_is_on_its_way(tmp_path, monkeypatch):
+    """While it fetches, puts what is small, and puts what is left at the end: each takes longer
+    than after which a run counts as dead."""
+    monkeypatch.setenv('JEPA_JAX_CACHE', str(tmp_path))
+    monkeypatch.setattr(home, 'BEAT', 0.02)
+    monkeypatch.setattr(home, 'SMALL', 1)
+    monkeypatch.setattr(Slow, 'wait', 0.6)
+    slow = Slow()
+    place = home.BucketHome(slow)
+    with place.held():
+        (place.folder / 'trace').write_bytes(b'x')
+        time.sleep(0.2)  # it is on its way
+        (place.folder / 'last').write_bytes(b'x')
+    assert slow.objects.keys() == {'there', 'trace', 'last'}
+    assert slow.signs[-1] - slow.signs[0] > 1.7
+    assert np.diff(slow.signs).max() < 0.5
+
+
+def test_what_is_left_is_put_over_no_other_run(tmp_path, monkeypatch):
+    monkeypatch.setenv('JEPA_JAX_CACHE', str(tmp_path))
+    monkeypatch.setattr(home, 'BEAT', 0.02)
+    monkeypatch.setattr(home, '_AT_ONCE', 1)
+    monkeypatch.setattr(home.os, 'kill', lambda *what: pytest.fail('it ends anyway'))
+    slow = Slow()
+    place = home.BucketHome(slow)
+    write = slow.write
+
+    def taken(name, content, over=None):
+        if name == 'a':
+            slow.objects['.lock'] = json.dumps(ELSEWHERE).encode()
+            time.sleep(0.3)
+        return write(name, content, over)
+
+    slow.write = taken
+    with pytest.raises(BucketError, match='has been taken over by another run; what is not there'):
+        with place.held():
+            for name in ('a', 'b', 'c'):
+                (place.folder / name).write_bytes(b'x')
+    assert 'c' not in slow.objects and json.loads(slow.objects['.lock']) == ELSEWHERE
+
+
 @pytest.mark.parametrize(
     'address', ['s3://runs', 's3://runs/', 's3://R/x', 'gs://b/../x', 's3:///x']
 )

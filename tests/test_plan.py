@@ -12,10 +12,11 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from jepa_jax import checkpoint, cli, convert, plan
+import jepa_jax
+from jepa_jax import checkpoint, cli, convert, fetched, plan
 from jepa_jax.config import RobotConfig
 from jepa_jax.data.robot import Measured
-from jepa_jax.errors import BadFile, Unusable
+from jepa_jax.errors import BadFile, ConvertError, Unusable
 from jepa_jax.models.ac_predictor import ACPredictorConfig
 from jepa_jax.models.vit import ViTConfig
 from jepa_jax.planning import model as planning_model
@@ -209,7 +210,7 @@ def test_hostile_input_gets_one_line(content, message, tmp_path, capsys):
     assert message in said(capsys, *options)
 
 
-def zeros(model: pathlib.Path, **widths) -> pathlib.Path:
+def zeros(model: pathlib.Path, robot: dict | None = None, **widths) -> pathlib.Path:
     """A model whose weights are all 0: what it predicts is the same whatever is done."""
     encoder = ViTConfig(48, 1, 2, image_size=32)
     config = ACPredictorConfig(48, width=48, depth=1, heads=2, grid=(2, 2), **widths)
@@ -220,7 +221,8 @@ def zeros(model: pathlib.Path, **widths) -> pathlib.Path:
         return StoredNet(part, config, tree)
 
     nets = {'target': net('encoder', encoder), 'ac_predictor': net('ac_predictor', config)}
-    convert.write(Weights(model.parent, 'jax', nets), model, to='jax')
+    told = robot or {'recordings': dataclasses.asdict(RobotConfig())}
+    convert.write(Weights(model.parent, 'jax', nets, robot=told), model, to='jax')
     return model
 
 
@@ -270,15 +272,65 @@ def test_a_predictor_that_ignores_actions_is_not_usable(tmp_path, capsys):
         plan.conclude(['so'], force=False)
 
 
-def test_what_the_recordings_of_a_model_held_is_known(tmp_path):
-    measured = Measured(3, (0.0,) * 7, (1.0,) * 7, 0.1, (15.0,), 'positions in 1 m', {'a': 1})
-    extra = {'measured': json.loads(json.dumps(dataclasses.asdict(measured)))}
-    checkpoint.write(tmp_path / 'model', {'a': np.zeros(1)}, step=1, extra=extra)
-    assert planning_model.measured(str(tmp_path / 'model')) == measured
-    checkpoint.write(tmp_path / 'old', {'a': np.zeros(1)}, step=1, extra={})
-    assert planning_model.measured(str(tmp_path / 'old')) is None
-    assert planning_model.verdict(str(tmp_path / 'old')) is None
-    assert planning_model.measured('random:tiny') is planning_model.verdict('random:tiny') is None
+TOLD = {
+    'recordings': dataclasses.asdict(
+        RobotConfig(metres=0.001, angles='degrees', fps=10, frames=16)
+    ),
+    'measured': dataclasses.asdict(
+        Measured(3, (0.0,) * 7, (1.0,) * 7, 0.1, (15.0,), 'positions in 1 m', {'a': 1})
+    ),
+    'verdict': ['ignores actions', 'ignores actions: nothing moves'],
+}
+
+
+def test_a_robot_is_known_whatever_holds_its_model(tmp_path, caplog, monkeypatch):
+    """Our folders, PyTorch files, what is saved of a model, and each of them in a bucket; what says
+    nothing is told of in one line, but for released weights."""
+    model = zeros(tmp_path / 'model', robot=TOLD)
+    weights = convert.read(model)
+    convert.write(weights, tmp_path / 'a.pt', to='torch')
+    jepa_jax.load(tmp_path / 'a.pt').save_pretrained(tmp_path / 'saved')
+    monkeypatch.setattr(fetched, 'model', lambda url: tmp_path / url.rpartition('/')[2])
+    for name in ('model', 'a.pt', 'saved'):
+        for place in (str(tmp_path / name), f's3://bucket/{name}'):
+            known = planning_model.known(place)
+            loaded = jepa_jax.Robot.load(place, angles='radians')
+            assert known == loaded.agent.known, place
+            assert known.recordings.metres == loaded.units.metres == 0.001, place
+            assert (loaded.units.angles, loaded.rate) == ('radians', 10), place
+            assert loaded.agent.world_model.frames == 15, place
+            assert loaded.measured == Measured.stored(TOLD['measured']), place
+            assert loaded.ended == tuple(TOLD['verdict']), place
+    assert not caplog.records
+    convert.write(dataclasses.replace(weights, robot={}), tmp_path / 'b.pt', to='torch')
+    silent = jepa_jax.Robot.load(str(tmp_path / 'b.pt'))
+    assert (silent.units, silent.rate, silent.ended) == (RobotConfig(), 4, None)
+    (line,) = caplog.messages
+    assert 'metres, radians, closedness, 4 frames a second and 8 at once are assumed' in line
+    assert planning_model.known('random:tiny') == planning_model.known('ac-vitg')
+    convert.write(
+        dataclasses.replace(weights, robot={'released': 'ac-vitg'}), tmp_path / 'r', 'jax'
+    )
+    jepa_jax.Robot.load(str(tmp_path / 'r'))
+    assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize(
+    'told',
+    [
+        {'recordings': [1]},
+        {'recordings': {'metres': 'a'}},
+        {'recordings': {'fps': -1.0}},
+        {'recordings': {'beyond': 1}},
+        {'measured': {}},
+        {'measured': {**TOLD['measured'], 'low': ['a'] * 7}},
+        {'verdict': 3},
+    ],
+)
+def test_a_robot_that_is_not_understood_is_one_line(told):
+    with pytest.raises(ConvertError, match='m: what it says of its robot is not understood') as is_:
+        planning_model.Known.of('m', told)
+    assert len(str(is_.value).splitlines()) == 1
 
 
 def test_what_cannot_be_planned_is_one_line_and_status_1(tmp_path):
@@ -326,3 +378,10 @@ def test_another_robots_recordings_are_no_input(tmp_path, capsys):
         '--robot', 'yours', '--out', str(tmp_path / 'out'),
     )  # fmt: skip
     assert words == "the weights are for another robot: robot: 'mine' in the weights, 'yours' here"
+
+
+def test_a_run_on_poses_of_the_camera_takes_no_file(tmp_path, capsys):
+    told = {'recordings': dataclasses.asdict(RobotConfig(frame='camera'))}
+    model, path = str(zeros(tmp_path / 'model', robot=told)), str(trajectory(tmp_path / 'a.npz'))
+    words = said(capsys, '--model', model, '--input', path, '--out', str(tmp_path / 'out'))
+    assert words.startswith(f"{path}: '{model}' was trained with robot.frame = 'camera'")

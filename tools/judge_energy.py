@@ -165,7 +165,7 @@ def run(
     """Reads, judges, prints."""
     from jepa_jax import start
     from jepa_jax.plan import COSTS
-    from jepa_jax.planning.model import check_contract, load
+    from jepa_jax.planning.model import known, load
     from jepa_jax.planning.world_model import Cost
 
     if pair_count < 2:
@@ -173,7 +173,7 @@ def run(
     if json_file:
         room_for('--json', json_file)
     data = layouts.of_flags(RobotConfig(**fields))
-    check_contract(model, data)
+    known(model).check(data)
     frames, states, actions, bad = pairs(data, pair_count)
     start.compilation_cache()
     # a random model is made for squares, as training makes them

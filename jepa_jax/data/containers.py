@@ -50,14 +50,17 @@ class Video:
     codec: str
     fps: float  # as the header says or libav makes out; 0 if they do not
     tick: float  # seconds of the stream's time base
+    skim: bool  # see `opened`
     cost: int = 1  # of a pixel, in those of H.264
     clock: int | None = None  # dts of the last packet, if its container is one of CLOCKED
     wraps: int = 0  # ticks by which that clock was corrected
     ahead: list[av.Packet] = dataclasses.field(default_factory=list)  # that were peeked at
+    begun: bool = False  # packets were taken, which `packets` does not give again
 
     def peek(self, count: int) -> list[av.Packet]:
         """The first packets, which `packets` gives again. At least one, or BadFile."""
         self.ahead = list(itertools.islice(self.packets(), count))
+        self.begun = False
         if not self.ahead:
             raise no_frames(self.path)
         return self.ahead
@@ -71,6 +74,7 @@ class Video:
     def packets(self) -> Iterator[av.Packet]:
         """Of the stream, without those of no bytes: the end, and repeats of a frame in AVI."""
         ahead, self.ahead = self.ahead, []
+        self.begun = True
         yield from ahead
         clocked = self.kind in CLOCKED
         with files.reading(self.path, reasons=_REASONS):
@@ -164,14 +168,14 @@ def opened(path: str | os.PathLike, deadline: files.Deadline, skim: bool) -> Ite
     except Exception as error:
         raise _unopened(path, error) from error
     with container:
-        video = _video(path, container, deadline, size)
+        video = _video(path, container, deadline, size, skim)
         if not video.stream.codec_context.width:  # libav forgets a size above its bound
             del options['max_pixels']
             options['skip_frame'] = 'all'
             with files.reading(path, reasons=_REASONS):
                 again = av.open(name, options=options, timeout=deadline.left, **_BAD_METADATA)
             with again:
-                _video(path, again, deadline, size)  # which refuses it
+                _video(path, again, deadline, size, skim)  # which refuses it
         yield video
 
 
@@ -182,7 +186,7 @@ def _most_pixels(size: int) -> int:
     return int(min(limits.pixels, unpacked / (3 * HELD), 2**31 - 1))
 
 
-def _video(path, container, deadline: files.Deadline, size: int) -> Video:
+def _video(path, container, deadline: files.Deadline, size: int, skim: bool) -> Video:
     with files.reading(path, reasons=_REASONS):
         stream = _best_stream(path, container)
         codec = stream.codec_context
@@ -196,7 +200,7 @@ def _video(path, container, deadline: files.Deadline, size: int) -> Video:
     files.bound_decoded(path, 3 * HELD * pixels, size)
     kind = container.format.name
     cost = COST.get(name, 1)
-    return Video(path, container, stream, deadline, size, kind, name, fps, tick, cost)
+    return Video(path, container, stream, deadline, size, kind, name, fps, tick, skim, cost)
 
 
 def _unopened(path, error: Exception) -> BadFile:

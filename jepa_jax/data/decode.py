@@ -14,6 +14,7 @@ file are read as ever.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -301,6 +302,8 @@ def _read_slowly(path, deadline: files.Deadline, numbers: list[int]) -> np.ndarr
 
 # Decoders that can skip a frame that nothing refers to, and decide anew for each packet.
 _SKIPPING = {'h264', 'hevc', 'mpeg4'}
+FAR = 256  # packets that are read over rather than sought
+SEEKABLE = ('matroska', 'mov')  # containers whose packets are the same from a keyframe on
 
 
 class _Doubt(Exception):
@@ -313,7 +316,7 @@ def _read_quickly(video: Video, known: Table, numbers: list[int]) -> np.ndarray 
     pictures = Pictures(video.path, len(numbers), video.size)
     try:
         if packets is None:
-            first, run = _seek(video, known.index, numbers[0])
+            first, run = _seek(video, known, numbers[0])
             count = min(numbers[-1] + 1 + REORDER, len(known.index)) - first
             packets = gather(video, itertools.islice(run, count), first)
             if len(packets.times) < count or packets.damaged:
@@ -323,25 +326,49 @@ def _read_quickly(video: Video, known: Table, numbers: list[int]) -> np.ndarray 
         rows = {packets.order[number - packets.first]: row for row, number in enumerate(numbers)}
         if packets.held is not None:
             _decode(video, packets, iter(packets.held), rows, pictures)
+        elif not video.begun and (begin := _near(video, packets, rows)):
+            _decode(video, packets, begin[1], rows, pictures, begin[0])
         else:
             with opened(video.path, video.deadline, skim=True) as video:
                 run = video.packets()
                 if known.index:
-                    _, run = _seek(video, known.index, numbers[0])
+                    _, run = _seek(video, known, numbers[0])
                 _decode(video, packets, run, rows, pictures)
     except _Doubt:
         return None
     return pictures.frames if not rows else None
 
 
-def _seek(video: Video, index, number: int) -> tuple[int, Iterator[av.Packet]]:
+def _near(
+    video: Video, packets: Packets, chosen: Iterable[int]
+) -> tuple[int, Iterator[av.Packet]] | None:
+    """A place not long before the first to decode, and the packets from it on; None: only those
+    from the start can be had, of the file opened anew. Raises _Doubt."""
+    first = _stretches(packets, chosen)[0][0]
+    if first < FAR:
+        return 0, video.packets()
+    odd = len(packets.pieces) > 1 or packets.leading or packets.damaged or packets.cut
+    if odd or not any(kind in video.kind for kind in SEEKABLE):
+        return None
+    run = iter(())
+    with contextlib.suppress(BadFile):
+        video.seek(packets.times[first])
+        run = video.packets()
+    head = next(run, None)
+    place = next((p for p in packets.keys if head and packets.times[p] == head.pts), None)
+    if place is None or place > first:
+        return None
+    return place, itertools.chain([head], run)
+
+
+def _seek(video: Video, known: Table, number: int) -> tuple[int, Iterator[av.Packet]]:
     """A keyframe's place before a frame, and the packets from it on. Raises _Doubt.
 
     A keyframe's place in the file is its number in presentation order, but for the frames that
     follow it in the file and are shown before it. So packets from a keyframe on, sorted by time,
     are numbered from its place on; and as such frames need the keyframe before, that is taken.
     """
-    keys = [place for place, (_, key) in enumerate(index) if key]
+    index, keys = known.index, known.keys
     before = max(bisect.bisect_right(keys, number) - 2, 0)
     first, *later = keys[before : before + 2]
     if not first:
@@ -359,11 +386,12 @@ def _seek(video: Video, index, number: int) -> tuple[int, Iterator[av.Packet]]:
 
 
 def _decode(
-    video: Video, packets: Packets, run: Iterator, rows: dict[int, int], pictures: Pictures
-) -> None:
+    video: Video, packets: Packets, run: Iterator, rows: dict[int, int], pictures: Pictures,
+    place: int = 0,
+) -> None:  # fmt: skip
     """Decodes the chosen frames, `rows` by place, and takes them out of `rows`.
 
-    `run` gives the packets again. Raises _Doubt.
+    `run` gives the packets from `place` on again. Raises _Doubt.
     """
     codec, times, latest = video.stream.codec_context, packets.times, -math.inf
     idle = 'NONREF' if video.codec in _SKIPPING else 'DEFAULT'
@@ -384,15 +412,17 @@ def _decode(
             if (row := here.pop(frame.pts, None)) is not None:
                 pictures.put(row, frame)
 
-    place = 0
-    for start, end in _stretches(packets, rows):
-        if place:
+    for number, (start, end) in enumerate(_stretches(packets, rows)):
+        if number:
             codec.flush_buffers()
             video.deadline.check()
             if start in packets.pieces:
                 latest = -math.inf
         here |= {times[at]: rows[at] for at in rows if start <= at <= end}
-        for packet in itertools.islice(run, start - place, end + 1 - place):
+        within = itertools.islice(run, start - place, end + 1 - place)
+        for at, packet in enumerate(within, start):
+            if times[at] not in (None, packet.pts):
+                raise _Doubt
             if packet.pts is not None and packet.pts < times[start]:
                 continue  # refers to what is before the keyframe
             codec.skip_frame = 'DEFAULT' if packet.pts in here else idle

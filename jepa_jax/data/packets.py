@@ -12,10 +12,14 @@ in the file but are shown before it.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
+import functools
 import itertools
 import math
+import os
 import re
+import threading
 from collections.abc import Callable, Iterable, Sequence
 
 import av
@@ -124,9 +128,42 @@ class Table:
         good = np.ones(1, bool) if self.good is None else self.good
         return describe(good, self.why) if self.why else ''
 
+    @functools.cached_property
+    def keys(self) -> list[int]:
+        """Places of keyframes in the index."""
+        return [place for place, (_, key) in enumerate(self.index) if key]
+
+
+KNOWN = 2**18  # packets of all tables that a process keeps, if the last one leaves room for others
+_tables: dict[tuple, Table] = {}  # the one that was asked for last is last
+_turn = threading.Lock()
+
 
 def table(video: Video) -> Table:
-    """Raises BadFile."""
+    """Made once in a process as long as the file stays as it is; packets are held only by a table
+    that was just made. Raises BadFile."""
+    with files.reading(video.path):
+        status = os.stat(video.path)
+    key = (
+        os.path.abspath(video.path), status.st_size, status.st_mtime_ns, video.skim, files.limits(),
+    )  # fmt: skip
+    with _turn:
+        if (kept := _tables.pop(key, None)) is not None:
+            _tables[key] = kept
+            return kept
+    made = _table(video)
+    kept = made
+    if made.packets:  # what it holds would add up
+        kept = dataclasses.replace(made, packets=copy.copy(made.packets))
+        kept.packets.held = None
+    with _turn:
+        _tables[key] = kept
+        while len(_tables) > 1 and sum(t.timing.frames for t in _tables.values()) > KNOWN:
+            del _tables[next(iter(_tables))]
+    return made
+
+
+def _table(video: Video) -> Table:
     if (fast := _by_index(video)) is not None:
         return fast
     packets = gather(video, video.packets())

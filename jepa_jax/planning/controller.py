@@ -28,7 +28,7 @@ from jepa_jax.data.robot.contract import as_recorded, rescaled
 from jepa_jax.errors import BadFile, PlanError
 from jepa_jax.planning import model
 from jepa_jax.planning.cem import check_box, end_effector, solver
-from jepa_jax.planning.world_model import Context, Cost, Goal, energies
+from jepa_jax.planning.world_model import Context, Cost, FromCamera, Goal, energies
 
 MOVED = 0.005  # metres, radians or closedness by which a robot that moved must change its picture
 
@@ -92,13 +92,12 @@ class Robot:
           PlanError: the model predicts no actions' effects; units that are none.
           ZooError, ConvertError, CheckpointError: as jepa_jax.load.
         """
-        known = model.recordings(name)
         fields = {f.name for f in dataclasses.fields(RobotConfig)}
         if wrong := sorted(
             units.keys() - (fields & {'metres', 'angles', 'gripper', 'gripper_range'})
         ):
             raise PlanError(f'{wrong[0]}: allowed are metres, angles, gripper, gripper_range')
-        data = dataclasses.replace(known or RobotConfig(), **units)
+        data = RobotConfig(**units)
         for field, allowed in (('angles', ('radians', 'degrees')), ('gripper', ('closed', 'open'))):
             if getattr(data, field) not in allowed:
                 raise PlanError(
@@ -107,10 +106,14 @@ class Robot:
         if not isinstance(data.metres, int | float) or not 0 < data.metres < float('inf'):
             raise PlanError(f'metres {data.metres}: must be a number above 0, as 0.001')
         agent = model.load(name, size=size, encoder=encoder, dtype=dtype, seed=seed)
-        return cls(name, agent, data, data.fps, model.measured(name), model.verdict(name))
+        known = agent.known
+        data = dataclasses.replace(known.recordings or RobotConfig(), **units)
+        return cls(name, agent, data, data.fps, known.measured, known.ended)
 
     def __repr__(self) -> str:
         lines = [*self.agent.about, f'{self.rate:g} actions a second']
+        if self.units.frame == 'camera':
+            lines.append('trained on poses as the camera sees them: its own is needed, extrinsics')
         lines += self.measured.lines() if self.measured else []
         return '\n  '.join([f"Robot('{self.name}')", *lines])
 
@@ -174,6 +177,7 @@ class Controller:
         *,
         workspace: Sequence[float],
         goal_state: Sequence[float] | None = None,
+        extrinsics: Sequence[float] | None = None,
         planner: str = 'cem',
         samples: int = 400,
         iterations: int = 10,
@@ -193,6 +197,10 @@ class Controller:
           workspace: x0, x1, y0, y1, z0, z1 in the robot's units, which no plan leaves. () for none,
             in simulation: a robot should have one.
           goal_state: pose [7] at the goal, for a cost with a state_weight.
+          extrinsics: pose [6] of the camera in the frame of the robot's base, x, y, z in metres and
+            Euler angles in radians, whatever the robot's units; of runs with robot.frame =
+            'camera', and of no others. The camera stands still; poses, targets and the workspace
+            are in the base's frame all the same.
           planner, samples, iterations, horizon, elites: of jepa_jax.planning.cem.
           cost: of a plan; None: as released.
           max_step: metres that an action may move along an axis.
@@ -215,10 +223,11 @@ class Controller:
         self._gain, self._patience, self._force = gain, patience, force
         self._max_age = 1 / robot.rate if max_age is None else max_age
         self._horizon, self._key = horizon, jax.random.key(seed)
-        self.reset(goal, goal_state)
+        self._camera: jax.Array | None = None
+        self.reset(goal, goal_state, extrinsics)
         began = time.monotonic()
         self._program = jax.jit(self._decide).lower(
-            robot.agent.world_model, robot.agent.encoder,
+            self._world_model, robot.agent.encoder,
             *self._arguments(self._picture(goal), np.zeros(7, np.float32)),
         ).compile()  # fmt: skip
         self.compile_seconds = time.monotonic() - began
@@ -229,12 +238,20 @@ class Controller:
         name = self.robot.name
         return f"Controller of '{name}', {within}, {self._steps} steps towards this goal"
 
-    def reset(self, goal: np.ndarray, goal_state: Sequence[float] | None = None) -> None:
+    def reset(
+        self,
+        goal: np.ndarray,
+        goal_state: Sequence[float] | None = None,
+        extrinsics: Sequence[float] | None = None,
+    ) -> None:
         """Another goal, or the same from the beginning; what was compiled serves on.
+
+        extrinsics: where the camera is now; None: where it was.
 
         Raises:
           PlanError: a picture or pose that cannot be.
         """
+        self._place_camera(extrinsics)
         features = self.robot.agent.encode(self._picture(goal)[None])[0]
         size = np.shape(goal)[:2]
         state = None if goal_state is None else jnp.asarray(self._pose(goal_state), jnp.float32)
@@ -248,6 +265,32 @@ class Controller:
         # robot creeps is as stale as while it leaps
         self._last: tuple[np.ndarray, np.ndarray] | None = None
         self._held = self._steps = 0
+
+    def _place_camera(self, extrinsics: Sequence[float] | None) -> None:
+        name, frame = self.robot.name, self.robot.units.frame
+        if extrinsics is None:
+            if frame == 'camera' and self._camera is None:
+                raise PlanError(
+                    f"extrinsics: '{name}' was trained with robot.frame = 'camera', so the "
+                    "camera's pose [6] in the frame of the robot's base must be given, in metres "
+                    'and radians'
+                )
+            return
+        if frame != 'camera':
+            raise PlanError(
+                f"extrinsics: '{name}' was trained with robot.frame = '{frame}': must not be given"
+            )
+        camera = np.asarray(extrinsics)
+        finite = camera.dtype.kind in 'fiu' and np.isfinite(camera).all()
+        if camera.shape != (6,) or not finite:
+            raise PlanError(f'extrinsics {extrinsics}: must be six finite numbers')
+        self._camera = jnp.asarray(camera, jnp.float32)
+
+    @property
+    def _world_model(self) -> Any:
+        """Of actions in the frame of the robot's base."""
+        own = self.robot.agent.world_model
+        return own if self._camera is None else FromCamera(own, self._camera)
 
     def step(self, image: np.ndarray, state: Sequence[float], *, age: float = 0.0) -> Step:
         """What to do now.
@@ -277,7 +320,7 @@ class Controller:
             return Step('stale', why, nothing, np.array(state, float), None, None, None,
                         time.monotonic() - began)  # fmt: skip
         agent = self.robot.agent
-        answer = self._program(agent.world_model, agent.encoder, *self._arguments(picture, pose))
+        answer = self._program(self._world_model, agent.encoder, *self._arguments(picture, pose))
         actions, reached, first, energy, still, depends, distance = map(np.asarray, answer)
         if not np.isfinite([energy, still, depends, distance]).all():  # no comparison would hold
             raise PlanError(

@@ -4,25 +4,75 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import pathlib
+import logging
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jepa_jax import checkpoint, pretrained
+from jepa_jax import pretrained
 from jepa_jax.config import RobotConfig
+from jepa_jax.config.check import types_and_ranges
 from jepa_jax.config.store import from_dict
-from jepa_jax.data.robot import Contract, Measured, metadata, view
-from jepa_jax.errors import PlanError
+from jepa_jax.data.robot import Contract, Measured, view
+from jepa_jax.errors import ConfigError, ConvertError, PlanError
 from jepa_jax.models.ac_predictor import ACPredictor, ACPredictorConfig, encode_frames
 from jepa_jax.models.vit import ViT, ViTConfig
 from jepa_jax.nets import ONCE, Net
 from jepa_jax.planning.world_model import ACWorldModel
+from jepa_jax.weights import zoo
+
+log = logging.getLogger(__name__)
 
 FRAMES = 7  # that the released predictor was shown: all but the last of 8 (reference: vjepa2 §7.4)
 DEPENDS = 0.005  # of the energy of doing nothing, by which those of actions must differ
 RANDOM_TINY = dict(width=96, depth=2, heads=4)  # the predictor of random:tiny
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """What is known of the robot on whose recordings a model was trained."""
+
+    recordings: RobotConfig | None = None  # None: nothing says which they were
+    measured: Measured | None = None  # what they held; None: it is not known
+    ended: tuple[str, str] | None = None  # the word that the run ended with, and its sentence
+
+    @classmethod
+    def of(cls, name: str, told: dict[str, Any]) -> Known:
+        """told: as jepa_jax.weights.robot has it. Raises ConvertError: it is not understood."""
+        try:
+            recordings = (
+                from_dict(told['recordings'], RobotConfig) if 'recordings' in told else None
+            )
+            if recordings:
+                types_and_ranges(recordings)
+            measured = Measured.stored(told['measured']) if 'measured' in told else None
+            word, sentence = map(str, told.get('verdict', ('', '')))
+        except (ConfigError, AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ConvertError(
+                f'{name}: what it says of its robot is not understood ({error})'
+            ) from None
+        return cls(recordings, measured, (word, sentence) if word else None)
+
+    @property
+    def frames(self) -> int:
+        """How many the model was shown at once in training: the run's own, else the released."""
+        return self.recordings.frames - 1 if self.recordings else FRAMES
+
+    @property
+    def by_camera(self) -> bool:
+        """Whether poses were shown to it as the camera sees them."""
+        return self.recordings is not None and self.recordings.frame == 'camera'
+
+    def check(self, data: RobotConfig) -> None:
+        """Refuses recordings of another robot; where none is known, none.
+
+        Raises:
+          ConfigError: names every difference.
+        """
+        if self.recordings:
+            Contract.of(data).check(dataclasses.asdict(Contract.of(self.recordings)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +83,7 @@ class PlanningModel:
     encoder_config: ViTConfig
     world_model: ACWorldModel
     about: tuple[str, ...]
+    known: Known = Known()
 
     @property
     def size(self) -> tuple[int, int]:
@@ -121,64 +172,25 @@ def load(
             f'of frames of {size[0]} x {size[1]} pixels the middle, at most 1.35 times as wide as '
             'high, is squeezed to that size, as in training'
         )
-    world_model = ACWorldModel(params, _net(config), config, trained_frames(name))
-    return PlanningModel(model.encoder.params, model.config, world_model, tuple(about))
+    told = model.robot or {}
+    known = Known.of(name, told)
+    if not (known.recordings or 'released' in told or name.startswith('random:')):
+        log.warning(
+            "model '%s' does not say on which robot it was trained: where nothing else is said, "
+            'metres, radians, closedness, %g frames a second and %d at once are assumed, as of the '
+            'released weights', name, RobotConfig().fps, FRAMES + 1,
+        )  # fmt: skip
+    world_model = ACWorldModel(params, _net(config), config, known.frames)
+    return PlanningModel(model.encoder.params, model.config, world_model, tuple(about), known)
 
 
-def trained_frames(name: str) -> int:
-    """How many frames a model was shown at once in training: a run's own, else the released."""
-    trained = recordings(name)
-    return trained.frames - 1 if trained else FRAMES
-
-
-def check_contract(name: str, data: RobotConfig) -> None:
-    """Refuses recordings of another robot than the run at `name` was trained on; of models that are
-    no runs of ours nothing is known.
-
-    Raises:
-      ConfigError: names every difference.
-    """
-    if trained := recordings(name):
-        Contract.of(data).check(dataclasses.asdict(Contract.of(trained)))
-
-
-def measured(name: str) -> Measured | None:
-    """What the recordings held that the run at `name` was trained on; None: nothing is known."""
-    values = _extra(name).get('measured')
-    return Measured.stored(values) if values else None
-
-
-def verdict(name: str) -> tuple[str, str] | None:
-    """The word that the run at `name` ended with, and its sentence; None: it is no run of ours, or
-    has not ended.
+def known(name: str) -> Known:
+    """What is known of the robot of a model, by name or path, without a look at its arrays.
 
     Raises:
-      BadFile: its report cannot be read.
+      ZooError, ConvertError, CheckpointError, BadFile: it cannot be read.
     """
-    path = pathlib.Path(name).expanduser()
-    if not path.is_dir():
-        return None
-    report = path / 'report.json'
-    if not report.exists() and path.absolute().parent.name == 'checkpoints':
-        report = path.absolute().parents[1] / 'report.json'
-    if not report.exists():
-        return None
-    values = metadata.read_json(report)
-    sentences = metadata.field(report, values, 'sentences', list) if 'sentences' in values else []
-    word = metadata.field(report, values, 'verdict', str)
-    return word, str(sentences[0]) if sentences else word
-
-
-def recordings(name: str) -> RobotConfig | None:
-    """The recordings that the run at `name` was trained on; None: it is no run of ours."""
-    values = _extra(name).get('config', {}).get('robot')
-    return from_dict(values, RobotConfig) if values else None
-
-
-def _extra(name: str) -> dict:
-    """What a run's checkpoint says beside its arrays; {}: it is none."""
-    path = pathlib.Path(name).expanduser()
-    return checkpoint.read_manifest(checkpoint.find(path))['extra'] if path.is_dir() else {}
+    return Known.of(name, zoo.robot_of(name))
 
 
 @functools.cache

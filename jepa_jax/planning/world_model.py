@@ -186,6 +186,36 @@ class Viewed:
         return self.view(features), states
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class FromCamera:
+    """A world model of poses and actions as a camera sees them, which stands still, planned with in
+    the frame of the robot's base."""
+
+    world: WorldModel
+    camera: jax.Array  # [6] its pose in the base's frame: metres, radians
+
+    def rollout(self, context: Context, actions: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        past = context.actions
+        if past is not None:
+            past = self._turned(context.states[:-1], past)
+        seen = dataclasses.replace(
+            context, states=poses.seen(context.states, self.camera), actions=past
+        )
+        states = [jnp.broadcast_to(context.states[-1], (len(actions), 7))]
+        for h in range(actions.shape[1]):
+            states.append(poses.apply(states[-1], actions[:, h]))
+        turned = self._turned(jnp.stack(states[:-1], axis=1), actions)
+        features, _ = self.world.rollout(seen, turned)
+        return features, jnp.stack(states[1:], axis=1)
+
+    def _turned(self, states: jax.Array, actions: jax.Array) -> jax.Array:
+        """Actions from states, both [..., 7], as the camera sees them."""
+        ends = poses.apply(states, actions)
+        turned = poses.difference(*(poses.seen(state, self.camera) for state in (states, ends)))
+        return jnp.concatenate([turned[..., :6], actions[..., 6:]], axis=-1)
+
+
 @dataclasses.dataclass(frozen=True)
 class Cost:
     """The energy of a rollout: its distance from the goal."""

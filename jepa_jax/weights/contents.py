@@ -62,6 +62,7 @@ class Weights:
     notes: tuple[str, ...] = ()  # defaults taken and arrays dropped, a line each, to be printed
     config_file: str = ''  # one of ours: the file that may bring rows for its nets
     fps: float = 4.0  # frames a second that it was trained at, as all released; 0: not known
+    robot: dict[str, Any] = dataclasses.field(default_factory=dict)  # see jepa_jax.weights.robot
 
     @property
     def trees(self) -> dict[str, dict]:

@@ -17,7 +17,7 @@ import numpy as np
 from jepa_jax import checkpoint, lookup, recipes
 from jepa_jax.config import RunConfig, store
 from jepa_jax.errors import ConfigError, ConvertError, Damaged
-from jepa_jax.weights import parts, tables, torch_files
+from jepa_jax.weights import parts, robot, tables, torch_files
 from jepa_jax.weights.contents import ENCODERS, PREDICTORS, StoredNet, Training, Weights
 from jepa_jax.weights.tables import Leaf, flatten, nest
 
@@ -44,6 +44,7 @@ KINDS = {
     'labels': dict,
     'reads': dict,
     'training': dict,
+    'robot': dict,
     'origin': str,
     'config_file': str,
     'part_of': str,
@@ -88,7 +89,16 @@ def read(path: pathlib.Path, weights_only: bool = False, finite: bool = True) ->
         notes,
         config_file=extra.get('config_file', ''),
         fps=rate(extra),
+        robot=robot.told(extra, folder) if 'ac_predictor' in nets else {},
     )
+
+
+def robot_of(path: pathlib.Path) -> dict[str, Any]:
+    """As `read(path).robot`, without a look at arrays. Raises as `read`."""
+    folder = checkpoint.find(path)
+    extra = checkpoint.read_manifest(folder)['extra']
+    check_extra(str(folder), extra)
+    return robot.told(extra, folder)
 
 
 def _reads(extra: dict[str, Any]) -> dict[str, Any]:
@@ -361,6 +371,8 @@ def extra(weights: Weights) -> dict[str, Any]:
         more['config_file'] = weights.config_file
     if weights.fps != Weights.fps:
         more['fps'] = weights.fps
+    if weights.robot:
+        more['robot'] = weights.robot
     if t := weights.training:
         more['training'] = {'hyper': t.hyper, 'original': t.original}
         if t.config is not None:

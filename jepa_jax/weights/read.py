@@ -29,6 +29,7 @@ from jepa_jax.weights import (
     language,
     own,
     parts,
+    robot,
     shapes,
     tables,
     torch_files,
@@ -108,15 +109,28 @@ def _read(path, choices, allow_missing, ignore, steps_per_epoch, weights_only, f
             f'{path} is of torch.distributed.checkpoint: `python -m '
             f'torch.distributed.checkpoint.format_utils dcp_to_torch {path} FILE.pt` makes a .pt'
         )
-    if (
-        (path / hf_files.CONFIG).exists()
-        and not (path / checkpoint.MANIFEST).exists()
-        and not (path / 'checkpoints').exists()
-    ):
+    if _is_hf(path):
         if language.is_language(path):
             return language.read(path, finite)
         return _read_hf(path, allow_missing, finite)
     return own.read(path, weights_only, finite)
+
+
+def _is_hf(path: pathlib.Path) -> bool:
+    """Whether a folder is of Hugging Face's libraries."""
+    ours = (path / checkpoint.MANIFEST).exists() or (path / 'checkpoints').exists()
+    return (path / hf_files.CONFIG).exists() and not ours
+
+
+def robot_in(path: str | os.PathLike) -> dict[str, Any]:
+    """As `read(path).robot`, without a look at arrays. Raises as `read`."""
+    path = pathlib.Path(path).expanduser()
+    with files.raising(ConvertError):
+        if path.is_dir():
+            return {} if _is_hf(path) else own.robot_of(path)
+        entry = torch_files.ours(path)
+        own.check_extra(str(path), entry)
+        return robot.told(entry)
 
 
 def _agree(weights: Weights, choices: shapes.Choices) -> None:
@@ -204,6 +218,7 @@ def _read_torch(
         content.ours.get('origin', ''),
         tuple(reader.notes),
         fps=own.rate(content.ours),
+        robot=robot.told(content.ours),
     )
 
 

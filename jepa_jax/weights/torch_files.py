@@ -265,6 +265,12 @@ def _shown(name: Any) -> str:
     return files.one_line(ValueError(name), 100)
 
 
+def ours(path: pathlib.Path) -> dict[str, Any]:
+    """What our own entry of a file says; {}: it has none. Raises as `load`."""
+    whole = load(path)
+    return _ours(path, whole.get(OURS, '{}')) if isinstance(whole, Mapping) else {}
+
+
 def _ours(path: pathlib.Path, text: Any) -> dict[str, Any]:
     try:
         entry = json.loads(text)

@@ -44,7 +44,7 @@ from jepa_jax.weights.names import (
     unknown,
 )
 from jepa_jax.weights.parts import called
-from jepa_jax.weights.read import read
+from jepa_jax.weights.read import read, robot_in
 from jepa_jax.weights.write import write
 
 log = logging.getLogger(__name__)
@@ -72,11 +72,7 @@ def find(name_or_path: str | os.PathLike, **options: Any) -> Weights:
     if text in BUNDLED:
         refuse_options(text, options | ({'sha256': pin} if pin else {}))
         return bundled.read(text)
-    if is_url(path):
-        try:
-            path = str(fetched.model(path))
-        except (ConfigError, BucketError) as error:
-            raise ZooError(f"model '{text}': {error}") from error
+    path = _here(path)
     if pin:
         check_file(path, pin)
     if not os.path.exists(path) and (text.startswith(HUB) or text in PUBLISHED):
@@ -86,6 +82,28 @@ def find(name_or_path: str | os.PathLike, **options: Any) -> Weights:
     if text.startswith(RANDOM):
         raise ZooError(f"model '{text}': drawn weights do not serve here: name trained ones")
     raise unknown(text)
+
+
+def _here(path: str) -> str:
+    """A path; of what lies in a bucket, that of its copy. Raises ZooError."""
+    if not is_url(path):
+        return path
+    try:
+        return str(fetched.model(path))
+    except (ConfigError, BucketError) as error:
+        raise ZooError(f"model '{path}': {error}") from error
+
+
+def robot_of(name_or_path: str | os.PathLike) -> dict[str, Any]:
+    """As `find(...).robot`, without a look at arrays; of a name alone nothing is known.
+
+    Raises: as `find`.
+    """
+    text, _ = pinned(name_or_path)
+    path = os.path.expanduser(text)
+    if text in RELEASED or text in BUNDLED or not os.path.exists(path := _here(path)):
+        return {}
+    return robot_in(path)
 
 
 def check_file(path: str | os.PathLike, pin: str) -> None:
@@ -177,7 +195,9 @@ def _released(name: str, pin: str = '') -> Weights:
             if source.exists():
                 check_record(source)
             _as_pinned(source, pin)
-    return read(converted)
+    weights = read(converted)
+    told = {'released': name} if 'ac_predictor' in weights.nets else {}
+    return dataclasses.replace(weights, robot=told)
 
 
 def local_name(row: Released) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jepa_jax.data import clips, decode, packets, upright
+from jepa_jax.data import clips, containers, decode, packets, upright
 from jepa_jax.errors import REASONS, BadFile
 
 CLIPS = Path(__file__).parents[3] / 'shared/clips'
@@ -228,6 +228,47 @@ def test_memory_bound(tmp_path, monkeypatch, quick):
     monkeypatch.setattr(packets, 'KEEP', 2000)
     assert_exact(make(tmp_path / 'a.mkv', gop=20), 60)
     assert_exact(make(tmp_path / 'b.mp4', 90, gop=20), 90)
+
+
+@pytest.mark.parametrize('suffix', ['mkv', 'mp4'])
+def test_what_a_long_video_holds_is_looked_at_once(suffix, tmp_path, monkeypatch, quick):
+    """Reads that follow begin near their frames, whichever container: at an uneven rate, with
+    frames that are shown before others of the file, and never another's table."""
+    uneven = np.cumsum(np.random.default_rng(0).integers(20, 60, 160))
+    path = make(tmp_path / f'a.{suffix}', 160, gop=20, times=uneven, bf='2', sc_threshold='0')
+    reference, made, read = every(path), [], []
+    gather, packets_of = packets.gather, containers.Video.packets
+    monkeypatch.setattr(packets, 'gather', lambda *a: made.append(a) or gather(*a))
+    monkeypatch.setattr(
+        containers.Video, 'packets', lambda self: (read.append(p) or p for p in packets_of(self))
+    )
+    monkeypatch.setattr(decode, 'FAR', 5)
+    for chosen in (np.arange(8), np.arange(50, 58), np.array([150]), np.array([157, 90])):
+        read.clear()
+        frames = decode.read_frames(path, lambda timing, chosen=chosen: chosen)
+        np.testing.assert_array_equal(frames, reference[chosen])
+        if chosen[0] in (50, 150):
+            assert len(read) < 60
+    assert len(made) == 1
+    assert all(t.packets is None or t.packets.held is None for t in packets._tables.values())
+    assert_exact(path, 160, reference)
+    assert len(made) == 1
+    other = make(tmp_path / f'b.{suffix}', 40, gop=20)
+    os.utime(other, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
+    os.replace(other, path)
+    assert_exact(path, 40)
+    assert len(made) > 1 or suffix == 'mp4'
+
+
+def test_tables_that_are_kept_are_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(packets, '_tables', {})
+    monkeypatch.setattr(packets, 'KNOWN', 50)
+    for name, count in (('a', 20), ('b', 20), ('a', 20), ('c', 20), ('d', 60)):
+        path = tmp_path / f'{name}.mkv'
+        path.exists() or make(path, count, (32, 32), 'mpeg4')
+        decode.read_frames(path, lambda timing: np.arange(2))
+        names = [Path(key[0]).stem for key in packets._tables]
+        assert names == {'a': names, 'b': ['a', 'b'], 'c': ['a', 'c'], 'd': ['d']}[name]
 
 
 def test_doubt_is_settled_slowly(tmp_path, monkeypatch):

@@ -20,13 +20,15 @@ import numpy as np
 import pytest
 
 import jepa_jax
-from jepa_jax import cli, serve_robot
+from jepa_jax import cli, poses, serve_robot
 from jepa_jax.config import RobotConfig
-from jepa_jax.data.robot.contract import as_recorded, rescaled
+from jepa_jax.data.robot import actions_between
+from jepa_jax.data.robot.contract import as_contract, as_recorded, in_camera_frame, rescaled
 from jepa_jax.errors import PlanError
 from jepa_jax.plan import PLANNERS
 from jepa_jax.planning import cem
 from jepa_jax.planning.controller import Robot
+from jepa_jax.planning.world_model import Context, FromCamera
 
 BOX = (0.0, 1.0, 0.0, 1.0, 0.0, 1.0)
 SETTINGS = dict(samples=64, iterations=6, elites=8, max_step=0.1)
@@ -209,6 +211,91 @@ def test_poses_come_and_go_in_the_units_of_the_robot(units, recorded):
     np.testing.assert_allclose(step.target[3:6], recorded[3:6], rtol=1e-5, atol=1e-3)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Watched:
+    """What it predicts is where the tool is in the camera's frame, as its poses and actions say."""
+
+    follows: jax.Array
+
+    def rollout(self, context, actions):
+        state, states = context.states[-1], []
+        for h in range(actions.shape[1]):
+            state = poses.apply(state, actions[:, h])
+            states.append(state)
+        states = jnp.stack(states, axis=1)
+        return states[..., None, :3] + self.follows * 0, states
+
+
+CAMERA = [0.8, 0.5, 0.6, -2.0, 0.1, 2.3]
+
+
+def test_poses_are_those_that_the_camera_sees_where_training_turned_them():
+    """The world is in the camera's frame, and the goal, the workspace and the target are in the
+    base's: only turned both ways do they fit. Without its pose, nothing is planned."""
+    units = RobotConfig(frame='camera', metres=0.001, angles='degrees')
+    scale = np.array([1000.0] * 3 + [180 / np.pi] * 3 + [1])
+    place, goal = np.array([0.3, 0.4, 0.35, 3.0, 0.2, -1.0, 0.2]), np.array([0.38, 0.4, 0.3])
+
+    def sight(place):
+        (state,) = as_contract('', (np.array([*place, 0, 0, 0, 0]) * scale)[None], units,
+                               np.array([CAMERA]))  # fmt: skip
+        return state[:3]
+
+    class Seeing(Agent):
+        def features(self, params, images):
+            if not images.shape[1] == 1:
+                return super().features(params, images)
+            return jnp.asarray(sight(goal), jnp.float32)[None, None]
+
+    agent = Seeing(world_model=Watched(jnp.float32(1)))
+    blind = robot(agent=agent, units=units)
+    box = np.array(BOX) * 1000
+    image = np.zeros((1, 4, 3), np.uint8)  # a row: the goal and the place now are the same to it
+    with pytest.raises(
+        PlanError, match="extrinsics: 'toy' was trained with robot.frame = 'camera'"
+    ):
+        blind.controller(image, workspace=box, **SETTINGS)
+    with pytest.raises(PlanError, match='must be six finite numbers'):
+        blind.controller(image, workspace=box, extrinsics=[0.0] * 5, **SETTINGS)
+    with pytest.raises(PlanError, match="robot.frame = 'base': must not be given"):
+        robot().controller(picture(goal), workspace=BOX, extrinsics=CAMERA, **SETTINGS)
+    controller = blind.controller(image, workspace=box, extrinsics=CAMERA, **SETTINGS)
+    step = controller.step(image, place * scale)
+    expected = goal - place[:3]
+    np.testing.assert_allclose(step.action[:3], expected, atol=0.01)
+    target = step.target / scale
+    np.testing.assert_allclose(target[:3], place[:3] + step.action[:3], atol=1e-5)
+    np.testing.assert_allclose(target[3:6], place[3:6], atol=1e-5)
+    controller.reset(image, extrinsics=[*CAMERA[:2], 0.56, *CAMERA[3:]])  # it was moved down
+    step = controller.step(image, place * scale)
+    expected[2] -= 0.04
+    np.testing.assert_allclose(step.action[:3], expected, atol=0.01)
+
+
+def test_a_camera_turns_poses_as_recordings_are():
+    rng = np.random.default_rng(0)
+    states, camera = rng.uniform(-1, 1, (9, 7)), np.array([CAMERA] * 9)
+    expected = in_camera_frame(states, camera)
+    own = poses.seen(jnp.float32(states), jnp.float32(CAMERA))
+    np.testing.assert_allclose(own, expected, rtol=0, atol=1e-6)
+    own = FromCamera(Recorder(), jnp.float32(CAMERA))
+    context = Context(jnp.zeros((1, 1, 3)), jnp.float32(states[:1]))
+    actions = actions_between(states[:3])[None]
+    (turned, start), after = own.rollout(context, jnp.float32(actions))
+    np.testing.assert_allclose(turned[0, :, :6], actions_between(expected[:3])[:, :6], atol=1e-5)
+    np.testing.assert_array_equal(turned[0, :, 6], np.float32(actions[0, :, 6]))
+    np.testing.assert_allclose(start, expected[:1], atol=1e-6)
+    np.testing.assert_allclose(after[0, :, :6], states[1:3, :6], atol=1e-5)
+
+
+class Recorder:
+    """Gives what it was asked."""
+
+    def rollout(self, context, actions):
+        return (actions, context.states), None
+
+
 @pytest.mark.parametrize(
     'settings, words',
     [
@@ -294,6 +381,8 @@ def test_another_process_asks_over_http(server, monkeypatch):
     assert step['verdict'] == 'move' and step['action'] == own.action.tolist()
     assert step['target'] == own.target.tolist() and step['energy'] == own.energy
     assert planner.step(*start, age=9.0)['energy'] is None
+    with pytest.raises(RuntimeError, match="robot.frame = 'base': must not be given"):
+        planner.goal(picture((0.5, 0.4, 0.3)), extrinsics=CAMERA)
     with pytest.raises(RuntimeError, match='must have'):
         planner.step(start[0], [0.0] * 6)
     with urllib.request.urlopen(server) as answer:
@@ -313,7 +402,7 @@ def test_requests_that_are_none(server):
         ('/goal', b'', 'request'),
         ('/goal', body.getvalue(), 'no array image'),
         ('/other', b'x', '/other'),
-        ('/step', extra.getvalue(), 'array aeg: allowed are image, state, age'),
+        ('/step', extra.getvalue(), 'array aeg: allowed are image, state, age, extrinsics'),
     ):
         request = urllib.request.Request(server + path, data=content)
         with pytest.raises(urllib.error.HTTPError) as refused:

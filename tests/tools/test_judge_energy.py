@@ -62,12 +62,12 @@ def test_summary():
     assert [rows['still'][k] for k in ('low', 'high')] == pytest.approx(expected, abs=1e-5)
 
 
-def test_recordings_of_another_robot_are_refused(monkeypatch):
+def test_recordings_of_another_robot_are_refused():
     stored = smoke(ActionConditionedConfig(name='a')).robot
-    monkeypatch.setattr(model, 'recordings', lambda name: stored)
-    model.check_contract('run', stored)
+    known = model.Known(stored)
+    known.check(stored)
     with pytest.raises(ConfigError, match="another robot: camera: 'left_mp4_path' in .*, 'top'"):
-        model.check_contract('run', RobotConfig(robot=stored.robot, camera='top', fps=stored.fps))
+        known.check(RobotConfig(robot=stored.robot, camera='top', fps=stored.fps))
 
 
 def test_the_command(tmp_path):

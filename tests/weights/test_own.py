@@ -19,7 +19,7 @@ from jepa_jax.models.ac_predictor import ACPredictorConfig
 from jepa_jax.models.vit import ViTConfig
 from jepa_jax.recipes import RECIPES, Recipe
 from jepa_jax.sharding import VECTORS
-from jepa_jax.weights import own, parts
+from jepa_jax.weights import own, parts, zoo
 from jepa_jax.weights.parts import PARTS, Part
 from jepa_jax.weights.tables import flatten, nest
 
@@ -114,6 +114,31 @@ def test_a_run_on_recordings_with_its_optimizer(built, tmp_path):
         np.testing.assert_array_equal(again[name], array, err_msg=name)
     extra = checkpoint.read_manifest(tmp_path / 'ours')['extra']
     assert type(recipes.read_config(extra['config'])) is ActionConditionedConfig
+
+
+def test_what_is_known_of_a_robot_goes_along(built, tmp_path):
+    """Its units, what its recordings held and how its run ended, from each place of a run into each
+    format, with the optimizer and without; where its recordings lie does not."""
+    trained = {'predictor': arrays('ac_predictor', AC, 'params/predictor', 1)}
+    everything = {**arrays('encoder', VIT, 'frozen/encoder'), **trained['predictor']}
+    everything |= optimizer(trained, 7)
+    config = recordings()
+    config['robot'] |= {'metres': 0.001, 'path': '/somewhere'}
+    extra, run = {'config': config, 'measured': {'episodes': 3}}, tmp_path / 'run'
+    checkpoint.write(run / 'checkpoints/7', everything, step=7, extra=extra)
+    told = {'recordings': {**config['robot'], 'path': ''}, 'measured': {'episodes': 3}}
+    assert convert.read(run).robot == told  # one that goes on has no verdict
+    report = {'verdict': 'ignores actions', 'sentences': ['ignores actions: so']}
+    (run / 'report.json').write_text(json.dumps(report))
+    told['verdict'] = ['ignores actions', 'ignores actions: so']
+    for n, place in enumerate((run, run / 'checkpoints', run / 'checkpoints/7')):
+        weights = convert.read(place, weights_only=n == 0)
+        for to, name in (('jax', f'ours{n}'), ('torch', f'{n}.pt')):
+            convert.write(weights, tmp_path / name, to)
+            assert convert.read(tmp_path / name).robot == zoo.robot_of(tmp_path / name) == told
+    (run / 'report.json').write_text('{')
+    with pytest.raises(ConvertError, match='report.json'):
+        convert.read(run)
 
 
 def test_an_optimizer_that_is_not_known_is_not_dropped(built, tmp_path):

@@ -84,7 +84,7 @@ class Measured:
     @classmethod
     def stored(cls, values: dict[str, Any]) -> Measured:
         """From what a checkpoint has of it."""
-        tuples = {key: tuple(values[key]) for key in ('low', 'high', 'rates')}
+        tuples = {key: tuple(map(float, values[key])) for key in ('low', 'high', 'rates')}
         return cls(**{**values, **tuples})
 
     def lines(self) -> list[str]:
