@@ -250,7 +250,7 @@ class BucketHome(Home):
         for name in sorted({*gone, *again}, key=_rank, reverse=True):
             self._bucket.write(name, None)
             del self._here[name]
-        changed = sorted({*changed, *again}, key=_rank)
+        changed = sorted({*changed, *again}, key=lambda n: (_rank(n), n))
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             list(pool.map(lambda n: self._put_one(n, now[n]), filterfalse(_rank, changed)))
         for name in filter(_rank, changed):
