@@ -160,6 +160,7 @@ class BucketHome(Home):
         with self._turn:
             self._lease.renew()
             self._put()
+            self._lease.check()
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:

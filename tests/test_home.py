@@ -307,7 +307,7 @@ class Slow:
     url, wait = 's3://slow/run', 0.0
 
     def __init__(self):
-        self.objects, self.signs = {'there': b'x'}, []
+        self.objects, self.signs, self.turn = {'there': b'x'}, [], threading.Lock()
 
     def check(self):
         pass
@@ -324,15 +324,16 @@ class Slow:
     def write(self, name, content, over=None):
         if name != '.lock':
             time.sleep(self.wait)
-        elif over and over != self.read(name)[1]:
-            return b''
-        else:
-            self.signs.append(time.monotonic())
-        if content is None:
-            self.objects.pop(name, None)
-        else:
-            self.objects[name] = content
-        return self.read('.lock')[1]
+        with self.turn:
+            if name == '.lock':
+                if over and over != self.read(name)[1]:
+                    return b''
+                self.signs.append(time.monotonic())
+            if content is None:
+                self.objects.pop(name, None)
+            else:
+                self.objects[name] = content
+            return self.read('.lock')[1]
 
 
 def test_a_run_gives_signs_of_life_whatever_is_on_its_way(tmp_path, monkeypatch):
@@ -353,9 +354,11 @@ def test_a_run_gives_signs_of_life_whatever_is_on_its_way(tmp_path, monkeypatch)
     assert np.diff(slow.signs).max() < 0.5
 
 
-def test_what_is_left_is_put_over_no_other_run(tmp_path, monkeypatch):
+@pytest.mark.parametrize('names_left', ['abc', 'a'])
+def test_what_is_left_is_put_over_no_other_run(names_left, tmp_path, monkeypatch):
     monkeypatch.setenv('JEPA_JAX_CACHE', str(tmp_path))
     monkeypatch.setattr(home, 'BEAT', 0.02)
+    monkeypatch.setattr(home, 'SMALL', 10**6)
     monkeypatch.setattr(home, '_AT_ONCE', 1)
     monkeypatch.setattr(home, 'SMALL', 10**6)  # all of it at the end
     monkeypatch.setattr(home.os, 'kill', lambda *what: pytest.fail('it ends anyway'))
@@ -364,17 +367,20 @@ def test_what_is_left_is_put_over_no_other_run(tmp_path, monkeypatch):
     write = slow.write
 
     def taken(name, content, over=None):
-        if name == 'a':
-            slow.objects['.lock'] = json.dumps(ELSEWHERE).encode()
-            time.sleep(0.3)
+        if name != '.lock':
+            write('.lock', json.dumps(ELSEWHERE).encode())
+            end = time.monotonic() + 20
+            while not place._lease._lost and time.monotonic() < end:
+                time.sleep(0.01)
         return write(name, content, over)
 
     slow.write = taken
     with pytest.raises(BucketError, match='has been taken over by another run; what is not there'):
         with place.held():
-            for name in ('a', 'b', 'c'):
+            for name in names_left:
                 (place.folder / name).write_bytes(b'x')
-    assert 'c' not in slow.objects and json.loads(slow.objects['.lock']) == ELSEWHERE
+    assert len(slow.objects) == 3  # what was there, the lock, and what was on its way
+    assert json.loads(slow.objects['.lock']) == ELSEWHERE
 
 
 @pytest.mark.parametrize(
