@@ -358,7 +358,6 @@ def test_a_run_gives_signs_of_life_whatever_is_on_its_way(tmp_path, monkeypatch)
 def test_what_is_left_is_put_over_no_other_run(names_left, tmp_path, monkeypatch):
     monkeypatch.setenv('JEPA_JAX_CACHE', str(tmp_path))
     monkeypatch.setattr(home, 'BEAT', 0.02)
-    monkeypatch.setattr(home, 'SMALL', 10**6)
     monkeypatch.setattr(home, '_AT_ONCE', 1)
     monkeypatch.setattr(home, 'SMALL', 10**6)  # all of it at the end
     monkeypatch.setattr(home.os, 'kill', lambda *what: pytest.fail('it ends anyway'))

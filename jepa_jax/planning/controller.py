@@ -105,6 +105,12 @@ class Robot:
                 )
         if not isinstance(data.metres, int | float) or not 0 < data.metres < float('inf'):
             raise PlanError(f'metres {data.metres}: must be a number above 0, as 0.001')
+        opened, closed = data.gripper_range
+        if opened == closed and opened:
+            raise PlanError(
+                f'gripper_range {opened:g}, {closed:g}: the values when open and when closed must '
+                'differ'
+            )
         agent = model.load(name, size=size, encoder=encoder, dtype=dtype, seed=seed)
         known = agent.known
         data = dataclasses.replace(known.recordings or RobotConfig(), **units)

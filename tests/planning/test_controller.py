@@ -345,6 +345,8 @@ def test_a_model_without_weights_says_what_it_is():
     controller = loaded.controller(goal, workspace=BOX, samples=8, iterations=2, elites=2)
     assert controller.step(image, [0.5, 0.5, 0.5, 0, 0, 0, 0]).verdict == 'ignores actions'
     assert repr(controller).startswith("Controller of 'random:tiny', within ")
+    with pytest.raises(PlanError, match='gripper_range 1, 1: the values when open and when closed'):
+        Robot.load('random:tiny', gripper_range=(1.0, 1.0))
     with pytest.raises(PlanError, match='meters: allowed are metres, angles, gripper'):
         jepa_jax.Robot.load('random:tiny', meters=1.0)
     with pytest.raises(PlanError, match='metres mm: must be a number above 0, as 0.001'):
