@@ -24,7 +24,6 @@ import optax
 from PIL import Image
 from tqdm import tqdm
 
-from jepa_jax import sharding
 from jepa_jax.config.dense import DenseConfig, PicturesConfig
 from jepa_jax.data.labelled import dense as sets
 from jepa_jax.data.labelled.dense import Sample
@@ -33,9 +32,9 @@ from jepa_jax.data.views import taps
 from jepa_jax.data.windows import ahead
 from jepa_jax.errors import BadFile, ConfigError
 from jepa_jax.evals import examples, linear, own, probes
+from jepa_jax.evals.devices import everywhere, in_shares
 from jepa_jax.evals.probes import Setting
 from jepa_jax.models import tokens
-from jepa_jax.weights.parts import net
 
 log = logging.getLogger(__name__)
 
@@ -230,20 +229,12 @@ def encoders(model, config: DenseConfig) -> dict[str, PictureEncoder]:
 
 def clip_encoder(model) -> Callable[[np.ndarray], np.ndarray]:
     """Clips uint8 [B, T, H, W, 3] -> features [B, t, h, w, D], on all devices of this process."""
-    local = sharding.make_mesh(1, jax.local_devices())
-    encoder = net('encoder', model.config)
-    with jax.set_mesh(local):
-        weights = jax.device_put(model.encoder.params, jax.NamedSharding(local, jax.P()))
-    run = jax.jit(encoder)
+    placed, local = everywhere(model)
+    run = in_shares(local, placed.encode)
 
     def encode(clips: np.ndarray) -> np.ndarray:
         grid = model.config.grid(*clips.shape[1:4])
-        lack = -len(clips) % local.size
-        full = np.concatenate([clips, np.repeat(clips[-1:], lack, 0)]) if lack else clips
-        with jax.set_mesh(local):
-            split = jax.device_put(full, jax.NamedSharding(local, sharding.BATCH))
-            out = np.asarray(run(weights, split))
-        return out[: len(clips)].reshape(len(clips), *grid, -1)
+        return run(clips).reshape(len(clips), *grid, -1)
 
     return encode
 

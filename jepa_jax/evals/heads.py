@@ -7,7 +7,6 @@ the best of many and no fair one.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -17,13 +16,12 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from jepa_jax import sharding
 from jepa_jax.config import HeadsConfig, LabelledSetConfig
 from jepa_jax.data.labelled import LabelledSet
 from jepa_jax.data.windows import ahead
-from jepa_jax.encoder import Encoder
 from jepa_jax.errors import BadFile, ConfigError, allowed
 from jepa_jax.evals import linear, probes
+from jepa_jax.evals.devices import everywhere, in_shares
 from jepa_jax.models.pooler import PoolerConfig
 
 log = logging.getLogger(__name__)
@@ -289,28 +287,8 @@ def released(
 def probe_on_all(model) -> tuple[Callable[[np.ndarray], dict[str, np.ndarray]], int]:
     """A function from examples uint8 [B, segments, T, H, W, 3] to what the model's probe says of
     them, head -> [B, classes], and the number of this process's devices, which share B evenly."""
-    local = sharding.make_mesh(1, jax.local_devices())
-    placed = copy.copy(model)
-    with jax.set_mesh(local):
-        encoder, predictor, probe = jax.device_put(
-            (
-                model.encoder.params,
-                model.predictor and model.predictor.params,
-                model.probe.params,
-            ),
-            jax.NamedSharding(local, jax.P()),
-        )
-    placed.encoder = Encoder(model.config, encoder)
-    if model.predictor:
-        placed.predictor = dataclasses.replace(model.predictor, params=predictor)
-    placed.probe = dataclasses.replace(model.probe, params=probe)
-
-    def ask(clips: np.ndarray) -> dict[str, np.ndarray]:
-        with jax.set_mesh(local):
-            split = jax.device_put(clips, jax.NamedSharding(local, sharding.BATCH))
-            return jax.tree.map(np.asarray, placed.logits(split))
-
-    return ask, local.size
+    placed, local = everywhere(model)
+    return in_shares(local, placed.logits), local.size
 
 
 def sentences_of_classes(

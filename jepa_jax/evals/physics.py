@@ -28,6 +28,7 @@ from jepa_jax.data.views import resize
 from jepa_jax.data.windows import PIECE, ahead, open_input
 from jepa_jax.errors import BadFile, ConfigError, InputError
 from jepa_jax.evals import Figure, Results, examples, physics_pictures, physics_sets, surprise
+from jepa_jax.evals.devices import everywhere, in_shares
 from jepa_jax.evals.intervals import bootstrap, wilson
 from jepa_jax.evals.physics_sets import Pair, Pairs
 from jepa_jax.model import Loaded, Model
@@ -126,26 +127,33 @@ def _crop(model, config: PhysicsConfig) -> int:
 
 
 def expects(online, target) -> surprise.Expects:
-    """Context from one encoder, targets from the other; ids count on the grid that clips have."""
+    """Context from one encoder, targets from the other, on all devices of this process; ids count
+    on the grid that clips have."""
+    if online.predictor is not None and online.predictor.config.out_width:
+        raise InputError('the predictor expects features of another model, which is not here')
+    c, encoder = target.config, everywhere(target)[0]
+    seeing, local = everywhere(online)
 
-    def predict(seen: jax.Array, grid: tuple[int, int, int], token: int) -> jax.Array:
+    def predict(seen: np.ndarray, grid: tuple[int, int, int], token: int) -> np.ndarray:
+        def ask(seen: jax.Array, known: jax.Array, asked: jax.Array) -> jax.Array:
+            said = seeing.fill_in(grid)(
+                seeing.predictor.params, seen, known, asked, mask_index=token
+            )
+            return said[..., -c.width :]  # of several levels the last
+
         t, h, w = grid
         ids = np.broadcast_to(np.arange(t * h * w, dtype=np.int32), (len(seen), t * h * w))
         K = seen.shape[1]
-        said = online.fill_in(grid)(
-            online.predictor.params, seen, ids[:, :K], ids[:, K:], mask_index=token
-        )
-        return said[..., -c.width :]  # of several levels the last
+        return in_shares(local, ask)(seen, ids[:, :K], ids[:, K:])
 
     def context(clips: jax.Array) -> jax.Array:
         if online.predictor is None:  # whoever only compares what is seen
-            return online.encode(clips)
-        return online.seen(lambda levels: online.encode(clips, levels))[1]
+            return seeing.encode(clips)
+        return seeing.seen(lambda levels: seeing.encode(clips, levels))[1]
 
-    c = target.config
-    if online.predictor is not None and online.predictor.config.out_width:
-        raise InputError('the predictor expects features of another model, which is not here')
-    return surprise.Expects(context, target.encode, predict, c.tubelet, c.patch)
+    return surprise.Expects(
+        in_shares(local, context), in_shares(local, encoder.encode), predict, c.tubelet, c.patch
+    )
 
 
 def both_encoders(model) -> Model:
