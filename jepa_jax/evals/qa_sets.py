@@ -150,6 +150,9 @@ SOURCES = (
 )  # fmt: skip
 
 
+ANOTHER = 'data.path is the file of another'
+
+
 def _mvp(data: QuestionSetConfig) -> Read:
     """Rows of the four subsets, `SUBSET/mini*.parquet` or `SUBSET_mini.jsonl` and the like, in one
     file or all pieces of it, `SUBSET/full-00000-of-00002.parquet`; videos lie as their publishers
@@ -164,7 +167,7 @@ def _mvp(data: QuestionSetConfig) -> Read:
         ]
         try:
             if path.is_file() and subset not in f'{path.parent.name}/{path.name}':
-                raise NoFile(f'data.path = {data.path!r} is the file of another')
+                raise NoFile(ANOTHER)
             parts = pieces(path, patterns, 'rows of the subset')
         except NoFile as error:
             result.notes.append(f'{subset} is not in the figures: {error}')
@@ -304,6 +307,9 @@ def _tomato(data: QuestionSetConfig) -> Read:
     path, videos = _places(data, 'videos')
     result = Read(videos=str(videos))
     for kind in TOMATO:
+        if path.is_file() and path.stem != kind:
+            result.notes.append(f'{kind} is not in the figures: {ANOTHER}')
+            continue
         file = one(path, [f'data/{kind}.json', f'{kind}.json'], 'questions')
 
         def make(place: str, row: dict, kind: str = kind) -> list[Item]:
@@ -368,6 +374,8 @@ def _tasks(data: QuestionSetConfig, folders: dict[str, str], name: str) -> Read:
     result = Read(videos=str(videos))
     for task, folder in folders.items():
         try:
+            if path.is_file() and path.stem != task:
+                raise NoFile(ANOTHER)
             file = one(path, [f'json/{task}.json', f'{task}.json'], 'questions of the task')
         except NoFile as error:
             result.notes.append(f'{task} is not in the figures: {error}')

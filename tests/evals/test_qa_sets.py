@@ -224,6 +224,8 @@ def test_tomato(tmp_path):
     assert (item.answer, item.choices, item.kinds) == (2, ('A', 'B', 'C'), ('shape&trend', 'human'))
     assert item.media.path == str(tmp_path / 'videos/human/0007-04.mp4')
     assert "{'A': 'Once.', 'B': 'Twice.', 'C': 'Thrice.'}" in item.question
+    items, _, notes = read('tomato', tmp_path / 'data/rotation.json')
+    assert [*items] == ['rotation 1'] and len(notes) == 5
 
 
 @pytest.mark.parametrize('name', ['mvbench', 'tvbench'])
@@ -253,6 +255,9 @@ def test_tasks_of_mvbench_and_tvbench(tmp_path, name):
     assert first.subset == {'mvbench': 'action_antonym', 'tvbench': ''}[name]
     assert len(problems) == 2 and 'entry 4: ends at 2 s' in problems[1]
     assert len(notes) == {'mvbench': 19, 'tvbench': 9}[name]
+    alone, _, notes = read(name, tmp_path / 'json/action_antonym.json')
+    assert alone.keys() == items.keys()  # of one task, not of all
+    assert 'action_count is not in the figures: data.path is the file of another' in notes
 
 
 def test_causalvqa(tmp_path):
