@@ -126,6 +126,8 @@ def _format(weights, destination: str) -> str:
     if destination.endswith(('.pt', '.pth', '.pth.tar')):
         return 'torch'
     held = all('torch' in PARTS[net.part].files for net in weights.nets.values())
+    if weights.training and 'predictor' in weights.nets and 'target' not in weights.nets:
+        held = False  # the original's training checkpoints have an average
     return 'torch' if weights.format == 'jax' and held else 'jax'
 
 

@@ -212,10 +212,13 @@ def _explain(
         kept = f'its batch as {path}'
     except OSError as error:  # a full disk: the step is what this is about
         kept = f'its batch could not be ({error})'
+    try:
+        first = first_nonfinite(objective, state, frozen, batch)
+    except jax.errors.JaxRuntimeError as error:  # it takes the batch whole, which may not fit
+        first = f'could not be looked for ({str(error).splitlines()[0]})'
     return (
-        f'step {n + 1} is not finite; first tensor that is not: '
-        f'{first_nonfinite(objective, state, frozen, batch)}. The state before it is saved as step '
-        f'{n}, {kept}'
+        f'step {n + 1} is not finite; first tensor that is not: {first}. The state before it is '
+        f'saved as step {n}, {kept}'
     )
 
 
@@ -392,7 +395,8 @@ def fit(
                 save_last()
                 raise TrainingError(
                     f'{values["skipped"]:.0f} updates were left out up to step {n}, for losses far '
-                    'above those before (optim.guard), which is as many as optim.guard.most allows'
+                    'above those before (optim.guard), as many as optim.guard.most allows, which '
+                    'may be raised to resume'
                 )
             trouble = feed.error
             try:

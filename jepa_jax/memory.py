@@ -27,6 +27,7 @@ from jepa_jax.config import (
 from jepa_jax.config.questions import media_places
 from jepa_jax.errors import ConfigError
 from jepa_jax.lookup import load
+from jepa_jax.masks.samplers import mask_sampler
 from jepa_jax.models.decoder import LOGITS
 from jepa_jax.nets import Net
 from jepa_jax.objectives import Objective
@@ -38,18 +39,36 @@ FILLED = 0.85  # share of a device's memory that an estimate may take: fragmenta
 GIB = 2**30
 FLOAT = 4  # bytes of parameters, moments, predictor stream and targets
 STORED = 2  # of features in a batch
+DRAWN = 16  # steps whose masks are looked at: one of four shapes is missed with a chance of 4 %
 BYTES = {'bfloat16': 2, 'float32': 4}  # of the encoder's stream and of matmul inputs
 
 
 def context_share(mask: MaskConfig) -> float:
-    """Expected share of tokens that no block covers, for blocks that fall anywhere.
+    """Expected share of tokens that no block covers, for blocks of one size that fall anywhere.
 
     An upper bound of what is kept: every clip is cut to the shortest of its batch.
     """
     if mask.tube:
         return 1 - mask.tube
-    space, time = max(mask.spatial_scale), max(mask.temporal_scale)
-    return (1 - space * time) ** mask.num_blocks
+    return (1 - mask.spatial_scale[0] * mask.temporal_scale[0]) ** mask.num_blocks
+
+
+def _contexts(config: MaskedVideoConfig, frames: int, rows: int, tokens: int) -> list[float]:
+    """The most context tokens that each mask of clips of `frames` frames leaves."""
+    masks = config.masks_of(frames)[1]
+    usual = MaskConfig()
+    options = [f.name for f in dataclasses.fields(usual)]
+    plain = {'num_blocks', 'spatial_scale', 'temporal_scale', 'aspect_ratio', 'tube'}
+    if all(
+        len({*mask.spatial_scale}) == len({*mask.temporal_scale}) == 1
+        and all(getattr(mask, o) == getattr(usual, o) for o in options if o not in plain)
+        for mask in masks
+    ):
+        return [context_share(mask) * tokens for mask in masks]
+    # sizes that are drawn, or more than blocks: only the draws themselves say
+    sampler = mask_sampler(config, frames, rows)
+    shapes = map(sampler.shapes, range(DRAWN))
+    return [max(kept for kept, _ in each) for each in zip(*shapes)]
 
 
 @dataclasses.dataclass
@@ -232,8 +251,7 @@ def masked_video(config: MaskedVideoConfig, rows: int) -> Activations:
         if build.through_targets(config):
             held.saved += rows * tokens * kept(vit, compute, compute) * vit.depth
             held.peak = max(held.peak, 2 * rows * tokens * _values(vit, compute, compute))
-        for mask in config.masks_of(frames)[1]:
-            context = context_share(mask) * tokens
+        for context in _contexts(config, frames, rows, tokens):
             held.saved += rows * context * kept(vit, compute, compute) * vit.depth
             held.saved += rows * tokens * kept(predictor, compute, FLOAT) * predictor.depth
             # predictions, targets

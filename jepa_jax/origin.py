@@ -32,6 +32,7 @@ FREE = {
     'mesh.*': 'checkpoints restore onto any mesh; the same values to rounding',
     'checkpoints.*': 'when to save, and where a run without a checkpoint starts',
     'logging.*': 'what is written down',
+    'optim.guard.most': 'only when a run gives up',
     'heldout*': 'what health is measured on',
     'answer_tokens': 'how much health lets a model say',
     'probe.*': 'runs on the finished features',
@@ -98,6 +99,12 @@ def check_config(stored: dict[str, Any], new: RunConfig, allow: bool) -> None:
         raise ConfigError(
             f'the run in this workdir has another config: {"; ".join(bound)}. Take the old values, '
             'another workdir, or --config.checkpoints.allow_config_change=True'
+        )
+    if recipes.models(before) != recipes.models(new):
+        names = ' -> '.join(', '.join(map(repr, recipes.models(c))) for c in (before, new))
+        raise ConfigError(
+            f'{names}: this run keeps the nets that it began with; take the old name, or another '
+            'workdir with --config.checkpoints.resume_from'
         )
     if bound:
         log.warning('resuming with another config, as allowed: %s', '; '.join(bound))

@@ -245,9 +245,14 @@ def _inputs(config: RunConfig, workdir: str | os.PathLike) -> None:
             )
     if (pathlib.Path(workdir) / 'frozen').exists():
         return  # a run keeps what it does not train
-    for model in load(of(config).models)(config):
+    for model in models(config):
         if model not in ('', 'random'):
             names.check(model)
+
+
+def models(config: RunConfig) -> tuple[str, ...]:
+    """Models that a run begins with, by the names in its config."""
+    return load(of(config).models)(config)
 
 
 def smoke(config: RunConfig, *, accumulate: int = 0) -> RunConfig:

@@ -8,11 +8,12 @@ import pytest
 
 from jepa_jax import memory, optim
 from jepa_jax.build import action_conditioned, masked_video
-from jepa_jax.config import ActionConditionedConfig, DataListConfig, MaskedVideoConfig
+from jepa_jax.config import ActionConditionedConfig, DataListConfig, MaskConfig, MaskedVideoConfig
 from jepa_jax.data import Batch, Group
 from jepa_jax.errors import ConfigError
 from jepa_jax.masks import Mask
-from jepa_jax.memory import GIB, choose, context_share, estimate
+from jepa_jax.masks.samplers import mask_sampler
+from jepa_jax.memory import GIB, _contexts, choose, context_share, estimate
 from jepa_jax.objectives import programs
 from jepa_jax.state import init_state
 from jepa_jax.step import make_step
@@ -88,6 +89,27 @@ def test_near_to_what_xla_allocates(remat):
     # the CPU stores attention scores, which the estimate leaves out: 64 x 64 a head, small here
     print(f'{remat}: {share:.2f} of the estimate is allocated')
     assert 0.6 < share < 1.3
+
+
+@pytest.mark.parametrize(
+    'mask',
+    [
+        {'num_blocks': 2, 'spatial_scale': (0.7, 0.7), 'inverse': True},
+        {'num_blocks': 2, 'spatial_scale': (0.2, 0.7)},
+        {'num_blocks': 2, 'spatial_scale': (0.7, 0.7), 'temporal_scale': (0.3, 1.0)},
+        {'num_blocks': 1, 'spatial_scale': (0.3, 0.3), 'max_keep': 16},
+        {'num_blocks': 2, 'spatial_scale': (0.7, 0.7), 'pred_full_complement': True},
+        {'num_blocks': 2, 'spatial_scale': (0.5, 0.5)},
+    ],
+)
+def test_context_of_any_mask_is_counted(mask):
+    """Of many steps, as the run draws them, none has more context than is estimated."""
+    config = recipe(width=96, depth=2, heads=4)
+    config.data.crop, config.data.frames, config.masks = 128, 16, [MaskConfig(**mask)]
+    sampler = mask_sampler(config, 16, 8)
+    most = max(sampler.shapes(step)[0][0] for step in range(300))
+    (context,) = _contexts(config, 16, 8, 8 * 8 * 8)
+    assert most <= context <= 1.5 * most + 64
 
 
 def robot_recipe() -> ActionConditionedConfig:

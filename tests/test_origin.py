@@ -131,3 +131,8 @@ def test_the_first_place_that_there_is(tmp_path):
             origin_of(config, saves)
         config.checkpoints.allow_config_change = True
         assert origin_of(config, saves).same_run
+        config.teacher = 'vitl'  # the run has its own, and would have gone on with that
+        with pytest.raises(
+            ConfigError, match="'' -> 'vitl': this run keeps the nets that it began"
+        ):
+            origin_of(config, saves)

@@ -94,6 +94,8 @@ def check(config: MaskedPixelsConfig) -> Iterator[str]:
     yield from paths_named(data)
     yield from sampling_rate(data)
     cells = (data.crop // encoder.patch) ** 2
-    hidden = round(cells * config.mask_ratio)
-    if not 0 < hidden < cells:
+    # as masks.random counts for either kind
+    mae, ratio = config.kind == 'mae', config.mask_ratio
+    kept = int(cells * (1 - ratio)) if mae else cells - int(ratio * cells)
+    if not 0 < kept < cells:
         yield f'mask_ratio = {config.mask_ratio}: leaves nothing or all of {cells} tokens a frame'

@@ -202,6 +202,16 @@ def _against_collapse(config: MaskedVideoConfig) -> Iterator[str]:
         )
     if config.optim.batch < 2:
         yield f"optim.batch = 1: must be at least 2 with {field}.method '{c.method}'"
+    weights: dict[int, float] = {}
+    for entry in config.data.lists:
+        frames = entry.frames or config.data.frames
+        weights[frames] = weights.get(frames, 0.0) + entry.weight
+    for frames, weight in weights.items() if len(weights) > 1 else ():
+        if (rows := config.optim.batch * weight / sum(weights.values())) < 2:
+            yield (
+                f'data.lists: {rows:.2g} clips of {frames} frames a step: must be at least 2 with '
+                f"{field}.method '{c.method}', whose terms compare clips of one frame count"
+            )
 
 
 def paths_named(data: DataConfig) -> Iterator[str]:

@@ -297,6 +297,8 @@ def released(model, config: BenchmarkConfig, data: LabelledSet, test, workdir: P
         hash_arrays(model.probe.params),
     ])  # fmt: skip
     name = hashlib.sha256(facts.encode()).hexdigest()[:16]
+    if not test:
+        raise ConfigError('no clip is left for validation: --config.data.videos names their folder')
     classes = {head: len(names) for head, names in data.names.items()}
     if len(classes) == len(model.probe.classes) == 1:  # whatever the one head is called
         classes = dict(zip(model.probe.classes, classes.values()))

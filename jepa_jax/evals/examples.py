@@ -154,6 +154,8 @@ def _text(path: Path, data: LabelledListConfig, field: str) -> list[Example]:
     with files.reading(path, 'not_text'):
         rows = list(csv.reader(io.StringIO(text), delimiter=separator, strict=True))
     numbers = [number for number, row in enumerate(rows) if any(cell.strip() for cell in row)]
+    if not numbers:
+        raise ConfigError(f'{field}: {path} lists no clips')
     header = [cell.strip().lower() for cell in rows[numbers[0]]]
     if not set(header) & set(PATH):
         if len(header) != 2:
@@ -258,7 +260,7 @@ def kind_of(labels: Iterable[str], target: str = 'auto') -> str:
         values = [float(label) for label in labels]
     except ValueError:
         return 'class'
-    return 'number' if any(value != round(value) for value in values) else 'class'
+    return 'class' if all(value.is_integer() for value in values) else 'number'
 
 
 def targets(examples: Sequence[Example], kind: str) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -117,11 +117,13 @@ def compute(
     place = folder / _name(facts)
     with distributed.first(_shared(place, row, count, facts)):
         rows = np.load(place / ROWS, mmap_mode='r+', allow_pickle=False)
+    index, processes = jax.process_index(), jax.process_count()
     left = [i for i in range(count) if rows['state'][i] != READ or rows['crc'][i] != _crc(rows[i])]
+    if processes > 1:  # all have looked before one writes: shares are cut from the same list
+        distributed.any_process(False)
     if left and len(left) < count:
         log.info('%s: %d of %d are there', title, count - len(left), count)
     encode, devices = reduced_encoder(model, grid, tokens, reads)
-    index, processes = jax.process_index(), jax.process_count()
     own = _open(place / f'share{index}.npy', row, count) if index else rows
     problems = _fill(encode, batch * devices, own, left[index::processes], read, segments, title)
     if processes > 1:

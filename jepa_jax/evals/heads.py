@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from jepa_jax import scratch
 from jepa_jax.config import HeadsConfig, LabelledSetConfig
 from jepa_jax.data.labelled import LabelledSet
 from jepa_jax.data.windows import ahead
@@ -236,11 +237,7 @@ def released(
         )
     total = sum(own.values())
     shape = (count, views, total)
-    if place.exists():
-        kept = np.lib.format.open_memmap(place, 'r+')
-    else:
-        kept = np.lib.format.open_memmap(place, 'w+', np.float32, shape)
-        kept[...] = np.nan
+    kept = _answers(place, shape)
     left = [i for i in range(count) if np.isnan(kept[i]).any()]
     problems: dict[int, str] = {}
 
@@ -282,6 +279,21 @@ def released(
     ends = np.cumsum([0, *own.values()])
     logits = {h: kept[rows, :, a:b] for h, a, b in zip(own, ends, ends[1:])}
     return rows, logits, problems
+
+
+def _answers(place: Path, shape: tuple[int, int, int]) -> np.memmap:
+    """The file of logits, NaN where nobody was asked yet: there as a whole, or not at all."""
+    if place.exists():
+        try:  # to be read only: a file that is too short is filled up with zeros where it may grow
+            kept = np.load(place, mmap_mode='r', allow_pickle=False)
+        except (ValueError, EOFError):
+            kept = np.empty(0)
+        if kept.shape == shape and kept.dtype == np.float32:
+            return np.lib.format.open_memmap(place, 'r+')
+        log.warning('%s is damaged: all are asked anew', place)
+    with scratch.whole(place) as file:
+        np.save(file, np.full(shape, np.nan, np.float32))
+    return np.lib.format.open_memmap(place, 'r+')
 
 
 def probe_on_all(model) -> tuple[Callable[[np.ndarray], dict[str, np.ndarray]], int]:

@@ -331,9 +331,10 @@ def places(errors: Sequence[dict[str, np.ndarray]], by_place: bool) -> tuple[dic
     middle, spread = {}, {}
     for name in errors[0]:
         values = np.concatenate([each[name] for each in errors])
-        if not by_place:
-            values = np.broadcast_to(values.reshape(-1, 1), (values.size, values.shape[1]))
         middle[name], deviation = values.mean(0), values.std(0)
+        if not by_place:
+            middle[name] = np.full_like(middle[name], values.mean())
+            deviation = np.full_like(deviation, values.std())
         spread[name] = np.maximum(deviation, max(float(np.median(deviation)), 1e-6))
     return middle, spread
 

@@ -24,6 +24,10 @@ def run(model, config: RetrievalConfig, workdir: Path) -> Results:
     Raises:
       ConfigError: lists that cannot be used, or no clip has another of its class to be asked for.
     """
+    if config.data.test:
+        raise ConfigError(
+            f'data.test = {config.data.test!r}: retrieval has one list, data.train, and no split'
+        )
     listed = examples.read(config.data.train, config.data)
     if examples.kind_of([e.label for e in listed], config.data.target) != 'class':
         raise ConfigError('retrieval needs one class a clip; data.target says otherwise')

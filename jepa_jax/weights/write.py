@@ -168,7 +168,10 @@ def _write_torch(weights: Weights, dst: pathlib.Path, steps_per_epoch, progress)
         raise ConvertError(f'{unknown[0]}: the original has one net of each kind, not this one too')
     notes = [n for name, net in nets.items() for n in torch_files.beyond(name, net)]
     if weights.training and 'target' not in nets and 'predictor' in nets:
-        raise ConvertError(f'{weights.source}: a training checkpoint without a target encoder')
+        raise ConvertError(
+            f'{weights.source}: a training checkpoint without a target encoder, which the '
+            "original's have: --weights-only, or --to jax"
+        )
     computed = {name: _computed(net, 'torch') for name, net in nets.items()}
     more = sum(table.nbytes for arrays in computed.values() for table in arrays.values())
     with torch_write.writing(dst, nbytes(weights, 'torch') + more) as writer:

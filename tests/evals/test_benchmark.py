@@ -144,8 +144,15 @@ def test_a_probe_that_is_there(clips, place):
     before = np.load(kept)
     benchmark.run(tiny, c, place)
     np.testing.assert_array_equal(np.load(kept), before)
+    kept.write_bytes(kept.read_bytes()[:200])  # what is no whole file answers nothing
+    benchmark.run(tiny, c, place)
+    np.testing.assert_array_equal(np.load(kept), before)
     with pytest.raises(ConfigError, match='the probe has 4 classes of linear, the official files'):
         benchmark.run(model(probe({'linear': 4})), c, place)
+    (place / 'none').mkdir()
+    c.data.videos = str(place / 'none')
+    with pytest.raises(ConfigError, match='no clip is left for validation: --config.data.videos'):
+        benchmark.run(tiny, c, place)
 
 
 def test_classes_and_settings_that_cannot_work(clips, tmp_path):

@@ -81,6 +81,7 @@ def test_sources(tmp_path):
         ('path,label\na.mp4,x\n', {'source': '('}, 'no pattern'),
         ('path,label\na.mp4,x\n', {'source': 'b(.)'}, 'does not occur in .*a.mp4'),
         ('\n', {}, 'lists no clips'),
+        (',\n,\n', {}, 'lists no clips'),
     ],
 )
 def test_what_cannot_be_read_is_one_line(tmp_path, content, data, message):
@@ -111,6 +112,7 @@ def test_what_is_not_there(tmp_path):
     ],
 )
 def test_labels(labels, kind, names):
+    assert [examples.kind_of(['1', '2', odd]) for odd in ('nan', 'inf')] == ['number'] * 2
     listed = [examples.Example(f'{i}.mp4', label, str(i)) for i, label in enumerate(labels)]
     assert examples.kind_of(labels) == kind
     values, columns = examples.targets(listed, kind)

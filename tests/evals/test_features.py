@@ -168,8 +168,9 @@ def test_processes_share_the_clips(model, clips, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, 'process_count', lambda: 2)
     make(model, clips, tmp_path, read)
     assert asked == [0, 2, 4, 6]
-    # joined once when it began, and again when all had agreed that they are done
-    assert events == ['join', 'agree', 'agree', 'join', 'agree']
+    # joined once when it began, then all look what is left before one of them writes; and again
+    # when all had agreed that they are done
+    assert events == ['join', 'agree', 'agree', 'agree', 'join', 'agree']
     monkeypatch.setattr(jax, 'process_index', lambda: 1)
     left = make(model, clips, tmp_path, read)
     assert asked[4:] == [3] and left.read.sum() == 4  # of 1, 3 and 5

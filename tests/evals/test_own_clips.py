@@ -336,7 +336,7 @@ def test_a_finished_report_is_that_of_the_same_files_and_weights(
 ):
     row = dataclasses.replace(EVALS['own'], run=f'{__name__}:constant')
     monkeypatch.setitem(EVALS, 'own', row)
-    monkeypatch.setattr(jepa_jax, 'load', lambda name, encoder: model)
+    monkeypatch.setattr(jepa_jax, 'load', lambda name, **how: model)
     folder = tmp_path / 'clips'
     shutil.copytree(clips, folder)
     c = small_config(folder)

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-from jepa_jax.evals.retrieval import judge
+from jepa_jax.config.labelled import RetrievalConfig
+from jepa_jax.errors import ConfigError
+from jepa_jax.evals.retrieval import judge, run
 
 
 def test_judged_as_scikit_learn_does():
@@ -27,3 +29,11 @@ def test_the_own_source_is_no_answer():
     scores = judge(x, np.array([0, 0, 1, 0, 2]), np.array([0, 0, 1, 2, 3]))
     np.testing.assert_allclose(scores[0], [0, 1, 1, 0.5])
     assert np.isnan(scores[4]).all()
+
+
+def test_a_second_list_is_refused(tmp_path):
+    """There is no split, so that clips named as test clips would be neither asked nor answers."""
+    config = RetrievalConfig()
+    config.data.train, config.data.test = 'a.csv', 'b.csv'
+    with pytest.raises(ConfigError, match="data.test = 'b.csv': retrieval has one list"):
+        run(None, config, tmp_path)

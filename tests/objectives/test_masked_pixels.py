@@ -468,6 +468,7 @@ def test_flops_and_memory():
         ('mae', 'data.frames', 2, "data.frames = 2: must be 1 with kind 'mae'"),
         ('mae', 'encoder.axes', 'yx', "encoder.axes = 'yx': must be 'xy'"),
         ('mae', 'mask_ratio', 0.999, 'leaves nothing or all of 196'),
+        ('mae', 'mask_ratio', 0.996, 'leaves nothing or all of 196'),  # int(196 x .004) = 0
         ('videomae', 'encoder.position', 'rope', "must be 'sincos'"),
         ('videomae', 'data.frames', 15, 'must be a multiple of encoder.tubelet'),
         ('videomae', 'decoder.heads', 7, 'decoder.width = 512: must be a multiple'),

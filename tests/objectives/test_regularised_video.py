@@ -12,7 +12,12 @@ from jax.flatten_util import ravel_pytree
 from torch_fill import assert_whole, mask_pair, normal, tensor
 
 from jepa_jax import build, describe, flops, optim
-from jepa_jax.config import AgainstCollapseConfig, MaskedVideoConfig, OptimConfig
+from jepa_jax.config import (
+    AgainstCollapseConfig,
+    DataListConfig,
+    MaskedVideoConfig,
+    OptimConfig,
+)
 from jepa_jax.data import Batch, Group
 from jepa_jax.errors import ConfigError
 from jepa_jax.masks import Mask
@@ -397,6 +402,17 @@ def config(**against) -> MaskedVideoConfig:
     c.data.crop, c.data.frames, c.data.lists[0].kind = 64, 4, 'synthetic'
     c.optim.batch = 8
     return c
+
+
+def test_terms_compare_clips_of_one_frame_count():
+    """Of one clip there is no variance: the first step would be NaN."""
+    c = config(method='vicreg')
+    c.data.lists = [DataListConfig(kind='synthetic', frames=n) for n in (4, 8)]
+    c.data.lists[0].weight = 9.0
+    with pytest.raises(ConfigError, match='0.8 clips of 8 frames a step: must be at least 2'):
+        validate(c)
+    c.data.lists[1].weight = 3.0
+    validate(c)
 
 
 def test_a_run_names_method_and_variant():

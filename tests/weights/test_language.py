@@ -224,3 +224,10 @@ def test_the_format_that_is_written(nets, read_as, destination, expected):
     """A projector or an adapter has no place in a .pt file."""
     weights = Weights(None, read_as, {name: StoredNet(name, None, {}) for name in nets})
     assert convert._format(weights, destination) == expected
+
+
+def test_a_run_without_an_average_is_no_training_checkpoint_of_the_original():
+    nets = {name: StoredNet(name, None, {}) for name in ('encoder', 'predictor')}
+    for training, expected in ((None, 'torch'), ({'step': 1}, 'jax')):
+        weights = Weights(None, 'jax', nets, training=training)
+        assert convert._format(weights, 'out') == expected
