@@ -13,6 +13,7 @@ import csv
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
@@ -330,6 +331,13 @@ def split(
     }
     if both:
         raise ConfigError(f'source {sorted(both)[0]!r} has clips for training and for testing')
+    # whatever it is called on either side, and whatever groups its pieces are in
+    sides = (itertools.compress(examples, side) for side in (test, ~test))
+    if both := set.intersection(*({os.path.realpath(e.path) for e in side} for side in sides)):
+        raise ConfigError(
+            f'{sorted(both)[0]} is a clip for training and for testing: of one file all pieces '
+            'belong to one group'
+        )
     return test, how
 
 

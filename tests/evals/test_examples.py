@@ -162,6 +162,19 @@ def test_splits_that_prove_nothing(splits, sources, message):
         examples.split(listed, LabelledDataConfig(), 0, 'class')
 
 
+def test_one_file_is_on_one_side_whatever_it_is_called(tmp_path):
+    """By another path, by a link, and as pieces in two groups."""
+    (tmp_path / 'v.mp4').write_bytes(b'x')
+    (tmp_path / 'link.mp4').symlink_to(tmp_path / 'v.mp4')
+    for name in ('v.mp4', 'link.mp4', f'../{tmp_path.name}/v.mp4'):
+        listed = [
+            examples.Example(str(tmp_path / 'v.mp4'), 'x', 'a', 'train'),
+            examples.Example(str(tmp_path / name), 'x', 'b', 'test'),
+        ]
+        with pytest.raises(ConfigError, match='v.mp4 is a clip for training and for testing'):
+            examples.split(listed, LabelledDataConfig(), 0, 'class')
+
+
 @pytest.mark.parametrize(
     'values, message',
     [
