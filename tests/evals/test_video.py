@@ -78,6 +78,18 @@ def test_pixel_model_reads_brightness_but_not_the_order_of_frames():
     assert np.mean(measured == labels[160:]) < 0.5 + 4 * 0.5 / 80**0.5
 
 
+@pytest.mark.parametrize('counts', [(1, 1), (1, 5), (2, 2), (4, 0)])
+def test_pixels_of_few_clips_a_class(counts):
+    """Fewer than folds, one, none of another: no reason to end a run that is trained."""
+    labels = np.repeat([0, 1], counts)
+    clips = np.full((len(labels), 2, 16, 16, 3), 60, np.uint8)
+    clips += (90 * labels[:, None, None, None, None] + np.arange(2)[:, None, None, None]).astype(
+        'u1'
+    )
+    clips[:, :, 0, 0] += np.arange(len(labels), dtype=np.uint8)[:, None, None]
+    np.testing.assert_array_equal(video.probe_pixels(clips, labels, clips), labels)
+
+
 def test_rotating_into_the_training_span_changes_no_prediction():
     rng = np.random.default_rng(1)
     train, test = (rng.integers(0, 255, (n, 2, 8, 8, 3), dtype=np.uint8) for n in (60, 50))
