@@ -68,6 +68,7 @@ def run(model, config: AnticipationConfig, workdir: Path) -> Results:
     classes = {head: len(data.names[head]) for head in HEADS}
     results: dict[str, Figure] = {}
     baselines: dict[str, Figure] = {}
+    table = None
     if model.probe is not None:
         rows, logits, problems = released(model, config, test, classes, workdir)
         labels, videos = columns([test[i] for i in rows])
@@ -108,7 +109,7 @@ def run(model, config: AnticipationConfig, workdir: Path) -> Results:
     return Results(
         results=results,
         baselines=baselines,
-        data=benchmark.about(data, test, rows, problems)
+        data=benchmark.about(data, test, rows, problems, table and table['train'])
         | {'published': {'action recall@5': PUBLISHED, 'g 384 by part': ABLATION}},
         sentences=(
             f'protocol {config.protocol}: {WORDS[config.protocol]}',

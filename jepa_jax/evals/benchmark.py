@@ -65,7 +65,7 @@ def run(model, config: BenchmarkConfig, workdir: Path) -> Results:
         log.warning('%s', line)
     attach(model, config)
     train, test = data.splits['train'], data.splits['validation']
-    names = data.names['label']
+    names, table = data.names['label'], None
     if model.probe is not None:
         rows, logits, problems = released(model, config, data, test, workdir)
         order = list(logits.values())[0]
@@ -85,24 +85,26 @@ def run(model, config: BenchmarkConfig, workdir: Path) -> Results:
         if config.random_baseline:
             baselines['untrained encoder'] = untrained(model, config, data, workdir, len(names))
     best = int(hits.mean(1).argmax())  # of one head, unless validation chooses
-    truth = classes_of(test)[rows]
+    truth, sources = classes_of(test)[rows], columns(test)[1][rows]
     write_predictions(workdir / 'predictions.csv', test, rows, names, said[best])
     results = {
-        'accuracy': share(hits[best]),
-        'accuracy, top 5': share(tops[best]),
+        'accuracy': share(hits[best], sources),
+        'accuracy, top 5': share(tops[best], sources),
     }
     if config.protocol == 'upstream':
         order = np.random.default_rng(config.seed).permutation(len(rows))
         batch = min(config.heads.batch, len(rows))
         means = [metrics.batch_accuracy(row[order], batch) for row in hits]
-        ends = wilson(max(means) * len(rows), len(rows))
+        count = len(np.unique(sources))
+        ends = wilson(max(means) * count, count)
         results['accuracy, upstream'] = Figure(max(means), *ends, len(rows))
         how += f"; upstream's row is the mean over batches of {batch} without the last, short one"
     published = PUBLISHED[config.data.set]
     return Results(
         results=results,
         baselines=baselines,
-        data=about(data, test, rows, problems) | {'published': published},
+        data=about(data, test, rows, problems, table and table['train'])
+        | {'published': published},
         sentences=(
             f'protocol {config.protocol}: head: {how}; accuracy counts every clip once',
             *data.notes, *absent(data), *notes,
@@ -110,7 +112,7 @@ def run(model, config: BenchmarkConfig, workdir: Path) -> Results:
             'published, in percent: ' + ', '.join(f'{k} {v:g}' for k, v in published.items()),
         ),
         outcomes={'accuracy': hits[best].astype(float)},
-        sources=columns(test)[1][rows],
+        sources=sources,
     )  # fmt: skip
 
 
@@ -240,15 +242,20 @@ def absent(data: LabelledSet) -> list[str]:
     ]
 
 
-def about(data: LabelledSet, test: Sequence[Record], rows: np.ndarray, problems: dict) -> dict:
-    """For the report."""
+def about(
+    data: LabelledSet, test: Sequence[Record], rows: np.ndarray, problems: dict,
+    learn: features.Table | None = None,
+) -> dict:  # fmt: skip
+    """For the report; learn: what heads learned from, if there are any."""
+    train = data.splits['train']
+    failed = {train[i].path: why for i, why in learn.problems.items()} if learn else {}
     return {
         'expected': data.listed['validation'],
         'read': len(rows),
         'hash': digest(test),
         'missing': {split: len(names) for split, names in data.missing.items()},
-        'train': len(data.splits['train']),
-        'problems': {test[i].path: why for i, why in problems.items()},
+        'train': int(learn.read.sum()) if learn else len(train),
+        'problems': failed | {test[i].path: why for i, why in problems.items()},
     }
 
 
@@ -313,9 +320,10 @@ def released(model, config: BenchmarkConfig, data: LabelledSet, test, workdir: P
     )
 
 
-def share(hits: np.ndarray) -> Figure:
-    """Of clips, with Wilson's interval."""
-    return Figure(float(hits.mean()), *wilson(int(hits.sum()), len(hits)), len(hits))
+def share(hits: np.ndarray, sources: np.ndarray) -> Figure:
+    """Of clips, with Wilson's interval over their sources: pieces of one video are alike."""
+    mean, count = float(hits.mean()), len(np.unique(sources))
+    return Figure(mean, *wilson(mean * count, count), len(hits))
 
 
 def differences(config: LabelledSetConfig) -> tuple[str, ...]:
@@ -340,7 +348,7 @@ def against(
 ) -> dict[str, Figure]:
     """The most frequent class, and a linear model of small frames."""
     ours, theirs = learn.labels['label'], asked.labels['label']
-    rows = {'majority': share(theirs == np.bincount(ours).argmax())}
+    rows = {'majority': share(theirs == np.bincount(ours).argmax(), asked.sources)}
     if len(ours) > MOST_PIXELS:
         log.info('no baseline on pixels: %d training clips, of which it takes hours', len(ours))
         return rows
@@ -354,7 +362,7 @@ def against(
         linear.folds(learn.sources, ours, config.seed),
         lambda scores, part: float((scores.argmax(1) == ours[part]).mean()),
     )  # fmt: skip
-    rows['pixels'] = share(answer.scores.argmax(1) == theirs)
+    rows['pixels'] = share(answer.scores.argmax(1) == theirs, asked.sources)
     return rows
 
 
@@ -367,7 +375,7 @@ def untrained(model, config: BenchmarkConfig, data: LabelledSet, workdir: Path, 
         table['validation'], *columns(data.splits['validation']), views=config.data.views
     )
     hits, _, _ = ask(fit(learn, count, config), asked)
-    return share(hits[hits.mean(1).argmax()])
+    return share(hits[hits.mean(1).argmax()], asked.sources)
 
 
 def write_predictions(

@@ -155,6 +155,17 @@ def test_a_probe_that_is_there(clips, place):
         benchmark.run(tiny, c, place)
 
 
+def test_an_interval_is_over_videos():
+    """Ten pieces of two videos, eight right: as wide as of 1.6 of 2, not of 8 of 10."""
+    hits = np.repeat([True, True, True, True, False], 2)
+    figure = benchmark.share(hits, np.repeat(['a', 'b'], 5))
+    z, k, p = 1.959964, 2, 0.8
+    half = z / (1 + z * z / k) * np.sqrt(p * (1 - p) / k + z * z / 4 / k / k)
+    middle = (p + z * z / 2 / k) / (1 + z * z / k)
+    assert (figure.value, figure.n) == (0.8, 10)
+    assert (figure.low, figure.high) == pytest.approx((middle - half, middle + half), abs=1e-4)
+
+
 def test_classes_and_settings_that_cannot_work(clips, tmp_path):
     rows = json.loads((clips / 'labels/train.json').read_text())
     made.write_json(tmp_path / 'train.json', [r for r in rows if r['template'] != made.SSV2[1]])
