@@ -320,9 +320,10 @@ def released(model, config: BenchmarkConfig, data: LabelledSet, test, workdir: P
     )
 
 
-def share(hits: np.ndarray, sources: np.ndarray) -> Figure:
-    """Of clips, with Wilson's interval over their sources: pieces of one video are alike."""
-    mean, count = float(hits.mean()), len(np.unique(sources))
+def share(hits: np.ndarray, sources: np.ndarray | None = None) -> Figure:
+    """Of clips, with Wilson's interval over their sources, for pieces of one video are alike; over
+    pictures, which have none."""
+    mean, count = float(hits.mean()), len(hits if sources is None else np.unique(sources))
     return Figure(mean, *wilson(mean * count, count), len(hits))
 
 
