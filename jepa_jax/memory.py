@@ -56,13 +56,12 @@ def context_share(mask: MaskConfig) -> float:
 def _contexts(config: MaskedVideoConfig, frames: int, rows: int, tokens: int) -> list[float]:
     """The most context tokens that each mask of clips of `frames` frames leaves."""
     masks = config.masks_of(frames)[1]
-    usual = MaskConfig()
-    options = [f.name for f in dataclasses.fields(usual)]
-    plain = {'num_blocks', 'spatial_scale', 'temporal_scale', 'aspect_ratio', 'tube'}
-    if all(
-        len({*mask.spatial_scale}) == len({*mask.temporal_scale}) == 1
-        and all(getattr(mask, o) == getattr(usual, o) for o in options if o not in plain)
-        for mask in masks
+    plain = (
+        MaskConfig(m.num_blocks, m.spatial_scale, m.temporal_scale, m.aspect_ratio, tube=m.tube)
+        for m in masks
+    )
+    if [*plain] == masks and all(
+        len({*scale}) == 1 for m in masks for scale in (m.spatial_scale, m.temporal_scale)
     ):
         return [context_share(mask) * tokens for mask in masks]
     # sizes that are drawn, or more than blocks: only the draws themselves say

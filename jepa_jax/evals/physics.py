@@ -131,8 +131,8 @@ def expects(online, target) -> surprise.Expects:
     on the grid that clips have."""
     if online.predictor is not None and online.predictor.config.out_width:
         raise InputError('the predictor expects features of another model, which is not here')
-    c, encoder = target.config, everywhere(target)[0]
     seeing, local = everywhere(online)
+    c, encoder = target.config, seeing if target is online else everywhere(target)[0]
 
     def predict(seen: np.ndarray, grid: tuple[int, int, int], token: int) -> np.ndarray:
         def ask(seen: jax.Array, known: jax.Array, asked: jax.Array) -> jax.Array:
