@@ -265,7 +265,32 @@ def masked_video(config: MaskedVideoConfig, rows: int) -> Activations:
                 2 * rows * context * _values(vit, compute, compute),
                 2 * rows * tokens * _values(predictor, compute, FLOAT),
             )
+    _against_collapse(config, quotas, held)
     return held
+
+
+def _against_collapse(config: MaskedVideoConfig, quotas: dict[int, int], held: Activations) -> None:
+    """Adds what terms of the whole batch hold, for clips of some frame counts."""
+    against, expander = build.regulariser(config.against_collapse), build.expander(config)
+    if not against.terms:
+        return
+    vit, compute = build.video_encoder(config), BYTES[config.compute_dtype]
+    width = expander.width if expander else vit.width
+    table = against.terms.table(width) * FLOAT
+    sets = [{'clips': 1, 'positions': against.positions}[kind] for kind in against.samples]
+    for frames, rows in quotas.items():
+        tokens = rows * math.prod(vit.grid(frames, config.data.crop, config.data.crop))
+        samples = rows * sum(sets)
+        if expander:  # where predictions meet targets behind it, all of them pass
+            contexts = _contexts(config, frames, rows, tokens / rows)
+            hidden = sum(tokens - rows * context for context in contexts)
+            through = tokens + hidden if against.expanded else samples
+            layer = compute + 2 * FLOAT  # what goes in; before and after the normalisation
+            each = compute * vit.width + sum(layer * n for n in expander.hidden)
+            held.saved += through * (each + 2 * FLOAT * expander.width)
+        held.saved += samples * (width + against.terms.columns(width)) * FLOAT
+        held.saved += sum(sets) * table
+        held.peak = max(held.peak, 2 * max(sets) * table)  # with its gradient
 
 
 def masked_pixels(config: MaskedPixelsConfig, rows: int) -> Activations:

@@ -68,27 +68,59 @@ def allocated(config, objective, batch) -> float:
     return planned / GIB / (sizes['total'] - sizes[STATE] - sizes['frozen nets'])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('remat', ['full', 'dots'])  # none: scores, too, on a CPU
-def test_near_to_what_xla_allocates(remat):
-    config = recipe(width=96, depth=4, heads=4)
-    config.mesh.remat = remat
+def of_masked_video(config) -> float:
+    """`allocated` of a small step of clips, once its config says what is kept and how many."""
     config.predictor.width, config.predictor.depth, config.predictor.heads = 48, 4, 4
     config.compute_dtype = 'float32'
     config.data.crop, config.data.frames = 64, 8
-    config.optim.batch = rows = 256
+    rows, tokens = config.optim.batch, 4 * 4 * 4
     del config.masks[1]
-    tokens = 4 * 4 * 4
     clips = jax.ShapeDtypeStruct((rows, 8, 64, 64, 3), 'uint8')
     masks = []
     for mask in config.masks:
         kept = int(context_share(mask) * tokens)
         ids = [jax.ShapeDtypeStruct((rows, n), 'int32') for n in (kept, tokens - kept)]
         masks.append(Mask(*ids))
-    share = allocated(config, masked_video(config), Batch((Group(clips, tuple(masks)),)))
+    return allocated(config, masked_video(config), Batch((Group(clips, tuple(masks)),)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('remat', ['full', 'dots'])  # none: scores, too, on a CPU
+def test_near_to_what_xla_allocates(remat):
+    config = recipe(width=96, depth=4, heads=4)
+    config.mesh.remat, config.optim.batch = remat, 256
+    share = of_masked_video(config)
     # the CPU stores attention scores, which the estimate leaves out: 64 x 64 a head, small here
     print(f'{remat}: {share:.2f} of the estimate is allocated')
     assert 0.6 < share < 1.3
+
+
+@pytest.mark.parametrize(
+    ('method', 'expander', 'samples', 'space', 'rows'),
+    [
+        ('vicreg', (64, 2048), 'clips', 'features', 16),
+        pytest.param('vicreg', (256, 1024), 'both', 'expanded', 32, marks=pytest.mark.slow),
+        pytest.param('sigreg', (256, 1024), 'both', 'expanded', 128, marks=pytest.mark.slow),
+    ],
+)
+def test_terms_against_collapse_take_room(method, expander, samples, space, rows):
+    config = recipe(width=96, depth=2, heads=4)
+    config.mesh.remat, config.optim.batch = 'full', rows
+    against = config.against_collapse
+    against.method, against.expander = method, expander
+    against.samples, against.space = samples, space
+    assert 0.6 < of_masked_video(config) < 1.3
+
+
+def test_covariances_are_counted_however_few_the_clips():
+    """16 positions' covariances of 8,192 dimensions: 4 GiB, which no part of a batch makes less."""
+    config = recipe(size='small')
+    config.against_collapse.method, config.against_collapse.samples = 'vicreg', 'positions'
+    sizes = []
+    for width in (128, 8192):
+        config.against_collapse.expander = (256, width)
+        sizes.append(estimate(config, devices=config.optim.batch)['total'])
+    assert sizes[1] - sizes[0] > 16 * 8192**2 * 4 / GIB
 
 
 @pytest.mark.parametrize(

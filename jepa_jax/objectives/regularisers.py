@@ -36,6 +36,10 @@ class Vicreg:
         """Numbers that its terms look at together, of samples of `width` numbers."""
         return width
 
+    def table(self, width: int) -> int:
+        """Numbers that its terms make of one set of samples, however many these are."""
+        return width**2
+
     def total(self, prediction: jax.Array, terms: Mapping[str, jax.Array]) -> jax.Array:
         """The whole loss."""
         return (
@@ -71,6 +75,10 @@ class Sigreg:
         """Directions that samples are looked at from."""
         del width
         return self.directions
+
+    def table(self, width: int) -> int:
+        """Numbers that its terms make of one set of samples: the directions."""
+        return width * self.directions
 
     def total(self, prediction: jax.Array, terms: Mapping[str, jax.Array]) -> jax.Array:
         """The whole loss."""
