@@ -24,7 +24,7 @@ from threadpoolctl import threadpool_limits
 from jepa_jax import distributed
 from jepa_jax.errors import BadFile, ConfigError
 from jepa_jax.evals import linear as readers
-from jepa_jax.evals import own, pictures, video
+from jepa_jax.evals import examples, own, pictures, video
 from jepa_jax.evals.entries import Entry, Label, Labelled
 from jepa_jax.lookup import load
 from jepa_jax.models.pooler import average_tokens, averaged_grid
@@ -179,13 +179,40 @@ class Beside:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             list(pool.map(read, range(len(labelled))))
         unread = np.asarray(distributed.whole(unread)).reshape(-1, len(labelled)).any(0)
-        kept = np.flatnonzero(~unread)
+        known = ~unread
+        for heading, label in labelled.labels.items():
+            _leave_unlearnt(entry.name, heading, label, labelled.test, known)
+        kept = np.flatnonzero(known)
         if not labelled.test[kept].any() or labelled.test[kept].all():
             raise ConfigError(
                 f'{entry.where}: {len(kept)} of {len(labelled)} clips can be read, none of them '
                 f'for {"testing" if len(kept) and not labelled.test[kept].any() else "training"}'
             )
-        return labelled.part(kept), clips if len(kept) == len(labelled) else clips[kept]
+        part = labelled.part(kept)
+        for label in part.labels.values():
+            try:
+                examples.refuse_unlearnt(label.kind, label.targets, label.names, part.test)
+            except ConfigError as error:
+                raise ConfigError(f'{entry.where}: {error}') from error
+        return part, clips if len(kept) == len(labelled) else clips[kept]
+
+
+def _leave_unlearnt(
+    name: str, heading: str, label: Label, test: np.ndarray, known: np.ndarray
+) -> None:
+    """Takes out of `known`, clips that can be read, those for testing of a class whose every clip
+    for training cannot."""
+    if label.kind == 'number':
+        return
+    learnt = label.targets[known & ~test].any(0)
+    for column in np.flatnonzero(~learnt):
+        lost = known & test & (label.targets[:, column] > 0)
+        if lost.any():
+            known &= ~lost
+            log.warning(
+                '%s leaves out %d clips for testing: no clip for training of %s %r can be read',
+                name, int(lost.sum()), heading, label.names[column],
+            )  # fmt: skip
 
 
 def _reduced(net: Net, params: dict, clips: jax.Array, grid: tuple, most: int | None):

@@ -1,7 +1,9 @@
 """Evaluations beside training: what they read, what they say, and that training does not notice."""
 
 import json
+import shutil
 import types
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -93,6 +95,28 @@ def test_eight_devices_say_what_one_says_of_the_average(clips, tmp_path):
         ).fit(unit[learn], classes[learn])
         shares.append(vote.score(unit[~learn], classes[~learn]))
     assert any(values['evals/linear/label/knn'] == pytest.approx(s) for s in shares)
+
+
+@pytest.mark.parametrize('colours', [['red'], ['red', 'green']])
+def test_a_class_of_which_nothing_can_be_learned_is_left_out(clips, tmp_path, caplog, colours):
+    """At the end of a run that has taken days, when its clips for training are torn by then."""
+    folder = tmp_path / 'clips'
+    shutil.copytree(clips, folder)
+    c = config(folder, evals=[PeriodicEvalConfig(every=0)])
+    evals, state = beside(c, tmp_path, 1, fsdp=1)
+    (entry,) = entries.masked_video(c)
+    labelled = entry.labelled()
+    for path, word, test in zip(labelled.paths, labelled.labels['label'].words, labelled.test):
+        if word in colours and not test:
+            Path(path).write_bytes(b'torn')
+    if len(colours) == 2:
+        with pytest.raises(ConfigError, match="one class alone, 'blue': nothing to tell apart"):
+            evals.finish(state, {})
+        return
+    values = evals.finish(state, {}).values
+    assert values['evals/linear/label/ridge'] > 0.8 > values['evals/linear/label/majority']
+    line = "2 clips for testing: no clip for training of label 'red' can be read"
+    assert line in caplog.text
 
 
 def mine(asked) -> Measured:
