@@ -203,8 +203,9 @@ def _finished(values: dict[str, jax.Array]) -> tuple[dict[str, Any], float]:
 
 
 def _explain(
-    objective: Objective, state: TrainState, frozen: dict, batch, host, n: int, path: pathlib.Path
-) -> str:
+    objective: Objective, accumulate: int, state: TrainState, frozen: dict, batch, host,
+    n: int, path: pathlib.Path,
+) -> str:  # fmt: skip
     """Stores the batch of a step that is not finite and says which tensor went first."""
     named = jax.tree_util.tree_leaves_with_path(host)
     try:
@@ -213,8 +214,8 @@ def _explain(
     except OSError as error:  # a full disk: the step is what this is about
         kept = f'its batch could not be ({error})'
     try:
-        first = first_nonfinite(objective, state, frozen, batch)
-    except jax.errors.JaxRuntimeError as error:  # it takes the batch whole, which may not fit
+        first = first_nonfinite(objective, state, frozen, batch, accumulate)
+    except jax.errors.JaxRuntimeError as error:  # it holds more than a step
         first = f'could not be looked for ({str(error).splitlines()[0]})'
     return (
         f'step {n + 1} is not finite; first tensor that is not: {first}. The state before it is '
@@ -389,7 +390,10 @@ def fit(
                 # each process has rows of its own, and all may share the folder
                 own = f'_process{jax.process_index()}' if jax.process_count() > 1 else ''
                 path = workdir / f'nonfinite_step_{n + 1}{own}.npz'
-                raise TrainingError(_explain(objective, state, frozen, batch, host.batch, n, path))
+                words = _explain(
+                    objective, accumulate, state, frozen, batch, host.batch, n, path
+                )
+                raise TrainingError(words)
             n += 1
             if values.get('skipped', 0) >= config.optim.guard.most:
                 save_last()

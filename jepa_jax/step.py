@@ -112,22 +112,28 @@ def make_step(
     return step
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _finite_tensors(objective: Objective, state: TrainState, frozen: dict, batch):
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _finite_tensors(objective: Objective, accumulate: int, state: TrainState, frozen: dict, batch):
     """Which tensors are finite, by name, in the order in which a step computes them."""
-    inputs = {'params': state.params, 'ema': state.ema, 'frozen': frozen}
-    fixed = state.ema, frozen, batch
-    grads = jax.grad(lambda p: objective.loss(p, *fixed, state.step)[0])(state.params)
-    stages = [inputs, objective.trace(state.params, *fixed), {'gradient': grads}]
     check = functools.partial(jax.tree.map, lambda a: jnp.isfinite(a).all())
-    return [check(stage) for stage in stages]
+
+    def of_part(part):
+        fixed = state.ema, frozen, part
+        grads = jax.grad(lambda p: objective.loss(p, *fixed, state.step)[0])(state.params)
+        return check([objective.trace(state.params, *fixed), {'gradient': grads}])
+
+    inputs = check({'params': state.params, 'ema': state.ema, 'frozen': frozen})
+    parts = jax.lax.map(of_part, _parts(batch, accumulate))
+    return [inputs, *jax.tree.map(lambda a: a.all(0), parts)]
 
 
-def first_nonfinite(objective: Objective, state: TrainState, frozen: dict, batch) -> str:
+def first_nonfinite(
+    objective: Objective, state: TrainState, frozen: dict, batch, accumulate: int = 1
+) -> str:
     """The name of the first tensor of a step that holds a NaN or an infinity: parameters, then
     activations from the target encoder to the loss, then gradients; backward order within the
-    gradients is not resolved."""
-    for stage in jax.device_get(_finite_tensors(objective, state, frozen, batch)):
+    gradients is not resolved. As many parts as the step has follow each other."""
+    for stage in jax.device_get(_finite_tensors(objective, accumulate, state, frozen, batch)):
         for path, finite in jax.tree_util.tree_leaves_with_path(stage):
             if not finite:
                 return path_name(path)

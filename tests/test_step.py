@@ -214,15 +214,19 @@ def test_non_finite_batch_leaves_the_state_and_is_named():
     assert not bool(metrics['finite'])
     assert largest_difference(state, after) == 0
 
-    def less(batch: Batch) -> Batch:  # to compile: one mask a group
-        return Batch(tuple(Group(group.clips, group.masks[:1]) for group in batch.groups))
+    def less(batch: Batch) -> Batch:  # to compile: one mask a group; a row a part
+        return jax.tree.map(
+            lambda a: a[1::-1], Batch(tuple(Group(g.clips, g.masks[:1]) for g in batch.groups))
+        )
 
-    assert first_nonfinite(objective, state, {}, less(bad)) == 'group1: target encoder block 00'
+    first = first_nonfinite(objective, state, {}, less(bad), 2)
+    assert first == 'group1: target encoder block 00'  # of the second part
     broken = jax.tree.map(lambda a: a, state.params)
     broken['predictor']['proj']['kernel'] = (
         broken['predictor']['proj']['kernel'].at[0, 0].set(jnp.inf)
     )
-    name = first_nonfinite(objective, dataclasses.replace(state, params=broken), {}, less(batch))
+    gone = dataclasses.replace(state, params=broken)
+    name = first_nonfinite(objective, gone, {}, less(batch), 2)
     assert name == 'params/predictor/proj/kernel'
     _, metrics, *_ = step(state, batch)
     assert bool(metrics['finite'])
