@@ -128,6 +128,9 @@ def initial_state(
     for name in [name for name in abstract.ema if not _holds(stored, f'ema/{name}')]:
         del nets['ema'][name]
     only = tuple(f'{kind}/{name}' for kind, trees in nets.items() for name in trees)
+    # what was drawn goes before what is stored comes: the devices never hold a net twice
+    for leaf in jax.tree.leaves(({n: state.params[n] for n in nets['params']}, state.ema)):
+        leaf.delete()
     weights, _ = restore(folder, nets, only=only)
     log.info('starts with the weights of %s', folder)
     for name in objective.ema:

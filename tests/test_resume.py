@@ -241,11 +241,24 @@ def test_resume_from_another_run(runs):
     assert_same_arrays(arrays(workdir, STEPS), arrays(runs.finished(), STEPS))
 
 
-def test_weights_only(runs, caplog):
-    """Encoder, predictor and average as they were, everything else as in a new run."""
+def test_weights_only(runs, caplog, monkeypatch):
+    """Encoder, predictor and average as they were, everything else as in a new run; what was drawn
+    in their place is gone before they come."""
     caplog.set_level('INFO')
-    source = runs.finished()
+    source, held = runs.finished(), []
+
+    def restore(folder, abstract, **more):
+        held.append(len(jax.live_arrays()))
+        held.append(len(jax.tree.leaves(abstract)))
+        return checkpoint.restore(folder, abstract, **more)
+
+    monkeypatch.setattr('jepa_jax.start.restore', restore)
+    elsewhere = len(jax.live_arrays())
     after, before = begun(runs, dict(init_from=str(source))), arrays(source, STEPS)
+    moments = sum(k.startswith('opt_state/') for k in before)
+    there, nets = held
+    assert nets == sum(k.startswith(('params/', 'ema/')) for k in before)
+    assert there - elsewhere <= moments + 1  # the step
     assert f'starts with the weights of {source}/checkpoints/{STEPS}' in caplog.text
     assert before.keys() == after.keys()
     kept = {k for k in before if k.startswith(('params/', 'ema/'))}
