@@ -390,9 +390,7 @@ def fit(
                 # each process has rows of its own, and all may share the folder
                 own = f'_process{jax.process_index()}' if jax.process_count() > 1 else ''
                 path = workdir / f'nonfinite_step_{n + 1}{own}.npz'
-                words = _explain(
-                    objective, accumulate, state, frozen, batch, host.batch, n, path
-                )
+                words = _explain(objective, accumulate, state, frozen, batch, host.batch, n, path)
                 raise TrainingError(words)
             n += 1
             if values.get('skipped', 0) >= config.optim.guard.most:

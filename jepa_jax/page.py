@@ -63,8 +63,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def file(path: Path, words: str) -> str:
-    """A PNG file as HTML that holds it; '' where there is none."""
-    return f'<p>{_image(path.read_bytes(), "png", words)}</p>' if path.exists() else ''
+    """A PNG or GIF file as HTML that holds it; '' where there is none."""
+    kind = path.suffix[1:]
+    return f'<p>{_image(path.read_bytes(), kind, words)}</p>' if path.exists() else ''
 
 
 def save_figure(figure: Figure, path: str | Path, dpi: int = 120, colours: int = 256) -> None:

@@ -23,8 +23,8 @@ from threadpoolctl import threadpool_limits
 
 from jepa_jax import distributed
 from jepa_jax.errors import BadFile, ConfigError
-from jepa_jax.evals import linear as readers
 from jepa_jax.evals import examples, own, pictures, video
+from jepa_jax.evals import linear as readers
 from jepa_jax.evals.entries import Entry, Label, Labelled
 from jepa_jax.lookup import load
 from jepa_jax.models.pooler import average_tokens, averaged_grid

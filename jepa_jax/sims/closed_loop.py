@@ -235,8 +235,9 @@ def measure(
         _say(report, evaluate.verdict(task, row), before and evaluate.verdict(task, before))
         if 'planner' in results:
             title = f'{config.name}, {task}, simulated'
-            name = f'episodes_{task.replace(" ", "_")}.png'
-            evaluate.plot_episodes(results['planner'], folder / name, title)
+            stem = f'episodes_{task.replace(" ", "_")}'
+            evaluate.plot_episodes(results['planner'], folder / f'{stem}.png', title)
+            evaluate.animate_episodes(results['planner'], folder / f'{stem}.gif')
         write_json(path, report)
     before = report.get('gates')
     report['gates'] = judge(config.gates, report)

@@ -21,6 +21,7 @@ POLICIES = {
     'random': 'random actions',
     'no_op': 'no motion',
 }
+KINDS = 'png', 'gif'  # of pictures of episodes
 
 
 def write(folder: Path, config: SimConfig, report: Mapping[str, Any]) -> Path:
@@ -64,8 +65,9 @@ def write(folder: Path, config: SimConfig, report: Mapping[str, Any]) -> Path:
             if (policy := row['policies'].get(name))
         ]
         head = 'policy', 'success', 'interval', 'episodes', 'cm off at first', 'at last', 's/action'
-        picture = f'episodes_{task.replace(" ", "_")}.png'
-        parts += [page.table(head, rows), page.file(folder / picture, f'episodes of {task}')]
+        parts.append(page.table(head, rows))
+        stem = f'episodes_{task.replace(" ", "_")}'
+        parts += [page.file(folder / f'{stem}.{kind}', f'episodes of {task}') for kind in KINDS]
     parts.append('<h2>Cost and predictions apart</h2>')
     parts += [f'<p>{html.escape(line)}</p>' for line in report['sentences']]
     parts += [

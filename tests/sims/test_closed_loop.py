@@ -119,8 +119,9 @@ class FakeBench:
         for name in names:
             off = np.full(counts[name], 0.01)
             won = np.arange(counts[name]) < counts[name] // 2
-            frames = np.zeros((1, 2, 8, 8, 3), np.uint8)
-            results[name] = evaluate.Episodes(task, won, off + 0.2, off, 0.1, frames, frames[:, :1])
+            shown, frames = np.zeros(1, int), np.zeros((1, 2, 8, 8, 3), np.uint8)
+            pictures = shown, frames, frames[:, :1]
+            results[name] = evaluate.Episodes(task, won, off + 0.2, off, 0.1, *pictures)
         return results
 
 

@@ -56,6 +56,50 @@ def test_contact_sheet(scripted, tmp_path):
         assert min(image.size) > 300
 
 
+def test_episodes_at_play(scripted, tmp_path):
+    """A picture a frame and one that says how each ended, of those that went well and those that
+    did not."""
+    played = dataclasses.replace(scripted, success=np.array([True, False, True]))
+    evaluate.animate_episodes(played, tmp_path / 'episodes.gif')
+    with Image.open(tmp_path / 'episodes.gif') as image:
+        assert image.size == (3 * 22, 2 * 22)
+        times = []
+        for t in range(image.n_frames):  # what stands still is one picture
+            image.seek(t)
+            times.append(image.info['duration'])
+        assert sum(times) == 250 * scripted.frames.shape[1] + 1000 and times[-1] == 1000
+        edges = np.asarray(image.convert('RGB'), int)[1, [5, 27, 49]]
+    assert list(edges[:, 1] > edges[:, 0]) == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ('wins', 'kept'),
+    [
+        ([1, 1, 1, 0, 1, 0, 0], [0, 1, 3, 5]),
+        ([1, 1, 1, 1, 1, 1, 0], [0, 1, 2, 6]),
+        ([0, 0, 0, 0, 0, 0, 1], [0, 1, 2, 6]),
+        ([1, 1, 1, 1, 1], [0, 1, 2, 3]),
+        ([0, 1], [0, 1]),
+    ],
+)
+def test_good_and_bad_episodes_are_kept(monkeypatch, wins, kept):
+    """In a sheet of the first ones a reader rarely sees what goes wrong."""
+    monkeypatch.setattr(PandaEnv, '_success', lambda env: bool(wins[env.number]))
+    reset = PandaEnv.reset
+
+    def numbered(env, seed, **more):
+        env.number = seed
+        return reset(env, seed=seed, **more)
+
+    monkeypatch.setattr(PandaEnv, 'reset', numbered)
+    seeds = range(len(wins))
+    played = evaluate.measure(evaluate.do_nothing, 'reach', seeds, image_size=8, key=KEY)
+    assert played.shown.tolist() == kept and len(played.frames) == len(played.goals) == len(kept)
+    alone = evaluate.measure(evaluate.do_nothing, 'reach', kept[-1:], image_size=8, key=KEY)
+    np.testing.assert_array_equal(played.frames[-1], alone.frames[0])
+    np.testing.assert_array_equal(played.goals[-1], alone.goals[0])
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PoseModel:

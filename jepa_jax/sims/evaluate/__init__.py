@@ -22,6 +22,7 @@ from jepa_jax.sims.evaluate.policies import in_parts as in_parts
 from jepa_jax.sims.evaluate.policies import pixels as pixels
 from jepa_jax.sims.evaluate.policies import plan_in_simulator as plan_in_simulator
 from jepa_jax.sims.evaluate.policies import plan_with as plan_with
+from jepa_jax.sims.evaluate.rows import animate_episodes as animate_episodes
 from jepa_jax.sims.evaluate.rows import plot_energy as plot_energy
 from jepa_jax.sims.evaluate.rows import plot_episodes as plot_episodes
 from jepa_jax.sims.evaluate.rows import row as row

@@ -15,7 +15,7 @@ from jepa_jax.sims.evaluate.policies import Policy
 from jepa_jax.sims.scene import STANDARD, Variation
 from jepa_jax.sims.tasks import PandaEnv
 
-SHOWN = 4  # episodes whose frames are kept
+SHOWN = 4  # episodes whose frames are kept: half of them such as end well, where there are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +27,9 @@ class Episodes:
     start: np.ndarray  # [E] metres from the end of the task, at first
     distance: np.ndarray  # [E] and at last
     seconds: float  # that an action took to choose, per episode; the first, compiling, left out
-    # uint8 [at most SHOWN, T, H, W, 3], and the task's goals [the same, G, H, W, 3]; empty where
-    # there were no pictures
-    frames: np.ndarray
-    goals: np.ndarray
+    shown: np.ndarray  # [K] int, numbers of the at most SHOWN whose pictures are kept
+    frames: np.ndarray  # uint8 [K, T, H, W, 3]
+    goals: np.ndarray  # uint8 [K, G, H, W, 3], the task's goals
 
     def summary(self) -> dict[str, float]:
         """`success` with its 95 % interval `low`, `high` (Wilson's), median `distance` and
@@ -74,11 +73,10 @@ def measure(
         PandaEnv(task, image_size, variations[i % len(variations)], pictures, shown[i % len(shown)])
         for i in range(len(seeds))
     ]
-    shown = SHOWN if pictures else 0
     try:
         seen = [env.reset(seed=seed)[0] for env, seed in zip(envs, seeds)]
         start = np.array([env.distance() for env in envs])
-        frames = [[s['image'] for s in seen[:shown]]]
+        frames = [[s['image'] for s in seen if pictures]]
         taken = []
         for t in tqdm(range(envs[0].steps), desc=title or task, unit='step', disable=None):
             stacked = {name: np.stack([s[name] for s in seen]) for name in seen[0]}
@@ -87,16 +85,28 @@ def measure(
             taken.append(time.monotonic() - begun)
             results = [env.step(action) for env, action in zip(envs, actions)]
             seen = [result[0] for result in results]
-            frames.append([s['image'] for s in seen[:shown]])
+            frames.append([s['image'] for s in seen if pictures])
+        success = np.array([result[4]['success'] for result in results])
+        kept = _telling(success) if pictures else np.zeros(0, int)
         return Episodes(
             task=task,
-            success=np.array([result[4]['success'] for result in results]),
+            success=success,
             start=start,
             distance=np.array([result[4]['distance'] for result in results]),
             seconds=float(np.mean(taken[1:]) / len(envs)),
-            frames=np.stack([np.array(row, np.uint8) for row in frames], axis=1),
-            goals=np.array([[goal.image for goal in env.goals] for env in envs[:shown]], np.uint8),
+            shown=kept,
+            frames=np.array([[row[i] for row in frames] for i in kept], np.uint8),
+            goals=np.array([[goal.image for goal in envs[i].goals] for i in kept], np.uint8),
         )
     finally:
         for env in envs:
             env.close()
+
+
+def _telling(success: np.ndarray) -> np.ndarray:
+    """Numbers of the first episodes [E] that end well and of the first that do not, as many of
+    either as there are."""
+    well, badly = np.flatnonzero(success), np.flatnonzero(~success)
+    of_well = max(SHOWN // 2, SHOWN - len(badly))
+    chosen = well[:of_well]
+    return np.sort(np.concatenate([chosen, badly[: SHOWN - len(chosen)]]))

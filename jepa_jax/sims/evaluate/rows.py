@@ -8,9 +8,16 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 
 from jepa_jax import page
 from jepa_jax.sims.evaluate.episodes import Episodes
+from jepa_jax.sims.panda import RATE
+
+BORDER = (
+    3  # pixels about a picture, of these colours: an episode that ended well, badly, or goes on
+)
+GOOD, BAD, DARK = (40, 170, 60), (205, 40, 40), (24, 24, 24)
 
 # fields of a row of `tasks` that are the policy's own; others are shares of success by policy
 OWN = (
@@ -28,7 +35,7 @@ def row(summaries: Mapping[str, Mapping[str, float]], policy: str) -> dict[str, 
 
 def plot_episodes(episodes: Episodes, path: str | Path, title: str = '', columns: int = 7) -> None:
     """Draws the kept episodes as a contact sheet, PNG: a row each, from the first frame to the
-    last, and the last goal."""
+    last, and the last goal. What is kept is no sample: see Episodes."""
     count, T = episodes.frames.shape[:2]
     times = np.unique(np.linspace(0, T - 1, min(columns, T)).round().astype(int))
     figure = Figure(figsize=(1.5 * (len(times) + 1), 1.75 * count + 0.5), layout='constrained')
@@ -39,8 +46,9 @@ def plot_episodes(episodes: Episodes, path: str | Path, title: str = '', columns
             axes.set_title(f'step {t}', fontsize=8)
         grid[i, -1].imshow(episodes.goals[i, -1])
         grid[i, -1].set_title('goal', fontsize=8)
-        word = 'success' if episodes.success[i] else 'failure'
-        grid[i, 0].set_ylabel(f'{word}\n{100 * episodes.distance[i]:.1f} cm off', fontsize=8)
+        number = episodes.shown[i]
+        word = 'success' if episodes.success[number] else 'failure'
+        grid[i, 0].set_ylabel(f'{word}\n{100 * episodes.distance[number]:.1f} cm off', fontsize=8)
         for axes in grid[i]:
             axes.set_xticks([])
             axes.set_yticks([])
@@ -51,6 +59,32 @@ def plot_episodes(episodes: Episodes, path: str | Path, title: str = '', columns
         fontsize=10,
     )
     page.save_figure(figure, path)
+
+
+def animate_episodes(episodes: Episodes, path: str | Path) -> None:
+    """Draws the kept episodes at play side by side, their last goals below, as a GIF: as fast as
+    they are, then for a second how each ended, framed in green or red."""
+    wins, goals = episodes.success[episodes.shown], episodes.goals[:, -1]
+    pictures = []
+    for t in range(episodes.frames.shape[1] + 1):
+        over = t == episodes.frames.shape[1]
+        columns = [
+            np.concatenate([_framed(now, (GOOD if won else BAD) if over else DARK), _framed(goal)])
+            for now, goal, won in zip(episodes.frames[:, t - over], goals, wins)
+        ]
+        pictures.append(Image.fromarray(np.concatenate(columns, axis=1)))
+    # one palette for all, of the last: it has both frames and what they frame
+    last = pictures[-1].quantize(128, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    first, *others = (p.quantize(palette=last, dither=Image.Dither.NONE) for p in pictures)
+    times = [round(1000 / RATE)] * len(others) + [1000]
+    first.save(path, 'GIF', save_all=True, append_images=others, loop=0, duration=times)
+
+
+def _framed(image: np.ndarray, colour: tuple[int, int, int] = DARK) -> np.ndarray:
+    height, width, _ = image.shape
+    framed = np.full((height + 2 * BORDER, width + 2 * BORDER, 3), colour, np.uint8)
+    framed[BORDER:-BORDER, BORDER:-BORDER] = image
+    return framed
 
 
 def plot_energy(ways: Mapping[str, np.ndarray], path: str | Path, title: str = '') -> None:
