@@ -102,6 +102,7 @@ def _small(c: SimConfig) -> None:
     e.tasks, e.episodes, e.compared = 'reach,grasp', 100, 10
     e.samples, e.iterations, e.elites, e.horizon = 64, 8, 6, 1
     e.max_step = 0.075
+    e.gripper_weight = 0.1
     c.gates.shuffled_over_true, c.gates.rank_correlation = 1.3, 0.6
     c.gates.reach, c.gates.grasp = 0.9, 0.5
 
@@ -116,6 +117,7 @@ def _varied(c: SimConfig) -> None:
     _small(c)
     c.collection.scenes, c.collection.episodes = 'seen', 600
     p, e = c.pretrain, c.evaluation
+    e.gripper_weight = 0.0
     p.encoder.depth = 4
     p.optim.steps, p.optim.warmup = 1500, 100
     p.checkpoints.every, p.logging.health_every = 500, 250

@@ -92,6 +92,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add('--cost', default='l1', choices=COSTS, help='distance of features: absolute or square')
     add('--cost-steps', default='last', choices=('last', 'all'), help='frames that are compared')
     add('--state-weight', type=float, default=0.0, help='of the distance between states')
+    add('--gripper-weight', type=float, default=0.0, help='of the distance between how far the '
+        'gripper is closed and is at the goal')  # fmt: skip
     add('--encoder', default='target', choices=('target', 'online'), help='of a run with both')
     add('--dtype', default='float32', choices=('float32', 'bfloat16'), help='of products')
     add('--at-once', type=int, default=0, help='samples run at once, to save memory; 0: as many as '
@@ -121,6 +123,7 @@ def run(
     cost: str,
     cost_steps: str,
     state_weight: float,
+    gripper_weight: float,
     encoder: str,
     dtype: str,
     at_once: int,
@@ -166,7 +169,7 @@ def run(
         )
     pair = read_axes(axes)
     space = end_effector(max_step, workspace=workspace, start=states[0, :3].tolist())
-    measure = Cost(COSTS[cost], cost_steps, state_weight)
+    measure = Cost(COSTS[cost], cost_steps, state_weight, gripper_weight=gripper_weight)
     search = solver(planner, space, measure, samples=samples, iterations=iterations,
                     horizon=horizon, elites=elites)  # fmt: skip
     start.logging_to_terminal()

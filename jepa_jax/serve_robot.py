@@ -2,8 +2,9 @@
 
     python -m jepa_jax.serve_robot --model runs/ac-vitg --workspace 0.3,0.7,-0.3,0.3,0.02,0.4
 
-    POST /goal  body: an .npz with `image` uint8 [H, W, 3], `state` [7] with --state-weight, and
-                `extrinsics` [6], the camera's pose, for a run with robot.frame = 'camera'
+    POST /goal  body: an .npz with `image` uint8 [H, W, 3]; `state` [7] with --state-weight or
+                --gripper-weight; `extrinsics` [6], the camera's pose, for a run with
+                robot.frame = 'camera'
     POST /step  body: an .npz with `image`, `state` [7] and, if it is not 0, `age` in seconds
     GET  /      what is served
 
@@ -50,6 +51,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add('--max-step', type=float, default=0.05, help='metres an action may move along an axis')
     add('--cost', default='l1', choices=COSTS, help='distance of features')
     add('--state-weight', type=float, default=0.0, help='of the distance between states')
+    add('--gripper-weight', type=float, default=0.0, help='of the distance between how far the '
+        'gripper is closed and is at the goal')  # fmt: skip
     add('--gain', type=float, default=0.01, help='share of the energy of doing nothing by which a '
         'plan must be better, or the robot holds')  # fmt: skip
     add('--patience', type=int, default=3, help='times in a row that it holds before it has '
@@ -73,7 +76,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(
     model: str, host: str, port: int, encoder: str, dtype: str, seed: int,
-    cost: str, state_weight: float, max_age: float, force: bool, workspace: tuple[float, ...],
+    cost: str, state_weight: float, gripper_weight: float, max_age: float, force: bool,
+    workspace: tuple[float, ...],
     metres: float | None, angles: str | None, gripper: str | None,
     gripper_range: tuple[float, float] | None, **settings: Any,
 ) -> None:  # fmt: skip
@@ -92,7 +96,7 @@ def run(
     robot = Robot.load(model, encoder=encoder, dtype=dtype, seed=seed, **units)
     settings |= {
         'workspace': workspace,
-        'cost': Cost(COSTS[cost], state_weight=state_weight),
+        'cost': Cost(COSTS[cost], state_weight=state_weight, gripper_weight=gripper_weight),
         'max_age': max_age or None,
         'force': force or model.startswith('random:'),
         'seed': seed,

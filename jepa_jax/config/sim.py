@@ -54,6 +54,9 @@ class SimEvaluationConfig:
     simulator_episodes: int = 0
     # also post-train on an encoder of random weights, as long, and plan with that
     random_encoder: bool = False
+    # also plan towards goals that tell how far the gripper is closed there, whose distance from
+    # that of the plan weighs this much in the cost; 0: no such row
+    gripper_weight: float = 0.0
     # also plan with others, NAME:SAMPLESxITERATIONS with commas between (adam:8x20, for example;
     # names are keys of jepa_jax.planning.cem.PLANNERS), as many episodes as `compared`
     planners: str = ''

@@ -202,7 +202,7 @@ class Controller:
           goal: uint8 [H, W, 3], a picture from the same camera of the scene as it should be.
           workspace: x0, x1, y0, y1, z0, z1 in the robot's units, which no plan leaves. () for none,
             in simulation: a robot should have one.
-          goal_state: pose [7] at the goal, for a cost with a state_weight.
+          goal_state: pose [7] at the goal, for a cost with a state_weight or a gripper_weight.
           extrinsics: pose [6] of the camera in the frame of the robot's base, x, y, z in metres and
             Euler angles in radians, whatever the robot's units; of runs with robot.frame =
             'camera', and of no others. The camera stands still; poses, targets and the workspace
@@ -261,10 +261,12 @@ class Controller:
         features = self.robot.agent.encode(self._picture(goal)[None])[0]
         size = np.shape(goal)[:2]
         state = None if goal_state is None else jnp.asarray(self._pose(goal_state), jnp.float32)
-        if self._cost.state_weight and state is None:
-            raise PlanError('goal_state: the cost has a state_weight, so it must be given')
+        if state is None and (weights := self._cost.weights):
+            raise PlanError(
+                f'goal_state: the cost has a {next(iter(weights))}, so it must be given'
+            )
         # what no cost reads would be another input of the program, with it and without
-        self._goal = Goal(features, state if self._cost.state_weight else None)
+        self._goal = Goal(features, state if self._cost.weights else None)
         self._size = size
         self._first = jnp.zeros((self._horizon, len(end_effector().planned)))
         # the picture before, and the pose with which it first came: one that stands still while the

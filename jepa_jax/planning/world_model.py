@@ -44,7 +44,7 @@ class Goal:
     """Where to get to."""
 
     features: jax.Array  # [N, D] of the goal image
-    state: jax.Array | None = None  # [V], for a cost with state_weight
+    state: jax.Array | None = None  # [V], for a cost that compares states
 
 
 class WorldModel(Protocol):
@@ -224,6 +224,9 @@ class Cost:
     steps: str = 'last'  # last: where the plan ends, as released; all: the mean over its steps
     state_weight: float = 0.0  # adds this times the same distance between states
     state: str = 'pose'  # how states differ: pose (by the action between them) | sum (plainly)
+    # adds this times the same distance between the last numbers of states: how far grippers are
+    # closed, which a robot that has been at the goal knows and a picture hardly shows
+    gripper_weight: float = 0.0
 
     def __post_init__(self):
         for name, value, allowed in (
@@ -235,21 +238,29 @@ class Cost:
                 words = ', '.join(map(str, allowed))
                 raise ValueError(f"cost {name} '{value}': allowed are {words}")
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """Those that ask for states, by name."""
+        named = {'state_weight': self.state_weight, 'gripper_weight': self.gripper_weight}
+        return {name: weight for name, weight in named.items() if weight}
+
     def __call__(self, features: jax.Array, states: jax.Array | None, goal: Goal) -> jax.Array:
         """features [S, H, N, D], states [S, H, V] -> energies [S]."""
         if self.steps == 'last':
             features = features[:, -1:]
             states = None if states is None else states[:, -1:]
         energy = self._size(features - goal.features)
-        if self.state_weight:
+        for weight, value in self.weights.items():
             for name, state in (('goal', goal.state), ('model', states)):
                 if state is None:
-                    raise ValueError(f'state_weight {self.state_weight:g}: the {name} has no state')
+                    raise ValueError(f'{weight} {value:g}: the {name} has no state')
+        if self.weights:
             if self.state == 'pose':
                 apart = poses.difference(states, jnp.broadcast_to(goal.state, states.shape))
             else:
                 apart = goal.state - states
             energy = energy + self.state_weight * self._size(apart)
+            energy = energy + self.gripper_weight * self._size(apart[..., -1:])
         return energy
 
     def _size(self, x: jax.Array) -> jax.Array:

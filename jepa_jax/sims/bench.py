@@ -29,6 +29,8 @@ from jepa_jax.sims.variation import SCENES, Pair
 
 RANDOM = 'random_encoder'  # folder of the predictor on one, and its name in reports
 PIXELS = 'pixel_encoder'  # likewise, of the predictor that is shown pixels
+# the planner, when goals tell how far the gripper is closed
+TOLD = 'gripper_told'
 # the simulator in place of the predictor, with the distance of features and with that of pixels
 SIMULATED = 'simulator_learned_cost', 'simulator_pixel_cost'
 
@@ -41,6 +43,8 @@ def episodes_of(settings: SimEvaluationConfig) -> dict[str, int]:
         counts[RANDOM] = compared
     if settings.pixel_encoder:
         counts[PIXELS] = compared
+    if settings.gripper_weight:
+        counts[TOLD] = settings.episodes
     counts |= dict.fromkeys(others_of(settings), compared)
     if settings.simulator_episodes:
         counts |= dict.fromkeys(SIMULATED, settings.simulator_episodes)
@@ -176,6 +180,8 @@ class Bench:
         }
         for name, other in self._others.items():
             looking[name] = together(planner, other.world_model, evaluate.in_parts(other.encode))
+        told = dataclasses.replace(self._cost, gripper_weight=settings.gripper_weight)
+        looking[TOLD] = together(dataclasses.replace(planner, cost=told), own.world_model, learned)
         for words, (name, samples, iterations) in others_of(settings).items():
             other = solver(
                 name, space, self._cost, samples=samples, iterations=iterations,

@@ -85,6 +85,8 @@ def _check_planner(settings: SimEvaluationConfig) -> None:
         )
     if settings.exponent not in (1, 2):
         raise SimError(f'evaluation.exponent {settings.exponent}: allowed are 1, 2')
+    if not settings.gripper_weight >= 0:
+        raise SimError(f'evaluation.gripper_weight {settings.gripper_weight:g}: must be at least 0')
     if not settings.max_step > 0:
         raise SimError(f'evaluation.max_step {settings.max_step:g}: must be above 0')
 
@@ -270,7 +272,9 @@ def _same_evaluation(
         'at_once',
     ):  # fmt: skip
         del asked[name]
-    before = report.get('evaluation', {})
+    # the row with a weight may come later; where it is not asked for the one there keeps its own
+    before = {k: v for k, v in report.get('evaluation', {}).items() if k != 'gripper_weight' or v}
+    asked['gripper_weight'] = asked['gripper_weight'] or before.get('gripper_weight', 0.0)
     for name, value in asked.items():
         if before.get(name, value) != value:
             raise SimError(

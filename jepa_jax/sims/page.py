@@ -15,6 +15,7 @@ POLICIES = {
     'random_encoder': 'the same on an encoder of random weights',
     'pixel_encoder': 'the same on pixels, patches as they are',
     'untrained': 'the same encoder, an untrained predictor',
+    'gripper_told': 'the first, towards goals that tell how far the gripper is closed',
     'simulator_learned_cost': 'the simulator as predictor, learned features',
     'simulator_pixel_cost': 'the simulator as predictor, pixels',
     'oracle': 'the script, which knows where everything is',

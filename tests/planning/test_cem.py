@@ -243,6 +243,10 @@ def test_costs():
     extra = np.square(states[:, -1] - np.asarray(goal.state)).mean(-1)
     expected = np.square(apart[:, -1]).mean((1, 2)) + 0.5 * extra
     np.testing.assert_allclose(plain(features, states, goal), expected, rtol=1e-5)
+    told = Cost(1, state_weight=0.5, state='sum', gripper_weight=2.0)
+    extra = np.abs(states[:, -1] - np.asarray(goal.state))
+    expected = np.abs(apart[:, -1]).mean((1, 2)) + 0.5 * extra.mean(-1) + 2 * extra[:, 6]
+    np.testing.assert_allclose(told(features, states, goal), expected, rtol=1e-5)
     # roll pi - 0.01 and -pi + 0.01 are 0.02 apart, not 2 pi
     here, there = np.zeros((1, 1, 7), np.float32), np.zeros(7, np.float32)
     here[..., 3], there[3] = np.pi - 0.01, -np.pi + 0.01
@@ -396,4 +400,7 @@ def test_a_horizon_beyond_what_was_trained_is_refused():
         jax.eval_shape(lambda: energies(model, context, goal, jnp.zeros((2, 3, 7)), Cost()))
     with pytest.raises(ValueError, match='state_weight .*: the goal has no state'):
         blind, cost = Goal(goal.features), Cost(state_weight=1.0)
+        jax.eval_shape(lambda: energies(model, context, blind, jnp.zeros((2, 2, 7)), cost))
+    with pytest.raises(ValueError, match='gripper_weight 0.5: the goal has no state'):
+        cost = Cost(gripper_weight=0.5)
         jax.eval_shape(lambda: energies(model, context, blind, jnp.zeros((2, 2, 7)), cost))

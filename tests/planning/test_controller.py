@@ -28,6 +28,7 @@ from jepa_jax.errors import PlanError
 from jepa_jax.plan import PLANNERS
 from jepa_jax.planning import cem
 from jepa_jax.planning.controller import Robot
+from jepa_jax.planning.world_model import Cost
 from jepa_jax.planning.world_model import Context, FromCamera
 
 BOX = (0.0, 1.0, 0.0, 1.0, 0.0, 1.0)
@@ -309,6 +310,7 @@ class Recorder:
         (dict(patience=0), 'patience 0: must be at least 1'),
         (dict(max_age=-1.0), 'max_age -1: must be more than 0 seconds'),
         (dict(goal=np.zeros((4, 4, 3))), r'picture: float64 \[4, 4, 3\], must be uint8'),
+        (dict(cost=Cost(gripper_weight=0.1)), 'goal_state: the cost has a gripper_weight, so'),
         (dict(goal_state=[0.0] * 6), r'states have shape \[1, 6\], must have \[T, 7\]'),
     ],
 )

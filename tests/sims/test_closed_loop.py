@@ -153,6 +153,14 @@ def test_rows_are_added_to_a_finished_run_but_none_of_another_kind(tmp_path):
     assert run()['tasks']['reach']['policies']['simulator_pixel_cost']['episodes'] == 6
     assert fake.played == added[1:]
     assert 'random actions' in (tmp_path / 'report.html').read_text()
+    config.evaluation.gripper_weight = 0.1  # a row that comes later, whose weight is kept
+    assert run()['evaluation']['gripper_weight'] == 0.1 and fake.played == ['gripper_told']
+    config.evaluation.gripper_weight = 0.0
+    assert run()['evaluation']['gripper_weight'] == 0.1 and not fake.played
+    config.evaluation.gripper_weight = 0.2
+    with pytest.raises(SimError, match='with evaluation.gripper_weight 0.1, 0.2 here'):
+        run()
+    config.evaluation.gripper_weight = 0.1
     config.evaluation.samples = 128
     with pytest.raises(SimError, match='with evaluation.samples 64, 128 here; name another folder'):
         run()

@@ -134,6 +134,20 @@ def test_a_right_world_model_solves_what_a_mirrored_one_does_not():
     assert (outcome[-1.0].distance > outcome[-1.0].start).all()
 
 
+def test_goals_that_tell_of_the_gripper():
+    """With features that show nothing, plans close and open it as the goals say, and no more."""
+    planner = CEM(end_effector(0.05), Cost(gripper_weight=0.5), 1, 64, 6, 8)
+    policy = evaluate.plan_with(planner, PoseModel(jnp.float32(1.0)), blind)
+    states, goals = np.zeros((2, 3, 7), np.float32)
+    states[:, 6], goals[:, 6] = (0.0, 0.9, 0.4), (0.6, 0.1, 0.4)
+    images = np.zeros((3, 8, 8, 3), np.uint8)
+    seen = {'image': images, 'state': states, 'goal_image': images, 'goal_state': goals}
+    closing = policy([None] * 3, seen, KEY)[:, 6]
+    assert closing[0] == pytest.approx(0.6, abs=0.05)
+    assert closing[1] == pytest.approx(-0.75, abs=0.05)  # the most of one action
+    assert closing[2] == 0  # within the dead zone
+
+
 @pytest.mark.parametrize('at_once', [1, 2])
 def test_threads_change_no_plan(monkeypatch, at_once):
     """Five episodes on two threads, the last of a pair alone, are those of one program, bit for
