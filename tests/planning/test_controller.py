@@ -28,8 +28,7 @@ from jepa_jax.errors import PlanError
 from jepa_jax.plan import PLANNERS
 from jepa_jax.planning import cem
 from jepa_jax.planning.controller import Robot
-from jepa_jax.planning.world_model import Cost
-from jepa_jax.planning.world_model import Context, FromCamera
+from jepa_jax.planning.world_model import Context, Cost, FromCamera
 
 BOX = (0.0, 1.0, 0.0, 1.0, 0.0, 1.0)
 SETTINGS = dict(samples=64, iterations=6, elites=8, max_step=0.1)
