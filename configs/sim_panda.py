@@ -129,6 +129,12 @@ def _varied(c: SimConfig) -> None:
     c.gates.unseen, c.gates.over_random = 0.7, 0.2
 
 
+def _dark(c: SimConfig) -> None:
+    _varied(c)
+    c.collection.scenes, c.evaluation.scenes = 'seen_dark', 'unseen_dark'
+    c.evaluation.tasks = 'reach'
+
+
 def _varied_ci(c: SimConfig) -> None:
     _ci(c)
     c.collection.scenes, c.collection.episodes = 'seen', 120
@@ -163,12 +169,13 @@ def _full(c: SimConfig) -> None:
     c.gates.reach, c.gates.grasp = 0.9, 0.5
 
 
-DENSE = ('varied',)  # sizes whose encoder learns by V-JEPA 2.1's objective
+DENSE = ('varied', 'dark')  # sizes whose encoder learns by V-JEPA 2.1's objective
 SIZES = {
     'ci': _ci,
     'small': _small,
     'pick': _pick,
     'varied': _varied,
+    'dark': _dark,
     'varied_ci': _varied_ci,
     'full': _full,
 }

@@ -7,7 +7,9 @@ from jepa_jax.config.masked_video import MaskedVideoConfig
 from jepa_jax.config.runs import StudyConfig
 
 # kinds of scenes; jepa_jax.sims.variation, which needs numpy, says how each is drawn
-SCENES = ('standard', 'moderate', 'seen', 'unseen', 'unseen_relit')
+SCENES = (
+    'standard', 'moderate', 'seen', 'unseen', 'unseen_relit', 'seen_dark', 'unseen_dark',
+)  # fmt: skip
 
 
 @dataclass
@@ -75,7 +77,7 @@ class SimGatesConfig:
     within_8_cm: float = 0.0  # share of episodes of `reach` that end so near
     reach: float = 0.0  # shares of success
     grasp: float = 0.0
-    unseen: float = 0.0  # of the first task, in scenes `unseen`
+    unseen: float = 0.0  # of the first task, in scenes `unseen` or `unseen_dark`
     over_random: float = 0.0  # by which that is above a predictor's on a random encoder
 
 

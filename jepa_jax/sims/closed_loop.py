@@ -35,15 +35,16 @@ from jepa_jax.workdir import lock, write_json
 
 log = logging.getLogger(__name__)
 
-# gate -> field of `evaluation` and what it must have
-REACH = {'tasks': 'reach', 'scenes': 'standard'}
+# gate -> fields of `evaluation` and what they must have, one of several
+REACH = {'tasks': ('reach',), 'scenes': ('standard',)}
+NEVER_RECORDED = 'unseen', 'unseen_dark'
 NEEDS = {
     'nearer': REACH,
     'within_8_cm': REACH,
     'reach': REACH,
-    'grasp': REACH | {'tasks': 'grasp'},
-    'unseen': {'scenes': 'unseen'},
-    'over_random': {'scenes': 'unseen'},
+    'grasp': REACH | {'tasks': ('grasp',)},
+    'unseen': {'scenes': NEVER_RECORDED},
+    'over_random': {'scenes': NEVER_RECORDED},
 }
 
 
@@ -58,10 +59,11 @@ def check(config: SimConfig, workdir: Path) -> None:
             raise SimError(f"evaluation.{name} '{wrong[0]}': {allowed(wrong[0], table)}")
     _check_planner(config.evaluation)
     for name, asked in dataclasses.asdict(config.gates).items():
-        for field, word in NEEDS.get(name, {}).items() if asked else ():
-            if word not in _words(config, field):
+        for field, words in NEEDS.get(name, {}).items() if asked else ():
+            if not {*words} & {*_words(config, field)}:
                 raise SimError(
-                    f'gates.{name} = {asked}: evaluation.{field} must have {word} to measure it, '
+                    f'gates.{name} = {asked}: evaluation.{field} must have {" or ".join(words)} '
+                    'to measure it, '
                     f"found '{getattr(config.evaluation, field)}'"
                 )
     if config.gates.over_random and not config.evaluation.random_encoder:
@@ -315,7 +317,7 @@ def judge(gates: SimGatesConfig, report: Mapping[str, Any]) -> list[dict[str, An
             into[task] = summary['success']
             if task == 'reach':
                 into |= reach(summary)
-            if task.endswith(' unseen') and 'unseen' not in into:  # of the first task
+            if task.split()[-1] in NEVER_RECORDED and 'unseen' not in into:  # of the first task
                 into['unseen'] = summary['success']
                 if RANDOM in row['policies']:
                     into['over_random'] = summary['success'] - row['policies'][RANDOM]['success']

@@ -7,6 +7,7 @@ in the conventions of jepa_jax/poses.py. What is there is in scene.py.
 from __future__ import annotations
 
 import math
+import zlib
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -177,20 +178,28 @@ class Panda:
         drawn where it is so many seconds later.
 
         Drawn at twice the size and averaged. One machine draws the same scene alike each time;
-        another may differ by a little.
+        another may differ by a little. A sensor's noise is drawn anew for every picture, and is the
+        same for the same picture at the same time.
 
         Raises:
           SimError: there is no OpenGL on this machine.
         """
         if not (later and self._things):
-            return self._camera.draw(self.data)
+            return self._noisy(self._camera.draw(self.data))
         self._move_things(later)
         mujoco.mj_kinematics(self.model, self.data)
         try:
-            return self._camera.draw(self.data)
+            return self._noisy(self._camera.draw(self.data))
         finally:
             self._move_things()
             mujoco.mj_kinematics(self.model, self.data)
+
+    def _noisy(self, image: np.ndarray) -> np.ndarray:
+        if not self.variation.noise:
+            return image
+        seed = zlib.crc32(image.tobytes()), round(self.data.time / TIMESTEP)
+        noise = np.random.default_rng(seed).normal(0, self.variation.noise, image.shape)
+        return np.clip(np.rint(image + noise), 0, 255).astype(np.uint8)
 
     def close(self) -> None:
         """Lets what is drawn go; physics and further drawing still work."""

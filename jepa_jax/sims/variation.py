@@ -59,6 +59,9 @@ class Variation:
     # metres that the lamp stands aside of straight above, for one of height: where shadows fall
     lamp: tuple[float, float] = (0.0, 0.0)
     distractors: tuple[Distractor, ...] = ()
+    # standard deviation, of 255, of what the sensor adds to every value of every picture: a camera
+    # in poor light
+    noise: float = 0.0
 
     def __post_init__(self):
         things = {'': self} | {f'distractors[{i}].': d for i, d in enumerate(self.distractors)}
@@ -91,6 +94,7 @@ RANGES: dict[str, Span] = {
     'camera_turn': (-180.0, 180.0),
     'camera_lift': (-20.0, 40.0),
     'lamp': (-1.5, 1.5),
+    'noise': (0.0, 127.0),
     'scale': (0.3, 2.0),
     'radius': (0.0, 0.3),
     'period': (0.5, 100.0),
@@ -160,6 +164,7 @@ class Range:
     distractors: tuple[int, int]  # fewest, most
     camera_turn: float = 8.0  # degrees, at most to either side
     camera_lift: float = 4.0
+    noises: Span = (0.0, 0.0)
 
     def draw(self, rng: np.random.Generator) -> Variation:
         lamp = self.lamp(rng)
@@ -179,6 +184,8 @@ class Range:
             table_rgb=_colour(rng, self.table_hues, (0.15, 0.5), (0.45, 0.9)),
             table_texture=str(rng.choice(self.textures)),
             distractors=things,
+            # of a generator of its own: the same scenes, with noise and without
+            noise=float(rng.spawn(1)[0].uniform(*self.noises)),
             **lamp,
         )
 
@@ -235,6 +242,8 @@ UNSEEN = Range(
     tilts=(0.45, 0.7),
     distractors=(3, 4),
 )
+SEEN_DARK = dataclasses.replace(SEEN, noises=(35.0, 50.0))
+UNSEEN_DARK = dataclasses.replace(UNSEEN, noises=(50.0, 60.0))
 
 
 def _of(rng: np.random.Generator, spans: tuple[Span, ...]) -> float:
@@ -277,6 +286,16 @@ def _relit(rng: np.random.Generator) -> Pair:
     return drawn, dataclasses.replace(drawn, **UNSEEN.lamp(rng))
 
 
+def _seen_dark(rng: np.random.Generator) -> Pair:
+    drawn = SEEN_DARK.draw(rng)
+    return drawn, drawn
+
+
+def _unseen_dark(rng: np.random.Generator) -> Pair:
+    drawn = UNSEEN_DARK.draw(rng)
+    return drawn, drawn
+
+
 # kind of scenes -> how one is drawn, with the scene that its goal images show
 SCENES: dict[str, Callable[[np.random.Generator], Pair]] = {
     'standard': _standard,  # all alike
@@ -284,4 +303,6 @@ SCENES: dict[str, Callable[[np.random.Generator], Pair]] = {
     'seen': _seen,  # of the range that recordings are drawn from
     'unseen': _unseen,  # nothing of which recordings have
     'unseen_relit': _relit,  # the same, goal images under another lamp
+    'seen_dark': _seen_dark,  # the scenes of seen, by a camera that adds noise to what it sees
+    'unseen_dark': _unseen_dark,  # those of unseen, with more of it
 }

@@ -223,7 +223,10 @@ def test_refusals(tmp_path, capsys):
         ('evaluation.scenes=standard,dark', "evaluation.scenes 'dark': allowed are standard"),
         ('evaluation.planners=adam:8', "evaluation.planners 'adam:8': must be NAME:SAMPLESxITERAT"),
         ('collection.scenes=dark', "scenes 'dark': allowed are standard, moderate, seen"),
-        ('gates.unseen=0.5', "evaluation.scenes must have unseen to measure it, found 'standard'"),
+        (
+            'gates.unseen=0.5',
+            "evaluation.scenes must have unseen or unseen_dark to measure it, found 'standard'",
+        ),
         ('gates.grasp=0.5', "evaluation.tasks must have grasp to measure it, found 'reach'"),
         ('collection.pick=0.5', 'they must add up to 1'),
     ):

@@ -59,6 +59,37 @@ def test_relit_goals_differ_in_the_lamp_alone():
     assert dataclasses.replace(shown, light=scene.light, lamp=scene.lamp) == scene
 
 
+def test_dark_scenes_differ_in_the_noise_alone():
+    noises = []
+    for plain, dark in (('seen', 'seen_dark'), ('unseen', 'unseen_dark')):
+        pairs = list(zip(drawn(plain), drawn(dark)))
+        assert all(dataclasses.replace(b, noise=0.0) == a for a, b in pairs)
+        noises.append([b.noise for _, b in pairs])
+    seen, unseen = noises
+    assert 35 <= min(seen) < max(seen) <= 50 <= min(unseen) < max(unseen) <= 60
+    assert len({*seen}) == len(seen)
+
+
+def test_noise_of_a_sensor(gl):
+    """As strong as it is said to be, alike in no two pictures, and in the same picture the same."""
+    pictures = {}
+    for noise in (0.0, 30.0):
+        with Panda(64, Variation(noise=noise)) as panda:
+            panda.place([0.45, 0.0, 0.2], cube=[0.5, 0.1])
+            begin = panda.save()
+            first = panda.draw()
+            np.testing.assert_array_equal(panda.draw(), first)
+            panda.act(np.zeros(7))  # the arm rests, time goes on
+            second = panda.draw()
+            panda.restore(begin)
+            np.testing.assert_array_equal(panda.draw(), first)
+        pictures[noise] = np.stack([first, second]).astype(float)
+    apart = pictures[30.0] - pictures[0.0]
+    middle = (pictures[0.0] > 90) & (pictures[0.0] < 165)  # two and a half deviations from the ends
+    assert apart[middle].std() == pytest.approx(30, rel=0.05) and abs(apart[middle].mean()) < 2
+    assert abs(np.corrcoef(apart[0].ravel(), apart[1].ravel())[0, 1]) < 0.05
+
+
 def test_the_script_grasps_every_shape():
     for shape, scale in zip(variation.SHAPES, (0.72, 1.25, 0.72, 1.25)):
         scene = Variation(cube_shape=shape, cube_scale=scale, distractors=(Distractor(),))
