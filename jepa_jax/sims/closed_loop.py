@@ -2,7 +2,8 @@
 keep its features, train the action-conditioned predictor, plan with it in the simulator: a study.
 
 The workdir is that of the predictor's run, with `recordings/`, `encoder/` (a run of its own),
-`features/` and, if asked for, `random_encoder/` (a predictor on one) below it.
+`features/` and, if asked for, `random_encoder/` (a predictor on one) below it; `decoded/`, which
+may be deleted, holds the recordings' frames for the encoder's training.
 What is there already is not made again, whatever died. `report.html` shows what came out.
 """
 
@@ -146,7 +147,11 @@ def trainings(config: SimConfig, folder: Path) -> tuple[MaskedVideoConfig, Actio
         name=f'{config.name}-encoder',
         seed=config.seed,
         data=dataclasses.replace(
-            first.data, crop=size, lists=[DataListConfig(kind='videos', path=str(recordings))]
+            first.data,
+            crop=size,
+            lists=[DataListConfig(kind='videos', path=str(recordings))],
+            # a small encoder waits for videos that are decoded anew for every clip
+            cache=first.data.cache or str(folder / 'decoded'),
         ),
     )
     posttrain = dataclasses.replace(
