@@ -104,20 +104,21 @@ def _small(c: SimConfig) -> None:
     e.max_step = 0.075
     e.gripper_weight = 0.1
     c.gates.shuffled_over_true, c.gates.rank_correlation = 1.3, 0.6
-    c.gates.reach, c.gates.grasp = 0.9, 0.5
+    c.gates.reach, c.gates.grasp, c.gates.grasp_told = 0.9, 0.5, 0.8
 
 
 def _pick(c: SimConfig) -> None:
     _small(c)
     c.evaluation.tasks = 'pick_and_place,pick_and_place_from_one_image,grasp_from_one_image'
-    c.gates.reach = c.gates.grasp = 0.0
+    c.gates.reach = c.gates.grasp = c.gates.grasp_told = 0.0
+    c.gates.pick_and_place_told = 0.7
 
 
 def _varied(c: SimConfig) -> None:
     _small(c)
     c.collection.scenes, c.collection.episodes = 'seen', 600
     p, e = c.pretrain, c.evaluation
-    e.gripper_weight = 0.0
+    e.gripper_weight = c.gates.grasp_told = 0.0
     p.encoder.depth = 4
     p.optim.steps, p.optim.warmup = 1500, 100
     p.checkpoints.every, p.logging.health_every = 500, 250

@@ -77,6 +77,8 @@ class SimGatesConfig:
     within_8_cm: float = 0.0  # share of episodes of `reach` that end so near
     reach: float = 0.0  # shares of success
     grasp: float = 0.0
+    grasp_told: float = 0.0  # where goals tell how far the gripper is closed
+    pick_and_place_told: float = 0.0
     unseen: float = 0.0  # of the first task, in scenes `unseen` or `unseen_dark`
     over_random: float = 0.0  # by which that is above a predictor's on a random encoder
 

@@ -28,7 +28,7 @@ from jepa_jax.ending import FILE
 from jepa_jax.errors import GateError, SimError, allowed
 from jepa_jax.evals import horizon
 from jepa_jax.sims import evaluate, page, pixels, recordings
-from jepa_jax.sims.bench import PIXELS, RANDOM, Bench, episodes_of, others_of
+from jepa_jax.sims.bench import PIXELS, RANDOM, TOLD, Bench, episodes_of, others_of
 from jepa_jax.sims.tasks import TASKS
 from jepa_jax.sims.variation import SCENES
 from jepa_jax.studies import Stage
@@ -44,6 +44,8 @@ NEEDS = {
     'within_8_cm': REACH,
     'reach': REACH,
     'grasp': REACH | {'tasks': ('grasp',)},
+    'grasp_told': REACH | {'tasks': ('grasp',)},
+    'pick_and_place_told': REACH | {'tasks': ('pick_and_place',)},
     'unseen': {'scenes': NEVER_RECORDED},
     'over_random': {'scenes': NEVER_RECORDED},
 }
@@ -67,8 +69,12 @@ def check(config: SimConfig, workdir: Path) -> None:
                     'to measure it, '
                     f"found '{getattr(config.evaluation, field)}'"
                 )
-    if config.gates.over_random and not config.evaluation.random_encoder:
+    asked, gates = config.evaluation, config.gates
+    if gates.over_random and not asked.random_encoder:
         raise SimError('gates.over_random: needs evaluation.random_encoder = true to measure it')
+    for name in ('grasp_told', 'pick_and_place_told'):
+        if dataclasses.asdict(gates)[name] and not asked.gripper_weight:
+            raise SimError(f'gates.{name}: needs evaluation.gripper_weight above 0 to measure it')
     recordings.check(config.collection)
     _same_evaluation(config.evaluation, _read(workdir), workdir)
 
@@ -320,6 +326,8 @@ def judge(gates: SimGatesConfig, report: Mapping[str, Any]) -> list[dict[str, An
         for task, row in report['tasks'].items():
             summary = row['policies'][name]
             into[task] = summary['success']
+            if TOLD in row['policies']:
+                measured[f'{task}_told'] = row['policies'][TOLD]['success']
             if task == 'reach':
                 into |= reach(summary)
             if task.split()[-1] in NEVER_RECORDED and 'unseen' not in into:  # of the first task

@@ -72,6 +72,21 @@ def test_each_gate_closes():
         assert [row['name'] for row in rows if not row['passed']] == [name]
 
 
+def test_gates_of_goals_that_tell_of_the_gripper():
+    report = report_of()
+    policies = report['tasks']['reach']['policies']
+    told = {'gripper_told': policies['planner'] | {'success': 0.9}}
+    report['tasks'] = {
+        task: {'policies': policies | (told if task == 'grasp' else {})}
+        for task in ('grasp', 'pick_and_place')
+    }
+    gates = SimGatesConfig(grasp=0.7, grasp_told=0.85)
+    assert [(row['measured'], row['passed']) for row in closed_loop.judge(gates, report)] == [
+        (0.6, False),
+        (0.9, True),
+    ]
+
+
 def test_gates_of_unseen_scenes():
     """They ask for the first task in those scenes, and for how far a random encoder is behind."""
     report = report_of()
@@ -228,6 +243,7 @@ def test_refusals(tmp_path, capsys):
             "evaluation.scenes must have unseen or unseen_dark to measure it, found 'standard'",
         ),
         ('gates.grasp=0.5', "evaluation.tasks must have grasp to measure it, found 'reach'"),
+        ('gates.pick_and_place_told=0.5', 'evaluation.tasks must have pick_and_place to measure'),
         ('collection.pick=0.5', 'they must add up to 1'),
     ):
         flags = f'--config={CONFIG}:ci', f'--workdir={tmp_path}/run', f'--config.{override}'
