@@ -322,7 +322,7 @@ class Controller:
             )
         why = self._stale(picture, pose, age)
         if self._last is None or not np.array_equal(self._last[0], picture):
-            self._last = picture, pose
+            self._last = picture.copy(), pose  # many cameras fill one buffer
         nothing = np.zeros(7, np.float32)
         if why:
             return Step('stale', why, nothing, np.array(state, float), None, None, None,

@@ -138,6 +138,14 @@ def test_an_old_picture_and_one_that_stands_still_move_nothing():
     assert ahead.verdict == 'stale' and 'two clocks differ' in ahead.why and not ahead.action.any()
 
 
+def test_a_camera_may_fill_one_buffer():
+    controller = robot().controller(picture((0.9, 0.5, 0.5)), workspace=BOX, **SETTINGS)
+    buffer = np.zeros((4, 4, 3), np.uint8)
+    for x in (0.2, 0.3):
+        buffer[:] = picture((x, 0.5, 0.5))
+        assert controller.step(buffer, pose((x, 0.5, 0.5))).verdict == 'move'
+
+
 def test_a_dead_picture_stops_a_robot_that_creeps():
     controller = robot().controller(picture((0.9, 0.5, 0.5)), workspace=BOX, **SETTINGS)
     image, verdicts = picture((0.2, 0.5, 0.5)), []
