@@ -31,6 +31,9 @@ from jepa_jax.planning.cem import check_box, end_effector, solver
 from jepa_jax.planning.world_model import Context, Cost, FromCamera, Goal, energies
 
 MOVED = 0.005  # metres, radians or closedness by which a robot that moved must change its picture
+# metres outside of the workspace that are rounding or a robot's own error, and not led back: else a
+# goal at a wall might never be arrived at
+SLIGHT = 0.001
 
 
 @dataclasses.dataclass(frozen=True)
@@ -342,6 +345,9 @@ class Controller:
         action = actions[0] if moves else nothing
         target = np.array(state, float)
         if moves:
+            reached = reached.astype(float)
+            if self._box:  # the plan stays within, but for rounding
+                reached[:3] = reached[:3].clip(*np.reshape(self._box, (3, 2)).T)
             target = as_recorded(reached[None], self.robot.units)[0]
         return Step(
             verdict, why, action, target, float(energy), float(still), float(distance),
@@ -352,11 +358,13 @@ class Controller:
         self, pose: np.ndarray, energy: float, still: float, depends: float
     ) -> tuple[str, str]:
         if depends < model.DEPENDS and not self._force:
+            self._held = 0
             return 'ignores actions', (
                 f'the energy of actions differs by {depends:.2%} of that of doing nothing, must by '
                 f'{model.DEPENDS:.1%}'
             )
-        if max(self._beyond(pose)) > 0:
+        if max(self._beyond(pose)) > SLIGHT:
+            self._held = 0
             return 'move', 'back into the workspace'
         better = 1 - energy / max(still, 1e-12)
         if better >= self._gain:
