@@ -258,9 +258,9 @@ class Controller:
         extrinsics: where the camera is now; None: where it was.
 
         Raises:
-          PlanError: a picture or pose that cannot be.
+          PlanError: a picture or pose that cannot be; everything is as it was.
         """
-        self._place_camera(extrinsics)
+        camera = self._placed(extrinsics)
         features = self.robot.agent.encode(self._picture(goal)[None])[0]
         size = np.shape(goal)[:2]
         state = None if goal_state is None else jnp.asarray(self._pose(goal_state), jnp.float32)
@@ -268,6 +268,7 @@ class Controller:
             raise PlanError(
                 f'goal_state: the cost has a {next(iter(weights))}, so it must be given'
             )
+        self._camera = camera
         # what no cost reads would be another input of the program, with it and without
         self._goal = Goal(features, state if self._cost.weights else None)
         self._size = size
@@ -277,7 +278,8 @@ class Controller:
         self._last: tuple[np.ndarray, np.ndarray] | None = None
         self._held = self._steps = 0
 
-    def _place_camera(self, extrinsics: Sequence[float] | None) -> None:
+    def _placed(self, extrinsics: Sequence[float] | None) -> jax.Array | None:
+        """Where the camera is."""
         name, frame = self.robot.name, self.robot.units.frame
         if extrinsics is None:
             if frame == 'camera' and self._camera is None:
@@ -286,7 +288,7 @@ class Controller:
                     "camera's pose [6] in the frame of the robot's base must be given, in metres "
                     'and radians'
                 )
-            return
+            return self._camera
         if frame != 'camera':
             raise PlanError(
                 f"extrinsics: '{name}' was trained with robot.frame = '{frame}': must not be given"
@@ -295,7 +297,7 @@ class Controller:
         finite = camera.dtype.kind in 'fiu' and np.isfinite(camera).all()
         if camera.shape != (6,) or not finite:
             raise PlanError(f'extrinsics {extrinsics}: must be six finite numbers')
-        self._camera = jnp.asarray(camera, jnp.float32)
+        return jnp.asarray(camera, jnp.float32)
 
     @property
     def _world_model(self) -> Any:

@@ -285,6 +285,10 @@ def test_poses_are_those_that_the_camera_sees_where_training_turned_them():
     target = step.target / scale
     np.testing.assert_allclose(target[:3], place[:3] + step.action[:3], atol=1e-5)
     np.testing.assert_allclose(target[3:6], place[3:6], atol=1e-5)
+    with pytest.raises(PlanError, match='picture: float64'):  # and leaves the camera where it was
+        controller.reset(image / 2, extrinsics=[9.0] * 6)
+    controller.reset(image)
+    np.testing.assert_array_equal(controller.step(image, place * scale).action, step.action)
     controller.reset(image, extrinsics=[*CAMERA[:2], 0.56, *CAMERA[3:]])  # it was moved down
     step = controller.step(image, place * scale)
     expected[2] -= 0.04
