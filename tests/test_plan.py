@@ -274,7 +274,7 @@ def test_a_predictor_that_ignores_actions_is_not_usable(tmp_path, capsys):
 
 TOLD = {
     'recordings': dataclasses.asdict(
-        RobotConfig(metres=0.001, angles='degrees', fps=10, frames=16)
+        RobotConfig(metres=0.001, angles='degrees', fps=10, frames=16, gripper_range=(0.0, 255.0))
     ),
     'measured': dataclasses.asdict(
         Measured(3, (0.0,) * 7, (1.0,) * 7, 0.1, (15.0,), 'positions in 1 m', {'a': 1})
@@ -302,6 +302,9 @@ def test_a_robot_is_known_whatever_holds_its_model(tmp_path, caplog, monkeypatch
             assert loaded.measured == Measured.stored(TOLD['measured']), place
             assert loaded.ended == tuple(TOLD['verdict']), place
     assert not caplog.records
+    assert loaded.units.gripper_range == (0, 255)
+    told = jepa_jax.Robot.load(place, gripper='open').units  # else the range would hide it
+    assert (told.gripper, told.gripper_range) == ('open', (0, 0))
     convert.write(dataclasses.replace(weights, robot={}), tmp_path / 'b.pt', to='torch')
     silent = jepa_jax.Robot.load(str(tmp_path / 'b.pt'))
     assert (silent.units, silent.rate, silent.ended) == (RobotConfig(), 4, None)

@@ -23,9 +23,10 @@ import numpy as np
 
 from jepa_jax import poses
 from jepa_jax.config import RobotConfig
+from jepa_jax.config.check import types_and_ranges
 from jepa_jax.data.robot import STATE, Measured, actions_between, unit_problems
 from jepa_jax.data.robot.contract import as_recorded, rescaled
-from jepa_jax.errors import BadFile, PlanError
+from jepa_jax.errors import BadFile, ConfigError, PlanError
 from jepa_jax.planning import model
 from jepa_jax.planning.cem import check_box, end_effector, solver
 from jepa_jax.planning.world_model import Context, Cost, FromCamera, Goal, energies
@@ -100,20 +101,14 @@ class Robot:
             units.keys() - (fields & {'metres', 'angles', 'gripper', 'gripper_range'})
         ):
             raise PlanError(f'{wrong[0]}: allowed are metres, angles, gripper, gripper_range')
-        data = RobotConfig(**units)
-        for field, allowed in (('angles', ('radians', 'degrees')), ('gripper', ('closed', 'open'))):
-            if getattr(data, field) not in allowed:
-                raise PlanError(
-                    f"{field} '{getattr(data, field)}': allowed are {', '.join(allowed)}"
-                )
-        if not isinstance(data.metres, int | float) or not 0 < data.metres < float('inf'):
-            raise PlanError(f'metres {data.metres}: must be a number above 0, as 0.001')
-        opened, closed = data.gripper_range
-        if opened == closed and opened:
-            raise PlanError(
-                f'gripper_range {opened:g}, {closed:g}: the values when open and when closed must '
-                'differ'
-            )
+        if 'gripper_range' in units:
+            units['gripper_range'] = tuple(np.ravel(units['gripper_range']).tolist())
+        elif 'gripper' in units:  # in place of a range of the recordings
+            units['gripper_range'] = (0.0, 0.0)
+        try:
+            types_and_ranges(RobotConfig(**units))
+        except ConfigError as error:
+            raise PlanError(str(error)) from error
         agent = model.load(name, size=size, encoder=encoder, dtype=dtype, seed=seed)
         known = agent.known
         data = dataclasses.replace(known.recordings or RobotConfig(), **units)

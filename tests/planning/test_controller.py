@@ -368,17 +368,21 @@ def test_a_model_without_weights_says_what_it_is():
     controller = loaded.controller(goal, workspace=BOX, samples=8, iterations=2, elites=2)
     assert controller.step(image, [0.5, 0.5, 0.5, 0, 0, 0, 0]).verdict == 'ignores actions'
     assert repr(controller).startswith("Controller of 'random:tiny', within ")
-    with pytest.raises(PlanError, match='gripper_range 1, 1: the values when open and when closed'):
-        Robot.load('random:tiny', gripper_range=(1.0, 1.0))
-    with pytest.raises(PlanError, match='meters: allowed are metres, angles, gripper'):
-        jepa_jax.Robot.load('random:tiny', meters=1.0)
-    with pytest.raises(PlanError, match='metres mm: must be a number above 0, as 0.001'):
-        jepa_jax.Robot.load('random:tiny', metres='mm')
+    for units, words in (
+        (dict(gripper_range=(1.0, 1.0)), 'must be the values when open and when closed, which'),
+        (dict(gripper_range=(1,)), r'gripper_range = \(1,\): must hold 2 values'),
+        (dict(gripper_range=5), r'gripper_range = \(5,\): must hold 2 values'),
+        (dict(gripper_range=(0, np.nan)), r'gripper_range\[1\] = nan: must be a finite number'),
+        (dict(meters=1.0), 'meters: allowed are metres, angles, gripper'),
+        (dict(metres='mm'), "metres = 'mm': must be of type float"),
+        (dict(metres=-1.0), 'metres = -1.0: must be more than 0'),
+        (dict(angles='rad'), 'angles = .rad.: allowed are radians, degrees'),
+    ):
+        with pytest.raises(PlanError, match=words):
+            Robot.load('random:tiny', **units)
     words = 'horizon 99: must be at most 7 for this model, whose predictor was trained on at most'
     with pytest.raises(PlanError, match=words):
         loaded.controller(goal, workspace=BOX, horizon=99, samples=8, iterations=2, elites=2)
-    with pytest.raises(PlanError, match="angles 'rad': allowed are radians, degrees"):
-        jepa_jax.Robot.load('random:tiny', angles='rad')
 
 
 @pytest.fixture
