@@ -277,7 +277,7 @@ TOLD = {
         RobotConfig(metres=0.001, angles='degrees', fps=10, frames=16, gripper_range=(0.0, 255.0))
     ),
     'measured': dataclasses.asdict(
-        Measured(3, (0.0,) * 7, (1.0,) * 7, 0.1, (15.0,), 'positions in 1 m', {'a': 1})
+        Measured(3, (0.0,) * 7, (1.0,) * 7, 0.1, (5.0, 15.0, 30.0), 'positions in 1 m', {'a': 1})
     ),
     'verdict': ['ignores actions', 'ignores actions: nothing moves'],
 }
@@ -297,7 +297,7 @@ def test_a_robot_is_known_whatever_holds_its_model(tmp_path, caplog, monkeypatch
             loaded = jepa_jax.Robot.load(place, angles='radians')
             assert known == loaded.agent.known, place
             assert known.recordings.metres == loaded.units.metres == 0.001, place
-            assert (loaded.units.angles, loaded.rate) == ('radians', 10), place
+            assert (loaded.units.angles, loaded.rate) == ('radians', 7.5), place  # 15 / 2
             assert loaded.agent.world_model.frames == 15, place
             assert loaded.measured == Measured.stored(TOLD['measured']), place
             assert loaded.ended == tuple(TOLD['verdict']), place

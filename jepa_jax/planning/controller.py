@@ -24,7 +24,8 @@ import numpy as np
 from jepa_jax import poses
 from jepa_jax.config import RobotConfig
 from jepa_jax.config.check import types_and_ranges
-from jepa_jax.data.robot import STATE, Measured, actions_between, unit_problems
+from jepa_jax.data.clips import Timing
+from jepa_jax.data.robot import STATE, Measured, actions_between, steps_between, unit_problems
 from jepa_jax.data.robot.contract import as_recorded, rescaled
 from jepa_jax.errors import BadFile, ConfigError, PlanError
 from jepa_jax.planning import model
@@ -69,7 +70,7 @@ class Robot:
     name: str
     agent: model.PlanningModel
     units: RobotConfig  # of the poses that are given and returned
-    rate: float  # actions a second, as in training
+    rate: float  # actions a second, as training saw them
     measured: Measured | None  # what its recordings held; None: not known
     ended: tuple[str, str] | None  # the word that its run ended with, and the sentence
 
@@ -112,7 +113,7 @@ class Robot:
         agent = model.load(name, size=size, encoder=encoder, dtype=dtype, seed=seed)
         known = agent.known
         data = dataclasses.replace(known.recordings or RobotConfig(), **units)
-        return cls(name, agent, data, data.fps, known.measured, known.ended)
+        return cls(name, agent, data, _rate(data, known.measured), known.measured, known.ended)
 
     def __repr__(self) -> str:
         lines = [*self.agent.about, f'{self.rate:g} actions a second']
@@ -130,6 +131,14 @@ class Robot:
         usual = {n: p.default for n, p in inspect.signature(Controller).parameters.items()}
         all_settings = {**usual, **settings, 'robot': self}
         _search(**{name: all_settings[name] for name in inspect.signature(_search).parameters})
+
+
+def _rate(data: RobotConfig, measured: Measured | None) -> float:
+    """Frames a second that training saw: a whole share of the recordings' own, of several the
+    least; `fps` where that is not known."""
+    recorded = measured.rates if measured else ()
+    steps = {r: steps_between(Timing(1, r, 1.0), data.fps) for r in recorded if r >= data.fps}
+    return min((r / step for r, step in steps.items()), default=data.fps)
 
 
 def _search(
