@@ -170,9 +170,26 @@ def _search(
             planner, end_effector(max_step), cost, samples=samples, iterations=iterations,
             horizon=horizon, elites=elites,
         )  # fmt: skip
+        _trace(robot, search)
     except ValueError as error:
         raise PlanError(str(error)) from error
     return search, cost, box
+
+
+def _trace(robot: Robot, search: Any) -> None:
+    """A plan that is not computed: whether the model goes with the horizon, the cost and the
+    planner. Raises ValueError."""
+    agent, world_model = robot.agent, robot.agent.world_model
+    if robot.units.frame == 'camera':
+        world_model = FromCamera(world_model, jnp.zeros(6))
+
+    def solve() -> Any:
+        image = jnp.zeros((1, *agent.size, 3), jnp.uint8)
+        features, state = agent.features(agent.encoder, image), jnp.zeros((1, 7))
+        goal = Goal(features[0], state[0])
+        return search.solve(world_model, Context(features, state), goal, jax.random.key(0))
+
+    jax.eval_shape(solve)
 
 
 class Controller:

@@ -44,11 +44,19 @@ class World:
         return ends, context.states[-1] + jnp.cumsum(actions, axis=1)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Stateless(World):
+    def rollout(self, context, actions):
+        return super().rollout(context, actions)[0], None
+
+
 @dataclasses.dataclass(frozen=True)
 class Agent:
     world_model: World = World(jnp.float32(1))
     encoder: dict = dataclasses.field(default_factory=dict)
     about: tuple[str, ...] = ('a world of one point',)
+    size: tuple[int, int] = (4, 4)
 
     def fit(self, images):
         return images
@@ -382,7 +390,11 @@ def test_a_model_without_weights_says_what_it_is():
             Robot.load('random:tiny', **units)
     words = 'horizon 99: must be at most 7 for this model, whose predictor was trained on at most'
     with pytest.raises(PlanError, match=words):
-        loaded.controller(goal, workspace=BOX, horizon=99, samples=8, iterations=2, elites=2)
+        loaded.check(dict(workspace=BOX, horizon=99))
+    stateless = robot(agent=Agent(Stateless(jnp.float32(1))))
+    with pytest.raises(PlanError, match='gripper_weight 0.1: the model has no state'):
+        stateless.check(dict(workspace=BOX, cost=Cost(gripper_weight=0.1)))
+    stateless.check(dict(workspace=BOX))
 
 
 @pytest.fixture
