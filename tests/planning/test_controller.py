@@ -454,6 +454,46 @@ def test_requests_that_are_none(server):
         refused.value.close()
 
 
+def test_a_picture_grows_older_while_it_waits_for_its_turn():
+    busy, done, ages = threading.Event(), threading.Event(), []
+
+    class Busy:
+        compile_seconds = 0.0
+
+        def controller(self, *args, **settings):
+            return self
+
+        def step(self, image, state, *, age):
+            ages.append(age)
+            busy.set()
+            done.wait(20)
+            return object.__new__(Busy)  # an answer without fields
+
+    made = serve_robot.serve(Busy(), {}, '127.0.0.1', 0)
+    body = io.BytesIO()
+    np.savez(body, image=picture((0.5, 0.5, 0.5)), state=np.zeros(7), age=0.25)
+
+    def post(way):
+        address = f'http://127.0.0.1:{made.server_port}/{way}'
+        urllib.request.urlopen(address, data=body.getvalue()).close()
+
+    with made:
+        server = threading.Thread(target=made.serve_forever)
+        server.start()
+        post('goal')
+        clients = [threading.Thread(target=post, args=['step']) for _ in range(2)]
+        clients[0].start()
+        busy.wait(20)
+        clients[1].start()
+        time.sleep(0.5)
+        done.set()
+        for client in clients:
+            client.join()
+        made.shutdown()
+        server.join()
+    assert ages[0] >= 0.25 and ages[1] > 0.4
+
+
 def test_a_client_that_leaves_is_one_line(server, capsys):
     """Reset while its answer is written."""
     address = urllib.parse.urlsplit(server)
@@ -477,6 +517,10 @@ def test_a_server_refuses_settings_before_it_listens(capsys, monkeypatch):
         (['--workspace', '1,0,0,1,0,1'], 'workspace 1,0,0,1,0,1: must be'),
         (['--workspace', '0,1,0,1,0,1', '--samples', '5'], 'elites 10: must be from 2'),
         (['--workspace', '0,1,0,1,0,1', '--max-age', '-1'], 'max_age -1: must be more than 0'),
+        (
+            ['--workspace', '0,1,0,1,0,1', '--state-weight', 'nan'],
+            'cost state_weight nan: must be finite and at least 0',
+        ),
     ):
         status = cli.run(
             serve_robot.run, doc='', tables=(), options=serve_robot.add_options,
