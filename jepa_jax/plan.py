@@ -27,7 +27,7 @@ import sys
 from typing import Any
 
 from jepa_jax import cli
-from jepa_jax.config import RobotConfig
+from jepa_jax.config import RobotConfig, layouts
 from jepa_jax.config.layouts import READERS
 from jepa_jax.errors import BadFile, InputError, Unusable
 from jepa_jax.weights import names
@@ -142,10 +142,11 @@ def run(
         for flag, value, default in (('episode', episode, 0), ('from', first, 0), ('to', last, -1)):
             if value != default:
                 raise InputError(f'--{flag} {value}: needs --kind, one of {", ".join(KINDS)}')
-        observations, states, looks = read_episode(input, RobotConfig(**recordings))
+        observations, states, looks = read_episode(input, RobotConfig(**recordings), bool(goal))
+        moves = None
     else:
-        observations, states = read_recording(
-            model, dict(recordings, kind=kind, path=input), episode, first, last
+        observations, states, moves = read_recording(
+            model, dict(recordings, kind=kind, path=input), episode, first, last, bool(goal)
         )
         looks = []
     import dataclasses
@@ -213,7 +214,7 @@ def run(
     marks = {'first planned action': actions[0], 'whole plan': poses.difference(states[0], end)}
     true = None
     if len(states) == 2 and not goal:
-        true = np.asarray(poses.difference(states[0], states[1]))
+        true = np.asarray(poses.difference(states[0], states[1])) if moves is None else moves[0]
         marks = {'true action': true, **marks}
     reach = [abs(float(mark[axis])) for mark in marks.values() for axis in pair]
     values = np.linspace(-1, 1, 15) * max(0.075, 1.1 * max(reach))
@@ -317,11 +318,12 @@ def within_reach(start, horizon: int, max_step: float, workspace: tuple[float, .
     return f'the plan may go up to {far:.3g} m along an axis: {", ".join(ranges)} m ({box})'
 
 
-def read_episode(path: str, units: RobotConfig):
+def read_episode(path: str, units: RobotConfig, alone: bool = False):
     """observations uint8 [T, H, W, 3] and states float32 [T, 7] of an npz file, and what may be
     wrong with them, in words.
 
     units: of the states as they are in the file.
+    alone: one frame will do, as the goal is elsewhere.
 
     Raises:
       BadFile: no npz.
@@ -360,7 +362,7 @@ def read_episode(path: str, units: RobotConfig):
         raise InputError(
             f'{path}: {len(observations)} observations and {len(states)} states: must be as many'
         )
-    if len(observations) < 2:
+    if len(observations) < 2 - alone:
         raise InputError(f'{path}: 1 frame: must hold at least 2, where the robot is and the goal')
     if not np.isfinite(states).all():
         frame, entry = np.argwhere(~np.isfinite(states))[0]
@@ -376,11 +378,14 @@ def read_episode(path: str, units: RobotConfig):
     return observations, np.float32(states), [opening] if opening else []
 
 
-def read_recording(model: str, fields: dict[str, Any], episode: int, first: int, last: int):
-    """observations uint8 [2, H, W, 3], frames `first` and `last` of an episode, and states float32
-    [T, 7] from the one to the other.
+def read_recording(
+    model: str, fields: dict[str, Any], episode: int, first: int, last: int, alone: bool = False
+):
+    """observations uint8 [2, H, W, 3], frames `first` and `last` of an episode, states float32
+    [T, 7] from the one to the other, and actions float32 [T - 1, 7] as the model saw them.
 
     fields: fields of RobotConfig; the others are those of the model's own recordings.
+    alone: only frame `first`, [1, H, W, 3], as the goal is elsewhere.
 
     Raises:
       ConfigError: they are of another robot than the model's, or cannot be read so.
@@ -396,7 +401,9 @@ def read_recording(model: str, fields: dict[str, Any], episode: int, first: int,
     from jepa_jax.planning.model import known
 
     trained = known(model)
-    data = dataclasses.replace(trained.recordings or RobotConfig(), **fields)
+    if 'gripper' in fields:  # in place of a range of the model's recordings
+        fields = {'gripper_range': (0.0, 0.0), **fields}
+    data = layouts.of_flags(dataclasses.replace(trained.recordings or RobotConfig(), **fields))
     trained.check(data)
     episodes = robot.open_recordings(data)
     if not 0 <= episode < len(episodes):
@@ -414,17 +421,19 @@ def read_recording(model: str, fields: dict[str, Any], episode: int, first: int,
 
     def choose(timing) -> np.ndarray:
         frames.append(robot.kept(timing, data.fps))
-        return frames[0][np.clip([first, last % len(frames[0])], 0, len(frames[0]) - 1)]
+        places = [first] if alone else [first, last % len(frames[0])]
+        return frames[0][np.clip(places, 0, len(frames[0]) - 1)]
 
     observations = read.read(choose)
     count = len(frames[0])
     last = count - 1 if last == -1 else last
-    if not 0 <= first < last < count:
+    if not 0 <= first < last + alone < count + alone:
         raise InputError(
             f'--from {first} --to {last}: {read.name} has frames 0 to {count - 1} at {data.fps:g} '
-            'a second, and the goal comes later'
+            'a second' + ('' if alone else ', and the goal comes later')
         )
-    return observations, np.float32(read.states[frames[0][first : last + 1]])
+    numbers = frames[0][first : last + 1]
+    return observations, np.float32(read.states[numbers]), np.float32(read.actions(numbers))
 
 
 def read_goal(path: str, observations):

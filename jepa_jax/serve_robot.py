@@ -5,7 +5,8 @@
     POST /goal  body: an .npz with `image` uint8 [H, W, 3]; `state` [7] with --state-weight or
                 --gripper-weight; `extrinsics` [6], the camera's pose, for a run with
                 robot.frame = 'camera'
-    POST /step  body: an .npz with `image`, `state` [7] and, if it is not 0, `age` in seconds
+    POST /step  body: an .npz with `image`, `state` [7] and, if it is not 0, `age` in seconds;
+                what it then waits for its turn counts, too
     GET  /      what is served
 
 The answers are JSON; that of /step has verdict, why, action, target, energy, still, distance and
@@ -23,6 +24,7 @@ import io
 import json
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -89,6 +91,7 @@ def run(
     from jepa_jax.planning.controller import Robot
     from jepa_jax.planning.world_model import Cost
 
+    measure = Cost(COSTS[cost], state_weight=state_weight, gripper_weight=gripper_weight)
     start.logging_to_terminal()
     start.compilation_cache()
     units = {'metres': metres, 'angles': angles, 'gripper': gripper, 'gripper_range': gripper_range}
@@ -96,7 +99,7 @@ def run(
     robot = Robot.load(model, encoder=encoder, dtype=dtype, seed=seed, **units)
     settings |= {
         'workspace': workspace,
-        'cost': Cost(COSTS[cost], state_weight=state_weight, gripper_weight=gripper_weight),
+        'cost': measure,
         'max_age': max_age or None,
         'force': force or model.startswith('random:'),
         'seed': seed,
@@ -122,7 +125,7 @@ def serve(robot, settings: dict[str, Any], host: str, port: int) -> ThreadingHTT
     lock = threading.Lock()  # one robot: requests take turns
     controllers: list = []
 
-    def goal(arrays: dict[str, Any]) -> dict[str, Any]:
+    def goal(arrays: dict[str, Any], _: float) -> dict[str, Any]:
         state, camera = arrays.get('state'), arrays.get('extrinsics')
         if controllers:
             controllers[0].reset(arrays['image'], state, camera)
@@ -132,7 +135,7 @@ def serve(robot, settings: dict[str, Any], host: str, port: int) -> ThreadingHTT
         )
         return {'compile_seconds': controllers[0].compile_seconds}
 
-    def step(arrays: dict[str, Any]) -> dict[str, Any]:
+    def step(arrays: dict[str, Any], waited: float) -> dict[str, Any]:
         if not controllers:
             raise PlanError('no goal: POST /goal first')
         if 'state' not in arrays:
@@ -142,7 +145,7 @@ def serve(robot, settings: dict[str, Any], host: str, port: int) -> ThreadingHTT
         age = arrays.get('age', np.float64(0))
         if age.shape or age.dtype.kind not in 'fiu':
             raise PlanError(f'age: {age.dtype} {list(age.shape)}, must be one number')
-        answer = controllers[0].step(arrays['image'], arrays['state'], age=float(age))
+        answer = controllers[0].step(arrays['image'], arrays['state'], age=float(age) + waited)
         values = vars(answer).items()
         return {k: v.tolist() if hasattr(v, 'tolist') else v for k, v in values}
 
@@ -163,14 +166,14 @@ def serve(robot, settings: dict[str, Any], host: str, port: int) -> ThreadingHTT
                 self.close_connection = True  # the body is not read
                 words = f'{self.path}, {length or "no"} bytes: allowed are /goal and /step, at most'
                 return self._answer(400, {'error': f'{words} {LARGEST} bytes'})
-            body = self.rfile.read(int(length))
+            body, came = self.rfile.read(int(length)), time.monotonic()
             try:
-                answer = self._ask(way, body)
+                answer = self._ask(way, body, came)
             except (BadFile, PlanError, ConvertError) as error:
                 return self._answer(400, {'error': str(error)})
             self._answer(200, answer)
 
-        def _ask(self, way, body: bytes) -> dict[str, Any]:
+        def _ask(self, way, body: bytes, came: float) -> dict[str, Any]:
             from jepa_jax.data import npz
 
             arrays = npz.read_all('request', io.BytesIO(body), len(body))
@@ -179,7 +182,7 @@ def serve(robot, settings: dict[str, Any], host: str, port: int) -> ThreadingHTT
             if 'image' not in arrays:
                 raise PlanError('no array image')
             with lock:
-                return way(arrays)
+                return way(arrays, time.monotonic() - came)
 
         def _answer(self, status: int, values: dict[str, Any]) -> None:
             body = json.dumps(values).encode()

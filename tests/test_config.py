@@ -516,6 +516,21 @@ def test_a_part_may_narrow_a_rule_of_what_it_extends(monkeypatch):
     assert check.rules_of(OptimConfig)['batch'] is wide
 
 
+@pytest.mark.parametrize('kind', ['rlds', 'npz'])
+def test_recordings_may_be_a_split_of_a_folder(kind, tmp_path):
+    """Of prepared data sets; in other layouts a colon belongs to the name."""
+    config = good_robot()
+    config.robot.kind, config.robot.path = kind, f'{tmp_path}:val'
+    complaints = list(layouts.missing(config, tmp_path / 'run'))
+    if kind == 'rlds':
+        assert not complaints and layouts.of_flags(config.robot).path == f'{tmp_path}:val'
+        config.robot.path = f'{tmp_path}/none:val'
+        complaints = list(layouts.missing(config, tmp_path / 'run'))
+    assert len(complaints) == 1 and 'robot.path: ' in complaints[0]
+    with pytest.raises(ConfigError, match='robot.path: .* cannot be read: No such file'):
+        layouts.of_flags(config.robot)
+
+
 @pytest.mark.parametrize('name', EVALS)
 def test_evaluations_say_which_places_must_be_there(name, tmp_path):
     """Every field of data that names files or folders, in whichever evaluation."""

@@ -15,7 +15,7 @@ import pytest
 import jepa_jax
 from jepa_jax import checkpoint, cli, convert, fetched, plan
 from jepa_jax.config import RobotConfig
-from jepa_jax.data.robot import Measured
+from jepa_jax.data.robot import Measured, npz_recordings
 from jepa_jax.errors import BadFile, ConvertError, Unusable
 from jepa_jax.models.ac_predictor import ACPredictorConfig
 from jepa_jax.models.vit import ViTConfig
@@ -115,6 +115,22 @@ def test_a_folder_that_cannot_be_written_is_told_before_any_work(tmp_path, capsy
         f'--out {path}: a file is in its place; must be a folder that can be written'
     )
     assert '; must be a folder that can be written' in said(capsys, *options, f'{path}/a')
+
+
+def test_one_frame_is_enough_beside_a_goal(tmp_path, capsys):
+    goal = tmp_path / 'goal.png'
+    matplotlib.image.imsave(goal, np.zeros((40, 56, 3), np.uint8))
+    pixels = np.zeros((1, 1, 40, 56, 3), np.uint8)
+    path = trajectory(tmp_path / 'a.npz', states=np.zeros((1, 1, 7)), observations=pixels)
+    options = ['--model', 'random:tiny', '--input', str(path), '--out', str(tmp_path / 'out')]
+    assert '1 frame: must hold at least 2' in said(capsys, *options)
+    few = ['--samples', '4', '--elites', '2', '--iterations', '1', '--horizon', '1']
+    status = cli.run(
+        plan.run, doc='', tables=(), options=plan.add_options,
+        argv=[*options, *few, '--goal', str(goal)],
+    )  # fmt: skip
+    assert status == 0, capsys.readouterr().err
+    assert json.loads((tmp_path / 'out/plan.json').read_text())['true_action'] is None
 
 
 def test_a_goal_of_another_size_is_refused(tmp_path, capsys):
@@ -274,10 +290,10 @@ def test_a_predictor_that_ignores_actions_is_not_usable(tmp_path, capsys):
 
 TOLD = {
     'recordings': dataclasses.asdict(
-        RobotConfig(metres=0.001, angles='degrees', fps=10, frames=16)
+        RobotConfig(metres=0.001, angles='degrees', fps=10, frames=16, gripper_range=(0.0, 255.0))
     ),
     'measured': dataclasses.asdict(
-        Measured(3, (0.0,) * 7, (1.0,) * 7, 0.1, (15.0,), 'positions in 1 m', {'a': 1})
+        Measured(3, (0.0,) * 7, (1.0,) * 7, 0.1, (5.0, 15.0, 30.0), 'positions in 1 m', {'a': 1})
     ),
     'verdict': ['ignores actions', 'ignores actions: nothing moves'],
 }
@@ -297,11 +313,14 @@ def test_a_robot_is_known_whatever_holds_its_model(tmp_path, caplog, monkeypatch
             loaded = jepa_jax.Robot.load(place, angles='radians')
             assert known == loaded.agent.known, place
             assert known.recordings.metres == loaded.units.metres == 0.001, place
-            assert (loaded.units.angles, loaded.rate) == ('radians', 10), place
+            assert (loaded.units.angles, loaded.rate) == ('radians', 7.5), place  # 15 / 2
             assert loaded.agent.world_model.frames == 15, place
             assert loaded.measured == Measured.stored(TOLD['measured']), place
             assert loaded.ended == tuple(TOLD['verdict']), place
     assert not caplog.records
+    assert loaded.units.gripper_range == (0, 255)
+    told = jepa_jax.Robot.load(place, gripper='open').units  # else the range would hide it
+    assert (told.gripper, told.gripper_range) == ('open', (0, 0))
     convert.write(dataclasses.replace(weights, robot={}), tmp_path / 'b.pt', to='torch')
     silent = jepa_jax.Robot.load(str(tmp_path / 'b.pt'))
     assert (silent.units, silent.rate, silent.ended) == (RobotConfig(), 4, None)
@@ -352,11 +371,16 @@ def test_recordings_are_read_as_in_training(tmp_path, capsys):
         np.savez(tmp_path / f'{name}.npz', states=states, observations=pixels, fps=8)
         states, pixels = states[::-1], pixels[::-1]
     where = dict(kind='npz', path=str(tmp_path), metres=0.001)
-    frames, poses = plan.read_recording('random:tiny', where, 1, 1, 3)
+    frames, poses, moves = plan.read_recording('random:tiny', where, 1, 1, 3)
     np.testing.assert_array_equal(frames, pixels[::-1][[2, 6]])
     expected = states[::-1][[2, 4, 6]] * ([0.001] * 3 + [1] * 4)
     np.testing.assert_allclose(poses, expected, rtol=1e-6)
-    frames, _ = plan.read_recording('random:tiny', where, 0, 0, -1)
+    np.testing.assert_allclose(moves[:, :3], np.diff(expected[:, :3], axis=0), atol=1e-6)
+    # beside a goal elsewhere any frame will do, the last one, too
+    frames, poses, _ = plan.read_recording('random:tiny', where, 0, 4, -1, alone=True)
+    np.testing.assert_array_equal(frames, pixels[[8]])
+    assert poses.shape == (1, 7)
+    frames, *_ = plan.read_recording('random:tiny', where, 0, 0, -1)
     np.testing.assert_array_equal(frames, pixels[[0, 8]])
     options = ('--model', 'random:tiny', '--input', str(tmp_path), '--out', str(tmp_path / 'out'))
     words = said(capsys, *options, '--kind', 'npz')
@@ -365,9 +389,36 @@ def test_recordings_are_read_as_in_training(tmp_path, capsys):
     assert '--episode 2: ' in said(capsys, *kind, '--episode', '2')
     for flags in (('--from', '3', '--to', '3'), ('--to', '5'), ('--from', '-1')):
         assert 'a.npz has frames 0 to 4 at 4 a second' in said(capsys, *kind, *flags)
+    for flags, words in (
+        (('--gripper', 'opened'), "robot.gripper = 'opened': allowed are closed, open"),
+        (('--frame', 'basis'), "robot.frame = 'basis': allowed are base, camera"),
+        (('--metres', '0'), 'robot.metres = 0.0: must be more than 0'),
+        (('--metres', 'nan'), 'robot.metres = nan: must be a finite number'),
+        (('--fps', '0'), 'robot.fps = 0.0: must be more than 0'),
+        (('--gripper-range', '1,1'), 'robot.gripper_range = (1.0, 1.0): must be the values when'),
+    ):
+        assert said(capsys, *options, '--kind', 'npz', *flags).startswith(words)
     assert '--camera: needs --kind, one of droid' in said(capsys, *options, '--camera', 'front')
     for flag in ('--episode', '--from', '--to'):
         assert f'{flag} 3: needs --kind, one of' in said(capsys, *options, flag, '3')
+
+
+def test_recordings_of_commands_have_the_actions_of_training(tmp_path, monkeypatch):
+    """They lead to what was commanded, as robot.action has it, and not to the next pose; and a
+    gripper that is told takes the place of the run's range."""
+    states = np.random.default_rng(0).uniform(0, 1, (3, 7))
+    pixels = np.zeros((3, 32, 32, 3), np.uint8)
+    np.savez(tmp_path / 'a.npz', states=states, observations=pixels, fps=4)
+    run = planning_model.Known(RobotConfig(gripper_range=(0.0, 2.0)))
+    monkeypatch.setattr(planning_model, 'known', lambda name: run)
+    monkeypatch.setattr(
+        npz_recordings.Npz, 'episode', lambda self, i, read=npz_recordings.Npz.episode:
+        dataclasses.replace(read(self, i), commands=read(self, i).states + 0.25),
+    )  # fmt: skip
+    where = dict(kind='npz', path=str(tmp_path), gripper='open')
+    _, poses, moves = plan.read_recording('run', where, 0, 0, 1)
+    np.testing.assert_allclose(moves[0, :3], 0.25, atol=1e-6)
+    np.testing.assert_allclose(poses[:, 6], 1 - states[:2, 6], atol=1e-6)
 
 
 def test_another_robots_recordings_are_no_input(tmp_path, capsys):

@@ -22,15 +22,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
+import math
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jepa_jax import cli
 from jepa_jax.config import RobotConfig, layouts
 from jepa_jax.errors import BadFile, ConfigError, DataError
-from jepa_jax.workdir import room_for
+from jepa_jax.workdir import room_for, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -170,6 +169,10 @@ def run(
 
     if pair_count < 2:
         raise ConfigError(f'--pairs {pair_count}: must be at least 2')
+    if samples < 2:
+        raise ConfigError(f'--samples {samples}: must be at least 2')
+    if not 0 < bound < math.inf:
+        raise ConfigError(f'--bound {bound:g}: must be finite and more than 0 metres')
     if json_file:
         room_for('--json', json_file)
     data = layouts.of_flags(RobotConfig(**fields))
@@ -193,9 +196,11 @@ def run(
     print(f'{word}: {why}')
     if json_file:
         settings = {'model': model, **dataclasses.asdict(data), 'cost': cost, 'samples': samples}
-        Path(json_file).write_text(
-            json.dumps({**settings, **result, 'verdict': word, 'why': why}, indent=2) + '\n'
-        )
+        rows = {  # JSON has no NaN: the mean of no pairs
+            name: {key: None if math.isnan(value) else value for key, value in row.items()}
+            for name, row in result.items()
+        }
+        write_json(json_file, {**settings, **rows, 'verdict': word, 'why': why})
 
 
 def _options(parser: argparse.ArgumentParser) -> None:

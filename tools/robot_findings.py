@@ -93,7 +93,8 @@ def report(
     states, actions = np.concatenate(findings.states), np.concatenate(findings.actions)
     sizes = ', '.join(f'{w} x {h} ({n})' for (h, w), n in findings.sizes.most_common())
     rates = sorted({round(rate, 2) for rate in findings.rates})
-    step = robot.steps_between(Timing(1, rates[0], 1.0), data.fps)
+    lowest = min(findings.rates)
+    step = robot.steps_between(Timing(1, lowest, 1.0), data.fps)
     lines = [
         f'{len(findings.states)} episodes read, {len(findings.bad)} not; '
         f'{sum(findings.seconds) / 60:.1f} minutes, '
@@ -105,7 +106,7 @@ def report(
             for note, count in findings.notes.most_common()
         ),
         f'as recorded: {robot.units_of(data)}; here in metres, radians and closedness:',
-        f'the model sees {rates[0] / step:.2f} frames a second, one in {step}; '
+        f'the model sees {lowest / step:.2f} frames a second, one in {step}; '
         f'{len(states)} in all, {findings.short} episodes too short for {data.frames} of them',
         f'{"":12}{"least":>9}{"middle":>9}{"most":>9}   {"action: middle size":>20}{"largest":>9}',
     ]

@@ -36,6 +36,8 @@ SOURCES: dict[str, str | Callable[[str, Any], Any]] = {
 }
 # those of which a path may be in a bucket: it is copied
 FETCHED = ('videos', 'images', 'shards')
+# those of which a path may end with the name of a split: FOLDER:SPLIT
+SPLIT = ('tfds', 'rlds')
 # RobotConfig.kind -> RobotConfig -> jepa_jax.data.robot.Recordings
 READERS: dict[str, str] = {
     'droid': 'jepa_jax.data.robot.droid:Droid',
@@ -82,7 +84,7 @@ def of_flags(data: RobotConfig) -> RobotConfig:
         raise ConfigError(f'robot.{error}') from error
     complaints = [*kinds(data, 'robot')]
     if data.path:
-        complaints += absent('robot.path', data.path)
+        complaints += absent('robot.path', _folder(data))
     elif data.kind != 'synthetic':
         complaints.append(f"robot.path is empty: kind '{data.kind}' needs --path PATH")
     if complaints:
@@ -113,8 +115,7 @@ def _(part: DataListConfig, name: str) -> Iterator[str]:
     if part.kind not in WITHOUT_PATH:
         if not (part.kind in FETCHED and is_url(part.path)):
             yield from _elsewhere(f'{name}.path', part.path, SOURCES.get(part.kind))
-        path = part.path.partition(':')[0] if part.kind == 'tfds' else part.path
-        yield from absent(f'{name}.path', path)
+        yield from absent(f'{name}.path', _folder(part))
 
 
 @_nowhere.register
@@ -135,7 +136,7 @@ def _(part: QuestionsConfig, name: str) -> Iterator[str]:
 def _(part: RobotConfig, name: str) -> Iterator[str]:
     if part.path:
         yield from _elsewhere(f'{name}.path', part.path, READERS.get(part.kind))
-        yield from absent(f'{name}.path', part.path)
+        yield from absent(f'{name}.path', _folder(part))
 
 
 @_nowhere.register
@@ -171,6 +172,12 @@ def _elsewhere(field: str, path: str, reader: object) -> Iterator[str]:
     """A complaint about a bucket that is to be read by one of our own readers, which read files."""
     if '://' in path and str(reader).startswith('jepa_jax.'):
         yield f"{field} = '{path}': must be a file or folder of a file system; mount the bucket"
+
+
+def _folder(part: DataListConfig | RobotConfig) -> str:
+    """The path that must lead somewhere: without the split that may follow it."""
+    split = part.kind in SPLIT and '://' not in part.path
+    return part.path.partition(':')[0] if split else part.path
 
 
 def _unless_empty(field: str, path: str) -> Iterator[str]:

@@ -114,12 +114,14 @@ def end_effector(
 
     Raises:
       ValueError: max_step is not finite and more than 0; a workspace that is none, or a start
-        outside of it.
+        outside of it or left out.
     """
     if not 0 < max_step < math.inf:
         raise ValueError(f'max_step {max_step:g}: must be finite and more than 0 metres')
     if len(workspace):
         check_box(workspace)
+        if len(start) < 3:
+            raise ValueError(f'start has {len(start)} numbers: a workspace needs x, y, z')
         within = []
         for name, at, low, high in zip('xyz', start, workspace[::2], workspace[1::2]):
             if not low <= at <= high:

@@ -23,14 +23,19 @@ import numpy as np
 
 from jepa_jax import poses
 from jepa_jax.config import RobotConfig
-from jepa_jax.data.robot import STATE, Measured, actions_between, unit_problems
+from jepa_jax.config.check import types_and_ranges
+from jepa_jax.data.clips import Timing
+from jepa_jax.data.robot import STATE, Measured, actions_between, steps_between, unit_problems
 from jepa_jax.data.robot.contract import as_recorded, rescaled
-from jepa_jax.errors import BadFile, PlanError
+from jepa_jax.errors import BadFile, ConfigError, PlanError
 from jepa_jax.planning import model
 from jepa_jax.planning.cem import check_box, end_effector, solver
 from jepa_jax.planning.world_model import Context, Cost, FromCamera, Goal, energies
 
 MOVED = 0.005  # metres, radians or closedness by which a robot that moved must change its picture
+# metres outside of the workspace that are rounding or a robot's own error, and not led back: else a
+# goal at a wall might never be arrived at
+SLIGHT = 0.001
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +70,7 @@ class Robot:
     name: str
     agent: model.PlanningModel
     units: RobotConfig  # of the poses that are given and returned
-    rate: float  # actions a second, as in training
+    rate: float  # actions a second, as training saw them
     measured: Measured | None  # what its recordings held; None: not known
     ended: tuple[str, str] | None  # the word that its run ended with, and the sentence
 
@@ -97,24 +102,18 @@ class Robot:
             units.keys() - (fields & {'metres', 'angles', 'gripper', 'gripper_range'})
         ):
             raise PlanError(f'{wrong[0]}: allowed are metres, angles, gripper, gripper_range')
-        data = RobotConfig(**units)
-        for field, allowed in (('angles', ('radians', 'degrees')), ('gripper', ('closed', 'open'))):
-            if getattr(data, field) not in allowed:
-                raise PlanError(
-                    f"{field} '{getattr(data, field)}': allowed are {', '.join(allowed)}"
-                )
-        if not isinstance(data.metres, int | float) or not 0 < data.metres < float('inf'):
-            raise PlanError(f'metres {data.metres}: must be a number above 0, as 0.001')
-        opened, closed = data.gripper_range
-        if opened == closed and opened:
-            raise PlanError(
-                f'gripper_range {opened:g}, {closed:g}: the values when open and when closed must '
-                'differ'
-            )
+        if 'gripper_range' in units:
+            units['gripper_range'] = tuple(np.ravel(units['gripper_range']).tolist())
+        elif 'gripper' in units:  # in place of a range of the recordings
+            units['gripper_range'] = (0.0, 0.0)
+        try:
+            types_and_ranges(RobotConfig(**units))
+        except ConfigError as error:
+            raise PlanError(str(error)) from error
         agent = model.load(name, size=size, encoder=encoder, dtype=dtype, seed=seed)
         known = agent.known
         data = dataclasses.replace(known.recordings or RobotConfig(), **units)
-        return cls(name, agent, data, data.fps, known.measured, known.ended)
+        return cls(name, agent, data, _rate(data, known.measured), known.measured, known.ended)
 
     def __repr__(self) -> str:
         lines = [*self.agent.about, f'{self.rate:g} actions a second']
@@ -132,6 +131,14 @@ class Robot:
         usual = {n: p.default for n, p in inspect.signature(Controller).parameters.items()}
         all_settings = {**usual, **settings, 'robot': self}
         _search(**{name: all_settings[name] for name in inspect.signature(_search).parameters})
+
+
+def _rate(data: RobotConfig, measured: Measured | None) -> float:
+    """Frames a second that training saw: a whole share of the recordings' own, of several the
+    least; `fps` where that is not known."""
+    recorded = measured.rates if measured else ()
+    steps = {r: steps_between(Timing(1, r, 1.0), data.fps) for r in recorded if r >= data.fps}
+    return min((r / step for r, step in steps.items()), default=data.fps)
 
 
 def _search(
@@ -163,9 +170,26 @@ def _search(
             planner, end_effector(max_step), cost, samples=samples, iterations=iterations,
             horizon=horizon, elites=elites,
         )  # fmt: skip
+        _trace(robot, search)
     except ValueError as error:
         raise PlanError(str(error)) from error
     return search, cost, box
+
+
+def _trace(robot: Robot, search: Any) -> None:
+    """A plan that is not computed: whether the model goes with the horizon, the cost and the
+    planner. Raises ValueError."""
+    agent, world_model = robot.agent, robot.agent.world_model
+    if robot.units.frame == 'camera':
+        world_model = FromCamera(world_model, jnp.zeros(6))
+
+    def solve() -> Any:
+        image = jnp.zeros((1, *agent.size, 3), jnp.uint8)
+        features, state = agent.features(agent.encoder, image), jnp.zeros((1, 7))
+        goal = Goal(features[0], state[0])
+        return search.solve(world_model, Context(features, state), goal, jax.random.key(0))
+
+    jax.eval_shape(solve)
 
 
 class Controller:
@@ -255,9 +279,9 @@ class Controller:
         extrinsics: where the camera is now; None: where it was.
 
         Raises:
-          PlanError: a picture or pose that cannot be.
+          PlanError: a picture or pose that cannot be; everything is as it was.
         """
-        self._place_camera(extrinsics)
+        camera = self._placed(extrinsics)
         features = self.robot.agent.encode(self._picture(goal)[None])[0]
         size = np.shape(goal)[:2]
         state = None if goal_state is None else jnp.asarray(self._pose(goal_state), jnp.float32)
@@ -265,6 +289,7 @@ class Controller:
             raise PlanError(
                 f'goal_state: the cost has a {next(iter(weights))}, so it must be given'
             )
+        self._camera = camera
         # what no cost reads would be another input of the program, with it and without
         self._goal = Goal(features, state if self._cost.weights else None)
         self._size = size
@@ -274,7 +299,8 @@ class Controller:
         self._last: tuple[np.ndarray, np.ndarray] | None = None
         self._held = self._steps = 0
 
-    def _place_camera(self, extrinsics: Sequence[float] | None) -> None:
+    def _placed(self, extrinsics: Sequence[float] | None) -> jax.Array | None:
+        """Where the camera is."""
         name, frame = self.robot.name, self.robot.units.frame
         if extrinsics is None:
             if frame == 'camera' and self._camera is None:
@@ -283,7 +309,7 @@ class Controller:
                     "camera's pose [6] in the frame of the robot's base must be given, in metres "
                     'and radians'
                 )
-            return
+            return self._camera
         if frame != 'camera':
             raise PlanError(
                 f"extrinsics: '{name}' was trained with robot.frame = '{frame}': must not be given"
@@ -292,7 +318,7 @@ class Controller:
         finite = camera.dtype.kind in 'fiu' and np.isfinite(camera).all()
         if camera.shape != (6,) or not finite:
             raise PlanError(f'extrinsics {extrinsics}: must be six finite numbers')
-        self._camera = jnp.asarray(camera, jnp.float32)
+        return jnp.asarray(camera, jnp.float32)
 
     @property
     def _world_model(self) -> Any:
@@ -322,7 +348,7 @@ class Controller:
             )
         why = self._stale(picture, pose, age)
         if self._last is None or not np.array_equal(self._last[0], picture):
-            self._last = picture, pose
+            self._last = picture.copy(), pose  # many cameras fill one buffer
         nothing = np.zeros(7, np.float32)
         if why:
             return Step('stale', why, nothing, np.array(state, float), None, None, None,
@@ -342,6 +368,9 @@ class Controller:
         action = actions[0] if moves else nothing
         target = np.array(state, float)
         if moves:
+            reached = reached.astype(float)
+            if self._box:  # the plan stays within, but for rounding
+                reached[:3] = reached[:3].clip(*np.reshape(self._box, (3, 2)).T)
             target = as_recorded(reached[None], self.robot.units)[0]
         return Step(
             verdict, why, action, target, float(energy), float(still), float(distance),
@@ -352,11 +381,13 @@ class Controller:
         self, pose: np.ndarray, energy: float, still: float, depends: float
     ) -> tuple[str, str]:
         if depends < model.DEPENDS and not self._force:
+            self._held = 0
             return 'ignores actions', (
                 f'the energy of actions differs by {depends:.2%} of that of doing nothing, must by '
                 f'{model.DEPENDS:.1%}'
             )
-        if max(self._beyond(pose)) > 0:
+        if max(self._beyond(pose)) > SLIGHT:
+            self._held = 0
             return 'move', 'back into the workspace'
         better = 1 - energy / max(still, 1e-12)
         if better >= self._gain:

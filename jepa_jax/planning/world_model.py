@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -237,6 +238,9 @@ class Cost:
             if value not in allowed:
                 words = ', '.join(map(str, allowed))
                 raise ValueError(f"cost {name} '{value}': allowed are {words}")
+        for name, weight in self.weights.items():
+            if not 0 < weight < math.inf:
+                raise ValueError(f'cost {name} {weight:g}: must be finite and at least 0')
 
     @property
     def weights(self) -> dict[str, float]:

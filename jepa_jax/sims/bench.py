@@ -20,7 +20,7 @@ from jepa_jax.evals import horizon
 from jepa_jax.nets import ONCE
 from jepa_jax.objectives.action_conditioned import ACLoss, ActionConditioned
 from jepa_jax.planning import model
-from jepa_jax.planning.cem import CEM, PLANNERS, end_effector, solver
+from jepa_jax.planning.cem import PLANNERS, end_effector, solver
 from jepa_jax.planning.world_model import ACWorldModel, Cost
 from jepa_jax.sharding import make_mesh
 from jepa_jax.sims import evaluate
@@ -67,6 +67,28 @@ def others_of(settings: SimEvaluationConfig) -> dict[str, tuple[str, int, int]]:
             )
         others[words] = match[1], int(match[2]), int(match[3])
     return others
+
+
+def planners_of(settings: SimEvaluationConfig) -> dict[str, Any]:
+    """The `planner`, and others that are asked for, as they are written.
+
+    Raises:
+      SimError: what is written is none, or has a setting that cannot be.
+    """
+    asked = {'planner': ('cem', settings.samples, settings.iterations), **others_of(settings)}
+    planners = {}
+    for words, (name, samples, iterations) in asked.items():
+        own = words == 'planner'
+        try:
+            planners[words] = solver(
+                name, end_effector(settings.max_step), Cost(settings.exponent), samples=samples,
+                iterations=iterations, horizon=settings.horizon,
+                elites=settings.elites if own else max(2, samples // 8),
+            )  # fmt: skip
+        except ValueError as error:
+            where = 'evaluation.' if own else f"evaluation.planners '{words}': "
+            raise SimError(f'{where}{error}') from error
+    return planners
 
 
 class Bench:
@@ -163,15 +185,8 @@ class Bench:
         """Episodes of one task in scenes of one kind by the policies named."""
         settings, key = self._config.evaluation, jax.random.key(self._config.seed)
         own = self._own
-        space = end_effector(settings.max_step)
-        planner = CEM(
-            space,
-            self._cost,
-            horizon=settings.horizon,
-            samples=settings.samples,
-            iterations=settings.iterations,
-            elites=settings.elites,
-        )
+        others = planners_of(settings)
+        planner = others.pop('planner')
         together = functools.partial(evaluate.plan_with, episodes_at_once=settings.at_once)
         learned = evaluate.in_parts(own.encode)
         looking: dict[str, evaluate.Policy] = {
@@ -182,17 +197,13 @@ class Bench:
             looking[name] = together(planner, other.world_model, evaluate.in_parts(other.encode))
         told = dataclasses.replace(self._cost, gripper_weight=settings.gripper_weight)
         looking[TOLD] = together(dataclasses.replace(planner, cost=told), own.world_model, learned)
-        for words, (name, samples, iterations) in others_of(settings).items():
-            other = solver(
-                name, space, self._cost, samples=samples, iterations=iterations,
-                horizon=settings.horizon, elites=max(2, samples // 8),
-            )  # fmt: skip
+        for words, other in others.items():
             looking[words] = together(other, own.world_model, learned)
         for name, encode in zip(SIMULATED, (own.encode, evaluate.pixels)):
             looking[name] = evaluate.plan_in_simulator(planner, encode)
         blind: dict[str, evaluate.Policy] = {
             'oracle': evaluate.follow_script,
-            'random': evaluate.act_at_random(space),
+            'random': evaluate.act_at_random(planner.space),
             'no_op': evaluate.do_nothing,
         }
         policies, counts = looking | blind, episodes_of(settings)

@@ -28,7 +28,7 @@ from jepa_jax.ending import FILE
 from jepa_jax.errors import GateError, SimError, allowed
 from jepa_jax.evals import horizon
 from jepa_jax.sims import evaluate, page, pixels, recordings
-from jepa_jax.sims.bench import PIXELS, RANDOM, TOLD, Bench, episodes_of, others_of
+from jepa_jax.sims.bench import PIXELS, RANDOM, TOLD, Bench, episodes_of, planners_of
 from jepa_jax.sims.tasks import TASKS
 from jepa_jax.sims.variation import SCENES
 from jepa_jax.studies import Stage
@@ -60,7 +60,7 @@ def check(config: SimConfig, workdir: Path) -> None:
     for name, table in (('tasks', TASKS), ('scenes', SCENES)):
         if wrong := [word for word in _words(config, name) if word not in table]:
             raise SimError(f"evaluation.{name} '{wrong[0]}': {allowed(wrong[0], table)}")
-    _check_planner(config.evaluation)
+    _check_planner(config)
     for name, asked in dataclasses.asdict(config.gates).items():
         for field, words in NEEDS.get(name, {}).items() if asked else ():
             if not {*words} & {*_words(config, field)}:
@@ -79,25 +79,31 @@ def check(config: SimConfig, workdir: Path) -> None:
     _same_evaluation(config.evaluation, _read(workdir), workdir)
 
 
-def _check_planner(settings: SimEvaluationConfig) -> None:
-    others_of(settings)
-    for name in ('episodes', 'judged', 'samples', 'iterations', 'elites', 'horizon', 'at_once'):
-        if (value := getattr(settings, name)) < 1:
-            raise SimError(f'evaluation.{name} {value}: must be at least 1')
-    for name in ('compared', 'untrained', 'first', 'simulator_episodes'):
-        if (value := getattr(settings, name)) < 0:
-            raise SimError(f'evaluation.{name} {value}: must be at least 0')
-    if settings.elites > settings.samples:
-        raise SimError(
-            f'evaluation.elites {settings.elites}: must be at most evaluation.samples '
-            f'{settings.samples}'
-        )
+def _check_planner(config: SimConfig) -> None:
+    settings, training = config.evaluation, config.posttrain
+    for least, names in (
+        (0, ('compared', 'untrained', 'first', 'simulator_episodes')),
+        (1, ('episodes', 'at_once')),
+        (2, ('judged',)),  # an episode is judged with the actions of another
+    ):
+        for name in names:
+            if (value := getattr(settings, name)) < least:
+                raise SimError(f'evaluation.{name} {value}: must be at least {least}')
     if settings.exponent not in (1, 2):
         raise SimError(f'evaluation.exponent {settings.exponent}: allowed are 1, 2')
     if not settings.gripper_weight >= 0:
         raise SimError(f'evaluation.gripper_weight {settings.gripper_weight:g}: must be at least 0')
-    if not settings.max_step > 0:
-        raise SimError(f'evaluation.max_step {settings.max_step:g}: must be above 0')
+    planners_of(settings)
+    if settings.horizon >= training.robot.frames:
+        raise SimError(
+            f'evaluation.horizon {settings.horizon}: must be less than posttrain.robot.frames = '
+            f'{training.robot.frames}'
+        )
+    if settings.gripper_weight and not training.ac.use_states:
+        raise SimError(
+            f'evaluation.gripper_weight {settings.gripper_weight:g}: needs posttrain.ac.use_states '
+            '= True'
+        )
 
 
 def stages(config: SimConfig, folder: Path) -> list[Stage]:

@@ -17,6 +17,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import json
+import math
 import multiprocessing
 import os
 from collections.abc import Iterator
@@ -45,9 +46,15 @@ def check(settings: CollectionConfig) -> None:
     Raises:
       SimError: names the setting, its value and what is allowed.
     """
-    for name, least in (('episodes', 1), ('frames', 2), ('image_size', 16)):
-        if getattr(settings, name) < least:
+    for name, least in (
+        ('episodes', 1), ('frames', 2), ('image_size', 16), ('seed', 0), ('noise', 0),
+    ):  # fmt: skip
+        if not least <= getattr(settings, name) < math.inf:
             raise SimError(f'{name} {getattr(settings, name)}: must be at least {least}')
+    if not 0 < settings.max_step < math.inf:
+        raise SimError(f'max_step {settings.max_step:g}: must be finite and more than 0 metres')
+    if settings.image_size > 512:  # as Panda has it
+        raise SimError(f'image_size {settings.image_size}: must be at most 512 pixels')
     if settings.image_size % 2:
         raise SimError(f'image_size {settings.image_size}: must be even, as H.264 wants it')
     if settings.scenes not in SCENES:

@@ -172,6 +172,8 @@ def test_steps_end_at_the_walls_of_a_workspace():
         end_effector(workspace=box, start=(0.5, 0, 1.2))
     with pytest.raises(ValueError, match='must be x0,x1,y0,y1,z0,z1, each pair ascending'):
         end_effector(workspace=(0.6, 0.4, *box[2:]), start=(0.5, 0, 0.5))
+    with pytest.raises(ValueError, match='start has 0 numbers: a workspace needs x, y, z'):
+        end_effector(workspace=box)
 
 
 @jax.tree_util.register_dataclass

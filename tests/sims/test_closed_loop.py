@@ -232,9 +232,14 @@ def test_refusals(tmp_path, capsys):
     for override, words in (
         ('evaluation.tasks=reach,juggle', "evaluation.tasks 'juggle': allowed are reach, grasp"),
         ('posttrain.rollout.steps=5', 'rollout.steps = 5: must be less than robot.frames'),
-        ('evaluation.elites=65', 'evaluation.elites 65: must be at most evaluation.samples 64'),
+        ('evaluation.elites=65', 'evaluation.elites 65: must be from 2 to samples = 64'),
+        ('evaluation.elites=1', 'evaluation.elites 1: must be from 2 to samples = 64'),
+        ('evaluation.horizon=2', 'evaluation.horizon 2: must be less than posttrain.robot.frames'),
+        ('evaluation.planners=cem:1x4', "evaluation.planners 'cem:1x4': elites 2: must be from 2"),
+        ('evaluation.judged=1', 'evaluation.judged 1: must be at least 2'),
+        ('evaluation.at_once=0', 'evaluation.at_once 0: must be at least 1'),
         ('evaluation.exponent=3', 'evaluation.exponent 3: allowed are 1, 2'),
-        ('evaluation.max_step=0', 'evaluation.max_step 0: must be above 0'),
+        ('evaluation.max_step=0', 'evaluation.max_step 0: must be finite and more than 0 metres'),
         ('evaluation.scenes=standard,dark', "evaluation.scenes 'dark': allowed are standard"),
         ('evaluation.planners=adam:8', "evaluation.planners 'adam:8': must be NAME:SAMPLESxITERAT"),
         ('collection.scenes=dark', "scenes 'dark': allowed are standard, moderate, seen"),
@@ -245,8 +250,13 @@ def test_refusals(tmp_path, capsys):
         ('gates.grasp=0.5', "evaluation.tasks must have grasp to measure it, found 'reach'"),
         ('gates.pick_and_place_told=0.5', 'evaluation.tasks must have pick_and_place to measure'),
         ('collection.pick=0.5', 'they must add up to 1'),
+        (
+            'evaluation.gripper_weight=0.1 --config.posttrain.ac.use_states=False',
+            'evaluation.gripper_weight 0.1: needs posttrain.ac.use_states = True',
+        ),
     ):
-        flags = f'--config={CONFIG}:ci', f'--workdir={tmp_path}/run', f'--config.{override}'
+        flags = f'--config={CONFIG}:ci', f'--workdir={tmp_path}/run'
+        flags += tuple(f'--config.{override}'.split(' '))
         assert cli.run(main, doc='', tables=('study',), argv=flags) == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith('error: ') and words in line

@@ -85,6 +85,24 @@ def test_another_collection_is_not_mixed_in(folder):
     assert not (folder / 'other').exists()
 
 
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        ({'image_size': 1024}, 'image_size 1024: must be at most 512'),
+        ({'noise': -1.0}, 'noise -1.0: must be at least 0'),
+        ({'noise': float('nan')}, 'noise nan: must be at least 0'),
+        ({'max_step': 0.0}, 'max_step 0: must be finite and more than 0'),
+        ({'max_step': float('nan')}, 'max_step nan: must be finite and more than 0'),
+        ({'seed': -1}, 'seed -1: must be at least 0'),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_recorded_claims_no_folder(change, words, tmp_path):
+    with pytest.raises(SimError, match=words):
+        collect(tmp_path / 'new', dataclasses.replace(SMALL, **change))
+    assert not (tmp_path / 'new').exists()
+
+
 def test_other_recordings_are_not_mixed_in(tmp_path):
     (tmp_path / 'mine').mkdir()
     np.savez(tmp_path / 'mine/a.npz', states=np.zeros((2, 7)))

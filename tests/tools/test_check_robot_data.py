@@ -17,12 +17,12 @@ from jepa_jax.data import robot, scene
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
 
-def write(folder: pathlib.Path, name: str, states: np.ndarray) -> None:
+def write(folder: pathlib.Path, name: str, states: np.ndarray, fps: float = 8.0) -> None:
     """Frames of 96 x 48 in which a tenth moves."""
     frames = np.zeros((len(states), 48, 96, 3), np.uint8)
     for t, frame in enumerate(frames):
         frame[:, 40 + t % 2 * 4 : 46 + t % 2 * 4] = 200
-    np.savez(folder / name, states=states, observations=frames, fps=8.0)
+    np.savez(folder / name, states=states, observations=frames, fps=fps)
 
 
 def path(count: int = 20) -> np.ndarray:
@@ -200,6 +200,13 @@ def test_pieces_longer_than_all_episodes(check, tmp_path):
     assert 'look: no episode has the 30 frames of a piece at 4 a second' in out
     _, out, _ = check(*asked(tmp_path), '--frames', '5')
     assert 'look: no episode' not in out
+
+
+def test_a_rate_is_compared_as_it_is_and_not_as_it_is_printed(check, tmp_path):
+    write(tmp_path, '0.npz', path(), fps=30000 / 1001)
+    status, out, err = check(*asked(tmp_path), '--fps', str(30000 / 1001))
+    assert status == 0, err
+    assert 'recorded at 29.97 frames' in out and 'sees 29.97 frames a second, one in 1' in out
 
 
 def test_episodes_of_one_frame(check, tmp_path):

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 
+from jepa_jax import cli
 from jepa_jax.config import ActionConditionedConfig, RobotConfig
 from jepa_jax.errors import ConfigError
 from jepa_jax.planning import model
@@ -85,6 +86,29 @@ def test_the_command(tmp_path):
     for name in ('still', 'rank', 'order', 'sign x', 'sign y', 'sign z'):
         assert result[name]['low'] <= result[name]['mean'] <= result[name]['high'], name
         assert f'{name:8} {result[name]["mean"]:7.3f}' in done.stdout
+
+
+def test_figures_of_no_pairs_are_null_and_settings_are_checked(tmp_path, monkeypatch, capsys):
+    path = write(tmp_path).path
+    flags = ['--model', 'random:tiny', '--kind', 'npz', '--path', path, '--pairs', '4']
+
+    def judged(*more):
+        return cli.run(judge_energy.run, doc='', tables=(), options=judge_energy._options,
+                       argv=[*flags, *more])  # fmt: skip
+
+    for name in ('--samples=1', '--bound=nan', '--bound=-1'):
+        flag, value = name.split('=')
+        assert judged(flag, value) == 1
+        assert f'error: {flag} {value}: must be' in capsys.readouterr().err
+    monkeypatch.setattr(model, 'load', lambda *a, **k: model.PlanningModel({}, None, None, ()))
+    numbers = dict(energy=np.ones(4), still=np.ones(4), rank=np.ones(4), order=np.ones(4))
+    monkeypatch.setattr(
+        judge_energy, 'judge', lambda *a, **k: {**numbers, 'sign': np.ones((4, 3), bool)}
+    )
+    file = tmp_path / 'a.json'
+    assert judged('--least', '9', '--json', str(file)) == 0
+    result = json.loads(file.read_text(), parse_constant=lambda word: pytest.fail(word))
+    assert result['sign x']['mean'] is None and result['rank']['mean'] == 1
 
 
 def rows(**lows) -> dict:
