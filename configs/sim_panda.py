@@ -17,11 +17,12 @@ place of the predictor). All of it is in-domain simulation: it says nothing abou
   cores, half a minute of it compiling.
 - `:small` is reaching and grasping on 96 pixels, 100 episodes of each, in half an hour on two
   cores: docs/simulator.md.
-- `:pick` is grasping and pick and place on the same recordings, with sub-goals that are given and
-  from the final image alone.
+- `:pick` is grasping and pick and place on the same recordings, with sub-goals that are given,
+  with those that also tell how far the gripper is closed, and from the final image alone.
 - `:varied` is reaching and grasping in scenes of other colours, textures, shapes and light than
   any recording has, with an encoder by V-JEPA 2.1's objective, beside predictors on a random
-  encoder and on pixels; `:varied_ci` is a small one, reaching alone, by V-JEPA 2's.
+  encoder and on pixels; `:dark` is reaching there, by a camera in poor light. Both miss their
+  gates: they ask for a random encoder that is far behind.
 - `:full` is all four tasks on 256 pixels, meant for 40 minutes of one H200. It has not been run.
 """
 
@@ -136,16 +137,6 @@ def _dark(c: SimConfig) -> None:
     c.evaluation.tasks = 'reach'
 
 
-def _varied_ci(c: SimConfig) -> None:
-    _ci(c)
-    c.collection.scenes, c.collection.episodes = 'seen', 120
-    e = c.evaluation
-    e.scenes, e.episodes, e.compared = 'unseen', 20, 4
-    c.gates.shuffled_over_true = c.gates.rank_correlation = 0.0
-    c.gates.nearer = c.gates.within_8_cm = 0.0
-    c.gates.unseen = 0.5
-
-
 def _full(c: SimConfig) -> None:
     c.workers = 15
     c.collection.episodes, c.collection.frames, c.collection.image_size = 2400, 40, 256
@@ -177,6 +168,5 @@ SIZES = {
     'pick': _pick,
     'varied': _varied,
     'dark': _dark,
-    'varied_ci': _varied_ci,
     'full': _full,
 }

@@ -170,7 +170,7 @@ def test_an_installed_wheel_needs_no_clone(tmp_path):
 
 MISTAKES = [
     (['train', '--config=tiny:smok'], 2, "'smok': allowed are pretrain, smoke; did you mean"),
-    (['train', '--config=sim_panda:smal'], 2, 'varied_ci, full; did you mean small?'),
+    (['train', '--config=sim_panda:smal'], 2, 'dark, full; did you mean small?'),
     (['train', '--config=tinny'], 2, 'did you mean tiny?'),
     (['train', '--config=own'], 2, 'no file own'),
     (['train', '--config=tiny', '--config.optim.stepz=3'], 2, 'did you mean optim.steps?'),

@@ -35,7 +35,7 @@ def train(workdir, *overrides, arg='ci', timeout=1200):
     )
 
 
-@pytest.mark.parametrize('size', ['ci', 'small', 'pick', 'varied', 'varied_ci', 'full'])
+@pytest.mark.parametrize('size', ['ci', 'small', 'pick', 'varied', 'dark', 'full'])
 def test_stages_take_from_each_other(tmp_path, size):
     config = cli.load(f'{CONFIG}:{size}', ['study'])
     first, second = closed_loop.trainings(config, tmp_path)

@@ -166,7 +166,7 @@ def test_goal_images_under_another_lamp(gl):
     there.close()
 
 
-@pytest.mark.parametrize('size, pixel', [('varied_ci', 64), ('varied', 96)])
+@pytest.mark.parametrize('size, pixel', [('ci', 64), ('varied', 96)])
 def test_features_of_the_encoder_that_shows_pixels_are_standardised_patches(tmp_path, size, pixel):
     config = cli.load(f'configs/sim_panda.py:{size}', ['study'])
     _, posttrain = closed_loop.trainings(config, tmp_path)
