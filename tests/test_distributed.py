@@ -238,9 +238,9 @@ def test_launchers_start_any_command():
         )  # fmt: skip
         assert done.returncode == 2 and done.stderr.startswith(words)
         assert len(done.stderr.splitlines()) == 1
-    (words, _) = commands_of(launch('slurm.sbatch', '--dry-run', 'collect', '--out', 'x'))
-    alone = ['--nodes=1', '--ntasks=1', 'python', '-m', 'jepa_jax']
-    assert words[2:] == [*alone, 'collect', '--out', 'x']
+    words, *_ = commands_of(launch('slurm.sbatch', '--dry-run', 'collect', '--out', 'x'))
+    assert words[2:5] == ['--nodes=1', '--ntasks=1', 'bash']
+    assert words[8:] == ['python', '-m', 'jepa_jax', 'collect', '--out', 'x']
     run = '\n'.join(launch('tpu_pod.sh', '--dry-run', 'run', 'collect', '--out', 'x', **cloud))
     assert '--worker=0' in run
     assert 'JEPA_JAX_DISTRIBUTED=0 JAX_PLATFORMS=cpu ../venv/bin/python -m jepa_jax collect' in run
@@ -277,10 +277,11 @@ def test_launchers_print_what_they_would_run():
             f'JEPA_JAX_PROCESS={i}',
         ]  # fmt: skip
         assert words[6:] == ['python', '-m', 'jepa_jax', 'train', config]
-    (words, requeue) = commands_of(
+    words, *_, requeue = commands_of(
         launch('slurm.sbatch', '--dry-run', config, SLURM_CPUS_PER_TASK='10')
     )
-    assert words[0] == 'srun' and words[2:] == [
+    assert words[0] == 'srun' and words[2:6] == ['bash', '-c', 'TASK', 'jepa_jax-JOB.failed']
+    assert words[6:] == [
         'python', '-m', 'jepa_jax', 'train', config, '--config.data.workers=8',
     ]  # fmt: skip
     assert 'requeue' in requeue
@@ -294,6 +295,44 @@ def test_launchers_print_what_they_would_run():
     assert f'JEPA_JAX_DISTRIBUTED=1 ../venv/bin/python -m jepa_jax train {config}' in run
     for action in ('logs', 'stop', 'delete', 'queue', 'queued', 'unqueue'):
         assert launch('tpu_pod.sh', '--dry-run', action, **cloud)[0].startswith('gcloud ')
+
+
+# what is said of each task, and the highest status, as srun tells it
+SRUN = """
+while [[ $1 == --* ]]; do shift; done
+worst=0
+for i in 0 1; do
+  SLURM_PROCID=$i "$@"; status=$?
+  ((status <= worst)) || worst=$status
+done
+exit $worst
+"""
+
+
+def programs(folder, **scripts: str) -> str:
+    """A PATH on which these stand before the real ones."""
+    folder.mkdir()
+    for name, script in scripts.items():
+        (folder / name).write_text(f'#!/bin/bash\n{script}\n')
+        (folder / name).chmod(0o755)
+    return f'{folder}:{os.environ["PATH"]}'
+
+
+@pytest.mark.parametrize(
+    ('statuses', 'status', 'again'), [('75 75', 0, True), ('1 75', 1, False), ('75 2', 2, False)]
+)
+def test_slurm_queues_no_error_again(tmp_path, statuses, status, again):
+    """The peers of a process that failed end with 75, which srun tells, as it is higher."""
+    python = f'set -- {statuses}; shift $SLURM_PROCID; exit $1'
+    path = programs(tmp_path / 'bin', srun=SRUN, python=python, scontrol='echo "$@" > queued')
+    (tmp_path / 'jepa_jax-7.failed').write_text('1\n')  # of an earlier try
+    done = subprocess.run(
+        ['bash', ROOT / 'launch/slurm.sbatch', '--config=vitg'], cwd=tmp_path, timeout=60,
+        env={**os.environ, 'PATH': path, 'SLURM_JOB_ID': '7'}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == status, done.stderr
+    assert (tmp_path / 'queued').exists() == again
+    assert ('a process failed' in done.stderr) != again
 
 
 FSDP = 'mesh.fsdp=4'
