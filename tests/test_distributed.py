@@ -282,8 +282,10 @@ def test_launchers_print_what_they_would_run():
     )
     assert words[0] == 'srun' and words[2:6] == ['bash', '-c', 'TASK', 'jepa_jax-JOB.failed']
     assert words[6:] == [
-        'python', '-m', 'jepa_jax', 'train', config, '--config.data.workers=8',
+        'env', 'JEPA_JAX_WORKERS=8', 'python', '-m', 'jepa_jax', 'train', config,
     ]  # fmt: skip
+    one = launch('slurm.sbatch', '--dry-run', config, SLURM_CPUS_PER_TASK='1')
+    assert 'JEPA_JAX_WORKERS=0' in commands_of(one)[0]
     assert 'requeue' in requeue
     cloud = {'TPU': 'pod', 'ZONE': 'zone', 'TYPE': 'v5p-128'}
     create = launch('tpu_pod.sh', '--dry-run', 'create', **cloud)
