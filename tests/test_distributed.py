@@ -337,6 +337,35 @@ def test_slurm_queues_no_error_again(tmp_path, statuses, status, again):
     assert ('a process failed' in done.stderr) != again
 
 
+def test_a_pods_loop_takes_any_argument_and_ends(tmp_path):
+    """Quotes included; and when the others never come: each start waits for them and ends with 75."""
+    gcloud = 'for last; do :; done; eval "${last#--command=}"; wait'
+    path = programs(tmp_path / 'bin', gcloud=gcloud, sleep='')
+    (tmp_path / 'jepa_jax').mkdir()
+    (tmp_path / 'venv').mkdir()
+    programs(tmp_path / 'venv/bin', python='printf "<%s>" "$@"; echo; exit 75')
+    flags = '--config=vitg', "--config.name=it's a \"b\" \n$HOME &"
+    done = subprocess.run(
+        ['bash', ROOT / 'launch/tpu_pod.sh', 'run', *flags], cwd=tmp_path, timeout=60,
+        env={**os.environ, 'PATH': path, 'TPU': 'pod', 'ZONE': 'zone'}, capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    words = ('-m', 'jepa_jax', 'train', *flags)
+    line = ''.join(f'<{word}>' for word in words) + '\n'
+    assert (tmp_path / 'train.log').read_text() == 5 * line
+
+
+def test_a_failure_ends_locally_at_once(tmp_path):
+    """What waits to kill those who do not end themselves does not outlive them."""
+    path = programs(tmp_path / 'bin', python='sleep $JEPA_JAX_PROCESS; exit 2')
+    began = time.monotonic()
+    done = subprocess.run(
+        ['bash', ROOT / 'launch/local.sh', '2', '--config=tiny'], capture_output=True, timeout=60,
+        env={**os.environ, 'PATH': path, 'PYTHON': 'python', 'PORT': '1', 'GRACE': '20'},
+    )  # fmt: skip
+    assert done.returncode == 2 and time.monotonic() - began < 15
+
+
 FSDP = 'mesh.fsdp=4'
 
 
