@@ -338,13 +338,13 @@ def test_slurm_queues_no_error_again(tmp_path, statuses, status, again):
 
 
 def test_a_pods_loop_takes_any_argument_and_ends(tmp_path):
-    """Quotes included; and when the others never come: each start waits for them and ends with 75."""
+    """Quotes included; where the others never come, each start waits and ends with 75."""
     gcloud = 'for last; do :; done; eval "${last#--command=}"; wait'
     path = programs(tmp_path / 'bin', gcloud=gcloud, sleep='')
     (tmp_path / 'jepa_jax').mkdir()
     (tmp_path / 'venv').mkdir()
     programs(tmp_path / 'venv/bin', python='printf "<%s>" "$@"; echo; exit 75')
-    flags = '--config=vitg', "--config.name=it's a \"b\" \n$HOME &"
+    flags = '--config=vitg', '--config.name=it\'s a "b" \n$HOME &'
     done = subprocess.run(
         ['bash', ROOT / 'launch/tpu_pod.sh', 'run', *flags], cwd=tmp_path, timeout=60,
         env={**os.environ, 'PATH': path, 'TPU': 'pod', 'ZONE': 'zone'}, capture_output=True,
