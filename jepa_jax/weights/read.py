@@ -77,6 +77,10 @@ def read(
       CheckpointError: one of ours that is damaged or of a newer format.
     """
     path = pathlib.Path(path).expanduser()
+    numbers = dict(crop=crop, frames=frames, heads=heads, predictor_heads=predictor_heads)
+    numbers |= dict(probe_heads=probe_heads, steps_per_epoch=steps_per_epoch)
+    for option, number in numbers.items():
+        shapes.check_number(path, option, number)
     choices = shapes.Choices(
         crop,
         frames,
@@ -248,6 +252,8 @@ def _configs(path, reader: shapes.Reader, content, forms) -> dict[str, Any]:
         configs[name] = from_shapes(reader, name, forms[name], beside)
         if name in ENCODERS and beside not in (None, configs[name]):
             raise ConvertError(f'{path}: the two encoders are of different sizes')
+        if name in ENCODERS:
+            shapes.check_clips(f'{path}: {name}', configs[name])
     return configs
 
 

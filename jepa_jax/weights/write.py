@@ -24,6 +24,7 @@ from jepa_jax.weights import (
     language,
     own,
     parts,
+    shapes,
     tables,
     torch_files,
     torch_write,
@@ -63,6 +64,7 @@ def write(
     dst = pathlib.Path(dst).expanduser().absolute()
     if to not in FORMATS:
         raise ConvertError(f"to '{to}': allowed are {', '.join(FORMATS)}")
+    shapes.check_number(dst, 'steps_per_epoch', steps_per_epoch)
     refuse_existing(dst)
     if to == 'jax':
         own.write(weights, dst, progress)

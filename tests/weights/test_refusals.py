@@ -17,6 +17,8 @@ import pytest
 import torch
 
 from jepa_jax import convert
+from jepa_jax.errors import ConvertError
+from jepa_jax.weights import zoo
 from jepa_jax.weights.write import FORMATS
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -214,6 +216,26 @@ def test_a_partial_load_needs_the_list_of_what_may_be_missing(tmp_path):
     assert not params['norm']['bias'].any()
     scale = params['blocks']['norm1']['scale']
     assert (scale[2] == 1).all() and (scale[1] != 1).all()
+
+
+@pytest.mark.parametrize(
+    ('option', 'value', 'words'),
+    [
+        ('crop', 0, 'must be at least 1'),
+        ('heads', -1, 'must be at least 1'),
+        ('steps_per_epoch', -3, 'must be at least 1'),
+        ('crop', 100, 'must be a multiple of 16, the patch; say --crop'),
+        ('frames', 3, 'must be a multiple of 2, the tubelet; say --frames'),
+    ],
+)
+def test_numbers_that_no_model_has(tmp_path, option, value, words):
+    path = saved(tmp_path, originals.released())
+    refused(path, f'{option} {value}: {words}', **{option: value})
+    with pytest.raises(ConvertError, match=f'{option} {value}: {words}'):  # as `load` reads it
+        zoo.find(path, **{**TINY, option: value})
+    if option == 'steps_per_epoch':
+        with pytest.raises(ConvertError, match=f'{option} {value}: {words}'):
+            convert.write(convert.read(path, **TINY), tmp_path / 'b.pt', 'torch', **{option: value})
 
 
 def test_a_predictor_of_another_encoder(tmp_path):
