@@ -382,6 +382,24 @@ def test_a_failure_midway_leaves_nothing(tmp_path, to):
     assert sorted(p.name for p in tmp_path.iterdir()) == ['a.pt']
 
 
+def test_a_folder_without_its_tokenizer_does_not_appear(tmp_path, monkeypatch):
+    weights = convert.read(saved(tmp_path, originals.released()), **TINY)
+    convert.write(weights, tmp_path / 'ours', 'jax')
+    (tmp_path / 'ours/tokenizer').mkdir()
+    (tmp_path / 'ours/tokenizer/a.json').write_text('{}')
+    weights = convert.read(tmp_path / 'ours')
+    convert.write(weights, tmp_path / 'b', 'jax')
+    assert (tmp_path / 'b/tokenizer/a.json').read_text() == '{}'
+
+    def full(*_, **__):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(shutil, 'copytree', full)
+    with pytest.raises(OSError, match='No space'):
+        convert.write(weights, tmp_path / 'c', 'jax')
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['a.pt', 'b', 'ours']
+
+
 def test_heads_of_a_probe_that_transformers_cannot_have(tmp_path):
     content = originals.released()
     content['classifiers'] = [originals.fill(originals.probe(), 'module.')]
