@@ -113,17 +113,22 @@ def _read(path, choices, allow_missing, ignore, steps_per_epoch, weights_only, f
             f'{path} is of torch.distributed.checkpoint: `python -m '
             f'torch.distributed.checkpoint.format_utils dcp_to_torch {path} FILE.pt` makes a .pt'
         )
-    if _is_hf(path):
+    if is_hf(path):
         if language.is_language(path):
             return language.read(path, finite)
         return _read_hf(path, allow_missing, finite)
     return own.read(path, weights_only, finite)
 
 
-def _is_hf(path: pathlib.Path) -> bool:
-    """Whether a folder is of Hugging Face's libraries."""
+def is_hf(path: pathlib.Path) -> bool:
+    """Whether a folder is of Hugging Face's libraries. A run has a config.json, too, before it has
+    a checkpoint.
+
+    Raises BadFile: it has a config.json that is none.
+    """
     ours = (path / checkpoint.MANIFEST).exists() or (path / 'checkpoints').exists()
-    return (path / hf_files.CONFIG).exists() and not ours
+    config = path / hf_files.CONFIG
+    return not ours and config.exists() and 'model_type' in files.read_json(config)
 
 
 def robot_in(path: str | os.PathLike) -> dict[str, Any]:
@@ -131,7 +136,7 @@ def robot_in(path: str | os.PathLike) -> dict[str, Any]:
     path = pathlib.Path(path).expanduser()
     with files.raising(ConvertError):
         if path.is_dir():
-            return {} if _is_hf(path) else own.robot_of(path)
+            return {} if is_hf(path) else own.robot_of(path)
         entry = torch_files.ours(path)
         own.check_extra(str(path), entry)
         return robot.told(entry)

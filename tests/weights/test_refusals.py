@@ -151,6 +151,8 @@ def test_truncated(tmp_path, share, zipped):
 def test_absent_and_empty_folder(tmp_path):
     refused(tmp_path / 'nothing.pt', 'does not exist')
     refused(tmp_path, 'no complete checkpoint')
+    (tmp_path / 'config.json').write_text('{"name": "a run before its first checkpoint"}')
+    refused(tmp_path, 'no complete checkpoint')
 
 
 def edit(**changes):
