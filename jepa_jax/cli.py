@@ -473,6 +473,13 @@ def whole(text: str) -> int:
     raise argparse.ArgumentTypeError(f"'{text}': must be a whole number")
 
 
+def count(text: str) -> int:
+    """A whole number from 1: the type of a flag."""
+    if (number := whole(text)) < 1:
+        raise argparse.ArgumentTypeError(f'{text}: must be at least 1')
+    return number
+
+
 def _whole_numbers(argv: list[str], kinds: dict[str, Any]) -> list[str]:
     """Values of whole-numbered fields as digits."""
     argv = list(argv)
