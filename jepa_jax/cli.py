@@ -68,6 +68,8 @@ USEFUL = {
     'checkpoints.resume_from': 'run to resume from, with its optimizer',
     'checkpoints.init_from': 'run to take the weights of',
 }
+# data.workers of a config that has it, where no flag says it: a launcher knows a process's cores
+WORKERS = 'JEPA_JAX_WORKERS'
 OVERRIDE = re.compile(r'--?(?:no)?config\.([^=]*)')
 KINDS_OF_CONFIG = {
     'objective': 'a run (RunConfig)',
@@ -432,6 +434,8 @@ def _override(config: Any, argv: list[str], parser: argparse.ArgumentParser) -> 
     for match in filter(None, map(OVERRIDE.match, argv)):
         store.begin_list(config, match[1])
     kinds = {name: kind for name, kind, _ in store.fields(config)}
+    if (count := os.environ.get(WORKERS)) and 'data.workers' in kinds:
+        argv = [f'--config.data.workers={count}', *argv]  # the last one counts
     argv = _whole_numbers([_renamed(flag, kinds) for flag in argv], kinds)
     for flag in argv:
         match = OVERRIDE.match(flag)
@@ -467,6 +471,13 @@ def whole(text: str) -> int:
     except ValueError:
         pass
     raise argparse.ArgumentTypeError(f"'{text}': must be a whole number")
+
+
+def count(text: str) -> int:
+    """A whole number from 1: the type of a flag."""
+    if (number := whole(text)) < 1:
+        raise argparse.ArgumentTypeError(f'{text}: must be at least 1')
+    return number
 
 
 def _whole_numbers(argv: list[str], kinds: dict[str, Any]) -> list[str]:

@@ -92,8 +92,9 @@ def local(
                 copied = sum(pool.map(one, paths))
         finally:
             write_json(place / INDEX, states)
+        kept = set(paths.values())
         for path in folder.rglob('*'):
-            if path.is_file() and path not in paths.values():
+            if path.is_file() and path not in kept:
                 path.unlink()
         if copied:
             log.info('copied %.3g MiB from %s to %s', copied / 2**20, url, folder)

@@ -145,6 +145,10 @@ class Model:
         inputs.check_video(video, preprocess, normalised)
         inputs.check_rate(fps)
         if isinstance(video, np.ndarray) and video.ndim == 5:
+            for name, value in (('frames', frames), ('stride', stride)):
+                if value not in (None, video.shape[1]):
+                    words = f'must be {video.shape[1]}, as windows [n, T, H, W, 3] are cut already'
+                    raise InputError(f'{name} {value}: {words}')
             self._check_frames(video.shape[1])
             self._warn(video.shape[1], video.shape[2:4], crop, preprocess, fps)
             view = self._view(inputs.array_input(video[0], fps), crop, preprocess)

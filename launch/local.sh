@@ -70,14 +70,18 @@ trap 'kill -KILL "${!running[@]}" 2> /dev/null' EXIT # nothing is left behind
 worst=0
 while ((${#running[@]})); do
   ended=''
-  wait -n -p ended "${!running[@]}"
+  wait -n -p ended "${!running[@]}" ${watchdog:+"$watchdog"}
   status=$?
   [[ -n ${ended:-} ]] || continue # a signal woke us
+  if [[ $ended == "${watchdog:-}" ]]; then
+    kill -KILL "${!running[@]}" 2> /dev/null
+    watchdog='' && continue
+  fi
   unset "running[$ended]"
   if ((status != 0)); then
     ((worst == 0 || worst == 75)) && worst=$status
     if [[ -z ${watchdog:-} && ${#running[@]} -gt 0 ]]; then
-      (sleep "${GRACE:-60}" && kill -KILL "${!running[@]}" 2> /dev/null) &
+      sleep "${GRACE:-60}" &
       watchdog=$!
     fi
   fi

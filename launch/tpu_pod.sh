@@ -16,7 +16,8 @@
 # the first one.
 # TYPE counts cores for v4 and v5p (v5p-128 is 64 chips, 4x4x4), chips for v5e and v6e. The workdir
 # is on a file system that all hosts mount (Filestore, Lustre) or in a bucket, gs://BUCKET/runs/vitg.
-# A run that ends with status 75 or is killed starts itself again, up to 100 times.
+# A run that ends with status 75 or is killed starts itself again, up to 100 times, or 5 in a row that
+# last less than ten minutes each: a host that ended by an error does not come back.
 set -euo pipefail
 dry=''
 if [[ ${1:-} == --dry-run ]]; then dry=1 && shift; fi
@@ -82,11 +83,15 @@ case $action in
     printf -v arguments '%q ' "$@"
     hosts=all settings='JEPA_JAX_DISTRIBUTED=1'
     [[ $name == train || $name == evaluate ]] || hosts=0 settings='JEPA_JAX_DISTRIBUTED=0 JAX_PLATFORMS=cpu'
-    there "$hosts" "cd jepa_jax && nohup bash -c 'for i in \$(seq 100); do
+    loop="for i in \$(seq 100); do
+  begun=\$SECONDS
   $settings ../venv/bin/python -m jepa_jax $name $arguments
   status=\$?
-  case \$status in 75|134|137) sleep 30;; *) exit \$status;; esac
-done' > ../train.log 2>&1 < /dev/null &"
+  short=\$((SECONDS - begun < 600 ? short + 1 : 0))
+  case \$status in 75|134|137) ((short < 5)) || exit \$status; sleep 30;; *) exit \$status;; esac
+done"
+    quote="'\\''"
+    there "$hosts" "cd jepa_jax && nohup bash -c '${loop//\'/"$quote"}' > ../train.log 2>&1 < /dev/null &"
     ;;
   logs)
     do_ gcloud compute tpus tpu-vm ssh "$TPU" "${place[@]}" --worker=0 --command='tail -F train.log'

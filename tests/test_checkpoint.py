@@ -754,6 +754,14 @@ def test_inspect(tmp_path):
     done = run(str(tmp_path), '--verify')
     assert done.returncode == 1 and done.stderr.startswith(f'error: {victim} differs')
     assert len(done.stderr.splitlines()) == 1
+    older = tmp_path / 'checkpoints' / '10' / checkpoint.MANIFEST
+    older.write_text('{')
+    done = run(str(tmp_path))  # the newest one's manifest is whole
+    assert done.returncode == 1 and done.stderr.startswith(f'error: {older} is not a manifest')
+    (tmp_path / 'begun').mkdir()
+    (tmp_path / 'begun/config.json').write_text('{"name": "x"}')
+    done = run(str(tmp_path / 'begun'))  # a run, no folder of Hugging Face's
+    assert done.returncode == 1 and 'unfinished or no checkpoint' in done.stderr
     assert run('--help').returncode == 0
 
 

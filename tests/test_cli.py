@@ -251,6 +251,17 @@ def test_a_flag_begins_an_empty_list(folder):
     assert [part.every for part in config.evals] == [100]
 
 
+def test_a_launcher_names_the_workers_that_no_flag_does(folder, monkeypatch):
+    """Of configs that have such a field: a study has none."""
+    monkeypatch.setenv('JEPA_JAX_WORKERS', '7')
+    toy, flag, configs = f'--config={folder / "configs/toy.py"}', '--config.data.workers', []
+    for argv in ([toy], [toy, f'{flag}=4'], [toy, flag, '5']):
+        assert not cli.run(lambda config, **_: configs.append(config), doc='', argv=argv)
+    assert [config.data.workers for config in configs] == [7, 4, 5]
+    tables = ('objective', 'study')
+    assert not cli.run(lambda **_: 0, doc='', tables=tables, argv=['--config=sim_panda'])
+
+
 @pytest.mark.parametrize('command', [[], ['models'], ['embed', '--help']])
 def test_a_reader_that_leaves_early_is_no_error(command):
     read, write = os.pipe()

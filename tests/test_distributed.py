@@ -238,9 +238,9 @@ def test_launchers_start_any_command():
         )  # fmt: skip
         assert done.returncode == 2 and done.stderr.startswith(words)
         assert len(done.stderr.splitlines()) == 1
-    (words, _) = commands_of(launch('slurm.sbatch', '--dry-run', 'collect', '--out', 'x'))
-    alone = ['--nodes=1', '--ntasks=1', 'python', '-m', 'jepa_jax']
-    assert words[2:] == [*alone, 'collect', '--out', 'x']
+    words, *_ = commands_of(launch('slurm.sbatch', '--dry-run', 'collect', '--out', 'x'))
+    assert words[2:5] == ['--nodes=1', '--ntasks=1', 'bash']
+    assert words[8:] == ['python', '-m', 'jepa_jax', 'collect', '--out', 'x']
     run = '\n'.join(launch('tpu_pod.sh', '--dry-run', 'run', 'collect', '--out', 'x', **cloud))
     assert '--worker=0' in run
     assert 'JEPA_JAX_DISTRIBUTED=0 JAX_PLATFORMS=cpu ../venv/bin/python -m jepa_jax collect' in run
@@ -277,12 +277,15 @@ def test_launchers_print_what_they_would_run():
             f'JEPA_JAX_PROCESS={i}',
         ]  # fmt: skip
         assert words[6:] == ['python', '-m', 'jepa_jax', 'train', config]
-    (words, requeue) = commands_of(
+    words, *_, requeue = commands_of(
         launch('slurm.sbatch', '--dry-run', config, SLURM_CPUS_PER_TASK='10')
     )
-    assert words[0] == 'srun' and words[2:] == [
-        'python', '-m', 'jepa_jax', 'train', config, '--config.data.workers=8',
+    assert words[0] == 'srun' and words[2:6] == ['bash', '-c', 'TASK', 'jepa_jax-JOB.failed']
+    assert words[6:] == [
+        'env', 'JEPA_JAX_WORKERS=8', 'python', '-m', 'jepa_jax', 'train', config,
     ]  # fmt: skip
+    one = launch('slurm.sbatch', '--dry-run', config, SLURM_CPUS_PER_TASK='1')
+    assert 'JEPA_JAX_WORKERS=0' in commands_of(one)[0]
     assert 'requeue' in requeue
     cloud = {'TPU': 'pod', 'ZONE': 'zone', 'TYPE': 'v5p-128'}
     create = launch('tpu_pod.sh', '--dry-run', 'create', **cloud)
@@ -294,6 +297,73 @@ def test_launchers_print_what_they_would_run():
     assert f'JEPA_JAX_DISTRIBUTED=1 ../venv/bin/python -m jepa_jax train {config}' in run
     for action in ('logs', 'stop', 'delete', 'queue', 'queued', 'unqueue'):
         assert launch('tpu_pod.sh', '--dry-run', action, **cloud)[0].startswith('gcloud ')
+
+
+# what is said of each task, and the highest status, as srun tells it
+SRUN = """
+while [[ $1 == --* ]]; do shift; done
+worst=0
+for i in 0 1; do
+  SLURM_PROCID=$i "$@"; status=$?
+  ((status <= worst)) || worst=$status
+done
+exit $worst
+"""
+
+
+def programs(folder, **scripts: str) -> str:
+    """A PATH on which these stand before the real ones."""
+    folder.mkdir()
+    for name, script in scripts.items():
+        (folder / name).write_text(f'#!/bin/bash\n{script}\n')
+        (folder / name).chmod(0o755)
+    return f'{folder}:{os.environ["PATH"]}'
+
+
+@pytest.mark.parametrize(
+    ('statuses', 'status', 'again'), [('75 75', 0, True), ('1 75', 1, False), ('75 2', 2, False)]
+)
+def test_slurm_queues_no_error_again(tmp_path, statuses, status, again):
+    """The peers of a process that failed end with 75, which srun tells, as it is higher."""
+    python = f'set -- {statuses}; shift $SLURM_PROCID; exit $1'
+    path = programs(tmp_path / 'bin', srun=SRUN, python=python, scontrol='echo "$@" > queued')
+    (tmp_path / 'jepa_jax-7.failed').write_text('1\n')  # of an earlier try
+    done = subprocess.run(
+        ['bash', ROOT / 'launch/slurm.sbatch', '--config=vitg'], cwd=tmp_path, timeout=60,
+        env={**os.environ, 'PATH': path, 'SLURM_JOB_ID': '7'}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == status, done.stderr
+    assert (tmp_path / 'queued').exists() == again
+    assert ('a process failed' in done.stderr) != again
+
+
+def test_a_pods_loop_takes_any_argument_and_ends(tmp_path):
+    """Quotes included; where the others never come, each start waits and ends with 75."""
+    gcloud = 'for last; do :; done; eval "${last#--command=}"; wait'
+    path = programs(tmp_path / 'bin', gcloud=gcloud, sleep='')
+    (tmp_path / 'jepa_jax').mkdir()
+    (tmp_path / 'venv').mkdir()
+    programs(tmp_path / 'venv/bin', python='printf "<%s>" "$@"; echo; exit 75')
+    flags = '--config=vitg', '--config.name=it\'s a "b" \n$HOME &'
+    done = subprocess.run(
+        ['bash', ROOT / 'launch/tpu_pod.sh', 'run', *flags], cwd=tmp_path, timeout=60,
+        env={**os.environ, 'PATH': path, 'TPU': 'pod', 'ZONE': 'zone'}, capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    words = ('-m', 'jepa_jax', 'train', *flags)
+    line = ''.join(f'<{word}>' for word in words) + '\n'
+    assert (tmp_path / 'train.log').read_text() == 5 * line
+
+
+def test_a_failure_ends_locally_at_once(tmp_path):
+    """What waits to kill those who do not end themselves does not outlive them."""
+    path = programs(tmp_path / 'bin', python='sleep $JEPA_JAX_PROCESS; exit 2')
+    began = time.monotonic()
+    done = subprocess.run(
+        ['bash', ROOT / 'launch/local.sh', '2', '--config=tiny'], capture_output=True, timeout=60,
+        env={**os.environ, 'PATH': path, 'PYTHON': 'python', 'PORT': '1', 'GRACE': '20'},
+    )  # fmt: skip
+    assert done.returncode == 2 and time.monotonic() - began < 15
 
 
 FSDP = 'mesh.fsdp=4'

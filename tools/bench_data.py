@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 
 from jepa_jax import cli
 from jepa_jax.config import DataListConfig, MaskedVideoConfig
+from jepa_jax.workdir import room_for
 
 if TYPE_CHECKING:
     import numpy as np
@@ -280,6 +281,8 @@ def bench(
     frames: int = 16, crop: int = 256, batches: int = 0, json_file: str | None = None,
 ) -> dict:  # fmt: skip
     """Makes videos if need be, measures, prints."""
+    if json_file:
+        room_for('--json', json_file)
     config = MaskedVideoConfig()
     config.data.frames, config.data.crop, config.optim.batch = frames, crop, batch
     with tempfile.TemporaryDirectory() as folder:
@@ -297,18 +300,18 @@ def bench(
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
+    add, count = parser.add_argument, cli.count
     add('--list', metavar='PATH', dest='path', help='what the list kind `videos` reads (self-made)')
-    add('--videos', type=int, default=24, metavar='N', help='self-made ones (%(default)s)')
+    add('--videos', type=count, default=24, metavar='N', help='self-made ones (%(default)s)')
     add('--size', type=_size, default=(320, 240), metavar='WxH', help='of self-made ones')
     add('--workers', type=int, nargs='+', default=[0, 1, 2, 3, 4], metavar='N', help='processes')
-    add('--batch', type=int, default=8, metavar='N', help='clips (%(default)s)')
+    add('--batch', type=count, default=8, metavar='N', help='clips (%(default)s)')
     # many more than are under way at once, whose work may fall on either side of the clock
-    add('--steps', type=int, default=24, metavar='N', help='batches a round (%(default)s)')
-    add('--rounds', type=int, default=3, metavar='N', help='of all ways of reading (%(default)s)')
-    add('--frames', type=int, default=16, metavar='N', help='a clip (%(default)s)')
-    add('--crop', type=int, default=256, metavar='N', help='pixels (%(default)s)')
-    add('--memory', type=int, nargs='?', const=2000, default=0, metavar='BATCHES', dest='batches',
+    add('--steps', type=count, default=24, metavar='N', help='batches a round (%(default)s)')
+    add('--rounds', type=count, default=3, metavar='N', help='of all ways of reading (%(default)s)')
+    add('--frames', type=count, default=16, metavar='N', help='a clip (%(default)s)')
+    add('--crop', type=count, default=256, metavar='N', help='pixels (%(default)s)')
+    add('--memory', type=count, nargs='?', const=2000, default=0, metavar='BATCHES', dest='batches',
         help='memory over so many batches (2000) in place of speed')  # fmt: skip
     add('--json', metavar='FILE', dest='json_file', help='write the figures (no file)')
 

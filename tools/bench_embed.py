@@ -21,6 +21,7 @@ import sys
 from typing import Any
 
 from jepa_jax import cli
+from jepa_jax.workdir import room_for
 
 from . import versus
 from .bench_vs_torch import common
@@ -122,6 +123,8 @@ def bench(
     Raises:
       BenchError: our side failed, or features disagree.
     """
+    if json_file:
+        room_for('--json', json_file)
     result = versus.measure(
         f'{__spec__.name}:FEATURES', options, peers=sides, rounds=rounds, threads=threads,
         platform=platform,

@@ -29,6 +29,7 @@ import time
 from typing import Any
 
 from jepa_jax import cli
+from jepa_jax.workdir import room_for
 
 from . import versus
 from .bench_vs_torch import common
@@ -243,6 +244,8 @@ def bench(
     Raises:
       BenchError: a side failed, or they disagree.
     """
+    if json_file:
+        room_for('--json', json_file)
     result = versus.measure(
         f'{__spec__.name}:PLAN', options, peers=sides, rounds=rounds, threads=threads,
         platform=platform,
@@ -253,15 +256,10 @@ def bench(
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    def count(text: str) -> int:
-        if int(text) < 1:
-            raise argparse.ArgumentTypeError(f'{text}: must be at least 1')
-        return int(text)
-
     add = parser.add_argument
     add('--budget', default='reach', choices=BUDGETS, help='how much is searched')
     for name in CHANGES:
-        add(f'--{name}', type=count, metavar='N', help="in place of that (the budget's)")
+        add(f'--{name}', type=cli.count, metavar='N', help="in place of that (the budget's)")
     add('--at-once', type=int, metavar='N', help='samples that run together; 0: all (the fastest)')
     add('--original', default='', metavar='DIR', help='a checkout of the original (none)')
     add('--sides', nargs='+', metavar='SIDE', help='theirs: torch, original (all)')

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jepa_jax import cli
+from jepa_jax.workdir import room_for
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +34,8 @@ def bench(
     commands: int, json_file: str | None,
 ) -> None:  # fmt: skip
     """Measures, prints and writes."""
+    if json_file:
+        room_for('--json', json_file)
     import numpy as np
 
     from jepa_jax.evals import linear

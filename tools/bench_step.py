@@ -25,6 +25,7 @@ from typing import Any
 
 from jepa_jax import cli
 from jepa_jax.config import RunConfig
+from jepa_jax.workdir import room_for
 
 GIB = 2**30
 
@@ -167,6 +168,8 @@ def run(
 ) -> None:
     """The tool: prints the figures, and writes them if asked to."""
     del workdir, config_file
+    if json_file:
+        room_for('--json', json_file)
     result = bench(config, **options)
     show(result)
     if json_file:
@@ -174,17 +177,11 @@ def run(
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    def count(text: str) -> int:
-        number = int(text)
-        if number < 1:
-            raise argparse.ArgumentTypeError(f'{text}: must be at least 1')
-        return number
-
     add = parser.add_argument
-    add('--steps', type=count, default=20, metavar='N', help='timed steps (%(default)s)')
-    add('--warmup', type=count, default=2, metavar='N', help='steps before (%(default)s)')
+    add('--steps', type=cli.count, default=20, metavar='N', help='timed steps (%(default)s)')
+    add('--warmup', type=cli.count, default=2, metavar='N', help='steps before (%(default)s)')
     add(
-        '--programs', type=count, default=1, metavar='N', dest='limit',
+        '--programs', type=cli.count, default=1, metavar='N', dest='limit',
         help='programs measured (%(default)s)',
     )  # fmt: skip
     add('--json', metavar='FILE', dest='json_file', help='write the figures (no file)')

@@ -27,6 +27,7 @@ from typing import Any
 
 from jepa_jax import cli
 from jepa_jax.config.parts import REMAT
+from jepa_jax.workdir import room_for
 
 from . import versus
 
@@ -79,8 +80,13 @@ def bench(
     Raises:
       BenchError: sides disagree, or one that must run did not.
     """
+    if json_file:
+        room_for('--json', json_file)
     from . import bench_data
 
+    tables = {name: versus.load(COMPARISONS[name]).peers for name in tasks or FULL if name != DATA}
+    every = dict.fromkeys(peer for peers in tables.values() for peer in peers)
+    versus.check_sides(sides or (), every, bool(original))
     results: dict[str, Any] = {'platform': platform, 'threads': threads, 'rounds': rounds}
     for name in tasks or FULL:
         rows = results[name] = []
@@ -89,9 +95,10 @@ def bench(
             if name == DATA:
                 rows.append(bench_data.bench(**options, rounds=rounds))
             else:
+                here = sides and [side for side in sides if side in tables[name]]
                 settings = {**options, 'dtype': dtype, 'original': original, 'remat': remat}
                 rows.append(versus.measure(
-                    COMPARISONS[name], settings, peers=sides, rounds=rounds, threads=threads,
+                    COMPARISONS[name], settings, peers=here, rounds=rounds, threads=threads,
                     platform=platform, patience=patience,
                 ))  # fmt: skip
             if json_file:
@@ -120,17 +127,11 @@ def summary(results: dict[str, Any]) -> None:
 
 def common(parser: argparse.ArgumentParser, rounds: int = 5) -> None:
     """Flags that all comparisons have."""
-
-    def count(text: str) -> int:
-        if int(text) < 1:
-            raise argparse.ArgumentTypeError(f'{text}: must be at least 1')
-        return int(text)
-
     add = parser.add_argument
     add('--platform', choices=('cpu', 'gpu'), default='cpu', help='what all sides run on')
     add('--dtype', choices=('float32', 'bfloat16'), default='float32', help='of products')
-    add('--rounds', type=count, default=rounds, metavar='N', help='timed runs (%(default)s)')
-    add('--threads', type=count, default=2, metavar='N', help='and cores (%(default)s)')
+    add('--rounds', type=cli.count, default=rounds, metavar='N', help='timed runs (%(default)s)')
+    add('--threads', type=cli.count, default=2, metavar='N', help='and cores (%(default)s)')
     add('--json', metavar='FILE', dest='json_file', help='write the figures (no file)')
 
 

@@ -44,6 +44,12 @@ from jepa_jax.config import RunConfig
 from jepa_jax.errors import ConfigError, CostError
 from jepa_jax.workdir import room_for
 
+# flag -> values of --what
+GOES_WITH = {
+    '--then': ('step', 'run'), '--topology': ('step', 'memory', 'remat'), '--hlo': ('step',),
+    '--decode': ('step',), '--chip': ('run',), '--mfu': ('run',), '--price': ('run',),
+}  # fmt: skip
+
 
 def step(
     config: RunConfig, topology: str | None, hlo_file: str | None, decode: float
@@ -201,6 +207,18 @@ def _on_devices(config: RunConfig, topology: str | None) -> tuple[RunConfig, lis
     return steps.settle(config, len(devices), capacity), devices
 
 
+def _check_flags(what: str, then: str | None, flags: dict[str, Any]) -> None:
+    """Refuses flags that would be ignored, and numbers that count nothing."""
+    for flag, value in {'--then': then, **flags}.items():
+        said = f'{flag} {value:g}' if isinstance(value, float) else f'{flag} {value}'
+        if value and what not in (here := GOES_WITH[flag]):
+            raise ConfigError(f'{said}: goes with --what {", ".join(here)}, not {what}')
+        if value and then and what == 'step' and flag != '--then':
+            raise ConfigError(f'{said}: goes with --what step without --then')
+        if flag in ('--decode', '--price') and not value >= 0:
+            raise ConfigError(f'{said}: must not be negative')
+
+
 def run(
     config: RunConfig,
     workdir: str,
@@ -222,6 +240,9 @@ def run(
       CostError: something in `compiled.objections`.
     """
     del workdir, config_file
+    flags = {'--topology': topology, '--hlo': hlo_file, '--decode': decode}
+    flags |= {'--chip': chip, '--mfu': mfu, '--price': price}
+    _check_flags(what, then, flags)
     for flag, file in (('--json', json_file), ('--hlo', hlo_file)):
         if file:
             room_for(flag, file)
@@ -230,13 +251,7 @@ def run(
             f'--devices {devices}: must be at least 1, and goes with --what memory, in place of '
             '--topology, and with --what run'
         )
-    if decode and (what != 'step' or then):
-        raise ConfigError(f'--decode {decode:g}: goes with --what step, without --then')
     if what == 'run':
-        if topology:
-            raise ConfigError(
-                f'--what run --topology {topology}: give --chip and --devices in its place'
-            )
         if chip is None:
             raise ConfigError(f'--what run: needs --chip, one of {", ".join(sorted(TPUS | GPUS))}')
         if not 0 < mfu <= 1:

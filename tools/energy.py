@@ -56,14 +56,20 @@ def energy(runs: list[str], out: str, clips: int, kind: str, seed: int, demo: bo
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     rows = {}
-    for run in runs:
-        rows[Path(run).name] = row = of_run(Path(run), clips, kind, seed)
+    for run, title in zip(runs, titles(runs)):
+        rows[title] = row = of_run(Path(run), clips, kind, seed)
         for name, one in row.items():
             figures = ', '.join(f'{k} {one[k]:.4g}' for k in FIGURES)
-            print(f'{Path(run).name}, {name}: {figures}', flush=True)
+            print(f'{title}, {name}: {figures}', flush=True)
     (folder / 'energy.json').write_text(json.dumps(rows, indent=2) + '\n')
     draw(rows, folder / 'energy.png')
     print(folder / 'energy.png')
+
+
+def titles(runs: list[str]) -> list[str]:
+    """Names of the folders; of those of one name, paths as they were typed."""
+    names = [Path(run).name for run in runs]
+    return [name if names.count(name) == 1 else run for name, run in zip(names, runs)]
 
 
 FIGURES = ('own', 'other', 'gap', 'first', 'auc', 'basin')

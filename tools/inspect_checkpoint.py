@@ -27,9 +27,10 @@ def inspect(path: str, verify: bool, params: bool) -> None:
       CheckpointError: no checkpoint there, or (`verify`) a damaged one.
     """
     from jepa_jax import checkpoint  # jax and orbax: not for --help
+    from jepa_jax.weights.read import is_hf
 
     place = pathlib.Path(path)
-    if place.is_file() or (place / 'config.json').exists() and not (place / 'checkpoints').exists():
+    if place.is_file() or is_hf(place):
         _foreign(place, params)
         return
     directory = place / 'checkpoints' if (place / 'checkpoints').is_dir() else place
@@ -46,11 +47,11 @@ def inspect(path: str, verify: bool, params: bool) -> None:
             line += (
                 '  damaged: ' + '; '.join(problems) if problems else f'  intact ({seconds:.1f} s)'
             )
+        elif not isinstance(manifest, dict):
+            damaged.append(manifest)
         print(line)
     if isinstance(manifest, dict):  # the newest
         _describe(folders[-1], manifest, params)
-    elif not verify:
-        damaged.append(manifest)
     if damaged:
         raise Damaged(damaged[0])
 

@@ -40,7 +40,7 @@ BATCH = 16  # frames encoded together
 
 def pairs(data: RobotConfig, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
     """Frames uint8 [E, 2, H, W, 3], states [E, 2, 7] and actions [E, 7] of `count` pairs, in turn
-    from every episode and spread over it; and what could not be read.
+    from every episode and spread over it, fewer where these repeat; and what could not be read.
 
     Raises:
       DataError: no episode can be read, or their frames differ in size.
@@ -50,7 +50,7 @@ def pairs(data: RobotConfig, count: int) -> tuple[np.ndarray, np.ndarray, np.nda
     from jepa_jax.data import robot
 
     recordings = robot.open_recordings(data)
-    pieces, bad = [], {}
+    pieces, bad = {}, {}  # by episode and place: intervals are of pairs that differ
     rounds = -(-count // len(recordings))
     chosen = np.unique(np.linspace(0, len(recordings) - 1, min(count, len(recordings))).round())
     for turn in range(rounds):
@@ -62,15 +62,18 @@ def pairs(data: RobotConfig, count: int) -> tuple[np.ndarray, np.ndarray, np.nda
             if len(pieces) == count or i in bad:
                 continue
             try:
-                pieces.append(robot.cut(recordings.episode(int(i)), 2, data.fps, draw))
+                piece = robot.cut(recordings.episode(int(i)), 2, data.fps, draw)
             except (BadFile, OSError) as error:
                 bad[i] = str(error)
+            else:
+                pieces[i, *piece.numbers] = piece
     if not pieces:
         raise DataError(f'{data.path}: no episode can be read: {next(iter(bad.values()))}')
-    if len(sizes := {piece.frames.shape[1:3] for piece in pieces}) > 1:
+    if len(sizes := {piece.frames.shape[1:3] for piece in pieces.values()}) > 1:
         words = ', '.join(f'{w} x {h}' for h, w in sorted(sizes))
         raise DataError(f'{data.path}: pictures of {words} pixels: must be of one size')
-    stacked = [np.stack([getattr(p, k) for p in pieces]) for k in ('frames', 'states', 'actions')]
+    names = 'frames', 'states', 'actions'
+    stacked = [np.stack([getattr(piece, k) for piece in pieces.values()]) for k in names]
     return stacked[0], stacked[1], stacked[2][:, 0], list(bad.values())
 
 
@@ -188,7 +191,9 @@ def run(
         agent, frames, states, actions, Cost(COSTS[cost]), samples=samples, bound=bound, seed=seed
     )
     result = summarise(judged, actions, least)
-    print(f'{len(actions)} pairs, {cost} cost, {samples} random actions within {bound:g} m each')
+    drawn = f'{len(actions)} pairs'
+    drawn += f' of the {pair_count} asked for' if len(actions) < pair_count else ''
+    print(f'{drawn}, {cost} cost, {samples} random actions within {bound:g} m each')
     for name, row in result.items():
         few = '' if row['pairs'] == len(actions) else f', {row["pairs"]} pairs'
         print(f'{name:8} {row["mean"]:7.3f}  ({row["low"]:.3f} to {row["high"]:.3f}{few})')

@@ -23,6 +23,7 @@ from unittest import mock
 
 from jepa_jax import cli
 from jepa_jax.config import RunConfig
+from jepa_jax.workdir import room_for
 
 CUDNN = 91000  # a version whose attention takes all that the models ask for
 
@@ -106,6 +107,8 @@ def read(text: str, state: Any, tokens: frozenset[int]) -> dict[str, Any]:
 def run(config: RunConfig, workdir: str, config_file: str, json_file: str | None) -> None:
     """The tool."""
     del workdir, config_file
+    if json_file:
+        room_for('--json', json_file)
     result = read(*lower(config))
     for name, value in result.items():
         print(f'{name.replace("_", " ")}: {value}')

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 from jepa_jax import cli
 from jepa_jax.config import MaskedVideoConfig
 from jepa_jax.errors import ConfigError
+from jepa_jax.workdir import room_for
 
 if TYPE_CHECKING:
     import numpy as np
@@ -187,6 +188,8 @@ def _run_images(steps: int, budgets: int) -> dict:
 
 def run(steps: int, budgets: int, images: bool, json_file: str | None) -> None:
     """Measures every case and prints it."""
+    if json_file:
+        room_for('--json', json_file)
     if steps < 1:
         raise ConfigError(f'--steps {steps}: must be at least 1')
     results = _run_images(steps, budgets) if images else _run_videos(steps, budgets)

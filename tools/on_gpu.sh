@@ -9,6 +9,13 @@
 # or newer, are left out. PYTHON names another interpreter than python3.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+words=()
+for word in "$@"; do # a file is meant from where it is typed
+  if [[ $word == --out=[!/]* ]]; then word=--out=$PWD/${word#--out=}; fi
+  if [[ ${last:-} == --out && $word != /* ]]; then word=$PWD/$word; fi
+  words+=("$word") last=$word
+done
+set -- "${words[@]}"
 cd "$here/.."
 python=${PYTHON:-python3}
 packages=(
@@ -16,6 +23,7 @@ packages=(
 )
 
 if [[ ${1:-} == --wheels ]]; then
+  rm -rf "$here/wheels" # those of another Python or version would be installed, too
   platforms=()
   for tag in 2_39 2_35 2_34 2_31 2_28 2_27 2_24 2_17; do platforms+=(--platform "manylinux_${tag}_x86_64"); done
   "$python" -m pip download --quiet --no-deps --only-binary=:all: --implementation cp \

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from jepa_jax import cli, files
 from jepa_jax.errors import ConfigError
+from jepa_jax.workdir import room_for
 
 
 def score(truth: str, predictions: str, resamples: int, json_file: str | None) -> None:
@@ -27,6 +28,8 @@ def score(truth: str, predictions: str, resamples: int, json_file: str | None) -
     Raises:
       ConfigError: a file of another layout, or a split whose objects are not told.
     """
+    if json_file:
+        room_for('--json', json_file)
     from jepa_jax.data.labelled import ego4d_sta
     from jepa_jax.evals.sta import mean_average_precision
 

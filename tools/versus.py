@@ -20,10 +20,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from jepa_jax.errors import BenchError
+from jepa_jax.errors import BenchError, allowed
 
 GIB = 2**30
 OURS = 'jepa_jax'
@@ -88,6 +88,7 @@ def measure(
     """
     task = load(name)
     options = {**task.defaults, **options, 'platform': platform, 'threads': threads}
+    check_sides(peers or (), task.peers, bool(options.get('original')))
     chosen = [peer for peer in task.peers if peers is None or peer in peers]
     if not options.get('original'):
         chosen = [peer for peer in chosen if not peer.startswith('original')]
@@ -144,6 +145,15 @@ def measure(
         if not result[side]['apart'][figure] <= limit  # also a NaN
     ]
     return result
+
+
+def check_sides(sides: Sequence[str], peers: Iterable[str], original: bool) -> None:
+    """Raises BenchError for a side that no comparison has, which would be compared with nothing."""
+    for side in sides:
+        if side not in peers:
+            raise BenchError(f"--sides '{side}': {allowed(side, peers)}")
+        if side.startswith('original') and not original:
+            raise BenchError(f"--sides '{side}': needs --original DIR, a checkout")
 
 
 def judge(result: Mapping[str, Any]) -> None:

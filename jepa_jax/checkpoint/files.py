@@ -432,6 +432,7 @@ def write(
     extra: dict[str, Any],
     progress: Callable[[int], Any] = lambda size: None,
     shared: bool = True,
+    beside: pathlib.Path | None = None,
 ) -> None:
     """Writes one checkpoint, a few arrays at a time: for what would not fit into memory at once.
     Of several processes all call it, as Orbax wants, with the same arrays.
@@ -443,6 +444,7 @@ def write(
       step, extra: for the manifest, as `Checkpoints.save` has them.
       progress: called with the number of bytes after each piece.
       shared: all processes see the folder; else process 0 writes, all at once.
+      beside: a folder to copy into it, under its own name.
 
     Raises:
       CheckpointError: the folder exists, or the disk has too little room.
@@ -481,6 +483,8 @@ def write(
             manifest = {**manifest, 'files': hash_all(unfinished)}
             content = {'manifest': manifest, 'sha256': digest_of(manifest)}
             workdir.write_json(unfinished / MANIFEST, content)
+            if beside:
+                shutil.copytree(beside, unfinished / beside.name)
             unfinished.rename(folder)
             workdir.sync_folder(folder.parent)
         agree(0)  # it is there for all of them

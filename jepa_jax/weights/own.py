@@ -380,6 +380,6 @@ def extra(weights: Weights) -> dict[str, Any]:
     return more
 
 
-def write(weights: Weights, dst: pathlib.Path, progress) -> None:
-    step = weights.training.step if weights.training else 0
-    checkpoint.write(dst, arrays(weights), step=step, extra=extra(weights), progress=progress)
+def write(weights: Weights, dst: pathlib.Path, progress, beside: pathlib.Path | None) -> None:
+    step, more = weights.training.step if weights.training else 0, extra(weights)
+    checkpoint.write(dst, arrays(weights), step=step, extra=more, progress=progress, beside=beside)

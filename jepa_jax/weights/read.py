@@ -77,6 +77,10 @@ def read(
       CheckpointError: one of ours that is damaged or of a newer format.
     """
     path = pathlib.Path(path).expanduser()
+    numbers = dict(crop=crop, frames=frames, heads=heads, predictor_heads=predictor_heads)
+    numbers |= dict(probe_heads=probe_heads, steps_per_epoch=steps_per_epoch)
+    for option, number in numbers.items():
+        shapes.check_number(path, option, number)
     choices = shapes.Choices(
         crop,
         frames,
@@ -109,17 +113,22 @@ def _read(path, choices, allow_missing, ignore, steps_per_epoch, weights_only, f
             f'{path} is of torch.distributed.checkpoint: `python -m '
             f'torch.distributed.checkpoint.format_utils dcp_to_torch {path} FILE.pt` makes a .pt'
         )
-    if _is_hf(path):
+    if is_hf(path):
         if language.is_language(path):
             return language.read(path, finite)
         return _read_hf(path, allow_missing, finite)
     return own.read(path, weights_only, finite)
 
 
-def _is_hf(path: pathlib.Path) -> bool:
-    """Whether a folder is of Hugging Face's libraries."""
+def is_hf(path: pathlib.Path) -> bool:
+    """Whether a folder is of Hugging Face's libraries. A run has a config.json, too, before it has
+    a checkpoint.
+
+    Raises BadFile: it has a config.json that is none.
+    """
     ours = (path / checkpoint.MANIFEST).exists() or (path / 'checkpoints').exists()
-    return (path / hf_files.CONFIG).exists() and not ours
+    config = path / hf_files.CONFIG
+    return not ours and config.exists() and 'model_type' in files.read_json(config)
 
 
 def robot_in(path: str | os.PathLike) -> dict[str, Any]:
@@ -127,7 +136,7 @@ def robot_in(path: str | os.PathLike) -> dict[str, Any]:
     path = pathlib.Path(path).expanduser()
     with files.raising(ConvertError):
         if path.is_dir():
-            return {} if _is_hf(path) else own.robot_of(path)
+            return {} if is_hf(path) else own.robot_of(path)
         entry = torch_files.ours(path)
         own.check_extra(str(path), entry)
         return robot.told(entry)
@@ -248,6 +257,8 @@ def _configs(path, reader: shapes.Reader, content, forms) -> dict[str, Any]:
         configs[name] = from_shapes(reader, name, forms[name], beside)
         if name in ENCODERS and beside not in (None, configs[name]):
             raise ConvertError(f'{path}: the two encoders are of different sizes')
+        if name in ENCODERS:
+            shapes.check_clips(f'{path}: {name}', configs[name])
     return configs
 
 

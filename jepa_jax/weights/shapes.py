@@ -38,6 +38,23 @@ class Choices:
     raw_positions: bool | None = None  # of V-JEPA 2.1's predictor: not spread over 256 pixels'
 
 
+def check_number(where: object, option: str, value: int | None) -> None:
+    """Raises ConvertError for a number below 1."""
+    if value is not None and value < 1:
+        raise ConvertError(f'{where}: {option} {value}: must be at least 1')
+
+
+def check_clips(where: str, config: ViTConfig) -> None:
+    """Raises ConvertError for clips of which patches and tubelets would leave a rest."""
+    for option, value, part, unit in (
+        ('crop', config.image_size, config.patch, 'patch'),
+        ('frames', config.frames, config.tubelet_of(config.frames), 'tubelet'),
+    ):
+        if value % part:
+            allowed = f'must be a multiple of {part}, the {unit}; say --{option}'
+            raise ConvertError(f'{where}: {option} {value}: {allowed}')
+
+
 class Reader:
     """What the functions below ask of a file, and in `notes` every default that they took."""
 

@@ -9,7 +9,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +23,7 @@ from jepa_jax.weights import (
     language,
     own,
     parts,
+    shapes,
     tables,
     torch_files,
     torch_write,
@@ -63,11 +63,10 @@ def write(
     dst = pathlib.Path(dst).expanduser().absolute()
     if to not in FORMATS:
         raise ConvertError(f"to '{to}': allowed are {', '.join(FORMATS)}")
+    shapes.check_number(dst, 'steps_per_epoch', steps_per_epoch)
     refuse_existing(dst)
     if to == 'jax':
-        own.write(weights, dst, progress)
-        if beside := language.tokenizer_of(weights.source):
-            shutil.copytree(beside, dst / language.TOKENIZER)
+        own.write(weights, dst, progress, language.tokenizer_of(weights.source))
         return []
     if to == 'torch' and weights.encoder and hf_pixels.is_of_these(weights.encoder):
         return _write_flat(weights, dst, progress)

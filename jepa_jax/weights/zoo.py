@@ -64,7 +64,7 @@ def find(name_or_path: str | os.PathLike, **options: Any) -> Weights:
       ConvertError, CheckpointError: weights that do not fit.
     """
     text, pin = pinned(name_or_path)
-    options = {name: v for name, v in options.items() if v or name == 'weights_only'}
+    options = {name: v for name, v in options.items() if _said(v) or name == 'weights_only'}
     if text in RELEASED:
         refuse_options(text, options)
         return _released(text, pin)
@@ -121,8 +121,13 @@ def _hash(path: str | os.PathLike) -> str:
 
 def refuse_options(text: str, options: dict[str, Any]) -> None:
     """Raises ZooError for options of `read` beside a name that says all of it."""
-    if chosen := [name for name, value in options.items() if value]:
+    if chosen := [name for name, value in options.items() if _said(value)]:
         raise ZooError(f"'{text}' is a name: its {', '.join(chosen)} cannot be chosen")
+
+
+def _said(value: Any) -> bool:
+    """Whether an option has a value; a number does, 0 included, which `read` refuses."""
+    return bool(value) or type(value) is int
 
 
 THOROUGH = {'weights_only': False, 'allow_nonfinite': True}

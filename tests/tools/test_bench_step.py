@@ -3,11 +3,12 @@ compilation."""
 
 import json
 import math
+import sys
 
 import jax
 import pytest
 
-from jepa_jax import cli
+from jepa_jax import cli, commands
 from jepa_jax.config import ActionConditionedConfig, DataListConfig, MaskConfig, MaskedVideoConfig
 from jepa_jax.errors import ConfigError
 from jepa_jax.recipes import smoke
@@ -96,3 +97,25 @@ def test_help_and_bad_options(capsys):
         )
         assert returned == status
     assert 'must be at least 1' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('flag', ['rounds', 'steps', 'videos'])
+def test_nothing_to_read_is_refused(flag, capsys, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['bench-data', f'--{flag}=0'])
+    assert commands.module('bench-data').main() == 2
+    assert capsys.readouterr().err == f'error: argument --{flag}: 0: must be at least 1\n'
+
+
+@pytest.mark.parametrize(
+    'words',
+    [
+        'bench-step --config=tiny', 'bench-data', 'bench-embed', 'bench-plan', 'bench-probe',
+        'bench-vs-torch', 'measure-masks', 'score-sta --truth=a --predictions=b',
+        'lowered --config=tiny',
+    ],
+)  # fmt: skip
+def test_figures_have_a_place_before_they_are_measured(words, capsys, monkeypatch):
+    name, *rest = words.split()
+    monkeypatch.setattr(sys, 'argv', [name, *rest, '--json=no/such/figures.json'])
+    assert commands.module(name).main() == 1
+    assert capsys.readouterr().err.startswith('error: --json no/such/figures.json: No such file')

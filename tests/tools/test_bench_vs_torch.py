@@ -71,6 +71,17 @@ def test_sides_take_turns_and_an_absent_one_is_named(toy, tmp_path, capsys):
     versus.judge(result)
 
 
+def test_a_side_that_is_none_is_refused(toy, tmp_path, monkeypatch, capsys):
+    with pytest.raises(BenchError, match="'naer': allowed are near, far, .* mean near"):
+        versus.measure(toy, {}, peers=['naer'], rounds=1, threads=1)
+    monkeypatch.setattr(bench_vs_torch, 'COMPARISONS', {'step': toy})
+    for side, words in (('farr', 'did you mean far'), ('original', 'needs --original DIR')):
+        if side == 'original':
+            monkeypatch.setitem(versus.load(toy).peers, side, None)
+        monkeypatch.setattr(sys, 'argv', ['bench', 'step', '--sides', side])
+        assert bench_vs_torch.main() == 1 and words in capsys.readouterr().err
+
+
 def test_sides_that_disagree_are_refused(toy):
     result = versus.measure(toy, {}, peers=['far'], rounds=1, threads=1)
     with pytest.raises(BenchError, match='far: loss differs by 0.33, at most 0.0001 is allowed'):

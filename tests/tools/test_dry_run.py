@@ -452,9 +452,15 @@ def test_what_a_whole_run_costs(capsys):
         (('--chip=h100',), '--mfu 0: must be above 0 and at most 1'),
         (('--mfu=0.4',), 'needs --chip, one of a100, h100'),
         (('--chip=h100', '--mfu=1.5'), '--mfu 1.5: must be above 0 and at most 1'),
-        (('--chip=v4', '--mfu=0.4', '--topology=v4:2x2'), 'give --chip and --devices in its place'),
+        (('--topology=v4:2x2',), 'v4:2x2: goes with --what step, memory, remat, not run'),
         (('--chip=v4', '--mfu=0.4', '--json=/no/where/a.json'), '--json /no/where/a.json: No such'),
-        (('--chip=v4', '--mfu=0.4', '--hlo=/'), '--hlo /: a folder is in its place'),
+        (('--chip=v4', '--mfu=0.4', '--hlo=a'), '--hlo a: goes with --what step, not run'),
+        (('--chip=v4', '--mfu=0.4', '--price=-3'), '--price -3: must not be negative'),
+        (('--what=step', '--decode=-3'), '--decode -3: must not be negative'),
+        (('--what=step', '--hlo=/'), '--hlo /: a folder is in its place'),
+        (('--what=memory', '--then=tiny'), '--then tiny: goes with --what step, run, not memory'),
+        (('--what=remat', '--chip=v4'), '--chip v4: goes with --what run, not remat'),
+        (('--what=step', '--then=tiny', '--hlo=a'), 'goes with --what step without --then'),
     ):
         argv = ['cost', '--what=run', f'--config={HERE.parent / "configs/tiny.py"}', *flags]
         with mock.patch.object(sys, 'argv', argv):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tools.energy import demonstrate, distances, draw, figures, table_of_demo
+from tools.energy import demonstrate, distances, draw, figures, table_of_demo, titles
 
 
 def known(flat: bool):
@@ -40,6 +40,11 @@ def test_a_flat_landscape():
     one = figures(videos, f)
     assert (one['gap'], one['first'], one['auc'], one['basin']) == (0, 0, 0.5, 0)
     assert np.ptp(one['landscape']) == 0 and one['other'] == 0.5
+
+
+def test_runs_of_one_name_are_told_apart():
+    runs = ['a/seed0', 'b/seed0/', 'b/seed1']
+    assert titles(runs) == ['a/seed0', 'b/seed0/', 'seed1']
 
 
 def test_many_runs_have_room_in_a_picture_that_is_not_too_wide(tmp_path):

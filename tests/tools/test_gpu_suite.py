@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -42,6 +43,26 @@ def test_a_part_that_fails_or_hangs_stops_no_other(tmp_path):
     for name, row in result['parts'].items():  # what was measured before is kept
         assert row['figures'] == {'figure': name}
     assert gpu_suite.suite(out, {'works': 60.0}, command, 60.0)
+
+
+def test_the_script_keeps_to_the_folder_that_it_is_typed_in(tmp_path):
+    (tmp_path / 'clone/tools/wheels').mkdir(parents=True)
+    (tmp_path / 'clone/tools/wheels/old.whl').touch()
+    (tmp_path / 'python').write_text('#!/bin/bash\necho "$@"\n')
+    (tmp_path / 'python').chmod(0o755)
+    script = shutil.copy(ROOT / 'tools/on_gpu.sh', tmp_path / 'clone/tools')
+
+    def said(*flags: str) -> str:
+        done = subprocess.run(
+            ['bash', script, *flags], cwd=tmp_path, capture_output=True, text=True,
+            env={**os.environ, 'PYTHON': str(tmp_path / 'python')},
+        )  # fmt: skip
+        return done.stdout
+
+    for flags in (['--out', 'a b.json'], ['--out=a b.json'], ['--out', f'{tmp_path}/a b.json']):
+        assert said('--tiny', *flags).replace('=', ' ').endswith(f'--out {tmp_path}/a b.json\n')
+    assert said('--wheels').startswith('-m pip download')
+    assert not (tmp_path / 'clone/tools/wheels/old.whl').exists()
 
 
 def test_what_is_late_is_not_started(tmp_path):

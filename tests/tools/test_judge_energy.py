@@ -42,6 +42,8 @@ def test_pairs_are_those_of_the_recordings(tmp_path):
         expected = stored['states'][[first, first + 2]]
         np.testing.assert_allclose(states[i], expected, atol=1e-6)
         np.testing.assert_allclose(actions[i, :3], (expected[1] - expected[0])[:3], atol=1e-6)
+    # the 6 places of each episode, once: intervals over repeated pairs would be too narrow
+    assert len(judge_energy.pairs(data, 40)[0]) == 18
 
 
 def test_summary():
@@ -75,13 +77,13 @@ def test_the_command(tmp_path):
     data = write(tmp_path)
     done = subprocess.run(
         [sys.executable, '-m', 'tools.judge_energy', '--model', 'random:tiny', '--kind', 'npz',
-         '--path', data.path, '--pairs', '4', '--samples', '8', '--crop', '32',
+         '--path', data.path, '--pairs', '20', '--samples', '8', '--crop', '32',
          '--json', str(tmp_path / 'result.json')],
         cwd=ROOT, env={**os.environ, 'JAX_PLATFORMS': 'cpu'}, capture_output=True, text=True,
         timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert 'RANDOM' in done.stdout and '4 pairs, l1 cost' in done.stdout
+    assert 'RANDOM' in done.stdout and '18 pairs of the 20 asked for, l1 cost' in done.stdout
     result = json.loads((tmp_path / 'result.json').read_text())
     for name in ('still', 'rank', 'order', 'sign x', 'sign y', 'sign z'):
         assert result[name]['low'] <= result[name]['mean'] <= result[name]['high'], name

@@ -17,6 +17,8 @@ import pytest
 import torch
 
 from jepa_jax import convert
+from jepa_jax.errors import ConvertError
+from jepa_jax.weights import zoo
 from jepa_jax.weights.write import FORMATS
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -149,6 +151,8 @@ def test_truncated(tmp_path, share, zipped):
 def test_absent_and_empty_folder(tmp_path):
     refused(tmp_path / 'nothing.pt', 'does not exist')
     refused(tmp_path, 'no complete checkpoint')
+    (tmp_path / 'config.json').write_text('{"name": "a run before its first checkpoint"}')
+    refused(tmp_path, 'no complete checkpoint')
 
 
 def edit(**changes):
@@ -214,6 +218,26 @@ def test_a_partial_load_needs_the_list_of_what_may_be_missing(tmp_path):
     assert not params['norm']['bias'].any()
     scale = params['blocks']['norm1']['scale']
     assert (scale[2] == 1).all() and (scale[1] != 1).all()
+
+
+@pytest.mark.parametrize(
+    ('option', 'value', 'words'),
+    [
+        ('crop', 0, 'must be at least 1'),
+        ('heads', -1, 'must be at least 1'),
+        ('steps_per_epoch', -3, 'must be at least 1'),
+        ('crop', 100, 'must be a multiple of 16, the patch; say --crop'),
+        ('frames', 3, 'must be a multiple of 2, the tubelet; say --frames'),
+    ],
+)
+def test_numbers_that_no_model_has(tmp_path, option, value, words):
+    path = saved(tmp_path, originals.released())
+    refused(path, f'{option} {value}: {words}', **{option: value})
+    with pytest.raises(ConvertError, match=f'{option} {value}: {words}'):  # as `load` reads it
+        zoo.find(path, **{**TINY, option: value})
+    if option == 'steps_per_epoch':
+        with pytest.raises(ConvertError, match=f'{option} {value}: {words}'):
+            convert.write(convert.read(path, **TINY), tmp_path / 'b.pt', 'torch', **{option: value})
 
 
 def test_a_predictor_of_another_encoder(tmp_path):
@@ -358,6 +382,24 @@ def test_a_failure_midway_leaves_nothing(tmp_path, to):
     with pytest.raises(KeyboardInterrupt):
         convert.write(weights, tmp_path / 'b', to, progress=stop)
     assert sorted(p.name for p in tmp_path.iterdir()) == ['a.pt']
+
+
+def test_a_folder_without_its_tokenizer_does_not_appear(tmp_path, monkeypatch):
+    weights = convert.read(saved(tmp_path, originals.released()), **TINY)
+    convert.write(weights, tmp_path / 'ours', 'jax')
+    (tmp_path / 'ours/tokenizer').mkdir()
+    (tmp_path / 'ours/tokenizer/a.json').write_text('{}')
+    weights = convert.read(tmp_path / 'ours')
+    convert.write(weights, tmp_path / 'b', 'jax')
+    assert (tmp_path / 'b/tokenizer/a.json').read_text() == '{}'
+
+    def full(*_, **__):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(shutil, 'copytree', full)
+    with pytest.raises(OSError, match='No space'):
+        convert.write(weights, tmp_path / 'c', 'jax')
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['a.pt', 'b', 'ours']
 
 
 def test_heads_of_a_probe_that_transformers_cannot_have(tmp_path):

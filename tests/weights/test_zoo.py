@@ -618,6 +618,8 @@ def test_mistaken_options(tmp_path):
         ('ssv2-vitl-16x2x3', dict(frames=8)),
         ('ek100-vitg-384', dict(heads=4)),
         ('random:tiny', dict(crop=64)),
+        ('tiny', dict(crop=0)),
+        ('random:tiny', dict(frames=0)),
     ]:
         with pytest.raises(ZooError, match=f"'{name}' is a name: its {next(iter(options))} cannot"):
             jepa_jax.load(name, **options)
