@@ -254,11 +254,10 @@ def measure(
         in_order = {name: known[name] for name in episodes_of(config.evaluation) if name in known}
         row = report['tasks'][task] = evaluate.row(in_order | known, 'planner')
         _say(report, evaluate.verdict(task, row), before and evaluate.verdict(task, before))
-        if 'planner' in results:
-            title = f'{config.name}, {task}, simulated'
-            stem = f'episodes_{task.replace(" ", "_")}'
-            evaluate.plot_episodes(results['planner'], folder / f'{stem}.png', title)
-            evaluate.animate_episodes(results['planner'], folder / f'{stem}.gif')
+        for name in page.DRAWN & results.keys():
+            title = f'{config.name}, {task}, simulated, {name}'
+            for kind, draw in (('png', evaluate.plot_episodes), ('gif', evaluate.animate_episodes)):
+                draw(results[name], folder / page.picture(task, name, kind), title)
         write_json(path, report)
     before = report.get('gates')
     report['gates'] = judge(config.gates, report)

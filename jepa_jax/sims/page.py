@@ -23,6 +23,13 @@ POLICIES = {
     'no_op': 'no motion',
 }
 KINDS = 'png', 'gif'  # of pictures of episodes
+DRAWN = {'planner', 'gripper_told'}  # whose episodes are drawn
+
+
+def picture(task: str, policy: str, kind: str) -> str:
+    """The name of a picture of episodes."""
+    stem = f'episodes_{task.replace(" ", "_")}'
+    return f'{stem}.{kind}' if policy == 'planner' else f'{stem}_{policy}.{kind}'
 
 
 def write(folder: Path, config: SimConfig, report: Mapping[str, Any]) -> Path:
@@ -67,8 +74,11 @@ def write(folder: Path, config: SimConfig, report: Mapping[str, Any]) -> Path:
         ]
         head = 'policy', 'success', 'interval', 'episodes', 'cm off at first', 'at last', 's/action'
         parts.append(page.table(head, rows))
-        stem = f'episodes_{task.replace(" ", "_")}'
-        parts += [page.file(folder / f'{stem}.{kind}', f'episodes of {task}') for kind in KINDS]
+        parts += [
+            page.file(folder / picture(task, name, kind), f'episodes of {task}, {name}')
+            for name in sorted(DRAWN, reverse=True)
+            for kind in KINDS
+        ]
     parts.append('<h2>Cost and predictions apart</h2>')
     parts += [f'<p>{html.escape(line)}</p>' for line in report['sentences']]
     parts += [

@@ -170,6 +170,11 @@ def test_rows_are_added_to_a_finished_run_but_none_of_another_kind(tmp_path):
     assert 'random actions' in (tmp_path / 'report.html').read_text()
     config.evaluation.gripper_weight = 0.1  # a row that comes later, whose weight is kept
     assert run()['evaluation']['gripper_weight'] == 0.1 and fake.played == ['gripper_told']
+    drawn = {path.name for path in tmp_path.glob('episodes_*')}
+    assert drawn == {
+        f'episodes_reach{p}.{kind}' for p in ('', '_gripper_told') for kind in ('png', 'gif')
+    }
+    assert (tmp_path / 'report.html').read_text().count('data:image/gif') == 2
     config.evaluation.gripper_weight = 0.0
     assert run()['evaluation']['gripper_weight'] == 0.1 and not fake.played
     config.evaluation.gripper_weight = 0.2

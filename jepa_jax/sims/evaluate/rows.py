@@ -61,7 +61,7 @@ def plot_episodes(episodes: Episodes, path: str | Path, title: str = '', columns
     page.save_figure(figure, path)
 
 
-def animate_episodes(episodes: Episodes, path: str | Path) -> None:
+def animate_episodes(episodes: Episodes, path: str | Path, title: str = '') -> None:
     """Draws the kept episodes at play side by side, their last goals below, as a GIF: as fast as
     they are, then for a second how each ended, framed in green or red."""
     wins, goals = episodes.success[episodes.shown], episodes.goals[:, -1]
@@ -77,7 +77,9 @@ def animate_episodes(episodes: Episodes, path: str | Path) -> None:
     last = pictures[-1].quantize(128, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     first, *others = (p.quantize(palette=last, dither=Image.Dither.NONE) for p in pictures)
     times = [round(1000 / RATE)] * len(others) + [1000]
-    first.save(path, 'GIF', save_all=True, append_images=others, loop=0, duration=times)
+    first.save(
+        path, 'GIF', save_all=True, append_images=others, loop=0, duration=times, comment=title
+    )
 
 
 def _framed(image: np.ndarray, colour: tuple[int, int, int] = DARK) -> np.ndarray:
