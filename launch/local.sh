@@ -70,7 +70,13 @@ trap 'kill -KILL "${!running[@]}" 2> /dev/null' EXIT # nothing is left behind
 worst=0
 while ((${#running[@]})); do
   ended=''
-  wait -n -p ended "${!running[@]}" ${watchdog:+"$watchdog"}
+  # of several that are killed at once, wait -n tells one and knows no more of the others
+  for pid in "${!running[@]}"; do kill -0 "$pid" 2> /dev/null || ended=$pid; done
+  if [[ -n $ended ]]; then
+    wait "$ended"
+  else
+    wait -n -p ended "${!running[@]}" ${watchdog:+"$watchdog"} 2> /dev/null
+  fi
   status=$?
   [[ -n ${ended:-} ]] || continue # a signal woke us
   if [[ $ended == "${watchdog:-}" ]]; then

@@ -366,6 +366,21 @@ def test_a_failure_ends_locally_at_once(tmp_path):
     assert done.returncode == 2 and time.monotonic() - began < 15
 
 
+@pytest.mark.parametrize(('python', 'status'), [('exec sleep 60', 2), ('kill -KILL $$', 75)])
+def test_several_killed_at_once_end_locally(tmp_path, python, status):
+    """Those who do not end themselves in time, and by another's hand: bash tells one of them."""
+    first = 'if [[ $JEPA_JAX_PROCESS == 0 ]]; then exit 2; fi\n' if status == 2 else ''
+    path = programs(tmp_path / 'bin', python=first + python)
+    with subprocess.Popen(
+        ['bash', ROOT / 'launch/local.sh', '4', '--config=tiny'], stderr=subprocess.DEVNULL,
+        env={**os.environ, 'PATH': path, 'PYTHON': 'python', 'PORT': '1', 'GRACE': '1'},
+    ) as launcher:  # fmt: skip
+        try:
+            assert launcher.wait(15) == status
+        finally:
+            launcher.kill()
+
+
 FSDP = 'mesh.fsdp=4'
 
 
