@@ -26,7 +26,7 @@ from jepa_jax.objectives import Objective
 from jepa_jax.optim import Optimizer
 from jepa_jax.sharding import put_batch, put_rows
 from jepa_jax.state import TrainState
-from jepa_jax.step import first_nonfinite, make_step
+from jepa_jax.step import first_nonfinite, make_step, parts_of
 from jepa_jax.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -187,8 +187,7 @@ def _health(objective: Objective, parts: int):
     objective that says what is examined, all of that."""
 
     def of(rows: jax.Array) -> jax.Array:
-        alone = len(rows) == parts
-        return rows[:2] if alone else rows.reshape(-1, parts, *rows.shape[1:])[:, 0]
+        return rows[:2] if len(rows) == parts else parts_of(rows, parts)[0]
 
     def health(state: TrainState, frozen: dict, batch) -> dict:
         part = jax.tree.map(of, batch) if objective.examined is None else batch

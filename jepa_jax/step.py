@@ -11,16 +11,20 @@ import optax
 
 from jepa_jax.objectives import Objective
 from jepa_jax.optim import Optimizer
-from jepa_jax.sharding import path_name, reduce_late
+from jepa_jax.sharding import batch_spec, path_name, reduce_late
 from jepa_jax.state import TrainState
 
 
-def _parts(batch, count: int):
+def parts_of(batch, count: int):
     """A batch [B, ...] as `count` batches [count, B / count, ...], every part spread over all
     devices."""
-    return jax.tree.map(
-        lambda a: a.reshape(a.shape[0] // count, count, *a.shape[1:]).swapaxes(0, 1), batch
-    )
+
+    def cut(a: jax.Array) -> jax.Array:
+        shape = a.shape[0] // count, count, *a.shape[1:]
+        # left alone, a mesh axis of one device may go to the parts: where a device has one row each
+        return jnp.reshape(a, shape, out_sharding=batch_spec(a)).swapaxes(0, 1)
+
+    return jax.tree.map(cut, batch)
 
 
 def gradients(objective: Objective, state: TrainState, frozen: dict, batch, accumulate: int = 1):
@@ -41,7 +45,7 @@ def gradients(objective: Objective, state: TrainState, frozen: dict, batch, accu
         return jax.tree.map(jnp.add, total, grad(state.params, part)), None
 
     # from zero, not from the first part: the program then holds the model once
-    parts = _parts(batch, accumulate)
+    parts = parts_of(batch, accumulate)
     like = jax.eval_shape(
         lambda parts: grad(state.params, jax.tree.map(lambda a: a[0], parts)), parts
     )
@@ -123,7 +127,7 @@ def _finite_tensors(objective: Objective, accumulate: int, state: TrainState, fr
         return check([objective.trace(state.params, *fixed), {'gradient': grads}])
 
     inputs = check({'params': state.params, 'ema': state.ema, 'frozen': frozen})
-    parts = jax.lax.map(of_part, _parts(batch, accumulate))
+    parts = jax.lax.map(of_part, parts_of(batch, accumulate))
     return [inputs, *jax.tree.map(lambda a: a.all(0), parts)]
 
 

@@ -17,9 +17,9 @@ from jepa_jax.masks import Mask
 from jepa_jax.models.predictor import PredictorConfig
 from jepa_jax.models.vit import ViTConfig
 from jepa_jax.objectives.masked_video import MaskedVideo
-from jepa_jax.sharding import make_mesh, path_name, place, put_batch
+from jepa_jax.sharding import BATCH, make_mesh, path_name, place, put_batch
 from jepa_jax.state import TrainState
-from jepa_jax.step import first_nonfinite, gradients, make_step
+from jepa_jax.step import first_nonfinite, gradients, make_step, parts_of
 
 LOSS = 1e-5  # design: loss of a step, parameters after two steps
 ENCODER = ViTConfig(96, 3, 4, image_size=64, frames=8, dtype=jnp.float32, remat='none')
@@ -178,6 +178,18 @@ def test_accumulation_is_the_large_batch(accumulate=2):
     part = jax.tree.map(lambda a: np.repeat(a[::accumulate], accumulate, axis=0), batch)
     _, _, g3, _ = step(state, part)
     assert largest_difference(g1, g3) > 1e-5
+
+
+@pytest.mark.parametrize('fsdp', [1, 2, 8])
+@pytest.mark.parametrize('rows', [8, 16, 64])
+def test_parts_are_spread_over_all_devices(rows, fsdp):
+    """With one row a device and part, too, whichever axes of the mesh have one device."""
+    mesh, count = make_mesh(fsdp=fsdp), rows // 8 if rows < 64 else 2
+    batch = np.arange(3 * rows).reshape(rows, 3)
+    with jax.set_mesh(mesh):
+        parts = jax.jit(parts_of, static_argnums=1)(put_batch(batch, mesh), count)
+        assert jax.typeof(parts).sharding.spec == jax.P(None, BATCH[0], None)
+    np.testing.assert_array_equal(parts, batch.reshape(-1, count, 3).swapaxes(0, 1))
 
 
 @pytest.mark.parametrize('accumulate', [1, 2])
