@@ -262,23 +262,16 @@ def _colour(rng: np.random.Generator, hues: tuple[Span, ...], full: Span, bright
 Pair = tuple[Variation, Variation]  # a scene, and what its goal images show
 
 
-def _standard(rng: np.random.Generator) -> Pair:
-    return STANDARD, STANDARD
+def _alike(
+    draw: Callable[[np.random.Generator], Variation],
+) -> Callable[[np.random.Generator], Pair]:
+    """Scenes whose goal images show them as they are."""
 
+    def pair(rng: np.random.Generator) -> Pair:
+        drawn = draw(rng)
+        return drawn, drawn
 
-def _moderate(rng: np.random.Generator) -> Pair:
-    drawn = Variation.draw(rng)
-    return drawn, drawn
-
-
-def _seen(rng: np.random.Generator) -> Pair:
-    drawn = SEEN.draw(rng)
-    return drawn, drawn
-
-
-def _unseen(rng: np.random.Generator) -> Pair:
-    drawn = UNSEEN.draw(rng)
-    return drawn, drawn
+    return pair
 
 
 def _relit(rng: np.random.Generator) -> Pair:
@@ -286,23 +279,15 @@ def _relit(rng: np.random.Generator) -> Pair:
     return drawn, dataclasses.replace(drawn, **UNSEEN.lamp(rng))
 
 
-def _seen_dark(rng: np.random.Generator) -> Pair:
-    drawn = SEEN_DARK.draw(rng)
-    return drawn, drawn
-
-
-def _unseen_dark(rng: np.random.Generator) -> Pair:
-    drawn = UNSEEN_DARK.draw(rng)
-    return drawn, drawn
-
-
 # kind of scenes -> how one is drawn, with the scene that its goal images show
 SCENES: dict[str, Callable[[np.random.Generator], Pair]] = {
-    'standard': _standard,  # all alike
-    'moderate': _moderate,  # colour and size of the cube, brightness, a camera within 12 degrees
-    'seen': _seen,  # of the range that recordings are drawn from
-    'unseen': _unseen,  # nothing of which recordings have
+    'standard': _alike(lambda rng: STANDARD),
+    # colour and size of the cube, brightness, a camera within 12 degrees
+    'moderate': _alike(Variation.draw),
+    'seen': _alike(SEEN.draw),  # of the range that recordings are drawn from
+    'unseen': _alike(UNSEEN.draw),  # nothing of which recordings have
     'unseen_relit': _relit,  # the same, goal images under another lamp
-    'seen_dark': _seen_dark,  # the scenes of seen, by a camera that adds noise to what it sees
-    'unseen_dark': _unseen_dark,  # those of unseen, with more of it
+    # those of seen and of unseen, by a camera that adds noise to what it sees, in the latter more
+    'seen_dark': _alike(SEEN_DARK.draw),
+    'unseen_dark': _alike(UNSEEN_DARK.draw),
 }

@@ -14,9 +14,8 @@ from jepa_jax import page
 from jepa_jax.sims.evaluate.episodes import Episodes
 from jepa_jax.sims.panda import RATE
 
-BORDER = (
-    3  # pixels about a picture, of these colours: an episode that ended well, badly, or goes on
-)
+# pixels about a picture, of these colours: of an episode that ended well, badly, or goes on
+BORDER = 3
 GOOD, BAD, DARK = (40, 170, 60), (205, 40, 40), (24, 24, 24)
 
 # fields of a row of `tasks` that are the policy's own; others are shares of success by policy
