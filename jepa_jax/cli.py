@@ -473,11 +473,18 @@ def whole(text: str) -> int:
     raise argparse.ArgumentTypeError(f"'{text}': must be a whole number")
 
 
-def count(text: str) -> int:
-    """A whole number from 1: the type of a flag."""
-    if (number := whole(text)) < 1:
-        raise argparse.ArgumentTypeError(f'{text}: must be at least 1')
-    return number
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of a flag that holds a whole number from `least` on."""
+
+    def parse(text: str) -> int:
+        if (number := whole(text)) < least:
+            raise argparse.ArgumentTypeError(f'{text}: must be at least {least}')
+        return number
+
+    return parse
+
+
+count = at_least(1)
 
 
 def _whole_numbers(argv: list[str], kinds: dict[str, Any]) -> list[str]:

@@ -56,6 +56,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         ('camera', str, 'which pictures'),
         ('columns', str, 'that are the seven numbers of the state'),
         ('state', str, 'lerobot: features that the columns are in'),
+        ('action', str, "lerobot: features of the commanded pose; '': none"),
+        ('action_columns', str, 'lerobot: the seven numbers among those'),
         ('fps', float, 'frames a second, as many as the model takes actions'),
         ('recorded_fps', float, 'rlds: frames a second of the recordings'),
         ('frame', str, 'of positions: base or camera'),
@@ -401,9 +403,8 @@ def read_recording(
     from jepa_jax.planning.model import known
 
     trained = known(model)
-    if 'gripper' in fields:  # in place of a range of the model's recordings
-        fields = {'gripper_range': (0.0, 0.0), **fields}
-    data = layouts.of_flags(dataclasses.replace(trained.recordings or RobotConfig(), **fields))
+    recordings = trained.recordings or RobotConfig()
+    data = layouts.of_flags(dataclasses.replace(recordings, **layouts.in_place(fields)))
     trained.check(data)
     episodes = robot.open_recordings(data)
     if not 0 <= episode < len(episodes):

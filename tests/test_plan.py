@@ -16,7 +16,7 @@ import jepa_jax
 from jepa_jax import checkpoint, cli, convert, fetched, plan
 from jepa_jax.config import RobotConfig
 from jepa_jax.data.robot import Measured, npz_recordings
-from jepa_jax.errors import BadFile, ConvertError, Unusable
+from jepa_jax.errors import BadFile, ConvertError, PlanError, Unusable
 from jepa_jax.models.ac_predictor import ACPredictorConfig
 from jepa_jax.models.vit import ViTConfig
 from jepa_jax.planning import model as planning_model
@@ -321,6 +321,8 @@ def test_a_robot_is_known_whatever_holds_its_model(tmp_path, caplog, monkeypatch
     assert loaded.units.gripper_range == (0, 255)
     told = jepa_jax.Robot.load(place, gripper='open').units  # else the range would hide it
     assert (told.gripper, told.gripper_range) == ('open', (0, 0))
+    with pytest.raises(PlanError, match="'open' with robot.gripper_range = .0, 2.: the range"):
+        jepa_jax.Robot.load(place, gripper='open', gripper_range=(0, 2))
     convert.write(dataclasses.replace(weights, robot={}), tmp_path / 'b.pt', to='torch')
     silent = jepa_jax.Robot.load(str(tmp_path / 'b.pt'))
     assert (silent.units, silent.rate, silent.ended) == (RobotConfig(), 4, None)
@@ -396,6 +398,7 @@ def test_recordings_are_read_as_in_training(tmp_path, capsys):
         (('--metres', 'nan'), 'robot.metres = nan: must be a finite number'),
         (('--fps', '0'), 'robot.fps = 0.0: must be more than 0'),
         (('--gripper-range', '1,1'), 'robot.gripper_range = (1.0, 1.0): must be the values when'),
+        (('--gripper', 'open', '--gripper-range', '0,2'), "robot.gripper = 'open' with robot.grip"),
     ):
         assert said(capsys, *options, '--kind', 'npz', *flags).startswith(words)
     assert '--camera: needs --kind, one of droid' in said(capsys, *options, '--camera', 'front')
@@ -419,6 +422,10 @@ def test_recordings_of_commands_have_the_actions_of_training(tmp_path, monkeypat
     _, poses, moves = plan.read_recording('run', where, 0, 0, 1)
     np.testing.assert_allclose(moves[0, :3], 0.25, atol=1e-6)
     np.testing.assert_allclose(poses[:, 6], 1 - states[:2, 6], atol=1e-6)
+    run = planning_model.Known(RobotConfig(gripper='open'))  # and a range that of what 1 means
+    del where['gripper']
+    _, poses, _ = plan.read_recording('run', dict(where, gripper_range=(0.0, 2.0)), 0, 0, 1)
+    np.testing.assert_allclose(poses[:, 6], states[:2, 6] / 2, atol=1e-6)
 
 
 def test_another_robots_recordings_are_no_input(tmp_path, capsys):

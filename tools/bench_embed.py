@@ -137,9 +137,9 @@ def bench(
 def _options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add('--size', default='vitl', help='a named size (%(default)s)')
-    add('--clips', type=int, default=1, metavar='N', help='at a time (%(default)s)')
-    add('--frames', type=int, default=16, metavar='N', help='of the clip (%(default)s)')
-    add('--crop', type=int, default=256, metavar='PIXELS', help='of the clip')
+    add('--clips', type=cli.count, default=1, metavar='N', help='at a time (%(default)s)')
+    add('--frames', type=cli.count, default=16, metavar='N', help='of the clip (%(default)s)')
+    add('--crop', type=cli.count, default=256, metavar='PIXELS', help='of the clip')
     add('--sides', nargs='+', metavar='SIDE', help="theirs: 'transformers, compiled' (all)")
     common(parser, rounds=3)
 

@@ -150,13 +150,18 @@ def _clocks() -> np.ndarray:
 
 def _options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add('--clips', type=int, default=10_000, metavar='N', help='of the features')
-    add('--width', type=int, default=1024, help='of the features (%(default)s)')
-    add('--classes', type=int, default=10, metavar='N', help='to tell apart')
-    add('--heads', type=int, default=20, help='of the grid (%(default)s)')
-    add('--tokens', type=int, default=128, help='of a clip (%(default)s)')
-    add('--steps', type=int, default=20, help='of each head (%(default)s)')
-    add('--commands', type=int, default=0, help='whole commands to compare with (%(default)s)')
+    add('--clips', type=cli.count, default=10_000, metavar='N', help='of the features')
+    add('--width', type=cli.count, default=1024, help='of the features (%(default)s)')
+    add('--classes', type=cli.at_least(2), default=10, metavar='N', help='to tell apart')
+    add('--heads', type=cli.count, default=20, help='of the grid (%(default)s)')
+    add('--tokens', type=cli.count, default=128, help='of a clip (%(default)s)')
+    add('--steps', type=cli.count, default=20, help='of each head (%(default)s)')
+    add(
+        '--commands',
+        type=cli.at_least(0),
+        default=0,
+        help='whole commands to compare with (%(default)s)',
+    )
     add('--json', dest='json_file', metavar='FILE', help='write the figures (no file)')
 
 

@@ -321,7 +321,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add('runs', metavar='RUN', nargs='*', help='workdirs of runs')
     add('--out', default='energy', help='folder for energy.json and energy.png (%(default)s)')
-    add('--clips', type=int, default=32, help='test videos (%(default)s)')
+    add('--clips', type=cli.count, default=32, help='test videos (%(default)s)')
     add('--kind', default='synthetic', choices=('synthetic', 'synthetic_few'), help='of videos')
     add('--seed', type=int, default=0, help='of masks, and of the demo (%(default)s)')
     add('--demo', action='store_true', help='the one-dimensional demo alone')

@@ -56,6 +56,15 @@ def models(config: ActionConditionedConfig) -> tuple[str, ...]:
     return (config.encoder_from,)
 
 
+def both_grippers(data: RobotConfig) -> Iterator[str]:
+    """Complaints about what 1 means beside a range of the gripper."""
+    if any(data.gripper_range) and data.gripper == 'open':
+        yield (
+            f"robot.gripper = 'open' with robot.gripper_range = {data.gripper_range}: the range "
+            'alone says which value is open; leave robot.gripper as it is'
+        )
+
+
 def check(config: ActionConditionedConfig) -> Iterator[str]:
     """Complaints about what no single field is to blame for."""
     encoder, ac, robot = config.encoder, config.ac, config.robot
@@ -82,10 +91,6 @@ def check(config: ActionConditionedConfig) -> Iterator[str]:
             'encoder_from is empty: name the frozen encoder, --config.encoder_from=NAME_OR_PATH '
             "('random' tests the pipes)"
         )
-    if any(robot.gripper_range) and robot.gripper == 'open':
-        yield (
-            f"robot.gripper = 'open' with robot.gripper_range = {robot.gripper_range}: the range "
-            'alone says which value is open; leave robot.gripper as it is'
-        )
+    yield from both_grippers(robot)
     if not robot.path and robot.kind != 'synthetic':
         yield f"robot.path is empty: kind '{robot.kind}' needs --config.robot.path=PATH"

@@ -12,6 +12,7 @@ from typing import Any
 
 from jepa_jax.bucket import Bucket, is_url
 from jepa_jax.config import store
+from jepa_jax.config.action_conditioned import both_grippers
 from jepa_jax.config.check import types_and_ranges
 from jepa_jax.config.conversations import SELF_MADE, MixtureConfig
 from jepa_jax.config.parts import (
@@ -72,6 +73,14 @@ def _(part: RobotConfig, name: str) -> Iterator[str]:
         yield f"{name}.kind = '{part.kind}': {allowed(part.kind, READERS)}"
 
 
+def in_place(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields that replace those of other recordings: what 1 means replaces a range of the
+    gripper, and a range what 1 means."""
+    if 'gripper' in fields:
+        return {'gripper_range': (0.0, 0.0), **fields}
+    return {'gripper': 'closed', **fields} if 'gripper_range' in fields else fields
+
+
 def of_flags(data: RobotConfig) -> RobotConfig:
     """The recordings that flags of a command name, checked as a run's are.
 
@@ -82,7 +91,7 @@ def of_flags(data: RobotConfig) -> RobotConfig:
         types_and_ranges(data)
     except ConfigError as error:
         raise ConfigError(f'robot.{error}') from error
-    complaints = [*kinds(data, 'robot')]
+    complaints = [*kinds(data, 'robot'), *both_grippers(data)]
     if data.path:
         complaints += absent('robot.path', _folder(data))
     elif data.kind != 'synthetic':

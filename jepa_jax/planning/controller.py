@@ -23,7 +23,9 @@ import numpy as np
 
 from jepa_jax import poses
 from jepa_jax.config import RobotConfig
+from jepa_jax.config.action_conditioned import both_grippers
 from jepa_jax.config.check import types_and_ranges
+from jepa_jax.config.layouts import in_place
 from jepa_jax.data.clips import Timing
 from jepa_jax.data.robot import STATE, Measured, actions_between, steps_between, unit_problems
 from jepa_jax.data.robot.contract import as_recorded, rescaled
@@ -104,12 +106,13 @@ class Robot:
             raise PlanError(f'{wrong[0]}: allowed are metres, angles, gripper, gripper_range')
         if 'gripper_range' in units:
             units['gripper_range'] = tuple(np.ravel(units['gripper_range']).tolist())
-        elif 'gripper' in units:  # in place of a range of the recordings
-            units['gripper_range'] = (0.0, 0.0)
+        units = in_place(units)
         try:
             types_and_ranges(RobotConfig(**units))
         except ConfigError as error:
             raise PlanError(str(error)) from error
+        for problem in both_grippers(RobotConfig(**units)):
+            raise PlanError(problem)
         agent = model.load(name, size=size, encoder=encoder, dtype=dtype, seed=seed)
         known = agent.known
         data = dataclasses.replace(known.recordings or RobotConfig(), **units)
@@ -351,6 +354,7 @@ class Controller:
             self._last = picture.copy(), pose  # many cameras fill one buffer
         nothing = np.zeros(7, np.float32)
         if why:
+            self._held = 0  # nobody knows where the robot is by now
             return Step('stale', why, nothing, np.array(state, float), None, None, None,
                         time.monotonic() - began)  # fmt: skip
         agent = self.robot.agent

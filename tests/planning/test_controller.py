@@ -127,6 +127,13 @@ def test_a_goal_at_a_wall_is_arrived_at():
     assert verdicts == ['hold', 'hold', 'move', 'hold', 'hold', 'arrived']
 
 
+def test_a_stale_picture_between_holds_is_none():
+    goal, place = picture((0.6, 0.5, 0.5)), pose((0.6, 0.5, 0.5))
+    controller = robot().controller(goal, workspace=BOX, **SETTINGS)
+    verdicts = [controller.step(goal, place, age=age).verdict for age in (0, 0, 9, 0, 0, 0)]
+    assert verdicts == ['hold', 'hold', 'stale', 'hold', 'hold', 'arrived']
+
+
 def test_what_is_left_of_a_plan_is_where_the_next_search_begins():
     """A single sample with no iteration to learn from: the search can return nothing else."""
     first = jnp.array([[0.05, 0.02, 0.0, 0.0], [0.01, 0.0, 0.0, 0.5]])

@@ -99,11 +99,22 @@ def test_help_and_bad_options(capsys):
     assert 'must be at least 1' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('flag', ['rounds', 'steps', 'videos'])
-def test_nothing_to_read_is_refused(flag, capsys, monkeypatch):
-    monkeypatch.setattr(sys, 'argv', ['bench-data', f'--{flag}=0'])
-    assert commands.module('bench-data').main() == 2
-    assert capsys.readouterr().err == f'error: argument --{flag}: 0: must be at least 1\n'
+@pytest.mark.parametrize(
+    ('tool', 'flag', 'value', 'least'),
+    [
+        *(('bench-data', flag, 0, 1) for flag in ('rounds', 'steps', 'videos')),
+        ('bench-data', 'workers', -1, 0),
+        *(('bench-embed', flag, 0, 1) for flag in ('clips', 'frames', 'crop')),
+        *(('bench-probe', flag, 0, 1) for flag in ('clips', 'width', 'heads', 'tokens', 'steps')),
+        ('bench-probe', 'classes', 1, 2),
+        ('bench-plan', 'at-once', -1, 0),
+    ],
+)
+def test_nothing_to_measure_is_refused(tool, flag, value, least, capsys, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', [tool, f'--{flag}={value}'])
+    assert commands.module(tool).main() == 2
+    words = f'error: argument --{flag}: {value}: must be at least {least}\n'
+    assert capsys.readouterr().err == words
 
 
 @pytest.mark.parametrize(
