@@ -15,6 +15,8 @@ place of the predictor). All of it is in-domain simulation: it says nothing abou
 
 - `:ci` is reaching on 64 pixels, to see that the parts fit and learn: a minute and a half on two
   cores, half a minute of it compiling.
+- `:dark_ci` is reaching in scenes of several colours, sizes, lamps and cameras, in poor light, with
+  an encoder of 24 numbers a token: what a random encoder fails at.
 - `:small` is reaching and grasping on 96 pixels, 100 episodes of each, in half an hour on two
   cores: docs/simulator.md.
 - `:pick` is grasping and pick and place on the same recordings, with sub-goals that are given,
@@ -26,7 +28,7 @@ place of the predictor). All of it is in-domain simulation: it says nothing abou
 - `:full` is all four tasks on 256 pixels, meant for 40 minutes of one H200. It has not been run.
 """
 
-from jepa_jax.config import DenseVideoConfig, MaskConfig, SimConfig
+from jepa_jax.config import DenseVideoConfig, MaskConfig, SimConfig, SimGatesConfig
 from jepa_jax.errors import ConfigError, allowed
 
 
@@ -84,6 +86,19 @@ def _ci(c: SimConfig) -> None:
     e.samples, e.iterations, e.elites, e.horizon = 64, 5, 6, 1
     c.gates.shuffled_over_true, c.gates.rank_correlation = 1.15, 0.6
     c.gates.nearer, c.gates.within_8_cm = 0.4, 0.5
+
+
+def _dark_ci(c: SimConfig) -> None:
+    _ci(c)
+    c.collection.episodes, c.collection.scenes = 400, 'moderate_dark'
+    p, a, e = c.pretrain, c.posttrain, c.evaluation
+    # few numbers a token: what is kept has to be chosen
+    p.encoder.width, p.encoder.heads = 24, 2
+    p.optim.steps = p.checkpoints.every = p.logging.health_every = 800
+    a.optim.steps = a.checkpoints.every = a.logging.health_every = 2000
+    e.scenes, e.episodes, e.compared, e.untrained = 'moderate_dark', 60, 60, 12
+    e.random_encoder = True
+    c.gates = SimGatesConfig(moderate_dark=0.4, over_random=0.2)
 
 
 def _small(c: SimConfig) -> None:
@@ -165,6 +180,7 @@ def _full(c: SimConfig) -> None:
 DENSE = ('varied', 'dark')  # sizes whose encoder learns by V-JEPA 2.1's objective
 SIZES = {
     'ci': _ci,
+    'dark_ci': _dark_ci,
     'small': _small,
     'pick': _pick,
     'varied': _varied,

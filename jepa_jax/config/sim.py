@@ -9,6 +9,7 @@ from jepa_jax.config.runs import StudyConfig
 # kinds of scenes; jepa_jax.sims.variation, which needs numpy, says how each is drawn
 SCENES = (
     'standard', 'moderate', 'seen', 'unseen', 'unseen_relit', 'seen_dark', 'unseen_dark',
+    'moderate_dark',
 )  # fmt: skip
 
 
@@ -80,7 +81,8 @@ class SimGatesConfig:
     grasp_told: float = 0.0  # where goals tell how far the gripper is closed
     pick_and_place_told: float = 0.0
     unseen: float = 0.0  # of the first task, in scenes `unseen` or `unseen_dark`
-    over_random: float = 0.0  # by which that is above a predictor's on a random encoder
+    moderate_dark: float = 0.0  # likewise
+    over_random: float = 0.0  # by which one of these is above a predictor's on a random encoder
 
 
 @dataclass

@@ -279,6 +279,10 @@ def _relit(rng: np.random.Generator) -> Pair:
     return drawn, dataclasses.replace(drawn, **UNSEEN.lamp(rng))
 
 
+def _moderate_dark(rng: np.random.Generator) -> Variation:
+    return dataclasses.replace(Variation.draw(rng), noise=float(rng.uniform(20, 30)))
+
+
 # kind of scenes -> how one is drawn, with the scene that its goal images show
 SCENES: dict[str, Callable[[np.random.Generator], Pair]] = {
     'standard': _alike(lambda rng: STANDARD),
@@ -290,4 +294,5 @@ SCENES: dict[str, Callable[[np.random.Generator], Pair]] = {
     # those of seen and of unseen, by a camera that adds noise to what it sees, in the latter more
     'seen_dark': _alike(SEEN_DARK.draw),
     'unseen_dark': _alike(UNSEEN_DARK.draw),
+    'moderate_dark': _alike(_moderate_dark),
 }

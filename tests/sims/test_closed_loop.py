@@ -35,7 +35,7 @@ def train(workdir, *overrides, arg='ci', timeout=1200):
     )
 
 
-@pytest.mark.parametrize('size', ['ci', 'small', 'pick', 'varied', 'dark', 'full'])
+@pytest.mark.parametrize('size', ['ci', 'dark_ci', 'small', 'pick', 'varied', 'dark', 'full'])
 def test_stages_take_from_each_other(tmp_path, size):
     config = cli.load(f'{CONFIG}:{size}', ['study'])
     first, second = closed_loop.trainings(config, tmp_path)
@@ -105,6 +105,10 @@ def test_gates_of_unseen_scenes():
     assert (unseen['measured'], unseen['untrained'], unseen['passed']) == (0.8, 0.55, True)
     assert over['measured'] == pytest.approx(0.25) and over['passed']
     assert not closed_loop.judge(SimGatesConfig(over_random=0.3), report)[0]['passed']
+    report['tasks'] = {'reach moderate_dark': {'policies': policies}}
+    gates = SimGatesConfig(moderate_dark=0.9, over_random=0.2)
+    dark, over = closed_loop.judge(gates, report)
+    assert (dark['measured'], dark['passed'], over['passed']) == (0.8, False, True)
 
 
 class FakeBench:
@@ -226,6 +230,20 @@ def test_one_command_learns_to_reach_and_then_rests(gl, tmp_path):
     asked = train(tmp_path, 'gates.rank_correlation=0.999')
     assert asked.returncode == 1
     assert 'rank_correlation' in asked.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow  # five minutes
+@pytest.mark.ci
+def test_in_poor_light_a_random_encoder_fails_what_a_trained_one_passes(gl, tmp_path):
+    """`:dark_ci` as it stands."""
+    done = train(tmp_path, arg='dark_ci')
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = json.loads((tmp_path / 'report.json').read_text())
+    row, (gate, over) = report['tasks']['reach moderate_dark'], report['gates']
+    assert gate['name'] == 'moderate_dark' and gate['measured'] >= gate['asked']
+    assert row['random_encoder'] < gate['asked'] and row['untrained'] < gate['asked']
+    assert over['name'] == 'over_random' and over['measured'] >= over['asked']
+    assert row['oracle'] == 1 and row['episodes'] == 60
 
 
 def test_refusals(tmp_path, capsys):

@@ -61,11 +61,13 @@ def test_relit_goals_differ_in_the_lamp_alone():
 
 def test_dark_scenes_differ_in_the_noise_alone():
     noises = []
-    for plain, dark in (('seen', 'seen_dark'), ('unseen', 'unseen_dark')):
+    kinds = ('seen', 'unseen', 'moderate')
+    for plain, dark in ((kind, f'{kind}_dark') for kind in kinds):
         pairs = list(zip(drawn(plain), drawn(dark)))
         assert all(dataclasses.replace(b, noise=0.0) == a for a, b in pairs)
         noises.append([b.noise for _, b in pairs])
-    seen, unseen = noises
+    seen, unseen, moderate = noises
+    assert 20 <= min(moderate) < max(moderate) <= 30
     assert 35 <= min(seen) < max(seen) <= 50 <= min(unseen) < max(unseen) <= 60
     assert len({*seen}) == len(seen)
 
