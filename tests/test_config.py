@@ -152,6 +152,11 @@ BAD = [
     ({'data.crop': 250}, 'data.crop = 250', 'multiple of encoder.patch = 16'),
     ({'data.frames': 15}, 'data.frames = 15', 'multiple of encoder.tubelet = 2'),
     ({'data.lists[0].frames': 7}, 'data.lists[0].frames = 7', 'multiple of encoder.tubelet'),
+    (
+        {'encoder.position': 'sincos', 'encoder.tubelet': 1},
+        "encoder.tubelet = 1: must be 2 or more with encoder.position 'sincos'",
+        'clips of 16 frames',
+    ),
     ({'data.lists[0].path': ''}, 'data.lists[0].path is empty', '--config.data.lists[0].path='),
     ({'data.frame_step': 4}, 'exactly one of fps, frame_step, duration', 'fps = 4, frame_step = 4'),
     ({'data.fps': 0}, 'exactly one of fps, frame_step, duration', 'fps = 0'),

@@ -368,6 +368,15 @@ def crop_fits(crop: int, encoder: EncoderConfig) -> Iterator[str]:
         yield f'data.crop = {crop}: must be a multiple of encoder.patch = {encoder.patch}'
 
 
+def knows_time(encoder: EncoderConfig, frames: int) -> Iterator[str]:
+    """What is wrong with an encoder that masks clips of so many frames."""
+    if encoder.position == 'sincos' and encoder.tubelet == 1 and frames > 1:
+        yield (
+            "encoder.tubelet = 1: must be 2 or more with encoder.position 'sincos' and clips of "
+            f'{frames} frames: it is then a model of images, whose positions know no time'
+        )
+
+
 def schedule(config: RunConfig) -> Iterator[str]:
     """What is wrong with what all runs have in common."""
     optim = config.optim
