@@ -353,10 +353,10 @@ def transformer(
     """What is wrong with the shape of a transformer, whose fields begin with `name`."""
     if width % heads:
         yield f'{name}.width = {width}: must be a multiple of {name}.heads = {heads}'
-    if position == 'rope' and width // heads < MIN_ROPE:
+    if position == 'rope' and (width // heads < MIN_ROPE or width // heads % 2):
         yield (
             f'{name}: {width // heads} channels a head (width {width} over {heads} heads), '
-            f"must be at least {MIN_ROPE} for position 'rope'"
+            f"must be an even number of at least {MIN_ROPE} for position 'rope'"
         )
     fsdp = config.mesh.fsdp or 1
     if width % fsdp:
