@@ -127,6 +127,7 @@ BAD = [
     ({'encoder.width': 128}, 'encoder: 8 channels a head', 'at least 12'),
     ({'predictor.width': 100}, 'predictor.width = 100', 'multiple of predictor.heads = 12'),
     ({'predictor.width': 96}, 'predictor: 8 channels a head', 'at least 12'),
+    ({'predictor.width': 156}, 'predictor: 13 channels a head', 'an even number'),
     (
         {
             'encoder.position': 'sincos',
@@ -152,6 +153,11 @@ BAD = [
     ({'data.crop': 250}, 'data.crop = 250', 'multiple of encoder.patch = 16'),
     ({'data.frames': 15}, 'data.frames = 15', 'multiple of encoder.tubelet = 2'),
     ({'data.lists[0].frames': 7}, 'data.lists[0].frames = 7', 'multiple of encoder.tubelet'),
+    (
+        {'encoder.position': 'sincos', 'encoder.tubelet': 1},
+        "encoder.tubelet = 1: must be 2 or more with encoder.position 'sincos'",
+        'clips of 16 frames',
+    ),
     ({'data.lists[0].path': ''}, 'data.lists[0].path is empty', '--config.data.lists[0].path='),
     ({'data.frame_step': 4}, 'exactly one of fps, frame_step, duration', 'fps = 4, frame_step = 4'),
     ({'data.fps': 0}, 'exactly one of fps, frame_step, duration', 'fps = 0'),
@@ -193,6 +199,7 @@ BAD_ROBOT = [
     ({'ac.action_scale': (1.0,) * 6}, 'ac.action_scale', 'must hold 7 values'),
     ({'ac.action_scale': (0.0,) * 7}, 'ac.action_scale', '7 numbers above 0'),
     ({'ac.width': 1000}, 'ac.width = 1000', 'multiple of ac.heads = 16'),
+    ({'ac.width': 400}, 'ac: 25 channels a head', 'an even number'),
     ({'encoder.size': 'tiny', 'mesh.fsdp': 128}, 'mesh.fsdp = 128', 'divide encoder.width = 192'),
     ({'data.crop': 250}, 'data.crop = 250', 'multiple of encoder.patch = 16'),
     ({'features_dtype': 'float32'}, "features_dtype = 'float32'", 'float16, bfloat16'),

@@ -22,10 +22,12 @@ from jepa_jax.models.pixel_decoder import PixelDecoderConfig
 from jepa_jax.models.pooler import PoolerConfig
 from jepa_jax.models.predictor import PredictorConfig
 from jepa_jax.models.projector import ProjectorConfig
+from jepa_jax.models.rope import FLAVOURS
 from jepa_jax.models.vit import ViTConfig
 from jepa_jax.nets import Net
 from jepa_jax.objectives.masked_video import MaskedVideo
 from jepa_jax.sharding import (
+    BATCH,
     MAX_FSDP,
     VECTORS,
     concrete,
@@ -242,6 +244,63 @@ def test_a_hidden_width_that_the_mesh_does_not_divide_is_placed():
     zeros = jax.tree.map(lambda like: np.zeros(like.shape, like.dtype), part.abstract)
     kernel = put_params(zeros, part.specs, make_mesh(8))['blocks']['mlp']['fc2']['kernel']
     assert kernel.shape == (1, 48, 100) and kernel.addressable_shards[0].data.shape == (1, 6, 100)
+
+
+SEEN = np.zeros((1, 4, WIDTH), np.float32)  # of one clip
+ONE_CLIP = {
+    **{
+        f'encoder {rope}': (
+            ('encoder', ViTConfig(WIDTH, 1, 1, patch=8, rope=rope)),
+            (np.zeros((1, 2, 16, 16, 3), np.float32),),
+        )
+        for rope in FLAVOURS
+    },
+    'predictor': (
+        ('predictor', PredictorConfig(WIDTH, 48, 1, 1, mask_tokens=1)),
+        (SEEN, np.arange(4, dtype=np.int32)[None], np.arange(4, 5, dtype=np.int32)[None], 0),
+    ),
+    **{
+        f'ac_predictor {conditioning}, {heads} heads': (
+            ('ac_predictor', ACPredictorConfig(
+                WIDTH, 48, 1, heads, grid=(2, 2), conditioning=conditioning
+            )),
+            (SEEN, np.zeros((1, 1, 7), np.float32), np.zeros((1, 1, 7), np.float32)),
+        )
+        for conditioning in CONDITIONING
+        for heads in (1, 2)
+    },
+    'projector': (
+        ('projector', ProjectorConfig(WIDTH, 48, (1, 2, 2), 'pooler', queries=1, depth=2, heads=1)),
+        (SEEN,),
+    ),
+    'decoder': (
+        ('decoder', DecoderConfig(128, WIDTH, 160, 1, 1, 1, 24)),
+        (SEEN, np.arange(4, dtype=np.int32)[None]),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('kind', ONE_CLIP)
+def test_one_clip_of_one_head_or_frame_on_one_device(kind):
+    """Neither gradient nor result loses where the batch lies: a mesh of one device forgets it where
+    an axis of 1 is put beside a batch of 1."""
+    which, inputs = ONE_CLIP[kind]
+    part, mesh = net(*which), make_mesh(1, jax.devices()[:1])
+    arrays = [a for a in inputs if hasattr(a, 'shape')]
+    rest = inputs[len(arrays) :]
+
+    def one(a, spec=BATCH):
+        return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=jax.NamedSharding(mesh, spec))
+
+    with jax.set_mesh(mesh):
+        params = jax.tree.map(one, part.abstract, part.specs)
+
+        def loss(params, *arrays):
+            out = part(params, *arrays, *rest)
+            assert jax.typeof(out).sharding.spec[0] == BATCH[0]
+            return jnp.square(out).mean()
+
+        jax.eval_shape(jax.grad(loss), params, *map(one, arrays))
 
 
 if __name__ == '__main__':

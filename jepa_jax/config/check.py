@@ -353,10 +353,10 @@ def transformer(
     """What is wrong with the shape of a transformer, whose fields begin with `name`."""
     if width % heads:
         yield f'{name}.width = {width}: must be a multiple of {name}.heads = {heads}'
-    if position == 'rope' and width // heads < MIN_ROPE:
+    if position == 'rope' and (width // heads < MIN_ROPE or width // heads % 2):
         yield (
             f'{name}: {width // heads} channels a head (width {width} over {heads} heads), '
-            f"must be at least {MIN_ROPE} for position 'rope'"
+            f"must be an even number of at least {MIN_ROPE} for position 'rope'"
         )
     fsdp = config.mesh.fsdp or 1
     if width % fsdp:
@@ -366,6 +366,15 @@ def transformer(
 def crop_fits(crop: int, encoder: EncoderConfig) -> Iterator[str]:
     if crop % encoder.patch:
         yield f'data.crop = {crop}: must be a multiple of encoder.patch = {encoder.patch}'
+
+
+def knows_time(encoder: EncoderConfig, frames: int) -> Iterator[str]:
+    """What is wrong with an encoder that masks clips of so many frames."""
+    if encoder.position == 'sincos' and encoder.tubelet == 1 and frames > 1:
+        yield (
+            "encoder.tubelet = 1: must be 2 or more with encoder.position 'sincos' and clips of "
+            f'{frames} frames: it is then a model of images, whose positions know no time'
+        )
 
 
 def schedule(config: RunConfig) -> Iterator[str]:

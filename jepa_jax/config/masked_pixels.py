@@ -3,7 +3,16 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from jepa_jax.config.check import AT_LEAST_ONE, POSITIVE, RULES, OneOf, Rule, crop_fits, transformer
+from jepa_jax.config.check import (
+    AT_LEAST_ONE,
+    POSITIVE,
+    RULES,
+    OneOf,
+    Rule,
+    crop_fits,
+    knows_time,
+    transformer,
+)
 from jepa_jax.config.derived import encoder_shape, frame_counts
 from jepa_jax.config.masked_video import paths_named, sampling_rate
 from jepa_jax.config.parts import (
@@ -91,6 +100,7 @@ def check(config: MaskedPixelsConfig) -> Iterator[str]:
         yield f"data.frames = {frames}: must be 1 with kind 'mae'"
     if frames % encoder.tubelet:
         yield f'data.frames = {frames}: must be a multiple of encoder.tubelet = {encoder.tubelet}'
+    yield from knows_time(encoder, frames)
     yield from paths_named(data)
     yield from sampling_rate(data)
     cells = (data.crop // encoder.patch) ** 2

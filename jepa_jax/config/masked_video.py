@@ -10,6 +10,7 @@ from jepa_jax.config.check import (
     OneOf,
     Rule,
     crop_fits,
+    knows_time,
     transformer,
 )
 from jepa_jax.config.derived import encoder_shape, frame_counts
@@ -137,6 +138,7 @@ def check(config: MaskedVideoConfig) -> Iterator[str]:
         if frames % encoder.tubelet and not config.is_image(frames):
             name = f'data.lists[{i}].frames' if item.frames else 'data.frames'
             yield f'{name} = {frames}: must be a multiple of encoder.tubelet = {encoder.tubelet}'
+        yield from knows_time(encoder, frames)
     yield from paths_named(data)
     yield from sampling_rate(data)
     if encoder.version != config.version:

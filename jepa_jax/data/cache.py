@@ -38,6 +38,10 @@ VERSION = 1  # part of every key: change it with anything that changes what is d
 BLOCK = 4096  # bytes that are added up before a checksum is made of the sums
 
 
+class CannotKeep(OSError):
+    """The folder is at fault, not what is read through it."""
+
+
 class ClipCache:
     """Reads through to `decode.read_frames`. Any number of processes; each may be killed.
 
@@ -45,16 +49,19 @@ class ClipCache:
       folder: made if missing.
       gib: bound on the bytes of all entries, GiB.
 
-    Raises OSError where the folder cannot be made or written.
+    Raises CannotKeep where the folder cannot be made or written.
     """
 
     def __init__(self, folder: str | Path, gib: float) -> None:
         self._folder = Path(folder).expanduser().absolute()
         self._bound = int(gib * 2**30)
         self._refused: set[Path] = set()  # entries that this process found too large or damaged
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with self._total() as total:
-            total.value = self._scan()
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with self._total() as total:
+                total.value = self._scan()
+        except OSError as error:
+            raise CannotKeep(f'{str(folder)!r} cannot be written: {error.strerror}') from error
 
     def read_frames(self, path: str, choose: Callable[[Timing], np.ndarray]) -> np.ndarray:
         """As `decode.read_frames`, which it calls for what it does not have.
@@ -97,19 +104,22 @@ class ClipCache:
 
     def _keep(self, entry: Path, path: str, timing: Timing, size: int) -> None:
         """Decodes all frames and stores them, if there is room."""
-        entry.parent.mkdir(exist_ok=True)
-        with self._total() as total:
-            held = _size(entry)
-            whole = held == size and _read_meta(entry) is not None
-            if whole or total.value - held + size > self._bound:
-                return
-            # as long as the entry will be, so that whoever counts the folder counts it
-            with tempfile.NamedTemporaryFile(
-                dir=entry.parent, prefix=scratch.prefix(entry), suffix='.part', delete=False
-            ) as part:
-                part.truncate(size)
-            total.value += size
+        part, counted = None, 0
         try:
+            # the folder may have been deleted, and the disk may take no new file
+            entry.parent.mkdir(parents=True, exist_ok=True)
+            with self._total() as total:
+                held = _size(entry)
+                whole = held == size and _read_meta(entry) is not None
+                if whole or total.value - held + size > self._bound:
+                    return
+                # as long as the entry will be, so that whoever counts the folder counts it
+                with tempfile.NamedTemporaryFile(
+                    dir=entry.parent, prefix=scratch.prefix(entry), suffix='.part', delete=False
+                ) as part:
+                    part.truncate(size)
+                total.value += size
+            counted = size
             frames = decode.read_frames(path, lambda timing: np.arange(timing.frames))
             frames.tofile(part.name)
             sums = [checksum(frame) for frame in frames]
@@ -122,20 +132,24 @@ class ClipCache:
             self._refused.add(entry)
             if isinstance(error, OSError):
                 logging.warning('data.cache: %s is not kept: %s', printable(path), error)
-            with self._total() as total:
-                total.value -= size
-            os.unlink(part.name)
+            with contextlib.suppress(OSError):  # the next start counts and sweeps what is left
+                with self._total() as total:
+                    total.value -= counted
+                if part:
+                    os.unlink(part.name)
 
     @contextlib.contextmanager
     def _total(self) -> Iterator[_Total]:
         """The bytes of all entries, half-written ones too; one process at a time has it."""
-        with open(self._folder / 'bytes', 'a+') as file:
+        with open(self._folder / 'bytes', 'a+', errors='replace') as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
-            total = _Total(int(file.read() or 0))
+            text = file.read()
+            whole = text.isdecimal()  # or cut short, or of zeros after a power cut
+            total = _Total(int(text) if whole else self._scan())
             before = total.value
             yield total
-            if total.value != before:
+            if total.value != before or not whole:
                 file.truncate(0)
                 file.write(str(total.value))
 

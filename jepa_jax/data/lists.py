@@ -155,18 +155,19 @@ def pieces(path: str | Path) -> Iterator[tuple[list[bytes], np.ndarray]]:
             return
         while True:
             read = file.read(PIECE)
-            data, newline, left = (left + read).rpartition(b'\n')
-            if not read:
-                data, left = left, b''
-            elif not newline:
-                raise BadFile(path, 'not_text', f'a line of more than {PIECE:,} bytes')
+            if last := len(read) < PIECE:  # nothing need end the last line
+                data = (left + read).removesuffix(b'\n')
+            else:
+                data, newline, left = (left + read).rpartition(b'\n')
+                if not newline:
+                    raise BadFile(path, 'not_text', f'a line of more than {PIECE:,} bytes')
             if reader.plain and (simple := _simple(data)):
                 yield simple
             elif data:
                 text = data.decode('utf-8', 'surrogateescape').splitlines()
                 yield _packed(reader.records([(n, x.strip()) for n, x in enumerate(text, number)]))
             number += data.count(b'\n') + 1
-            if not read:
+            if last:
                 break
     reader.warn()
 

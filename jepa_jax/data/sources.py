@@ -23,7 +23,7 @@ from jepa_jax import bucket, fetched, files
 from jepa_jax.config import WITHOUT_PATH, DataConfig, DataListConfig, cache_root
 from jepa_jax.config.layouts import FETCHED, SOURCES
 from jepa_jax.data import clips, decode, kinds, lists, npz, pictures, prepared
-from jepa_jax.data.cache import ClipCache, checksum, read_stored
+from jepa_jax.data.cache import CannotKeep, ClipCache, checksum, read_stored
 from jepa_jax.data.kinds import PICTURES, VIDEOS
 from jepa_jax.data.names import NONE, SUFFIX, Mapped, Names
 from jepa_jax.data.pictures import image_of
@@ -333,6 +333,8 @@ def open_source(entry: DataListConfig, data: DataConfig, index: int = 0) -> Sour
         raise ConfigError(f'{field}.path: {error}') from error
     except BadFile as error:
         raise ConfigError(f'{field}.path: {error}') from error
+    except CannotKeep as error:
+        raise ConfigError(f'data.cache: {error}') from error
     except OSError as error:
         what = error.strerror or str(error)
         if not entry.path:  # a self-made set, made in the cache folder

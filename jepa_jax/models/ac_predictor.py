@@ -12,12 +12,18 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 from flax import nnx
 
 from jepa_jax.models import tokens
 from jepa_jax.models.attention import attend
-from jepa_jax.models.layers import Block, LayerNorm, Linear, block_sharding, standardise
+from jepa_jax.models.layers import (
+    Block,
+    LayerNorm,
+    Linear,
+    block_sharding,
+    joined,
+    standardise,
+)
 from jepa_jax.models.rope import angles
 from jepa_jax.models.vit import EPS
 from jepa_jax.nets import fold, stack
@@ -117,7 +123,7 @@ class ACBlock(Block):
         q, k, v = self.attn.split(change(self.norm1(x), *each[:2]), rope)
         if past is not None:
             k, v = (jnp.concatenate(pair, axis=1) for pair in zip(past, (k, v)))
-        mixed = rearrange(attend_frames(q, k, v, frames), 'b n a c -> b n (a c)')
+        mixed = joined(attend_frames(q, k, v, frames))
         mixed = self.attn.proj(mixed)
         x = x + weigh(mixed.astype(x.dtype), each[2])
         y = self.mlp(change(self.norm2(x), *each[3:5]))
@@ -184,7 +190,8 @@ class ACPredictor(nnx.Module):
         h, w = c.grid
         B, T = actions.shape[:2]
         assert x.shape[1] == T * h * w, (x.shape, actions.shape, c.grid)
-        z = gather(self.embed)(x).reshape(B, T, h * w, c.width)
+        z = gather(self.embed)(x)
+        z = jnp.reshape(z, (B, T, h * w, c.width), out_sharding=batch_spec(z))
         before = []
         for module, values, used, scale in (
             ('action_encoder', actions, True, c.action_scale),

@@ -13,11 +13,10 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
 from flax import nnx
 
 from jepa_jax.models.attention import attend
-from jepa_jax.models.layers import INIT_STD, Linear, keeping
+from jepa_jax.models.layers import INIT_STD, Linear, in_heads, joined, keeping
 from jepa_jax.nets import fold, stack
 from jepa_jax.sharding import VECTORS, Rules, batch_spec, gather
 
@@ -141,8 +140,8 @@ class DecoderBlock(nnx.Module):
             return y + (x @ a @ b * row.scale).astype(y.dtype)
 
         c, y = self.config, self.norm1(x)
-        split = dict(pattern='b n (a c) -> b n a c', c=c.head_dim)
-        q, k, v = (rearrange(linear(f'attn/{name}', y), **split) for name in 'qkv')
+        q, k, v = (linear(f'attn/{name}', y) for name in 'qkv')
+        q, k, v = (in_heads(a, a.shape[-1] // c.head_dim) for a in (q, k, v))
         q, k = _turn(q, row.rope), _turn(k, row.rope)
         masks = dict(causal=True, segments=row.segments)
         if cache is not None and row.places is None:
@@ -152,7 +151,7 @@ class DecoderBlock(nnx.Module):
             here = here[..., None, None]
             k, v = (jnp.where(here, new, old) for old, new in zip(cache, (k, v)))
             masks = dict(lengths=row.places + 1)
-        mixed = rearrange(attend(q, k, v, **masks), 'b n a c -> b n (a c)')
+        mixed = joined(attend(q, k, v, **masks))
         x = x + linear('attn/o', mixed)
         y = self.norm2(x)
         y = jax.nn.silu(linear('mlp/gate', y)) * linear('mlp/up', y)

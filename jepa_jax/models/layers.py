@@ -7,14 +7,13 @@ import math
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from jepa_jax.models.attention import attend
 from jepa_jax.models.rope import rotate
 from jepa_jax.nets import PRODUCT
-from jepa_jax.sharding import Rules
+from jepa_jax.sharding import Rules, batch_spec
 
 # the original truncates at +-2, a hundred deviations out: a plain normal (reference: vjepa2 §1.5)
 INIT_STD = 0.02
@@ -166,6 +165,19 @@ def make_mlp(
     return module(width, hidden(int(width * ratio)), dtype=dtype, rngs=rngs, shrink=shrink)
 
 
+def in_heads(x: jax.Array, *heads: int) -> jax.Array:
+    """Channels [B, N, D] -> [B, N, *heads, C]. Where the batch lies is told: of one clip and one
+    head a mesh would not know any more."""
+    shape = *x.shape[:2], *heads, x.shape[2] // math.prod(heads)
+    return jnp.reshape(x, shape, out_sharding=batch_spec(x))
+
+
+def joined(x: jax.Array) -> jax.Array:
+    """Heads [B, N, A, C] -> [B, N, A * C], likewise."""
+    B, N, A, C = x.shape
+    return jnp.reshape(x, (B, N, A * C), out_sharding=batch_spec(x))
+
+
 class SelfAttention(nnx.Module):
     """Multi-head self-attention; the fused projection holds q, k, v one after the other, head by
     head.
@@ -197,7 +209,7 @@ class SelfAttention(nnx.Module):
         tokens; segments [B, N]: a token sees those of its own."""
         q, k, v = self.split(x, rope)
         mixed = attend(q, k, v, lengths=lengths, segments=segments)
-        return self.proj(rearrange(mixed, 'b n a c -> b n (a c)'))
+        return self.proj(joined(mixed))
 
     def split(self, x: jax.Array, rope=None) -> tuple[jax.Array, jax.Array, jax.Array]:
         """x [B, N, D] -> q, k, v, each [B, N, A, C], q and k turned by rope."""
@@ -205,7 +217,7 @@ class SelfAttention(nnx.Module):
         if not self.key_bias:
             q, v = self.q_bias[...], self.v_bias[...]
             qkv = qkv + jnp.concatenate([q, jnp.zeros_like(q), v]).astype(self.dtype)
-        q, k, v = rearrange(qkv, 'b n (qkv a c) -> qkv b n a c', qkv=3, a=self.heads)
+        q, k, v = jnp.moveaxis(in_heads(qkv, 3, self.heads), 2, 0)
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
         return q, k, v

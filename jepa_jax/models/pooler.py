@@ -19,6 +19,8 @@ from jepa_jax.models.layers import (
     LayerNorm,
     Linear,
     block_sharding,
+    in_heads,
+    joined,
     standardise,
 )
 from jepa_jax.nets import fold, stack
@@ -73,7 +75,7 @@ class CrossAttention(nnx.Module):
             jnp.einsum, precision=self.q.precision, preferred_element_type=jnp.float32
         )
         x = x.astype(self.dtype)
-        q = rearrange(self.q(queries), 'b q (a c) -> b q a c', a=self.heads)
+        q = in_heads(self.q(queries), self.heads)
         q = q * q.shape[-1] ** -0.5
         kernel = self.kv.kernel[...].astype(self.dtype)
         kernel = rearrange(kernel, 'd (kv a c) -> d kv a c', kv=2, a=self.heads)
@@ -83,7 +85,7 @@ class CrossAttention(nnx.Module):
         read = product('bqan,bnd->bqad', weights.astype(self.dtype), x) * scale + shift
         bias = rearrange(self.kv.bias[...], '(kv a c) -> kv a c', kv=2, a=self.heads)[1]
         out = product('bqad,dac->bqac', read.astype(self.dtype), kernel[:, 1]) + bias
-        return rearrange(out, 'b q a c -> b q (a c)')
+        return joined(out)
 
 
 class CrossBlock(nnx.Module):

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from jepa_jax.config import DataConfig, DataListConfig
 from jepa_jax.data import cache, clips, decode, synthetic
 from jepa_jax.data.cache import ClipCache
 from jepa_jax.data.sources import open_source
-from jepa_jax.errors import BadFile
+from jepa_jax.errors import BadFile, ConfigError
 
 ROOT = Path(__file__).parents[2]
 FRAMES, SIDE = 30, 32
@@ -318,3 +319,48 @@ def test_a_source_uses_it(videos, tmp_path, monkeypatch):
             )
     forbid(monkeypatch)
     assert kept.read(0, 4, np.random.default_rng(9)).shape == (4, SIDE, SIDE, 3)
+
+
+def test_what_cannot_be_kept_is_read(videos, tmp_path, monkeypatch, caplog):
+    """A file where a folder is to be, a disk that takes no new file, a folder that was deleted:
+    each was an error of the video, which was replaced by another one."""
+    kept = ClipCache(tmp_path / 'c', 1.0)
+    paths = [str(videos / f'{i}.mp4') for i in range(4)]
+    expected = [decode.read_frames(path, choose(0)) for path in paths]
+    kept._entry(paths[0]).parent.write_text('in the way')
+    np.testing.assert_array_equal(kept.read_frames(paths[0], choose(0)), expected[0])
+
+    def full(**where):
+        raise OSError(28, 'No space left on device')
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cache.tempfile, 'NamedTemporaryFile', full)
+        np.testing.assert_array_equal(kept.read_frames(paths[1], choose(0)), expected[1])
+    assert [r.getMessage().partition(' is not kept: ')[0] for r in caplog.records] == [
+        f'data.cache: {path}' for path in paths[:2]
+    ]
+    assert (tmp_path / 'c' / 'bytes').read_text() == '0'
+    shutil.rmtree(tmp_path / 'c')
+    np.testing.assert_array_equal(kept.read_frames(paths[2], choose(0)), expected[2])
+    assert stored(tmp_path / 'c') == BYTES == int((tmp_path / 'c' / 'bytes').read_text())
+
+
+@pytest.mark.parametrize('left', [b'\0\0\0\0\0', b'\xff\xfe', b'-3'])
+def test_a_damaged_count_is_made_anew(videos, tmp_path, left):
+    """As a power cut leaves it: an error that no start got over."""
+    kept = ClipCache(tmp_path / 'c', 1.0)
+    kept.read_frames(str(videos / '0.mp4'), choose(0))
+    for another in (kept, None):
+        (tmp_path / 'c' / 'bytes').write_bytes(left)
+        another = another or ClipCache(tmp_path / 'c', 1.0)
+        another.read_frames(str(videos / '1.mp4'), choose(0))
+        assert int((tmp_path / 'c' / 'bytes').read_text()) == stored(tmp_path / 'c') == 2 * BYTES
+
+
+@pytest.mark.parametrize('kind', ['videos', 'synthetic_few'])
+def test_a_folder_that_cannot_be_made_is_not_the_lists_fault(videos, tmp_path, kind):
+    (tmp_path / 'file').write_text('')
+    path = str(videos) if kind == 'videos' else ''
+    data = DataConfig(cache=str(tmp_path / 'file' / 'c'))
+    with pytest.raises(ConfigError, match=r"^data.cache: '.*/file/c' cannot be written: Not a dir"):
+        open_source(DataListConfig(kind=kind, path=path), data)

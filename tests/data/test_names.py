@@ -20,6 +20,8 @@ TEXTS = {
     'simple': SIMPLE,
     'spaces': PLAIN,
     'no newline at the end': SIMPLE[:-1],
+    'one line that nothing ends': '/data/a b.mp4 3',
+    'a last line that tells no table': '"/q, r.mp4",5\n/a b c.mp4\n/a b c.mp4',
     'every oddity': SIMPLE + '\n# a remark\n../up.mp4 3\n~/home.mp4\n/a//b/./c/../d.mp4 4\n'
     '"/q, r.mp4" 5\n/w\\x.mp4 6\n/z.mp4::7\n/é\udcff.mp4 8\n  /lead.mp4\t9  \n/minus.mp4 -1\n'
     + SIMPLE,

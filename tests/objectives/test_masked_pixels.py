@@ -471,6 +471,7 @@ def test_flops_and_memory():
         ('mae', 'mask_ratio', 0.996, 'leaves nothing or all of 196'),  # int(196 x .004) = 0
         ('videomae', 'encoder.position', 'rope', "must be 'sincos'"),
         ('videomae', 'data.frames', 15, 'must be a multiple of encoder.tubelet'),
+        ('videomae', 'encoder.tubelet', 1, 'encoder.tubelet = 1: must be 2 or more'),
         ('videomae', 'decoder.heads', 7, 'decoder.width = 512: must be a multiple'),
     ],
 )
