@@ -104,6 +104,23 @@ def test_what_is_left_to_be_looked_at(finished):
     assert (folder / 'confusion.png').stat().st_size > 1000
 
 
+def test_classes_whose_names_are_no_text(tmp_path):
+    """Folders may be called by any bytes, and by what a formula would be."""
+    names = ('co$t_$x^{', os.fsdecode(b'cl\xff'))
+    targets = np.eye(2, dtype=np.float32)[[0, 1, 0, 1]]
+    listed = [Example(f'{names[i % 2]}/{i}.mp4', names[i % 2], str(i)) for i in range(4)]
+    task = own.Task(listed, 'class', targets, names, np.arange(4) > 1, 0, 10)
+    own_page.write(
+        tmp_path, 'm', task, targets[:2, ::-1], {}, {}, {}, [names[1]],
+        clip_of=lambda e: np.zeros((1, 2, 8, 8, 3), np.uint8),
+    )  # fmt: skip
+    with (tmp_path / 'confusion.csv').open(encoding='utf-8', errors='surrogateescape') as file:
+        assert next(csv.reader(file))[1:] == [*names]
+    page = (tmp_path / 'report.html').read_text('utf-8')
+    assert r'cl\udcff/3.mp4' in page and 'co$t_$x^{/2.mp4' in page
+    assert (tmp_path / 'confusion.png').stat().st_size > 1000
+
+
 def test_the_probe_classifies_as_it_was_tested(finished, model, clips, tmp_path):
     results, folder = finished
     save(model, tmp_path / 'model')
