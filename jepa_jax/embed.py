@@ -62,6 +62,8 @@ def embed(
         raise UsageError(f'{flag} with --out {out}: must be a folder, for many files')
     if shard < 1:
         raise UsageError(f'--shard {shard}: must be at least 1')
+    if classify and top < 1:
+        raise UsageError(f'--top {top}: must be at least 1')
     if out:
         _refuse_place(out, one)
     check_name(model)

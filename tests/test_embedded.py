@@ -216,6 +216,7 @@ MISTAKES = {
     'shards in one file': (['--out', 'x.npz', '--format', 'npy'], 'must be a folder'),
     'no such part': (['--out', 'x', '--part', '3/2'], 'I/N with I from 1 to N'),
     'shard': (['--out', 'x', '--format', 'npy', '--shard', '0'], 'at least 1'),
+    'classes': (['--classify', '--top', '0'], '--top 0: must be at least 1'),
     'pattern': (['--out', 'x', '--input', '*.avi'], '*.avi: stands for no file'),
 }
 

@@ -294,6 +294,13 @@ def refuse(task: own.Task) -> None:
     examples.refuse_unlearnt(task.kind, task.targets, task.names, task.test)
 
 
+def test_a_share_for_testing_that_cannot_be_drawn():
+    """One of several equal parts is drawn, so more than a half was a half."""
+    types_and_ranges(small_config('x', test_share=0.5))
+    with pytest.raises(ConfigError, match='test_share = 0.9: must be above 0 and at most 0.5'):
+        types_and_ranges(small_config('x', test_share=0.9))
+
+
 def test_complaints():
     task = tasked('aaaaaabb', [0, 0, 0, 0, 1, 1, 0, 1], ['s', 't', 'u', 'v', 'w', 'x', 'y', 'y'])
     means = np.eye(8)
@@ -478,6 +485,14 @@ def test_the_command_compares_two_models(model, clips, tmp_path):
     assert gain['low'] <= gain['value'] <= gain['high']
     page = (tmp_path / 'w/report.html').read_text()
     assert 'model1/report.html' in page and 'model2/report.html' in page
+    # the report of one model is no place for that of two
+    with pytest.raises(ConfigError, match='holds an evaluation of one model, which that of 2'):
+        evaluate.evaluate(c, str(tmp_path / 'w/model1'), '', names, 'target', '')
+    assert json.loads((tmp_path / 'w/model1/report.json').read_text()) == each[0]
+    for content in ('', '[1]', '{"model": {}}'):
+        (tmp_path / 'w/model1/report.json').write_text(content)
+        with pytest.raises(ConfigError, match='report.json: .*; delete it, and the evaluation is'):
+            evaluate.evaluate(c, str(tmp_path / 'w/model1'), '', names[:1], 'target', '')
 
 
 @pytest.mark.slow
