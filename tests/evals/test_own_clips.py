@@ -467,6 +467,17 @@ def test_retrieval_of_the_same_clips(model, clips, tmp_path):
     assert results.baselines['mAP, pixels'].value > 0.8  # colours are what pixels tell
 
 
+def test_a_clip_is_no_neighbour_of_its_own_link(model, clips, tmp_path):
+    for name in COLOURS:
+        (tmp_path / 'in' / name).mkdir(parents=True)
+        shutil.copy(clips / name / '0.png', tmp_path / 'in' / name / 'a.png')
+        (tmp_path / 'in' / name / 'b.png').symlink_to('a.png')
+    c = RetrievalConfig(name='retrieval', bootstrap=5, random_baseline=False)
+    c.data = small_config(tmp_path / 'in').data
+    with pytest.raises(ConfigError, match='no clip has another of its class from another source'):
+        retrieval.run(model, c, tmp_path / 'out')
+
+
 def test_the_command_compares_two_models(model, clips, tmp_path):
     other = Model(Loaded(model.config, jax.tree.map(lambda a: -a, model.encoder.params)))
     for name, each in (('a', model), ('b', other)):
