@@ -224,6 +224,8 @@ class Answerer:
         videos = [] if video is None else video if isinstance(video, list | tuple) else [video]
         arrays, media = self._asked(videos, question, turns, system)
         check_choices(choices)
+        if most < 0:
+            raise InputError(f'an answer of {most} tokens: must be at least 0')
         if not most and not choices:
             raise InputError(
                 'an answer of 0 tokens, and no choices to compare: nothing is asked for'
@@ -327,7 +329,9 @@ class Answerer:
 
 
 def check_choices(choices: Sequence[str]) -> None:
-    """Raises InputError: empty ones, equal ones, or a single one."""
+    """Raises InputError: empty ones, equal ones, a single one, or a text in place of several."""
+    if isinstance(choices, str):  # each of its letters would be one
+        raise InputError(f'choices {choices!r}: must be a list of texts')
     if empty := [i for i, choice in enumerate(choices, 1) if not choice.strip()]:
         raise InputError(f'choice {empty[0]} is empty')
     if len(choices) == 1:

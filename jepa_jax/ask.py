@@ -52,6 +52,8 @@ def ask(
         raise UsageError('one of --question TEXT and --batch FILE.jsonl is needed')
     if batch and not out:
         raise UsageError('--batch needs --out FILE.jsonl')
+    if out and not batch:
+        raise UsageError('--out goes with --batch: the answer to --question is printed')
     alone = {
         '--video': videos, '--choices': choices, '--start': start, '--end': end,
         '--backwards': backwards,
@@ -80,6 +82,8 @@ def ask(
     answers.check_choices(offered)
     answers.check_seconds(start, end)
     rows = _rows(Path(batch)) if batch else []
+    if out:
+        _refuse_place(Path(out))
     ready = answers.Answerer.of(
         zoo.find(model), encoder_from=encoder_from, language=language, tokenizer=tokenizer,
         dtype=dtype,
@@ -103,6 +107,15 @@ def ask(
         print(f'({os.path.basename(path)}: {looked.words()})')
     for choice, share in zip(said.choices, said.shares):
         print(f'{share:7.1%}  {choice}{"  <-" if choice == said.choice else ""}')
+
+
+def _refuse_place(out: Path) -> None:
+    """Raises UsageError where answers cannot be written: loading a model takes minutes."""
+    folder, there = out.absolute().parent, 'a folder is in its place; must be a file'
+    if out.is_dir():
+        raise UsageError(f'--out {out}: {there}')
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f'--out {out}: nothing can be written into {folder}')
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -151,7 +164,8 @@ def _batch(ready, rows: list[dict[str, Any]], out: Path, shown, settings: dict[s
     from tqdm import tqdm
 
     lost = 0
-    with open(out, 'w', encoding='utf-8') as file:
+    # half a character in a line goes back as JSON writes it
+    with open(out, 'w', encoding='utf-8', errors='backslashreplace') as file:
         for row in tqdm(rows, unit='question', disable=None):
             videos = row.get('video', [])
             videos = [videos] if isinstance(videos, str) else videos

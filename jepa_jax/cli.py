@@ -18,6 +18,7 @@ import glob
 import importlib
 import importlib.util
 import inspect
+import io
 import logging
 import math
 import os
@@ -150,6 +151,8 @@ def run(
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = '--debug' in argv
     parser = _parser(doc, tables, options)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that is no text ends no command
+        sys.stdout.reconfigure(errors='backslashreplace')
     try:
         try:
             arguments = _parse(parser, tables, argv)

@@ -62,6 +62,8 @@ def embed(
         raise UsageError(f'{flag} with --out {out}: must be a folder, for many files')
     if shard < 1:
         raise UsageError(f'--shard {shard}: must be at least 1')
+    if classify and top < 1:
+        raise UsageError(f'--top {top}: must be at least 1')
     if out:
         _refuse_place(out, one)
     check_name(model)
@@ -72,8 +74,9 @@ def embed(
     from jepa_jax.data import named
 
     listed, skipped = named.find(inputs)
-    # in one file an input is known by its path; in a folder by the name of its file
-    counts = collections.Counter(one.name for one in listed) if form == 'npz' and not one else {}
+    # in one file an input is known by its path, in a folder and in pictures by its file's name
+    named_after = pictures or (form == 'npz' and not one)
+    counts = collections.Counter(one.name for one in listed) if named_after else {}
     if twice := next((name for name, count in counts.items() if count > 1), None):
         raise UsageError(f'--input: two are called {twice}, so one would overwrite the other')
     total = len(listed)
@@ -185,7 +188,8 @@ def _embed(model, listed, output, pictures, options, failed, partly) -> None:
     left, damaged = output.left(listed) if output else (listed, {})
     partly.update(damaged)
     if done := len(listed) - len(left):
-        _say(f'{done} of {len(listed)} inputs are done already in {output.target}')
+        drawn = ', and not drawn: without --out they are' if pictures else ''
+        _say(f'{done} of {len(listed)} inputs are done already in {output.target}{drawn}')
     waiting = {one.path: one for one in left if one.path not in failed}
     if not waiting:
         return
@@ -219,7 +223,7 @@ def _embed(model, listed, output, pictures, options, failed, partly) -> None:
                     short = f'short, its last frame fills {window.repeated} places'
                     _say(f'{printable(current)}: {short}')
                 if pictures:
-                    _draw(model, window, values, pictures)
+                    _draw(model, window, values, pictures, waiting[current].name)
                 if output:
                     grid = model.config.grid(*window.clip.shape[:3])
                     layout = embedded.Layout(grid, len(window.clip))
@@ -272,21 +276,22 @@ class _Progress:
         self._bar.close()
 
 
-def _draw(model, window, values: dict[str, Any], folder: str) -> None:
+def _draw(model, window, values: dict[str, Any], folder: str, name: str) -> None:
     """Pictures of an input's first window: features as colours, and likeness to one token."""
     import numpy as np
 
     from jepa_jax.evals.pictures import plot_features, plot_similarity
 
-    pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
     tokens = values.get('tokens')
     if tokens is None:
         tokens = np.asarray(model.encode(window.clip[None]))[0]
     grid = model.config.grid(*window.clip.shape[:3])
     tokens = tokens.reshape(*grid, -1)
-    name = pathlib.Path(window.source).name
+    place = pathlib.Path(folder, name).parent
+    place.mkdir(parents=True, exist_ok=True)
+    name = pathlib.Path(name).name
     for kind, draw in (('pca', plot_features), ('similarity', plot_similarity)):
-        path = pathlib.Path(folder, f'{name}-{kind}.png')
+        path = place / f'{name}-{kind}.png'
         draw(window.clip, tokens, path, title=f'{name}: {model.about[0].split(",")[0]}')
         _say(f'wrote {path}')
 

@@ -68,6 +68,11 @@ def evaluate(
         if len(models) == 1:
             report, loaded = _evaluate(config, folder, models[0], encoder)
         else:
+            if (folder / FILE).exists() and not isinstance(_stored(folder / FILE)['model'], list):
+                raise ConfigError(
+                    f'workdir {folder}: holds an evaluation of one model, which that of '
+                    f'{len(models)} would replace; name another --workdir'
+                )
             folders = [folder / f'model{i}' for i in range(1, len(models) + 1)]
             for each in folders:
                 each.mkdir(exist_ok=True)
@@ -101,6 +106,20 @@ def _mine(folder: Path, models: int) -> Iterator[Path]:
                 if (theirs / name).exists():
                     shutil.copy(theirs / name, own)
         yield Path(scratch)
+
+
+def _stored(path: Path) -> dict:
+    """A report that is there. Raises ConfigError: it is none."""
+    from jepa_jax import files
+    from jepa_jax.errors import BadFile
+
+    try:
+        report = files.read_json(path)
+        if missing := [key for key in ('model', 'results', 'baselines') if key not in report]:
+            raise BadFile(path, 'corrupt', f'has no {missing[0]}')
+    except BadFile as error:
+        raise ConfigError(f'{error}; delete it, and the evaluation is made again') from error
+    return report
 
 
 def _evaluate(config: EvalConfig, folder, model: str, encoder: str) -> tuple[dict, Any]:
@@ -148,7 +167,7 @@ def _evaluate(config: EvalConfig, folder, model: str, encoder: str) -> tuple[dic
     }
     path = folder / FILE
     if path.exists():
-        report = json.loads(path.read_text())
+        report = _stored(path)
         for words, facts in (
             ('another model or with other settings', about),
             # which reports of older programs lack

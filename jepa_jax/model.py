@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -212,6 +213,13 @@ class Model:
         if self.config.still and frames not in (None, 1):
             raise InputError(f'frames {frames}: must be 1, this is a model of images')
 
+    def _check_sides(self, what: str, clips: np.ndarray) -> None:
+        """Raises InputError where a part of clips [B, T, H, W, 3] would be left out."""
+        units = self.config.tubelet_of(clips.shape[1]), self.config.patch, self.config.patch
+        for name, side, unit in zip(('frames', 'height', 'width'), clips.shape[1:4], units):
+            if side < unit or side % unit:
+                raise InputError(f'{what} {name} {side}: must be a multiple of {unit}')
+
     def _warn(self, frames: int, size, crop: int | None, preprocess: str, fps: float) -> None:
         """Says what is beyond what the model was trained on."""
         side = self.config.image_size if crop is None else crop
@@ -363,19 +371,16 @@ class Model:
             if viewing or start:
                 named = ', '.join([*viewing, *(['start'] if start else [])])
                 raise InputError(f'{named}: for a path; an array is taken as it is')
-            clips = context[None] if context.ndim == 4 else context
-            inputs.check_pixels(clips, normalised)
+            inputs.check_video(context, 'none', normalised)
             inputs.check_rate(fps)
+            clips = context[None] if context.ndim == 4 else context
             self._warn(clips.shape[1], clips.shape[2:4], None, 'none', fps)
         else:
             window = next(self.windows(context, fps=fps, start=start, **viewing))
             clips, fps = window.clip[None], 1 / window.spacing if window.spacing else fps
         c = self.config
         T = clips.shape[1]
-        units = c.tubelet_of(T), c.patch, c.patch
-        for name, side, unit in zip(('frames', 'height', 'width'), clips.shape[1:4], units):
-            if side < unit or side % unit:
-                raise InputError(f'context {name} {side}: must be a multiple of {unit}')
+        self._check_sides('context', clips)
         grid = t, h, w = c.grid(*clips.shape[1:4])
         if isinstance(targets, Fill):
             mask = np.asarray(targets.mask)
@@ -387,12 +392,14 @@ class Model:
                 raise InputError(f'mask hides {mask.sum()} of {mask.size} tokens: some must stay')
             seen, hidden = np.flatnonzero(~mask), np.flatnonzero(mask)
         elif isinstance(targets, Future):
-            if targets.seconds <= 0 or targets.skip < 0:
+            if not (0 < targets.seconds < math.inf and 0 <= targets.skip < math.inf):
                 raise InputError(f'{targets}: seconds must be above 0 and skip not below')
             if c.modalities and T == 1:
                 raise InputError('context of one frame: an image has no future, give a clip')
-            tubelets = max(1, int(targets.seconds * fps / c.tubelet))
-            begin = t + int(targets.skip * fps / c.tubelet)
+            # of 7 times 2 / 24 s are 6.999... tubelets there
+            rate = fps / c.tubelet * (1 + 1e-9)
+            tubelets = max(1, int(targets.seconds * rate))
+            begin = t + int(targets.skip * rate)
             seen = np.arange(t * h * w)
             hidden = np.arange(begin * h * w, (begin + tubelets) * h * w)
         else:
@@ -453,14 +460,17 @@ class Model:
           BadFile, InputError: as `embed`; or there is no probe.
         """
         probe = self._need_probe('classify')
+        if top < 1:
+            raise InputError(f'top {top}: must be at least 1')
         video = inputs.as_arrays(video)
         if isinstance(video, list):
             raise InputError('classify takes one video, no list of them')
         if isinstance(video, np.ndarray):
-            inputs.check_pixels(video, False)
+            inputs.check_video(video, 'none', False)
             if video.ndim != 4:
                 raise InputError(f'clip {list(video.shape)}: must be [T, H, W, 3]')
             clips = video[None]
+            self._check_sides('clip', clips)
         else:
             clips = self._probe_clips(os.fspath(video), probe)
         likeliest = {}

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from jepa_jax.errors import printable
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -34,6 +36,7 @@ def write(folder: Path, title: str, parts: Sequence[str]) -> Path:
         "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
         f'<title>{html.escape(title)}</title><style>{_STYLE}</style>\n{body}\n',
         encoding='utf-8',
+        errors='backslashreplace',  # names of files hold bytes that are no text
     )
     return path
 
@@ -66,6 +69,12 @@ def file(path: Path, words: str) -> str:
     """A PNG or GIF file as HTML that holds it; '' where there is none."""
     kind = path.suffix[1:]
     return f'<p>{_image(path.read_bytes(), kind, words)}</p>' if path.exists() else ''
+
+
+def plain(text: str) -> str:
+    """A name from outside for a figure: dollars begin no formula, and what fonts cannot take, bytes
+    that are no text, is told in ASCII."""
+    return '\n'.join(map(printable, text.split('\n'))).replace('$', r'\$')
 
 
 def save_figure(figure: Figure, path: str | Path, dpi: int = 120, colours: int = 256) -> None:

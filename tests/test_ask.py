@@ -194,6 +194,10 @@ def test_it_is_told_what_it_was_told_in_training(answerer, tmp_path):
         ('What?', {'turns': [('And?', ' ')]}, 'an empty answer among the earlier turns'),
         ('What?', {'most': 0}, 'no choices to compare: nothing is asked for'),
         ('x' * 200_000, {}, 'the question: .* tokens: at most'),
+        ('What?', {'choices': 'yes|no'}, "choices 'yes.no': must be a list of texts"),
+        ('What?', {'most': -1}, 'an answer of -1 tokens: must be at least 0'),
+        ('Is \ud83d?', {}, r'character 4, .ud83d, is half of a character'),
+        ('What?', {'choices': ('a', '\udcff')}, r'character 1, .udcff, is half of a character'),
     ],
     ids=lambda v: str(v)[:20],
 )
@@ -239,14 +243,16 @@ def test_a_batch_counts_what_cannot_be_read(answerer, video, tmp_path):
     rows = [
         {'video': video, 'question': 'What?'},
         {'video': str(tmp_path / 'no.mp4'), 'question': 'x'},
+        {'video': video, 'question': 'Is \ud83d?'},
     ]
     out = tmp_path / 'out.jsonl'
     shown = lambda paths, *when: [Media('video', p, *when) for p in paths]  # noqa: E731
-    with pytest.raises(InputsFailed, match='1 of 2 questions could not be put'):
+    with pytest.raises(InputsFailed, match='2 of 3 questions could not be put'):
         command._batch(answerer, rows, out, shown, {'most': 2})
-    first, second = map(json.loads, out.read_text().splitlines())
+    first, second, third = map(json.loads, out.read_text().splitlines())
     assert isinstance(first['answer'], str) and 'error' not in first
     assert 'missing' in second['error'] and 'answer' not in second
+    assert 'half of a character' in third['error'] and third['question'] == 'Is \ud83d?'
     (tmp_path / 'q.jsonl').write_text('{"question": "x"}\n{"question": ""}\n')
     with pytest.raises(BadFile, match='line 2: no `question`'):
         command._rows(tmp_path / 'q.jsonl')
@@ -262,6 +268,7 @@ def test_a_batch_counts_what_cannot_be_read(answerer, video, tmp_path):
         ('--batch q --out o --video a.mp4', '--video goes with'),
         ('--batch q --out o --start 1', '--start goes with'),
         ('--batch q --out o --end 1', '--end goes with'),
+        ('--question x --out o', '--out goes with --batch'),
         ('--question x --start -1', 'start -1: must be seconds of the video, from 0'),
         ('--question x --end inf', 'end inf: must be seconds'),
         ('--question x --start nan', 'start nan: must be seconds'),
@@ -274,6 +281,15 @@ def test_flags_are_judged_before_a_model_is_loaded(monkeypatch, capsys, flags, w
     assert command.main() == 1
     said = capsys.readouterr().err
     assert words in said and said.count('\n') == 1
+
+
+def test_a_place_for_answers_is_looked_for_before_a_model_is_loaded(monkeypatch, capsys, tmp_path):
+    (questions := tmp_path / 'q.jsonl').write_text('{"question": "x"}')
+    for out, words in ((tmp_path, 'a folder is in its place'), (tmp_path / 'no/a', 'nothing can')):
+        flags = ['--model', 'random:tiny', '--batch', str(questions), '--out', str(out)]
+        monkeypatch.setattr(sys, 'argv', ['ask', *flags])
+        assert command.main() == 1
+        assert capsys.readouterr().err.startswith(f'error: --out {out}: {words}')
 
 
 def test_moments():

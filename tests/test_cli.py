@@ -282,3 +282,12 @@ def test_warnings_are_lines_as_they_are(folder):
     )
     done = call(folder, script='warns.py')
     assert (done.returncode, done.stderr) == (0, 'a list: 2 lines\n')
+
+
+def test_a_name_that_is_no_text_ends_no_command(folder):
+    (folder / 'odd.py').write_text(
+        'import sys\nfrom jepa_jax import cli\n'
+        "sys.exit(cli.run(lambda: print('a\\udcff'), doc='x', tables=()))\n"
+    )
+    done = call(folder, script='odd.py')
+    assert (done.returncode, done.stdout) == (0, 'a\\udcff\n')

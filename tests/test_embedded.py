@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -215,6 +216,7 @@ MISTAKES = {
     'shards in one file': (['--out', 'x.npz', '--format', 'npy'], 'must be a folder'),
     'no such part': (['--out', 'x', '--part', '3/2'], 'I/N with I from 1 to N'),
     'shard': (['--out', 'x', '--format', 'npy', '--shard', '0'], 'at least 1'),
+    'classes': (['--classify', '--top', '0'], '--top 0: must be at least 1'),
     'pattern': (['--out', 'x', '--input', '*.avi'], '*.avi: stands for no file'),
 }
 
@@ -332,6 +334,50 @@ def test_search_as_typed(typed, tmp_path):
     assert not any('b.mp4' in line for line in lines)
     status, _, err = typed('--features', 'none', '--query', 'x.mp4', module=searching)
     assert status == 1 and err == 'error: none: no such file or folder\n'
+
+
+def test_features_named_twice_are_refused(typed, tmp_path):
+    """Each of their windows would be a hit twice."""
+    embed(typed, '--out', 'out', '--pool', 'mean')
+    for again in ('videos/../out', 'out/a.mp4.npz'):
+        asked = ('--features', 'out', again, '--query', 'videos/b.mp4')
+        status, out, err = typed(*asked, module=searching)
+        assert (status, out) == (1, '')
+        assert (
+            err == f'error: --features {again}: {again.removesuffix("/a.mp4.npz")}/a.mp4.npz is '
+            'in out as well\n'
+        )
+
+
+def test_pictures_of_equal_names(typed, tmp_path):
+    """They lie in folders as their videos do; where they would overwrite one another they are
+    refused, and of inputs that are done it is said that there are none."""
+    shutil.move('videos/sub/c.mp4', 'videos/sub/a.mp4')
+    how = ('--pool', 'mean', '--pictures', 'drawn')
+    embed(typed, *how)
+    assert {str(path.relative_to('drawn')) for path in Path('drawn').rglob('*-pca.png')} == {
+        'a.mp4-pca.png', 'b.mp4-pca.png', 'sub/a.mp4-pca.png'
+    }  # fmt: skip
+    both = ('videos/a.mp4', 'videos/sub/a.mp4')
+    for out in ((), ('--out', 'one.npz')):
+        status, _, err = typed(*READ, '--input', *both, *how, *out)
+        assert status == 1 and 'two are called a.mp4, so one would overwrite the other' in err
+    for words in ('', 'done already in out, and not drawn: without --out they are'):
+        status, out, _ = embed(typed, *how, '--out', 'out', source='videos/a.mp4')
+        assert status == 0 and words in out and bool(words) == ('already' in out)
+
+
+def test_names_that_are_no_text(typed, tmp_path):
+    """Nor what a formula would be: in features, pictures, hits and on the terminal."""
+    odd = os.fsdecode(b'videos/co$t_$x^{\xff.mp4')
+    shutil.move('videos/a.mp4', odd)
+    os.remove('videos/bad.mp4')
+    status, _, err = embed(typed, '--out', 'out', '--pool', 'mean', '--pictures', 'drawn')
+    assert (status, err) == (0, '')
+    assert Path('drawn', f'{Path(odd).name}-similarity.png').exists()
+    asked = ('--features', 'out', '--query', odd, '--sheet', 's.png', '--top', 1)
+    status, out, _ = typed(*asked, module=searching)
+    assert status == 0 and r'videos/co$t_$x^{\udcff.mp4' in out and Path('s.png').exists()
 
 
 def test_nothing_that_could_be_used(typed, tmp_path):

@@ -563,6 +563,12 @@ def test_tasks_that_do_not_fit(model):
         (clip, Fill(np.zeros((4, 4, 4), bool)), 'some must stay'),
         (clip, Fill(np.zeros((4, 4, 5), bool)), r'bool \[4, 4, 4\]'),
         (clip, Future(0), 'above 0'),
+        (clip, Future(float('nan')), 'above 0'),
+        (clip, Future(float('inf')), 'above 0'),
+        (clip, Future(1.0, float('nan')), 'above 0 and skip not below'),
+        (clip[..., 0], Future(1.0), 'channels last'),
+        (clip[0], Future(1.0), 'channels last'),
+        (clip[None][:0], Future(1.0), 'channels last'),
         (clip, 'future', 'Fill or a Future'),
         (clip[:7], Future(1.0), 'frames 7'),
         (clip[:, :60], Future(1.0), 'height 60'),
@@ -573,7 +579,31 @@ def test_tasks_that_do_not_fit(model):
         Model(model.encoder).predict(clip, Future(1.0))
 
 
+def test_so_many_tubelets_ahead_are_so_many(model):
+    """Seconds are hardly ever whole in binary: of 7 tubelets of 2 / 24 s there were 6."""
+    ahead = 7 * 2 * (1 / 24)
+    assert ahead * 24 / 2 < 7
+    said = model.predict(noise(8, 64, 64, 3), Future(ahead, skip=ahead), fps=24)
+    assert len(said.ids) == 7 * 16 and said.ids[0] == (4 + 7) * 16
+
+
 # Probes
+
+
+def test_a_clip_is_classified_as_a_whole_or_not(model):
+    """What patches and tubelets do not fill was left out without a word."""
+    clip = noise(8, 64, 64, 3)
+    for part, words in (
+        (clip[:7], 'clip frames 7: must be a multiple of 2'),
+        (clip[:, :60], 'clip height 60: must be a multiple of 16'),
+        (clip[:, :, :50], 'clip width 50: must be a multiple of 16'),
+        (clip[:0], 'channels last'),
+        (clip[..., :2], 'channels last'),
+    ):
+        with pytest.raises(InputError, match=words):
+            model.classify(part)
+    with pytest.raises(InputError, match='top 0: must be at least 1'):
+        model.classify(clip, top=0)
 
 
 def test_levels_are_read_one_after_the_other(model):

@@ -196,7 +196,8 @@ RULES: dict[type, dict[str, Rule | OneOf]] = {
         'bootstrap': POSITIVE,
     },
     parts.LabelledListConfig: {
-        'test_share': Rule(lambda v: 0 < v < 1, 'above 0 and below 1'),
+        # of parts of equal size one is for testing
+        'test_share': Rule(lambda v: 0 < v <= 0.5, 'above 0 and at most 0.5'),
         'target': OneOf(('auto', 'class', 'number', 'labels')),
     },
     parts.PeriodicEvalConfig: {

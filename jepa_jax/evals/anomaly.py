@@ -438,7 +438,7 @@ def _pairs(scores: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> np.nda
 def write_scores(path: Path, judged: Sequence[Judged], detector: Detector) -> None:
     """A line for each frame of each test video."""
     names = list(detector.thresholds)
-    with open(path, 'w', newline='') as file:
+    with open(path, 'w', newline='', encoding='utf-8', errors='surrogateescape') as file:
         out = csv.writer(file)
         out.writerow(
             (

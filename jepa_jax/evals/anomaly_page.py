@@ -80,7 +80,7 @@ def plot(judged: Sequence, detector: normality.Detector, config: AnomalyConfig, 
                 at, (j.frames[name] - low) / unit, color=COLOURS[name], linewidth=1.2, label=name
             )
         axes.axhline(1, color='k', linestyle='--', linewidth=0.8)
-        axes.set_title(_name(j.video), fontsize=9, parse_math=False)
+        axes.set_title(page.plain(_name(j.video)), fontsize=9)
         axes.set_xlabel('seconds', fontsize=8)
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.3)

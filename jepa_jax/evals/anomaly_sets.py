@@ -96,8 +96,11 @@ def read(data: CameraConfig) -> Footage:
     if not footage.train:
         first = f'; {footage.problems[0]}' if footage.problems else ''
         raise ConfigError(f'no normal video to learn from{first}')
-    if both := {v.path for v in footage.train} & {v.path for v in footage.test}:
-        raise ConfigError(f'data.test: {sorted(both)[0]} is in the normal video as well')
+    known = {
+        os.path.realpath(v.path) for v in footage.train
+    }  # whatever it is called on either side
+    if both := [v.path for v in footage.test if os.path.realpath(v.path) in known]:
+        raise ConfigError(f'data.test: {both[0]} is in the normal video as well')
     return footage
 
 
@@ -169,7 +172,8 @@ def _labelled(videos: list[Video], place: Path) -> list[Video]:
         raise ConfigError(f'data.labels = {str(place)!r}: no such file or folder')
     if place.is_dir():
         return [dataclasses.replace(v, labels=_beside_name(v.path, place)) for v in videos]
-    known = _table(place, {video.path for video in videos})
+    paths = [video.path for video in videos]
+    known = _table(place, dict(zip(map(os.path.realpath, paths), paths)) | dict(zip(paths, paths)))
     result = []
     for video in videos:
         if video.path not in known:
@@ -209,8 +213,9 @@ def each_frame(path: Path) -> np.ndarray:
     return np.array(words) == '1'
 
 
-def _table(path: Path, videos: set[str]) -> dict[str, Video]:
-    """Path -> video, of rows with first and last frame, or start and end in seconds."""
+def _table(path: Path, videos: dict[str, str]) -> dict[str, Video]:
+    """Path -> video, of rows with first and last frame, or start and end in seconds; videos: paths,
+    by themselves and by where they lead to."""
     rows = columns_of(path, ['path'])
     header = set(rows[0][1]) if rows else set()
     seconds = not {'first', 'last'} <= header
@@ -221,8 +226,8 @@ def _table(path: Path, videos: set[str]) -> dict[str, Video]:
     spans: dict[str, list] = {}
     kinds: dict[str, str] = {}
     for line, row in rows:
-        name = _beside(path, row['path'])
-        if name not in videos:
+        at = _beside(path, row['path'])
+        if (name := videos.get(at) or videos.get(os.path.realpath(at))) is None:
             raise BadFile(path, 'not_text', f'line {line}: {row["path"]!r} is none of the videos')
         own = spans.setdefault(name, [])
         cells = [row[key].strip() for key in names]

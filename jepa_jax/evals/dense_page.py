@@ -68,10 +68,10 @@ def panels(path: Path, rows: Sequence[Sequence[tuple[str, np.ndarray]]], title: 
     for line, row in zip(grid, rows):
         for axes, (words, image) in zip(line, row):
             axes.imshow(image, interpolation='nearest')
-            axes.set_title(words, fontsize=8, parse_math=False)
+            axes.set_title(page.plain(words), fontsize=8)
         for axes in line:
             axes.set_axis_off()
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(page.plain(title), fontsize=10)
     page.save_figure(figure, path)
 
 

@@ -177,6 +177,12 @@ def _text(path: Path, data: LabelledListConfig, field: str) -> list[Example]:
                 f'{len(header)}: a path with {separator!r} in it must stand in quotes'
             )
         examples.append(_row(row, columns, path, f'{field}: {path} line {number + 1}'))
+    first, *others = (Path(e.path) for e in examples)
+    if start == 0 and not first.suffix and not first.exists() and any(p.suffix for p in others):
+        raise ConfigError(
+            f'{field}: {path} line {numbers[0] + 1}: {first.name!r} is no file: of a header one '
+            f'column must be called {" or ".join(PATH[:3])}'
+        )
     return examples
 
 

@@ -59,7 +59,8 @@ def write(
         parts += ['<h2>Clips of each class</h2>', page.table(('', 'training', 'test'), rows)]
     if task.kind == 'class':
         matrix = confusion(scores.argmax(1), targets.argmax(1), len(task.names))
-        with (folder / 'confusion.csv').open('w', newline='') as file:
+        path, how = folder / 'confusion.csv', {'encoding': 'utf-8', 'errors': 'surrogateescape'}
+        with path.open('w', newline='', **how) as file:
             out = csv.writer(file)
             out.writerow(['true \\ answered', *task.names])
             out.writerows([name, *row] for name, row in zip(task.names, matrix.tolist()))
@@ -90,8 +91,9 @@ def plot_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None
     axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
     axes.set(xlabel='answered', ylabel='true')
     if count <= MOST:
-        axes.set_xticks(range(count), names, rotation=90, parse_math=False)
-        axes.set_yticks(range(count), names, parse_math=False)
+        shown = [page.plain(name) for name in names]
+        axes.set_xticks(range(count), shown, rotation=90)
+        axes.set_yticks(range(count), shown)
         for row, column in zip(*np.nonzero(matrix)):
             colour = 'white' if shares[row, column] > 0.5 else 'black'
             axes.text(

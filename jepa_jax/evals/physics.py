@@ -389,7 +389,9 @@ def split(pairs: Sequence[Pair]) -> np.ndarray:
         )
 
     def order(group: str) -> tuple:
-        return sorted(kinds[group]), hashlib.sha256(group.encode()).digest()
+        return sorted(kinds[group]), hashlib.sha256(
+            group.encode('utf-8', 'surrogateescape')
+        ).digest()
 
     first = set(sorted(kinds, key=order)[::2])
     calibration = np.array([pair.group in first for pair in pairs])
@@ -512,7 +514,9 @@ def _report(
             'read': len(pairs),
             'reported': int(rows.sum()),
             'hash': hashlib.sha256(
-                '\n'.join(f'{p.possible} {p.impossible} {p.kind}' for p in source.pairs).encode()
+                '\n'.join(f'{p.possible} {p.impossible} {p.kind}' for p in source.pairs).encode(
+                    'utf-8', 'surrogateescape'
+                )
             ).hexdigest(),
             'problems': [*source.problems, *measured.problems],
             'settings': {name: dataclasses.asdict(s) for name, s in chosen.items()},

@@ -55,7 +55,7 @@ def plot(
             axes.axvline(0, color='k', linestyle='--', linewidth=0.9)
             # from here on the event is no longer in what is predicted
             axes.axvline((frames - seen) * step, color='grey', linestyle=':', linewidth=0.9)
-        axes.set_title(f'{kind} ({len(ours)} pairs)', fontsize=10)
+        axes.set_title(page.plain(f'{kind} ({len(ours)} pairs)'), fontsize=10)
         axes.set_xlabel('last frame of the window' + (', after the event' if known else ''))
         axes.set_ylabel('surprise')
         axes.grid(alpha=0.3)

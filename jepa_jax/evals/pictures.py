@@ -126,7 +126,7 @@ def plot_run(
         if len(axes.lines) > 1:
             axes.legend(fontsize=8)
     if title:
-        figure.suptitle(title, fontsize=11, y=1 - 0.08 / high)
+        figure.suptitle(page.plain(title), fontsize=11, y=1 - 0.08 / high)
     page.save_figure(figure, path)
 
 
@@ -181,7 +181,7 @@ def plot_features(
         f'all tokens of this clip (one projection for all times), {shown} of their variance',
         fontsize=8,
     )
-    figure.suptitle(title or 'Features of one clip over time', fontsize=11)
+    figure.suptitle(page.plain(title) or 'Features of one clip over time', fontsize=11)
     page.save_figure(figure, path)
 
 
@@ -232,7 +232,7 @@ def plot_similarity(
         f'{at[2]}),\nthe mean over the clip taken out',
         fontsize=8,
     )
-    figure.suptitle(title or 'Likeness of tokens over time', fontsize=11)
+    figure.suptitle(page.plain(title) or 'Likeness of tokens over time', fontsize=11)
     page.save_figure(figure, path)
 
 
@@ -251,7 +251,7 @@ def plot_sheet(
             axes.set_axis_off()
             continue
         picture, caption = pictures[place]
-        axes.set_title(caption, fontsize=7)
+        axes.set_title(page.plain(caption), fontsize=7)
         if picture is None:
             axes.text(0.5, 0.5, 'cannot be read', ha='center', va='center', fontsize=8)
         else:
@@ -259,7 +259,7 @@ def plot_sheet(
         if not place:
             for spine in axes.spines.values():
                 spine.set(color='tab:red', linewidth=2.5)
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(page.plain(title), fontsize=9)
     page.save_figure(figure, path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,10 @@ def run(model, config: RetrievalConfig, workdir: Path) -> Results:
     rows = np.flatnonzero(read)
     kept = [listed[i] for i in rows]
     _, classes = np.unique([e.label for e in kept], return_inverse=True)
-    sources = np.asarray([e.source for e in kept])
+    # one file is not its own neighbour, whatever it is called
+    sources = np.asarray(
+        [os.path.realpath(e.path) if e.source == e.path else e.source for e in kept]
+    )
     vectors = {name: table.mean[rows] for name, table in tables.items()}
     pixels = tables['features'].pixels[rows].reshape(len(rows), -1).astype(np.float32)
     vectors['pixels'] = pixels - pixels.mean(0)

@@ -24,6 +24,7 @@ from jepa_jax import files
 from jepa_jax.data.sources import Names
 from jepa_jax.errors import BadFile, allowed, printable
 from jepa_jax.language.chat import Media, Turn
+from jepa_jax.language.tokenizer import unwritten
 
 PLACEHOLDER = re.compile('<(?:image|video)>')
 _PARTED = re.compile(rf'\n?{PLACEHOLDER.pattern}\Z|{PLACEHOLDER.pattern}\n?')
@@ -153,6 +154,8 @@ def _said(each: Any, number: int) -> tuple[str, str]:
         raise ValueError(f'turn {number}: from {printable(repr(who))}: {allowed(who, SPEAKERS)}')
     if not isinstance(text, str):
         raise ValueError(f'turn {number}: its value is no text but a {type(text).__name__}')
+    if odd := unwritten(text):
+        raise ValueError(f'turn {number}: {odd}')
     return who, text
 
 

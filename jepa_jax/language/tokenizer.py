@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from jepa_jax import files
-from jepa_jax.errors import ConfigError, printable
+from jepa_jax.errors import ConfigError, InputError, printable
 
 if TYPE_CHECKING:
     import tokenizers
@@ -104,7 +104,9 @@ class Tokenizer:
         return self._special[name]
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, none of them special."""
+        """Ids of a text, none of them special. Raises InputError: it holds what no text does."""
+        if odd := unwritten(text):
+            raise InputError(odd)
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -146,6 +148,16 @@ class Tokenizer:
             if name == 'config.json':  # the rest of it is the model's
                 values = {key: values[key] for key in ('eos_token_id',) if key in values}
             (place / name).write_text(json.dumps(values))
+
+
+def unwritten(text: str) -> str:
+    """Which character of a text no encoding has, in words: half of a pair, as JSON may hold it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        odd = printable(text[error.start])
+        return f'character {error.start + 1}, {odd}, is half of a character'
+    return ''
 
 
 def _word(value: Any) -> str:

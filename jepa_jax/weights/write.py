@@ -32,6 +32,7 @@ from jepa_jax.weights.contents import PREDICTORS, StoredNet, Training, Weights, 
 from jepa_jax.weights.tables import flatten
 
 FORMATS = ('jax', 'torch', 'hf')
+SHOWS = ('clips', 'system')  # of `Weights.reads`: how a model that answers was asked, no probe's
 
 
 def write(
@@ -133,8 +134,8 @@ def add_probe(weights: Weights, probe: Weights) -> Weights:
     return dataclasses.replace(
         weights,
         nets={**weights.nets, 'probe': probe.nets['probe']},
-        labels={**weights.labels, **probe.labels},
-        reads=probe.reads,
+        labels=probe.labels,  # of a probe that was there before names would be those of others
+        reads={k: v for k, v in weights.reads.items() if k in SHOWS} | dict(probe.reads),
         notes=tuple(dict.fromkeys((*weights.notes, *probe.notes))),
     )
 

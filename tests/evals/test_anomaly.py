@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -90,6 +91,15 @@ def test_figures_of_videos():
     none = anomaly.Measure({'density': scores}, {'density': 0.5}, [None] * 3, [''] * 3)
     share = none(np.arange(3))['density, above the threshold']
     assert share == pytest.approx((np.concatenate(scores) > 0.5).mean())
+
+
+def test_a_name_that_is_no_text_has_scores(tmp_path):
+    odd = types.SimpleNamespace(path=os.fsdecode(b'a\xff.mp4'))
+    shown = types.SimpleNamespace(seconds=np.zeros(1))
+    judged = anomaly.Judged(odd, shown, {}, {'density': np.zeros(1)}, None)
+    detector = types.SimpleNamespace(thresholds={'density': 1.0})
+    anomaly.write_scores(tmp_path / 'scores.csv', [judged], detector)
+    assert (tmp_path / 'scores.csv').read_bytes().splitlines()[1].startswith(b'a\xff.mp4,0,')
 
 
 def test_scores_of_frames_by_hand():

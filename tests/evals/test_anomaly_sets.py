@@ -172,6 +172,20 @@ def test_labels_by_frame_and_by_second(tmp_path):
     assert own(tmp_path).test[0].labels is None
 
 
+def test_one_video_whatever_it_is_called(tmp_path, monkeypatch):
+    """From here and from the root, and by a link: its labels are its own, and it is not both normal
+    and to be judged."""
+    monkeypatch.chdir(tmp_path)
+    table = 'path,first,last\np.mp4,2,3\nlink.mp4,,\n'
+    (tmp_path / 'link.mp4').symlink_to('q.mp4')
+    (tmp_path / 'here.csv').write_text(table)
+    for footage in (own(tmp_path, table), own(tmp_path, labels='here.csv')):
+        assert [marked(v, 10) for v in footage.test] == [[2, 3], []]
+    for normal in ('link.mp4', 'q.mp4'):
+        with pytest.raises(ConfigError, match='q.mp4 is in the normal video as well'):
+            own(tmp_path, train=normal)
+
+
 @pytest.mark.parametrize(
     ('table', 'words'),
     [

@@ -76,6 +76,7 @@ def test_sources(tmp_path):
         ('path,label,start,end\na.mp4,x,3,2\n', {}, 'ends at 2 s, before its start'),
         ('path,label,label\na.mp4,x,y\n', {}, "two columns 'label'"),
         ('a,b,c\nd,e,f\n', {}, 'line 1 is no header: 3 columns'),
+        ('name,number\na.mp4,1.5\n', {}, "line 1: 'name' is no file: of a header"),
         ('a.mp4\n', {}, 'line 1 is no `path label`'),
         ('path,label\n"a.mp4,x\n', {}, 'not_text'),
         ('path,label\na.mp4,x\n', {'source': '('}, 'no pattern'),

@@ -104,6 +104,23 @@ def test_what_is_left_to_be_looked_at(finished):
     assert (folder / 'confusion.png').stat().st_size > 1000
 
 
+def test_classes_whose_names_are_no_text(tmp_path):
+    """Folders may be called by any bytes, and by what a formula would be."""
+    names = ('co$t_$x^{', os.fsdecode(b'cl\xff'))
+    targets = np.eye(2, dtype=np.float32)[[0, 1, 0, 1]]
+    listed = [Example(f'{names[i % 2]}/{i}.mp4', names[i % 2], str(i)) for i in range(4)]
+    task = own.Task(listed, 'class', targets, names, np.arange(4) > 1, 0, 10)
+    own_page.write(
+        tmp_path, 'm', task, targets[:2, ::-1], {}, {}, {}, [names[1]],
+        clip_of=lambda e: np.zeros((1, 2, 8, 8, 3), np.uint8),
+    )  # fmt: skip
+    with (tmp_path / 'confusion.csv').open(encoding='utf-8', errors='surrogateescape') as file:
+        assert next(csv.reader(file))[1:] == [*names]
+    page = (tmp_path / 'report.html').read_text('utf-8')
+    assert r'cl\udcff/3.mp4' in page and 'co$t_$x^{/2.mp4' in page
+    assert (tmp_path / 'confusion.png').stat().st_size > 1000
+
+
 def test_the_probe_classifies_as_it_was_tested(finished, model, clips, tmp_path):
     results, folder = finished
     save(model, tmp_path / 'model')
@@ -277,6 +294,13 @@ def refuse(task: own.Task) -> None:
     examples.refuse_unlearnt(task.kind, task.targets, task.names, task.test)
 
 
+def test_a_share_for_testing_that_cannot_be_drawn():
+    """One of several equal parts is drawn, so more than a half was a half."""
+    types_and_ranges(small_config('x', test_share=0.5))
+    with pytest.raises(ConfigError, match='test_share = 0.9: must be above 0 and at most 0.5'):
+        types_and_ranges(small_config('x', test_share=0.9))
+
+
 def test_complaints():
     task = tasked('aaaaaabb', [0, 0, 0, 0, 1, 1, 0, 1], ['s', 't', 'u', 'v', 'w', 'x', 'y', 'y'])
     means = np.eye(8)
@@ -443,6 +467,17 @@ def test_retrieval_of_the_same_clips(model, clips, tmp_path):
     assert results.baselines['mAP, pixels'].value > 0.8  # colours are what pixels tell
 
 
+def test_a_clip_is_no_neighbour_of_its_own_link(model, clips, tmp_path):
+    for name in COLOURS:
+        (tmp_path / 'in' / name).mkdir(parents=True)
+        shutil.copy(clips / name / '0.png', tmp_path / 'in' / name / 'a.png')
+        (tmp_path / 'in' / name / 'b.png').symlink_to('a.png')
+    c = RetrievalConfig(name='retrieval', bootstrap=5, random_baseline=False)
+    c.data = small_config(tmp_path / 'in').data
+    with pytest.raises(ConfigError, match='no clip has another of its class from another source'):
+        retrieval.run(model, c, tmp_path / 'out')
+
+
 def test_the_command_compares_two_models(model, clips, tmp_path):
     other = Model(Loaded(model.config, jax.tree.map(lambda a: -a, model.encoder.params)))
     for name, each in (('a', model), ('b', other)):
@@ -461,6 +496,14 @@ def test_the_command_compares_two_models(model, clips, tmp_path):
     assert gain['low'] <= gain['value'] <= gain['high']
     page = (tmp_path / 'w/report.html').read_text()
     assert 'model1/report.html' in page and 'model2/report.html' in page
+    # the report of one model is no place for that of two
+    with pytest.raises(ConfigError, match='holds an evaluation of one model, which that of 2'):
+        evaluate.evaluate(c, str(tmp_path / 'w/model1'), '', names, 'target', '')
+    assert json.loads((tmp_path / 'w/model1/report.json').read_text()) == each[0]
+    for content in ('', '[1]', '{"model": {}}'):
+        (tmp_path / 'w/model1/report.json').write_text(content)
+        with pytest.raises(ConfigError, match='report.json: .*; delete it, and the evaluation is'):
+            evaluate.evaluate(c, str(tmp_path / 'w/model1'), '', names[:1], 'target', '')
 
 
 @pytest.mark.slow

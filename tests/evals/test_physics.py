@@ -67,6 +67,7 @@ def test_halves_never_divide_a_group():
     ]
     calibration, reported = physics.split(pairs)
     assert (calibration ^ reported).all()
+    physics.split([pair('stop', os.fsdecode(b'\xff')), pair('stop', 'b')])  # no text
     sides = {}
     for p, side in zip(pairs, calibration):
         assert sides.setdefault(p.group, side) == side
@@ -315,7 +316,7 @@ def test_the_evaluation_of_self_made_pairs(small, tmp_path, monkeypatch):
     monkeypatch.setitem(violations.PAIRS, 'violations_few', 2)
     monkeypatch.setattr(violations, 'KINDS', ('vanish', 'colour'))
     config = get_config('smoke')
-    config.data.path = str(tmp_path / 'pairs')
+    config.data.path = os.fsdecode(os.fsencode(tmp_path / 'pairs') + b'\xff')  # no text
     config.contexts = (6,) * 6  # one, so that little is compiled
     results = physics.run(small, config, tmp_path)
     assert set(results.results) >= {'all kinds', 'vanish', 'colour, occluded', 'harmless', 'lawful'}

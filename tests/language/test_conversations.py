@@ -90,6 +90,7 @@ def test_the_newline_at_a_placeholder_is_no_text(text, parts):
         (talk('<video>', 'A.'), '1 placeholder <image> or <video> for 0'),
         (talk('What?', '<video>', video='a.mp4'), 'turn 2: a placeholder in what the gpt says'),
         (talk('What?', ' '), 'turn 2: an empty answer'),
+        (talk('What?', 'A \ud83d.'), 'turn 2: character 3, .ud83d, is half of a character'),
         (talk('', 'A.'), 'turn 1: an empty question'),
         (talk('What?', 'A.', 'And?'), 'the last turn is the users: there is no answer'),
         (talk('What?', 'A.', last='human'), 'turn 2: the user speaks where the assistant should'),

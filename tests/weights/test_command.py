@@ -1,5 +1,6 @@
 """`python -m jepa_jax.convert` as a user types it."""
 
+import dataclasses
 import os
 import pathlib
 import subprocess
@@ -68,6 +69,12 @@ def test_probe_of_another_file(tmp_path):
     torch.save({'classifiers': [originals.fill(originals.probe(d=64))]}, tmp_path / 'other.pt')
     with pytest.raises(ConvertError, match='width 64, .* has 96'):
         convert.add_probe(weights, convert.read(tmp_path / 'other.pt'))
+    # names of the classes of another probe go with it; how a model was asked stays
+    named = dataclasses.replace(
+        weights, labels={'linear': ('a', 'b')}, reads={'segments': 2, 'system': 'Be brief.'}
+    )
+    other = convert.add_probe(named, convert.read(tmp_path / 'probe.pt', probe_heads=4))
+    assert (other.labels, other.reads) == ({}, {'system': 'Be brief.'})
 
 
 def test_names_are_converted_as_load_takes_them(tmp_path):
