@@ -71,6 +71,7 @@ def ask(
     from jepa_jax.language.chat import Media
     from jepa_jax.models.generation import Sampling
     from jepa_jax.weights import zoo
+    from jepa_jax.workdir import room_for
 
     starting.logging_to_terminal()
     starting.compilation_cache()
@@ -83,7 +84,7 @@ def ask(
     answers.check_seconds(start, end)
     rows = _rows(Path(batch)) if batch else []
     if out:
-        _refuse_place(Path(out))
+        room_for('--out', out)  # loading a model takes minutes
     ready = answers.Answerer.of(
         zoo.find(model), encoder_from=encoder_from, language=language, tokenizer=tokenizer,
         dtype=dtype,
@@ -107,15 +108,6 @@ def ask(
         print(f'({os.path.basename(path)}: {looked.words()})')
     for choice, share in zip(said.choices, said.shares):
         print(f'{share:7.1%}  {choice}{"  <-" if choice == said.choice else ""}')
-
-
-def _refuse_place(out: Path) -> None:
-    """Raises UsageError where answers cannot be written: loading a model takes minutes."""
-    folder, there = out.absolute().parent, 'a folder is in its place; must be a file'
-    if out.is_dir():
-        raise UsageError(f'--out {out}: {there}')
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise UsageError(f'--out {out}: nothing can be written into {folder}')
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -87,11 +87,11 @@ def _agreed(features: list[str]) -> dict[str, Any]:
     from jepa_jax import embedded
 
     about: dict[str, Any] = {}
-    known: dict[Path, str] = {}
-    for place in features:
+    known: dict[Path, int] = {}
+    for number, place in enumerate(features):
         for file in embedded.members(place):
-            if (before := known.setdefault(file.resolve(), place)) is not place:
-                raise UsageError(f'--features {place}: {file} is in {before} as well')
+            if (before := known.setdefault(file.resolve(), number)) != number:
+                raise UsageError(f'--features {place}: {file} is in {features[before]} as well')
             stored = embedded.about_file(file)
             if not about:
                 about, first = stored, place

@@ -285,7 +285,7 @@ def test_flags_are_judged_before_a_model_is_loaded(monkeypatch, capsys, flags, w
 
 def test_a_place_for_answers_is_looked_for_before_a_model_is_loaded(monkeypatch, capsys, tmp_path):
     (questions := tmp_path / 'q.jsonl').write_text('{"question": "x"}')
-    for out, words in ((tmp_path, 'a folder is in its place'), (tmp_path / 'no/a', 'nothing can')):
+    for out, words in ((tmp_path, 'a folder is in its place'), (tmp_path / 'no/a', 'No such file')):
         flags = ['--model', 'random:tiny', '--batch', str(questions), '--out', str(out)]
         monkeypatch.setattr(sys, 'argv', ['ask', *flags])
         assert command.main() == 1
