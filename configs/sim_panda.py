@@ -16,7 +16,7 @@ place of the predictor). All of it is in-domain simulation: it says nothing abou
 - `:ci` is reaching on 64 pixels, to see that the parts fit and learn: a minute and a half on two
   cores, half a minute of it compiling.
 - `:dark_ci` is reaching in scenes of several colours, sizes, lamps and cameras, in poor light, with
-  an encoder of 24 numbers a token: what a random encoder fails at.
+  an encoder of 16 numbers a token: what a random encoder fails at.
 - `:small` is reaching and grasping on 96 pixels, 100 episodes of each, in half an hour on two
   cores: docs/simulator.md.
 - `:pick` is grasping and pick and place on the same recordings, with sub-goals that are given,
@@ -93,7 +93,7 @@ def _dark_ci(c: SimConfig) -> None:
     c.collection.episodes, c.collection.scenes = 400, 'moderate_dark'
     p, a, e = c.pretrain, c.posttrain, c.evaluation
     # few numbers a token: what is kept has to be chosen
-    p.encoder.width, p.encoder.heads = 24, 2
+    p.encoder.width, p.encoder.heads = 16, 1
     p.optim.steps = p.checkpoints.every = p.logging.health_every = 800
     a.optim.steps = a.checkpoints.every = a.logging.health_every = 2000
     e.scenes, e.episodes, e.compared, e.untrained = 'moderate_dark', 60, 60, 12

@@ -47,7 +47,11 @@ def search(
     import os
 
     from jepa_jax import embedded, pretrained, start
+    from jepa_jax.workdir import room_for
 
+    for flag, path in (('--out', out), ('--sheet', sheet)):
+        if path:
+            room_for(flag, path)
     start.logging_to_terminal()
     start.compilation_cache()
     about = _agreed(features)

@@ -360,6 +360,14 @@ def test_features_named_twice_are_refused(typed, tmp_path):
         )
 
 
+def test_places_of_hits_are_looked_for_before_the_search(typed):
+    for flag, name in (('--out', 'no/a.csv'), ('--sheet', 'no/a.png')):
+        asked = ('--features', 'out', '--query', 'videos/b.mp4', flag, name)
+        status, out, err = typed(*asked, module=searching)
+        assert (status, out) == (1, '')
+        assert err.startswith(f'error: {flag} {name}: No such file or directory; must be a file')
+
+
 def test_pictures_of_equal_names(typed, tmp_path):
     """They lie in folders as their videos do; where they would overwrite one another they are
     refused, and of inputs that are done it is said that there are none."""
