@@ -133,7 +133,7 @@ class Questions(Objective):
         self, params: dict, ema: dict, frozen: dict, batch: Mapping[str, jax.Array], step
     ) -> tuple[jax.Array, dict]:
         """The mean over sequences of the mean over a sequence's answer tokens: it does not depend
-        on how a batch is cut. Metrics: the mean over all answer tokens."""
+        on how a batch is cut. Metrics: the mean over all answer tokens, of a part of the batch."""
         del ema, step
         lost, known = self.lost(params, frozen, batch), batch['labels'] >= 0
         each = lost.sum(1) / jnp.maximum(known.sum(1), 1)
