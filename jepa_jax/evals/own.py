@@ -187,7 +187,8 @@ def clip(example: Example, config: OwnConfig, crop: int) -> np.ndarray:
         numbers = numbers[inside]
         index = spread(len(numbers), data.frames, data.segments)
     if not len(numbers):
-        raise BadFile(example.path, 'short', f'no frame of {example} is there')
+        when = f', {data.ahead:g} s before it (data.ahead)' if data.ahead else ''
+        raise BadFile(example.path, 'short', f'no frame of {example} is there{when}')
     frames = source.read(numbers[index.ravel()])
     return eval_view(frames, crop).reshape(*index.shape, crop, crop, 3)
 
