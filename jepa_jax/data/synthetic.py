@@ -32,6 +32,7 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from jepa_jax.config import cache_root
+from jepa_jax.errors import printable
 
 VERSION = 9  # in the folder's name and in every seed: change it with anything that changes a pixel
 SIZE = 80  # pixels, square
@@ -92,7 +93,7 @@ def make_once(folder: Path, fill: Callable[[Path], None], videos: int) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _lock(folder.with_name(folder.name + '.lock')):
         if not folder.exists() or not any(folder.iterdir()):
-            log.info('making %d videos in %s', videos, folder)
+            log.info('making %d videos in %s', videos, printable(folder))
             _build(folder, fill)
     there = len(list(folder.glob('videos/*.mp4')))
     listed = any((folder / name).exists() for name in ('train.txt', 'pairs.csv'))
