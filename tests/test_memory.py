@@ -230,7 +230,7 @@ def test_shards_divide_devices_and_widths():
     needed = estimate(memory._split(config, 6, 10), 6)['total'] * GIB / memory.FILLED
     assert split(choose(config, 6, 1.001 * needed)) == (6, 10)
     config = free(batch=60, width=100, depth=4, heads=5)
-    config.predictor.width, config.predictor.heads = 50, 2
+    config.predictor.width, config.predictor.heads = 50, 1  # an even number of channels a head
     least = estimate(memory._split(config, 2, 5), 12)['total'] * GIB / memory.FILLED
     assert split(choose(config, 12, 1.001 * least)) == (2, 5)
     with pytest.raises(ConfigError, match='mesh.fsdp 2, optim.accumulate 5'):
