@@ -15,8 +15,8 @@ place of the predictor). All of it is in-domain simulation: it says nothing abou
 
 - `:ci` is reaching on 64 pixels, to see that the parts fit and learn: a minute and a half on two
   cores, half a minute of it compiling.
-- `:dark_ci` is reaching in scenes of several colours, sizes, lamps and cameras, in poor light, with
-  an encoder of 16 numbers a token: what a random encoder fails at.
+- `:dark_ci` is reaching in poor light, in scenes that differ in colour and size of the cube,
+  brightness and camera, with an encoder of 16 numbers a token: what a random encoder fails at.
 - `:small` is reaching and grasping on 96 pixels, 100 episodes of each, in half an hour on two
   cores: docs/simulator.md.
 - `:pick` is grasping and pick and place on the same recordings, with sub-goals that are given,

@@ -304,14 +304,8 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add('--list', metavar='PATH', dest='path', help='what the list kind `videos` reads (self-made)')
     add('--videos', type=count, default=24, metavar='N', help='self-made ones (%(default)s)')
     add('--size', type=_size, default=(320, 240), metavar='WxH', help='of self-made ones')
-    add(
-        '--workers',
-        type=cli.at_least(0),
-        nargs='+',
-        default=[0, 1, 2, 3, 4],
-        metavar='N',
-        help='processes',
-    )
+    add('--workers', type=cli.at_least(0), nargs='+', default=[0, 1, 2, 3, 4], metavar='N',
+        help='processes')  # fmt: skip
     add('--batch', type=count, default=8, metavar='N', help='clips (%(default)s)')
     # many more than are under way at once, whose work may fall on either side of the clock
     add('--steps', type=count, default=24, metavar='N', help='batches a round (%(default)s)')

@@ -260,12 +260,8 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add('--budget', default='reach', choices=BUDGETS, help='how much is searched')
     for name in CHANGES:
         add(f'--{name}', type=cli.count, metavar='N', help="in place of that (the budget's)")
-    add(
-        '--at-once',
-        type=cli.at_least(0),
-        metavar='N',
-        help='samples that run together; 0: all (the fastest)',
-    )
+    add('--at-once', type=cli.at_least(0), metavar='N',
+        help='samples that run together; 0: all (the fastest)')  # fmt: skip
     add('--original', default='', metavar='DIR', help='a checkout of the original (none)')
     add('--sides', nargs='+', metavar='SIDE', help='theirs: torch, original (all)')
     common(parser)

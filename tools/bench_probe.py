@@ -156,12 +156,8 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add('--heads', type=cli.count, default=20, help='of the grid (%(default)s)')
     add('--tokens', type=cli.count, default=128, help='of a clip (%(default)s)')
     add('--steps', type=cli.count, default=20, help='of each head (%(default)s)')
-    add(
-        '--commands',
-        type=cli.at_least(0),
-        default=0,
-        help='whole commands to compare with (%(default)s)',
-    )
+    add('--commands', type=cli.at_least(0), default=0,
+        help='whole commands to compare with (%(default)s)')  # fmt: skip
     add('--json', dest='json_file', metavar='FILE', help='write the figures (no file)')
 
 

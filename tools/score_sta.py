@@ -63,13 +63,8 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add('--truth', required=True, metavar='FILE', help='fho_sta_val.json or fho_sta_train.json')
     add('--predictions', required=True, metavar='FILE', help='as the challenge takes them')
-    add(
-        '--resamples',
-        type=cli.at_least(0),
-        default=200,
-        metavar='N',
-        help='of videos (%(default)s; 0: none)',
-    )
+    add('--resamples', type=cli.at_least(0), default=200, metavar='N',
+        help='of videos (%(default)s; 0: none)')  # fmt: skip
     add('--json', metavar='FILE', dest='json_file', help='write the figures (no file)')
 
 

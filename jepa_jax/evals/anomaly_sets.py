@@ -96,9 +96,8 @@ def read(data: CameraConfig) -> Footage:
     if not footage.train:
         first = f'; {footage.problems[0]}' if footage.problems else ''
         raise ConfigError(f'no normal video to learn from{first}')
-    known = {
-        os.path.realpath(v.path) for v in footage.train
-    }  # whatever it is called on either side
+    # whatever it is called on either side
+    known = {os.path.realpath(v.path) for v in footage.train}
     if both := [v.path for v in footage.test if os.path.realpath(v.path) in known]:
         raise ConfigError(f'data.test: {both[0]} is in the normal video as well')
     return footage
